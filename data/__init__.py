@@ -1,0 +1,1 @@
+"""Data sets as Hugging Face `datasets`, puzzle generators and preference pairs."""

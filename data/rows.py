@@ -1,0 +1,62 @@
+"""From the `data` section of a configuration to training rows, held-out rows and a tokenizer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from data.sudoku import SudokuStream, SudokuTokenizer, make
+from data.text import EndlessRows, documents, load_texts, pack, train_bpe
+
+
+class SudokuRows:
+    """Full grids for ever; batch number n of each process is a function of (seed, n, rank) alone."""
+
+    def __init__(self, stream: SudokuStream, seed: int, rank: int, world: int):
+        self.stream, self.seed, self.rank, self.world, self.drawn = stream, seed, rank, world, 0
+
+    def next(self, batch: int) -> Int[Tensor, "row cell"]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.drawn) * self.world + self.rank)
+        self.drawn += 1
+        return self.stream.grids(batch, generator)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
+
+
+def text_tokenizer(data: DictConfig):
+    """data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
+    if str(data.tokenizer).startswith("bpe:"):
+        return train_bpe(load_texts(data.train, "train", data.cache_dir)["text"], int(data.tokenizer[4:]))
+    return AutoTokenizer.from_pretrained(data.tokenizer)
+
+
+def end_of_text(tokenizer) -> int:
+    """The id that closes a document."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token; set its eos_token")
+    return tokenizer.eos_token_id
+
+
+def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world: int = 1):
+    """(rows, held-out rows Int[row, position], tokenizer). data.kind: `sudoku`, or `text` (data.packing documents or pack)."""
+    if data.kind == "sudoku":
+        box = tuple(data.box)
+        rows = SudokuRows(SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box), seed, rank, world)
+        return rows, make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"], SudokuTokenizer(box)
+    tokenizer = text_tokenizer(data)
+    eos = end_of_text(tokenizer)
+
+    def cut(name: str, split: str) -> Int[Tensor, "row position"]:
+        texts = load_texts(name, split, data.cache_dir)
+        if data.packing == "documents":
+            return documents(texts, tokenizer, length, eos)
+        return pack(texts, tokenizer, length, eos, data.cache_dir)
+
+    return EndlessRows(cut(data.train, "train"), seed, rank, world), cut(data.valid, "valid")[: data.valid_rows], tokenizer

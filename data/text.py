@@ -1,0 +1,205 @@
+"""Text for diffusion language models: load it, tokenise it, cut it into rows, draw rows for ever.
+
+Packing is the usual one (GPT-2, SEDD, RADD): documents are joined with the end-of-text token and cut into rows of equal
+length, so a row may begin in the middle of a document. `documents` begins every row at a document instead, which small
+models of short stories want. Rows are drawn by `EndlessRows`, whose place in the stream is one number, the same on
+every rank: a run that was killed goes on with the very next batch, also with another number of ranks.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from jaxtyping import Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+STORIES = Path(__file__).parent / "stories"
+END_OF_TEXT = "<|endoftext|>"
+
+# Our name -> arguments of `load_dataset`, and its text column. The data sets with a train split only hold out its end.
+HUB = {
+    "openwebtext": ({"path": "Skylion007/openwebtext"}, "text"),
+    "wikitext2": ({"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}, "text"),
+    "wikitext103": ({"path": "Salesforce/wikitext", "name": "wikitext-103-raw-v1"}, "text"),
+    "lambada": ({"path": "EleutherAI/lambada_openai", "name": "default"}, "text"),
+    "ptb": (
+        {"path": "ptb-text-only/ptb_text_only", "data_dir": "penn_treebank", "revision": "refs/convert/parquet"},
+        "sentence",
+    ),
+    "lm1b": ({"path": "dvruette/lm1b"}, "text"),
+}
+HUB_SPLITS = {
+    "openwebtext": {"train": "train[:-100000]", "valid": "train[-100000:]"},  # as in MDLM
+    "lambada": {"valid": "test"},
+    "lm1b": {"valid": "test"},
+}
+
+
+def load_texts(name: str, split: str, cache_dir: str | None = None) -> Dataset:
+    """A data set with one column "text", one document a row, empty documents dropped.
+
+    name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
+    document a line), `.jsonl` or `.jsonl.gz` (field "text"), or a directory written by `save_to_disk`.
+    split: train, valid or test; a local file is its own split. Raises ValueError where the data cannot be reached.
+    """
+    local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
+    column = "text"
+    if local.is_dir():
+        texts = load_from_disk(str(local))
+        texts = _pick(texts, split, name) if isinstance(texts, DatasetDict) else texts
+    elif local.name.endswith((".txt", ".jsonl", ".jsonl.gz")):
+        if not local.is_file():
+            raise ValueError(f"there is no file {local} for the data set '{name}': give the path of a file that exists.")
+        builder = "text" if local.suffix == ".txt" else "json"
+        texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)
+    else:
+        where, column = HUB.get(name, ({"path": name}, "text"))
+        hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
+        try:
+            texts = load_dataset(**where, split=hub_split, cache_dir=cache_dir)
+        except OSError as error:
+            raise ValueError(
+                f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the name and the network, or "
+                "give the path of a local .txt, .jsonl or .jsonl.gz file or of a `save_to_disk` directory instead."
+            ) from error
+    if column not in texts.column_names:
+        raise ValueError(f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column.")
+    texts = texts.select_columns([column])
+    texts = texts if column == "text" else texts.rename_column(column, "text")
+    return texts.filter(_not_empty, input_columns="text")
+
+
+def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:
+    split = "validation" if split == "valid" and "valid" not in splits else split
+    if split not in splits:
+        raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(splits)}.")
+    return splits[split]
+
+
+def _not_empty(text: str) -> bool:
+    return bool(text.strip())
+
+
+def pack(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    eos_id: int,
+    cache_dir: str | None = None,
+) -> Int[Tensor, "row position"]:
+    """Documents joined with the end-of-text token (one after each) and cut into rows; the incomplete last row is dropped.
+
+    With `cache_dir` the tokens are written there once and memory-mapped from then on, so the text may exceed memory.
+    """
+    if cache_dir is None:
+        stream = torch.from_numpy(np.concatenate(list(_token_stream(texts, tokenizer, eos_id))))
+    else:
+        stream = _cached_stream(texts, tokenizer, eos_id, Path(cache_dir))
+    rows = stream.numel() // length
+    if rows == 0:
+        raise ValueError(f"the text has {stream.numel()} tokens, not one row of {length}: give more text or a smaller length.")
+    return stream[: rows * length].view(rows, length)
+
+
+def documents(
+    texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, eos_id: int
+) -> Int[Tensor, "row position"]:
+    """One row for each document: it starts the row, the documents after it fill the row (the last ones wrap around).
+
+    A document longer than a row loses its end. A row never needs padding, so every position carries a loss.
+    """
+    stream = torch.from_numpy(np.concatenate(list(_token_stream(texts, tokenizer, eos_id))))
+    ends = (stream == eos_id).nonzero().flatten() + 1
+    starts = ends.roll(1) % stream.numel()  # the last end is the first start
+    return stream[(starts[:, None] + torch.arange(length)) % stream.numel()]
+
+
+def _token_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> Iterator[np.ndarray]:
+    for batch in texts.iter(batch_size=1000):
+        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        yield np.concatenate([np.array([*ids, eos_id], dtype=np.int64) for ids in encoded])
+
+
+def _cached_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int, folder: Path) -> Int[Tensor, " n"]:
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    # The fingerprint of a data set names its source and everything done to it since.
+    key = hashlib.sha256(repr((texts._fingerprint, vocabulary, eos_id)).encode()).hexdigest()[:16]
+    path = folder / f"tokens_{key}.int64"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("wb") as file:
+            for tokens in _token_stream(texts, tokenizer, eos_id):
+                file.write(tokens.tobytes())
+        unfinished.rename(path)
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size // 8, dtype=torch.int64)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (as GPT-2's) whose id 0 is the end of text. The mask is not in it: its id is `vocab_size`.
+
+    vocab_size: at least 257, the 256 bytes and the end of text.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size is {vocab_size}, expected at least 257 (256 bytes and the end of text): raise it.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise ValueError(
+            f"the text supports {tokenizer.get_vocab_size()} tokens, fewer than vocab_size {vocab_size}: give more text."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+
+
+class EndlessRows:
+    """Shuffled batches of rows without end; a new permutation each epoch, every row once an epoch over all ranks.
+
+    The stream of rows is a pure function of `seed`; rank r of W takes rows r, r + W, r + 2W, ... of it, so the ranks
+    together read it in order and never meet. A batch may span two epochs.
+    """
+
+    def __init__(self, rows: Int[Tensor, "row position"], seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
+        self.epoch = self.position = 0  # where the next batch of all ranks starts
+        self._permutations: dict[int, Int[Tensor, " row"]] = {}
+
+    def next(self, batch: int) -> Int[Tensor, "batch position"]:
+        """The next `batch` rows of this rank, int64."""
+        places = self.position + self.rank + self.world_size * torch.arange(batch)
+        epochs, places = self.epoch + places // len(self.rows), places % len(self.rows)
+        chosen = torch.cat([self._permutation(e)[places[epochs == e]] for e in epochs.unique().tolist()])
+        ahead = self.position + self.world_size * batch
+        self.epoch, self.position = self.epoch + ahead // len(self.rows), ahead % len(self.rows)
+        return self.rows[chosen].long()
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream: epoch, rows of it already drawn by all ranks, seed and number of rows."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": len(self.rows)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["rows"] != len(self.rows):
+            raise ValueError(
+                f"the saved state is for {state['rows']} rows and the data has {len(self.rows)}: resume with the same data."
+            )
+        self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
+        self._permutations.clear()
+
+    def _permutation(self, epoch: int) -> Int[Tensor, " row"]:
+        if epoch not in self._permutations:
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._permutations[epoch] = torch.randperm(len(self.rows), generator=generator)
+        return self._permutations[epoch]

@@ -1,0 +1,1 @@
+"""A backbone made a frozen MaskedLM; noise schedules; readout; the environment."""

@@ -1,0 +1,160 @@
+"""MaskedLM: a network that, given a canvas with masks, predicts the token at every position. Frozen when sampled from.
+
+Two kinds here. `RaddLM`: bidirectional, one evaluation predicts every mask. `CausalLM`: any causal model of `transformers`,
+which is the case with one legal order: the prediction for a position is read one to its left, and masks are never embedded,
+because only the leftmost one may be asked for (`mask_id` is a virtual id past the vocabulary).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from model.radd import RADD
+
+POSITIONS_PER_FORWARD = {"cpu": 2048, "cuda": 65_536}  # rows go through the blocks in groups of about so many positions
+LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 256_000_000}  # elements of [positions, vocabulary] alive at a time
+
+
+class MaskedLM(nn.Module):
+    """The contract. A subclass gives `hidden_rows` and `head`; `hidden` cuts the batch so that memory stays bounded.
+
+    vocab_size: number of logit columns, the mask's among them where the network has one (it is -inf everywhere);
+    mask_id: the id that stands for a mask on the canvas; max_length: the longest canvas; hidden_size: width of `hidden`;
+    tokenizer: encode / decode, or None; time_conditioned: whether `hidden` needs sigma; causal: one order, leftmost first.
+    """
+
+    vocab_size: int
+    mask_id: int
+    max_length: int
+    hidden_size: int
+    time_conditioned = False
+    causal = False
+    model_id = ""
+    tokenizer = None
+
+    def __init__(self, backbone: nn.Module, dtype: str = "float32"):
+        super().__init__()
+        self.backbone = backbone
+        self.dtype = getattr(torch, dtype)
+
+    def hidden_rows(
+        self,
+        tokens: Int[Tensor, "row position"],
+        read: Bool[Tensor, "row position"],
+        sigma: Float[Tensor, "row"] | None,
+    ) -> Float[Tensor, "read width"]:
+        raise NotImplementedError
+
+    def head(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
+        """float32 logits; the mask column is -inf."""
+        raise NotImplementedError
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "row position"],
+        read: Bool[Tensor, "row position"],
+        sigma: Float[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "read width"]:
+        """One vector for each position of `read`, row-major: what predicts the token AT that position."""
+        rows = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // tokens.shape[1])
+        if len(tokens) <= rows:
+            return self.hidden_rows(tokens, read, sigma)
+        pieces = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
+        return torch.cat([self.hidden_rows(tokens[p], read[p], None if sigma is None else sigma[p]) for p in pieces])
+
+    def chunk(self, device: torch.device) -> int:
+        """How many positions go through the head at a time."""
+        return max(16, LOGITS_PER_CHUNK[device.type] // self.vocab_size // 16 * 16)
+
+    def log_probs(
+        self, tokens: Int[Tensor, "row position"], sigma: Float[Tensor, "row"] | None = None
+    ) -> Float[Tensor, "row position vocabulary"]:
+        """Normalised float32 log-probabilities everywhere: for tests and small uses; samplers never build it."""
+        hidden = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), sigma)
+        return self.head(hidden).log_softmax(-1).unflatten(0, tokens.shape)
+
+    def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
+        """`log_probs`."""
+        return self.log_probs(tokens)
+
+    def autocast(self, device: torch.device):
+        """The precision of the network; logits, probabilities and draws stay float32 and float64."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        return self.backbone.state_dict()
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        self.backbone.load_state_dict(state, strict=True)
+
+
+class RaddLM(MaskedLM):
+    """RADD as a MaskedLM: the mask is the last column, and takes no part in the normalisation."""
+
+    def __init__(self, backbone: RADD, dtype: str = "float32", tokenizer=None, model_id: str = ""):
+        super().__init__(backbone, dtype)
+        self.vocab_size, self.mask_id = backbone.columns, backbone.columns - 1
+        self.max_length = backbone.config["model"]["length"]
+        self.hidden_size = backbone.config["model"]["hidden_size"]
+        self.tokenizer, self.model_id = tokenizer, model_id
+
+    def hidden_rows(self, tokens, read, sigma):
+        with self.autocast(tokens.device):
+            return self.backbone.body(tokens, read)  # pyright: ignore[reportCallIssue]
+
+    def head(self, hidden):
+        with self.autocast(hidden.device):
+            logits = self.backbone.head(hidden).float()  # pyright: ignore[reportCallIssue]
+        mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
+        return logits.masked_fill(mask_column, -torch.inf) if logits.requires_grad else logits.masked_fill_(mask_column, -torch.inf)
+
+
+
+class CausalLM(MaskedLM):
+    """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token."""
+
+    causal = True
+
+    def __init__(self, backbone: nn.Module, start_id: int, dtype: str = "float32", tokenizer=None, model_id: str = ""):
+        super().__init__(backbone, dtype)
+        config = backbone.config
+        self.vocab_size = self.mask_id = config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.max_length = config.max_position_embeddings - 1  # pyright: ignore[reportAttributeAccessIssue]
+        self.hidden_size = config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.start_id, self.tokenizer, self.model_id = start_id, tokenizer, model_id
+
+    def hidden_rows(self, tokens, read, sigma):
+        last = int(read.any(0).nonzero().max()) + 1  # nothing to the right of the last position read is attended
+        start = torch.full_like(tokens[:, :1], self.start_id)
+        inputs = torch.cat((start, tokens[:, : last - 1]), 1)
+        inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)  # unread: causal attention never looks there
+        with self.autocast(tokens.device):
+            states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state  # pyright: ignore
+        return states[read[:, :last]]
+
+    def head(self, hidden):
+        with self.autocast(hidden.device):
+            return self.backbone.get_output_embeddings()(hidden).float()  # pyright: ignore[reportCallIssue]
+
+    def next_token_logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
+        """Teacher forcing for training: logits at position i predict token i + 1."""
+        with self.autocast(tokens.device):
+            return self.backbone(input_ids=tokens, use_cache=False).logits.float()
+
+
+def sequence_log_prob(
+    model: CausalLM, tokens: Int[Tensor, "row position"], batch: int = 32
+) -> Float[Tensor, "row position"]:
+    """log p(token | what precedes), every position, the first from the start token; float32, one row group at a time."""
+    out = []
+    for part in tokens.split(batch):
+        hidden = model.hidden_rows(part, torch.ones_like(part, dtype=torch.bool), None)
+        targets = part.flatten()
+        pieces = zip(hidden.split(model.chunk(part.device)), targets.split(model.chunk(part.device)), strict=True)
+        out.append(torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape))
+    return torch.cat(out)

@@ -1,0 +1,60 @@
+"""Noise schedules of absorbing diffusion: how much of a text is masked at time t in [0, 1].
+
+Total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigma(t)). Log-linear and geometric, as in SEDD
+(2310.16834) and RADD (2406.03736).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogLinearNoise:
+    """1 - exp(-sigma(t)) = (1 - eps) t: the masked share grows linearly."""
+
+    eps: float = 1e-3
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """(sigma, d sigma / d t), both in nats."""
+        return -torch.log1p(-(1 - self.eps) * t), (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+
+@dataclass(frozen=True)
+class GeometricNoise:
+    """sigma(t) = sigma_min^(1-t) sigma_max^t."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """(sigma, d sigma / d t), both in nats."""
+        sigma = self.sigma_min ** (1 - t) * self.sigma_max**t
+        return sigma, sigma * torch.log(torch.tensor(self.sigma_max / self.sigma_min))
+
+
+Noise = LogLinearNoise | GeometricNoise
+
+
+def build_noise(config: dict) -> Noise:
+    """From the published `noise` section: `type` loglinear or geometric, with `sigma_min` and `sigma_max` for the latter."""
+    if config["type"] == "loglinear":
+        return LogLinearNoise()
+    if config["type"] == "geometric":
+        return GeometricNoise(config["sigma_min"], config["sigma_max"])
+    raise ValueError(f"noise.type={config['type']!r} is unknown; use 'loglinear' or 'geometric'")
+
+
+def reveal_rate(noise: Noise, t: float, s: float) -> float:
+    """Probability that a token masked at time t is revealed by time s < t (the Tweedie rate).
+
+    (e^-sigma(s) - e^-sigma(t)) / (1 - e^-sigma(t)); (t - s) / t on the log-linear schedule, where Euler's rate is the same.
+    """
+    if s <= 0:
+        return 1.0
+    sigma_s, sigma_t = noise(torch.tensor([s, t], dtype=torch.float64))[0]
+    return float((torch.exp(-sigma_s) - torch.exp(-sigma_t)) / -torch.expm1(-sigma_t))

@@ -1,0 +1,160 @@
+"""Pre-training and fine-tuning of a backbone: t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
+
+RADD (2406.03736), appendix; times are low-discrepancy over the global batch. Only masked positions go through the head, so no
+`[rows, length, vocabulary]` tensor exists for a masked model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dlm.masked_lm import MaskedLM
+from dlm.noise import Noise
+from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss
+from training.optim import MovingAverage, Optimiser
+from training.processes import Processes
+from training.run import Run, step_seed
+
+LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
+
+
+class Rows(Protocol):
+    """An endless source of training rows whose place can be saved."""
+
+    def next(self, batch: int) -> Int[Tensor, "row position"]: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def corrupt(
+    loss: str, rows: int, length: int, noise: Noise | None, generator: torch.Generator
+) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "row"]]:
+    """Which positions are masked, and the weight of each masked position's cross-entropy, row by row.
+
+    t_DCE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
+    lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
+    k_DCE: k ~ U{1..length}, exactly k masked, weight length / k.
+    masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
+    """
+    uniforms = torch.rand(rows, length, generator=generator)
+    if loss == "k_DCE":
+        count = torch.randint(1, length + 1, (rows,), generator=generator)
+        return mask_exactly(uniforms, count), length / count
+    times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64))
+    if loss == "t_DCE":
+        assert noise is not None
+        sigma, rate = noise(times)
+        masked = uniforms < -torch.expm1(-sigma).unsqueeze(1)
+        return masked, (rate / torch.expm1(sigma)).float()
+    masked = uniforms < times.unsqueeze(1)
+    if loss == "lambda_DCE":
+        return masked, (1 / times).float()
+    return masked, torch.full((rows,), rows * length / max(1, int(masked.sum())))
+
+
+def loss_of(
+    model: MaskedLM, tokens: Int[Tensor, "row position"], loss: str, noise: Noise | None, generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """One Monte Carlo value of the objective on a batch, with its gradient; nats per token."""
+    if loss == "ar":
+        return next_token_loss(model.next_token_logits(tokens), tokens)
+    masked, weight = (x.to(tokens.device) for x in corrupt(loss, *tokens.shape, noise, generator))
+    hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
+    log_prob = model.head(hidden).log_softmax(-1).gather(1, tokens[masked].unsqueeze(1)).squeeze(1)
+    return denoising_loss(log_prob, masked.nonzero()[:, 0], weight, tokens.shape[1])
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0
+) -> float:
+    """Mean loss over held-out rows with fixed noise: comparable between steps and runs."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    parts = valid.split(batch)
+    values = [float(loss_of(model, part.to(device), loss, noise, generator)) * len(part) for part in parts]
+    return sum(values) / len(valid)
+
+
+def train(
+    model: MaskedLM,
+    noise: Noise | None,
+    rows: Rows,
+    valid: Int[Tensor, "row position"],
+    config: DictConfig,
+    run: Run,
+    processes: Processes,
+    on_snapshot: Callable[[int, MaskedLM], dict[str, float]],
+) -> None:
+    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot.
+
+    Raises ValueError for an unknown loss or a batch that does not divide, FloatingPointError for a loss that is not finite.
+    """
+    if config.loss not in LOSSES:
+        raise ValueError(f"loss={config.loss!r} is unknown; use one of {', '.join(LOSSES)}")
+    if (config.loss == "ar") != model.causal:
+        kind = "causal" if model.causal else "masked"
+        raise ValueError(f"loss={config.loss} does not fit a {kind} model; loss=ar is for causal ones and for them only")
+    training = config.training
+    share = processes.share(training.batch_size, "training.batch_size")
+    if share % training.accum:
+        raise ValueError(f"a process's batch of {share} is not divisible by training.accum={training.accum}")
+    model.requires_grad_(True).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = Optimiser(parameters, config.optim, training.n_iters)
+    average = MovingAverage(parameters, training.ema)
+    first = 0
+    if (state := run.restore()) is not None:
+        model.load_backbone(state["model"])
+        optimiser.adamw.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["ema"])
+        rows.load_state_dict(state["rows"])
+        first = state["step"]
+    for step in range(first, training.n_iters):
+        torch.manual_seed(step_seed(config.seed, step, processes.rank))  # dropout
+        generator = torch.Generator().manual_seed(step_seed(config.seed, step, processes.rank))
+        total = 0.0
+        for _ in range(training.accum):
+            batch = rows.next(share // training.accum).to(processes.device)
+            loss = loss_of(model, batch, config.loss, noise, generator) / training.accum
+            loss.backward()
+            total += float(loss.detach())
+        total = processes.mean({"loss": total})["loss"]
+        run.check(total, step)
+        processes.average_(Optimiser.gradients(parameters))
+        metrics = {"loss": total, **optimiser.step(step)}
+        average.update(parameters)
+        done = step + 1
+        if done % training.log_freq == 0 or done == training.n_iters:
+            run.log(done, metrics)
+        snapshot = done % training.snapshot_freq == 0 or done == training.n_iters
+        if snapshot or done % training.eval_freq == 0:
+            kept = [p.detach().clone() for p in parameters]
+            average.copy_to(parameters)
+            model.eval()
+            if done % training.eval_freq == 0 or done == training.n_iters:
+                value = evaluate(model, valid, config.loss, noise, config.eval.batch_size)
+                run.log(done, {"valid_loss": value})
+            if snapshot and processes.first:
+                run.log(done, on_snapshot(done, model))
+            model.train()
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
+        if snapshot or done % training.snapshot_freq_for_preemption == 0:
+            run.save(
+                {
+                    "model": model.backbone_state(),
+                    "optimizer": optimiser.adamw.state_dict(),
+                    "ema": average.state_dict(),
+                    "rows": rows.state_dict(),
+                    "step": done,
+                },
+                snapshot,
+            )

@@ -1,0 +1,1 @@
+"""Quality, diversity and cost of samples: generative perplexity, intervals, Pareto plots and tables, replay pages."""

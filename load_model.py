@@ -1,0 +1,163 @@
+"""load_model(path_or_hub_id, device) -> (model, noise): a frozen MaskedLM and its noise schedule (None for a causal model).
+
+Takes a hub id, a directory with config.json and safetensors (or pytorch_model.bin), a run of ours or of RADD's (its averaged
+weights), or one .pth of a run. Published RADD checkpoints load unmodified; keys are checked strictly; no remote code runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from data.sudoku import SudokuTokenizer
+from dlm.masked_lm import CausalLM, MaskedLM, RaddLM
+from dlm.noise import Noise, build_noise
+from model.radd import RADD
+
+PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32"
+) -> tuple[MaskedLM, Noise | None]:
+    """The model in evaluation mode without gradients, and `noise(t) -> (sigma, dsigma)`.
+
+    dtype: what the network computes in (float32, bfloat16, float16); weights stay float32, log-probabilities are float32.
+    Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
+    """
+    path = str(path)
+    if path.endswith(".pth") or (Path(path) / ".hydra").is_dir():
+        config, state, tokenizer = _read_run(Path(path))
+    else:
+        config = json.loads(_fetch(path, "config.json").read_text())
+        state, tokenizer = None, _tokenizer(path, config)
+    if "model_type" in config:
+        model: MaskedLM = _causal(path, config, state, dtype, tokenizer)
+        noise = None
+    else:
+        for key in ("tokens", "model"):
+            if key not in config:
+                raise ValueError(f"config.json of {path} has no {key!r}; expected a RADD checkpoint or a causal model's config")
+        backbone = RADD(config)
+        _load_strictly(backbone, _weights(path) if state is None else state, path)
+        model = RaddLM(backbone, dtype, tokenizer, path)
+        noise = build_noise(config.get("noise", {"type": "loglinear"}))
+    return model.requires_grad_(False).eval().to(device), noise
+
+
+def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | None]:
+    """A new, untrained model from a configuration in the layout of `config.json`."""
+    if "model_type" in config:
+        settings = AutoConfig.for_model(**config)
+        backbone = AutoModelForCausalLM.from_config(settings)
+        return CausalLM(backbone, settings.bos_token_id, dtype, tokenizer), None
+    return RaddLM(RADD(config), dtype, tokenizer), build_noise(config["noise"])
+
+
+def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.backbone_state().items()}
+    if getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
+        state.pop("lm_head.weight")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"})
+    if isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        model.tokenizer.save_pretrained(directory)
+
+
+def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer) -> CausalLM:
+    if state is None:
+        backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    else:
+        backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        _load_strictly(backbone, state, path)
+    start = backbone.config.bos_token_id if backbone.config.bos_token_id is not None else backbone.config.eos_token_id
+    return CausalLM(backbone, start, dtype, tokenizer, path)
+
+
+def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    expected = backbone.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in expected.items()
+             if k in state and state[k].shape != v.shape]  # fmt: skip
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"the checkpoint {path} does not fit its config: missing {missing[:4]} ({len(missing)}), "
+            f"unexpected {unexpected[:4]} ({len(unexpected)}), shapes {wrong[:2]}; check that it is a "
+            f"{type(backbone).__name__} checkpoint and that config.json belongs to it"
+        )
+    backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+def _fetch(path: str, name: str) -> Path:
+    """A file of a directory or of a hub repository (downloaded once, HF_TOKEN honoured)."""
+    if Path(path).is_dir():
+        if not (Path(path) / name).is_file():
+            raise ValueError(f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors")
+        return Path(path) / name
+    try:
+        return Path(hf_hub_download(path, name))
+    except HFValidationError as error:
+        raise ValueError(f"{path!r} is neither a directory nor a hub id (owner/name); check the path") from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise ValueError(
+                f"{path} is not in the local cache and the hub cannot be reached; connect, or give a local directory"
+            ) from error
+        raise ValueError(f"the hub repository {path} has no {name}; check the id") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        if status in (401, 403):
+            raise ValueError(
+                f"the hub answers {status} for {path}: it does not exist or is not open to you; check the id, and set HF_TOKEN"
+            ) from error
+        raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
+
+
+def _weights(path: str) -> dict[str, Tensor]:
+    if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
+        return torch.load(_fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    return load_file(_fetch(path, "model.safetensors"))
+
+
+def _tokenizer(path: str, config: dict):
+    if "puzzle" in config:
+        return SudokuTokenizer(tuple(config["puzzle"]["box"]))
+    local = Path(path).is_dir()
+    if local and not (Path(path) / "tokenizer.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path if local or "model_type" in config else PUBLISHED_TOKENIZER)
+    except (OSError, ValueError):  # the hub is out of reach: the model works on token ids, and decoding says what is missing
+        return None
+
+
+def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
+    """(config in the layout of config.json, averaged weights, tokenizer) of a run directory or of one of its .pth files."""
+    run = path.parent.parent if path.suffix == ".pth" else path
+    file = path if path.suffix == ".pth" else run / "checkpoints-meta" / "checkpoint.pth"
+    for needed in (run / ".hydra" / "config.yaml", file):
+        if not needed.is_file():
+            raise ValueError(f"{path} is not a run: {needed} does not exist; give a run directory or RUN/checkpoints/*.pth")
+    loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
+    assert isinstance(loaded, dict)
+    config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded  # pyright: ignore
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    if "model" not in saved or "ema" not in saved:
+        raise ValueError(f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy")
+    state = saved["model"]
+    template = RADD(config) if "model_type" not in config else AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    names = [name for name, _ in template.named_parameters()]
+    state.update(zip(names, saved["ema"]["shadow_params"], strict=True))
+    if "model_type" in config and config.get("tie_word_embeddings"):
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    return config, state, _tokenizer(str(run / "model"), config) if (run / "model").is_dir() else _tokenizer("gpt2", config)

@@ -1,0 +1,1 @@
+"""Backbones as torch modules: tensors in, tensors out; no files, no tokenizer, no device chosen."""

@@ -1,0 +1,1 @@
+"""Learned unmasking: policy networks, action distributions over positions, and what trains them."""

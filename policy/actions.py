@@ -1,0 +1,272 @@
+"""Action distributions: which positions to write, given one logit a position.
+
+Four laws with one shape. `sample` is a pure function of its uniforms (one a position, from a counter-based hash, so a
+row draws the same picks in any batch) and returns `order`: 0 where a position is left alone, else the rank of its
+pick, from 1. `log_prob` is the exact log-probability of that order (of the set, for the Bernoulli laws),
+differentiable, float32; a row with nothing writable has log-probability 0, an impossible order -inf.
+
+Sources: arXiv 2512.09106 for the Bernoulli laws and for Plackett-Luce with STOP ("DPLS", its appendix E); Kool et al.,
+arXiv 1903.06059, for Gumbel top-k. What differs: log-sigmoids in place of clamped probabilities; the forced law's
+likelihood is that of the law which is sampled; STOP needs no uniform of its own (see `PlackettLuceStop`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+FLOOR = -1e30  # stands for -inf where a gradient passes
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Each writable position by itself with probability min(1, beta * sigmoid(logit / temperature)).
+
+    An empty set is a legal action: the evaluation is spent and nothing is written. This is the law to train with.
+    `beta` is the paper's knob at test time (its figure 6).
+    """
+
+    temperature: float = 1.0
+    beta: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(temperature=self.temperature, beta=self.beta)
+
+    def sample(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        uniforms: Float64[Tensor, "row position"],
+    ) -> Int[Tensor, "row position"]:
+        """Every pick has rank 1."""
+        return _bernoulli_picks(self, logits, writable, uniforms).long()
+
+    def log_prob(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "row"]:
+        terms = _bernoulli_log_terms(self, logits, writable, order)
+        return _forbid(terms.sum(dim=-1), _picks_outside(order, writable))
+
+
+@dataclass(frozen=True)
+class BernoulliForced:
+    """`Bernoulli`, but a row that selects nothing writes its writable position of highest logit (the first of equals).
+
+    The published `bernoulli-argmax`, for evaluation. Its law puts all the mass of the empty set on the single best
+    position: P({best}) = P_B({best}) + P_B({}) = product over the others of (1 - p), and every other non-empty set
+    keeps P_B. The published code scores a forced pick by P_B alone, which is the likelihood of another law. The law
+    jumps where the best two logits cross, so ratios of it are rough: train with `Bernoulli`.
+    """
+
+    temperature: float = 1.0
+    beta: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(temperature=self.temperature, beta=self.beta)
+
+    def sample(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        uniforms: Float64[Tensor, "row position"],
+    ) -> Int[Tensor, "row position"]:
+        """Every pick has rank 1; at least one pick in every row with something writable."""
+        picked = _bernoulli_picks(self, logits, writable, uniforms)
+        return torch.where(picked.any(dim=-1, keepdim=True), picked, _best(logits, writable)).long()
+
+    def log_prob(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "row"]:
+        picked, best = order > 0, _best(logits, writable)
+        only_best = (picked == best).all(dim=-1, keepdim=True)
+        terms = _bernoulli_log_terms(self, logits, writable, order).masked_fill(only_best & best, 0.0)
+        nothing = writable.any(dim=-1) & ~picked.any(dim=-1)
+        return _forbid(terms.sum(dim=-1), nothing | _picks_outside(order, writable))
+
+
+@dataclass(frozen=True)
+class PlackettLuceStop:
+    """Picks without replacement until STOP is drawn; the first pick is forced, so every step writes something.
+
+    With utilities b = logit / temperature over the writable M, and s = stop_logit:
+        P(k_1) = exp b_{k_1} / sum_{i in M} exp b_i,
+        P(k_j | k_<j) = exp b_{k_j} / (exp s + sum_{i in M without k_<j} exp b_i), and STOP likewise with exp s.
+
+    Sampled as a race: position i arrives at an exponential time E_i of rate exp b_i; its key is -log E_i. The time t
+    of the first arrival is exponential of rate Z = sum exp b, independent of who came first and of how much later the
+    others come. STOP's clock, started at t, may therefore show t Z / exp s, an exponential time of rate exp s: the
+    picks are those with E_i <= t + t Z / exp s, whose keys are within log(1 + Z / exp s) of the best. No uniform is
+    spent on STOP.
+    """
+
+    stop_logit: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(temperature=self.temperature)
+
+    def sample(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        uniforms: Float64[Tensor, "row position"],
+    ) -> Int[Tensor, "row position"]:
+        """Ranks 1, 2, ... in the order of the picks."""
+        utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
+        keys = _gumbel_keys(utilities, uniforms)
+        reach = F.softplus(utilities.logsumexp(dim=-1, keepdim=True) - self.stop_logit, threshold=700.0)
+        # Written as a sum: a row with nothing writable compares -inf with -inf, and the second factor empties it.
+        picked = (keys + reach >= keys.amax(dim=-1, keepdim=True)) & writable
+        return _ranks(keys).masked_fill(~picked, 0)
+
+    def log_prob(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "row"]:
+        chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
+        stop = torch.full_like(remaining[:, :1], self.stop_logit)
+        with_stop = torch.logaddexp(remaining, stop)
+        denominator = torch.cat([remaining[:, :1], with_stop[:, 1:-1]], dim=-1)  # no STOP before the first pick
+        picks = torch.where(in_order, chosen - denominator, 0.0).sum(dim=-1)
+        count = in_order.sum(dim=-1, keepdim=True)
+        stopped = (stop - with_stop.gather(-1, count)).squeeze(-1)
+        log_prob = torch.where(writable.any(dim=-1), picks + stopped, 0.0)
+        nothing = writable.any(dim=-1) & (count.squeeze(-1) == 0)
+        return _forbid(log_prob, nothing | _picks_outside(order, writable))
+
+
+@dataclass(frozen=True)
+class FixedCount:
+    """`count` writable positions without replacement, in proportion to exp(logit / temperature).
+
+    Plackett-Luce without STOP, drawn by Gumbel top-k.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(temperature=self.temperature)
+
+    def sample(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        uniforms: Float64[Tensor, "row position"],
+        count: Int[Tensor, "row"],
+    ) -> Int[Tensor, "row position"]:
+        """Ranks 1 to `count`; a row with fewer writable positions writes them all."""
+        utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
+        ranks = _ranks(_gumbel_keys(utilities, uniforms))
+        return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
+
+    def log_prob(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "row"]:
+        """Given the count, which is read off the order."""
+        chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
+        picks = torch.where(in_order, chosen - remaining[:, :-1], 0.0).sum(dim=-1)
+        return _forbid(picks, _picks_outside(order, writable))
+
+
+ACTIONS = {
+    "bernoulli": Bernoulli,
+    "bernoulli_argmax": BernoulliForced,
+    "plackett_luce": PlackettLuceStop,
+    "fixed": FixedCount,
+}
+
+
+def _require_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value > 0:
+            raise ValueError(f"{name} {value} must be above 0; give a positive number")
+
+
+def _picks_outside(order: Int[Tensor, "row position"], writable: Bool[Tensor, "row position"]) -> Bool[Tensor, "row"]:
+    return ((order > 0) & ~writable).any(dim=-1)
+
+
+def _forbid(log_prob: Float[Tensor, "row"], impossible: Bool[Tensor, "row"]) -> Float[Tensor, "row"]:
+    return log_prob.masked_fill(impossible, -torch.inf)
+
+
+# ------------------------------------------------------------------------------------------------- Bernoulli
+
+
+def _bernoulli_picks(
+    law: Bernoulli | BernoulliForced,
+    logits: Float[Tensor, "row position"],
+    writable: Bool[Tensor, "row position"],
+    uniforms: Float64[Tensor, "row position"],
+) -> Bool[Tensor, "row position"]:
+    return (uniforms < law.beta * torch.sigmoid(logits.double() / law.temperature)) & writable
+
+
+def _bernoulli_log_terms(
+    law: Bernoulli | BernoulliForced,
+    logits: Float[Tensor, "row position"],
+    writable: Bool[Tensor, "row position"],
+    order: Int[Tensor, "row position"],
+) -> Float[Tensor, "row position"]:
+    """log p where picked, log(1 - p) where not, 0 where not writable."""
+    scaled = logits.float() / law.temperature
+    if law.beta == 1.0:
+        log_pick, log_leave = F.logsigmoid(scaled), F.logsigmoid(-scaled)
+    else:
+        log_pick = (F.logsigmoid(scaled) + math.log(law.beta)).clamp(max=0.0)
+        certain = log_pick == 0.0
+        # The inner fill keeps the gradient finite where the pick is certain.
+        log_leave = torch.log(-torch.expm1(log_pick.masked_fill(certain, -1.0))).masked_fill(certain, -torch.inf)
+    return torch.where(order > 0, log_pick, log_leave).masked_fill(~writable, 0.0)
+
+
+def _best(
+    logits: Float[Tensor, "row position"], writable: Bool[Tensor, "row position"]
+) -> Bool[Tensor, "row position"]:
+    """The writable position of highest logit, the first of equals; nothing in a row with nothing writable."""
+    best = logits.float().masked_fill(~writable, -torch.inf).argmax(dim=-1, keepdim=True)
+    return torch.zeros_like(writable).scatter(-1, best, True) & writable
+
+
+# ------------------------------------------------------------------------------------------------- Plackett-Luce
+
+
+def _gumbel_keys(
+    utilities: Float64[Tensor, "row position"], uniforms: Float64[Tensor, "row position"]
+) -> Float64[Tensor, "row position"]:
+    return utilities - torch.log(-torch.log(uniforms))
+
+
+def _ranks(keys: Float64[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """1 for the highest key of each row, 2 for the next, ..."""
+    places = keys.argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(1, keys.shape[-1] + 1, device=keys.device).expand_as(places)
+    return torch.zeros_like(places).scatter(-1, places, ranks)
+
+
+def _by_rank(
+    utilities: Float[Tensor, "row position"], writable: Bool[Tensor, "row position"], order: Int[Tensor, "row position"]
+) -> tuple[Float[Tensor, "row pick"], Float[Tensor, "row pick_or_end"], Bool[Tensor, "row pick"]]:
+    """Utilities in the order of the picks, the logsumexp of all that is left before each pick (and after the last
+    position), and which places hold a pick."""
+    utilities = utilities.masked_fill(~writable, FLOOR)
+    length = order.shape[-1]
+    places = torch.where(order > 0, order, length + 1).argsort(dim=-1, stable=True)
+    chosen = utilities.gather(-1, places)
+    remaining = chosen.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    remaining = torch.cat([remaining, torch.full_like(remaining[:, :1], FLOOR)], dim=-1)
+    return chosen, remaining, order.gather(-1, places) > 0

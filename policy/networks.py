@@ -1,0 +1,389 @@
+"""Policy networks: from what a frozen masked language model says about a canvas to one unmasking logit a position.
+
+`DitConfidence` is the confidence policy of "Learning Unmasking Policies for Diffusion Language Models"
+(arXiv 2512.09106, its `dit_confidence`); `HiddenMLP` is the hidden-state policy of sjchen0/genpolicy. The published
+checkpoints of both load unmodified. What differs from them: every checkpoint of ours knows its own architecture
+(`config.json`); confidences at positions already written are zeros unless `read_all` (the published confidence policy
+reads them, which costs a head product at every written position); an optional value head serves PPO.
+"""
+
+import difflib
+import inspect
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class DitBlock(nn.Module):
+    """Pre-norm transformer block, scaled, shifted and gated at each position by the condition (mask and time)."""
+
+    def __init__(self, hidden_dim: int, feedforward_dim: int, num_heads: int):
+        super().__init__()
+        head_dim = hidden_dim // num_heads
+        self.num_heads = num_heads
+        self.ada_conditioning = nn.Linear(hidden_dim, 6 * hidden_dim)
+        self.q_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.k_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.v_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        # Persistent because the published checkpoints hold it.
+        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim))
+
+    def rotate(self, heads: Float[Tensor, "row head position width"]) -> Float[Tensor, "row head position width"]:
+        """Rotary embedding of (even, odd) pairs, left as two halves: q and k agree, so the products are unchanged."""
+        angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq
+        even, odd = heads[..., 0::2], heads[..., 1::2]
+        return torch.cat([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
+
+    def attention(self, x: Float[Tensor, "row position width"]) -> Float[Tensor, "row position width"]:
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(self.rotate(query), self.rotate(key), value)
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2))
+
+    def forward(
+        self, x: Float[Tensor, "row position width"], condition: Float[Tensor, "row position width"]
+    ) -> Float[Tensor, "row position width"]:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.ada_conditioning(condition).chunk(6, dim=-1)
+        # Gates are 1 + alpha: with a zeroed ada_conditioning this is a plain block, not adaLN-Zero's identity.
+        x = x + (1 + gate1) * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        feedforward = self.linear2(F.gelu(self.linear1(self.norm2(x) * (1 + scale2) + shift2)))
+        return x + (1 + gate2) * feedforward
+
+
+class DitConfidence(nn.Module, PyTorchModelHubMixin):
+    """One transformer block over the model's confidences; mask and time enter through adaptive layer norms only.
+
+    331,265 parameters at the defaults; state-dict names are the published ones without their `base_policy.` prefix.
+
+    Args:
+        hidden_dim, feedforward_dim, num_heads, num_blocks, time_embed_dim: sizes.
+        confidences_top_p: how many of the best probabilities are read at each position.
+        time_period: longest period of the time embedding. At the published default of 1 every frequency is 1.
+        smart_init: starting logit: the ada layers start at zero and the head's bias at this value, so that about
+            `sigmoid(smart_init)` of the eligible masks are written in the first steps (published: -2). None: torch's.
+        read_all: also read confidences at positions already written, as the published policies do.
+        value_head: add a scalar value (for PPO), read by `forward_with_value`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int = 128,
+        feedforward_dim: int = 512,
+        num_heads: int = 2,
+        time_embed_dim: int = 128,
+        confidences_top_p: int = 1,
+        num_blocks: int = 1,
+        time_period: float = 1,
+        smart_init: float | None = None,
+        read_all: bool = False,
+        value_head: bool = False,
+    ):
+        super().__init__()
+        if hidden_dim % (2 * num_heads):
+            raise ValueError(
+                f"hidden_dim {hidden_dim} must be a multiple of 2 * num_heads = {2 * num_heads}; change one of them"
+            )
+        if time_embed_dim % 2:
+            raise ValueError(f"time_embed_dim {time_embed_dim} must be even (cosines and sines); add or take one")
+        self._hub_mixin_config["policy_type"] = "dit_confidence"  # written to config.json by save_pretrained
+        self.confidences_top_p = confidences_top_p
+        self.time_embed_dim = time_embed_dim
+        self.time_period = time_period
+        self.read_all = read_all
+        self.confidence_proj = nn.Linear(confidences_top_p, hidden_dim)
+        self.mask_embedding = nn.Embedding(2, hidden_dim)
+        self.time_mlp = nn.Sequential(
+            nn.Linear(time_embed_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.transformer_blocks = nn.ModuleList(
+            DitBlock(hidden_dim, feedforward_dim, num_heads) for _ in range(num_blocks)
+        )
+        self.final_norm = nn.LayerNorm(hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, 1)
+        self.value_proj = nn.Linear(hidden_dim, 1) if value_head else None
+        if smart_init is not None:
+            for block in self.transformer_blocks:
+                nn.init.zeros_(block.ada_conditioning.weight)
+                nn.init.zeros_(block.ada_conditioning.bias)
+            nn.init.constant_(self.output_proj.bias, smart_init)
+
+    @torch.no_grad()
+    def inputs(self, observation) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay."""
+        where = torch.ones_like(observation.masked) if self.read_all else observation.masked
+        readout = observation.read(where=where, best=self.confidences_top_p)
+        # A readout holds anything outside `where`.
+        confidences = readout.top_log_probs.float().exp().masked_fill(~where[..., None], 0.0)
+        return {"masked": observation.masked, "confidences": confidences, "time": observation.time}
+
+    def embed_time(self, time: Float[Tensor, "row"]) -> Float[Tensor, "row width"]:
+        """Sinusoids of the time in [0, 1], rounded to bfloat16 as the published network rounds them."""
+        half = self.time_embed_dim // 2
+        frequency = torch.exp(-math.log(self.time_period) * torch.arange(half, device=time.device).float() / half)
+        angle = time.float()[:, None] * frequency
+        return self.time_mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).bfloat16().float())
+
+    def trunk(
+        self,
+        masked: Bool[Tensor, "row position"],
+        confidences: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+    ) -> Float[Tensor, "row position width"]:
+        condition = self.mask_embedding(masked.long()) + self.embed_time(time)[:, None]
+        x = self.confidence_proj(confidences.float())
+        for block in self.transformer_blocks:
+            x = block(x, condition)
+        return self.final_norm(x)
+
+    def forward(
+        self,
+        masked: Bool[Tensor, "row position"],
+        confidences: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+    ) -> Float[Tensor, "row position"]:
+        """Unmasking logit of every position (of written ones too: the action distribution says which are writable).
+
+        `confidences` are probabilities, best first; `time` is the share of the evaluations allowed that is spent.
+        """
+        return self.output_proj(self.trunk(masked, confidences, time)).squeeze(-1)
+
+    def forward_with_value(
+        self,
+        masked: Bool[Tensor, "row position"],
+        confidences: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+    ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
+        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        if self.value_proj is None:
+            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+        x = self.trunk(masked, confidences, time)
+        mean = (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
+        return self.output_proj(x).squeeze(-1), self.value_proj(mean).squeeze(-1)
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
+        """The unmasking logits, under the name that every policy network answers to."""
+        return self(**inputs)
+
+
+class HiddenMLP(nn.Module, PyTorchModelHubMixin):
+    """Two hidden layers on [hidden state; time] at each position by itself; 444,290 parameters at width 768.
+
+    Channel 0 scores the position for masking (the forward order that the variational bound trains), channel 1 for
+    unmasking. Source: sjchen0/genpolicy, `PolicyNet`.
+    """
+
+    def __init__(self, hidden_size: int = 768):
+        super().__init__()
+        self._hub_mixin_config["policy_type"] = "hidden_mlp"
+        self.hidden_size = hidden_size
+        half = hidden_size // 2
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size + 1, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU(), nn.Linear(half, 2)
+        )
+
+    @torch.no_grad()
+    def inputs(self, observation) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay."""
+        return {"hidden": observation.hidden(observation.masked), "time": observation.time}
+
+    def forward(
+        self, hidden: Float[Tensor, "row position width"], time: Float[Tensor, "row"]
+    ) -> Float[Tensor, "row position 2"]:
+        clock = time.float()[:, None, None].expand(*hidden.shape[:2], 1)
+        return self.mlp(torch.cat([hidden.float(), clock], dim=-1))
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
+        """The unmasking logits, under the name that every policy network answers to."""
+        return self(**inputs)[..., 1]
+
+    @staticmethod
+    def masking_log_probs(
+        logits: Float[Tensor, "row position 2"], eligible: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, "row position"]:
+        """Log-softmax of channel 0 over the eligible positions of each row, -inf elsewhere."""
+        return _log_softmax_over(logits[..., 0], eligible)
+
+    @staticmethod
+    def unmasking_log_probs(
+        logits: Float[Tensor, "row position 2"], eligible: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, "row position"]:
+        """Log-softmax of channel 1 over the eligible positions of each row, -inf elsewhere."""
+        return _log_softmax_over(logits[..., 1], eligible)
+
+
+def _log_softmax_over(
+    scores: Float[Tensor, "row position"], eligible: Bool[Tensor, "row position"]
+) -> Float[Tensor, "row position"]:
+    # A finite floor inside, so that rows with nothing eligible carry neither NaN nor a gradient.
+    floor = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~eligible, floor).log_softmax(dim=-1).masked_fill(~eligible, -torch.inf)
+
+
+POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP}
+
+
+def check_fits(policy: nn.Module, masked_lm) -> None:
+    """Refuse, before any work, a policy that cannot read this model: ValueError."""
+    if isinstance(policy, HiddenMLP) and policy.hidden_size != masked_lm.hidden_size:
+        raise ValueError(
+            f"the policy reads hidden states of width {policy.hidden_size} but this model's are {masked_lm.hidden_size} "
+            "wide; use the model it was trained on, or train a policy for this one"
+        )
+    if isinstance(policy, DitConfidence) and policy.confidences_top_p > masked_lm.vocab_size - 1:
+        raise ValueError(
+            f"confidences_top_p {policy.confidences_top_p} exceeds the {masked_lm.vocab_size - 1} tokens that this model "
+            "can write; use a policy with a smaller confidences_top_p"
+        )
+
+
+# ------------------------------------------------------------------------------------------------- on disk
+
+
+def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `model.safetensors` (parameters in `dtype`) and `config.json`, as `save_pretrained` does.
+
+    Buffers keep their own type: rotary frequencies rounded to bfloat16 would be another network. Weights are moved
+    into place when complete, so a run killed here leaves the previous ones.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    parameters = {name for name, _ in policy.named_parameters()}
+    weights = {
+        name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
+        for name, tensor in policy.state_dict().items()
+    }
+    (directory / "config.json").write_text(json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n")
+    save_file(weights, directory / "model.safetensors.part", metadata={"format": "pt"})
+    os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
+
+
+def load_policy(path: str | Path, hidden_size: int | None = None, use_ema: bool = True) -> DitConfidence | HiddenMLP:
+    """Load a policy, float32, on the CPU, in evaluation mode.
+
+    Args:
+        path: any of: a directory with `model.safetensors` (ours, with `config.json`, or a published confidence policy,
+            whose keys stand under `base_policy.` and whose architecture is read off the shapes); such a file itself;
+            a `.pth` of genpolicy's layout (`policy_model`, `ema`, optionally `config`); a training run, by its
+            `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`.
+        hidden_size: the width that a hidden-state policy must have; None accepts any.
+        use_ema: take a `.pth`'s exponential moving average where it holds one.
+
+    Errors:
+        ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
+    """
+    file = _find_weights(Path(path))
+    if file.suffix == ".pth":
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if "policy_model" not in checkpoint:
+            raise ValueError(
+                f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy's checkpoint"
+            )
+        weights, config = checkpoint["policy_model"], checkpoint.get("config", {})
+        average = checkpoint.get("ema") if use_ema else None
+    else:
+        config_file = file.with_name("config.json")
+        weights, average = load_file(file), None
+        config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    policy = _build(weights, config, file)
+    if average:
+        _load_average(policy, average["shadow_params"], file)
+    if hidden_size is not None and isinstance(policy, HiddenMLP) and policy.hidden_size != hidden_size:
+        raise ValueError(
+            f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that width"
+        )
+    return policy.eval()
+
+
+def _find_weights(path: Path) -> Path:
+    if path.is_file() and path.suffix in (".pth", ".safetensors"):
+        return path
+    numbered = {
+        int(match[1]): file
+        for file in path.glob("checkpoints/checkpoint_*.pth")
+        if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", file.name))
+    }
+    newest = [numbered[max(numbered)]] if numbered else []
+    for file in [path / "model.safetensors", path / "policy" / "model.safetensors", *newest]:
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{path} holds no policy: expected a .pth or .safetensors file, or a directory with model.safetensors, "
+        "policy/model.safetensors or checkpoints/checkpoint_NUMBER.pth; give one of these"
+    )
+
+
+def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP:
+    published = any(name.startswith("base_policy.") for name in weights)
+    weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
+    policy_type = config.get("policy_type") or ("hidden_mlp" if "mlp.0.weight" in weights else "dit_confidence")
+    if policy_type not in POLICIES:
+        nearest = difflib.get_close_matches(str(policy_type), POLICIES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}; did you mean {nearest!r}?"
+        )
+    kind = POLICIES[policy_type]
+    known = inspect.signature(kind.__init__).parameters
+    arguments = _arguments_from_shapes(weights) | ({"read_all": True} if published else {}) | config
+    policy = kind(**{name: value for name, value in arguments.items() if name in known})
+
+    expected = policy.state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{file} does not fit {policy_type}: missing keys {missing}, unexpected keys {unexpected}, "
+            f"other shapes {reshaped}; give the weights and config.json of one and the same policy"
+        )
+    policy.load_state_dict(weights)
+    return policy
+
+
+def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
+    """What the shapes tell of the architecture (not the time period, nor whether written positions are read)."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    arguments = {}
+    if "mlp.0.weight" in shapes:
+        arguments["hidden_size"] = shapes["mlp.0.weight"][1] - 1
+    if "confidence_proj.weight" in shapes:
+        arguments["hidden_dim"], arguments["confidences_top_p"] = shapes["confidence_proj.weight"]
+        arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})
+        arguments["value_head"] = "value_proj.weight" in shapes
+        if "time_mlp.0.weight" in shapes:
+            arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][1]
+        if "transformer_blocks.0.linear1.weight" in shapes:
+            arguments["feedforward_dim"] = shapes["transformer_blocks.0.linear1.weight"][0]
+        if "transformer_blocks.0.inv_freq" in shapes:
+            arguments["num_heads"] = arguments["hidden_dim"] // (2 * shapes["transformer_blocks.0.inv_freq"][0])
+    return arguments
+
+
+def _load_average(policy: nn.Module, shadow: list[Tensor], file: Path) -> None:
+    parameters = list(policy.parameters())
+    if [tensor.shape for tensor in shadow] != [parameter.shape for parameter in parameters]:
+        raise ValueError(
+            f"{file} holds a moving average of {len(shadow)} tensors that do not fit the policy's {len(parameters)} "
+            "parameters; load the weights themselves with use_ema=False"
+        )
+    with torch.no_grad():
+        for parameter, average in zip(parameters, shadow, strict=True):
+            parameter.copy_(average)

@@ -1,0 +1,140 @@
+"""Make a corpus of short children's stories by sampling a causal language model; the shipped `data/stories` came from it.
+
+    python run_make_stories.py --count 3000 --out stories.jsonl.gz
+    python run_make_stories.py --split stories.jsonl.gz --out data/stories
+
+The first command samples stories from SmolLM2-135M-Instruct (or `--model`) at temperature 0.6 and top-p 0.9, cuts each at
+its last full sentence, drops the repetitive ones and appends {prompt, text} line by line: started again with the same
+`--out` it goes on where it stopped. The second holds out every twelfth story or so, chosen by a hash of the text, and
+writes train.jsonl.gz and valid.jsonl.gz.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from random import Random
+
+import torch
+
+from evaluation.text import Judge, load_judge
+
+VALID_SHARE = 0.08
+OVERLAP = 0.5  # a held-out story that shares more of its eight-word runs with the training stories is a near duplicate
+
+
+def runs(text: str, words: int) -> list[tuple[str, ...]]:
+    """Every run of `words` consecutive words, lower case."""
+    split = text.lower().split()
+    return list(zip(*(split[start:] for start in range(words)), strict=False))
+
+
+def split_stories(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Training and held-out stories. A story's side depends on its text alone, so adding stories moves none."""
+    texts = list(dict.fromkeys(texts))
+    held_out = {text for text in texts if int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < VALID_SHARE * 2**32}
+    train = [text for text in texts if text not in held_out]
+    seen = {run for text in train for run in runs(text, 8)}
+    shared = {text: sum(run in seen for run in runs(text, 8)) / max(1, len(runs(text, 8))) for text in held_out}
+    return train, [text for text in texts if text in held_out and shared[text] <= OVERLAP]
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0))  # no time stamp: the same stories give the same file
+
+
+def read_stories(path: Path) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+SUBJECTS = """a baby bear|a baker|a boy named Max|a boy named Tom|a brave rabbit|a cat named Mia|a duck|a fisherman|a fox|a frog|
+a girl named Sara and her brother Ben|a grandmother|a kind teacher|a little boat captain|a little girl named Lily|a new student|
+a puppy named Spot|a robot|a sleepy turtle|a small dog|a squirrel|a tiny mouse|a young bird|an old farmer|two friends"""
+THINGS = """bakes a cake|builds a house from blocks|climbs a tree|draws a picture|feeds the birds|finds a key|finds a red ball|
+fixes a broken bike|gets caught in the rain|gets lost in the park|goes on a picnic|has a birthday party|hears a strange noise|
+helps a friend|is afraid of the dark|learns to share|learns to swim|looks for treasure|loses a favorite toy|
+makes a mistake and says sorry|meets someone new|plants a seed|saves some coins|sees the ocean for the first time|sings a song|
+tells the truth|visits the zoo|wants to fly"""
+PLACES = """at home|at night|at school|by the sea|in a big city|in a small village|in the forest|in the garden|in the kitchen|
+in the summer|near a river|on a farm|on a hill|on a snowy day"""
+PROMPT = "Write a very short story for a young child about {subject} who {thing} {place}. Use simple words."
+
+
+def random_prompt(random: Random) -> str:
+    subject, thing, place = (random.choice(words.split("|")).strip() for words in (SUBJECTS, THINGS, PLACES))
+    return PROMPT.format(subject=subject, thing=thing, place=place)
+
+
+def tidy(text: str) -> str:
+    """The text up to its last full sentence, "" where there is none; a quotation mark after the stop is kept."""
+    ends = [match.end() for match in re.finditer(r'[.!?]["”]?(?=\s|$)', text)]
+    return text[: ends[-1]].strip() if ends else ""
+
+
+def repetitive(text: str) -> bool:
+    """Whether more than three in ten of its runs of four words were there before, or it has fewer than forty words."""
+    fours = runs(text, 4)
+    return len(fours) < 37 or len(set(fours)) < 0.7 * len(fours)
+
+
+def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
+    """One continuation of each prompt at temperature 0.6 and top-p 0.9; chat models are asked in their own template."""
+    tokenizer = judge.tokenizer
+    if tokenizer.chat_template is not None:
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(judge.model.device)
+    written = judge.model.generate(
+        **encoded, max_new_tokens=tokens, do_sample=True, temperature=0.6, top_p=0.9, pad_token_id=tokenizer.pad_token_id
+    )
+    return tokenizer.batch_decode(written[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def make_stories(model: str, out: Path, count: int, batch: int, seed: int, device: str, tokens: int) -> None:
+    done = len(read_stories(out)) if out.exists() else 0
+    judge = load_judge(model, device)
+    while done < count:
+        # Seeded by what is done, so a run that was stopped draws new stories, not the first ones again.
+        random = Random(f"{seed}-{done}")
+        torch.manual_seed(random.getrandbits(63))
+        prompts = [random_prompt(random) for _ in range(batch)]
+        stories = zip(prompts, map(tidy, sample_stories(judge, prompts, tokens)), strict=True)
+        kept = [{"prompt": prompt, "text": text} for prompt, text in stories if not repetitive(text)][: count - done]
+        if not kept:
+            seed += 1  # all were dropped: the same seed would draw the same ones for ever
+        with gzip.open(out, "at", encoding="utf-8") as file:
+            file.writelines(json.dumps(story, ensure_ascii=False) + "\n" for story in kept)
+        done += len(kept)
+        print(f"{done} of {count} stories", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a .jsonl.gz file, or with --split a directory")
+    parser.add_argument("--split", type=Path, help="do not sample: split this file of stories")
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
+    parser.add_argument("--tokens", type=int, default=160, help="longest story, in tokens of the model")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if options.split is None:
+        make_stories(
+            options.model, options.out, options.count, options.batch, options.seed, options.device, options.tokens
+        )
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    train, valid = split_stories([story["text"].strip() for story in read_stories(options.split)])
+    write_texts(options.out / "train.jsonl.gz", train)
+    write_texts(options.out / "valid.jsonl.gz", valid)
+    print(f"{len(train)} training and {len(valid)} held-out stories in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Rewards: the formulas, what counts as solved, and that no reward is ever NaN."""
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.sudoku import make
+from rewards.likelihood import LikelihoodReward, unigram_entropy
+from rewards.rules import PuzzleReward, RewardOutput, speed_factor, sudoku_solved
+
+torch.set_num_threads(1)
+BOX = (2, 2)
+
+
+@pytest.fixture
+def puzzles():
+    return make(BOX, 4, clues=6)
+
+
+def finished(puzzles, evaluations):
+    """Row 0 solved; 1 a wrong cell; 2 a mask left; 3 another valid grid than the clues allow."""
+    tokens = puzzles["solutions"].clone()
+    free = [int((~row).nonzero()[0]) for row in puzzles["clues"]]
+    tokens[1, free[1]] = (tokens[1, free[1]] + 1) % 4
+    tokens[2, free[2]] = 4
+    tokens[3] = (tokens[3] + 1) % 4
+    return SimpleNamespace(tokens=tokens, prompt=puzzles["clues"], evaluations=torch.tensor(evaluations))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 60), st.floats(0, 5))
+def test_speed_factor_formula(length, evaluations, alpha):
+    expected = ((length - min(evaluations, length) + 1) / length) ** alpha
+    for size in (length, torch.tensor([length])):
+        assert speed_factor(torch.tensor([evaluations]), size, alpha).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_speed_factor_takes_a_length_per_row():
+    factor = speed_factor(torch.tensor([1, 5, 5]), torch.tensor([10, 10, 5]), 1.0)
+    assert factor.tolist() == pytest.approx([1.0, 0.6, 0.2])
+
+
+def test_multiplicative_puzzle_reward(puzzles):
+    output = PuzzleReward(BOX, alpha=2.0)(finished(puzzles, [4, 1, 1, 1]), puzzles)
+    assert output.total.tolist() == pytest.approx([0.7**2, 0, 0, 0])  # 10 cells to generate, the 6 clues not counted
+    assert output.terms["still_masked"].tolist() == [0, 0, 1, 0]
+    assert output.terms["evaluations"].tolist() == [4, 1, 1, 1]
+
+
+def test_additive_puzzle_reward(puzzles):
+    output = PuzzleReward(BOX, alpha=0.5, additive=True)(finished(puzzles, [4, 1, 10, 2]), puzzles)
+    assert output.total.tolist() == pytest.approx([1 - 0.2, -0.05, -0.5, -0.1])
+
+
+def test_changed_clues_are_no_solution_but_any_grid_will_do_without_rows(puzzles):
+    samples = finished(puzzles, [1, 1, 1, 1])
+    assert sudoku_solved(samples.tokens, BOX).tolist() == [1, 0, 0, 1]
+    assert PuzzleReward(BOX, 1.0)(samples, puzzles).terms["solved"].tolist() == [1, 0, 0, 0]
+    assert PuzzleReward(BOX, 1.0)(samples).terms["solved"].tolist() == [1, 0, 0, 1]
+
+
+def test_nan_is_refused_by_row(puzzles):
+    with pytest.raises(ValueError, match="row 1 is nan.*'solved': 3.0"):
+        RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
+    samples = finished(puzzles, [1, 1, 1, 1])
+    samples.prompt = samples.prompt.clone()
+    samples.prompt[1] = True  # nothing to generate: the speed of that row is not defined
+    with pytest.raises(ValueError, match="row 1 is nan"):
+        PuzzleReward(BOX, 1.0)(samples)
+    with pytest.raises(ValueError, match="row 2 is -inf"):
+        LikelihoodReward(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(finished(puzzles, [1, 1, 1, 1]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50_000) | st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=4))
+def test_unigram_entropy_equals_counting(rows):
+    expected = [-sum(count / 7 * math.log(count / 7) for count in Counter(row).values()) for row in rows]
+    assert unigram_entropy(torch.tensor(rows)).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_likelihood_reward_penalises_repetition_and_slowness():
+    tokens = torch.tensor([[7, 7, 7, 7], [1, 2, 3, 4], [1, 2, 3, 4]])
+    samples = SimpleNamespace(
+        tokens=tokens, prompt=torch.zeros_like(tokens, dtype=torch.bool), evaluations=torch.tensor([1, 1, 4])
+    )
+
+    def judge(tokens):
+        return -tokens.float().mean(1)
+
+    total = LikelihoodReward(judge, entropy_floor=1.0, weight=2.0)(samples).total
+    assert total.tolist() == pytest.approx([-7 - 2.0, -2.5, -2.5])
+    total = LikelihoodReward(judge, entropy_floor=1.5, alpha=0.5)(samples).total
+    missing = 1.5 - math.log(4)  # four different tokens have log 4 = 1.386 nats
+    assert total.tolist() == pytest.approx([-8.5, -2.5 - missing, -2.5 - missing + 0.5 * math.log(1 / 4)])
