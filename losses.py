@@ -48,3 +48,91 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of tokens[1:] given what precedes, in nats."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+# ------------------------------------------------------------------------------------------------------------------ policies
+
+
+def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool) -> Float[Tensor, "group member"]:
+    """Reward minus the mean of its group; divided by the group's standard deviation in GRPO (2402.03300), not in Dr. GRPO
+    (2503.20783), which is what Apple's policies are trained with."""
+    centred = reward - reward.mean(1, keepdim=True)
+    return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4) if divide_by_std else centred
+
+
+def clipped_policy_loss(
+    log_prob: Float[Tensor, "step"],
+    old_log_prob: Float[Tensor, "step"],
+    advantage: Float[Tensor, "step"],
+    weight: Float[Tensor, "step"],
+    clip: float,
+) -> Float[Tensor, ""]:
+    """-sum of weight * min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A), the ratio that of a whole decoding step."""
+    ratio = torch.exp(log_prob - old_log_prob)
+    return -(weight * torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)).sum()
+
+
+def per_row_weights(row: Int[Tensor, "step"], rows: int) -> Float[Tensor, "step"]:
+    """1 / (rows * steps of the row): each rollout counts the same, however many steps it took."""
+    steps = torch.bincount(row, minlength=rows)
+    return 1.0 / (rows * steps[row])
+
+
+def kl_to_reference(log_prob: Float[Tensor, "step"], reference: Float[Tensor, "step"]) -> Float[Tensor, "step"]:
+    """The positive, unbiased one-sample estimate of KL(policy || reference): r - 1 - log r with r = p_ref / p."""
+    log_ratio = reference - log_prob
+    return torch.exp(log_ratio) - 1 - log_ratio
+
+
+def gae(
+    reward: Float[Tensor, "step"],
+    value: Float[Tensor, "step"],
+    row: Int[Tensor, "step"],
+    step: Int[Tensor, "step"],
+    discount: float,
+    decay: float,
+) -> tuple[Float[Tensor, "step"], Float[Tensor, "step"]]:
+    """Generalised advantage estimates (1506.02438) and value targets of ragged episodes given as flat steps.
+
+    A_t = sum_k (discount * decay)^k delta_{t+k}, delta_t = reward_t + discount * value_{t+1} - value_t, value 0 past the end.
+    `row`, `step`: which episode, and the place in it, 0, 1, 2, ... without gaps.
+    """
+    rows, length = int(row.max()) + 1, int(step.max()) + 1
+    rewards, values = reward.new_zeros(rows, length), value.new_zeros(rows, length + 1)
+    rewards[row, step], values[:, :-1][row, step] = reward, value
+    advantages, running = torch.zeros_like(rewards), reward.new_zeros(rows)
+    for t in range(length - 1, -1, -1):  # decoding steps: at most some hundreds, each over all rows at once
+        running = rewards[:, t] + discount * values[:, t + 1] - values[:, t] + discount * decay * running
+        advantages[:, t] = running
+    advantage = advantages[row, step]
+    return advantage, advantage + value
+
+
+def value_loss(
+    value: Float[Tensor, "step"], target: Float[Tensor, "step"], weight: Float[Tensor, "step"]
+) -> Float[Tensor, ""]:
+    """Weighted half squared error."""
+    return 0.5 * (weight * (value - target) ** 2).sum()
+
+
+def variational_loss(
+    log_token: Float[Tensor, "row step"],
+    log_unmask: Float[Tensor, "row step"],
+    log_mask: Float[Tensor, "row step"],
+    length: Int[Tensor, "row"],
+    reinforce: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(loss to differentiate, negative bound) of the two-channel policy, both in nats per token.
+
+    The bound on log p(x): E_q sum over steps of [log p(tokens | canvas) + log unmask(picks | canvas) - log mask(picks | cleaner
+    canvas)], q the masking channel, canvases along q. Its gradient in the unmasking channel is direct; in the masking channel it
+    is a score function: the return from a step on, minus the batch mean as baseline, times the gradient of log_mask.
+    `reinforce` scales that term (genpolicy's RADD version has none, which leaves its masking channel untrained).
+    Steps run in masking order, from the clean text to the blank canvas.
+    """
+    terms = (log_token + log_unmask - log_mask) / length.unsqueeze(1)
+    bound = terms.sum(1).mean()
+    returns = terms.detach().flip(1).cumsum(1).flip(1)
+    baseline = returns.mean(0, keepdim=True) if len(returns) > 1 else torch.zeros_like(returns)
+    score = ((returns - baseline) * log_mask).sum(1).mean()
+    direct = (log_unmask / length.unsqueeze(1)).sum(1).mean()
+    return -(direct + reinforce * score), -bound.detach()

@@ -41,9 +41,10 @@ def split_stories(texts: list[str]) -> tuple[list[str], list[str]]:
     return train, [text for text in texts if text in held_out and shared[text] <= OVERLAP]
 
 
-def write_texts(path: Path, texts: list[str]) -> None:
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    path.write_bytes(gzip.compress(lines.encode(), mtime=0))  # no time stamp: the same stories give the same file
+def to_lines(stories: list[dict]) -> bytes:
+    """A line of JSON each, as a gzip member without a time stamp: the same stories give the same bytes."""
+    lines = "".join(json.dumps(story, ensure_ascii=False) + "\n" for story in stories)
+    return gzip.compress(lines.encode(), mtime=0)
 
 
 def read_stories(path: Path) -> list[dict]:
@@ -90,7 +91,12 @@ def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(judge.model.device)
     written = judge.model.generate(
-        **encoded, max_new_tokens=tokens, do_sample=True, temperature=0.6, top_p=0.9, pad_token_id=tokenizer.pad_token_id
+        **encoded,
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return tokenizer.batch_decode(written[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -107,8 +113,8 @@ def make_stories(model: str, out: Path, count: int, batch: int, seed: int, devic
         kept = [{"prompt": prompt, "text": text} for prompt, text in stories if not repetitive(text)][: count - done]
         if not kept:
             seed += 1  # all were dropped: the same seed would draw the same ones for ever
-        with gzip.open(out, "at", encoding="utf-8") as file:
-            file.writelines(json.dumps(story, ensure_ascii=False) + "\n" for story in kept)
+        with out.open("ab") as file:  # one write of a whole gzip member: a run that is killed leaves a file that reads
+            file.write(to_lines(kept))
         done += len(kept)
         print(f"{done} of {count} stories", flush=True)
 
@@ -131,8 +137,8 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     train, valid = split_stories([story["text"].strip() for story in read_stories(options.split)])
-    write_texts(options.out / "train.jsonl.gz", train)
-    write_texts(options.out / "valid.jsonl.gz", valid)
+    (options.out / "train.jsonl.gz").write_bytes(to_lines([{"text": text} for text in train]))
+    (options.out / "valid.jsonl.gz").write_bytes(to_lines([{"text": text} for text in valid]))
     print(f"{len(train)} training and {len(valid)} held-out stories in {options.out}")
 
 

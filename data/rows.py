@@ -48,8 +48,14 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
     """(rows, held-out rows Int[row, position], tokenizer). data.kind: `sudoku`, or `text` (data.packing documents or pack)."""
     if data.kind == "sudoku":
         box = tuple(data.box)
-        rows = SudokuRows(SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box), seed, rank, world)
-        return rows, make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"], SudokuTokenizer(box)
+        rows = SudokuRows(
+            SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box), seed, rank, world
+        )
+        return (
+            rows,
+            make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
+            SudokuTokenizer(box),
+        )
     tokenizer = text_tokenizer(data)
     eos = end_of_text(tokenizer)
 
@@ -59,4 +65,8 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
             return documents(texts, tokenizer, length, eos)
         return pack(texts, tokenizer, length, eos, data.cache_dir)
 
-    return EndlessRows(cut(data.train, "train"), seed, rank, world), cut(data.valid, "valid")[: data.valid_rows], tokenizer
+    return (
+        EndlessRows(cut(data.train, "train"), seed, rank, world),
+        cut(data.valid, "valid")[: data.valid_rows],
+        tokenizer,
+    )

@@ -270,7 +270,7 @@ def make(box: Box, count: int, clues: int | None = None, seed: int = 0, split: s
     failures = 0
     while len(found) < count:
         grid = random_grid(box, rng)
-        given = dig(grid, box, rng, clues) if split_of(grid, box) == split else []
+        given = dig(grid, box, rng, clues) if split_of(np.array(grid), box) == split else []
         puzzle = (tuple(grid), tuple(given))
         failures += 1
         if given and clues in (None, sum(given)) and puzzle not in found:

@@ -40,7 +40,7 @@ HUB_SPLITS = {
 }
 
 
-def load_texts(name: str, split: str, cache_dir: str | None = None) -> Dataset:
+def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Dataset:
     """A data set with one column "text", one document a row, empty documents dropped.
 
     name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
@@ -54,7 +54,9 @@ def load_texts(name: str, split: str, cache_dir: str | None = None) -> Dataset:
         texts = _pick(texts, split, name) if isinstance(texts, DatasetDict) else texts
     elif local.name.endswith((".txt", ".jsonl", ".jsonl.gz")):
         if not local.is_file():
-            raise ValueError(f"there is no file {local} for the data set '{name}': give the path of a file that exists.")
+            raise ValueError(
+                f"there is no file {local} for the data set '{name}': give the path of a file that exists."
+            )
         builder = "text" if local.suffix == ".txt" else "json"
         texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)
     else:
@@ -68,7 +70,9 @@ def load_texts(name: str, split: str, cache_dir: str | None = None) -> Dataset:
                 "give the path of a local .txt, .jsonl or .jsonl.gz file or of a `save_to_disk` directory instead."
             ) from error
     if column not in texts.column_names:
-        raise ValueError(f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column.")
+        raise ValueError(
+            f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column."
+        )
     texts = texts.select_columns([column])
     texts = texts if column == "text" else texts.rename_column(column, "text")
     return texts.filter(_not_empty, input_columns="text")
@@ -90,7 +94,7 @@ def pack(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     eos_id: int,
-    cache_dir: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Int[Tensor, "row position"]:
     """Documents joined with the end-of-text token (one after each) and cut into rows; the incomplete last row is dropped.
 
@@ -102,7 +106,9 @@ def pack(
         stream = _cached_stream(texts, tokenizer, eos_id, Path(cache_dir))
     rows = stream.numel() // length
     if rows == 0:
-        raise ValueError(f"the text has {stream.numel()} tokens, not one row of {length}: give more text or a smaller length.")
+        raise ValueError(
+            f"the text has {stream.numel()} tokens, not one row of {length}: give more text or a smaller length."
+        )
     return stream[: rows * length].view(rows, length)
 
 
@@ -146,7 +152,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     vocab_size: at least 257, the 256 bytes and the end of text.
     """
     if vocab_size < 257:
-        raise ValueError(f"vocab_size is {vocab_size}, expected at least 257 (256 bytes and the end of text): raise it.")
+        raise ValueError(
+            f"vocab_size is {vocab_size}, expected at least 257 (256 bytes and the end of text): raise it."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

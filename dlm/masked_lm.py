@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from model.radd import RADD
+from model.radd import RADD, READ_MULTIPLE
 
 POSITIONS_PER_FORWARD = {"cpu": 2048, "cuda": 65_536}  # rows go through the blocks in groups of about so many positions
 LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 256_000_000}  # elements of [positions, vocabulary] alive at a time
@@ -82,6 +82,11 @@ class MaskedLM(nn.Module):
         """`log_probs`."""
         return self.log_probs(tokens)
 
+    @staticmethod
+    def padded(hidden: Float[Tensor, "read width"]) -> Float[Tensor, "more width"]:
+        """What goes through the head: a multiple of 16 rows, so that one position rounds as it does among many."""
+        return F.pad(hidden, (0, 0, 0, -len(hidden) % READ_MULTIPLE))
+
     def autocast(self, device: torch.device):
         """The precision of the network; logits, probabilities and draws stay float32 and float64."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
@@ -109,7 +114,7 @@ class RaddLM(MaskedLM):
 
     def head(self, hidden):
         with self.autocast(hidden.device):
-            logits = self.backbone.head(hidden).float()  # pyright: ignore[reportCallIssue]
+            logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()  # pyright: ignore[reportCallIssue]
         mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
         return logits.masked_fill(mask_column, -torch.inf) if logits.requires_grad else logits.masked_fill_(mask_column, -torch.inf)
 
@@ -139,7 +144,8 @@ class CausalLM(MaskedLM):
 
     def head(self, hidden):
         with self.autocast(hidden.device):
-            return self.backbone.get_output_embeddings()(hidden).float()  # pyright: ignore[reportCallIssue]
+            head = self.backbone.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+            return head(self.padded(hidden))[: len(hidden)].float()
 
     def next_token_logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
         """Teacher forcing for training: logits at position i predict token i + 1."""

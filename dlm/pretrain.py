@@ -7,7 +7,7 @@ RADD (2406.03736), appendix; times are low-discrepancy over the global batch. On
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from training.run import Run, step_seed
 LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
 
 
+@runtime_checkable
 class Rows(Protocol):
     """An endless source of training rows whose place can be saved."""
 

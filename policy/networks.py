@@ -89,8 +89,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         time_embed_dim: int = 128,
         confidences_top_p: int = 1,
         num_blocks: int = 1,
-        time_period: float = 1,
-        smart_init: float | None = None,
+        time_period: float | int = 1,
+        smart_init: float | int | None = None,
         read_all: bool = False,
         value_head: bool = False,
     ):
@@ -124,8 +124,11 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     @torch.no_grad()
-    def inputs(self, observation) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay."""
+    def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+
+        everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+        """
         where = torch.ones_like(observation.masked) if self.read_all else observation.masked
         readout = observation.read(where=where, best=self.confidences_top_p)
         # A readout holds anything outside `where`.
@@ -185,22 +188,29 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
     """Two hidden layers on [hidden state; time] at each position by itself; 444,290 parameters at width 768.
 
     Channel 0 scores the position for masking (the forward order that the variational bound trains), channel 1 for
-    unmasking. Source: sjchen0/genpolicy, `PolicyNet`.
+    unmasking. Source: sjchen0/genpolicy, `PolicyNet`. Its time is that of the masking process: after k of K steps
+    (k / (K + 1)) ** time_exponent, which while sampling is read off the share of masks left.
     """
 
-    def __init__(self, hidden_size: int = 768):
+    def __init__(self, hidden_size: int = 768, time_exponent: float | int = 0.9):
         super().__init__()
         self._hub_mixin_config["policy_type"] = "hidden_mlp"
-        self.hidden_size = hidden_size
+        self.hidden_size, self.time_exponent = hidden_size, time_exponent
         half = hidden_size // 2
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size + 1, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU(), nn.Linear(half, 2)
         )
 
     @torch.no_grad()
-    def inputs(self, observation) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay."""
-        return {"hidden": observation.hidden(observation.masked), "time": observation.time}
+    def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+
+        everywhere: hidden states of written positions too, which the masking channel needs; sampling reads masks only.
+        """
+        masks_left = observation.masked.sum(1) / observation.to_write.clamp(min=1)
+        time = (masks_left * observation.steps / (observation.steps + 1)) ** self.time_exponent
+        where = torch.ones_like(observation.masked) if everywhere else observation.masked
+        return {"hidden": observation.hidden(where), "time": time}
 
     def forward(
         self, hidden: Float[Tensor, "row position width"], time: Float[Tensor, "row"]
@@ -242,13 +252,13 @@ def check_fits(policy: nn.Module, masked_lm) -> None:
     """Refuse, before any work, a policy that cannot read this model: ValueError."""
     if isinstance(policy, HiddenMLP) and policy.hidden_size != masked_lm.hidden_size:
         raise ValueError(
-            f"the policy reads hidden states of width {policy.hidden_size} but this model's are {masked_lm.hidden_size} "
-            "wide; use the model it was trained on, or train a policy for this one"
+            f"the policy reads hidden states of width {policy.hidden_size} but this model's are "
+            f"{masked_lm.hidden_size} wide; use the model it was trained on, or train a policy for this one"
         )
     if isinstance(policy, DitConfidence) and policy.confidences_top_p > masked_lm.vocab_size - 1:
         raise ValueError(
-            f"confidences_top_p {policy.confidences_top_p} exceeds the {masked_lm.vocab_size - 1} tokens that this model "
-            "can write; use a policy with a smaller confidences_top_p"
+            f"confidences_top_p {policy.confidences_top_p} exceeds the {masked_lm.vocab_size - 1} tokens that this "
+            "model can write; use a policy with a smaller confidences_top_p"
         )
 
 
@@ -292,7 +302,7 @@ def load_policy(path: str | Path, hidden_size: int | None = None, use_ema: bool 
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         if "policy_model" not in checkpoint:
             raise ValueError(
-                f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy's checkpoint"
+                f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy checkpoint"
             )
         weights, config = checkpoint["policy_model"], checkpoint.get("config", {})
         average = checkpoint.get("ema") if use_ema else None
@@ -305,7 +315,8 @@ def load_policy(path: str | Path, hidden_size: int | None = None, use_ema: bool 
         _load_average(policy, average["shadow_params"], file)
     if hidden_size is not None and isinstance(policy, HiddenMLP) and policy.hidden_size != hidden_size:
         raise ValueError(
-            f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that width"
+            f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that "
+            "width"
         )
     return policy.eval()
 

@@ -31,8 +31,8 @@ def unigram_entropy(tokens: Int[Tensor, "row position"]) -> Float[Tensor, " row"
 class LikelihoodReward:
     """Log-likelihood under `judge` - weight * relu(entropy_floor - unigram entropy) + alpha * log speed, in nats.
 
-    `judge(tokens Int[row, position]) -> Float[row]` is the mean log-probability per token. Speed enters as the logarithm
-    of the speed factor, so as a factor on the likelihood: times a negative log-likelihood it would reward being slow.
+    `judge(tokens Int[row, position]) -> Float[row]` is the mean log-probability per token. Speed enters as the log of
+    its factor, so as a factor on the likelihood: times a negative log-likelihood it would reward being slow.
     """
 
     judge: Callable[[Int[Tensor, "row position"]], Float[Tensor, " row"]]

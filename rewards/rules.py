@@ -6,7 +6,7 @@ Models" (arXiv 2512.09106). What differs: length and evaluations are counted per
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor
 from data.sudoku import Box, is_solved
 
 
+@runtime_checkable
 class Finished(Protocol):
     """What a reward reads of finished samples."""
 

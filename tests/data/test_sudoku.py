@@ -124,6 +124,19 @@ def test_augment_transposes_only_square_boxes():
         assert columns.any().item() is same
 
 
+@pytest.mark.parametrize(
+    ("lines", "by_rows", "by_columns"),
+    [([0], 6, 6), ([0, 1], 3, 6), ([0, 2], 12, 6), ([0, 3], 12, 9)],  # bands of two rows, stacks of three columns
+)
+def test_augment_moves_lines_within_and_with_their_band(lines, by_rows, by_columns):
+    chosen = torch.zeros(6, 6, dtype=torch.bool)
+    chosen[lines] = True
+    grid = torch.tensor([sudoku.random_grid((2, 3), random.Random(0))]).repeat(500, 1)
+    for clues, places in ((chosen, by_rows), (chosen.T, by_columns)):
+        _, moved = augment(grid, clues.reshape(1, 36).repeat(500, 1), (2, 3), generator(0))
+        assert len(moved.unique(dim=0)) == places
+
+
 def test_augment_moves_clues_with_the_digits():
     # Every given digit is the same one, so after relabelling the given digits must again be all the same.
     grids = torch.tensor([sudoku.random_grid((2, 3), random.Random(seed)) for seed in range(20)])

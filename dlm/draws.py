@@ -1,0 +1,85 @@
+"""Random numbers as a pure function of (seed, row, step of that row, position, stream[, token]): SplitMix64 on int64 tensors.
+
+A row's numbers do not depend on its batch: rows may leave, be merged, or be computed again in any order. The row id is the
+caller's (prompt number, sample number), never the place in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4}
+TOKENS_PER_CHUNK = 400_000  # [positions, vocabulary] hashed at a time: stays in the cache of a core
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _mix(z: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """SplitMix64's finaliser, in place. Shifts of int64 are arithmetic, so the sign's copies are cut off."""
+    z ^= (z >> 30).bitwise_and_((1 << 34) - 1)
+    z *= _FIRST
+    z ^= (z >> 27).bitwise_and_((1 << 37) - 1)
+    z *= _SECOND
+    z ^= (z >> 31).bitwise_and_((1 << 33) - 1)
+    return z
+
+
+def _uniform(z: Int[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """52 bits to (0, 1), both ends excluded: with 53 the largest would round to 1, and its exponential to 0."""
+    return (z >> 12).bitwise_and_((1 << 52) - 1).double().mul_(2.0**-52).add_(2.0**-53)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All draws of a run. `seed` any integer."""
+
+    seed: int
+
+    def keys(self, stream: str, *counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """One 64-bit key for each tuple of counters."""
+        key = torch.zeros_like(counters[0]) + self.seed
+        key = _mix(key * _GOLDEN + STREAMS[stream])
+        for counter in counters:
+            key = _mix((key ^ counter) + _GOLDEN)
+        return key
+
+    def uniform(
+        self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int
+    ) -> Float64[Tensor, "row position"]:
+        """One number in (0, 1) for each row and position."""
+        keys = self.keys(stream, row_id, row_step).unsqueeze(1)
+        return _uniform(_mix(keys + torch.arange(1, positions + 1, device=row_id.device) * _GOLDEN))
+
+    def normal(
+        self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int
+    ) -> Float64[Tensor, "row position"]:
+        """Standard normal, by the inverse of its distribution function."""
+        return torch.special.ndtri(self.uniform(stream, row_id, row_step, positions))
+
+    def categorical(
+        self,
+        logits: Float[Tensor, "read vocabulary"],
+        row_id: Int[Tensor, "read"],
+        row_step: Int[Tensor, "read"],
+        position: Int[Tensor, "read"],
+    ) -> Int[Tensor, "read"]:
+        """One token from softmax(logits) at each position read, by an exponential race in float64.
+
+        The race of p / E, with E exponential, is the Gumbel trick without its second logarithm. Every token has its own
+        number, so a change of 1e-5 in one logit moves no other token (the inverse of the distribution function would).
+        """
+        keys = self.keys("what", row_id, row_step, position)
+        tokens = torch.arange(1, logits.shape[1] + 1, device=logits.device) * _GOLDEN
+        rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        winners = []
+        for part, key in zip(logits.split(rows), keys.split(rows), strict=True):
+            weight = (part - part.amax(1, keepdim=True)).exp_()
+            exponential = _uniform(_mix(key.unsqueeze(1) + tokens)).log_().neg_()
+            winners.append(torch.div(weight, exponential, out=exponential).argmax(1))
+        return torch.cat(winners) if winners else torch.empty(0, dtype=torch.long, device=logits.device)

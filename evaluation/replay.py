@@ -1,0 +1,74 @@
+"""A page that replays unmasking step by step: which positions a strategy committed when, and what it wrote there.
+
+The page is one HTML file without outside resources. It shows one sample at a time, of one strategy or of all of them side by
+side (one per named group), as running text or as a board. Colours run from the first step to the last; what the current
+step wrote is outlined. Keys: space plays, the arrows go a step back and on, Home and End jump, up and down change the sample.
+"""
+
+import html
+import json
+from collections.abc import Callable, Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+PAGE = Path(__file__).with_name("replay.html")
+
+
+@runtime_checkable
+class Written(Protocol):
+    """What of `Samples` the page needs."""
+
+    tokens: Int[Tensor, "row position"]
+    prompt: Bool[Tensor, "row position"]  # positions that were given
+    written_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
+
+
+def replay_html(
+    groups: Mapping[str, Written],
+    decode_token: Callable[[int], str],
+    title: str = "Unmasking, step by step",
+    grid_columns: int | None = None,
+) -> str:
+    """The page, as a string to be written to a file.
+
+    groups: strategy name -> its samples; a sample number means the same prompt in every group. grid_columns: the number of
+    columns of a board (9 for Sudoku, whose boxes are drawn where it is a square number), None for text.
+    """
+    if not groups:
+        raise ValueError("there are no samples to replay: give at least one named group.")
+    for name, samples in groups.items():
+        if grid_columns is not None and samples.tokens.shape[1] % grid_columns:
+            raise ValueError(
+                f"the samples of '{name}' have {samples.tokens.shape[1]} positions, which {grid_columns} columns do not "
+                "divide: set grid_columns to the width of the board."
+            )
+    used = sorted({token for samples in groups.values() for token in samples.tokens[_filled(samples)].tolist()})
+    place = {token: index for index, token in enumerate(used)}
+    content = {
+        "columns": grid_columns,
+        "box": isqrt(grid_columns) if grid_columns and isqrt(grid_columns) ** 2 == grid_columns else None,
+        "texts": [decode_token(token) for token in used],
+        "groups": [{"name": name, "rows": _rows(samples, place)} for name, samples in groups.items()],
+    }
+    # Inside a script element only "<" could end it; the text then reaches the page through textContent alone.
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    before, after = PAGE.read_text(encoding="utf-8").split("@DATA@")
+    return before.replace("@TITLE@", html.escape(title)) + data + after
+
+
+def _filled(samples: Written) -> Bool[Tensor, "row position"]:
+    return samples.prompt | (samples.written_at >= 0)
+
+
+def _rows(samples: Written, place: dict[int, int]) -> list[dict]:
+    """Of each row the tokens by their place in "texts" (null: never written) and the step of each (-1: given)."""
+    written_at = samples.written_at.masked_fill(samples.prompt, -1).tolist()
+    rows = zip(samples.tokens.tolist(), written_at, _filled(samples).tolist(), strict=True)
+    return [
+        {"tokens": [place[token] if full else None for token, full in zip(tokens, filled, strict=True)], "at": at}
+        for tokens, at, filled in rows
+    ]

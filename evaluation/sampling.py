@@ -1,0 +1,73 @@
+"""One record of a set of samples: how good they are, what they cost, on which machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import resource
+import sys
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from data.sudoku import Box, is_solved
+from evaluation.intervals import wilson
+from evaluation.text import Judge, distinct_n, summarise, unigram_entropy
+from samplers.samples import Samples
+
+
+def quality(
+    tokens: Int[Tensor, "row position"], texts: list[str], judge: Judge | None, tokenizer=None
+) -> dict[str, float | int | str | None]:
+    """Generative perplexity (None without a judge), entropy of each sample in nats, distinct-n of the set."""
+    if judge is not None and tokens.shape[1] >= 3:
+        return finite(summarise(tokens, texts, judge, tokenizer))
+    distinct = {f"distinct_{n}": distinct_n(tokens, n) if tokens.shape[1] >= n else None for n in (1, 2, 3)}
+    return {"gen_ppl": None, "judge": None, "entropy": unigram_entropy(tokens).mean().item(), **distinct}
+
+
+def solved(boards: Int[Tensor, "row cell"], box: Box) -> dict[str, float]:
+    """The share of boards that are solved, with its 95% Wilson interval."""
+    rate, low, high = wilson(int(is_solved(boards, box).sum()), len(boards))
+    return {"solve_rate": rate, "solve_rate_low": low, "solve_rate_high": high}
+
+
+def cost(batches: list[Samples]) -> dict[str, float | int]:
+    """nfe: network evaluations of a sample, on average; forwards: model calls; seconds: of decoding, all batches."""
+    seconds = sum(batch.seconds for batch in batches)
+    generated = sum(int(batch.generated.sum()) for batch in batches)
+    return {
+        "nfe": torch.cat([batch.evaluations for batch in batches]).double().mean().item(),
+        "forwards": sum(batch.forwards for batch in batches),
+        "generated": generated,
+        "seconds": seconds,
+        "tokens_per_second": generated / seconds,
+    }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most that was ever held: on CUDA by tensors, on a CPU by the whole process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What a figure of speed depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": name,
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def finite(record: dict) -> dict:
+    """Numbers that are not finite become None, as JSON has none."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

@@ -1,0 +1,159 @@
+"""From a configuration to a strategy and a canvas: what every command that samples shares.
+
+Settings are those of configs/sampler/default.yaml; everything wrong with them is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.sudoku import SudokuTokenizer
+from dlm.environment import TokenRule
+from dlm.masked_lm import MaskedLM
+from policy.networks import HiddenMLP, check_fits, load_policy
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy
+from samplers.where import WHERE
+
+ROOT = Path(__file__).parents[1]
+STRATEGIES = (*WHERE, "policy")
+ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce")  # those that leave no mask; `bernoulli` is for training
+RULE_SETTINGS = {
+    "threshold": "threshold",
+    "factor": "factor",
+    "entropy_bound": "entropy_bound",
+    "confidence_noisy": "noise",
+}
+MASKS = re.compile(r" ?\[MASK(?::(\d+))?\]")  # the space before a mask belongs to the word that will stand there
+
+
+def shipped(path: str) -> str:
+    """`example/...` of this repository, whatever directory the command runs in; any other path as it is."""
+    return str(ROOT / path) if path.startswith("example/") else path
+
+
+def check_known(name: str | None) -> None:
+    """Refuse an unknown strategy, with the nearest name."""
+    if name is not None and name not in STRATEGIES:
+        nearest = difflib.get_close_matches(str(name), STRATEGIES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(STRATEGIES)}"
+        )
+
+
+def strategy_name(name: str | None, model: MaskedLM) -> str:
+    """The strategy to use: the default is direct, for a causal model leftmost, its only legal order."""
+    check_known(name)
+    if model.causal and name not in (None, "leftmost"):
+        raise ValueError(f"strategy {name!r} needs a masked model and this one is causal; use leftmost")
+    return name or ("leftmost" if model.causal else "direct")
+
+
+def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
+    """Where and what, as `config.sampler` says. Raises ValueError for anything that it or this model does not allow."""
+    sampler = config.sampler
+    name = strategy_name(sampler.strategy, model)
+    what = TokenRule(float(sampler.temperature), float(sampler.top_p), sampler.top_k)
+    if name == "policy":
+        return Strategy(_policy(sampler.policy, model), what)
+    if name not in RULE_SETTINGS:
+        return Strategy(WHERE[name](), what)
+    key = RULE_SETTINGS[name]
+    highest = 1.0 if name == "threshold" else float("inf")
+    if not isinstance(sampler[key], int | float) or not 0 <= sampler[key] <= highest:
+        raise ValueError(f"sampler.{key}={sampler[key]} must be a number from 0 to {highest}; change it")
+    return Strategy(WHERE[name](float(sampler[key])), what)
+
+
+def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
+    action = settings.action or "fixed"
+    if action not in ACTIONS:
+        raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
+    network = load_policy(shipped(str(settings.path)))
+    check_fits(network, model)
+    if isinstance(network, HiddenMLP) and action != "fixed":
+        raise ValueError(
+            f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "
+            f"must be fixed, not {action}; leave it out"
+        )
+    network.to(next(model.parameters()).device)
+    return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta))
+
+
+def canvas_of(
+    model: MaskedLM,
+    prefix: str | None = None,
+    suffix: str | None = None,
+    template: str | None = None,
+    length: int | None = None,
+) -> Int[Tensor, "position"]:
+    """One row to fill in: masks between `prefix` and `suffix`, or where `template` has [MASK:n].
+
+    length: positions; by default the model's longest, or the template's own; a template is continued by masks up to it.
+    A Sudoku model's canvas is its board and `prefix` the puzzle. Raises ValueError for what does not fit.
+    """
+    if isinstance(model.tokenizer, SudokuTokenizer):
+        if suffix is not None or template is not None:
+            raise ValueError("a Sudoku model takes the puzzle as its prompt; leave suffix and template out")
+        cells = model.tokenizer.size**2
+        row = [model.mask_id] * cells if prefix is None else model.tokenizer.encode(prefix)
+        return _with_something_to_write(row, model)
+    if template is not None and (prefix is not None or suffix is not None):
+        raise ValueError("template stands for the whole canvas; leave prefix and suffix out, or write them into it")
+    if model.causal and (suffix is not None or template is not None):
+        raise ValueError("a causal model cannot see what stands to the right of a mask; give it a prefix only")
+    if length is not None and not 1 <= length <= model.max_length:
+        raise ValueError(f"length={length} must be from 1 to the model's {model.max_length}; change it")
+    if template is None:
+        length = length or model.max_length
+        start, end = _encode(model, prefix), _encode(model, suffix)
+    else:
+        start, end = _fill_in(model, template), []
+        length = length or len(start)
+    given = len(start) + len(end)
+    if given > length or length > model.max_length:
+        raise ValueError(
+            f"the prompt has {given} positions and the canvas {min(length, model.max_length)}; shorten it or raise length "
+            f"(at most {model.max_length})"
+        )
+    return _with_something_to_write([*start, *[model.mask_id] * (length - given), *end], model)
+
+
+def _with_something_to_write(row: list[int], model: MaskedLM) -> Int[Tensor, "position"]:
+    if model.mask_id not in row:
+        raise ValueError(f"the prompt fills all {len(row)} positions; leave some to write")
+    return torch.tensor(row)
+
+
+def _encode(model: MaskedLM, text: str | None) -> list[int]:
+    if not text:
+        return []
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the tokenizer of {model.model_id} cannot be loaded, so it takes no prompt; add tokenizer.json"
+        )
+    tokens: list[int] = model.tokenizer.encode(text, add_special_tokens=False)
+    if any(token >= model.vocab_size or token == model.mask_id for token in tokens):  # pyright: ignore
+        raise ValueError(
+            f"the prompt {text!r} holds the mask token or one past the vocabulary; leave it out, and write [MASK:n] in a "
+            "template for positions to fill"
+        )
+    return tokens
+
+
+def _fill_in(model: MaskedLM, template: str) -> list[int]:
+    if not MASKS.search(template):
+        raise ValueError(f"the template {template!r} has nothing to fill; write [MASK:n] where n tokens are to stand")
+    row: list[int] = []
+    at = 0
+    for match in MASKS.finditer(template):
+        row += _encode(model, template[at : match.start()]) + [model.mask_id] * int(match[1] or 1)
+        at = match.end()
+    return row + _encode(model, template[at:])

@@ -1,0 +1,45 @@
+"""PPO on where to unmask: a value head on the policy's trunk, generalised advantages, clipped updates.
+
+Schulman et al. (1707.06347, 1506.02438). The reward comes at the last step of a rollout; the discount is 1. Advantages are
+normalised over the batch of steps, and every step counts the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from losses import clipped_policy_loss, gae, value_loss
+from policy.rollout import Steps, policy_log_probs
+from rewards.rules import RewardOutput
+from samplers.samples import Samples
+
+
+class PPO:
+    """algorithm: inner_updates, clip, gae_decay, value_weight."""
+
+    def __init__(self, algorithm: DictConfig, network: nn.Module):
+        if getattr(network, "value_proj", None) is None:
+            raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
+        self.algorithm = algorithm
+
+    def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law) -> Steps:
+        """All steps, with advantage, value target and weight; values are those of the network before its update."""
+        assert samples.trajectory is not None
+        trajectory = samples.trajectory
+        with torch.no_grad():
+            _, value = policy_log_probs(network, law, trajectory, value=True)
+        assert value is not None
+        last = trajectory.step == samples.steps[trajectory.row] - 1
+        at_end = torch.where(last, reward.total[trajectory.row], 0.0)
+        advantage, target = gae(at_end, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        return Steps(trajectory, advantage, torch.full_like(advantage, 1 / len(advantage)), target)
+
+    def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
+        """Of one chunk of steps; chunks add up to the loss of the batch."""
+        log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
+        assert value is not None and steps.target is not None
+        policy = clipped_policy_loss(log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip)
+        return policy + self.algorithm.value_weight * value_loss(value, steps.target, steps.weight)

@@ -1,0 +1,86 @@
+"""Rollouts of a policy in the environment, and their rewards.
+
+The frozen model runs here and nowhere else: what the policy read at each step is stored, flattened to active steps (rows that
+have finished leave no padding), and every update runs the policy alone on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.tasks import Prompts
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from policy.unmasker import PolicyUnmasker
+from rewards.rules import RewardOutput
+from samplers.loop import Strategy, sample
+from samplers.samples import Samples, Trajectory
+
+Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
+
+
+def rollout(
+    model: MaskedLM,
+    unmasker: PolicyUnmasker,
+    rule: TokenRule,
+    prompts: Prompts,
+    steps: int,
+    reward: Reward,
+    seed: int,
+    record: bool,
+    block_length: int | None = None,
+) -> tuple[Samples, RewardOutput]:
+    """Decode the prompts and score them. A step that selects nothing spends its evaluation, so a row ends after as many steps
+    as it has positions, maybe with masks left."""
+    environment = UnmaskingEnvironment(model, steps, block_length, limit=int((prompts.canvas == model.mask_id).sum(1).max()))
+    samples = sample(
+        environment, Strategy(unmasker, rule), prompts.canvas, seed, record=unmasker.network.inputs if record else None
+    )
+    return samples, reward(samples, prompts.rows)
+
+
+@dataclass
+class Steps:
+    """Active steps to learn from, N of them: the trajectory plus what the objective needs at each (PPO: a value target)."""
+
+    trajectory: Trajectory
+    advantage: Float[Tensor, "N"]
+    weight: Float[Tensor, "N"]
+    target: Float[Tensor, "N"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.advantage)
+
+    def take(self, index: Int[Tensor, "kept"]) -> Steps:
+        t = self.trajectory
+        inputs = {name: value[index] for name, value in t.inputs.items()}
+        kept = Trajectory(t.row[index], t.step[index], t.writable[index], t.order[index], t.log_where[index], inputs)
+        target = None if self.target is None else self.target[index]
+        return Steps(kept, self.advantage[index], self.weight[index], target)
+
+
+def policy_log_probs(
+    network: nn.Module, law, trajectory: Trajectory, value: bool = False
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
+    """Log-probability of the recorded picks under the network as it is now (and its values)."""
+    if value:
+        scores, values = network.forward_with_value(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
+        return law.log_prob(scores, trajectory.writable, trajectory.order), values
+    scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
+    return law.log_prob(scores, trajectory.writable, trajectory.order), None
+
+
+def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:
+    """Means for the log."""
+    still = (samples.tokens == mask_id).any(1).float().mean()
+    return {
+        "reward": float(reward.total.mean()),
+        "nfe": float(samples.evaluations.float().mean()),
+        "still_masked": float(still),
+        **{name: float(term.float().mean()) for name, term in reward.terms.items() if name not in ("evaluations", "still_masked")},
+    }

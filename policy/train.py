@@ -1,0 +1,175 @@
+"""Training a policy on a frozen model: rollouts and clipped updates (GRPO, PPO), or the variational bound.
+
+One iteration: draw prompts, decode them with the policy, score, update the policy alone on what it read. Batches are global
+over processes; gradients are averaged; a process with nothing to learn from still joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.tasks import PuzzleTask, TextTask
+from dlm.draws import Draws
+from dlm.environment import TokenRule
+from dlm.masked_lm import MaskedLM
+from policy.grpo import GRPO
+from policy.ppo import PPO
+from policy.rollout import Reward, rollout, summary
+from policy.unmasker import PolicyUnmasker
+from policy.variational import bound_loss, masking_path
+from training.optim import MovingAverage, Optimiser
+from training.processes import Processes
+from training.run import Run, step_seed
+
+CLIPPED = {"grpo": GRPO, "ppo": PPO}
+ALGORITHMS = (*CLIPPED, "variational")
+
+
+@dataclass
+class Learner:
+    """The network, its optimiser and its moving average; one `update` averages gradients over processes and steps."""
+
+    network: nn.Module
+    optimiser: Optimiser
+    average: MovingAverage
+    processes: Processes
+    updates: int = 0
+
+    def update(self) -> dict[str, float]:
+        self.processes.average_(Optimiser.gradients(self.optimiser.parameters))
+        metrics = self.optimiser.step(self.updates)
+        self.average.update(self.network.parameters())
+        self.updates += 1
+        return metrics
+
+
+def clipped_iteration(
+    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, reward: Reward, algorithm: GRPO | PPO,
+    config: DictConfig, rows: int, step: int,
+) -> dict[str, float]:  # fmt: skip
+    """One batch of rollouts and its inner updates. Inner updates take the whole batch, in chunks of
+    training.chunk active steps that bound memory."""
+    seed = step_seed(config.seed, step, learner.processes.rank)
+    group = config.algorithm.group_size
+    prompts = task.prompts(rows // group, seed).repeat(group)
+    prompts.canvas = prompts.canvas.to(learner.processes.device)
+    unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
+    rule = TokenRule(config.sampling.temperature)
+    samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, record=True)
+    steps = algorithm.prepare(samples, scored, learner.network, unmasker.law)
+    metrics = summary(samples, scored, model.mask_id)
+    anybody = learner.processes.mean({"steps": float(len(steps))})["steps"] > 0
+    for _ in range(config.algorithm.inner_updates if anybody else 0):
+        total = 0.0
+        for index in torch.arange(len(steps), device=learner.processes.device).split(config.training.chunk):
+            loss = algorithm.loss(learner.network, unmasker.law, steps.take(index))
+            loss.backward()
+            total += float(loss.detach())
+        metrics.update({"loss": total, **learner.update()})
+    return metrics
+
+
+def variational_iteration(
+    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int, step: int
+) -> dict[str, float]:
+    """One update on `rows` clean rows, in training.accum parts."""
+    seed = step_seed(config.seed, step, learner.processes.rank)
+    tokens, given = (x.to(learner.processes.device) for x in task.clean(rows, seed))
+    parts = list(zip(tokens.chunk(config.training.accum), given.chunk(config.training.accum), strict=True))
+    bound = 0.0
+    for number, (part, fixed) in enumerate(parts):
+        draws = Draws(seed * 1009 + number)
+        path = masking_path(model, learner.network, part, fixed, config.sampling.discrete_steps, draws)
+        loss, negative_bound = bound_loss(learner.network, path, fixed, config.algorithm.reinforce)
+        (loss / len(parts)).backward()
+        bound += float(negative_bound) / len(parts)
+    return {"loss": bound, **learner.update()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedLM, network: nn.Module, task: PuzzleTask | TextTask, reward: Reward, config: DictConfig, device: torch.device
+) -> dict[str, float]:
+    """Held-out prompts decoded by the policy as it would be used: nothing is left masked."""
+    count = min(config.eval.batch_size, len(task.valid.canvas))
+    prompts = task.valid.first(count)
+    prompts.canvas = prompts.canvas.to(device)
+    unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
+    rule = TokenRule(config.sampling.temperature)
+    samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, record=False)
+    return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}
+
+
+def train(
+    model: MaskedLM,
+    network: nn.Module,
+    task: PuzzleTask | TextTask,
+    reward: Reward,
+    config: DictConfig,
+    run: Run,
+    processes: Processes,
+    on_snapshot: Callable[[int, nn.Module], None],
+) -> None:
+    """The loop. Raises ValueError for an unknown algorithm or a batch that does not divide, FloatingPointError for a loss that
+    is not finite."""
+    name, training = config.algorithm.name, config.training
+    rows = processes.share(training.batch_size, "training.batch_size")
+    if name in CLIPPED and rows % config.algorithm.group_size:
+        raise ValueError(
+            f"a process's batch of {rows} rollouts is not divisible by algorithm.group_size={config.algorithm.group_size}"
+        )
+    if rows % training.accum:
+        raise ValueError(f"a process's batch of {rows} is not divisible by training.accum={training.accum}")
+    algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
+    parameters = list(network.parameters())
+    total = training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
+    learner = Learner(network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes)
+    first = 0
+    if (state := run.restore()) is not None:
+        network.load_state_dict(state["policy_model"])
+        learner.optimiser.adamw.load_state_dict(state["optimizer"])
+        learner.average.load_state_dict(state["ema"])
+        task.load_state_dict(state["task"])
+        first, learner.updates = state["step"], state["updates"]
+    for step in range(first, training.n_iters):
+        if algorithm:
+            metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)
+        else:
+            metrics = variational_iteration(model, learner, task, config, rows, step)
+        metrics = processes.mean(metrics)
+        run.check(metrics.get("loss", 0.0), step)
+        done = step + 1
+        last = done == training.n_iters
+        run.log(done, metrics, show=done % training.log_freq == 0 or last)
+        snapshot = done % training.snapshot_freq == 0 or last
+        if snapshot or done % training.eval_freq == 0:
+            kept = [p.detach().clone() for p in parameters]
+            learner.average.copy_to(parameters)
+            if processes.first and (done % training.eval_freq == 0 or last):
+                run.log(done, evaluate(model, network, task, reward, config, processes.device))
+            if processes.first and snapshot:
+                on_snapshot(done, network)
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
+        if snapshot or done % training.snapshot_freq_for_preemption == 0:
+            run.save(checkpoint(network, learner, task, done), snapshot)
+
+
+def checkpoint(network: nn.Module, learner: Learner, task: PuzzleTask | TextTask, step: int) -> dict[str, object]:
+    """genpolicy's keys, and what an exact resume needs besides."""
+    state: dict[str, Tensor] = network.state_dict()
+    return {
+        "policy_model": state,
+        "config": network._hub_mixin_config,
+        "optimizer": learner.optimiser.adamw.state_dict(),
+        "ema": learner.average.state_dict(),
+        "task": task.state_dict(),
+        "updates": learner.updates,
+        "step": step,
+    }

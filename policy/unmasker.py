@@ -1,0 +1,39 @@
+"""A learned policy as a *where* rule: the network's scores through one of the action laws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+from policy.actions import ACTIONS, FixedCount
+from policy.networks import DitConfidence, HiddenMLP
+
+
+@dataclass
+class PolicyUnmasker:
+    """action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, or fixed (`steps` equal steps).
+
+    temperature divides the scores; beta multiplies the probabilities of the Bernoulli laws (Apple's test-time knobs).
+    """
+
+    network: DitConfidence | HiddenMLP
+    action: str = "bernoulli_argmax"
+    temperature: float = 1.0
+    beta: float = 1.0
+
+    def __post_init__(self):
+        if self.action not in ACTIONS:
+            raise ValueError(f"policy.action={self.action!r} is unknown; use one of {', '.join(ACTIONS)}")
+        if self.beta != 1.0 and not self.action.startswith("bernoulli"):
+            raise ValueError(f"policy.beta={self.beta} scales Bernoulli probabilities; action {self.action!r} has none")
+        settings = {"beta": self.beta} if self.action.startswith("bernoulli") else {}
+        self.law = ACTIONS[self.action](temperature=self.temperature, **settings)
+
+    def choose(self, observation, draws):
+        scores = self.network.scores(**self.network.inputs(observation))
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        count = {"count": observation.count()} if isinstance(self.law, FixedCount) else {}
+        order = self.law.sample(scores, observation.writable, uniforms, **count)
+        return order, self.law.log_prob(scores, observation.writable, order)
+
+

@@ -1,0 +1,103 @@
+"""The variational objective: a masking order q and an unmasking order, both learned, bound the likelihood of clean text.
+
+genpolicy ("Trainable Policy for Fast Sampling", sjchen0/genpolicy). From a clean row, K steps mask equal parts of it by the
+masking channel; the bound scores the frozen model's tokens and the unmasking channel's picks along the way back. What differs:
+the masking channel learns, by REINFORCE with the entropy term of the bound; picks are scored as a sequence without replacement
+in the reverse of the masking order, so the bound is one; each canvas is evaluated once (K + 1 evaluations, not 2 K); given
+positions stay. A network without a masking channel masks uniformly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from losses import variational_loss
+from policy.actions import FixedCount
+from policy.networks import HiddenMLP
+
+
+@dataclass
+class MaskingPath:
+    """K masking steps of B rows, all known to the frozen model: what the network reads before and after each, the picks, and
+    log p of the tokens masked. Canvas k has k steps of masks."""
+
+    inputs: list[dict[str, Tensor]]  # K + 1 canvases, from clean to blank
+    order: list[Int[Tensor, "row position"]]  # K: ranks of the positions masked
+    eligible: list[Bool[Tensor, "row position"]]  # K: what could be masked
+    log_token: Float[Tensor, "row step"]
+
+
+def masking_scores(network: nn.Module, inputs: dict[str, Tensor]) -> Float[Tensor, "row position"]:
+    """The masking channel, or zeros (uniform)."""
+    if isinstance(network, HiddenMLP):
+        return network(**inputs)[..., 0]
+    return torch.zeros(inputs["masked"].shape, device=inputs["masked"].device)
+
+
+@torch.no_grad()
+def masking_path(
+    model: MaskedLM,
+    network: nn.Module,
+    tokens: Int[Tensor, "row position"],
+    given: Bool[Tensor, "row position"],
+    steps: int,
+    draws: Draws,
+) -> MaskingPath:
+    """Mask `tokens` outside `given` in `steps` parts by the masking channel, evaluating the model once a canvas.
+
+    The parts mirror sampling: going back, the first steps unmask what does not divide, so here the last ones mask it.
+    """
+    environment = UnmaskingEnvironment(model, steps)
+    blank = environment.reset(tokens.masked_fill(~given, model.mask_id))
+    total = blank.to_write
+    row_id = torch.arange(len(tokens), device=tokens.device)
+    inputs, orders, eligibles, log_tokens = [], [], [], []
+    canvas, order = tokens, None
+    for k in range(steps + 1):
+        observation = environment.reset(canvas)
+        observation.to_write, observation.time = total, torch.full_like(blank.time, (steps - k) / max(1, steps))
+        inputs.append(network.inputs(observation, everywhere=True))  # pyright: ignore[reportCallIssue]
+        if order is not None:
+            picked = order > 0
+            logits = [model.head(h) for h in observation.hidden(picked)[picked].split(environment.chunk)]
+            log_prob = torch.cat([part.log_softmax(1) for part in logits]).gather(1, tokens[picked].unsqueeze(1)).squeeze(1)
+            row = picked.nonzero()[:, 0]
+            log_tokens.append(torch.zeros(len(tokens), device=tokens.device).index_add_(0, row, log_prob))
+        if k == steps:
+            break
+        eligible = (canvas != model.mask_id) & ~given
+        back = steps - 1 - k  # the sampling step that this masking step undoes
+        count = total // steps + (back < total % steps).long()
+        uniforms = draws.uniform("where", row_id, torch.full_like(row_id, k), tokens.shape[1])
+        order = FixedCount().sample(masking_scores(network, inputs[-1]), eligible, uniforms, count)
+        orders.append(order)
+        eligibles.append(eligible)
+        canvas = torch.where(order > 0, model.mask_id, canvas)
+    return MaskingPath(inputs, orders, eligibles, torch.stack(log_tokens, 1))
+
+
+def reverse(order: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """The same picks, last first."""
+    return torch.where(order > 0, order.amax(1, keepdim=True) + 1 - order, 0)
+
+
+def bound_loss(
+    network: nn.Module, path: MaskingPath, given: Bool[Tensor, "row position"], reinforce: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(loss, negative bound in nats per token) of a path, by the network as it is now; only the network runs."""
+    law = FixedCount()
+    log_mask, log_unmask = [], []
+    for k, (order, eligible) in enumerate(zip(path.order, path.eligible, strict=True)):
+        log_mask.append(law.log_prob(masking_scores(network, path.inputs[k]), eligible, order))
+        masked_after = (~eligible & ~given) | (order > 0)
+        scores = network.scores(**path.inputs[k + 1])  # pyright: ignore[reportCallIssue]
+        log_unmask.append(law.log_prob(scores, masked_after, reverse(order)))
+    length = (~given).sum(1).clamp(min=1)
+    return variational_loss(path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce)

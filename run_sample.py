@@ -1,0 +1,260 @@
+"""Sample text or puzzles from a masked language model, and evaluate them.
+
+    python run_sample.py --strategy direct --batch_size 1 --steps 16
+    python run_sample.py --strategy confidence --num_samples 64 --batch_size 16 --steps 32 --json record.json
+
+Every flag is shorthand for a key of configs/sample.yaml; any other key is set Hydra's way: `sampler.temperature=0.9`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from data.sudoku import SudokuTokenizer
+from dlm.environment import UnmaskingEnvironment
+from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
+from evaluation.text import Judge, JudgeMissing, load_judge
+from load_model import load_model
+from policy.build import ROOT, STRATEGIES, build_strategy, canvas_of, check_known, shipped, strategy_name
+from samplers.live import LiveView
+from samplers.loop import sample
+from samplers.samples import Samples
+from training.usage import exit_on_bad_input
+
+EXAMPLES = """
+any key of configs/sample.yaml can follow as KEY=VALUE, among them
+  dlm=NAME                  stories (default), stories_causal, sudoku6, radd_t_dce, radd_lambda_dce, radd_lambda_dce_medium
+  sampler.temperature=0.9   0 writes the most likely token; also sampler.top_p, sampler.top_k
+  sampler.block_length=32   semi-autoregressive decoding
+  sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
+  sampler.policy.action=bernoulli_argmax
+  dlm.dtype=bfloat16
+
+examples
+  python run_sample.py --strategy direct --batch_size 1 --steps 16
+  python run_sample.py --strategy policy --steps 16 --num_samples 8 --batch_size 8
+  python run_sample.py --strategy threshold --threshold 0.8 --prompt "Once upon a time" --show
+  python run_sample.py --template "Once upon a time there was a [MASK:5] who lived [MASK:3]." --steps 8
+  python run_sample.py dlm=sudoku6 --strategy confidence --prompt ".3....4...3..21..4..5..6.......1..4."
+  python run_sample.py dlm=stories_causal --num_samples 4 --batch_size 4
+  python run_sample.py dlm=radd_lambda_dce_medium sampler.temperature=0.9 --device cuda --json - --no-eval
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; `dest` is the key of the configuration that a flag sets."""
+    parser = argparse.ArgumentParser(
+        usage="python run_sample.py [FLAGS] [KEY=VALUE ...]",
+        description="Sample from a masked (or causal) language model; print generative perplexity, entropy, NFE, tokens/s.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", "--ckpt_path", dest="dlm.path", metavar="PATH", help="hub id, directory, run or one .pth of a run"
+    )
+    model.add_argument("--device", metavar="NAME", help="auto (default), cpu or cuda")
+    how = parser.add_argument_group("how to unmask")
+    how.add_argument(
+        "--strategy", dest="sampler.strategy", metavar="NAME",
+        help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step)",
+    )  # fmt: skip
+    how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
+                     "first_hitting, threshold, factor and entropy_bound take as many as they need")  # fmt: skip
+    how.add_argument(
+        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of strategy threshold (0.9)"
+    )
+    how.add_argument(
+        "--policy",
+        dest="sampler.policy.path",
+        metavar="PATH",
+        help="a trained policy for strategy policy (example/014609)",
+    )
+    what = parser.add_argument_group("what to write")
+    what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
+    what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
+    what.add_argument("--length", type=int, metavar="N", help="positions of the canvas (the model's longest)")
+    what.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same samples (0)")
+    what.add_argument("--prompt", "--prefix", dest="prefix", metavar="TEXT",
+                      help="text at the start; for Sudoku the puzzle, with '.' for a blank")  # fmt: skip
+    what.add_argument("--suffix", metavar="TEXT", help="text at the end")
+    what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five tokens")
+    after = parser.add_argument_group("evaluation and output")
+    after.add_argument(
+        "--judge", metavar="NAME", help="causal model for perplexity: smollm2 (default), a hub id, a directory"
+    )
+    after.add_argument("--no-eval", dest="eval", action="store_false", help="no judge, so no perplexity")
+    after.add_argument("--out", metavar="DIR", help="write sample_*.txt and samples.jsonl here")
+    after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
+    after.add_argument("--show", action="store_true", help="watch the canvas fill")
+    return parser
+
+
+def build_config(argv: list[str]) -> DictConfig:
+    """The configuration of one command line: configs/sample.yaml, the overrides, then the flags."""
+    flags, overrides = parser().parse_known_args(argv)
+    for unknown in overrides:
+        if unknown.startswith("-") or "=" not in unknown:
+            names = [name for action in parser()._actions for name in action.option_strings]
+            nearest = difflib.get_close_matches(unknown.split("=")[0], names, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; did you mean {nearest}? See --help")
+    try:
+        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+            config = compose("sample", overrides)
+    except HydraException as error:
+        raise ValueError(
+            f"{' '.join(overrides)!r} does not fit configs/sample.yaml: {' '.join(str(error).split())}"
+        ) from error
+    for key, value in vars(flags).items():
+        literal = value.replace("${", "\\${") if isinstance(value, str) else value  # text, not an interpolation
+        OmegaConf.update(config, key, literal)
+    return config
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what no model could be asked for. Raises ValueError."""
+    check_known(config.sampler.strategy)
+    for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length"):
+        value = OmegaConf.select(config, key)
+        optional = key in ("num_samples", "length", "sampler.block_length")
+        if not (value is None and optional) and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
+    for key in ("sampler.temperature", "sampler.top_p", "sampler.policy.temperature", "sampler.policy.beta"):
+        if not isinstance(OmegaConf.select(config, key), int | float):
+            raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a number; change it")
+    for key in ("seed", "sampler.top_k"):
+        if not isinstance(OmegaConf.select(config, key), int):
+            raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a whole number; change it")
+    if config.dlm.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dlm.dtype={config.dlm.dtype} must be float32, bfloat16 or float16; change it")
+    if str(config.device).split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={config.device} is unknown; use auto, cpu or cuda")
+    if str(config.device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={config.device} but this machine offers no CUDA device; use cpu")
+
+
+def default_judge(device: torch.device) -> Judge | None:
+    """smollm2; where it is not installed None, and on stderr how to install it."""
+    try:
+        return load_judge("smollm2", str(device))
+    except JudgeMissing as error:
+        print(f"no generative perplexity: {error}", file=sys.stderr)
+        return None
+
+
+def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
+    """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
+    check(config)
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(chosen if config.device == "auto" else config.device)
+    model, _ = load_model(shipped(str(config.dlm.path)), device, config.dlm.dtype)
+    strategy = build_strategy(config, model)
+    given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    canvas = canvas_of(model, **given, length=config.length).to(device)
+    config = config.copy()
+    config.sampler.strategy, config.length = strategy_name(config.sampler.strategy, model), len(canvas)
+    config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
+    config.num_samples = config.num_samples or config.batch_size
+    environment = UnmaskingEnvironment(model, config.sampler.steps, config.sampler.block_length)
+    environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
+    board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
+    judged = config.eval and board is None and model.tokenizer is not None
+    judge = (
+        load_judge(config.judge, str(device)) if judged and config.judge else None
+    )  # refused now where it is missing
+
+    batches = []
+    masks = int((canvas == model.mask_id).sum())
+    decode = model.tokenizer.decode if model.tokenizer else lambda ids: " ".join(map(str, ids))
+    shown, columns = (decode if config.show else None), (board.size if board else None)
+    with LiveView(masks * config.num_samples, shown, columns, quiet=config.json == "-") as view:
+        for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
+            canvases = canvas.expand(len(rows), -1)
+            view.next_batch(canvases, model.mask_id)
+            batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
+    memory = peak_memory_mib(device)
+    judge = default_judge(device) if judged and judge is None else judge
+    tokens = torch.cat([batch.tokens for batch in batches]).cpu()
+    texts = [decode(row) for row in tokens.tolist()]
+    record = {
+        "model": str(config.dlm.path),
+        "strategy": config.sampler.strategy,
+        "steps": config.sampler.steps,
+        "length": config.length,
+        "samples": config.num_samples,
+        "seed": config.seed,
+        **quality(tokens, texts, judge, model.tokenizer),
+        **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
+        **cost(batches),
+        "peak_memory_mib": memory,
+        "machine": machine(device),
+        "config": OmegaConf.to_container(config),
+    }
+    return batches, texts, record
+
+
+def write_samples(directory: Path, batches: list[Samples], texts: list[str]) -> None:
+    """sample_N.txt, and samples.jsonl with the tokens and the step at which each was written (-1: given)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = [
+        torch.cat([getattr(b, name) for b in batches]).tolist() for name in ("tokens", "written_at", "evaluations")
+    ]
+    with (directory / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for number, (text, tokens, written_at, nfe) in enumerate(zip(texts, *columns, strict=True)):
+            (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
+            row = {"sample": number, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def summary(record: dict) -> str:
+    """The figures for a reader."""
+    perplexity = "not computed"
+    if record["gen_ppl"] is not None:
+        perplexity = f"{record['gen_ppl']:.2f} (judge {record['judge']}, on {record['ppl_on']})"
+    lines = {
+        "generative perplexity": perplexity,
+        "entropy": f"{record['entropy']:.3f} nats",
+        "distinct-1/2/3": " / ".join("-" if (d := record[f"distinct_{n}"]) is None else f"{d:.3f}" for n in (1, 2, 3)),
+        "NFE": f"{record['nfe']:.1f} a sample, {record['forwards']} forwards",
+        "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
+        "peak memory": f"{record['peak_memory_mib']:.0f} MiB",
+    }
+    if "solve_rate" in record:
+        low, high = record["solve_rate_low"], record["solve_rate_high"]
+        lines = {"solved": f"{record['solve_rate']:.1%} [{low:.1%}, {high:.1%}]"} | lines
+        del lines["generative perplexity"], lines["distinct-1/2/3"]
+    return "\n".join(f"{name:<22} {value}" for name, value in lines.items())
+
+
+def main(argv: list[str]) -> None:
+    config = build_config(argv)
+    batches, texts, record = draw_samples(config)
+    if config.out:
+        write_samples(Path(config.out), batches, texts)
+    if config.json == "-":
+        print(json.dumps(record, allow_nan=False))
+        return
+    for number, text in enumerate(texts[:4]):
+        print(f"--- sample {number} ---\n{text}\n")
+    if len(texts) > 4:
+        print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
+    print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
+    if config.json:
+        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main(sys.argv[1:])

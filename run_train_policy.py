@@ -1,0 +1,95 @@
+"""Learn where to unmask next, on a frozen masked-diffusion model.
+
+    torchrun --nproc-per-node 1 run_train_policy.py training.accum=1 training.batch_size=8 sampling.discrete_steps=16
+    python run_train_policy.py experiment=sudoku6_grpo
+    python run_train_policy.py resume=output/2026.01.31/120000
+
+Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py --strategy policy --policy RUN` reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from data.tasks import PuzzleTask, TextTask
+from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
+from load_model import load_model
+from policy.networks import POLICIES, HiddenMLP, check_fits, save_policy
+from policy.rollout import Reward
+from policy.train import ALGORITHMS, train
+from rewards.likelihood import LikelihoodReward
+from rewards.rules import PuzzleReward
+from training.processes import Processes, processes
+from training.run import Run, resumed_config
+from training.usage import exit_on_bad_input
+
+
+def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+    """A new policy network that fits the model."""
+    settings = OmegaConf.to_container(config.policy)
+    assert isinstance(settings, dict)
+    kind = str(settings.pop("policy_type"))
+    if kind not in POLICIES:
+        raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
+    if POLICIES[kind] is HiddenMLP:
+        settings["hidden_size"] = model.hidden_size
+    elif config.algorithm.name == "ppo":
+        settings["value_head"] = True
+    network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
+    check_fits(network, model)
+    return network
+
+
+def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTask, group: Processes) -> Reward:
+    """reward.name: puzzle (Sudoku solved, times a speed factor) or likelihood (under a causal judge on the same tokens)."""
+    reward = config.reward
+    if reward.name == "puzzle":
+        if not isinstance(task, PuzzleTask):
+            raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
+        return PuzzleReward(task.box, reward.alpha, reward.additive)
+    judge, _ = load_model(reward.judge, group.device, config.model.dtype)
+    if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
+        raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
+    mean_log_prob = lambda tokens: sequence_log_prob(judge, tokens).mean(1)  # noqa: E731
+    return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
+
+
+def main(config: DictConfig, overrides: list[str]) -> Path:
+    """Train; returns the run directory."""
+    config = resumed_config(config, overrides)
+    if config.algorithm.name not in ALGORITHMS:
+        raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    with processes(config.device) as group:
+        torch.manual_seed(config.seed)
+        model, _ = load_model(config.dlm.path, group.device, config.model.dtype)
+        if config.data.kind == "sudoku":
+            task: PuzzleTask | TextTask = PuzzleTask(config.data)
+        else:
+            length = config.sampling.length or model.max_length
+            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, group.rank, group.world)
+        network = build_policy(config, model).to(group.device)
+        reward = build_reward(config, model, task, group)
+        run = Run(config, overrides, group)
+        run.say(f"{sum(p.numel() for p in network.parameters()):,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
+        train(
+            model, network, task, reward, config, run, group,
+            lambda step, policy: save_policy(policy, run.directory / "policy"),
+        )  # fmt: skip
+        run.close()
+        return run.directory
+
+
+@hydra.main(config_path="configs", config_name="train_policy", version_base=None)
+def entry(config: DictConfig) -> None:
+    with exit_on_bad_input():
+        main(config, list(HydraConfig.get().overrides.task))
+
+
+if __name__ == "__main__":
+    entry()

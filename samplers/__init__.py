@@ -1,0 +1,1 @@
+"""The loop; where to unmask; what to write; reproducible draws."""

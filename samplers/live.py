@@ -1,0 +1,105 @@
+"""Progress in the terminal: a bar with NFE and tokens per second and, where asked for, the canvas while it fills.
+
+`LiveView` is an `on_step` of `samplers.loop.sample`. It writes to stderr, and nothing where that is no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+from jaxtyping import Bool, Int
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from dlm.environment import Observation
+
+MASK, FRESH = "░", "bold green"
+
+
+def paint(
+    tokens: Int[Tensor, "position"],
+    masked: Bool[Tensor, "position"],
+    fresh: Bool[Tensor, "position"],
+    decode: Callable[[list[int]], str],
+    columns: int | None = None,
+) -> Text:
+    """One canvas: masks as shaded cells, what the last step wrote in green. columns: the width of a board, None for text."""
+    text = Text()
+    kinds = list(zip(tokens.tolist(), masked.tolist(), fresh.tolist(), strict=True))
+    start = 0
+    for end in range(1, len(kinds) + 1):
+        same = end < len(kinds) and kinds[end][1:] == kinds[start][1:] and columns is None
+        if same:  # neighbours are decoded together: a character may span several tokens
+            continue
+        _, is_mask, is_fresh = kinds[start]
+        shown = MASK * (end - start) if is_mask else decode([token for token, _, _ in kinds[start:end]])
+        text.append(shown, "dim" if is_mask else FRESH if is_fresh else "")
+        if columns is not None:
+            text.append("\n" if end % columns == 0 else " ")
+        start = end
+    text.rstrip()
+    return text
+
+
+class LiveView:
+    """`with LiveView(total, decode) as view: sample(..., on_step=view.on_step)`, once for each batch.
+
+    total: tokens to write in all batches; decode: token ids to text, which shows the first canvas of each batch; None: the bar
+    alone. `on_step` is None where there is no terminal, so that nothing is counted for nobody.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        decode: Callable[[list[int]], str] | None = None,
+        columns: int | None = None,
+        quiet: bool = False,
+        console: Console | None = None,
+    ):
+        self.console = console or Console(stderr=True)
+        self.on_step = None if quiet or not self.console.is_terminal else self._on_step
+        self.total, self.decode, self.columns = total, decode, columns
+        self.written = 0  # in the batches before this one
+        self.batch_masks = 0
+        self.shown: Int[Tensor, "position"] | None = None  # the first canvas of the batch, a step ago
+        self.bar = Progress(
+            TextColumn("{task.fields[nfe]:.0f} evaluations"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} tokens, {task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("", total=total, nfe=0, speed=0)
+        self.live = Live(self.bar, console=self.console, transient=True)
+
+    def __enter__(self) -> LiveView:
+        self.started = perf_counter()
+        if self.on_step is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.on_step is not None:
+            self.live.stop()
+
+    def next_batch(self, canvases: Int[Tensor, "row position"], mask_id: int) -> None:
+        """Say that these canvases come next."""
+        self.written += self.batch_masks
+        self.batch_masks = int((canvases == mask_id).sum())
+        self.shown = canvases[0]
+
+    def _on_step(self, observation: Observation, place: Int[Tensor, "active"]) -> None:
+        written = self.written + self.batch_masks - int(observation.masked.sum())  # rows that left have no masks
+        speed = written / (perf_counter() - self.started)
+        self.bar.update(self.task, completed=written, nfe=observation.evaluations.max().item(), speed=speed)
+        if self.decode is not None and int(place[0]) == 0:  # rows leave but keep their order
+            tokens, masked = observation.tokens[0], observation.masked[0]
+            fresh = tokens != self.shown
+            self.shown = tokens
+            canvas = paint(tokens, masked, fresh, self.decode, self.columns)
+            self.live.update(Group(Panel(canvas, title=f"step {int(observation.row_step[0])}"), self.bar))

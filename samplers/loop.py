@@ -1,0 +1,95 @@
+"""The loop: observe, decide where and what, commit; rows that are finished leave.
+
+Direct, confidence, threshold, learned and autoregressive decoding are choices of *where* and *what* (`samplers/where.py`,
+`dlm.environment.TokenRule`); nothing else differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.environment import Decision, Observation, TokenRule, UnmaskingEnvironment
+from samplers.samples import Samples, Trajectory
+
+
+@runtime_checkable
+class Unmasker(Protocol):
+    """Where: ranks of the picks (0 untouched) among `observation.writable`, and the log-probability of the choice."""
+
+    def choose(
+        self, observation: Observation, draws: Draws
+    ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
+
+
+@dataclass
+class Strategy:
+    """Where composed with what."""
+
+    where: Unmasker
+    what: TokenRule
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        order, log_where = self.where.choose(observation, draws)
+        tokens, log_what = observation.draw(order > 0, self.what, draws)
+        return Decision(order, tokens, log_where, log_what)
+
+
+@torch.no_grad()
+def sample(
+    environment: UnmaskingEnvironment,
+    strategy: Strategy,
+    canvas: Int[Tensor, "row position"],
+    seed: int = 0,
+    row_id: Int[Tensor, "row"] | None = None,
+    record: Callable[[Observation], dict[str, Tensor]] | None = None,
+    on_step: Callable[[Observation, Int[Tensor, "active"]], None] | None = None,
+) -> Samples:
+    """Decode every row of `canvas`.
+
+    row_id names the rows for the draws (default: their numbers); `record` returns what the trajectory keeps of each step;
+    `on_step` sees each new observation and the rows' places in `canvas` (progress, a live view).
+    """
+    draws = Draws(seed)
+    started = time.perf_counter()
+    observation = environment.reset(canvas, row_id)
+    tokens, written_at = canvas.clone(), torch.full_like(canvas, -1)
+    evaluations = torch.zeros(len(canvas), dtype=torch.long, device=canvas.device)
+    steps = torch.zeros_like(evaluations)
+    place = torch.arange(len(canvas), device=canvas.device)  # of each active row in `canvas`
+    kept: list[dict[str, Tensor]] = []
+    while True:
+        if bool(observation.done.any()):
+            tokens[place] = observation.tokens
+            evaluations[place], steps[place] = observation.evaluations, observation.row_step
+            going_on = (~observation.done).nonzero().squeeze(1)
+            if len(going_on) == 0:
+                break
+            place = place[going_on]
+            observation = environment.select(going_on)
+        decision = strategy.decide(observation, draws)
+        if record is not None:
+            kept.append({
+                "row": place, "step": observation.row_step, "writable": observation.writable,
+                "order": decision.order, "log_where": decision.log_where, **record(observation),
+            })  # fmt: skip
+        written_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), written_at[place])
+        observation = environment.step(decision)
+        if on_step is not None:
+            on_step(observation, place)
+    trajectory = None
+    if kept:
+        whole = {name: torch.cat([step[name] for step in kept]) for name in kept[0]}
+        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where")}
+        trajectory = Trajectory(**fixed, inputs=whole)
+    return Samples(
+        tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,
+        environment.forwards, environment.rows_evaluated, time.perf_counter() - started, trajectory,
+    )  # fmt: skip

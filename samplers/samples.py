@@ -1,0 +1,46 @@
+"""What sampling gives back: tokens, when each was written, what it cost, and the trajectory where it was recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass
+class Trajectory:
+    """Every step of every row that was active, one after the other (N of them): the row and its step, what could be written,
+    what was picked, with which log-probability, and what `record` returned (policy inputs)."""
+
+    row: Int[Tensor, "N"]
+    step: Int[Tensor, "N"]
+    writable: Bool[Tensor, "N position"]
+    order: Int[Tensor, "N position"]
+    log_where: Float[Tensor, "N"]
+    inputs: dict[str, Tensor]
+
+
+@dataclass
+class Samples:
+    """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
+    evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
+    forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding."""
+
+    tokens: Int[Tensor, "row position"]
+    prompt: Bool[Tensor, "row position"]
+    written_at: Int[Tensor, "row position"]
+    evaluations: Int[Tensor, "row"]
+    steps: Int[Tensor, "row"]
+    forwards: int
+    rows_evaluated: int
+    seconds: float
+    trajectory: Trajectory | None = None
+
+    @property
+    def generated(self) -> Int[Tensor, "row"]:
+        return (self.written_at >= 0).sum(1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return int(self.generated.sum()) / self.seconds

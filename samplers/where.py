@@ -1,0 +1,197 @@
+"""Where to unmask: every rule that needs no learned policy. `WHERE` maps the names of the command line to them.
+
+Rules that choose without looking (direct, first_hitting, random, leftmost) never read the model; the loop then reads it at
+the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule.
+Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim et al. 2502.06768 (margin), genpolicy
+(confidence_noisy), LLaDA 2502.09992 (top_prob), Dream (entropy), Fast-dLLM 2505.22618 (threshold, factor), EB-Sampler
+2505.24857 (entropy_bound).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.environment import Observation
+
+TIE = 1e-5  # scores closer than this to the last one taken are equal: the tie stream orders them, not rounding
+
+
+def best(
+    scores: Float[Tensor, "row position"],
+    writable: Bool[Tensor, "row position"],
+    count: Int[Tensor, "row"],
+    ties: Float[Tensor, "row position"],
+) -> Int[Tensor, "row position"]:
+    """Ranks 1..count of the `count` highest scores among `writable`; scores within TIE of the last one taken are drawn by `ties`."""
+    scores = scores.double().masked_fill(~writable, -torch.inf)
+    last = scores.sort(1, descending=True).values.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
+    sure = scores > last + TIE
+    tied = (scores >= last - TIE) & ~sure & writable
+    key = sure.double() * 2 + tied.double() + ties  # ties are in (0, 1): the classes do not mix
+    rank = key.argsort(1, descending=True).argsort(1)
+    return torch.where((rank < count.unsqueeze(1)) & writable, rank + 1, 0)
+
+
+def by_ties(observation: Observation, draws: Draws) -> Float[Tensor, "row position"]:
+    return draws.uniform("tie", observation.row_id, observation.row_step, observation.tokens.shape[1])
+
+
+def nothing(observation: Observation) -> Float[Tensor, "row"]:
+    """Log-probability of a rule that is not asked for one."""
+    return torch.zeros(len(observation.tokens), device=observation.tokens.device)
+
+
+@dataclass
+class Direct:
+    """Each mask with probability 1 / (steps left): RADD's Tweedie sampler on the log-linear schedule."""
+
+    def choose(self, observation, draws):
+        left = (observation.steps - observation.block_step).clamp(min=1)
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        picked = (uniforms < 1 / left.double().unsqueeze(1)) & observation.writable
+        return picked.long(), nothing(observation)
+
+
+@dataclass
+class FirstHitting:
+    """One mask an evaluation, uniformly: ancestral sampling in continuous time without its idle steps. Without a time input
+    the hitting times themselves do not matter, and are not drawn."""
+
+    def choose(self, observation, draws):
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        one = torch.ones_like(observation.row_step)
+        return best(uniforms, observation.writable, one, uniforms), nothing(observation)
+
+
+@dataclass
+class Random:
+    """A fixed count a step, uniformly."""
+
+    def choose(self, observation, draws):
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        scores = torch.zeros_like(uniforms)  # all tied: the uniforms order them
+        return best(scores, observation.writable, observation.count(), uniforms), nothing(observation)
+
+
+@dataclass
+class Leftmost:
+    """A fixed count a step, from the left; with one position a step the autoregressive order."""
+
+    def choose(self, observation, draws):
+        length = observation.tokens.shape[1]
+        scores = -torch.arange(length, device=observation.tokens.device).double().expand(observation.tokens.shape)
+        count = torch.minimum(observation.count().clamp(min=1), observation.writable.sum(1))
+        return best(scores, observation.writable, count, by_ties(observation, draws)), nothing(observation)
+
+
+def margin(observation: Observation) -> Float[Tensor, "row position"]:
+    """p(best) - p(second)."""
+    top = observation.read(observation.writable, 2).top_log_probs.exp()
+    return top[..., 0] - top[..., 1]
+
+
+def top_probability(observation: Observation) -> Float[Tensor, "row position"]:
+    return observation.read(observation.writable, 1).top_log_probs[..., 0].exp()
+
+
+def negative_entropy(observation: Observation) -> Float[Tensor, "row position"]:
+    entropy = observation.read(observation.writable, 1, entropy=True).entropy
+    assert entropy is not None
+    return -entropy
+
+
+SCORES = {"margin": margin, "top_prob": top_probability, "entropy": negative_entropy}
+
+
+@dataclass
+class Confident:
+    """A fixed count a step, the most confident first. score: margin, top_prob or entropy (the lowest first)."""
+
+    score: str = "margin"
+
+    def choose(self, observation, draws):
+        scores = SCORES[self.score](observation)
+        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(observation)
+
+
+@dataclass
+class ConfidentNoisy:
+    """A fixed count a step by log p(best) - log p(second) + noise * N(0, 1): what genpolicy calls confidence."""
+
+    noise: float = 1.0
+
+    def choose(self, observation, draws):
+        top = observation.read(observation.writable, 2).top_log_probs.double()
+        length = observation.tokens.shape[1]
+        scores = top[..., 0] - top[..., 1] + self.noise * draws.normal("noise", observation.row_id, observation.row_step, length)
+        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(observation)
+
+
+def at_least_one(
+    picked: Bool[Tensor, "row position"], scores: Float[Tensor, "row position"], observation: Observation, draws: Draws
+) -> Int[Tensor, "row position"]:
+    """The picks, and the best position of a row that picked nothing."""
+    one = torch.ones_like(observation.row_step)
+    first = best(scores, observation.writable, one, by_ties(observation, draws)) > 0
+    return ((picked & observation.writable) | first).long()
+
+
+@dataclass
+class Threshold:
+    """Every position whose best token has at least this probability, and always the best one."""
+
+    threshold: float = 0.9
+
+    def choose(self, observation, draws):
+        probability = top_probability(observation)
+        return at_least_one(probability >= self.threshold, probability, observation, draws), nothing(observation)
+
+
+@dataclass
+class Factor:
+    """The n most confident, n the largest with (n + 1)(1 - p_n) < factor, at least one."""
+
+    factor: float = 1.0
+
+    def choose(self, observation, draws):
+        probability = top_probability(observation)
+        ordered = probability.masked_fill(~observation.writable, -torch.inf).sort(1, descending=True).values
+        number = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
+        passes = (number + 1) * (1 - ordered) < self.factor
+        count = torch.where(passes, number, 1).amax(1)
+        count = torch.minimum(count, observation.writable.sum(1))
+        return best(probability, observation.writable, count, by_ties(observation, draws)), nothing(observation)
+
+
+@dataclass
+class EntropyBound:
+    """The lowest entropies whose sum without the largest stays within the bound (nats), at least one."""
+
+    bound: float = 0.5
+
+    def choose(self, observation, draws):
+        entropy = -negative_entropy(observation)
+        ordered = entropy.masked_fill(~observation.writable, torch.inf).sort(1).values
+        count = (ordered.cumsum(1) - ordered <= self.bound).sum(1)  # of the n taken the largest is the last
+        count = torch.minimum(count, observation.writable.sum(1)).clamp(min=1)
+        return best(-entropy, observation.writable, count, by_ties(observation, draws)), nothing(observation)
+
+
+WHERE = {
+    "direct": Direct,
+    "first_hitting": FirstHitting,
+    "random": Random,
+    "confidence": Confident,
+    "confidence_noisy": ConfidentNoisy,
+    "top_prob": lambda: Confident("top_prob"),
+    "entropy": lambda: Confident("entropy"),
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy_bound": EntropyBound,
+    "leftmost": Leftmost,
+}

