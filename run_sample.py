@@ -37,7 +37,7 @@ any key of configs/sample.yaml can follow as KEY=VALUE, among them
   sampler.block_length=32   semi-autoregressive decoding
   sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
   sampler.policy.action=bernoulli_argmax
-  dlm.dtype=bfloat16
+  model.dtype=bfloat16
 
 examples
   python run_sample.py --strategy direct --batch_size 1 --steps 16
@@ -136,8 +136,8 @@ def check(config: DictConfig) -> None:
     for key in ("seed", "sampler.top_k"):
         if not isinstance(OmegaConf.select(config, key), int):
             raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a whole number; change it")
-    if config.dlm.dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dlm.dtype={config.dlm.dtype} must be float32, bfloat16 or float16; change it")
+    if config.model.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"model.dtype={config.model.dtype} must be float32, bfloat16 or float16; change it")
     if str(config.device).split(":")[0] not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={config.device} is unknown; use auto, cpu or cuda")
     if str(config.device).startswith("cuda") and not torch.cuda.is_available():
@@ -158,7 +158,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     check(config)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen if config.device == "auto" else config.device)
-    model, _ = load_model(shipped(str(config.dlm.path)), device, config.dlm.dtype)
+    model, _ = load_model(shipped(str(config.dlm.path)), device, config.model.dtype)
     strategy = build_strategy(config, model)
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
     canvas = canvas_of(model, **given, length=config.length).to(device)

@@ -21,6 +21,7 @@ from rewards.rules import RewardOutput
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples, Trajectory
 
+PATIENCE = 4
 Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
 
 
@@ -35,9 +36,13 @@ def rollout(
     record: bool,
     block_length: int | None = None,
 ) -> tuple[Samples, RewardOutput]:
-    """Decode the prompts and score them. A step that selects nothing spends its evaluation, so a row ends after as many steps
-    as it has positions, maybe with masks left."""
-    environment = UnmaskingEnvironment(model, steps, block_length, limit=int((prompts.canvas == model.mask_id).sum(1).max()))
+    """Decode the prompts and score them.
+
+    A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
+    PATIENCE steps for each position that it began with, maybe with masks left.
+    """
+    masks = int((prompts.canvas == model.mask_id).sum(1).max())
+    environment = UnmaskingEnvironment(model, steps, block_length, limit=PATIENCE * masks)
     samples = sample(
         environment, Strategy(unmasker, rule), prompts.canvas, seed, record=unmasker.network.inputs if record else None
     )

@@ -210,7 +210,7 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
         (TEXT, ["sampler.stepz=4"], "stepz"),
         (TEXT, ["dlm=none"], "dlm/none"),
         (TEXT, ["--step", "4"], "did you mean --steps"),
-        (TEXT, ["dlm.dtype=int8"], "dtype=int8"),
+        (TEXT, ["model.dtype=int8"], "dtype=int8"),
         (TEXT, ["--device", "abacus"], "device=abacus"),
         (TEXT, ["--strategy", "policy", "--policy", "/nowhere"], "/nowhere holds no policy"),
         (TEXT, ["--strategy", "policy", "--policy", "NARROW"], "width 8"),

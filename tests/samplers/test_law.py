@@ -11,12 +11,15 @@ from tests.enumerable import best_subsets, dependent_joint, exact_law, fits, fro
 ROWS = 20_000
 SETTINGS = {  # chosen so that a step writes one position at some canvases and several at others
     "confidence_noisy": {"noise": 0.7},
-    "threshold": {"threshold": 0.6},
+    "threshold": {"threshold": 0.592},
     "factor": {"factor": 1.0},
-    "entropy_bound": {"bound": 0.8},
+    "entropy_bound": {"bound": 1.5},
 }
 DEPENDENT = from_joint(dependent_joint(vocabulary=3, length=3, seed=1))
-INCONSISTENT = inconsistent(vocabulary=3, length=4, seed=3)
+INCONSISTENT = inconsistent(vocabulary=3, length=4, seed=2)
+# On the blank canvas the two best positions are others for the best probability, for the margin and for the entropy.
+BLANK = torch.tensor([[0.6, 0.39, 0.01], [0.225, 0.55, 0.225], [0.001, 0.409, 0.59], [0.35, 0.055, 0.595]])
+INCONSISTENT.table.data[-1] = BLANK.log()
 
 
 def sampled(model, name, steps, canvas=None, block=None, what=None, rows=ROWS, seed=0, **settings):
@@ -75,7 +78,7 @@ def test_the_laws_of_the_rules_differ():
         for other in names[i + 1 :]:
             keys = laws[one].keys() | laws[other].keys()
             distance = sum(abs(laws[one].get(k, 0) - laws[other].get(k, 0)) for k in keys) / 2
-            assert distance > 0.03, (one, other)
+            assert distance > 0.1, (one, other)
 
 
 def test_the_enumeration_itself():

@@ -1,0 +1,138 @@
+"""The whole main job, small: learn where to unmask, sample, compare, look.
+
+    ./demo [--out output/demo] [--iterations 40] [--puzzles 200] [--stories 16]
+
+1. Trains an unmasking policy by GRPO on the shipped Sudoku backbone. 2. Solves held-out puzzles and 3. writes stories with
+direct, confidence, threshold and policy. Prints one table; writes a Pareto plot, the samples, and an HTML page that replays the
+unmasking step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+import run_train_policy
+from data.sudoku import blanked, is_solved, make
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from evaluation.intervals import wilson
+from evaluation.replay import replay_html
+from evaluation.report import plot_pareto, print_table, write_json
+from evaluation.text import Judge, JudgeMissing, load_judge, summarise, unigram_entropy
+from load_model import load_model
+from policy.networks import load_policy
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, Unmasker, sample
+from samplers.samples import Samples
+from samplers.where import Confident, Direct, Threshold
+from training.usage import exit_on_bad_input
+
+ROOT = Path(__file__).parent
+BOX = (2, 3)
+
+
+def train_policy(out: Path, iterations: int) -> Path:
+    """A short run of experiment=sudoku6_grpo; returns its directory."""
+    overrides = [
+        "experiment=sudoku6_grpo", f"dlm.path={ROOT / 'example/sudoku6'}", f"training.n_iters={iterations}", "training.batch_size=64",
+        f"training.eval_freq={iterations}", f"training.snapshot_freq={iterations}", "eval.batch_size=128",
+        f"run_dir={out / 'policy'}", "data.base_puzzles=1000", "data.valid_puzzles=128", "wandb.mode=disabled",
+    ]  # fmt: skip
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        config = compose("train_policy", overrides)
+    return run_train_policy.main(config, overrides)
+
+
+def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list[dict], dict[str, Samples]]:
+    """(rows of the table, points of the plot, samples of a few rules)."""
+    held_out = make(BOX, count, None, seed=2028, split="test")
+    canvas = blanked(held_out, BOX)
+    network = load_policy(policy)
+    cells = canvas.shape[1]
+    rules: list[tuple[str, str, Unmasker, int]] = [
+        ("direct", "8 steps", Direct(), 8),
+        *(("confidence", f"{steps} steps", Confident(), steps) for steps in (2, 3, 4, 6, 8, cells)),
+        *(("threshold", str(value), Threshold(value), cells) for value in (0.5, 0.7, 0.9, 0.99)),
+        *(("policy", f"beta {beta}", PolicyUnmasker(network, "bernoulli_argmax", 1.0, beta), cells) for beta in (0.5, 1.0, 2.0)),
+    ]
+    rows, points, kept = [], [], {}
+    for name, setting, rule, steps in rules:
+        samples = sample(UnmaskingEnvironment(model, steps), Strategy(rule, TokenRule(0.0)), canvas)
+        rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
+        nfe = float(samples.evaluations.float().mean())
+        rows.append({"task": "sudoku 6x6", "strategy": name, "setting": setting, "quality": f"{rate.value:.1%} solved",
+                     "entropy": "-", "NFE": round(nfe, 2), "tokens/s": round(samples.tokens_per_second)})  # fmt: skip
+        points.append({"name": name, "x": nfe, "y": rate.value, "lo": rate.low, "hi": rate.high})
+        kept[f"{name}, {setting}"] = samples
+    chosen = ("direct, 8 steps", "confidence, 8 steps", "threshold, 0.9", "policy, beta 1.0")
+    return rows, points, {name: kept[name] for name in chosen}
+
+
+def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict], dict[str, Samples]]:
+    """16 steps (the threshold rule takes as many as it needs), tokens drawn at temperature 1."""
+    network = load_policy(ROOT / "example/014609")
+    canvas = torch.full((count, model.max_length), model.mask_id)
+    rules: list[tuple[str, str, Unmasker]] = [
+        ("direct", "16 steps", Direct()),
+        ("confidence", "16 steps", Confident()),
+        ("threshold", "0.5", Threshold(0.5)),
+        ("policy", "16 steps", PolicyUnmasker(network, "fixed")),
+    ]
+    rows, kept = [], {}
+    for name, setting, rule in rules:
+        samples = sample(UnmaskingEnvironment(model, 16), Strategy(rule, TokenRule()), canvas)
+        texts = model.tokenizer.batch_decode(samples.tokens)  # pyright: ignore[reportOptionalMemberAccess]
+        perplexity = None if judge is None else summarise(samples.tokens, texts, judge)["gen_ppl"]
+        rows.append({"task": "stories", "strategy": name, "setting": setting,
+                     "quality": "no judge" if perplexity is None else f"{perplexity:.1f} perplexity",
+                     "entropy": f"{float(unigram_entropy(samples.tokens).mean()):.3f}",
+                     "NFE": round(float(samples.evaluations.float().mean()), 2),
+                     "tokens/s": round(samples.tokens_per_second)})  # fmt: skip
+        kept[f"{name}, {setting}"] = samples
+    return rows, kept
+
+
+def main(arguments: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
+    print("1/3 learning where to unmask, on Sudoku")
+    run = train_policy(out, arguments.iterations)
+    print("2/3 solving held-out puzzles")
+    board, _ = load_model(ROOT / "example/sudoku6")
+    table, points, boards = puzzles(board, run, arguments.puzzles)
+    print("3/3 writing stories")
+    writer, _ = load_model(ROOT / "example/stories")
+    try:
+        judge = load_judge("smollm2")
+    except JudgeMissing as error:
+        print(f"no generative perplexity: {error}")
+        judge = None
+    more, texts = stories(writer, judge, arguments.stories)
+    print_table(table + more, title="quality, entropy (nats), network evaluations and speed")
+    write_json(table + more, out / "table.json")
+    plot_pareto(points, out / "pareto.png", y_label="puzzles solved", title="6x6 Sudoku, held-out minimal puzzles")
+    decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731  # pyright: ignore
+    (out / "sudoku.html").write_text(replay_html(boards, decode, "Sudoku, step by step", grid_columns=6), encoding="utf-8")
+    decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731  # pyright: ignore
+    (out / "stories.html").write_text(replay_html(texts, decode_text, "Stories, step by step"), encoding="utf-8")
+    (out / "samples").mkdir()
+    for name, samples in texts.items():
+        decoded = writer.tokenizer.batch_decode(samples.tokens)  # pyright: ignore[reportOptionalMemberAccess]
+        (out / "samples" / f"{name.split(',')[0]}.txt").write_text("\n\n---\n\n".join(decoded) + "\n", encoding="utf-8")
+    print(f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/")
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="output/demo", help="where to write (a folder a run)")
+    parser.add_argument("--iterations", type=int, default=40, help="of GRPO")
+    parser.add_argument("--puzzles", type=int, default=200, help="held-out puzzles")
+    parser.add_argument("--stories", type=int, default=16, help="samples a strategy")
+    with exit_on_bad_input():
+        main(parser.parse_args())
