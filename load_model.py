@@ -34,7 +34,8 @@ def load_model(
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
     path = str(path)
-    if path.endswith(".pth") or (Path(path) / ".hydra").is_dir():
+    shared = (Path(path) / "config.json").is_file()  # what save_model writes; a run keeps it one level down
+    if path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not shared):
         config, state, tokenizer = _read_run(Path(path))
     else:
         config = json.loads(_fetch(path, "config.json").read_text())

@@ -39,7 +39,8 @@ BOX = (2, 3)
 def train_policy(out: Path, iterations: int) -> Path:
     """A short run of experiment=sudoku6_grpo; returns its directory."""
     overrides = [
-        "experiment=sudoku6_grpo", f"dlm.path={ROOT / 'example/sudoku6'}", f"training.n_iters={iterations}", "training.batch_size=64",
+        "experiment=sudoku6_grpo", f"dlm.path={ROOT / 'example/sudoku6'}",
+        f"training.n_iters={iterations}", "training.batch_size=64",
         f"training.eval_freq={iterations}", f"training.snapshot_freq={iterations}", "eval.batch_size=128",
         f"run_dir={out / 'policy'}", "data.base_puzzles=1000", "data.valid_puzzles=128", "wandb.mode=disabled",
     ]  # fmt: skip

@@ -17,9 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.rows import end_of_text, training_data
+from data.sudoku import is_solved
+from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.pretrain import train
+from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, load_model, save_model
+from samplers.loop import Strategy, sample
+from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config
 from training.usage import exit_on_bad_input
@@ -55,28 +60,55 @@ def model_config(config: DictConfig, tokenizer) -> dict:
     }
 
 
+def stored_config(model: MaskedLM) -> dict:
+    """config.json of a loaded model: RADD's dictionary as it was, or that of the causal model."""
+    config = model.backbone.config
+    return dict(config) if isinstance(config, dict) else config.to_dict()  # pyright: ignore
+
+
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        rows, valid, tokenizer = training_data(config.data, config.model.length, config.seed, group.rank, group.world)
-        if config.init is None:
+        start = None if config.init is None else load_model(config.init, group.device, config.model.dtype)
+        tokenizer = start[0].tokenizer if start else None
+        length = start[0].max_length if start else config.model.length
+        rows, valid, tokenizer = training_data(config.data, length, config.seed, group.rank, group.world, tokenizer)
+        if start:
+            (model, noise), description = start, stored_config(start[0])
+        else:
             description = model_config(config, tokenizer)
             model, noise = build_model(description, config.model.dtype, tokenizer)
-        else:
-            raise ValueError("not yet")
         model.to(group.device)
         run = Run(config, overrides, group)
-        run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {model.vocab_size}, {len(valid)} held-out rows")
+        size = sum(p.numel() for p in model.parameters())
+        run.say(f"{size:,} parameters, vocabulary {model.vocab_size}, {len(valid)} held-out rows")
 
         def on_snapshot(step: int, model: MaskedLM) -> dict[str, float]:
             save_model(model, description, run.directory / "model")
-            return {}
+            return write_samples(model, config, run.directory / "samples" / f"iter_{step}")
 
         train(model, noise, rows, valid, config, run, group, on_snapshot)
         run.close()
         return run.directory
+
+
+def write_samples(model: MaskedLM, config: DictConfig, directory: Path) -> dict[str, float]:
+    """A few samples of the model as it is, and their entropy, distinct bigrams and (boards) share solved."""
+    rows, length = config.eval.samples, model.max_length
+    canvas = torch.full((rows, length), model.mask_id, device=next(model.parameters()).device)
+    steps = length if model.causal else min(config.eval.steps, length)
+    strategy = Strategy(Leftmost() if model.causal else Direct(), TokenRule())
+    tokens = sample(UnmaskingEnvironment(model, steps), strategy, canvas).tokens.cpu()
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(tokens.tolist()):
+        text = " ".join(map(str, row)) if model.tokenizer is None else model.tokenizer.decode(row)
+        (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
+    measures = {"sample_entropy": float(unigram_entropy(tokens).mean()), "sample_distinct_2": distinct_n(tokens, 2)}
+    if config.data.kind == "sudoku":
+        measures["sample_solved"] = float(is_solved(tokens, tuple(config.data.box)).float().mean())
+    return measures
 
 
 @hydra.main(config_path="configs", config_name="train_dlm", version_base=None)

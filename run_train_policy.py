@@ -76,7 +76,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         network = build_policy(config, model).to(group.device)
         reward = build_reward(config, model, task, group)
         run = Run(config, overrides, group)
-        run.say(f"{sum(p.numel() for p in network.parameters()):,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
+        size = sum(p.numel() for p in network.parameters())
+        run.say(f"{size:,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
         train(
             model, network, task, reward, config, run, group,
             lambda step, policy: save_policy(policy, run.directory / "policy"),

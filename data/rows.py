@@ -44,8 +44,11 @@ def end_of_text(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world: int = 1):
-    """(rows, held-out rows Int[row, position], tokenizer). data.kind: `sudoku`, or `text` (data.packing documents or pack)."""
+def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world: int = 1, tokenizer=None):
+    """(rows, held-out rows Int[row, position], tokenizer). data.kind: `sudoku`, or `text` (data.packing documents or pack).
+
+    tokenizer: of the model that is trained further; None takes the one that `data` names.
+    """
     if data.kind == "sudoku":
         box = tuple(data.box)
         rows = SudokuRows(
@@ -56,7 +59,7 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
             SudokuTokenizer(box),
         )
-    tokenizer = text_tokenizer(data)
+    tokenizer = tokenizer or text_tokenizer(data)
     eos = end_of_text(tokenizer)
 
     def cut(name: str, split: str) -> Int[Tensor, "row position"]:

@@ -1,4 +1,4 @@
-"""What a policy is trained on: canvases to decode, with what their reward needs to know, and clean rows for the variational bound."""
+"""What a policy is trained on: canvases to decode, with what their reward needs, and clean rows for the variational bound."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prompts:
 
 
 class PuzzleTask:
-    """Sudoku with unique solutions, `clues` of them or (null) minimal; training and held-out puzzles are of other grid classes."""
+    """Sudoku with unique solutions, `clues` of them or (null) minimal; held-out ones are of other grid classes."""
 
     def __init__(self, data: DictConfig):
         self.box = tuple(data.box)

@@ -72,7 +72,7 @@ class Observation:
     """The state of the rows that are still being decoded, and the means to ask the model about it.
 
     row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
-    began with; evaluations: network evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
+    began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
     writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
     """
 

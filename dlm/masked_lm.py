@@ -116,7 +116,8 @@ class RaddLM(MaskedLM):
         with self.autocast(hidden.device):
             logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()  # pyright: ignore[reportCallIssue]
         mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
-        return logits.masked_fill(mask_column, -torch.inf) if logits.requires_grad else logits.masked_fill_(mask_column, -torch.inf)
+        fill = logits.masked_fill if logits.requires_grad else logits.masked_fill_
+        return fill(mask_column, -torch.inf)
 
 
 

@@ -72,6 +72,28 @@ def loss_of(
 
 
 @torch.no_grad()
+def row_bounds(
+    model: MaskedLM, tokens: Int[Tensor, "row position"], noises: int, generator: torch.Generator
+) -> Float[Tensor, "row"]:
+    """An unbiased estimate, for each row, of the bound on -log p(row) / length: lambda-DCE at `noises` spread mask rates."""
+    rows, length = tokens.shape
+    total = torch.zeros(rows, device=tokens.device)
+    offset = torch.rand(rows, generator=generator, dtype=torch.float64)
+    for number in range(noises):
+        rate = ((offset + number) / noises).clamp(min=1e-6)
+        masked = (torch.rand(rows, length, generator=generator, dtype=torch.float64) < rate.unsqueeze(1)).to(tokens.device)
+        if not masked.any():
+            continue
+        hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
+        targets, chunk = tokens[masked], model.chunk(tokens.device)
+        pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        log_prob = torch.cat([model.head(h).log_softmax(1).gather(1, t.unsqueeze(1)).squeeze(1) for h, t in pieces])
+        weight = (1 / rate).float().to(tokens.device)
+        total -= torch.zeros_like(total).index_add_(0, masked.nonzero()[:, 0], log_prob) * weight / length
+    return total / noises
+
+
+@torch.no_grad()
 def evaluate(
     model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0
 ) -> float:

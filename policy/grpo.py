@@ -25,7 +25,9 @@ class GRPO:
     def __init__(self, algorithm: DictConfig, network: nn.Module):
         self.algorithm = algorithm
         if algorithm.group_size < 2:
-            raise ValueError(f"algorithm.group_size={algorithm.group_size} must be at least 2: advantages compare rollouts of a prompt")
+            raise ValueError(
+                f"algorithm.group_size={algorithm.group_size} must be at least 2: advantages compare rollouts of a prompt"
+            )
         self.reference = copy.deepcopy(network).requires_grad_(False) if algorithm.kl else None
 
     def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law) -> Steps:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -82,10 +81,10 @@ def policy_log_probs(
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:
     """Means for the log."""
+    shown = ("evaluations", "still_masked")
     still = (samples.tokens == mask_id).any(1).float().mean()
     return {
         "reward": float(reward.total.mean()),
         "nfe": float(samples.evaluations.float().mean()),
         "still_masked": float(still),
-        **{name: float(term.float().mean()) for name, term in reward.terms.items() if name not in ("evaluations", "still_masked")},
-    }
+    } | {name: float(term.float().mean()) for name, term in reward.terms.items() if name not in shown}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 from policy.actions import ACTIONS, FixedCount
 from policy.networks import DitConfidence, HiddenMLP
 

@@ -27,7 +27,7 @@ def best(
     count: Int[Tensor, "row"],
     ties: Float[Tensor, "row position"],
 ) -> Int[Tensor, "row position"]:
-    """Ranks 1..count of the `count` highest scores among `writable`; scores within TIE of the last one taken are drawn by `ties`."""
+    """Ranks 1..count of the `count` highest scores among `writable`; `ties` orders those within TIE of the last one taken."""
     scores = scores.double().masked_fill(~writable, -torch.inf)
     last = scores.sort(1, descending=True).values.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
     sure = scores > last + TIE

@@ -113,6 +113,11 @@ class FakeObservation:
     masked: torch.Tensor
     time: torch.Tensor
     asked: torch.Tensor | None = None
+    steps: int = 3
+
+    @property
+    def to_write(self):
+        return torch.full((len(self.masked),), 3)
 
     def read(self, where, best):
         self.asked = where

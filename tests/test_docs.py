@@ -1,0 +1,165 @@
+"""What the documentation says is so: commands parse, files exist, the worked examples run."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import run_sample
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from samplers.loop import Strategy, sample
+from samplers.where import WHERE
+from tests.enumerable import RandomLM, fits
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
+HYDRA = {"run_train_policy.py": "train_policy", "run_train_dlm.py": "train_dlm"}
+# A command ends with its line, or with the backtick around it. What other systems call the same stands in the tables of
+# docs/coming_from.md, in the first column.
+COMMAND = re.compile(r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|run_train_dlm\.py)([^\n`]*)")
+OTHER = re.compile(r"(\./demo|python -m benchmarks\.\w+|python run_make_\w+\.py|python run_demo\.py)([^\n`]*)")
+
+
+def text_of(page: str) -> str:
+    """A page without the commands of other systems."""
+    if page != "docs/coming_from.md":
+        return PAGES[page]
+    return re.sub(r"^\| `python run_[^|]*\|", "| |", PAGES[page], flags=re.MULTILINE)
+
+
+def commands(pattern: re.Pattern) -> list[tuple[str, list[str]]]:
+    found = [match.groups() for page in PAGES for match in pattern.finditer(text_of(page))]
+    return sorted({(name, tuple(shlex.split(rest, comments=True))) for name, rest in found})
+
+
+def example(name: str):
+    path = ROOT / "docs" / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ------------------------------------------------------------------------------------------ commands and files
+
+
+@pytest.mark.parametrize(("script", "words"), commands(COMMAND), ids=lambda value: " ".join(value) if isinstance(value, tuple) else value)
+def test_every_command_fits_the_code(script, words):
+    if script in HYDRA:
+        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+            compose(HYDRA[script], list(words))
+    elif words != ("--help",):
+        run_sample.check(run_sample.build_config(list(words)))
+
+
+def test_there_are_commands_to_check():
+    assert len(commands(COMMAND)) > 40
+
+
+def test_flags_of_the_other_commands_exist():
+    for command, words in commands(OTHER):
+        name = command.removeprefix("python ").removeprefix("-m ").replace("./demo", "run_demo.py")
+        path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
+        for flag in [word for word in words if word.startswith("--")]:
+            assert f'"{flag}"' in path.read_text(), f"{command} has no {flag}"
+
+
+def test_what_runs_with_python_c_is_python():
+    lines = re.findall(r'python -c "([^"\n]*)"', "\n".join(PAGES.values()))
+    assert lines
+    for line in lines:
+        ast.parse(line)
+    for page, text in PAGES.items():
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            assert page == "docs/adding.md" or ast.parse(block)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for image, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith(("http://", "https://", "#")):
+            continue
+        path = ROOT / Path(page).parent / target.partition("#")[0]
+        if image and not path.exists():  # pictures are made by commands
+            continue
+        assert path.exists(), f"{page} links to {target}"
+        assert not image or path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", f"{target} is no picture"
+
+
+def test_every_name_in_configs_exists():
+    for page, text in PAGES.items():
+        for group in ("experiment", "algorithm", "policy", "reward", "dlm"):
+            for name in re.findall(rf"(?<![\w.]){group}=([a-z]\w*)", text):
+                if (group, name, page) != ("reward", "palindrome", "docs/adding.md"):
+                    assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{page}: {group}={name}"
+
+
+def test_every_strategy_is_documented():
+    for name in (*WHERE, "policy"):
+        assert f"| `{name}`" in PAGES["README.md"] and f"| `{name}` |" in PAGES["docs/sampling.md"], name
+
+
+# ------------------------------------------------------------------------------------------ the worked examples
+
+
+def test_the_page_shows_what_the_examples_say():
+    sources = "\n".join(path.read_text() for path in (ROOT / "docs" / "examples").glob("*.py"))
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGES["docs/adding.md"], re.DOTALL) if block[0] == " "]
+    assert len(blocks) == 3
+    for block in blocks:
+        assert block in sources, block
+
+
+def test_the_rule_writes_from_both_ends():
+    model = RandomLM(vocabulary=5)
+    canvas = torch.full((2, 7), model.mask_id)
+    canvas[1, 0] = 3
+    strategy = Strategy(example("leftright_alternating").LeftRight(), TokenRule())
+    one = sample(UnmaskingEnvironment(model, steps=7), strategy, canvas)
+    assert one.written_at[0].tolist() == [0, 2, 4, 6, 5, 3, 1]
+    assert one.written_at[1].tolist() == [-1, 0, 2, 4, 5, 3, 1]
+    few = sample(UnmaskingEnvironment(model, steps=3), strategy, canvas)
+    assert few.written_at[0].tolist() == [0, 0, 1, 2, 2, 1, 0]
+    assert few.evaluations.tolist() == [3, 3] and (few.tokens < 5).all() and few.tokens[1, 0] == 3
+
+
+def test_the_reward_scores_finished_samples():
+    model = RandomLM(vocabulary=3)
+    strategy = Strategy(example("leftright_alternating").LeftRight(), TokenRule())
+    samples = sample(UnmaskingEnvironment(model, steps=2), strategy, torch.full((4, 4), model.mask_id))
+    output = example("reward_palindrome").PalindromeReward(alpha=1.0)(samples)
+    same = (samples.tokens == samples.tokens.flip(1)).float().mean(1)
+    torch.testing.assert_close(output.total, same * 3 / 4)
+    assert set(output.terms) == {"mirrored", "speed"}
+
+
+@pytest.mark.parametrize("rule", ["random", "confidence", "leftmost"])
+def test_the_backbone_samples_its_chain(rule):
+    start = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    transition = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6], [0.3, 0.5, 0.2]], dtype=torch.float64)
+    model = example("bigram_backbone").BigramLM(start, transition, max_length=3)
+    law = {
+        (a, b, c): float(start[a] * transition[a, b] * transition[b, c]) for a, b, c in product(range(3), repeat=3)
+    }
+    canvas = torch.full((4000, 3), model.mask_id)
+    samples = sample(UnmaskingEnvironment(model, steps=3), Strategy(WHERE[rule](), TokenRule()), canvas)
+    fits(samples.tokens, law)
+
+
+# ------------------------------------------------------------------------------------------ what the pages promise
+
+
+def test_expected_evaluations_of_direct():
+    steps, length = 12, 6
+    model = RandomLM(vocabulary=5)
+    canvas = torch.full((4000, length), model.mask_id)
+    samples = sample(UnmaskingEnvironment(model, steps), Strategy(WHERE["direct"](), TokenRule()), canvas)
+    expected = steps * (1 - (1 - 1 / steps) ** length)
+    spread = float(samples.evaluations.double().std()) / len(canvas) ** 0.5
+    assert abs(float(samples.evaluations.double().mean()) - expected) < 4.5 * spread
