@@ -151,7 +151,7 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             raise ValueError(f"{path} is not a run: {needed} does not exist; give a run directory or RUN/checkpoints/*.pth")
     loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
     assert isinstance(loaded, dict)
-    config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded  # pyright: ignore
+    config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded
     saved = torch.load(file, map_location="cpu", weights_only=True)
     if "model" not in saved or "ema" not in saved:
         raise ValueError(f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy")

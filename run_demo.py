@@ -87,7 +87,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
     rows, kept = [], {}
     for name, setting, rule in rules:
         samples = sample(UnmaskingEnvironment(model, 16), Strategy(rule, TokenRule()), canvas)
-        texts = model.tokenizer.batch_decode(samples.tokens)  # pyright: ignore[reportOptionalMemberAccess]
+        texts = model.tokenizer.batch_decode(samples.tokens)
         perplexity = None if judge is None else summarise(samples.tokens, texts, judge)["gen_ppl"]
         rows.append({"task": "stories", "strategy": name, "setting": setting,
                      "quality": "no judge" if perplexity is None else f"{perplexity:.1f} perplexity",
@@ -117,13 +117,13 @@ def main(arguments: argparse.Namespace) -> None:
     print_table(table + more, title="quality, entropy (nats), network evaluations and speed")
     write_json(table + more, out / "table.json")
     plot_pareto(points, out / "pareto.png", y_label="puzzles solved", title="6x6 Sudoku, held-out minimal puzzles")
-    decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731  # pyright: ignore
-    (out / "sudoku.html").write_text(replay_html(boards, decode, "Sudoku, step by step", grid_columns=6), encoding="utf-8")
-    decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731  # pyright: ignore
+    decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731
+    (out / "sudoku.html").write_text(replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX), encoding="utf-8")
+    decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731
     (out / "stories.html").write_text(replay_html(texts, decode_text, "Stories, step by step"), encoding="utf-8")
     (out / "samples").mkdir()
     for name, samples in texts.items():
-        decoded = writer.tokenizer.batch_decode(samples.tokens)  # pyright: ignore[reportOptionalMemberAccess]
+        decoded = writer.tokenizer.batch_decode(samples.tokens)
         (out / "samples" / f"{name.split(',')[0]}.txt").write_text("\n\n---\n\n".join(decoded) + "\n", encoding="utf-8")
     print(f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/")
     print(f"{time.perf_counter() - started:.0f} s")

@@ -63,7 +63,7 @@ def model_config(config: DictConfig, tokenizer) -> dict:
 def stored_config(model: MaskedLM) -> dict:
     """config.json of a loaded model: RADD's dictionary as it was, or that of the causal model."""
     config = model.backbone.config
-    return dict(config) if isinstance(config, dict) else config.to_dict()  # pyright: ignore
+    return dict(config) if isinstance(config, dict) else config.to_dict()
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:

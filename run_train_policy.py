@@ -9,6 +9,7 @@ Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py 
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import hydra
@@ -20,6 +21,7 @@ from torch import nn
 from data.tasks import PuzzleTask, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
+from policy.build import shipped
 from policy.networks import POLICIES, HiddenMLP, check_fits, save_policy
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
@@ -41,6 +43,9 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         settings["hidden_size"] = model.hidden_size
     elif config.algorithm.name == "ppo":
         settings["value_head"] = True
+    unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())
+    if unknown:
+        raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
     check_fits(network, model)
     return network
@@ -53,7 +58,7 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
         if not isinstance(task, PuzzleTask):
             raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
         return PuzzleReward(task.box, reward.alpha, reward.additive)
-    judge, _ = load_model(reward.judge, group.device, config.model.dtype)
+    judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
     if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
         raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
     mean_log_prob = lambda tokens: sequence_log_prob(judge, tokens).mean(1)  # noqa: E731
@@ -67,7 +72,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        model, _ = load_model(config.dlm.path, group.device, config.model.dtype)
+        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
         if config.data.kind == "sudoku":
             task: PuzzleTask | TextTask = PuzzleTask(config.data)
         else:

@@ -31,12 +31,12 @@ class Readout:
 class TokenRule:
     """What to write: categorical at a temperature (0 is greedy), cut to the nucleus of mass top_p and the top_k best (0: all)."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | int = 1.0
+    top_p: float | int = 1.0
     top_k: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature} must be at least 0 (0 writes the most likely token)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token")
@@ -110,13 +110,13 @@ class Observation:
 
 
 class UnmaskingEnvironment:
-    """See the module. `steps`: planned steps over the whole canvas; `block_length`: None is one block; `limit`: steps after
-    which a row is done even with masks left (training rollouts that may select nothing)."""
+    """See the module. `steps`: planned steps over the whole canvas; `block_length`: None is one block; `patience`: steps, for
+    each position to write, after which a row is done even with masks left (training rollouts that may select nothing)."""
 
-    def __init__(self, model: MaskedLM, steps: int, block_length: int | None = None, limit: int | None = None):
+    def __init__(self, model: MaskedLM, steps: int, block_length: int | None = None, patience: int | None = None):
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
-        self.model, self.total_steps, self.block_length, self.limit = model, steps, block_length, limit
+        self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
 
     def reset(self, canvas: Int[Tensor, "row position"], row_id: Int[Tensor, "row"] | None = None) -> Observation:
         """Start from a canvas whose masks are to be written; everything else on it is given and stays."""
@@ -124,7 +124,7 @@ class UnmaskingEnvironment:
         if length > self.model.max_length:
             raise ValueError(f"the canvas has {length} positions, more than the model's {self.model.max_length}; shorten it")
         block = self.block_length or length
-        if length % block:
+        if block < 1 or length % block:
             raise ValueError(f"block_length={block} does not divide the length {length}; choose a divisor")
         blocks = length // block
         if self.total_steps % blocks and self.total_steps > blocks:
@@ -258,8 +258,8 @@ class UnmaskingEnvironment:
         if self.model.causal:
             writable = writable & (writable.cumsum(1) == 1)
         done = ~masked.any(1)
-        if self.limit is not None:
-            done = done | (self.row_step >= self.limit)
+        if self.patience is not None:
+            done = done | (self.row_step >= self.patience * self.to_write)
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1), done, self.steps,

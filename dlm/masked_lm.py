@@ -8,6 +8,7 @@ because only the leftmost one may be asked for (`mask_id` is a virtual id past t
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class MaskedLM(nn.Module):
     time_conditioned = False
     causal = False
     model_id = ""
-    tokenizer = None
+    tokenizer: Any = None  # encode, decode, batch_decode
+    backbone: Any
 
     def __init__(self, backbone: nn.Module, dtype: str = "float32"):
         super().__init__()
@@ -110,11 +112,11 @@ class RaddLM(MaskedLM):
 
     def hidden_rows(self, tokens, read, sigma):
         with self.autocast(tokens.device):
-            return self.backbone.body(tokens, read)  # pyright: ignore[reportCallIssue]
+            return self.backbone.body(tokens, read)
 
     def head(self, hidden):
         with self.autocast(hidden.device):
-            logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()  # pyright: ignore[reportCallIssue]
+            logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()
         mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
         fill = logits.masked_fill if logits.requires_grad else logits.masked_fill_
         return fill(mask_column, -torch.inf)
@@ -126,12 +128,12 @@ class CausalLM(MaskedLM):
 
     causal = True
 
-    def __init__(self, backbone: nn.Module, start_id: int, dtype: str = "float32", tokenizer=None, model_id: str = ""):
+    def __init__(self, backbone: Any, start_id: int, dtype: str = "float32", tokenizer=None, model_id: str = ""):
         super().__init__(backbone, dtype)
         config = backbone.config
-        self.vocab_size = self.mask_id = config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
-        self.max_length = config.max_position_embeddings - 1  # pyright: ignore[reportAttributeAccessIssue]
-        self.hidden_size = config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.vocab_size = self.mask_id = config.vocab_size
+        self.max_length = config.max_position_embeddings - 1
+        self.hidden_size = config.hidden_size
         self.start_id, self.tokenizer, self.model_id = start_id, tokenizer, model_id
 
     def hidden_rows(self, tokens, read, sigma):
@@ -140,12 +142,12 @@ class CausalLM(MaskedLM):
         inputs = torch.cat((start, tokens[:, : last - 1]), 1)
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)  # unread: causal attention never looks there
         with self.autocast(tokens.device):
-            states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state  # pyright: ignore
+            states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         return states[read[:, :last]]
 
     def head(self, hidden):
         with self.autocast(hidden.device):
-            head = self.backbone.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+            head = self.backbone.get_output_embeddings()
             return head(self.padded(hidden))[: len(hidden)].float()
 
     def next_token_logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:

@@ -6,6 +6,7 @@ Total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigm
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,13 @@ class LogLinearNoise:
 class GeometricNoise:
     """sigma(t) = sigma_min^(1-t) sigma_max^t."""
 
-    sigma_min: float = 1e-4
-    sigma_max: float = 20.0
+    sigma_min: float | int = 1e-4
+    sigma_max: float | int = 20
 
     def __call__(self, t: Float[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
         """(sigma, d sigma / d t), both in nats."""
         sigma = self.sigma_min ** (1 - t) * self.sigma_max**t
-        return sigma, sigma * torch.log(torch.tensor(self.sigma_max / self.sigma_min))
+        return sigma, sigma * math.log(self.sigma_max / self.sigma_min)
 
 
 Noise = LogLinearNoise | GeometricNoise

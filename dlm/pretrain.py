@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import CausalLM, MaskedLM
 from dlm.noise import Noise
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss
 from training.optim import MovingAverage, Optimiser
@@ -64,8 +64,9 @@ def loss_of(
 ) -> Float[Tensor, ""]:
     """One Monte Carlo value of the objective on a batch, with its gradient; nats per token."""
     if loss == "ar":
+        assert isinstance(model, CausalLM)
         return next_token_loss(model.next_token_logits(tokens), tokens)
-    masked, weight = (x.to(tokens.device) for x in corrupt(loss, *tokens.shape, noise, generator))
+    masked, weight = (x.to(tokens.device) for x in corrupt(loss, len(tokens), tokens.shape[1], noise, generator))
     hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
     log_prob = model.head(hidden).log_softmax(-1).gather(1, tokens[masked].unsqueeze(1)).squeeze(1)
     return denoising_loss(log_prob, masked.nonzero()[:, 0], weight, tokens.shape[1])

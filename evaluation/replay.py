@@ -8,7 +8,6 @@ step wrote is outlined. Keys: space plays, the arrows go a step back and on, Hom
 import html
 import json
 from collections.abc import Callable, Mapping
-from math import isqrt
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -32,11 +31,12 @@ def replay_html(
     decode_token: Callable[[int], str],
     title: str = "Unmasking, step by step",
     grid_columns: int | None = None,
+    box: tuple[int, int] | None = None,
 ) -> str:
     """The page, as a string to be written to a file.
 
     groups: strategy name -> its samples; a sample number means the same prompt in every group. grid_columns: the number of
-    columns of a board (9 for Sudoku, whose boxes are drawn where it is a square number), None for text.
+    columns of a board, None for text; box: rows and columns of the boxes drawn on it (Sudoku), None for none.
     """
     if not groups:
         raise ValueError("there are no samples to replay: give at least one named group.")
@@ -50,7 +50,7 @@ def replay_html(
     place = {token: index for index, token in enumerate(used)}
     content = {
         "columns": grid_columns,
-        "box": isqrt(grid_columns) if grid_columns and isqrt(grid_columns) ** 2 == grid_columns else None,
+        "box": box,
         "texts": [decode_token(token) for token in used],
         "groups": [{"name": name, "rows": _rows(samples, place)} for name, samples in groups.items()],
     }

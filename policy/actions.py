@@ -25,7 +25,7 @@ FLOOR = -1e30  # stands for -inf where a gradient passes
 class Bernoulli:
     """Each writable position by itself with probability min(1, beta * sigmoid(logit / temperature)).
 
-    An empty set is a legal action: the evaluation is spent and nothing is written. This is the law to train with.
+    An empty set is a legal action: nothing is written, and the canvas need not be evaluated again. Train with this law.
     `beta` is the paper's knob at test time (its figure 6).
     """
 

@@ -40,8 +40,7 @@ def rollout(
     A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
     PATIENCE steps for each position that it began with, maybe with masks left.
     """
-    masks = int((prompts.canvas == model.mask_id).sum(1).max())
-    environment = UnmaskingEnvironment(model, steps, block_length, limit=PATIENCE * masks)
+    environment = UnmaskingEnvironment(model, steps, block_length, PATIENCE)
     samples = sample(
         environment, Strategy(unmasker, rule), prompts.canvas, seed, record=unmasker.network.inputs if record else None
     )

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from data.tasks import PuzzleTask, TextTask
 from dlm.draws import Draws
-from dlm.environment import TokenRule
+from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from policy.grpo import GRPO
 from policy.ppo import PPO
-from policy.rollout import Reward, rollout, summary
+from policy.rollout import Reward, Steps, policy_log_probs, rollout, summary
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
+from samplers.loop import Strategy, sample
+from samplers.where import Threshold
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
@@ -72,6 +74,32 @@ def clipped_iteration(
             total += float(loss.detach())
         metrics.update({"loss": total, **learner.update()})
     return metrics
+
+
+def imitate(
+    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int
+) -> list[float]:
+    """Before the first iteration: learn the picks of a threshold rule from its own rollouts, by their log-likelihood under the
+    action law. A policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing."""
+    warm = config.algorithm.warm_start
+    losses = []
+    for number in range(warm.updates):
+        seed = step_seed(config.seed, -1 - number, learner.processes.rank)
+        prompts = task.prompts(rows // config.algorithm.group_size, seed)
+        prompts.canvas = prompts.canvas.to(learner.processes.device)
+        expert = Strategy(Threshold(warm.threshold), TokenRule(config.sampling.temperature))
+        environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
+        inputs = learner.network.inputs  # pyright: ignore
+        trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory
+        assert trajectory is not None
+        law = PolicyUnmasker(learner.network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
+        for index in torch.arange(len(trajectory.row), device=learner.processes.device).split(config.training.chunk):
+            part = Steps(trajectory, trajectory.log_where, trajectory.log_where).take(index).trajectory
+            loss = -policy_log_probs(learner.network, law, part)[0].sum() / len(trajectory.row)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        learner.update()
+    return losses
 
 
 def variational_iteration(
@@ -136,6 +164,10 @@ def train(
         learner.average.load_state_dict(state["ema"])
         task.load_state_dict(state["task"])
         first, learner.updates = state["step"], state["updates"]
+    if algorithm and first == 0 and config.algorithm.warm_start.updates:
+        losses = imitate(model, learner, task, config, rows)
+        run.say(f"imitated threshold {config.algorithm.warm_start.threshold}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)

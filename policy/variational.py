@@ -62,7 +62,7 @@ def masking_path(
     canvas, order = tokens, None
     for k in range(steps + 1):
         observation = environment.reset(canvas)
-        observation.to_write, observation.time = total, torch.full_like(blank.time, (steps - k) / max(1, steps))
+        observation.to_write, observation.time = total, ((steps - k) / total.clamp(min=1)).clamp(max=1)
         inputs.append(network.inputs(observation, everywhere=True))  # pyright: ignore[reportCallIssue]
         if order is not None:
             picked = order > 0

@@ -65,7 +65,7 @@ def sample(
     steps = torch.zeros_like(evaluations)
     place = torch.arange(len(canvas), device=canvas.device)  # of each active row in `canvas`
     kept: list[dict[str, Tensor]] = []
-    while True:
+    while len(place):
         if bool(observation.done.any()):
             tokens[place] = observation.tokens
             evaluations[place], steps[place] = observation.evaluations, observation.row_step

@@ -123,7 +123,7 @@ class Confident:
 class ConfidentNoisy:
     """A fixed count a step by log p(best) - log p(second) + noise * N(0, 1): what genpolicy calls confidence."""
 
-    noise: float = 1.0
+    noise: float | int = 1.0
 
     def choose(self, observation, draws):
         top = observation.read(observation.writable, 2).top_log_probs.double()
@@ -145,7 +145,7 @@ def at_least_one(
 class Threshold:
     """Every position whose best token has at least this probability, and always the best one."""
 
-    threshold: float = 0.9
+    threshold: float | int = 0.9
 
     def choose(self, observation, draws):
         probability = top_probability(observation)
@@ -156,7 +156,7 @@ class Threshold:
 class Factor:
     """The n most confident, n the largest with (n + 1)(1 - p_n) < factor, at least one."""
 
-    factor: float = 1.0
+    factor: float | int = 1.0
 
     def choose(self, observation, draws):
         probability = top_probability(observation)
@@ -172,7 +172,7 @@ class Factor:
 class EntropyBound:
     """The lowest entropies whose sum without the largest stays within the bound (nats), at least one."""
 
-    bound: float = 0.5
+    bound: float | int = 0.5
 
     def choose(self, observation, draws):
         entropy = -negative_entropy(observation)

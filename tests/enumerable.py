@@ -8,7 +8,8 @@ import torch
 from scipy.stats import chi2, norm
 from torch import nn
 
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import MaskedLM, RaddLM
+from model.radd import RADD
 
 TIE = 1e-5  # as the rules promise, not as the code says
 
@@ -86,6 +87,16 @@ class RandomLM(MaskedLM):
     def head(self, hidden):
         logits = self.rows[hidden[:, 0].long()]
         return logits.clone() if self.causal else nn.functional.pad(logits, (0, 1), value=-torch.inf)
+
+
+def random_radd(width=64, heads=2, vocabulary=11, blocks=2, length=128, **shape):
+    """A small RADD with a head that is not zero, so that its predictions depend on the canvas."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": width, "n_blocks": blocks, "n_heads": heads, "length": length, **shape}
+    network = RADD({"tokens": vocabulary, "model": shape, "noise": {"type": "loglinear"}})
+    nn.init.normal_(network.output_layer.linear.weight, std=0.3)
+    nn.init.normal_(network.vocab_embed.embedding)
+    return RaddLM(network).requires_grad_(False).eval()
 
 
 # ------------------------------------------------------------------------- laws: canvas -> probability, in plain Python

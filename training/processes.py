@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Processes:
         """Replace the tensors by their mean over processes."""
         if self.world == 1:
             return
-        flat = torch._utils._flatten_dense_tensors(tensors)
+        flat = _flatten_dense_tensors(tensors)
         dist.all_reduce(flat)
         flat /= self.world
-        for tensor, mean in zip(tensors, torch._utils._unflatten_dense_tensors(flat, tensors), strict=True):
+        for tensor, mean in zip(tensors, _unflatten_dense_tensors(flat, tensors), strict=True):
             tensor.copy_(mean)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ class LeftRight:
         writable = observation.writable
         from_left = writable.cumsum(1)  # 1, 2, 3, ... among the positions that may be written
         from_right = writable.flip(1).cumsum(1).flip(1)
-        turn = torch.minimum(2 * from_left - 1, 2 * from_right)
+        right_first = ((observation.block_masks - writable.sum(1)) % 2).unsqueeze(1)  # an odd number is written
+        turn = torch.minimum(2 * from_left - 1 + right_first, 2 * from_right - right_first)
         picked = writable & (turn <= observation.count().unsqueeze(1))
         return torch.where(picked, turn, 0), nothing(observation)

@@ -113,10 +113,10 @@ def test_replay_never_decodes_what_was_never_written():
     assert row["tokens"] == [0, 1, 2, 3, 0, 1, 2, None, None]
 
 
-@pytest.mark.parametrize(("columns", "box"), [(9, 3), (3, None), (None, None)])
-def test_replay_of_a_board_draws_square_boxes(columns, box):
-    content = json.loads(Page(replay_html({"a": written()}, str, grid_columns=columns)).texts["data"])
-    assert (content["columns"], content["box"]) == (columns, box)
+@pytest.mark.parametrize(("columns", "box"), [(3, (1, 3)), (3, None), (None, None)])
+def test_replay_of_a_board_draws_its_boxes(columns, box):
+    content = json.loads(Page(replay_html({"a": written()}, str, grid_columns=columns, box=box)).texts["data"])
+    assert (content["columns"], content["box"]) == (columns, list(box) if box else None)
 
 
 def test_replay_refuses_what_it_cannot_draw():

@@ -101,8 +101,8 @@ def test_a_limit_ends_a_row_with_masks_left():
             return torch.zeros_like(observation.tokens), torch.zeros(len(observation.tokens))
 
     canvas = torch.full((2, 3), 4)
-    samples = sample(UnmaskingEnvironment(MASKED, 3, limit=5), Strategy(Never(), TokenRule()), canvas)
-    assert samples.steps.tolist() == [5, 5]
+    samples = sample(UnmaskingEnvironment(MASKED, 3, patience=1), Strategy(Never(), TokenRule()), canvas)
+    assert samples.steps.tolist() == [3, 3]  # one step a position
     assert samples.evaluations.tolist() == [0, 0]
     assert torch.equal(samples.tokens, canvas)
 

@@ -12,11 +12,9 @@ import torch
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import RaddLM
-from model.radd import RADD
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold
-from tests.enumerable import RandomLM
+from tests.enumerable import RandomLM, random_radd
 
 CASES = 1000
 LOOK = ("confidence", "confidence_noisy", "top_prob", "entropy", "threshold", "factor", "entropy_bound")
@@ -89,17 +87,9 @@ def test_other_rows_other_steps_and_other_seeds_draw_differently():
 # --------------------------------------------------------------------------------------------------------- (b) float32
 
 
-def radd(width=64, heads=2, vocabulary=11, blocks=2):
-    torch.manual_seed(0)
-    network = RADD({"tokens": vocabulary, "model": {"hidden_size": width, "n_blocks": blocks, "n_heads": heads, "length": 128}})
-    torch.nn.init.normal_(network.output_layer.linear.weight, std=0.3)
-    torch.nn.init.normal_(network.vocab_embed.embedding)
-    return RaddLM(network).requires_grad_(False).eval()
-
-
 @pytest.mark.parametrize("length, share", [(8, 0.2), (24, 0.1), (37, 0.3), (64, 0.05), (64, 1.0)])
 def test_hidden_states_and_logits_of_a_row_are_bit_equal_in_every_batch(length, share):
-    model, generator = radd(), torch.Generator().manual_seed(length)
+    model, generator = random_radd(), torch.Generator().manual_seed(length)
     rows = 20
     tokens = torch.randint(model.vocab_size, (rows, length), generator=generator)
     read = torch.rand(rows, length, generator=generator) < share
@@ -117,7 +107,7 @@ def test_hidden_states_and_logits_of_a_row_are_bit_equal_in_every_batch(length, 
 
 @pytest.mark.parametrize("name", ["direct", "random", "confidence_noisy", "top_prob", "threshold", "leftmost"])
 def test_float32_tokens_are_equal_in_every_batch(name):
-    model, generator = radd(), torch.Generator().manual_seed(1)
+    model, generator = random_radd(), torch.Generator().manual_seed(1)
     canvas = canvases(6, 24, 11, model.mask_id, generator, share=0.9)
     canvas[4] = canvas[1]  # identical rows share evaluations in the batch, and cannot when alone
     strategy = Strategy(WHERE[name](), TokenRule(0.9, 0.95))
