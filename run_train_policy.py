@@ -27,6 +27,7 @@ from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.likelihood import LikelihoodReward
 from rewards.rules import PuzzleReward
+from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.usage import exit_on_bad_input
@@ -83,10 +84,16 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())
         run.say(f"{size:,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
-        train(
-            model, network, task, reward, config, run, group,
-            lambda step, policy: save_policy(policy, run.directory / "policy"),
-        )  # fmt: skip
+
+        def on_snapshot(step: int, policy: nn.Module, samples: Samples) -> None:
+            save_policy(policy, run.directory / "policy")
+            directory = run.directory / "samples" / f"iter_{step}"
+            directory.mkdir(parents=True, exist_ok=True)
+            for number, tokens in enumerate(samples.tokens[:4].tolist()):
+                text = " ".join(map(str, tokens)) if task.tokenizer is None else task.tokenizer.decode(tokens)
+                (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
+
+        train(model, network, task, reward, config, run, group, on_snapshot)
         run.close()
         return run.directory
 

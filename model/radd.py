@@ -21,7 +21,6 @@ try:  # CUDA only, extra `cuda`; scaled_dot_product_attention computes the same 
 except ImportError:
     flash_attn_func = None
 
-POSITIONS_PER_MLP = 512  # without gradients, on a CPU: the wide layer of so many positions stays in the cache
 READ_MULTIPLE = 16  # gathers are padded to it: matrix products over fewer rows take other kernels and round otherwise
 
 
@@ -88,16 +87,6 @@ def attend(
     return rearrange(out, "row head read width -> row read (head width)")
 
 
-class TanhGELU(nn.Module):
-    """GELU, tanh form. Without gradients on a CPU: x * sigmoid(2u) in place of x * (1 + tanh(u)) / 2, at half the time."""
-
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        if torch.is_grad_enabled() or x.is_cuda or x.dtype != torch.float32:
-            return F.gelu(x, approximate="tanh")
-        scale = (8 / torch.pi) ** 0.5
-        return x.square().mul_(0.044715 * scale).add_(scale).mul_(x).sigmoid_().mul_(x)
-
-
 class Block(nn.Module):
     """Pre-norm attention and MLP (tanh GELU, ratio 4)."""
 
@@ -108,7 +97,7 @@ class Block(nn.Module):
         self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.norm2 = LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), TanhGELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -148,12 +137,7 @@ class Block(nn.Module):
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.attn_out(attended))
-        if torch.is_grad_enabled() or x.is_cuda:
-            return x + self.dropout(self.mlp(self.norm2(x)))
-        positions = x.flatten(0, 1)
-        for part in positions.tensor_split(max(1, -(-len(positions) // POSITIONS_PER_MLP))):
-            part += self.dropout(self.mlp(self.norm2(part)))
-        return x
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class OutputLayer(nn.Module):

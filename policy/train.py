@@ -23,7 +23,8 @@ from policy.rollout import Reward, Steps, policy_log_probs, rollout, summary
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
 from samplers.loop import Strategy, sample
-from samplers.where import Threshold
+from samplers.samples import Samples
+from samplers.where import WHERE
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
@@ -79,15 +80,15 @@ def clipped_iteration(
 def imitate(
     model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int
 ) -> list[float]:
-    """Before the first iteration: learn the picks of a threshold rule from its own rollouts, by their log-likelihood under the
-    action law. A policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing."""
+    """Before the first iteration: learn the picks of a rule (threshold, say) from its own rollouts, by their log-likelihood under
+    the action law. A policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing."""
     warm = config.algorithm.warm_start
     losses = []
     for number in range(warm.updates):
         seed = step_seed(config.seed, -1 - number, learner.processes.rank)
         prompts = task.prompts(rows // config.algorithm.group_size, seed)
         prompts.canvas = prompts.canvas.to(learner.processes.device)
-        expert = Strategy(Threshold(warm.threshold), TokenRule(config.sampling.temperature))
+        expert = Strategy(WHERE[warm.expert](warm.setting), TokenRule(config.sampling.temperature))
         environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
         inputs = learner.network.inputs  # pyright: ignore
         trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory
@@ -122,15 +123,15 @@ def variational_iteration(
 @torch.no_grad()
 def evaluate(
     model: MaskedLM, network: nn.Module, task: PuzzleTask | TextTask, reward: Reward, config: DictConfig, device: torch.device
-) -> dict[str, float]:
-    """Held-out prompts decoded by the policy as it would be used: nothing is left masked."""
+) -> tuple[dict[str, float], Samples]:
+    """Held-out prompts decoded by the policy as it would be used (nothing is left masked), and how they score."""
     count = min(config.eval.batch_size, len(task.valid.canvas))
     prompts = task.valid.first(count)
     prompts.canvas = prompts.canvas.to(device)
     unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, record=False)
-    return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}
+    return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}, samples
 
 
 def train(
@@ -141,7 +142,7 @@ def train(
     config: DictConfig,
     run: Run,
     processes: Processes,
-    on_snapshot: Callable[[int, nn.Module], None],
+    on_snapshot: Callable[[int, nn.Module, Samples], None],
 ) -> None:
     """The loop. Raises ValueError for an unknown algorithm or a batch that does not divide, FloatingPointError for a loss that
     is not finite."""
@@ -166,7 +167,7 @@ def train(
         first, learner.updates = state["step"], state["updates"]
     if algorithm and first == 0 and config.algorithm.warm_start.updates:
         losses = imitate(model, learner, task, config, rows)
-        run.say(f"imitated threshold {config.algorithm.warm_start.threshold}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        run.say(f"imitated {config.algorithm.warm_start.expert} {config.algorithm.warm_start.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:
@@ -182,10 +183,11 @@ def train(
         if snapshot or done % training.eval_freq == 0:
             kept = [p.detach().clone() for p in parameters]
             learner.average.copy_to(parameters)
-            if processes.first and (done % training.eval_freq == 0 or last):
-                run.log(done, evaluate(model, network, task, reward, config, processes.device))
-            if processes.first and snapshot:
-                on_snapshot(done, network)
+            if processes.first:
+                measures, samples = evaluate(model, network, task, reward, config, processes.device)
+                run.log(done, measures)
+                if snapshot:
+                    on_snapshot(done, network, samples)
             with torch.no_grad():
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)

@@ -1,0 +1,83 @@
+"""On a GPU: every strategy and a training step, against float32 on the CPU. Run by hand: ./test -m cuda."""
+
+import copy
+
+import pytest
+import torch
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import RaddLM
+from dlm.noise import LogLinearNoise
+from dlm.pretrain import LOSSES, loss_of
+from model.radd import RADD
+from policy.networks import DitConfidence
+from policy.rollout import policy_log_probs
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, sample
+from samplers.where import WHERE
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+TOLERANCE = 1e-4  # of a log-probability in float32
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[RaddLM, RaddLM]:
+    torch.manual_seed(0)
+    config = {"tokens": 50, "model": {"hidden_size": 64, "n_blocks": 2, "n_heads": 2, "length": 64}}
+    model = RaddLM(RADD(config)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    return model, copy.deepcopy(model).cuda()
+
+
+def test_log_probs_agree(models):
+    tokens = torch.randint(0, 51, (4, 64))
+    mine, theirs = models[0](tokens), models[1](tokens.cuda()).cpu()
+    finite = mine > -torch.inf
+    assert torch.equal(finite, theirs > -torch.inf)
+    torch.testing.assert_close(mine[finite], theirs[finite], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*WHERE, "policy"])
+def test_tokens_agree_until_a_close_call(models, name):
+    """A decision whose margin is within ten tolerances may fall the other way and changes all that follows: with a sharp random
+    network such calls are rare, so nine rows in ten are equal to the last token."""
+    torch.manual_seed(1)
+    network = DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8)
+    canvas = torch.full((20, 32), models[0].mask_id)
+    results = []
+    for model in models:
+        device = next(model.parameters()).device
+        where = PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else WHERE[name]()
+        environment = UnmaskingEnvironment(model, 8)
+        results.append(sample(environment, Strategy(where, TokenRule()), canvas.to(device), seed=3).tokens.cpu())
+    assert (results[0] == results[1]).all(1).sum() >= 18
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "ar"])
+def test_a_training_step_has_the_same_gradient(models, loss):
+    tokens = torch.randint(0, 50, (4, 64))
+    gradients = []
+    for model in models:
+        trained = copy.deepcopy(model).requires_grad_(True)
+        device = next(trained.parameters()).device
+        value = loss_of(trained, tokens.to(device), loss, LogLinearNoise(), torch.Generator().manual_seed(0))
+        value.backward()
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in trained.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
+
+
+def test_recorded_log_probabilities_are_found_again(models):
+    model = models[1]
+    network = DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8).cuda()
+    unmasker = PolicyUnmasker(network, "bernoulli")
+    canvas = torch.full((8, 16), model.mask_id, device="cuda")
+    environment = UnmaskingEnvironment(model, 8, patience=4)
+    trajectory = sample(environment, Strategy(unmasker, TokenRule()), canvas, record=network.inputs).trajectory
+    assert trajectory is not None
+    again, _ = policy_log_probs(network, unmasker.law, trajectory)
+    torch.testing.assert_close(again, trajectory.log_where, atol=1e-4, rtol=1e-4)
