@@ -7,6 +7,7 @@ weights), or one .pth of a run. Published RADD checkpoints load unmodified; keys
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from dlm.noise import Noise, build_noise
 from model.radd import RADD
 
 PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
+OLD_BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "inv_freq")  # masks and angles that old causal checkpoints carry
 
 
 def load_model(
@@ -67,7 +69,9 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.backbone_state().items()}
+    weights = dict(model.backbone.named_parameters())  # buffers (rotary frequencies) stay float32: they multiply positions
+    state = {name: tensor.detach().to("cpu", dtype if name in weights else tensor.dtype)
+             for name, tensor in model.backbone_state().items()}  # fmt: skip
     if getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"})
@@ -77,7 +81,17 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
 
 def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer) -> CausalLM:
     if state is None:
-        backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        try:
+            backbone, found = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except OSError as error:
+            raise ValueError(f"{path} has a config.json but its weights cannot be had: {error}") from error
+        _refuse_misfit(
+            path, backbone, found["missing_keys"],
+            [name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)],
+            [f"{name} is {tuple(is_)}, expected {tuple(due)}" for name, is_, due in found["mismatched_keys"]],
+        )  # fmt: skip
     else:
         backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         _load_strictly(backbone, state, path)
@@ -87,16 +101,22 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
 
 def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
     expected = backbone.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in expected.items()
              if k in state and state[k].shape != v.shape]  # fmt: skip
+    _refuse_misfit(path, backbone, expected.keys() - state.keys(), state.keys() - expected.keys(), wrong)
+    backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+def _refuse_misfit(
+    path: str, backbone: nn.Module, missing: Iterable[str], unexpected: Iterable[str], wrong: list[str]
+) -> None:
+    missing, unexpected = sorted(missing), sorted(unexpected)
     if missing or unexpected or wrong:
         raise ValueError(
             f"the checkpoint {path} does not fit its config: missing {missing[:4]} ({len(missing)}), "
             f"unexpected {unexpected[:4]} ({len(unexpected)}), shapes {wrong[:2]}; check that it is a "
             f"{type(backbone).__name__} checkpoint and that config.json belongs to it"
         )
-    backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
 def _fetch(path: str, name: str) -> Path:

@@ -54,8 +54,10 @@ def next_token_loss(
 
 def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool) -> Float[Tensor, "group member"]:
     """Reward minus the mean of its group; divided by the group's standard deviation in GRPO (2402.03300), not in Dr. GRPO
-    (2503.20783), which is what Apple's policies are trained with."""
-    centred = reward - reward.mean(1, keepdim=True)
+    (2503.20783), which is what Apple's policies are trained with. Exactly 0 where all rewards of a group are equal (the mean
+    in float32 need not be one of them)."""
+    equal = (reward == reward[:, :1]).all(1, keepdim=True)
+    centred = (reward - reward.mean(1, keepdim=True)).masked_fill(equal, 0.0)
     return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4) if divide_by_std else centred
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from data.tasks import PuzzleTask, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
@@ -59,11 +60,31 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
         if not isinstance(task, PuzzleTask):
             raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
         return PuzzleReward(task.box, reward.alpha, reward.additive)
+    if reward.name != "likelihood":
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of likelihood, puzzle")
+    if isinstance(task, PuzzleTask):
+        raise ValueError("reward=likelihood reads text and data=puzzles has none; use reward=puzzle")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
     if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
         raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
-    mean_log_prob = lambda tokens: sequence_log_prob(judge, tokens).mean(1)  # noqa: E731
+
+    def mean_log_prob(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        """A mask that a training rollout left is judged as a start token, which hardly ever stands inside a text."""
+        return sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id)).mean(1)
+
     return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
+
+
+def check_data(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTask) -> None:
+    """Refuse, before any work, a model that has no masks to choose among, or data of another vocabulary."""
+    if model.causal:
+        raise ValueError(f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model")
+    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)
+    if tokens != model.mask_id:
+        raise ValueError(
+            f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
+            "(data=puzzles for a Sudoku, else data.tokenizer)"
+        )
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
@@ -79,6 +100,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         else:
             length = config.sampling.length or model.max_length
             task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, group.rank, group.world)
+        check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
         reward = build_reward(config, model, task, group)
         run = Run(config, overrides, group)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from model.radd import RADD, READ_MULTIPLE
 
-POSITIONS_PER_FORWARD = {"cpu": 2048, "cuda": 65_536}  # rows go through the blocks in groups of about so many positions
+# Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
+POSITIONS_PER_FORWARD = {"cpu": 1024, "cuda": 65_536}
 LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 256_000_000}  # elements of [positions, vocabulary] alive at a time
 
 

@@ -21,7 +21,8 @@ from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
-LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
+LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "puzzle_CE", "ar")
+PUZZLE_MASK_RATE = 0.75  # puzzles never begin with more masks than about this
 
 
 @runtime_checkable
@@ -42,12 +43,14 @@ def corrupt(
     lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
     k_DCE: k ~ U{1..length}, exactly k masked, weight length / k.
     masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
+    puzzle_CE: masked_CE with lambda ~ U(0, 0.75): no time is spent on boards emptier than any puzzle.
     """
     uniforms = torch.rand(rows, length, generator=generator)
     if loss == "k_DCE":
         count = torch.randint(1, length + 1, (rows,), generator=generator)
         return mask_exactly(uniforms, count), length / count
-    times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64))
+    high = PUZZLE_MASK_RATE if loss == "puzzle_CE" else 1.0
+    times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64), high=high)
     if loss == "t_DCE":
         assert noise is not None
         sigma, rate = noise(times)

@@ -17,6 +17,7 @@ from data.tasks import PuzzleTask, TextTask
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from policy.actions import ACTIONS
 from policy.grpo import GRPO
 from policy.ppo import PPO
 from policy.rollout import Reward, Steps, policy_log_probs, rollout, summary
@@ -94,11 +95,12 @@ def imitate(
         trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory
         assert trajectory is not None
         law = PolicyUnmasker(learner.network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
+        losses.append(0.0)
         for index in torch.arange(len(trajectory.row), device=learner.processes.device).split(config.training.chunk):
             part = Steps(trajectory, trajectory.log_where, trajectory.log_where).take(index).trajectory
             loss = -policy_log_probs(learner.network, law, part)[0].sum() / len(trajectory.row)
             loss.backward()
-            losses.append(float(loss.detach()))
+            losses[-1] += float(loss.detach())
         learner.update()
     return losses
 
@@ -154,6 +156,8 @@ def train(
         )
     if rows % training.accum:
         raise ValueError(f"a process's batch of {rows} is not divisible by training.accum={training.accum}")
+    if config.eval.action not in ACTIONS:
+        raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(ACTIONS)}")
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
     parameters = list(network.parameters())
     total = training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
@@ -165,6 +169,8 @@ def train(
         learner.average.load_state_dict(state["ema"])
         task.load_state_dict(state["task"])
         first, learner.updates = state["step"], state["updates"]
+        if isinstance(algorithm, GRPO) and algorithm.reference is not None:
+            algorithm.reference.load_state_dict(state["reference"])
     if algorithm and first == 0 and config.algorithm.warm_start.updates:
         losses = imitate(model, learner, task, config, rows)
         run.say(f"imitated {config.algorithm.warm_start.expert} {config.algorithm.warm_start.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
@@ -192,11 +198,14 @@ def train(
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)
         if snapshot or done % training.snapshot_freq_for_preemption == 0:
-            run.save(checkpoint(network, learner, task, done), snapshot)
+            reference = algorithm.reference if isinstance(algorithm, GRPO) else None
+            run.save(checkpoint(network, reference, learner, task, done), snapshot)
 
 
-def checkpoint(network: nn.Module, learner: Learner, task: PuzzleTask | TextTask, step: int) -> dict[str, object]:
-    """genpolicy's keys, and what an exact resume needs besides."""
+def checkpoint(
+    network: nn.Module, reference: nn.Module | None, learner: Learner, task: PuzzleTask | TextTask, step: int
+) -> dict[str, object]:
+    """genpolicy's keys, and what an exact resume needs besides (`reference`: what a KL is to)."""
     state: dict[str, Tensor] = network.state_dict()
     return {
         "policy_model": state,
@@ -204,6 +213,7 @@ def checkpoint(network: nn.Module, learner: Learner, task: PuzzleTask | TextTask
         "optimizer": learner.optimiser.adamw.state_dict(),
         "ema": learner.average.state_dict(),
         "task": task.state_dict(),
+        "reference": None if reference is None else reference.state_dict(),
         "updates": learner.updates,
         "step": step,
     }

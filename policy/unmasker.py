@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
+from dlm.environment import Observation
 from policy.actions import ACTIONS, FixedCount
-from policy.networks import DitConfidence, HiddenMLP
+
+
+@runtime_checkable
+class PolicyNetwork(Protocol):
+    """Those of policy/networks.py, or any other that reads an observation and scores positions."""
+
+    def inputs(self, observation: Observation, everywhere: bool = False) -> dict[str, Tensor]: ...
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]: ...
 
 
 @dataclass
@@ -15,7 +28,7 @@ class PolicyUnmasker:
     temperature divides the scores; beta multiplies the probabilities of the Bernoulli laws (Apple's test-time knobs).
     """
 
-    network: DitConfidence | HiddenMLP
+    network: PolicyNetwork
     action: str = "bernoulli_argmax"
     temperature: float = 1.0
     beta: float = 1.0

@@ -35,9 +35,14 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
     differences = []
+    started_with = OmegaConf.load(path.with_name("overrides.yaml"))
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
-        if key in ("resume", "experiment"):
+        if key == "resume":
+            continue
+        if key == "experiment":  # not a value of the configuration: what it sets is
+            if override not in started_with:
+                differences.append(f"the run was not started with {override}")
             continue
         asked, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
         if key in MAY_CHANGE:

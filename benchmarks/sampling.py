@@ -1,0 +1,251 @@
+"""Sampling: CPU time and memory of ours against the plain loop (benchmarks/plain.py), at the shape of RADD-small.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.sampling
+
+Random weights, one thread, `direct`, no prompt. A decoding at 1024 steps takes hours, so it is put together: the cost of a row's
+step is measured on steps spread over the decoding, both loops on the same canvases by turns; the evaluations are counted by
+running the real environment and loop on a model that computes nothing, whose own time is what the bookkeeping costs. The plain
+loop evaluates each row at every step, whatever the number of steps. Its rows go one at a time: a batch at once is slower here.
+CPU seconds throughout, so that other processes matter little. Prints tables, ends with flat JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from benchmarks import plain
+from dlm.draws import Draws
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM, RaddLM
+from evaluation.report import print_table
+from model.radd import RADD
+from policy.networks import DitConfidence
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, Unmasker, sample
+from samplers.where import Confident, Direct
+
+SPREAD = (7, 5, 3, 1)  # eighths of the canvas that are still masked at the steps measured
+MEMORY_BATCH = 8
+
+
+@dataclass
+class Shape:
+    """RADD-small; `vocabulary` without the mask."""
+
+    width: int = 768
+    blocks: int = 12
+    heads: int = 12
+    vocabulary: int = 50257
+    length: int = 1024
+    batch: int = 4
+    few: int = 16
+    many: int = 1024
+
+
+class Still(MaskedLM):
+    """A model that computes nothing: every token is as likely as any other."""
+
+    def __init__(self, length: int, vocabulary: int = 64):
+        super().__init__(torch.nn.Identity())
+        self.vocab_size, self.mask_id, self.max_length, self.hidden_size = vocabulary + 1, vocabulary, length, 1
+
+    def hidden_rows(self, tokens, read, sigma):
+        return torch.zeros(int(read.sum()), 1)
+
+    def head(self, hidden):
+        return torch.nn.functional.pad(torch.zeros(len(hidden), self.mask_id), (0, 1), value=-torch.inf)
+
+
+def build(shape: Shape, dtype: str = "float32") -> RaddLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": shape.width, "n_blocks": shape.blocks, "n_heads": shape.heads, "length": shape.length}
+    network = RADD({"tokens": shape.vocabulary, "model": sizes})
+    torch.nn.init.normal_(network.output_layer.linear.weight, std=0.02)
+    model = RaddLM(network, dtype)
+    return model.requires_grad_(False).eval()
+
+
+def canvases(shape: Shape, batch: int, length: int, eighths: int) -> Int[Tensor, "row position"]:
+    """Random tokens, of which about `eighths` / 8 are masked."""
+    generator = torch.Generator().manual_seed(eighths)
+    tokens = torch.randint(shape.vocabulary, (batch, length), generator=generator)
+    return tokens.masked_fill(torch.rand(batch, length, generator=generator) < eighths / 8, shape.vocabulary)
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def our_step(
+    model: MaskedLM, where: Unmasker, left: int, canvas: Int[Tensor, "row position"], seed: int = 0
+) -> tuple[float, int]:
+    """CPU seconds of one step with `left` steps to go, and the rows that it evaluated."""
+    environment = UnmaskingEnvironment(model, left)
+    observation = environment.reset(canvas)
+    strategy = Strategy(where, TokenRule())
+    seconds, _ = cpu_seconds(lambda: environment.step(strategy.decide(observation, Draws(seed))))
+    return seconds, environment.rows_evaluated
+
+
+def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) -> dict[str, float]:
+    """CPU seconds of the parts of one step, all rows."""
+    parts = {"body": 0.0, "head": 0.0, "race": 0.0}
+    network: RADD = model.backbone
+    for row in canvas.split(1):
+        with model.autocast(row.device):
+            body, hidden = cpu_seconds(lambda row=row: network.body(row))
+            head, logits = cpu_seconds(lambda hidden=hidden: network.head(hidden).float())
+        race, _ = cpu_seconds(lambda row=row, logits=logits: plain.race(logits, row, 1 / left))
+        for name, seconds in (("body", body), ("head", head), ("race", race)):
+            parts[name] += seconds
+    return parts
+
+
+def schedule(shape: Shape, steps: int) -> dict[str, float]:
+    """Rows evaluated and positions read in a decoding with `direct`, per row, and the CPU seconds of the bookkeeping."""
+    environment = UnmaskingEnvironment(Still(shape.length), steps)
+    canvas = torch.full((shape.batch, shape.length), environment.model.mask_id)
+    seconds, samples = cpu_seconds(lambda: sample(environment, Strategy(Direct(), TokenRule()), canvas))
+    return {
+        "steps": steps,
+        "evaluations": samples.rows_evaluated / shape.batch,
+        "positions": environment.positions_read / shape.batch,
+        "bookkeeping_s": seconds / shape.batch,
+    }
+
+
+def resident_mib(field: str) -> float:
+    """VmRSS (now) or VmHWM (the most so far) of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
+
+
+def memory(shape: Shape) -> float:
+    """MiB above the loaded model at the peak of a `direct` step and of a policy's step, which reads every mask."""
+    model = build(shape)
+    loaded = resident_mib("VmRSS")
+    canvas = canvases(shape, MEMORY_BATCH, shape.length, 4)
+    with torch.no_grad():
+        our_step(model, Direct(), shape.few // 2, canvas)
+        our_step(model, PolicyUnmasker(DitConfidence().eval(), "fixed"), shape.few // 2, canvas)
+    return resident_mib("VmHWM") - loaded
+
+
+def memory_of_a_fresh_process(shape: Shape) -> float:
+    flags = [word for name, value in asdict(shape).items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.sampling", "--memory-only", *flags]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(printed.splitlines()[-1])["peak_mib_batch8"]
+
+
+@torch.no_grad()
+def speed(shape: Shape, model: RaddLM) -> dict[str, float]:
+    """The two speedups, with the parts of the plain step and the counts printed."""
+    parts = {"body": 0.0, "head": 0.0, "race": 0.0}
+    spent = {shape.few: [0.0, 0], shape.many: [0.0, 0]}  # seconds, rows evaluated
+    for eighths in SPREAD:
+        canvas = canvases(shape, shape.batch, shape.length, eighths)
+        for name, seconds in plain_step(model, max(1, shape.few * eighths // 8), canvas).items():
+            parts[name] += seconds / (len(SPREAD) * shape.batch)
+        for steps, total in spent.items():
+            seconds, rows = our_step(model, Direct(), max(1, steps * eighths // 8), canvas)
+            total[0] += seconds
+            total[1] += rows
+    plain_cost = sum(parts.values())
+    print_table([parts | {"step": plain_cost}], title="The plain loop: CPU seconds of a row's step")
+    records, speedups = [], {}
+    for steps, (seconds, rows) in spent.items():
+        record = schedule(shape, steps)
+        ours = record["evaluations"] * seconds / rows + record["bookkeeping_s"]
+        speedups[steps] = plain_cost * steps / ours
+        records.append(record | {
+            "evaluation_s": seconds / rows, "tokens_per_cpu_s": shape.length / ours,
+            "plain_tokens_per_cpu_s": shape.length / (plain_cost * steps), "speedup": speedups[steps],
+        })  # fmt: skip
+    print_table(records, title=f"direct, per row of {shape.length} positions, batch {shape.batch}")
+    return {"speedup_16": speedups[shape.few], "speedup_1024": speedups[shape.many]}
+
+
+@torch.no_grad()
+def rules(shape: Shape, model: RaddLM) -> float:
+    """A step of rules that read every mask, on a canvas half masked; the share of it that the policy network takes."""
+    canvas = canvases(shape, shape.batch, shape.length, 4)
+    left = max(1, shape.few // 2)
+    where = PolicyUnmasker(DitConfidence().eval(), "fixed")
+    environment = UnmaskingEnvironment(model, left)
+    observation, draws = environment.reset(canvas), Draws(0)
+    policy_step, _ = cpu_seconds(lambda: Strategy(where, TokenRule()).decide(observation, draws))
+    again, _ = cpu_seconds(lambda: where.choose(observation, draws))  # what it reads is known by now
+    steps = {
+        "plain": sum(plain_step(model, left, canvas[:1]).values()),
+        "direct": our_step(model, Direct(), left, canvas)[0] / shape.batch,
+        "confidence": our_step(model, Confident(), left, canvas)[0] / shape.batch,
+        "dit_confidence": policy_step / shape.batch,
+        "its network": again / shape.batch,
+    }
+    records = [{"rule": name, "cpu_s": seconds} for name, seconds in steps.items()]
+    print_table(records, title=f"A row's step, half of {shape.length} positions masked, {shape.few} steps in all")
+    return again / policy_step
+
+
+@torch.no_grad()
+def growth(shape: Shape, model: RaddLM) -> None:
+    """How a step grows with length and batch, and the evaluations with the steps; bfloat16 beside float32."""
+    quarter, left = shape.length // 4, max(1, shape.few // 2)
+    cases = [(length, 1) for length in (quarter, 2 * quarter, 4 * quarter)] + [(quarter, batch) for batch in (2, 4, 8)]
+    half = RaddLM(model.backbone, "bfloat16")
+    records = []
+    for length, batch in cases:
+        canvas = canvases(shape, batch, length, 4)
+        record: dict[str, float] = {"length": length, "batch": batch}
+        for name, kind in (("float32", model), ("bfloat16", half)) if batch == 1 else (("float32", model),):
+            record[f"plain {name}"] = sum(plain_step(kind, left, canvas).values())
+            record[f"direct {name}"] = our_step(kind, Direct(), left, canvas)[0]
+        records.append(record)
+    print_table(records, title="CPU seconds of a step, all rows")
+    records = []
+    steps = shape.few
+    while steps <= shape.many:
+        expected = steps * (1 - (1 - 1 / steps) ** shape.length)
+        records.append(schedule(shape, steps) | {"expected": expected, "plain_evaluations": steps})
+        steps *= 4
+    print_table(records, title="direct: evaluations of a row (equal rows share one)")
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory-only", action="store_true", help="print the peak of this process and nothing else")
+    for name, value in asdict(Shape()).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = vars(parser.parse_args(words))
+    memory_only = arguments.pop("memory_only")
+    shape = Shape(**arguments)
+    torch.set_num_threads(1)
+    if memory_only:
+        print(json.dumps({"peak_mib_batch8": memory(shape)}))
+        return
+    model = build(shape)
+    result = speed(shape, model)
+    share = rules(shape, model)
+    growth(shape, model)
+    del model
+    result |= {"peak_mib_batch8": memory_of_a_fresh_process(shape), "policy_share": share}
+    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""GRPO against the truth on tabular instances: the optimum by dynamic programming, and the expected gradient by enumeration.
+
+An instance: 12 random modes with random weights over L tokens of V = 3; the model is the exact conditionals of that joint and
+writes its best token, so decoding is deterministic given the picks. The reward is 1[the finished canvas is one of the modes]
+times the speed factor (L - NFE + 1) / L, the shipped one at alpha = 1. The policy is a table: one logit vector for each canvas.
+"""
+
+from functools import lru_cache
+from itertools import combinations, product
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from data.tasks import Prompts
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from policy.actions import Bernoulli, BernoulliForced
+from policy.grpo import GRPO
+from policy.rollout import rollout
+from policy.unmasker import PolicyUnmasker
+from rewards.rules import RewardOutput, speed_factor
+from samplers.loop import Strategy, sample
+from samplers.where import Confident, Threshold
+from tests.enumerable import TableLM
+from training.optim import Optimiser
+
+V, MODES = 3, 12
+INSTANCES = 12
+SETTINGS = {"group_size": 256, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
+OPTIM = {"lr": 0.3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1e9, "schedule": "constant"}
+ITERATIONS = 60
+
+
+class Instance:
+    """modes Int[mode, position]; model: a TableLM; powers: the number of a canvas is (canvas * powers).sum(1)."""
+
+    def __init__(self, seed, length):
+        generator = torch.Generator().manual_seed(seed)
+        self.length, self.powers = length, (V + 1) ** torch.arange(length - 1, -1, -1)
+        number = torch.randperm(V**length, generator=generator)[:MODES]
+        self.modes = number.unsqueeze(1) // V ** torch.arange(length - 1, -1, -1) % V
+        weight = torch.rand(MODES, generator=generator, dtype=torch.float64)
+        canvases = torch.arange((V + 1) ** length).unsqueeze(1) // self.powers % (V + 1)
+        agrees = ((canvases.unsqueeze(1) == V) | (canvases.unsqueeze(1) == self.modes)).all(2)
+        conditionals = torch.einsum("cm,mlv->clv", agrees * weight, nn.functional.one_hot(self.modes, V).double())
+        self.model = TableLM(conditionals.clamp(min=1e-30).log())  # uniform where no mode agrees with the canvas
+        self.good = (self.modes * self.powers).sum(1)
+        best = self.model.table.argmax(-1)
+        self.change = ((best - V) * self.powers).tolist()  # of the canvas' number, when a position is written
+        self.blank = torch.full((1, length), V)
+
+    def reward(self, samples, rows=None):
+        solved = torch.isin((samples.tokens * self.powers).sum(1), self.good).float()
+        return RewardOutput(solved * speed_factor(samples.evaluations, self.length, 1.0), {"solved": solved})
+
+    def value(self, canvas, spent):
+        """The reward of a finished canvas, in plain numbers."""
+        return (canvas in self.good.tolist()) * (self.length - spent + 1) / self.length
+
+    def after(self, canvas, picks):
+        return canvas + sum(self.change[canvas][i] for i in picks)
+
+
+class TablePolicy(nn.Module):
+    """Logits looked up by the number of the canvas: the interface of policy.networks."""
+
+    def __init__(self, instance):
+        super().__init__()
+        self.powers = instance.powers
+        self.logits = nn.Parameter(torch.zeros((V + 1) ** instance.length, instance.length))
+
+    def inputs(self, observation, everywhere=False):
+        return {"canvas": (observation.tokens * self.powers).sum(1)}
+
+    def scores(self, canvas):
+        return self.logits[canvas]
+
+
+def subsets(positions):
+    return [s for size in range(len(positions), -1, -1) for s in combinations(positions, size)]
+
+
+def optimum(instance):
+    """Best reward over every sequence of sets of positions. All finished canvases are worth the same: the fewest steps to one."""
+    good = set(instance.good.tolist())
+
+    @lru_cache(maxsize=None)
+    def steps(canvas, masked):
+        if not masked:
+            return 0 if canvas in good else instance.length + 1
+        return 1 + min(
+            steps(instance.after(canvas, picks), tuple(i for i in masked if i not in picks)) for picks in subsets(masked)[:-1]
+        )
+
+    fewest = steps((V + 1) ** instance.length - 1, tuple(range(instance.length)))
+    return max(0.0, (instance.length - fewest + 1) / instance.length)
+
+
+def best_heuristic(instance):
+    """The best rule and setting, chosen knowing the reward."""
+    length = instance.length
+    rules = [(Threshold(threshold / 20), 1) for threshold in range(1, 20)]
+    rules += [(Confident(score), steps) for score in ("margin", "top_prob", "entropy") for steps in range(1, length + 1)]
+    rewards = []
+    for rule, steps in rules:
+        environment = UnmaskingEnvironment(instance.model, steps)
+        samples = sample(environment, Strategy(rule, TokenRule(0.0)), instance.blank)
+        rewards.append(float(instance.reward(samples).total))
+    return max(rewards)
+
+
+def expected_reward(instance, network, law, negligible=1e-9):
+    """Exactly, over every action of `law`, a law that always writes something; branches below `negligible` count as 0."""
+
+    def value(canvas, masked, spent, probability):
+        if not masked or probability < negligible:
+            return instance.value(canvas, spent) if not masked else 0.0
+        choices = subsets(masked)[:-1]
+        order = torch.zeros(len(choices), instance.length, dtype=torch.long)
+        for row, picks in enumerate(choices):
+            order[row, list(picks)] = 1
+        writable = torch.zeros(instance.length, dtype=torch.bool)
+        writable[list(masked)] = True
+        logits = network.logits[canvas].detach().expand(len(choices), -1)
+        shares = law.log_prob(logits, writable.expand(len(choices), -1), order).exp().tolist()
+        return sum(
+            share * value(instance.after(canvas, picks), tuple(i for i in masked if i not in picks), spent + 1, probability * share)
+            for share, picks in zip(shares, choices, strict=True)
+            if probability * share >= negligible
+        )
+
+    return value((V + 1) ** instance.length - 1, tuple(range(instance.length)), 0, 1.0)
+
+
+def train(instance, seed, iterations=ITERATIONS):
+    """The product's rollouts, objective and optimiser."""
+    network = TablePolicy(instance)
+    algorithm, optimiser = GRPO(OmegaConf.create(SETTINGS), network), Optimiser(network.parameters(), OmegaConf.create(OPTIM), 1)
+    unmasker = PolicyUnmasker(network, "bernoulli")
+    prompts = Prompts(instance.blank.repeat(SETTINGS["group_size"], 1), {})
+    for step in range(iterations):
+        samples, reward = rollout(
+            instance.model, unmasker, TokenRule(0.0), prompts, 1, instance.reward, 10_000 * seed + step, record=True
+        )
+        steps = algorithm.prepare(samples, reward, network, unmasker.law)
+        for _ in range(SETTINGS["inner_updates"] if len(steps) else 0):
+            algorithm.loss(network, unmasker.law, steps).backward()
+            optimiser.step(0)
+    return network
+
+
+def check_reaches_the_optimum(seeds):
+    """The policy as it is used, by bernoulli_argmax, in closed form. Returns rows (optimum, heuristic, policy)."""
+    rows = []
+    for seed in seeds:
+        instance = Instance(seed, length=7)
+        learned = expected_reward(instance, train(instance, seed), BernoulliForced())
+        rows.append((optimum(instance), best_heuristic(instance), learned))
+        print(f"instance {seed}: optimum {rows[-1][0]:.4f}, best heuristic {rows[-1][1]:.4f}, GRPO {rows[-1][2]:.4f}")
+    best, heuristic, learned = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    print(f"mean of {len(rows)}: optimum {best:.4f}, best heuristic {heuristic:.4f}, GRPO {learned:.4f}")
+    assert all(policy <= top + 1e-6 for top, _, policy in rows)
+    assert learned >= 0.99 * best
+    return best, heuristic, learned
+
+
+def test_grpo_reaches_the_optimum():
+    """Of two instances, one of which no heuristic solves as fast."""
+    check_reaches_the_optimum(range(2))
+
+
+@pytest.mark.slow
+def test_grpo_reaches_the_optimum_of_every_instance():
+    best, heuristic, learned = check_reaches_the_optimum(range(INSTANCES))
+    assert heuristic < learned <= best + 1e-6
