@@ -127,7 +127,8 @@ def variational_loss(
 
     The bound on log p(x): E_q sum over steps of [log p(tokens | canvas) + log unmask(picks | canvas) - log mask(picks | cleaner
     canvas)], q the masking channel, canvases along q. Its gradient in the unmasking channel is direct; in the masking channel it
-    is a score function: the return from a step on, minus the batch mean as baseline, times the gradient of log_mask.
+    is a score function: the return from a step on, minus the batch mean as baseline (which holds the row itself: the term shrinks
+    by 1 - 1 / rows, without bias otherwise), times the gradient of log_mask.
     `reinforce` scales that term (genpolicy's RADD version has none, which leaves its masking channel untrained).
     Steps run in masking order, from the clean text to the blank canvas.
     """

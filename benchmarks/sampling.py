@@ -116,15 +116,15 @@ def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) ->
 
 
 def schedule(shape: Shape, steps: int) -> dict[str, float]:
-    """Rows evaluated and positions read in a decoding with `direct`, per row, and the CPU seconds of the bookkeeping."""
+    """Evaluations of a row and positions read in a decoding with `direct`, and the CPU seconds of the loop without a model."""
     environment = UnmaskingEnvironment(Still(shape.length), steps)
     canvas = torch.full((shape.batch, shape.length), environment.model.mask_id)
     seconds, samples = cpu_seconds(lambda: sample(environment, Strategy(Direct(), TokenRule()), canvas))
     return {
         "steps": steps,
-        "evaluations": samples.rows_evaluated / shape.batch,
-        "positions": environment.positions_read / shape.batch,
-        "bookkeeping_s": seconds / shape.batch,
+        "evals": samples.rows_evaluated / shape.batch,
+        "read": environment.positions_read / shape.batch,
+        "loop s": seconds / shape.batch,
     }
 
 
@@ -170,13 +170,13 @@ def speed(shape: Shape, model: RaddLM) -> dict[str, float]:
     records, speedups = [], {}
     for steps, (seconds, rows) in spent.items():
         record = schedule(shape, steps)
-        ours = record["evaluations"] * seconds / rows + record["bookkeeping_s"]
+        ours = record["evals"] * seconds / rows + record["loop s"]
         speedups[steps] = plain_cost * steps / ours
         records.append(record | {
-            "evaluation_s": seconds / rows, "tokens_per_cpu_s": shape.length / ours,
-            "plain_tokens_per_cpu_s": shape.length / (plain_cost * steps), "speedup": speedups[steps],
+            "s each": seconds / rows, "ours": shape.length / ours,
+            "plain": shape.length / (plain_cost * steps), "speedup": speedups[steps],
         })  # fmt: skip
-    print_table(records, title=f"direct, per row of {shape.length} positions, batch {shape.batch}")
+    print_table(records, title=f"direct, a row of {shape.length} (batch {shape.batch}), tokens per CPU second")
     return {"speedup_16": speedups[shape.few], "speedup_1024": speedups[shape.many]}
 
 
@@ -198,7 +198,7 @@ def rules(shape: Shape, model: RaddLM) -> float:
         "its network": again / shape.batch,
     }
     records = [{"rule": name, "cpu_s": seconds} for name, seconds in steps.items()]
-    print_table(records, title=f"A row's step, half of {shape.length} positions masked, {shape.few} steps in all")
+    print_table(records, title="A row's step, half the canvas masked")
     return again / policy_step
 
 
@@ -207,21 +207,21 @@ def growth(shape: Shape, model: RaddLM) -> None:
     """How a step grows with length and batch, and the evaluations with the steps; bfloat16 beside float32."""
     quarter, left = shape.length // 4, max(1, shape.few // 2)
     cases = [(length, 1) for length in (quarter, 2 * quarter, 4 * quarter)] + [(quarter, batch) for batch in (2, 4, 8)]
-    half = RaddLM(model.backbone, "bfloat16")
+    kinds = [(model, length, batch) for length, batch in cases]
+    kinds.insert(1, (RaddLM(model.backbone, "bfloat16"), quarter, 1))
     records = []
-    for length, batch in cases:
+    for kind, length, batch in kinds:
         canvas = canvases(shape, batch, length, 4)
-        record: dict[str, float] = {"length": length, "batch": batch}
-        for name, kind in (("float32", model), ("bfloat16", half)) if batch == 1 else (("float32", model),):
-            record[f"plain {name}"] = sum(plain_step(kind, left, canvas).values())
-            record[f"direct {name}"] = our_step(kind, Direct(), left, canvas)[0]
-        records.append(record)
+        records.append({
+            "length": length, "batch": batch, "precision": str(kind.dtype).removeprefix("torch."),
+            "plain": sum(plain_step(kind, left, canvas).values()), "direct": our_step(kind, Direct(), left, canvas)[0],
+        })  # fmt: skip
     print_table(records, title="CPU seconds of a step, all rows")
     records = []
     steps = shape.few
     while steps <= shape.many:
         expected = steps * (1 - (1 - 1 / steps) ** shape.length)
-        records.append(schedule(shape, steps) | {"expected": expected, "plain_evaluations": steps})
+        records.append(schedule(shape, steps) | {"expected": expected, "plain": steps})
         steps *= 4
     print_table(records, title="direct: evaluations of a row (equal rows share one)")
 

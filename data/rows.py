@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -19,15 +19,25 @@ class SudokuRows:
         self.stream, self.seed, self.rank, self.world, self.drawn = stream, seed, rank, world, 0
 
     def next(self, batch: int) -> Int[Tensor, "row cell"]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.drawn) * self.world + self.rank)
+        return self.stream.grids(batch, self._generator())
+
+    def _generator(self) -> torch.Generator:
         self.drawn += 1
-        return self.stream.grids(batch, generator)
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.drawn - 1) * self.world + self.rank)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.drawn = state["drawn"]
+
+
+class SudokuPuzzleRows(SudokuRows):
+    """The same with the clues of each puzzle given: only boards that solving a puzzle passes through are seen."""
+
+    def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row cell"], Bool[Tensor, "row cell"]]:
+        puzzles = self.stream.puzzles(batch, self._generator())
+        return puzzles["solutions"], puzzles["clues"]
 
 
 def text_tokenizer(data: DictConfig):
@@ -51,9 +61,8 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
     """
     if data.kind == "sudoku":
         box = tuple(data.box)
-        rows = SudokuRows(
-            SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box), seed, rank, world
-        )
+        stream = SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box)
+        rows = (SudokuPuzzleRows if data.keep_clues else SudokuRows)(stream, seed, rank, world)
         return (
             rows,
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],

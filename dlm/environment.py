@@ -26,6 +26,10 @@ class Readout:
     top_log_probs: Float[Tensor, "row position best"]
     entropy: Float[Tensor, "row position"] | None
 
+    def cut(self, best: int) -> Readout:
+        """The `best` first tokens only: more may have been read for somebody else."""
+        return Readout(self.top_tokens[..., :best], self.top_log_probs[..., :best], self.entropy)
+
 
 @dataclass
 class TokenRule:
@@ -206,13 +210,13 @@ class UnmaskingEnvironment:
         needed = where & ~self._readout_known
         index = needed.nonzero()
         if len(index) == 0:
-            return old
+            return old.cut(best)
         hidden = self.hidden(where)[needed]
-        best = old.top_tokens.shape[-1]
+        columns = old.top_tokens.shape[-1]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
             logits = self.model.head(part)
             log_total = logits.logsumexp(1, keepdim=True)
-            top = logits.topk(best, dim=1)
+            top = logits.topk(columns, dim=1)
             row, position = place.unbind(1)
             old.top_tokens[row, position] = top.indices
             old.top_log_probs[row, position] = top.values - log_total
@@ -220,7 +224,7 @@ class UnmaskingEnvironment:
                 log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
                 old.entropy[row, position] = -(log_prob.exp() * log_prob).sum(1)
         self._readout_known |= needed
-        return old
+        return old.cut(best)
 
     @torch.no_grad()
     def draw(

@@ -7,7 +7,7 @@ RADD (2406.03736), appendix; times are low-discrepancy over the global batch. On
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +21,7 @@ from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
-LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "puzzle_CE", "ar")
-PUZZLE_MASK_RATE = 0.75  # puzzles never begin with more masks than about this
+LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
 
 
 @runtime_checkable
@@ -34,23 +33,36 @@ class Rows(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+@runtime_checkable
+class Puzzles(Rows, Protocol):
+    """Rows of which some positions are given and never masked."""
+
+    def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]: ...
+
+
 def corrupt(
-    loss: str, rows: int, length: int, noise: Noise | None, generator: torch.Generator
+    loss: str,
+    rows: int,
+    length: int,
+    noise: Noise | None,
+    generator: torch.Generator,
+    given: Bool[Tensor, "row position"] | None = None,
 ) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "row"]]:
     """Which positions are masked, and the weight of each masked position's cross-entropy, row by row.
 
+    given: positions that are never masked (the clues of puzzles); the bounds are then conditional on them.
     t_DCE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
     lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
     k_DCE: k ~ U{1..length}, exactly k masked, weight length / k.
     masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
-    puzzle_CE: masked_CE with lambda ~ U(0, 0.75): no time is spent on boards emptier than any puzzle.
     """
     uniforms = torch.rand(rows, length, generator=generator)
+    if given is not None:
+        uniforms = uniforms.masked_fill(given, 2.0)
     if loss == "k_DCE":
         count = torch.randint(1, length + 1, (rows,), generator=generator)
         return mask_exactly(uniforms, count), length / count
-    high = PUZZLE_MASK_RATE if loss == "puzzle_CE" else 1.0
-    times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64), high=high)
+    times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64))
     if loss == "t_DCE":
         assert noise is not None
         sigma, rate = noise(times)
@@ -63,13 +75,18 @@ def corrupt(
 
 
 def loss_of(
-    model: MaskedLM, tokens: Int[Tensor, "row position"], loss: str, noise: Noise | None, generator: torch.Generator
+    model: MaskedLM,
+    tokens: Int[Tensor, "row position"],
+    loss: str,
+    noise: Noise | None,
+    generator: torch.Generator,
+    given: Bool[Tensor, "row position"] | None = None,
 ) -> Float[Tensor, ""]:
     """One Monte Carlo value of the objective on a batch, with its gradient; nats per token."""
     if loss == "ar":
         assert isinstance(model, CausalLM)
         return next_token_loss(model.next_token_logits(tokens), tokens)
-    masked, weight = (x.to(tokens.device) for x in corrupt(loss, len(tokens), tokens.shape[1], noise, generator))
+    masked, weight = (x.to(tokens.device) for x in corrupt(loss, len(tokens), tokens.shape[1], noise, generator, given))
     hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
     log_prob = model.head(hidden).log_softmax(-1).gather(1, tokens[masked].unsqueeze(1)).squeeze(1)
     return denoising_loss(log_prob, masked.nonzero()[:, 0], weight, tokens.shape[1])
@@ -148,8 +165,9 @@ def train(
         generator = torch.Generator().manual_seed(step_seed(config.seed, step, processes.rank))
         total = 0.0
         for _ in range(training.accum):
-            batch = rows.next(share // training.accum).to(processes.device)
-            loss = loss_of(model, batch, config.loss, noise, generator) / training.accum
+            part = share // training.accum
+            batch, given = rows.next_puzzles(part) if isinstance(rows, Puzzles) else (rows.next(part), None)
+            loss = loss_of(model, batch.to(processes.device), config.loss, noise, generator, given) / training.accum
             loss.backward()
             total += float(loss.detach())
         total = processes.mean({"loss": total})["loss"]

@@ -82,6 +82,8 @@ def test_t_DCE_masks_at_the_rate_that_its_weight_belongs_to(noise):
 
 def test_masked_CE_is_the_mean_over_masked_positions():
     generator = torch.Generator().manual_seed(3)
+    shares = corrupt("masked_CE", 300, 2000, None, generator)[0].float().mean(1).sort().values
+    assert (shares - torch.linspace(0, 1, 300)).abs().max() < 0.05
     masked, weight = corrupt("masked_CE", 40, 6, None, generator)
     log_prob = torch.randn(int(masked.sum()))
     value = denoising_loss(log_prob, masked.nonzero()[:, 0], weight, 6)

@@ -78,7 +78,7 @@ def test_reading_some_positions_equals_reading_all(share):
         everywhere = network.body(tokens)
         assert (network.body(tokens, read) - everywhere[read]).abs().max() < 1e-5
         assert torch.allclose(network(tokens), network.head(everywhere))
-    with torch.enable_grad():  # the formulas with gradients are others
+    with torch.enable_grad():
         assert (network.body(tokens, read) - everywhere[read]).abs().max() < 1e-4
 
 

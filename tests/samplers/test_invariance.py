@@ -175,8 +175,28 @@ def test_a_row_that_did_not_change_is_not_evaluated_again():
         assert int(samples.steps) > writes
 
 
-def test_a_rule_that_waits_reads_the_canvas_once():
-    """Confidence with the second step empty: more steps than masks leave whole steps in which nothing changes."""
+class EverySecondStep:
+    """Looks at every step; rows of an odd number write at odd steps only: what a learned Bernoulli rule may do."""
+
+    def choose(self, observation, draws):
+        order, log_where = Threshold(0.5).choose(observation, draws)
+        waits = (observation.row_id % 2 == 1) & (observation.row_step % 2 == 0)
+        return order.masked_fill(waits.unsqueeze(1), 0), log_where
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_was_looked_at_and_waited_is_not_evaluated_again(temperature):
+    model = Counting(5)
+    canvas = canvases(4, 6, 5, model.mask_id, torch.Generator().manual_seed(8))
+    samples = sample(UnmaskingEnvironment(model, 6), Strategy(EverySecondStep(), TokenRule(temperature)), canvas)
+    writes = [len(row[row >= 0].unique()) for row in samples.written_at]
+    assert samples.evaluations.tolist() == writes
+    assert samples.steps.tolist() == [writes[0], 2 * writes[1], writes[2], 2 * writes[3]]
+    assert len(model.asked) == len({row for row, _ in model.asked}) == sum(writes)
+
+
+def test_what_was_read_is_not_read_again():
+    """Asked again on the same canvas, for fewer, other or more of the best: the network runs once."""
     model = Counting(5)
     observation = UnmaskingEnvironment(model, 4).reset(torch.full((2, 4), model.mask_id))
     everywhere = torch.ones(2, 4, dtype=torch.bool)

@@ -1,0 +1,284 @@
+"""What an update sees: replayed log-probabilities, chunks, dropped rows, PPO's values and targets, imitation."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data.tasks import Prompts, TextTask
+from dlm.environment import TokenRule
+from policy import train as loops
+from policy.actions import ACTIONS
+from policy.grpo import GRPO
+from policy.networks import DitConfidence, HiddenMLP
+from policy.ppo import PPO
+from policy.rollout import policy_log_probs, rollout
+from policy.unmasker import PolicyUnmasker
+from rewards.rules import RewardOutput
+from tests.enumerable import RandomLM
+from training.optim import MovingAverage, Optimiser
+from training.processes import Processes
+
+LENGTH, WIDTH = 6, 4
+GRPO_SETTINGS = {"name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
+PPO_SETTINGS = {"name": "ppo", "group_size": 1, "inner_updates": 2, "clip": 0.2, "gae_decay": 0.95, "value_weight": 0.5}
+OPTIM = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1.0, "schedule": "constant"}
+
+
+class WideRandomLM(RandomLM):
+    """RandomLM whose hidden state also holds features that a policy can read."""
+
+    def __init__(self):
+        super().__init__(5, max_length=LENGTH)
+        self.hidden_size = WIDTH
+        self.features = torch.randn(1024, WIDTH - 1, generator=torch.Generator().manual_seed(9))
+
+    def hidden_rows(self, tokens, read, sigma):
+        place = super().hidden_rows(tokens, read, sigma)
+        return torch.cat([place / 1024, self.features[place[:, 0].long()]], 1)
+
+    def head(self, hidden):
+        return super().head((hidden[:, :1] * 1024).round())
+
+
+MODEL = WideRandomLM()
+
+
+def network_of(kind, seed=0):
+    torch.manual_seed(seed)
+    if kind == "hidden_mlp":
+        return HiddenMLP(WIDTH)
+    return DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, confidences_top_p=2, value_head=True)
+
+
+def some_reward(samples, rows=None):
+    """Any function of the row that differs between rows, but for the first group of four, which agrees."""
+    total = samples.tokens.float().mean(1) / samples.evaluations.clamp(min=1)
+    total[:4] = 0.3
+    return RewardOutput(total)
+
+
+def rolled_out(kind, action, rows=16, reward=some_reward):
+    network = network_of(kind)
+    unmasker = PolicyUnmasker(network, action)
+    canvas = torch.full((rows, LENGTH), MODEL.mask_id)
+    canvas[:, 2] = 1  # given
+    samples, scored = rollout(MODEL, unmasker, TokenRule(), Prompts(canvas, {}), 4, reward, seed=1, record=True)
+    return network, unmasker.law, samples, scored
+
+
+def gradient(network, losses):
+    network.zero_grad()
+    for loss in losses:
+        loss.backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in network.parameters()]
+
+
+def assert_same(ours, theirs):
+    assert any((g != 0).any() for g in theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_replay_has_the_log_probability_it_had(kind, action):
+    network, law, samples, _ = rolled_out(kind, action)
+    trajectory = samples.trajectory
+    assert len(trajectory.row) == int(samples.steps.sum())
+    again, _ = policy_log_probs(network, law, trajectory)
+    torch.testing.assert_close(again.detach(), trajectory.log_where, atol=2e-6, rtol=0)
+    if kind == "dit_confidence":  # the value head reads the same trunk
+        with_value, value = policy_log_probs(network, law, trajectory, value=True)
+        torch.testing.assert_close(with_value, again)
+        assert value.shape == again.shape
+    assert not trajectory.writable[:, 2].any() and trajectory.log_where.isfinite().all()
+
+
+def test_what_is_recorded_rebuilds_the_rollout():
+    """Every row's steps are 0, 1, 2, ... and its picks are the positions written at them."""
+    _, _, samples, _ = rolled_out("dit_confidence", "bernoulli")
+    trajectory = samples.trajectory
+    for row in range(16):
+        mine = trajectory.row == row
+        assert trajectory.step[mine].tolist() == list(range(int(samples.steps[row])))
+        for step, order in zip(trajectory.step[mine].tolist(), trajectory.order[mine], strict=True):
+            assert torch.equal(order > 0, samples.written_at[row] == step)
+
+
+# ---------------------------------------------------------------------------------------- GRPO
+
+
+@pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
+def test_chunks_and_dropped_rows_leave_the_gradient(kind):
+    network, law, samples, scored = rolled_out(kind, "bernoulli")
+    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    steps = algorithm.prepare(samples, scored, network, law)
+    assert set(steps.trajectory.row.tolist()) == set(range(4, 16))  # the group that agrees teaches nothing
+    whole = gradient(network, [algorithm.loss(network, law, steps)])
+    chunks = [steps.take(index) for index in torch.arange(len(steps)).split(7)]
+    assert_same(gradient(network, [algorithm.loss(network, law, chunk) for chunk in chunks]), whole)
+    everything = GRPO(OmegaConf.create(GRPO_SETTINGS | {"kl": 1e-30}), network)  # a KL keeps every step
+    all_steps = everything.prepare(samples, scored, network, law)
+    assert len(all_steps) == len(samples.trajectory.row) > len(steps)
+    assert_same(gradient(network, [everything.loss(network, law, all_steps)]), whole)
+
+
+def test_grpo_gradient_from_the_formula():
+    """-1/rows sum over rows of A / steps * grad log-probability of the row's picks, A = R - mean R of the group."""
+    network, law, samples, scored = rolled_out("dit_confidence", "plackett_luce")
+    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    ours = gradient(network, [algorithm.loss(network, law, algorithm.prepare(samples, scored, network, law))])
+    reward = scored.total.view(4, 4)
+    advantage = (reward - reward.mean(1, keepdim=True)).flatten()
+    log_prob, _ = policy_log_probs(network, law, samples.trajectory)
+    per_row = torch.zeros(16).index_add_(0, samples.trajectory.row, log_prob)
+    assert_same(ours, gradient(network, [-(advantage * per_row / samples.steps).mean()]))
+
+
+def test_kl_is_to_the_policy_that_training_starts_from():
+    network, law, samples, scored = rolled_out("hidden_mlp", "bernoulli")
+    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS | {"kl": 0.5}), network)
+    without = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+    assert all(not p.requires_grad for p in algorithm.reference.parameters())
+    steps = algorithm.prepare(samples, scored, network, law)
+    extra = algorithm.loss(network, law, steps) - without.loss(network, law, steps)
+    new, _ = policy_log_probs(network, law, steps.trajectory)
+    old, _ = policy_log_probs(algorithm.reference, law, steps.trajectory)
+    expected = 0.5 * (steps.weight * (torch.exp(old - new) - 1 - (old - new))).sum()
+    torch.testing.assert_close(extra, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_group_needs_two():
+    with pytest.raises(ValueError, match="algorithm.group_size=1 must be at least 2"):
+        GRPO(OmegaConf.create(GRPO_SETTINGS | {"group_size": 1}), network_of("hidden_mlp"))
+
+
+# ---------------------------------------------------------------------------------------- PPO
+
+
+def test_ppo_advantages_and_targets_are_those_of_a_plain_loop():
+    network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
+    steps = PPO(OmegaConf.create(PPO_SETTINGS), network).prepare(samples, scored, network, law)
+    trajectory = samples.trajectory
+    value = network.forward_with_value(**trajectory.inputs)[1].detach()
+    advantage = torch.zeros_like(value)
+    for row in range(16):
+        index = (trajectory.row == row).nonzero().squeeze(1).tolist()
+        running = 0.0
+        for t in reversed(range(len(index))):
+            at_end = t == len(index) - 1
+            following = 0.0 if at_end else float(value[index[t + 1]])
+            delta = (float(scored.total[row]) if at_end else 0.0) + following - float(value[index[t]])
+            running = delta + 0.95 * running
+            advantage[index[t]] = running
+    torch.testing.assert_close(steps.target, advantage + value, atol=1e-5, rtol=1e-5)
+    normal = (advantage - advantage.mean()) / advantage.std(correction=0)
+    torch.testing.assert_close(steps.advantage, normal, atol=1e-4, rtol=1e-4)
+
+
+def test_ppo_gradient_from_the_formula():
+    network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
+    algorithm = PPO(OmegaConf.create(PPO_SETTINGS), network)
+    steps = algorithm.prepare(samples, scored, network, law)
+    whole = gradient(network, [algorithm.loss(network, law, steps)])
+    assert (network.value_proj.weight.grad != 0).any()
+    chunks = [steps.take(index) for index in torch.arange(len(steps)).split(11)]
+    assert_same(gradient(network, [algorithm.loss(network, law, chunk) for chunk in chunks]), whole)
+    log_prob, value = policy_log_probs(network, law, samples.trajectory, value=True)
+    formula = -(steps.advantage * log_prob).mean() + 0.5 * 0.5 * ((value - steps.target) ** 2).mean()
+    assert_same(gradient(network, [formula]), whole)
+
+
+def test_ppo_refuses_a_network_without_a_value():
+    with pytest.raises(ValueError, match="algorithm=ppo needs a value head; use policy=dit_confidence"):
+        PPO(OmegaConf.create(PPO_SETTINGS), network_of("hidden_mlp"))
+
+
+# ---------------------------------------------------------------------------------------- iterations
+
+
+class BlankTask(TextTask):
+    """Blank canvases and random rows."""
+
+    def __init__(self):
+        pass
+
+    def prompts(self, count, seed):
+        return Prompts(torch.full((count, LENGTH), MODEL.mask_id), {})
+
+    def clean(self, count, seed):
+        tokens = torch.randint(0, 5, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
+        return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+
+
+def learner_of(network):
+    parameters = list(network.parameters())
+    alone = Processes(0, 1, torch.device("cpu"))
+    return loops.Learner(network, Optimiser(parameters, OmegaConf.create(OPTIM), 10), MovingAverage(parameters, 0.9), alone)
+
+
+def config_of(algorithm, **training):
+    return OmegaConf.create({
+        "seed": 0, "algorithm": algorithm, "sampling": {"temperature": 1.0, "discrete_steps": 3},
+        "training": {"chunk": 1000, "accum": 1, **training},
+    })  # fmt: skip
+
+
+def test_a_batch_without_advantages_changes_nothing():
+    network = network_of("hidden_mlp")
+    before = [p.clone() for p in network.parameters()]
+    config = config_of(GRPO_SETTINGS | {"action": "bernoulli"})
+    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))  # noqa: E731
+    learner = learner_of(network)
+    metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, GRPO(config.algorithm, network), config, 8, 0)
+    assert learner.updates == 0 and "loss" not in metrics and metrics["reward"] == pytest.approx(0.7)
+    assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", [GRPO_SETTINGS, PPO_SETTINGS], ids=["grpo", "ppo"])
+def test_an_iteration_makes_every_inner_update_whatever_the_chunk(algorithm):
+    after = []
+    for chunk in (1000, 5):
+        network = network_of("dit_confidence")
+        config = config_of(algorithm | {"action": "bernoulli"}, chunk=chunk)
+        learner = learner_of(network)
+        objective = loops.CLIPPED[algorithm["name"]](config.algorithm, network)
+        metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), some_reward, objective, config, 8, 0)
+        assert learner.updates == 2 and metrics["grad_norm"] > 0
+        after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*after, atol=2e-3, rtol=0)  # Adam turns rounding near a zero gradient into part of a step
+    assert (after[0] - after[1]).abs().mean() < 1e-5
+
+
+def test_accumulated_parts_average_over_the_batch():
+    """Without the score term, parts of a batch add up to its gradient: same picks, since the paths are drawn part by part."""
+    config = config_of({"name": "variational", "reinforce": 0.0}, accum=2)
+    network = network_of("hidden_mlp")
+    tokens, given = BlankTask().clean(8, loops.step_seed(0, 0, 0))
+    seen = []
+    learner = learner_of(network)
+    learner.update = lambda: seen.extend(p.grad.clone() for p in network.parameters()) or {}
+    loops.variational_iteration(MODEL, learner, BlankTask(), config, 8, 0)
+    halves = []
+    for number in range(2):
+        part = slice(4 * number, 4 * number + 4)
+        path = loops.masking_path(
+            MODEL, network, tokens[part], given[part], 3, loops.Draws(loops.step_seed(0, 0, 0) * 1009 + number)
+        )
+        halves.append(loops.bound_loss(network, path, given[part], 0.0)[0])
+    assert_same(seen, gradient(network, [sum(halves) / 2]))
+
+
+@pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_imitation_learns_the_picks_of_a_rule(kind, action):
+    network = network_of(kind)
+    warm = {"warm_start": {"updates": 30, "expert": "threshold", "setting": 0.5}}
+    losses = loops.imitate(MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=16), 64)
+    assert len(losses) == 30 and losses[-1] < losses[0]

@@ -1,0 +1,324 @@
+"""run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, resuming, refusals, two processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoTokenizer
+
+import policy.train
+import run_train_policy
+from data.sudoku import SudokuTokenizer
+from data.text import load_texts
+from load_model import build_model, save_model
+from losses import clipped_policy_loss
+from policy.networks import DitConfidence, HiddenMLP, load_policy
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
+NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
+QUICK = ["run_dir=RUN", "device=cpu", "training.n_iters=2", "training.snapshot_freq=2", "training.eval_freq=2", "eval.batch_size=2"]
+DIT = ["policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8"]
+GROUPS = ["training.batch_size=8", "algorithm.group_size=4"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, list[str]]:
+    """Overrides that put a tiny model and little data in the place of the shipped ones: text, and 6x6 and 4x4 Sudoku."""
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "stories" / "tokenizer")
+    causal = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 33, "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    board = lambda *box: {"tokens": box[0] * box[1], "model": SHAPE | {"length": (box[0] * box[1]) ** 2}, "puzzle": {"box": box}}  # noqa: E731
+    configs = {
+        "text": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
+        "causal": (causal, tokenizer),
+        "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),
+        "small": (board(2, 2) | {"noise": NOISE}, SudokuTokenizer((2, 2))),
+    }
+    for name, (config, vocabulary) in configs.items():
+        torch.manual_seed(0)
+        save_model(build_model(config, "float32", vocabulary)[0], config, root / name, torch.float32)
+    stories = root / "stories.jsonl"
+    stories.write_text("".join(json.dumps({"text": text}) + "\n" for text in load_texts("stories", "valid")["text"][:40]))
+    text = [f"data.{split}={stories}" for split in ("train", "valid")]
+    return {
+        "text": [f"dlm.path={root / 'text'}", f"reward.judge={root / 'causal'}", *text],
+        "sudoku": [f"dlm.path={root / 'sudoku'}", "data.base_puzzles=4", "data.valid_puzzles=2"],
+        "small": [f"dlm.path={root / 'small'}", "data=puzzles", "reward=puzzle", "data.box=[2,2]",
+                  "data.base_puzzles=4", "data.valid_puzzles=2"],
+        "causal": [f"dlm.path={root / 'causal'}"],
+    }  # fmt: skip
+
+
+def run(directory: Path, *overrides: str) -> Path:
+    """The command in this process; RUN in an override is `directory`."""
+    asked = [override.replace("RUN", str(directory)) for override in overrides]
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        config = compose("train_policy", asked)
+    return run_train_policy.main(config, asked)
+
+
+def record(directory: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step without clocks; of a step that was made twice, the last."""
+    metrics: dict[int, dict[str, float]] = {}
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        entry.pop("seconds")
+        metrics.setdefault(entry.pop("step"), {}).update(entry)
+    return metrics
+
+
+def saved(directory: Path) -> dict:
+    return torch.load(directory / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
+
+
+def assert_equal(one, other):
+    """Bit for bit, through dicts and lists."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_equal(mine, theirs)
+    else:
+        assert one == other
+
+
+# ------------------------------------------------------------------------------------------ everything runs
+
+EXPERIMENTS = {  # the models and data are replaced, sizes made small
+    "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
+    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", *DIT, "text"],
+    "sudoku6_grpo": [*GROUPS, "algorithm.warm_start.updates=1", *DIT, "sudoku"],
+    "sudoku6_ppo": ["training.batch_size=4", "algorithm.warm_start.updates=1", *DIT, "sudoku"],
+    "sudoku6_variational": ["training.batch_size=4", *DIT, "sudoku"],
+}
+
+
+def test_every_experiment_of_this_command_is_here():
+    of_policies = {path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml") if "run_train_policy.py" in path.read_text()}
+    assert of_policies == EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments(experiment, tiny, tmp_path):
+    *overrides, kind = EXPERIMENTS[experiment]
+    directory = run(tmp_path / "run", f"experiment={experiment}", *overrides, *tiny[kind], *QUICK)
+    metrics = record(directory)
+    assert {"eval_reward", "eval_nfe"} <= metrics[2].keys() and metrics[2]["eval_still_masked"] == 0
+    kind = DitConfidence if experiment != "genpolicy_owt" else HiddenMLP
+    assert isinstance(load_policy(directory), kind)
+    assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
+
+
+@pytest.mark.parametrize("network", ["hidden_mlp", "dit_confidence"])
+@pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["text", "small"])
+def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_path):
+    overrides = [f"algorithm={algorithm}", f"policy={network}", *tiny[kind], *QUICK, "training.batch_size=4", "sampling.discrete_steps=3"]
+    overrides += DIT if network == "dit_confidence" else []
+    overrides += ["policy.smart_init=0"] if network == "dit_confidence" and kind == "text" else []  # few steps
+    overrides += ["algorithm.group_size=2"] if algorithm == "grpo" else []
+    if (algorithm, network) == ("ppo", "hidden_mlp"):
+        with pytest.raises(ValueError, match="algorithm=ppo needs a value head; use policy=dit_confidence"):
+            run(tmp_path / "run", *overrides)
+        return
+    directory = run(tmp_path / "run", *overrides)
+    metrics = record(directory)
+    if algorithm != "grpo" or kind == "text":  # else nothing may have been solved, and no update made
+        assert metrics[2]["grad_norm"] > 0
+    state = saved(directory)
+    assert state["step"] == 2 and {"policy_model", "ema", "optimizer", "updates", "task"} <= state.keys()
+    average = load_policy(directory / "checkpoints" / "checkpoint_2.pth")
+    plain = load_policy(directory / "checkpoints" / "checkpoint_2.pth", use_ema=False)
+    assert_equal(plain.state_dict(), state["policy_model"])
+    assert_equal(load_policy(directory).state_dict(), average.state_dict())  # RUN/policy holds the average
+
+
+def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
+    """A policy that hardly ever writes: its text has masks, and the judge has no token for them."""
+    overrides = ["algorithm=grpo", "policy=dit_confidence", *DIT, "policy.smart_init=-9", "sampling.length=4", "algorithm.group_size=2"]
+    directory = run(tmp_path / "run", *overrides, *tiny["text"], *QUICK, "training.batch_size=4")
+    assert record(directory)[1]["still_masked"] > 0
+
+
+# ------------------------------------------------------------------------------------------ resuming
+
+RESUMED = {
+    "grpo": ["algorithm=grpo", "policy=dit_confidence", *DIT, "policy.smart_init=0", *GROUPS, "text", "sampling.length=8"],
+    "grpo with a KL": [
+        "algorithm=grpo", "policy=hidden_mlp", "algorithm.kl=0.1", "algorithm.warm_start.updates=2", *GROUPS, "text", "sampling.length=8",
+    ],
+    "ppo": ["algorithm=ppo", "policy=dit_confidence", *DIT, "training.batch_size=4", "small"],
+    "variational": ["algorithm=variational", "policy=hidden_mlp", "training.batch_size=4", "training.accum=2", "text"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_is_the_uninterrupted_one(case, tiny, tmp_path):
+    overrides = [o for name in RESUMED[case] for o in tiny.get(name, [name])] + ["sampling.discrete_steps=3", *QUICK]
+    whole = run(tmp_path / "whole", *overrides, "training.n_iters=4")
+    half = run(tmp_path / "half", *overrides)
+    assert saved(half)["step"] == 2
+    assert run(tmp_path / "half", "resume=RUN", "training.n_iters=4") == half
+    assert record(half) == record(whole) and record(half).keys() == {1, 2, 3, 4}
+    assert_equal(saved(half), saved(whole))
+    assert_equal(load_policy(half).state_dict(), load_policy(whole).state_dict())
+
+
+def test_resuming_with_another_configuration_lists_the_differences(tiny, tmp_path):
+    overrides = [*tiny["small"], *QUICK, "training.batch_size=4"]
+    run(tmp_path / "run", *overrides)
+    with pytest.raises(ValueError) as error:
+        run(tmp_path / "run", "resume=RUN", "training.batch_size=8", "optim.lr=0.5", "seed=0", "experiment=sudoku6_grpo")
+    message = str(error.value)
+    assert "training.batch_size: the run has 4, the command asks for 8" in message
+    assert "optim.lr: the run has 0.001, the command asks for 0.5" in message
+    assert "the run was not started with experiment=sudoku6_grpo" in message
+    assert "seed" not in message
+    with pytest.raises(ValueError, match="is not a run directory"):
+        run(tmp_path / "nothing", "resume=RUN")
+
+
+def command(*arguments: str, processes: int = 0) -> tuple[list[str], dict[str, str]]:
+    launch = [sys.executable]
+    if processes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return [*launch, *arguments], environment
+
+
+def test_a_killed_run_goes_on(tiny, tmp_path):
+    """kill -9 somewhere after the second of 40 steps, resumed, against a run that was left alone."""
+    every = ["training.snapshot_freq_for_preemption=1", "training.snapshot_freq=100", "training.eval_freq=100"]
+    overrides = [*tiny["small"], *QUICK, *every, "training.batch_size=4", "training.n_iters=40", "wandb.mode=disabled"]
+    whole = run(tmp_path / "whole", *overrides)
+    directory = tmp_path / "killed"
+    argv, environment = command(str(ROOT / "run_train_policy.py"), *(o.replace("RUN", str(directory)) for o in overrides))
+    process = subprocess.Popen(argv, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics, deadline = directory / "metrics.jsonl", time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= 2:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert saved(directory)["step"] < 40
+    run(directory, "resume=RUN")
+    assert record(directory) == record(whole)
+    assert_equal(saved(directory), saved(whole))
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    "kind, overrides, message",
+    [
+        ("small", ["algorithm=grpo", "training.batch_size=6"], "batch of 6 rollouts is not divisible by algorithm.group_size=8"),
+        ("small", ["training.batch_size=6", "training.accum=4"], "batch of 6 is not divisible by training.accum=4"),
+        ("small", ["algorithm=grpo", "algorithm.group_size=1"], "algorithm.group_size=1 must be at least 2"),
+        ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational"),
+        ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, hidden_mlp"),
+        ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of likelihood, puzzle"),
+        ("small", ["reward=likelihood"], "reward=likelihood reads text and data=puzzles has none; use reward=puzzle"),
+        ("small", ["eval.action=threshold"], "eval.action='threshold' is unknown"),
+        ("small", ["algorithm=grpo", "algorithm.action=threshold"], "policy.action='threshold' is unknown"),
+        ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),
+        ("small", ["sampling.discrete_steps=0"], "steps=0 must be at least 1"),
+        ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
+        ("text", ["reward=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
+        ("text", ["data.tokenizer=bpe:300"], "the data has 300 tokens and .* writes"),
+        ("text", ["policy=dit_confidence", "policy.confidences_top_p=9999"], "confidences_top_p 9999 exceeds"),
+        ("text", ["causal"], "is causal: it has one order and nothing to learn"),
+        ("text", ["reward.judge=TEXT"], "must be a causal model on the same tokens"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(kind, overrides, message, tiny, tmp_path):
+    model = tiny["text"][0].split("=", 1)[1]
+    asked = [o.replace("TEXT", model) for name in overrides for o in tiny.get(name, [name])]
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", *tiny[kind], *QUICK, *asked)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
+    made = []
+
+    def broken(*arguments):
+        loss, bound = inner(*arguments)
+        made.append(1)
+        return loss, bound * (float("nan") if len(made) == 3 else 1.0)
+
+    inner = policy.train.bound_loss
+    monkeypatch.setattr(policy.train, "bound_loss", broken)
+    overrides = ["training.n_iters=4", "training.batch_size=4", "training.snapshot_freq_for_preemption=1"]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 2; the last good checkpoint is .*checkpoint.pth"):
+        run(tmp_path / "run", *tiny["small"], *QUICK, *overrides)
+    state = saved(tmp_path / "run")
+    assert state["step"] == 2 and all(value.isfinite().all() for value in state["policy_model"].values())
+
+
+# ------------------------------------------------------------------------------------------ two processes
+
+RANKS = """
+import sys
+import torch
+import policy.train as loops
+from rewards.rules import RewardOutput
+from training.processes import processes
+
+# rank 1 never solves anything: all its advantages are zero
+inner = loops.rollout
+def rollout(*arguments, **settings):
+    samples, reward = inner(*arguments, **settings)
+    rank = torch.distributed.get_rank()
+    made = torch.arange(len(reward.total)).float() if rank == 0 else torch.zeros(len(reward.total))
+    return samples, RewardOutput(made, reward.terms)
+loops.rollout = rollout
+import run_train_policy
+train = run_train_policy.train
+def and_check(model, network, *rest):
+    train(model, network, *rest)
+    flat = torch.cat([p.detach().flatten() for p in network.parameters()])
+    both = [torch.empty_like(flat) for _ in range(2)]
+    torch.distributed.all_gather(both, flat)
+    assert torch.equal(*both), "the processes have different weights"
+run_train_policy.train = and_check
+run_train_policy.entry()
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["variational", "grpo"])
+def test_two_processes(algorithm, tiny, tmp_path):
+    """They end with equal weights; under grpo one of them has nothing to learn from and joins all the same."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    directory = tmp_path / "run"
+    overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "wandb.mode=disabled"]
+    overrides += ["algorithm.group_size=4"] if algorithm == "grpo" else []
+    arguments = [f"--config-dir={ROOT / 'configs'}", *(o.replace("RUN", str(directory)) for o in overrides)]
+    argv, environment = command(str(script), *arguments, processes=2)
+    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert record(directory)[2]["grad_norm"] > 0 and saved(directory)["step"] == 2
+    assert len((directory / "logs" / "run.log").read_text().splitlines()) >= 2
