@@ -17,14 +17,21 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
 from dlm.masked_lm import CausalLM, MaskedLM, RaddLM
 from dlm.noise import Noise, build_noise
 from model.radd import RADD
 
+disable_progress_bar()  # of transformers, which prints one for every tensor
 PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
-OLD_BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "inv_freq")  # masks and angles that old causal checkpoints carry
+OLD_BUFFERS = (
+    "attn.bias",
+    "attention.bias",
+    "masked_bias",
+    "inv_freq",
+)  # masks and angles that old causal checkpoints carry
 
 
 def load_model(
@@ -48,7 +55,9 @@ def load_model(
     else:
         for key in ("tokens", "model"):
             if key not in config:
-                raise ValueError(f"config.json of {path} has no {key!r}; expected a RADD checkpoint or a causal model's config")
+                raise ValueError(
+                    f"config.json of {path} has no {key!r}; expected a RADD checkpoint or a causal model's config"
+                )
         backbone = RADD(config)
         _load_strictly(backbone, _weights(path) if state is None else state, path)
         model = RaddLM(backbone, dtype, tokenizer, path)
@@ -69,12 +78,16 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = dict(model.backbone.named_parameters())  # buffers (rotary frequencies) stay float32: they multiply positions
+    weights = dict(
+        model.backbone.named_parameters()
+    )  # buffers (rotary frequencies) stay float32: they multiply positions
     state = {name: tensor.detach().to("cpu", dtype if name in weights else tensor.dtype)
              for name, tensor in model.backbone_state().items()}  # fmt: skip
     if getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"}
+    )
     if isinstance(model.tokenizer, PreTrainedTokenizerBase):
         model.tokenizer.save_pretrained(directory)
 
@@ -82,7 +95,7 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
 def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer) -> CausalLM:
     if state is None:
         try:
-            backbone, found = AutoModelForCausalLM.from_pretrained(
+            backbone, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except OSError as error:
@@ -123,7 +136,9 @@ def _fetch(path: str, name: str) -> Path:
     """A file of a directory or of a hub repository (downloaded once, HF_TOKEN honoured)."""
     if Path(path).is_dir():
         if not (Path(path) / name).is_file():
-            raise ValueError(f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors")
+            raise ValueError(
+                f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors"
+            )
         return Path(path) / name
     try:
         return Path(hf_hub_download(path, name))
@@ -158,7 +173,10 @@ def _tokenizer(path: str, config: dict):
         return None
     try:
         return AutoTokenizer.from_pretrained(path if local or "model_type" in config else PUBLISHED_TOKENIZER)
-    except (OSError, ValueError):  # the hub is out of reach: the model works on token ids, and decoding says what is missing
+    except (
+        OSError,
+        ValueError,
+    ):  # the hub is out of reach: the model works on token ids, and decoding says what is missing
         return None
 
 
@@ -168,17 +186,27 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
     file = path if path.suffix == ".pth" else run / "checkpoints-meta" / "checkpoint.pth"
     for needed in (run / ".hydra" / "config.yaml", file):
         if not needed.is_file():
-            raise ValueError(f"{path} is not a run: {needed} does not exist; give a run directory or RUN/checkpoints/*.pth")
+            raise ValueError(
+                f"{path} is not a run: {needed} does not exist; give a run directory or RUN/checkpoints/*.pth"
+            )
     loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
     assert isinstance(loaded, dict)
     config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded
     saved = torch.load(file, map_location="cpu", weights_only=True)
     if "model" not in saved or "ema" not in saved:
-        raise ValueError(f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy")
+        raise ValueError(
+            f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"
+        )
     state = saved["model"]
-    template = RADD(config) if "model_type" not in config else AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    template = (
+        RADD(config) if "model_type" not in config else AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    )
     names = [name for name, _ in template.named_parameters()]
     state.update(zip(names, saved["ema"]["shadow_params"], strict=True))
     if "model_type" in config and config.get("tie_word_embeddings"):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    return config, state, _tokenizer(str(run / "model"), config) if (run / "model").is_dir() else _tokenizer("gpt2", config)
+    return (
+        config,
+        state,
+        _tokenizer(str(run / "model"), config) if (run / "model").is_dir() else _tokenizer("gpt2", config),
+    )

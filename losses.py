@@ -49,6 +49,7 @@ def next_token_loss(
     """Mean cross-entropy of tokens[1:] given what precedes, in nats."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
+
 # ------------------------------------------------------------------------------------------------------------------ policies
 
 

@@ -59,7 +59,10 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
         ("direct", "8 steps", Direct(), 8),
         *(("confidence", f"{steps} steps", Confident(), steps) for steps in (2, 3, 4, 6, 8, cells)),
         *(("threshold", str(value), Threshold(value), cells) for value in (0.5, 0.7, 0.9, 0.99)),
-        *(("policy", f"beta {beta}", PolicyUnmasker(network, "bernoulli_argmax", 1.0, beta), cells) for beta in (0.5, 1.0, 2.0)),
+        *(
+            ("policy", f"beta {beta}", PolicyUnmasker(network, "bernoulli_argmax", 1.0, beta), cells)
+            for beta in (0.5, 1.0, 2.0)
+        ),
     ]
     rows, points, kept = [], [], {}
     for name, setting, rule, steps in rules:
@@ -118,14 +121,17 @@ def main(arguments: argparse.Namespace) -> None:
     write_json(table + more, out / "table.json")
     plot_pareto(points, out / "pareto.png", y_label="puzzles solved", title="6x6 Sudoku, held-out minimal puzzles")
     decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731
-    (out / "sudoku.html").write_text(replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX), encoding="utf-8")
+    page = replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX)
+    (out / "sudoku.html").write_text(page, encoding="utf-8")
     decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731
     (out / "stories.html").write_text(replay_html(texts, decode_text, "Stories, step by step"), encoding="utf-8")
     (out / "samples").mkdir()
     for name, samples in texts.items():
         decoded = writer.tokenizer.batch_decode(samples.tokens)
         (out / "samples" / f"{name.split(',')[0]}.txt").write_text("\n\n---\n\n".join(decoded) + "\n", encoding="utf-8")
-    print(f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/")
+    print(
+        f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/"
+    )
     print(f"{time.perf_counter() - started:.0f} s")
 
 

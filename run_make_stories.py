@@ -87,10 +87,10 @@ def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
     tokenizer = judge.tokenizer
     if tokenizer.chat_template is not None:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)  # pyright: ignore
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(judge.model.device)
-    written = judge.model.generate(
+    written = judge.model.generate(  # pyright: ignore[reportCallIssue]
         **encoded,
         max_new_tokens=tokens,
         do_sample=True,

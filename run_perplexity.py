@@ -38,11 +38,15 @@ def main(arguments: argparse.Namespace) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     model, _ = load_model(arguments.model, device)
     if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {arguments.model} cannot be loaded, so no text can be read; add tokenizer.json")
+        raise ValueError(
+            f"the tokenizer of {arguments.model} cannot be loaded, so no text can be read; add tokenizer.json"
+        )
     for name in arguments.data:
         texts = load_texts(name, arguments.split, arguments.cache_dir)
         rows = pack(texts, model.tokenizer, arguments.length or model.max_length, end_of_text(model.tokenizer))
-        values = nats_per_token(model, rows[: arguments.rows].to(device), arguments.noises, arguments.batch_size, arguments.seed)
+        values = nats_per_token(
+            model, rows[: arguments.rows].to(device), arguments.noises, arguments.batch_size, arguments.seed
+        )
         mean, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
         print(json.dumps({
             "data": name, "split": arguments.split, "rows": len(values), "perplexity": math.exp(mean),
@@ -53,7 +57,9 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/stories", help="hub id, directory, run or .pth of a run")
-    parser.add_argument("--data", nargs="+", default=["stories"], help="lambada wikitext2 ptb wikitext103 lm1b, a hub id, a file")
+    parser.add_argument(
+        "--data", nargs="+", default=["stories"], help="lambada wikitext2 ptb wikitext103 lm1b, a hub id, a file"
+    )
     parser.add_argument("--split", default="valid", help="train, valid or test")
     parser.add_argument("--rows", type=int, default=None, help="rows to score (default: all)")
     parser.add_argument("--length", type=int, default=None, help="positions a row (default: the model's)")

@@ -45,7 +45,7 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         settings["hidden_size"] = model.hidden_size
     elif config.algorithm.name == "ppo":
         settings["value_head"] = True
-    unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())
+    unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
     if unknown:
         raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
@@ -78,8 +78,10 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
 def check_data(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTask) -> None:
     """Refuse, before any work, a model that has no masks to choose among, or data of another vocabulary."""
     if model.causal:
-        raise ValueError(f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model")
-    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)
+        raise ValueError(
+            f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
+        )
+    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
     if tokens != model.mask_id:
         raise ValueError(
             f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
@@ -99,7 +101,9 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             task: PuzzleTask | TextTask = PuzzleTask(config.data)
         else:
             length = config.sampling.length or model.max_length
-            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, group.rank, group.world)
+            task = TextTask(
+                config.data, length, model.mask_id, config.eval.batch_size, config.seed, group.rank, group.world
+            )
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
         reward = build_reward(config, model, task, group)
@@ -113,7 +117,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             for number, tokens in enumerate(samples.tokens[:4].tolist()):
                 text = " ".join(map(str, tokens)) if task.tokenizer is None else task.tokenizer.decode(tokens)
-                (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
+                (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")  # pyright: ignore
 
         train(model, network, task, reward, config, run, group, on_snapshot)
         run.close()

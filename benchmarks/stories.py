@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--causal", default="example/stories_causal", help="second judge")
     parser.add_argument("--policies", nargs="*", default=["example/014609"])
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--judged", type=int, default=None, help="samples that smollm2 scores (default: all; it is slow)")
+    parser.add_argument(
+        "--judged", type=int, default=None, help="samples that smollm2 scores (default: all; it is slow)"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16)
@@ -89,7 +91,11 @@ def main() -> None:
                 texts = model.tokenizer.batch_decode(tokens[: arguments.judged])
                 scores = perplexity(judge, texts)
                 scores = scores[scores.isfinite()]
-                record |= {"gen_ppl": float(scores.mean()), "gen_ppl_se": float(standard_error(scores)), "judged": len(scores)}
+                record |= {
+                    "gen_ppl": float(scores.mean()),
+                    "gen_ppl_se": float(standard_error(scores)),
+                    "judged": len(scores),
+                }
             records.append(record)
             with open(out / "stories.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")

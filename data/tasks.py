@@ -35,7 +35,9 @@ class PuzzleTask:
 
     def __init__(self, data: DictConfig):
         self.box = tuple(data.box)
-        self.stream = SudokuStream(make(self.box, data.base_puzzles, data.clues, seed=data.seed, split="train"), self.box)
+        self.stream = SudokuStream(
+            make(self.box, data.base_puzzles, data.clues, seed=data.seed, split="train"), self.box
+        )
         held_out = make(self.box, data.valid_puzzles, data.clues, seed=data.seed + 1, split="test")
         self.valid = Prompts(blanked(held_out, self.box), held_out)
         self.tokenizer = SudokuTokenizer(self.box)

@@ -58,12 +58,12 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
                 f"there is no file {local} for the data set '{name}': give the path of a file that exists."
             )
         builder = "text" if local.suffix == ".txt" else "json"
-        texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)
+        texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)  # pyright: ignore
     else:
         where, column = HUB.get(name, ({"path": name}, "text"))
         hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
         try:
-            texts = load_dataset(**where, split=hub_split, cache_dir=cache_dir)
+            texts = load_dataset(**where, split=hub_split, cache_dir=cache_dir)  # pyright: ignore
         except OSError as error:
             raise ValueError(
                 f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the name and the network, or "
@@ -81,7 +81,7 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
 def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:
     split = "validation" if split == "valid" and "valid" not in splits else split
     if split not in splits:
-        raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(splits)}.")
+        raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(splits)}.")  # pyright: ignore
     return splits[split]
 
 
@@ -127,7 +127,7 @@ def documents(
 
 def _token_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> Iterator[np.ndarray]:
     for batch in texts.iter(batch_size=1000):
-        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
         yield np.concatenate([np.array([*ids, eos_id], dtype=np.int64) for ids in encoded])
 
 

@@ -126,13 +126,17 @@ class UnmaskingEnvironment:
         """Start from a canvas whose masks are to be written; everything else on it is given and stays."""
         rows, length = canvas.shape
         if length > self.model.max_length:
-            raise ValueError(f"the canvas has {length} positions, more than the model's {self.model.max_length}; shorten it")
+            raise ValueError(
+                f"the canvas has {length} positions, more than the model's {self.model.max_length}; shorten it"
+            )
         block = self.block_length or length
         if block < 1 or length % block:
             raise ValueError(f"block_length={block} does not divide the length {length}; choose a divisor")
         blocks = length // block
         if self.total_steps % blocks and self.total_steps > blocks:
-            raise ValueError(f"steps={self.total_steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}")
+            raise ValueError(
+                f"steps={self.total_steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}"
+            )
         device = canvas.device
         self.block, self.steps = block, max(1, self.total_steps // blocks)
         self.tokens = canvas.clone()
@@ -254,7 +258,9 @@ class UnmaskingEnvironment:
         masked = self.tokens == self.model.mask_id
         left = masked.unflatten(1, (-1, self.block)).any(2)
         block_index = left.long().argmax(1)
-        writable = masked & (torch.arange(masked.shape[1], device=masked.device) // self.block == block_index.unsqueeze(1))
+        writable = masked & (
+            torch.arange(masked.shape[1], device=masked.device) // self.block == block_index.unsqueeze(1)
+        )
         fresh = block_index != self.block_index
         self.block_masks = torch.where(fresh, writable.sum(1), self.block_masks)
         self.block_step = self.block_step.masked_fill(fresh, 0)

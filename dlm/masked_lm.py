@@ -123,7 +123,6 @@ class RaddLM(MaskedLM):
         return fill(mask_column, -torch.inf)
 
 
-
 class CausalLM(MaskedLM):
     """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token."""
 
@@ -166,5 +165,7 @@ def sequence_log_prob(
         hidden = model.hidden_rows(part, torch.ones_like(part, dtype=torch.bool), None)
         targets = part.flatten()
         pieces = zip(hidden.split(model.chunk(part.device)), targets.split(model.chunk(part.device)), strict=True)
-        out.append(torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape))
+        out.append(
+            torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape)
+        )
     return torch.cat(out)

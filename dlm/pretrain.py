@@ -7,7 +7,7 @@ RADD (2406.03736), appendix; times are low-discrepancy over the global batch. On
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,15 +53,16 @@ def corrupt(
     given: positions that are never masked (the clues of puzzles); the bounds are then conditional on them.
     t_DCE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
     lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
-    k_DCE: k ~ U{1..length}, exactly k masked, weight length / k.
+    k_DCE: k ~ U{1..n}, n the positions that are not given, exactly k of them masked, weight n / k.
     masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
     """
     uniforms = torch.rand(rows, length, generator=generator)
     if given is not None:
         uniforms = uniforms.masked_fill(given, 2.0)
     if loss == "k_DCE":
-        count = torch.randint(1, length + 1, (rows,), generator=generator)
-        return mask_exactly(uniforms, count), length / count
+        free = torch.full((rows,), length) if given is None else length - given.sum(1)
+        count = (torch.rand(rows, generator=generator, dtype=torch.float64) * free).ceil().long()
+        return mask_exactly(uniforms, count), free / count.clamp(min=1)
     times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64))
     if loss == "t_DCE":
         assert noise is not None
@@ -102,7 +103,9 @@ def row_bounds(
     offset = torch.rand(rows, generator=generator, dtype=torch.float64)
     for number in range(noises):
         rate = ((offset + number) / noises).clamp(min=1e-6)
-        masked = (torch.rand(rows, length, generator=generator, dtype=torch.float64) < rate.unsqueeze(1)).to(tokens.device)
+        masked = (torch.rand(rows, length, generator=generator, dtype=torch.float64) < rate.unsqueeze(1)).to(
+            tokens.device
+        )
         if not masked.any():
             continue
         hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
@@ -144,7 +147,9 @@ def train(
         raise ValueError(f"loss={config.loss!r} is unknown; use one of {', '.join(LOSSES)}")
     if (config.loss == "ar") != model.causal:
         kind = "causal" if model.causal else "masked"
-        raise ValueError(f"loss={config.loss} does not fit a {kind} model; loss=ar is for causal ones and for them only")
+        raise ValueError(
+            f"loss={config.loss} does not fit a {kind} model; loss=ar is for causal ones and for them only"
+        )
     training = config.training
     share = processes.share(training.batch_size, "training.batch_size")
     if share % training.accum:

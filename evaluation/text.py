@@ -64,7 +64,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "
             f"`hf download {name}`, give a directory, or take the judge smollm2."
         ) from error
-    return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)
+    return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def _dequantise_smollm2(folder: Path) -> None:
@@ -83,7 +83,7 @@ def _dequantise_smollm2(folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(quantised.state_dict())
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    model.to(torch.bfloat16).save_pretrained(unfinished)
+    model.to(torch.bfloat16).save_pretrained(unfinished)  # pyright: ignore[reportArgumentType]
     AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
     unfinished.rename(folder)
 

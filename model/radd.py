@@ -59,7 +59,9 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", 1.0 / 10_000 ** (torch.arange(0, head_width, 2).float() / head_width))
 
     def forward(self, length: int) -> tuple[Float[Tensor, "position half"], Float[Tensor, "position half"]]:
-        angle = torch.outer(torch.arange(length, device=self.inv_freq.device, dtype=torch.float32), self.inv_freq.float())
+        angle = torch.outer(
+            torch.arange(length, device=self.inv_freq.device, dtype=torch.float32), self.inv_freq.float()
+        )
         return angle.cos(), angle.sin()
 
 
@@ -82,7 +84,9 @@ def attend(
     """Full (unmasked, not causal) attention; all of a row's positions are its own, so there is no padding to hide."""
     if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return flash_attn_func(query, key, value).flatten(-2)  # pyright: ignore[reportOptionalCall]
-    query, key, value = (rearrange(x, "row position head width -> row head position width") for x in (query, key, value))
+    query, key, value = (
+        rearrange(x, "row position head width -> row head position width") for x in (query, key, value)
+    )
     out = F.scaled_dot_product_attention(query, key, value)
     return rearrange(out, "row head read width -> row read (head width)")
 
@@ -172,7 +176,9 @@ class RADD(
         shape = config["model"]
         width, heads = shape["hidden_size"], shape["n_heads"]
         if width % heads or (width // heads) % 2:
-            raise ValueError(f"model.hidden_size={width} must be an even multiple of model.n_heads={heads}; change either")
+            raise ValueError(
+                f"model.hidden_size={width} must be an even multiple of model.n_heads={heads}; change either"
+            )
         self.config = config
         self.columns = config["tokens"] + 1  # the mask is the last one
         self.vocab_embed = VocabEmbedding(self.columns, width)
@@ -199,9 +205,11 @@ class RADD(
         width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
         if width >= tokens.shape[1]:
             return last(x, cos, sin)[read]
-        index = torch.argsort(read, dim=1, descending=True, stable=True)[:, :width]  # the read positions first, in order
+        index = torch.argsort(read, dim=1, descending=True, stable=True)[
+            :, :width
+        ]  # the read positions first, in order
         valid = torch.arange(width, device=tokens.device) < counts.unsqueeze(1)
-        return last.at(x, cos, sin, index)[valid]
+        return last.at(x, cos, sin, index)[valid]  # pyright: ignore[reportCallIssue]
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:
         """Raw logits over the vocabulary and the mask column."""

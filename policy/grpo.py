@@ -43,7 +43,9 @@ class GRPO:
     def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
         """Of one chunk of steps; chunks add up to the loss of the batch."""
         log_prob, _ = policy_log_probs(network, law, steps.trajectory)
-        loss = clipped_policy_loss(log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip)
+        loss = clipped_policy_loss(
+            log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
+        )
         if self.reference is not None:
             with torch.no_grad():
                 reference, _ = policy_log_probs(self.reference, law, steps.trajectory)

@@ -44,7 +44,7 @@ class DitBlock(nn.Module):
 
     def rotate(self, heads: Float[Tensor, "row head position width"]) -> Float[Tensor, "row head position width"]:
         """Rotary embedding of (even, odd) pairs, left as two halves: q and k agree, so the products are unchanged."""
-        angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq
+        angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq  # pyright: ignore
         even, odd = heads[..., 0::2], heads[..., 1::2]
         return torch.cat([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
 
@@ -101,7 +101,7 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
             )
         if time_embed_dim % 2:
             raise ValueError(f"time_embed_dim {time_embed_dim} must be even (cosines and sines); add or take one")
-        self._hub_mixin_config["policy_type"] = "dit_confidence"  # written to config.json by save_pretrained
+        self._hub_mixin_config["policy_type"] = "dit_confidence"  # written to config.json by save_pretrained  # pyright: ignore
         self.confidences_top_p = confidences_top_p
         self.time_embed_dim = time_embed_dim
         self.time_period = time_period
@@ -119,8 +119,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         self.value_proj = nn.Linear(hidden_dim, 1) if value_head else None
         if smart_init is not None:
             for block in self.transformer_blocks:
-                nn.init.zeros_(block.ada_conditioning.weight)
-                nn.init.zeros_(block.ada_conditioning.bias)
+                nn.init.zeros_(block.ada_conditioning.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+                nn.init.zeros_(block.ada_conditioning.bias)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     @torch.no_grad()
@@ -194,7 +194,7 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
 
     def __init__(self, hidden_size: int = 768, time_exponent: float | int = 0.9):
         super().__init__()
-        self._hub_mixin_config["policy_type"] = "hidden_mlp"
+        self._hub_mixin_config["policy_type"] = "hidden_mlp"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         self.hidden_size, self.time_exponent = hidden_size, time_exponent
         half = hidden_size // 2
         self.mlp = nn.Sequential(

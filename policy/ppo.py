@@ -41,5 +41,7 @@ class PPO:
         """Of one chunk of steps; chunks add up to the loss of the batch."""
         log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
         assert value is not None and steps.target is not None
-        policy = clipped_policy_loss(log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip)
+        policy = clipped_policy_loss(
+            log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
+        )
         return policy + self.algorithm.value_weight * value_loss(value, steps.target, steps.weight)

@@ -92,7 +92,7 @@ def imitate(
         expert = Strategy(WHERE[warm.expert](warm.setting), TokenRule(config.sampling.temperature))
         environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
         inputs = learner.network.inputs  # pyright: ignore
-        trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory
+        trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory  # pyright: ignore
         assert trajectory is not None
         law = PolicyUnmasker(learner.network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
         losses.append(0.0)
@@ -124,7 +124,12 @@ def variational_iteration(
 
 @torch.no_grad()
 def evaluate(
-    model: MaskedLM, network: nn.Module, task: PuzzleTask | TextTask, reward: Reward, config: DictConfig, device: torch.device
+    model: MaskedLM,
+    network: nn.Module,
+    task: PuzzleTask | TextTask,
+    reward: Reward,
+    config: DictConfig,
+    device: torch.device,
 ) -> tuple[dict[str, float], Samples]:
     """Held-out prompts decoded by the policy as it would be used (nothing is left masked), and how they score."""
     count = min(config.eval.batch_size, len(task.valid.canvas))
@@ -161,7 +166,9 @@ def train(
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
     parameters = list(network.parameters())
     total = training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
-    learner = Learner(network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes)
+    learner = Learner(
+        network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes
+    )
     first = 0
     if (state := run.restore()) is not None:
         network.load_state_dict(state["policy_model"])
@@ -173,7 +180,8 @@ def train(
             algorithm.reference.load_state_dict(state["reference"])
     if algorithm and first == 0 and config.algorithm.warm_start.updates:
         losses = imitate(model, learner, task, config, rows)
-        run.say(f"imitated {config.algorithm.warm_start.expert} {config.algorithm.warm_start.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        warm = config.algorithm.warm_start
+        run.say(f"imitated {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:

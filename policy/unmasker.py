@@ -47,5 +47,3 @@ class PolicyUnmasker:
         count = {"count": observation.count()} if isinstance(self.law, FixedCount) else {}
         order = self.law.sample(scores, observation.writable, uniforms, **count)
         return order, self.law.log_prob(scores, observation.writable, order)
-
-

@@ -67,7 +67,9 @@ def masking_path(
         if order is not None:
             picked = order > 0
             logits = [model.head(h) for h in observation.hidden(picked)[picked].split(environment.chunk)]
-            log_prob = torch.cat([part.log_softmax(1) for part in logits]).gather(1, tokens[picked].unsqueeze(1)).squeeze(1)
+            log_prob = (
+                torch.cat([part.log_softmax(1) for part in logits]).gather(1, tokens[picked].unsqueeze(1)).squeeze(1)
+            )
             row = picked.nonzero()[:, 0]
             log_tokens.append(torch.zeros(len(tokens), device=tokens.device).index_add_(0, row, log_prob))
         if k == steps:

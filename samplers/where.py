@@ -116,7 +116,9 @@ class Confident:
 
     def choose(self, observation, draws):
         scores = SCORES[self.score](observation)
-        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(observation)
+        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(
+            observation
+        )
 
 
 @dataclass
@@ -128,8 +130,14 @@ class ConfidentNoisy:
     def choose(self, observation, draws):
         top = observation.read(observation.writable, 2).top_log_probs.double()
         length = observation.tokens.shape[1]
-        scores = top[..., 0] - top[..., 1] + self.noise * draws.normal("noise", observation.row_id, observation.row_step, length)
-        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(observation)
+        scores = (
+            top[..., 0]
+            - top[..., 1]
+            + self.noise * draws.normal("noise", observation.row_id, observation.row_step, length)
+        )
+        return best(scores, observation.writable, observation.count(), by_ties(observation, draws)), nothing(
+            observation
+        )
 
 
 def at_least_one(

@@ -80,7 +80,9 @@ class RandomLM(MaskedLM):
         length = tokens.shape[1]
         row, position = read.nonzero().unbind(1)
         seen = (torch.arange(length) < position.unsqueeze(1)) | (not self.causal)
-        assert not (self.causal and (tokens[row][seen] == self.mask_id).any()), "a causal model was asked past its first mask"
+        assert not (self.causal and (tokens[row][seen] == self.mask_id).any()), (
+            "a causal model was asked past its first mask"
+        )
         terms = (tokens[row] + 1) * self.multipliers[position, :length] * seen
         return (terms.sum(1) % len(self.rows)).unsqueeze(1).float()
 
@@ -165,7 +167,9 @@ def where_law(name, canvas_log_probs, count, left, **settings):
     if name == "entropy":
         return best_subsets({i: -value for i, value in entropy.items()}, count)
     if name == "confidence_noisy":
-        return noisy_subsets({i: float(log(row[0]) - log(row[1])) for i, row in ordered.items()}, count, settings["noise"])
+        return noisy_subsets(
+            {i: float(log(row[0]) - log(row[1])) for i, row in ordered.items()}, count, settings["noise"]
+        )
     if name == "threshold":
         sure = {i for i in positions if top[i] >= settings["threshold"]}
         return [(share, tuple(sorted(sure | set(one)))) for share, one in best_subsets(top, 1)]
@@ -204,7 +208,9 @@ def exact_law(model, name, steps, canvas=None, block=None, what=None, **settings
             for share, subset in where_law(name, log_probs, count, max(1, per_block - step), **settings):
                 if share == 0:
                     continue
-                choices = [[(v, p) for v, p in enumerate(tokens_law(log_probs[i], **(what or {}))) if p > 0] for i in subset]
+                choices = [
+                    [(v, p) for v, p in enumerate(tokens_law(log_probs[i], **(what or {}))) if p > 0] for i in subset
+                ]
                 for tokens in product(*choices):
                     filled, chance = list(state), weight * share
                     for i, (token, p) in zip(subset, tokens, strict=True):
@@ -215,12 +221,13 @@ def exact_law(model, name, steps, canvas=None, block=None, what=None, **settings
     return done
 
 
-def any_order_bound(model, tokens):
-    """-log p of one row averaged over all orders of writing it one by one: nats for the row, by enumeration."""
+def any_order_bound(model, tokens, given=()):
+    """-log p of one row averaged over all orders of writing it one by one: nats for the row, by enumeration.
+    Positions `given` stand there from the start."""
     length, table = len(tokens), model.table.detach().double()
     total = 0.0
-    for order in (orders := list(permutations(range(length)))):
-        canvas = [model.mask_id] * length
+    for order in (orders := list(permutations(i for i in range(length) if i not in given))):
+        canvas = [tokens[i] if i in given else model.mask_id for i in range(length)]
         for position in order:
             total -= float(table[int(model.state(torch.tensor([canvas]))), position, tokens[position]])
             canvas[position] = int(tokens[position])

@@ -8,7 +8,12 @@ import httpx
 import huggingface_hub.constants
 import pytest
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -106,7 +111,10 @@ def test_half_precision_computes_in_it_and_answers_in_float32():
     [
         (lambda s: s.pop("blocks.1.norm2.bias"), r"missing \['blocks.1.norm2.bias'\] \(1\), unexpected \[\] \(0\)"),
         (lambda s: s.update(extra=torch.zeros(2)), r"missing \[\] \(0\), unexpected \['extra'\] \(1\)"),
-        (lambda s: s.update({"output_layer.linear.bias": torch.zeros(7)}), r"output_layer.linear.bias is \(7,\), expected \(98,\)"),
+        (
+            lambda s: s.update({"output_layer.linear.bias": torch.zeros(7)}),
+            r"output_layer.linear.bias is \(7,\), expected \(98,\)",
+        ),
     ],
     ids=["missing", "unexpected", "shape"],
 )
@@ -124,7 +132,10 @@ def test_a_checkpoint_with_other_keys_is_refused(checkpoint, change, message):
     "change, message",
     [
         (lambda s: s.pop("model.norm.weight"), r"missing \['model.norm.weight'\]"),
-        (lambda s: s.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(24, 16)}), "unexpected .*layers.2.mlp.up_proj"),
+        (
+            lambda s: s.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(24, 16)}),
+            "unexpected .*layers.2.mlp.up_proj",
+        ),
         (lambda s: s.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight is \(3,\), expected \(16,\)"),
     ],
     ids=["missing", "unexpected", "shape"],
@@ -141,7 +152,13 @@ def test_a_causal_checkpoint_with_other_keys_is_refused(tmp_path, change, messag
 
 def test_the_masks_that_old_causal_checkpoints_carry_are_no_misfit(tmp_path):
     shape = {"vocab_size": 11, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 9}
-    config = {"model_type": "gpt_neo", **shape, "attention_types": [[["global"], 1]], "bos_token_id": 0, "eos_token_id": 0}
+    config = {
+        "model_type": "gpt_neo",
+        **shape,
+        "attention_types": [[["global"], 1]],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     save_model(build_model(config, "float32", None)[0], config, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     state["transformer.h.0.attn.attention.masked_bias"] = torch.tensor(-1e9)
@@ -173,7 +190,9 @@ def test_what_is_neither_a_directory_nor_an_id(tmp_path):
 
 
 def test_an_id_that_is_not_in_the_cache_and_no_network(hub):
-    with pytest.raises(ValueError, match="owner/model is not in the local cache and the hub cannot be reached; connect, or give"):
+    with pytest.raises(
+        ValueError, match="owner/model is not in the local cache and the hub cannot be reached; connect, or give"
+    ):
         load_model("owner/model")
 
 
@@ -186,10 +205,16 @@ def test_a_cached_repository_without_its_weights(hub):
 @pytest.mark.parametrize(
     "error, message",
     [
-        (RepositoryNotFoundError("no", response=response(401)), "answers 401 for owner/model: .*check the id, and set HF_TOKEN"),
+        (
+            RepositoryNotFoundError("no", response=response(401)),
+            "answers 401 for owner/model: .*check the id, and set HF_TOKEN",
+        ),
         (HfHubHTTPError("no", response=response(403)), "answers 403 .*set HF_TOKEN"),
         (HfHubHTTPError("try later", response=response(503)), r"answers 503 for owner/model \(try later\)"),
-        (RemoteEntryNotFoundError("no", response=response(404)), "the hub repository owner/model has no config.json; check the id"),
+        (
+            RemoteEntryNotFoundError("no", response=response(404)),
+            "the hub repository owner/model has no config.json; check the id",
+        ),
         (LocalEntryNotFoundError("no"), "owner/model is not in the local cache and the hub cannot be reached"),
     ],
     ids=["401", "403", "503", "no such file", "offline"],
@@ -204,7 +229,9 @@ def test_directories_that_are_no_checkpoint(tmp_path, checkpoint):
     with pytest.raises(ValueError, match="has no config.json; expected a checkpoint directory"):
         load_model(tmp_path)
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no pytorch_model.bin; expected a checkpoint directory .* model.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"has no pytorch_model.bin; expected a checkpoint directory .* model.safetensors"
+    ):
         load_model(checkpoint)
     (checkpoint / "config.json").write_text(json.dumps({"model": {}}))
     with pytest.raises(ValueError, match="has no 'tokens'; expected a RADD checkpoint or a causal model's config"):
@@ -222,7 +249,11 @@ def published_run(directory):
     model = random_radd()
     averaged = [torch.full_like(p, 0.01 * n) for n, p in enumerate(model.backbone.parameters())]
     OmegaConf.save(OmegaConf.create(model.backbone.config), (directory / ".hydra").joinpath("config.yaml"))
-    state = {"model": model.backbone_state(), "ema": {"decay": 0.9, "num_updates": 3, "shadow_params": averaged}, "step": 3}
+    state = {
+        "model": model.backbone_state(),
+        "ema": {"decay": 0.9, "num_updates": 3, "shadow_params": averaged},
+        "step": 3,
+    }
     torch.save(state, directory / "checkpoints-meta" / "checkpoint.pth")
     torch.save(state, directory / "checkpoints" / "checkpoint_3.pth")
     return averaged
@@ -232,14 +263,20 @@ def test_a_run_and_its_snapshots_load_with_averaged_weights(tmp_path):
     for folder in (".hydra", "checkpoints", "checkpoints-meta"):
         (tmp_path / folder).mkdir()
     averaged = published_run(tmp_path)
-    for path in (tmp_path, tmp_path / "checkpoints" / "checkpoint_3.pth", tmp_path / "checkpoints-meta" / "checkpoint.pth"):
+    for path in (
+        tmp_path,
+        tmp_path / "checkpoints" / "checkpoint_3.pth",
+        tmp_path / "checkpoints-meta" / "checkpoint.pth",
+    ):
         model, noise = load_model(path)
         assert all(torch.equal(p, a) for p, a in zip(model.backbone.parameters(), averaged, strict=True))
         assert noise == LogLinearNoise()
 
 
 def test_runs_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a run: .*config.yaml does not exist; give a run directory or RUN/checkpoints"):
+    with pytest.raises(
+        ValueError, match=r"is not a run: .*config.yaml does not exist; give a run directory or RUN/checkpoints"
+    ):
         load_model(tmp_path / "checkpoints" / "checkpoint_3.pth")
     for folder in (".hydra", "checkpoints", "checkpoints-meta"):
         (tmp_path / folder).mkdir()
@@ -247,7 +284,9 @@ def test_runs_that_are_none(tmp_path):
     with pytest.raises(ValueError, match=r"is not a run: .*checkpoint.pth does not exist"):
         load_model(tmp_path)
     torch.save({"policy_model": {}}, tmp_path / "checkpoints-meta" / "checkpoint.pth")
-    with pytest.raises(ValueError, match="holds .*policy_model.*, expected 'model' and 'ema'; a policy's run is given to --policy"):
+    with pytest.raises(
+        ValueError, match="holds .*policy_model.*, expected 'model' and 'ema'; a policy's run is given to --policy"
+    ):
         load_model(tmp_path)
 
 

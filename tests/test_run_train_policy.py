@@ -19,14 +19,21 @@ import run_train_policy
 from data.sudoku import SudokuTokenizer
 from data.text import load_texts
 from load_model import build_model, save_model
-from losses import clipped_policy_loss
 from policy.networks import DitConfidence, HiddenMLP, load_policy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
 NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
-QUICK = ["run_dir=RUN", "device=cpu", "training.n_iters=2", "training.snapshot_freq=2", "training.eval_freq=2", "eval.batch_size=2"]
+QUICK = [
+    "run_dir=RUN",
+    "device=cpu",
+    "training.n_iters=2",
+    "training.snapshot_freq=2",
+    "training.eval_freq=2",
+    "eval.batch_size=2",
+]
 DIT = ["policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8"]
+WARM = "algorithm.warm_start.updates=1"
 GROUPS = ["training.batch_size=8", "algorithm.group_size=4"]
 
 
@@ -40,7 +47,11 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
         "num_attention_heads": 2, "max_position_embeddings": 33, "tie_word_embeddings": True,
         "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
-    board = lambda *box: {"tokens": box[0] * box[1], "model": SHAPE | {"length": (box[0] * box[1]) ** 2}, "puzzle": {"box": box}}  # noqa: E731
+    board = lambda *box: {
+        "tokens": box[0] * box[1],
+        "model": SHAPE | {"length": (box[0] * box[1]) ** 2},
+        "puzzle": {"box": box},
+    }
     configs = {
         "text": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         "causal": (causal, tokenizer),
@@ -51,7 +62,9 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
         torch.manual_seed(0)
         save_model(build_model(config, "float32", vocabulary)[0], config, root / name, torch.float32)
     stories = root / "stories.jsonl"
-    stories.write_text("".join(json.dumps({"text": text}) + "\n" for text in load_texts("stories", "valid")["text"][:40]))
+    stories.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in load_texts("stories", "valid")["text"][:40])
+    )
     text = [f"data.{split}={stories}" for split in ("train", "valid")]
     return {
         "text": [f"dlm.path={root / 'text'}", f"reward.judge={root / 'causal'}", *text],
@@ -104,15 +117,19 @@ def assert_equal(one, other):
 
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
-    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", *DIT, "text"],
-    "sudoku6_grpo": [*GROUPS, "algorithm.warm_start.updates=1", *DIT, "sudoku"],
-    "sudoku6_ppo": ["training.batch_size=4", "algorithm.warm_start.updates=1", *DIT, "sudoku"],
+    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
+    "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
+    "sudoku6_ppo": ["training.batch_size=4", WARM, *DIT, "sudoku"],
     "sudoku6_variational": ["training.batch_size=4", *DIT, "sudoku"],
 }
 
 
 def test_every_experiment_of_this_command_is_here():
-    of_policies = {path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml") if "run_train_policy.py" in path.read_text()}
+    of_policies = {
+        path.stem
+        for path in (ROOT / "configs" / "experiment").glob("*.yaml")
+        if "run_train_policy.py" in path.read_text()
+    }
     assert of_policies == EXPERIMENTS.keys()
 
 
@@ -131,7 +148,14 @@ def test_experiments(experiment, tiny, tmp_path):
 @pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo"])
 @pytest.mark.parametrize("kind", ["text", "small"])
 def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_path):
-    overrides = [f"algorithm={algorithm}", f"policy={network}", *tiny[kind], *QUICK, "training.batch_size=4", "sampling.discrete_steps=3"]
+    overrides = [
+        f"algorithm={algorithm}",
+        f"policy={network}",
+        *tiny[kind],
+        *QUICK,
+        "training.batch_size=4",
+        "sampling.discrete_steps=3",
+    ]
     overrides += DIT if network == "dit_confidence" else []
     overrides += ["policy.smart_init=0"] if network == "dit_confidence" and kind == "text" else []  # few steps
     overrides += ["algorithm.group_size=2"] if algorithm == "grpo" else []
@@ -153,7 +177,14 @@ def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_p
 
 def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
     """A policy that hardly ever writes: its text has masks, and the judge has no token for them."""
-    overrides = ["algorithm=grpo", "policy=dit_confidence", *DIT, "policy.smart_init=-9", "sampling.length=4", "algorithm.group_size=2"]
+    overrides = [
+        "algorithm=grpo",
+        "policy=dit_confidence",
+        *DIT,
+        "policy.smart_init=-9",
+        "sampling.length=4",
+        "algorithm.group_size=2",
+    ]
     directory = run(tmp_path / "run", *overrides, *tiny["text"], *QUICK, "training.batch_size=4")
     assert record(directory)[1]["still_masked"] > 0
 
@@ -186,7 +217,9 @@ def test_resuming_with_another_configuration_lists_the_differences(tiny, tmp_pat
     overrides = [*tiny["small"], *QUICK, "training.batch_size=4"]
     run(tmp_path / "run", *overrides)
     with pytest.raises(ValueError) as error:
-        run(tmp_path / "run", "resume=RUN", "training.batch_size=8", "optim.lr=0.5", "seed=0", "experiment=sudoku6_grpo")
+        run(
+            tmp_path / "run", "resume=RUN", "training.batch_size=8", "optim.lr=0.5", "seed=0", "experiment=sudoku6_grpo"
+        )
     message = str(error.value)
     assert "training.batch_size: the run has 4, the command asks for 8" in message
     assert "optim.lr: the run has 0.001, the command asks for 0.5" in message
@@ -202,7 +235,16 @@ def command(*arguments: str, processes: int = 0) -> tuple[list[str], dict[str, s
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        launch += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(port),
+        ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     return [*launch, *arguments], environment
 
@@ -213,7 +255,9 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
     overrides = [*tiny["small"], *QUICK, *every, "training.batch_size=4", "training.n_iters=40", "wandb.mode=disabled"]
     whole = run(tmp_path / "whole", *overrides)
     directory = tmp_path / "killed"
-    argv, environment = command(str(ROOT / "run_train_policy.py"), *(o.replace("RUN", str(directory)) for o in overrides))
+    argv, environment = command(
+        str(ROOT / "run_train_policy.py"), *(o.replace("RUN", str(directory)) for o in overrides)
+    )
     process = subprocess.Popen(argv, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     metrics, deadline = directory / "metrics.jsonl", time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
@@ -272,7 +316,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     inner = policy.train.bound_loss
     monkeypatch.setattr(policy.train, "bound_loss", broken)
     overrides = ["training.n_iters=4", "training.batch_size=4", "training.snapshot_freq_for_preemption=1"]
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 2; the last good checkpoint is .*checkpoint.pth"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan at step 2; the last good checkpoint is .*checkpoint.pth"
+    ):
         run(tmp_path / "run", *tiny["small"], *QUICK, *overrides)
     state = saved(tmp_path / "run")
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["policy_model"].values())

@@ -56,7 +56,9 @@ class Processes:
     def share(self, batch: int, what: str) -> int:
         """This process's part of a global batch."""
         if batch % self.world:
-            raise ValueError(f"{what}={batch} is not divisible by the {self.world} processes; choose a multiple of {self.world}")
+            raise ValueError(
+                f"{what}={batch} is not divisible by the {self.world} processes; choose a multiple of {self.world}"
+            )
         return batch // self.world
 
 

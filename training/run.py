@@ -1,7 +1,7 @@
 """A run directory: configuration, checkpoints, metrics, samples; made, resumed in place, never left half written.
 
-    RUN/.hydra/{config,overrides}.yaml   RUN/checkpoints/checkpoint_N.pth   RUN/checkpoints-meta/checkpoint.pth (resume)
-    RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/run.log   RUN/wandb/
+RUN/.hydra/{config,overrides}.yaml   RUN/checkpoints/checkpoint_N.pth   RUN/checkpoints-meta/checkpoint.pth (resume)
+RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/run.log   RUN/wandb/
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from training.processes import Processes
 
-MAY_CHANGE = ("training.n_iters", "device", "wandb.mode", "training.log_freq")  # on resume; anything else is another run
+MAY_CHANGE = (
+    "training.n_iters",
+    "device",
+    "wandb.mode",
+    "training.log_freq",
+)  # on resume; anything else is another run
 
 
 def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:

@@ -92,7 +92,9 @@ def test_normals_are_normal():
 
 def categorical(logits, seed=0, row=0, count=20_000):
     positions = torch.arange(count)
-    return Draws(seed).categorical(logits.expand(count, -1), torch.full_like(positions, row), torch.zeros_like(positions), positions)
+    return Draws(seed).categorical(
+        logits.expand(count, -1), torch.full_like(positions, row), torch.zeros_like(positions), positions
+    )
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
@@ -119,7 +121,9 @@ def test_categorical_equals_a_plain_race():
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
     rows, steps, positions = long(0, 1, 2, 3, 4, 5), long(9, 9, 0, 1, 2, 3), long(3, 3, 3, 7, 8, 0)
     drawn = Draws(11).categorical(logits, rows, steps, positions)
-    for logit, row, step, position, token in zip(logits, rows.tolist(), steps.tolist(), positions.tolist(), drawn, strict=True):
+    for logit, row, step, position, token in zip(
+        logits, rows.tolist(), steps.tolist(), positions.tolist(), drawn, strict=True
+    ):
         key = reference_key(11, "what", row, step, position)
         uniforms = [((mix((key + (v + 1) * GOLDEN) % BITS) >> 12) + 0.5) / 2**52 for v in range(5)]
         race = logit.double().softmax(0).numpy() / -np.log(uniforms)

@@ -32,7 +32,7 @@ def test_the_rate_is_the_derivative(noise):
 @pytest.mark.parametrize("noise", [LogLinearNoise(), GeometricNoise(1e-3, 5.0)], ids=str)
 def test_reveal_rates_multiply_up_to_the_whole_interval(noise):
     """To stay masked from t to s and from s to r is to stay masked from t to r; at time 0 everything is revealed."""
-    stays = lambda t, s: 1 - reveal_rate(noise, t, s)  # noqa: E731
+    stays = lambda t, s: 1 - reveal_rate(noise, t, s)
     assert stays(0.9, 0.5) * stays(0.5, 0.2) == pytest.approx(stays(0.9, 0.2), rel=1e-9)
     assert reveal_rate(noise, 0.3, 0.0) == 1
 

@@ -15,7 +15,10 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "radd-tiny"
 
 
 def published(hidden_size, n_blocks, n_heads):
-    return {"tokens": 50257, "model": {"hidden_size": hidden_size, "n_blocks": n_blocks, "n_heads": n_heads, "length": 1024}}
+    return {
+        "tokens": 50257,
+        "model": {"hidden_size": hidden_size, "n_blocks": n_blocks, "n_heads": n_heads, "length": 1024},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,15 @@ def test_logits_are_those_of_the_published_implementation(tiny, expected, gradie
     assert (logits - expected["logits"]).abs().max() < 1e-4
     log_probs = logits[..., :-1].log_softmax(-1)
     assert (log_probs - expected["log_probs"][..., :-1]).abs().max() < 1e-4
-    assert (logits[..., -1] - expected["log_probs"][..., -1]).abs().max() < 1e-4  # published: the mask's logit stays raw
+    assert (
+        logits[..., -1] - expected["log_probs"][..., -1]
+    ).abs().max() < 1e-4  # published: the mask's logit stays raw
 
 
 @pytest.mark.parametrize(
-    "shape, tensors, parameters", [((768, 12, 12), 126, 162_265_682), ((1024, 24, 16), 246, 405_191_762)], ids=["small", "medium"]
+    "shape, tensors, parameters",
+    [((768, 12, 12), 126, 162_265_682), ((1024, 24, 16), 246, 405_191_762)],
+    ids=["small", "medium"],
 )
 def test_the_published_sizes(shape, tensors, parameters):
     with torch.device("meta"):
@@ -85,7 +92,9 @@ def test_reading_some_positions_equals_reading_all(share):
 def test_the_last_block_runs_at_the_positions_read_where_they_are_few(monkeypatch):
     network = random_radd(blocks=3).backbone
     widths, at = [], Block.at
-    monkeypatch.setattr(Block, "at", lambda self, x, cos, sin, index: (widths.append(index.shape[1]), at(self, x, cos, sin, index))[1])
+    monkeypatch.setattr(
+        Block, "at", lambda self, x, cos, sin, index: (widths.append(index.shape[1]), at(self, x, cos, sin, index))[1]
+    )
     tokens = torch.zeros(2, 70, dtype=torch.long)
     for count, width in ((1, 16), (16, 16), (17, 32), (60, 64)):
         widths.clear()
@@ -110,7 +119,9 @@ def test_positions_are_told_apart_by_distance_alone_unless_learned():
     """Rotary embeddings on a wholly masked canvas: equal everywhere. Learned positions break the tie."""
     tokens = torch.full((1, 24), 11)
     with torch.no_grad():
-        plain, learned = (random_radd(length=24, **more).backbone(tokens)[0] for more in ({}, {"learned_positions": True}))
+        plain, learned = (
+            random_radd(length=24, **more).backbone(tokens)[0] for more in ({}, {"learned_positions": True})
+        )
     assert (plain - plain[0]).abs().max() < 1e-5
     assert (learned - learned[0]).abs().max() > 1e-2
 
@@ -123,7 +134,9 @@ def test_dropout_acts_in_training_only():
 
 
 def test_a_new_network_predicts_every_token_equally():
-    logits = RADD({"tokens": 5, "model": {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "length": 8}})(torch.randint(6, (2, 8)))
+    logits = RADD({"tokens": 5, "model": {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "length": 8}})(
+        torch.randint(6, (2, 8))
+    )
     assert torch.equal(logits, torch.zeros_like(logits))
 
 

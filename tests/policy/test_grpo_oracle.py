@@ -5,7 +5,7 @@ writes its best token, so decoding is deterministic given the picks. The reward 
 times the speed factor (L - NFE + 1) / L, the shipped one at alpha = 1. The policy is a table: one logit vector for each canvas.
 """
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations, product
 
 import pytest
@@ -28,7 +28,15 @@ from training.optim import Optimiser
 V, MODES = 3, 12
 INSTANCES = 12
 SETTINGS = {"group_size": 256, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
-OPTIM = {"lr": 0.3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1e9, "schedule": "constant"}
+OPTIM = {
+    "lr": 0.3,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "warmup": 0,
+    "grad_clip": 1e9,
+    "schedule": "constant",
+}
 ITERATIONS = 60
 
 
@@ -85,12 +93,13 @@ def optimum(instance):
     """Best reward over every sequence of sets of positions. All finished canvases are worth the same: the fewest steps to one."""
     good = set(instance.good.tolist())
 
-    @lru_cache(maxsize=None)
+    @cache
     def steps(canvas, masked):
         if not masked:
             return 0 if canvas in good else instance.length + 1
         return 1 + min(
-            steps(instance.after(canvas, picks), tuple(i for i in masked if i not in picks)) for picks in subsets(masked)[:-1]
+            steps(instance.after(canvas, picks), tuple(i for i in masked if i not in picks))
+            for picks in subsets(masked)[:-1]
         )
 
     fewest = steps((V + 1) ** instance.length - 1, tuple(range(instance.length)))
@@ -101,7 +110,9 @@ def best_heuristic(instance):
     """The best rule and setting, chosen knowing the reward."""
     length = instance.length
     rules = [(Threshold(threshold / 20), 1) for threshold in range(1, 20)]
-    rules += [(Confident(score), steps) for score in ("margin", "top_prob", "entropy") for steps in range(1, length + 1)]
+    rules += [
+        (Confident(score), steps) for score in ("margin", "top_prob", "entropy") for steps in range(1, length + 1)
+    ]
     rewards = []
     for rule, steps in rules:
         environment = UnmaskingEnvironment(instance.model, steps)
@@ -125,7 +136,13 @@ def expected_reward(instance, network, law, negligible=1e-9):
         logits = network.logits[canvas].detach().expand(len(choices), -1)
         shares = law.log_prob(logits, writable.expand(len(choices), -1), order).exp().tolist()
         return sum(
-            share * value(instance.after(canvas, picks), tuple(i for i in masked if i not in picks), spent + 1, probability * share)
+            share
+            * value(
+                instance.after(canvas, picks),
+                tuple(i for i in masked if i not in picks),
+                spent + 1,
+                probability * share,
+            )
             for share, picks in zip(shares, choices, strict=True)
             if probability * share >= negligible
         )
@@ -136,7 +153,10 @@ def expected_reward(instance, network, law, negligible=1e-9):
 def train(instance, seed, iterations=ITERATIONS):
     """The product's rollouts, objective and optimiser."""
     network = TablePolicy(instance)
-    algorithm, optimiser = GRPO(OmegaConf.create(SETTINGS), network), Optimiser(network.parameters(), OmegaConf.create(OPTIM), 1)
+    algorithm, optimiser = (
+        GRPO(OmegaConf.create(SETTINGS), network),
+        Optimiser(network.parameters(), OmegaConf.create(OPTIM), 1),
+    )
     unmasker = PolicyUnmasker(network, "bernoulli")
     prompts = Prompts(instance.blank.repeat(SETTINGS["group_size"], 1), {})
     for step in range(iterations):
@@ -184,7 +204,9 @@ def trajectories(length, limit):
     """Every sequence of sets of positions, the empty set among them, until all are written or `limit` steps are taken."""
     finished, open_ones = [], [((), tuple(range(length)))]
     for _ in range(limit):
-        longer = [(path + (s,), tuple(i for i in left if i not in s)) for path, left in open_ones for s in subsets(left)]
+        longer = [
+            (path + (s,), tuple(i for i in left if i not in s)) for path, left in open_ones for s in subsets(left)
+        ]
         finished += [path for path, left in longer if not left]
         open_ones = [(path, left) for path, left in longer if left]
     return finished + [path for path, _ in open_ones]
@@ -195,7 +217,10 @@ class Scripted:
 
     def __init__(self, unmasker, paths, length):
         self.unmasker = unmasker
-        script = [[[i in picks for i in range(length)] for picks in path] + [[False] * length] * (length - len(path)) for path in paths]
+        script = [
+            [[i in picks for i in range(length)] for picks in path] + [[False] * length] * (length - len(path))
+            for path in paths
+        ]
         self.script = torch.tensor(script).long()
 
     def choose(self, observation, draws):
@@ -241,7 +266,9 @@ def test_expected_gradient_is_the_analytic_one(group, length):
     logits = network.logits.detach().double().requires_grad_()
     probability = torch.stack([path_log_prob(instance, logits, path) for path in paths]).exp()
     assert float(probability.detach().sum()) == pytest.approx(1)
-    one_each = torch.tensor([i * sum(len(paths) ** k for k in range(group)) for i in range(len(paths))])  # groups (i, i, ...)
+    one_each = torch.tensor(
+        [i * sum(len(paths) ** k for k in range(group)) for i in range(len(paths))]
+    )  # groups (i, i, ...)
     rewards, steps = (x[one_each * group].double() for x in (reward.total, samples.steps))
     mean = (probability * rewards).sum().detach()
     objective = (1 - 1 / group) * (probability * (rewards - mean) / steps).sum()

@@ -21,7 +21,15 @@ from training.processes import Processes
 LENGTH, WIDTH = 6, 4
 GRPO_SETTINGS = {"name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
 PPO_SETTINGS = {"name": "ppo", "group_size": 1, "inner_updates": 2, "clip": 0.2, "gae_decay": 0.95, "value_weight": 0.5}
-OPTIM = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1.0, "schedule": "constant"}
+OPTIM = {
+    "lr": 1e-2,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "warmup": 0,
+    "grad_clip": 1.0,
+    "schedule": "constant",
+}
 
 
 class WideRandomLM(RandomLM):
@@ -220,7 +228,9 @@ class BlankTask(TextTask):
 def learner_of(network):
     parameters = list(network.parameters())
     alone = Processes(0, 1, torch.device("cpu"))
-    return loops.Learner(network, Optimiser(parameters, OmegaConf.create(OPTIM), 10), MovingAverage(parameters, 0.9), alone)
+    return loops.Learner(
+        network, Optimiser(parameters, OmegaConf.create(OPTIM), 10), MovingAverage(parameters, 0.9), alone
+    )
 
 
 def config_of(algorithm, **training):
@@ -234,7 +244,7 @@ def test_a_batch_without_advantages_changes_nothing():
     network = network_of("hidden_mlp")
     before = [p.clone() for p in network.parameters()]
     config = config_of(GRPO_SETTINGS | {"action": "bernoulli"})
-    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))  # noqa: E731
+    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
     learner = learner_of(network)
     metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, GRPO(config.algorithm, network), config, 8, 0)
     assert learner.updates == 0 and "loss" not in metrics and metrics["reward"] == pytest.approx(0.7)
@@ -252,7 +262,9 @@ def test_an_iteration_makes_every_inner_update_whatever_the_chunk(algorithm):
         metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), some_reward, objective, config, 8, 0)
         assert learner.updates == 2 and metrics["grad_norm"] > 0
         after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
-    torch.testing.assert_close(*after, atol=2e-3, rtol=0)  # Adam turns rounding near a zero gradient into part of a step
+    torch.testing.assert_close(
+        *after, atol=2e-3, rtol=0
+    )  # Adam turns rounding near a zero gradient into part of a step
     assert (after[0] - after[1]).abs().mean() < 1e-5
 
 
@@ -279,6 +291,8 @@ def test_accumulated_parts_average_over_the_batch():
 @pytest.mark.parametrize("action", ACTIONS)
 def test_imitation_learns_the_picks_of_a_rule(kind, action):
     network = network_of(kind)
-    warm = {"warm_start": {"updates": 30, "expert": "threshold", "setting": 0.5}}
-    losses = loops.imitate(MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=16), 64)
-    assert len(losses) == 30 and losses[-1] < losses[0]
+    warm = {"warm_start": {"updates": 10, "expert": "threshold", "setting": 0.5}}
+    losses = loops.imitate(
+        MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=16), 64
+    )
+    assert len(losses) == 10 and losses[-1] < losses[0]

@@ -121,7 +121,7 @@ def one_by_one(network, path, given, reinforce):
     """bound_loss of each row by itself: the baseline is off, as for a batch of one."""
     for row in range(len(given)):
         inputs = [{name: value[row : row + 1] for name, value in canvas.items()} for canvas in path.inputs]
-        pick = lambda tensors: [tensor[row : row + 1] for tensor in tensors]  # noqa: B023, E731
+        pick = lambda tensors: [tensor[row : row + 1] for tensor in tensors]
         alone = MaskingPath(inputs, pick(path.order), pick(path.eligible), path.log_token[row : row + 1])
         yield bound_loss(network, alone, given[row : row + 1], reinforce)
 
@@ -185,7 +185,9 @@ def test_paths_are_drawn_from_the_masking_channel(length, steps, given):
     """masking_path against the enumeration: frequencies, what it read, and the tokens' log-probabilities."""
     model, network, path, rows_given = case(length, steps, given)
     probability = terms(path, network, steps)[0].detach().exp()
-    names = [tuple(torch.stack([order[row] for order in path.order]).flatten().tolist()) for row in range(len(rows_given))]
+    names = [
+        tuple(torch.stack([order[row] for order in path.order]).flatten().tolist()) for row in range(len(rows_given))
+    ]
     rows = 4000
     tokens, fixed = torch.tensor([1, 0, 1]).expand(rows, -1), rows_given[:1].expand(rows, -1)
     drawn = masking_path(model, network, tokens, fixed, steps, Draws(5))
@@ -210,7 +212,8 @@ def test_expected_gradient_is_that_of_the_exact_bound(length, steps, given):
     exact = (log_q.exp() * (path.log_token.sum(1) + log_p - log_q)).sum() / (length - len(given))
     expected = torch.autograd.grad(-exact, parameters, retain_graph=True)
     loss = sum(
-        weight * value for weight, (value, _) in zip(log_q.exp().detach(), one_by_one(network, path, rows_given, 1.0), strict=True)
+        weight * value
+        for weight, (value, _) in zip(log_q.exp().detach(), one_by_one(network, path, rows_given, 1.0), strict=True)
     )
     for ours, theirs in zip(torch.autograd.grad(loss, parameters, allow_unused=True), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-4)
@@ -233,7 +236,9 @@ def test_the_baseline_scales_the_score_term_and_leaves_no_bias():
     for first, second in product(range(len(probability)), repeat=2):
         index = torch.tensor([first, second])
         inputs = [{name: value[index] for name, value in canvas.items()} for canvas in path.inputs]
-        both = MaskingPath(inputs, [o[index] for o in path.order], [e[index] for e in path.eligible], path.log_token[index])
+        both = MaskingPath(
+            inputs, [o[index] for o in path.order], [e[index] for e in path.eligible], path.log_token[index]
+        )
         loss, _ = bound_loss(network, both, rows_given[index], 1.0)
         paired += probability[index].prod() * torch.autograd.grad(loss, bias)[0]
     torch.testing.assert_close(paired[0], single[0] / 2, atol=1e-6, rtol=1e-3)

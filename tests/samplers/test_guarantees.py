@@ -29,7 +29,14 @@ MASKED, CAUSAL = RandomLM(4), RandomLM(4, causal=True)
 
 
 @few
-@given(canvas=canvases(4, 4), name=rules, what=whats, steps=st.integers(1, 20), causal=st.booleans(), seed=st.integers(0, 2**62))
+@given(
+    canvas=canvases(4, 4),
+    name=rules,
+    what=whats,
+    steps=st.integers(1, 20),
+    causal=st.booleans(),
+    seed=st.integers(0, 2**62),
+)
 def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what, steps, causal, seed):
     model = CAUSAL if causal else MASKED
     samples = sample(UnmaskingEnvironment(model, steps), Strategy(WHERE[name](), what), canvas, seed)
@@ -48,7 +55,9 @@ def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what,
 @given(canvas=canvases(4, 4), name=st.sampled_from(FIXED_COUNT), steps=st.integers(1, 15))
 def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(canvas, name, steps):
     samples = sample(UnmaskingEnvironment(MASKED, steps), Strategy(WHERE[name](), TokenRule()), canvas)
-    for written_at, masks, evaluations in zip(samples.written_at, (canvas == 4).sum(1), samples.evaluations, strict=True):
+    for written_at, masks, evaluations in zip(
+        samples.written_at, (canvas == 4).sum(1), samples.evaluations, strict=True
+    ):
         counts = torch.bincount(written_at[written_at >= 0], minlength=min(steps, int(masks)))
         assert int(counts.sum()) == int(masks)
         if masks:
@@ -59,7 +68,11 @@ def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(can
 
 @few
 @given(
-    canvas=canvases(4, 4, lengths=(4, 8, 12)), name=rules, blocks=st.sampled_from([2, 4]), each=st.integers(1, 4), causal=st.booleans()
+    canvas=canvases(4, 4, lengths=(4, 8, 12)),
+    name=rules,
+    blocks=st.sampled_from([2, 4]),
+    each=st.integers(1, 4),
+    causal=st.booleans(),
 )
 def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, blocks, each, causal):
     model, length = (CAUSAL if causal else MASKED), canvas.shape[1]
@@ -76,7 +89,9 @@ def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, bl
 @few
 @given(canvas=canvases(4, 4), name=rules, steps=st.integers(1, 15))
 def test_a_causal_model_writes_strictly_from_the_left(canvas, name, steps):
-    samples = sample(UnmaskingEnvironment(CAUSAL, steps), Strategy(WHERE[name](), TokenRule()), canvas)  # CAUSAL checks reads
+    samples = sample(
+        UnmaskingEnvironment(CAUSAL, steps), Strategy(WHERE[name](), TokenRule()), canvas
+    )  # CAUSAL checks reads
     for row in samples.written_at:
         order = row[row >= 0]
         assert (order.diff() > 0).all()
@@ -86,7 +101,9 @@ def test_a_causal_model_samples_the_product_of_its_conditionals():
     """Two tokens: the law by hand, whatever the rule."""
     model = RandomLM(3, causal=True, seed=2)
     first = model.head(model.hidden(torch.tensor([[3, 3]]), torch.tensor([[True, False]]))).softmax(1)[0]
-    second = [model.head(model.hidden(torch.tensor([[v, 3]]), torch.tensor([[False, True]]))).softmax(1)[0] for v in range(3)]
+    second = [
+        model.head(model.hidden(torch.tensor([[v, 3]]), torch.tensor([[False, True]]))).softmax(1)[0] for v in range(3)
+    ]
     law = {(v, w): float(first[v] * second[v][w]) for v in range(3) for w in range(3)}
     for name in ("leftmost", "confidence"):
         samples = sample(UnmaskingEnvironment(model, 2), Strategy(WHERE[name](), TokenRule()), torch.full((5000, 2), 3))
@@ -125,7 +142,9 @@ def test_the_expected_evaluations_of_direct():
     spent = samples.evaluations.double()
     assert abs(float(spent.mean()) - expected) < 4.5 * float(spent.std()) / rows**0.5
     uniform = torch.bincount(samples.written_at.flatten(), minlength=steps).double()  # every step is equally likely
-    assert ((uniform - rows * length / steps) ** 2 / (rows * length / steps)).sum() < 50  # chi-square, 15 degrees: p = 1e-5
+    assert (
+        (uniform - rows * length / steps) ** 2 / (rows * length / steps)
+    ).sum() < 50  # chi-square, 15 degrees: p = 1e-5
 
 
 # ---------------------------------------------------------------------------------------------------------------- ties
@@ -191,7 +210,9 @@ def test_the_decision_carries_the_density_of_its_tokens():
 def test_a_step_writes_the_picks_only():
     environment = UnmaskingEnvironment(MASKED, 1)
     environment.reset(torch.tensor([[4, 1, 4]]))
-    observation = environment.step(Decision(torch.tensor([[0, 0, 1]]), torch.tensor([[3, 3, 3]]), torch.zeros(1), torch.zeros(1)))
+    observation = environment.step(
+        Decision(torch.tensor([[0, 0, 1]]), torch.tensor([[3, 3, 3]]), torch.zeros(1), torch.zeros(1))
+    )
     assert observation.tokens.tolist() == [[4, 1, 3]]
     assert observation.masked.tolist() == [[True, False, False]]
 
@@ -201,10 +222,19 @@ def test_a_step_writes_the_picks_only():
     [
         (lambda: UnmaskingEnvironment(MASKED, 0), "steps=0 must be at least 1"),
         (lambda: UnmaskingEnvironment(MASKED, -3), "steps=-3"),
-        (lambda: UnmaskingEnvironment(MASKED, 4, 5).reset(torch.full((1, 12), 4)), "block_length=5 does not divide the length 12"),
+        (
+            lambda: UnmaskingEnvironment(MASKED, 4, 5).reset(torch.full((1, 12), 4)),
+            "block_length=5 does not divide the length 12",
+        ),
         (lambda: UnmaskingEnvironment(MASKED, 4, -4).reset(torch.full((1, 12), 4)), "block_length=-4"),
-        (lambda: UnmaskingEnvironment(MASKED, 5, 4).reset(torch.full((1, 12), 4)), "steps=5 is not divisible by the 3 blocks"),
-        (lambda: UnmaskingEnvironment(MASKED, 4).reset(torch.full((1, 65), 4)), "65 positions, more than the model's 64"),
+        (
+            lambda: UnmaskingEnvironment(MASKED, 5, 4).reset(torch.full((1, 12), 4)),
+            "steps=5 is not divisible by the 3 blocks",
+        ),
+        (
+            lambda: UnmaskingEnvironment(MASKED, 4).reset(torch.full((1, 65), 4)),
+            "65 positions, more than the model's 64",
+        ),
         (lambda: TokenRule(temperature=-0.1), "temperature=-0.1 must be at least 0"),
         (lambda: TokenRule(temperature=float("nan")), "temperature=nan"),
         (lambda: TokenRule(top_p=0.0), "top_p=0.0 must be in"),

@@ -62,7 +62,9 @@ def test_tokens_do_not_depend_on_the_batch_in_1000_random_cases():
         strategy = Strategy(random_where(name, rng), random_what(rng))
         canvas = canvases(rows, length, vocabulary, model.mask_id, generator, rng.choice([0.5, 1.0]))
         row_id = torch.randint(10**6, (rows,), generator=generator)
-        decode = lambda places: sample(UnmaskingEnvironment(model, steps, block), strategy, canvas[places], case, row_id[places])  # noqa: E731,B023
+        decode = lambda places: sample(
+            UnmaskingEnvironment(model, steps, block), strategy, canvas[places], case, row_id[places]
+        )
         whole = decode(torch.arange(rows))
         others = torch.randperm(rows, generator=generator)[: 1 if case % 2 else max(2, rows - 1)]
         same(decode(others), torch.arange(len(others)), whole, others)
@@ -75,7 +77,7 @@ def test_other_rows_other_steps_and_other_seeds_draw_differently():
     """The test above would pass if nothing was drawn at all."""
     model = RandomLM(6)
     canvas = torch.full((1, 12), model.mask_id)
-    decode = lambda seed, row: sample(  # noqa: E731
+    decode = lambda seed, row: sample(
         UnmaskingEnvironment(model, 4), Strategy(WHERE["random"](), TokenRule()), canvas, seed, torch.tensor([row])
     )
     first = decode(0, 0)
@@ -100,7 +102,9 @@ def test_hidden_states_and_logits_of_a_row_are_bit_equal_in_every_batch(length, 
         for places in torch.randperm(rows, generator=generator).split(size):
             hidden = model.hidden(tokens[places], read[places])
             counts = read[places].sum(1).tolist()
-            for i, ours, logits in zip(places.tolist(), hidden.split(counts), model.head(hidden).split(counts), strict=True):
+            for i, ours, logits in zip(
+                places.tolist(), hidden.split(counts), model.head(hidden).split(counts), strict=True
+            ):
                 assert torch.equal(ours, alone[i])
                 assert torch.equal(logits, alone_logits[i])
 
@@ -111,7 +115,7 @@ def test_float32_tokens_are_equal_in_every_batch(name):
     canvas = canvases(6, 24, 11, model.mask_id, generator, share=0.9)
     canvas[4] = canvas[1]  # identical rows share evaluations in the batch, and cannot when alone
     strategy = Strategy(WHERE[name](), TokenRule(0.9, 0.95))
-    decode = lambda places: sample(UnmaskingEnvironment(model, 6), strategy, canvas[places], 0, places)  # noqa: E731
+    decode = lambda places: sample(UnmaskingEnvironment(model, 6), strategy, canvas[places], 0, places)
     whole = decode(torch.arange(6))
     for places in ([0], [4], [5, 1], [3, 2, 4, 1, 0]):
         same(decode(torch.tensor(places)), torch.arange(len(places)), whole, torch.tensor(places))
@@ -171,7 +175,13 @@ def test_a_row_that_did_not_change_is_not_evaluated_again():
         canvas = torch.full((1, 6), model.mask_id)
         samples = sample(UnmaskingEnvironment(model, 64), Strategy(WHERE["direct"](), TokenRule(temperature)), canvas)
         writes = len(samples.written_at.unique())
-        assert len(model.asked) == len({row for row, _ in model.asked}) == writes == int(samples.evaluations) == samples.forwards
+        assert (
+            len(model.asked)
+            == len({row for row, _ in model.asked})
+            == writes
+            == int(samples.evaluations)
+            == samples.forwards
+        )
         assert int(samples.steps) > writes
 
 
@@ -206,7 +216,7 @@ def test_what_was_read_is_not_read_again():
         again = observation.read(everywhere, 1)
         observation.hidden(everywhere)
         observation.draw(everywhere, TokenRule(), Draws(0))
-        assert torch.equal(again.top_log_probs, top)
+        assert torch.equal(again.top_log_probs, top[..., :1])
     observation.read(everywhere, 3)  # more of the best: the head runs again, the network does not
     assert len(model.asked) == 1
     assert observation.environment.evaluations.tolist() == [1, 1]

@@ -36,9 +36,10 @@ def test_every_rule_samples_its_exact_law(name, model, steps):
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_every_rule_samples_its_exact_law_in_blocks_around_a_prompt(name):
+@pytest.mark.parametrize("prompt", [{}, {2: 1}], ids=["no prompt", "a prompt"])
+def test_every_rule_samples_its_exact_law_in_blocks_around_a_prompt(name, prompt):
     settings, mask = SETTINGS.get(name, {}), INCONSISTENT.mask_id
-    canvas = [mask, mask, 1, mask]
+    canvas = [prompt.get(position, mask) for position in range(4)]
     law = exact_law(INCONSISTENT, name, 4, canvas, block=2, **settings)
     fits(sampled(INCONSISTENT, name, 4, canvas, block=2, **settings), law)
 

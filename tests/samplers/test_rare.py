@@ -41,9 +41,13 @@ def test_rare_tokens_are_drawn_as_often_as_their_probability_says():
     rare = samples.tokens[samples.tokens < RARE]
     expected = DRAWS * RARE * 1e-6
     deviation = (expected * (1 - RARE * 1e-6)) ** 0.5
-    assert abs(len(rare) - expected) < 4.5 * deviation, f"{len(rare)} rare tokens, expected {expected:.0f} +- {deviation:.0f}"
+    assert abs(len(rare) - expected) < 4.5 * deviation, (
+        f"{len(rare)} rare tokens, expected {expected:.0f} +- {deviation:.0f}"
+    )
     repeats = len(rare) - len(rare.unique())  # 1,000 draws among 50,000 meet about ten times
-    assert repeats < 10 + 4.5 * 10**0.5, f"{repeats} of {len(rare)} rare tokens came up before: they are not equally likely"
+    assert repeats < 10 + 4.5 * 10**0.5, (
+        f"{repeats} of {len(rare)} rare tokens came up before: they are not equally likely"
+    )
     halves = (rare < RARE // 2).sum()
     assert abs(float(halves) - len(rare) / 2) < 4.5 * len(rare) ** 0.5 / 2
     assert samples.evaluations.float().mean() > 0.8 * STEPS  # the steps were taken, not skipped

@@ -11,7 +11,15 @@ from training.optim import MovingAverage, Optimiser
 
 
 def settings(**changes):
-    defaults = {"lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 4, "grad_clip": 1.0, "schedule": "constant"}
+    defaults = {
+        "lr": 0.1,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "warmup": 4,
+        "grad_clip": 1.0,
+        "schedule": "constant",
+    }
     return SimpleNamespace(**{**defaults, **changes})
 
 

@@ -25,10 +25,18 @@ def finished(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "tests.training.two_processes", str(directory)]
     started = [
-        subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=ROOT, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
         for rank in "01"
     ]
     for process in started:
@@ -72,11 +80,17 @@ def test_two_processes_take_the_steps_of_one(finished):
 def test_only_the_first_process_writes(finished):
     assert not (finished / "run1").exists()
     said = [torch.load(finished / f"rank{rank}.pt", weights_only=True)["said"] for rank in (0, 1)]
-    assert said[0] == said[1] == {"directory": str(finished / "run0"), "mean": {"rank": 0.5, "one": 1.0}, "share": BATCH // 2}
+    assert (
+        said[0]
+        == said[1]
+        == {"directory": str(finished / "run0"), "mean": {"rank": 0.5, "one": 1.0}, "share": BATCH // 2}
+    )
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="training.batch_size=5 is not divisible by the 2 processes; choose a multiple of 2"):
+    with pytest.raises(
+        ValueError, match="training.batch_size=5 is not divisible by the 2 processes; choose a multiple of 2"
+    ):
         Processes(0, 2, torch.device("cpu")).share(5, "training.batch_size")
 
 
