@@ -69,7 +69,7 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
         samples = sample(UnmaskingEnvironment(model, steps), Strategy(rule, TokenRule(0.0)), canvas)
         rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
         nfe = float(samples.evaluations.float().mean())
-        rows.append({"task": "sudoku 6x6", "strategy": name, "setting": setting, "quality": f"{rate.value:.1%} solved",
+        rows.append({"task": "sudoku, solved", "strategy": name, "setting": setting, "quality": f"{rate.value:.1%}",
                      "entropy": "-", "NFE": round(nfe, 2), "tokens/s": round(samples.tokens_per_second)})  # fmt: skip
         points.append({"name": name, "x": nfe, "y": rate.value, "lo": rate.low, "hi": rate.high})
         kept[f"{name}, {setting}"] = samples
@@ -84,7 +84,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
     rules: list[tuple[str, str, Unmasker]] = [
         ("direct", "16 steps", Direct()),
         ("confidence", "16 steps", Confident()),
-        ("threshold", "0.5", Threshold(0.5)),
+        ("threshold", "0.2", Threshold(0.2)),
         ("policy", "16 steps", PolicyUnmasker(network, "fixed")),
     ]
     rows, kept = [], {}
@@ -92,8 +92,8 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
         samples = sample(UnmaskingEnvironment(model, 16), Strategy(rule, TokenRule()), canvas)
         texts = model.tokenizer.batch_decode(samples.tokens)
         perplexity = None if judge is None else summarise(samples.tokens, texts, judge)["gen_ppl"]
-        rows.append({"task": "stories", "strategy": name, "setting": setting,
-                     "quality": "no judge" if perplexity is None else f"{perplexity:.1f} perplexity",
+        rows.append({"task": "stories, perplexity", "strategy": name, "setting": setting,
+                     "quality": "no judge" if perplexity is None else f"{perplexity:.1f}",
                      "entropy": f"{float(unigram_entropy(samples.tokens).mean()):.3f}",
                      "NFE": round(float(samples.evaluations.float().mean()), 2),
                      "tokens/s": round(samples.tokens_per_second)})  # fmt: skip
