@@ -291,7 +291,7 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
         ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),
         ("small", ["sampling.discrete_steps=0"], "steps=0 must be at least 1"),
         ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
-        ("text", ["reward=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
+        ("text", ["reward.name=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
         ("text", ["data.tokenizer=bpe:300"], "the data has 300 tokens and .* writes"),
         ("text", ["policy=dit_confidence", "policy.confidences_top_p=9999"], "confidences_top_p 9999 exceeds"),
         ("text", ["causal"], "is causal: it has one order and nothing to learn"),
@@ -329,9 +329,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
 RANKS = """
 import sys
 import torch
+from hydra import compose, initialize_config_dir
 import policy.train as loops
 from rewards.rules import RewardOutput
-from training.processes import processes
 
 # rank 1 never solves anything: all its advantages are zero
 inner = loops.rollout
@@ -350,7 +350,9 @@ def and_check(model, network, *rest):
     torch.distributed.all_gather(both, flat)
     assert torch.equal(*both), "the processes have different weights"
 run_train_policy.train = and_check
-run_train_policy.entry()
+with initialize_config_dir(sys.argv[1], version_base=None):
+    config = compose("train_policy", sys.argv[2:])
+run_train_policy.main(config, sys.argv[2:])
 """
 
 
@@ -362,7 +364,7 @@ def test_two_processes(algorithm, tiny, tmp_path):
     directory = tmp_path / "run"
     overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "wandb.mode=disabled"]
     overrides += ["algorithm.group_size=4"] if algorithm == "grpo" else []
-    arguments = [f"--config-dir={ROOT / 'configs'}", *(o.replace("RUN", str(directory)) for o in overrides)]
+    arguments = [str(ROOT / "configs"), *(o.replace("RUN", str(directory)) for o in overrides)]
     argv, environment = command(str(script), *arguments, processes=2)
     done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
