@@ -198,7 +198,7 @@ def rules(shape: Shape, model: RaddLM) -> float:
         "its network": again / shape.batch,
     }
     records = [{"rule": name, "cpu_s": seconds} for name, seconds in steps.items()]
-    print_table(records, title="A row's step, half the canvas masked")
+    print_table(records, title="A row's step, half masked")
     return again / policy_step
 
 

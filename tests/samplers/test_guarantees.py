@@ -241,7 +241,7 @@ def test_a_step_writes_the_picks_only():
         (lambda: TokenRule(top_p=1.1), "top_p=1.1 must be in"),
         (lambda: TokenRule(top_k=-1), "top_k=-1 must be at least 0"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "call",
 )
 def test_bad_input_is_refused_in_one_sentence_that_names_the_value(make, message):
     with pytest.raises(ValueError, match=message):
