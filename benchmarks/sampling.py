@@ -115,7 +115,7 @@ def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) ->
     return parts
 
 
-def schedule(shape: Shape, steps: int) -> dict[str, float]:
+def schedule(shape: Shape, steps: int) -> dict[str, float | int]:
     """Evaluations of a row and positions read in a decoding with `direct`, and the CPU seconds of the loop without a model."""
     environment = UnmaskingEnvironment(Still(shape.length), steps)
     canvas = torch.full((shape.batch, shape.length), environment.model.mask_id)
