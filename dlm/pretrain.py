@@ -1,7 +1,7 @@
 """Pre-training and fine-tuning of a backbone: t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
 
-RADD (2406.03736), appendix; times are low-discrepancy within each part of a batch that goes through the model at once. Only masked positions go through the head, so no
-`[rows, length, vocabulary]` tensor exists for a masked model.
+RADD (2406.03736), appendix; times are low-discrepancy within each part of a batch that goes through the model at once. Only
+masked positions go through the head, so no `[rows, length, vocabulary]` tensor exists for a masked model.
 """
 
 from __future__ import annotations
