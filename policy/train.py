@@ -32,6 +32,7 @@ from training.run import Run, step_seed
 
 CLIPPED = {"grpo": GRPO, "ppo": PPO}
 ALGORITHMS = (*CLIPPED, "variational")
+EXPERTS = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
 
 
 @dataclass
@@ -84,6 +85,8 @@ def imitate(
     """Before the first iteration: learn the picks of a rule (threshold, say) from its own rollouts, by their log-likelihood under
     the action law. A policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing."""
     warm = config.algorithm.warm_start
+    if warm.expert not in EXPERTS:
+        raise ValueError(f"algorithm.warm_start.expert={warm.expert!r} is unknown; use one of {', '.join(EXPERTS)}")
     losses = []
     for number in range(warm.updates):
         seed = step_seed(config.seed, -1 - number, learner.processes.rank)
