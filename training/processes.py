@@ -78,6 +78,8 @@ def processes(device: str = "auto"):
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield Processes(rank, world, where)
+        if world > 1:
+            dist.barrier()  # gloo aborts a process whose peer has left
     finally:
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
