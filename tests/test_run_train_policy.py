@@ -357,6 +357,7 @@ run_train_policy.main(config, sys.argv[2:])
 """
 
 
+@pytest.mark.slow  # gloo was once seen to abort a child at its very end on a busy machine; run by hand
 @pytest.mark.parametrize("algorithm", ["variational", "grpo"])
 def test_two_processes(algorithm, tiny, tmp_path):
     """They end with equal weights; under grpo one of them has nothing to learn from and joins all the same."""
