@@ -62,6 +62,24 @@ def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool)
     return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4) if divide_by_std else centred
 
 
+def step_advantages(
+    reward: Float[Tensor, "step"],
+    row: Int[Tensor, "step"],
+    step: Int[Tensor, "step"],
+    rows: int,
+    group: int,
+    divide_by_std: bool,
+) -> Float[Tensor, "step"]:
+    """Where every step earns a reward: the return from a step on, minus the mean return of the group's other rollouts and its own
+    from the same step on; optionally divided by the standard deviation of all of them. A rollout that has ended earns 0.
+    `row`, `step`: which rollout, and the place in it; rollouts of a group follow each other."""
+    dense = reward.new_zeros(rows, int(step.max()) + 1)
+    dense[row, step] = reward
+    returns = dense.flip(1).cumsum(1).flip(1).view(rows // group, group, -1)
+    centred = (returns - returns.mean(1, keepdim=True)).flatten(0, 1)[row, step]
+    return centred / (centred.std(correction=0) + 1e-8) if divide_by_std else centred
+
+
 def clipped_policy_loss(
     log_prob: Float[Tensor, "step"],
     old_log_prob: Float[Tensor, "step"],

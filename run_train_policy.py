@@ -23,9 +23,10 @@ from data.tasks import PuzzleTask, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
 from policy.build import shipped
-from policy.networks import POLICIES, HiddenMLP, check_fits, save_policy
+from policy.networks import POLICIES, HiddenMLP, check_fits, load_policy, save_policy
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
+from rewards.bound import BoundReward
 from rewards.likelihood import LikelihoodReward
 from rewards.rules import PuzzleReward
 from samplers.samples import Samples
@@ -35,21 +36,35 @@ from training.usage import exit_on_bad_input
 
 
 def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
-    """A new policy network that fits the model."""
+    """A policy network that fits the model: a new one, or that of `init`, whose architecture is then taken too."""
+    if config.init is not None:
+        return continued_policy(config, model)
     settings = OmegaConf.to_container(config.policy)
     assert isinstance(settings, dict)
     kind = str(settings.pop("policy_type"))
     if kind not in POLICIES:
         raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
-    if POLICIES[kind] is HiddenMLP:
+    if POLICIES[kind] is HiddenMLP or settings.get("hidden_size", 0) is None:
         settings["hidden_size"] = model.hidden_size
-    elif config.algorithm.name == "ppo":
+    if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":
         settings["value_head"] = True
     unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
     if unknown:
         raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
     check_fits(network, model)
+    return network
+
+
+def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+    """The policy `init`, with a new value head where PPO needs one and it has none."""
+    start = load_policy(shipped(config.init))
+    check_fits(start, model)
+    if config.algorithm.name != "ppo" or getattr(start, "value_proj", True) is not None:
+        return start.train()
+    settings = {name: value for name, value in start._hub_mixin_config.items() if name != "policy_type"}  # pyright: ignore
+    network = type(start)(**{**settings, "value_head": True})
+    network.load_state_dict(start.state_dict(), strict=False)  # all but the value head, which starts as it was made
     return network
 
 
@@ -60,8 +75,10 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
         if not isinstance(task, PuzzleTask):
             raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
         return PuzzleReward(task.box, reward.alpha, reward.additive)
+    if reward.name == "bound":
+        return BoundReward()
     if reward.name != "likelihood":
-        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of likelihood, puzzle")
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle")
     if isinstance(task, PuzzleTask):
         raise ValueError("reward=likelihood reads text and data=puzzles has none; use reward=puzzle")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)

@@ -107,6 +107,9 @@ class Observation:
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
         return self.environment.draw(where, rule, draws)
 
+    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        return self.environment.log_prob(where, text)
+
     def count(self) -> Int[Tensor, "row"]:
         """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps."""
         even, extra = self.block_masks // self.steps, self.block_masks % self.steps
@@ -249,6 +252,18 @@ class UnmaskingEnvironment:
             tokens[row, position] = drawn
             log_q.index_add_(0, row, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
         return tokens, log_q
+
+    @torch.no_grad()
+    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        """log p(text at `where` | canvas), each position by itself, summed over the row."""
+        total = torch.zeros(len(text), device=text.device)
+        hidden = self.hidden(where)[where]
+        for place, part in zip(where.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
+            row, position = place.unbind(1)
+            logits = self.model.head(part)
+            token = text[row, position].unsqueeze(1)
+            total.index_add_(0, row, logits.gather(1, token).squeeze(1) - logits.logsumexp(1))
+        return total
 
     @property
     def chunk(self) -> int:

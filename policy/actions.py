@@ -150,7 +150,14 @@ class PlackettLuceStop:
 class FixedCount:
     """`count` writable positions without replacement, in proportion to exp(logit / temperature).
 
-    Plackett-Luce without STOP, drawn by Gumbel top-k.
+    Plackett-Luce without STOP, drawn by Gumbel top-k. The picks of one step cannot see each other's tokens, so neighbours
+    written together are written blindly. `repulsion[d - 1]`, where given, is taken off the utility of every position at
+    distance d from a pick of the same step, once for each such pick, before the next one is drawn:
+        P(k_j | k_<j) = exp u_{k_j} / sum_{i left} exp u_i,  u_i = logit_i / temperature - sum_{l<j} repulsion[|i - k_l| - 1]
+
+    Sampled as a race in either case: position i arrives after an exponential time of rate exp u_i. When a pick at time t
+    lowers u_i by r, what is left of i's time, exponential whatever has passed, grows by exp r: one uniform a position is
+    still enough, and the law is exact.
     """
 
     temperature: float | int = 1.0
@@ -164,22 +171,58 @@ class FixedCount:
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
         count: Int[Tensor, "row"],
+        repulsion: Float[Tensor, "distance"] | None = None,
     ) -> Int[Tensor, "row position"]:
         """Ranks 1 to `count`; a row with fewer writable positions writes them all."""
         utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
-        ranks = _ranks(_gumbel_keys(utilities, uniforms))
-        return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
+        keys = _gumbel_keys(utilities, uniforms)
+        if repulsion is None:
+            ranks = _ranks(keys)
+            return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
+        cost = _by_distance(repulsion.double(), logits.shape[-1])
+        # In units of the first arrival; a finite last one, so that every writable position comes.
+        times = torch.exp(keys.amax(dim=-1, keepdim=True) - keys).clamp(max=1e300).masked_fill(~writable, torch.inf)
+        order = torch.zeros_like(writable, dtype=torch.long)
+        for rank in range(1, int(count.max()) + 1):
+            first = torch.where(order > 0, torch.inf, times).min(dim=-1, keepdim=True)
+            picking = (rank <= count[:, None]) & first.values.isfinite()
+            order = torch.where(picking, order.scatter(-1, first.indices, rank), order)
+            times = first.values + (times - first.values) * cost[first.indices.squeeze(-1)].exp()
+        return order
 
     def log_prob(
         self,
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
+        repulsion: Float[Tensor, "distance"] | None = None,
     ) -> Float[Tensor, "row"]:
         """Given the count, which is read off the order."""
+        if repulsion is not None:
+            return self._log_prob_repelled(logits, writable, order, repulsion)
         chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
         picks = torch.where(in_order, chosen - remaining[:, :-1], 0.0).sum(dim=-1)
         return _forbid(picks, _picks_outside(order, writable))
+
+    def _log_prob_repelled(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+        repulsion: Float[Tensor, "distance"],
+    ) -> Float[Tensor, "row"]:
+        """One [row, pick, position] tensor: the utilities before each pick."""
+        picks = int(order.max())
+        picked = (order > 0).sum(dim=-1)
+        places = torch.where(order > 0, order, order.shape[-1] + 1).argsort(dim=-1, stable=True)[:, :picks]
+        rank = torch.arange(picks, device=order.device)
+        in_order = rank < picked[:, None]
+        cost = _by_distance(repulsion.float(), order.shape[-1])[places].masked_fill(~in_order[..., None], 0.0)
+        before = cost.cumsum(dim=1) - cost
+        left = writable[:, None] & ((order[:, None] == 0) | (order[:, None] > rank[:, None]))
+        utilities = ((logits.float() / self.temperature)[:, None] - before).masked_fill(~left, FLOOR)
+        log_pick = utilities.gather(-1, places[..., None]).squeeze(-1) - utilities.logsumexp(dim=-1)
+        return _forbid(torch.where(in_order, log_pick, 0.0).sum(dim=-1), _picks_outside(order, writable))
 
 
 ACTIONS = {
@@ -249,6 +292,13 @@ def _gumbel_keys(
     utilities: Float64[Tensor, "row position"], uniforms: Float64[Tensor, "row position"]
 ) -> Float64[Tensor, "row position"]:
     return utilities - torch.log(-torch.log(uniforms))
+
+
+def _by_distance(repulsion: Float[Tensor, "distance"], length: int) -> Float[Tensor, "position other"]:
+    """repulsion[|i - j| - 1], 0 on the diagonal and beyond the last distance."""
+    place = torch.arange(length, device=repulsion.device)
+    reach = F.pad(repulsion[: length - 1], (1, max(0, length - 1 - len(repulsion))))
+    return reach[(place[:, None] - place).abs()]
 
 
 def _ranks(keys: Float64[Tensor, "row position"]) -> Int[Tensor, "row position"]:

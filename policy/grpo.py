@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights
+from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights, step_advantages
 from policy.rollout import Steps, policy_log_probs
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
@@ -35,8 +35,11 @@ class GRPO:
         assert samples.trajectory is not None
         trajectory = samples.trajectory
         rows = len(reward.total)
-        grouped = reward.total.view(-1, self.algorithm.group_size)
-        advantage = group_advantages(grouped, self.algorithm.advantage_std).flatten()[trajectory.row]
+        group, by_std = self.algorithm.group_size, self.algorithm.advantage_std
+        if reward.steps is None:
+            advantage = group_advantages(reward.total.view(-1, group), by_std).flatten()[trajectory.row]
+        else:
+            advantage = step_advantages(reward.steps, trajectory.row, trajectory.step, rows, group, by_std)
         steps = Steps(trajectory, advantage, per_row_weights(trajectory.row, rows))
         return steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))
 

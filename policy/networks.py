@@ -79,6 +79,9 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
             `sigmoid(smart_init)` of the eligible masks are written in the first steps (published: -2). None: torch's.
         read_all: also read confidences at positions already written, as the published policies do.
         value_head: add a scalar value (for PPO), read by `forward_with_value`.
+        repulsion: learn how much a pick repels others of its step at distances 1 to this many (`actions.FixedCount`); 0: none.
+        hidden_size: width of the model's hidden states, which are then read at every position, written ones too, and added to
+            the confidences by a projection (`policy=dit_projection`); 0: not read, and the policy fits any model.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         smart_init: float | int | None = None,
         read_all: bool = False,
         value_head: bool = False,
+        repulsion: int = 0,
+        hidden_size: int = 0,
     ):
         super().__init__()
         if hidden_dim % (2 * num_heads):
@@ -106,6 +111,7 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         self.time_embed_dim = time_embed_dim
         self.time_period = time_period
         self.read_all = read_all
+        self.hidden_size = hidden_size
         self.confidence_proj = nn.Linear(confidences_top_p, hidden_dim)
         self.mask_embedding = nn.Embedding(2, hidden_dim)
         self.time_mlp = nn.Sequential(
@@ -117,6 +123,9 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         self.final_norm = nn.LayerNorm(hidden_dim)
         self.output_proj = nn.Linear(hidden_dim, 1)
         self.value_proj = nn.Linear(hidden_dim, 1) if value_head else None
+        self.repulsion = nn.Parameter(torch.zeros(repulsion)) if repulsion else None
+        self.hidden_norm = nn.LayerNorm(hidden_size) if hidden_size else None
+        self.hidden_proj = nn.Linear(hidden_size, hidden_dim) if hidden_size else None
         if smart_init is not None:
             for block in self.transformer_blocks:
                 nn.init.zeros_(block.ada_conditioning.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
@@ -129,11 +138,14 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
 
         everywhere: for networks with a masking channel; this one has none, so it changes nothing.
         """
-        where = torch.ones_like(observation.masked) if self.read_all else observation.masked
+        everything = torch.ones_like(observation.masked)
+        where = everything if self.read_all else observation.masked
+        # Asked for first: confidences then come from the same evaluation.
+        hidden = {"hidden": observation.hidden(everything)} if self.hidden_size else {}
         readout = observation.read(where=where, best=self.confidences_top_p)
         # A readout holds anything outside `where`.
         confidences = readout.top_log_probs.float().exp().masked_fill(~where[..., None], 0.0)
-        return {"masked": observation.masked, "confidences": confidences, "time": observation.time}
+        return {"masked": observation.masked, "confidences": confidences, "time": observation.time} | hidden
 
     def embed_time(self, time: Float[Tensor, "row"]) -> Float[Tensor, "row width"]:
         """Sinusoids of the time in [0, 1], rounded to bfloat16 as the published network rounds them."""
@@ -147,9 +159,13 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         masked: Bool[Tensor, "row position"],
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position hidden"] | None = None,
     ) -> Float[Tensor, "row position width"]:
         condition = self.mask_embedding(masked.long()) + self.embed_time(time)[:, None]
         x = self.confidence_proj(confidences.float())
+        if self.hidden_proj is not None and self.hidden_norm is not None:
+            assert hidden is not None
+            x = x + self.hidden_proj(self.hidden_norm(hidden.float()))
         for block in self.transformer_blocks:
             x = block(x, condition)
         return self.final_norm(x)
@@ -159,23 +175,25 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         masked: Bool[Tensor, "row position"],
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position hidden"] | None = None,
     ) -> Float[Tensor, "row position"]:
         """Unmasking logit of every position (of written ones too: the action distribution says which are writable).
 
         `confidences` are probabilities, best first; `time` is the share of the evaluations allowed that is spent.
         """
-        return self.output_proj(self.trunk(masked, confidences, time)).squeeze(-1)
+        return self.output_proj(self.trunk(masked, confidences, time, hidden)).squeeze(-1)
 
     def forward_with_value(
         self,
         masked: Bool[Tensor, "row position"],
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position hidden"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
-        x = self.trunk(masked, confidences, time)
+        x = self.trunk(masked, confidences, time, hidden)
         mean = (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
         return self.output_proj(x).squeeze(-1), self.value_proj(mean).squeeze(-1)
 
@@ -250,7 +268,7 @@ POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP}
 
 def check_fits(policy: nn.Module, masked_lm) -> None:
     """Refuse, before any work, a policy that cannot read this model: ValueError."""
-    if isinstance(policy, HiddenMLP) and policy.hidden_size != masked_lm.hidden_size:
+    if policy.hidden_size and policy.hidden_size != masked_lm.hidden_size:
         raise ValueError(
             f"the policy reads hidden states of width {policy.hidden_size} but this model's are "
             f"{masked_lm.hidden_size} wide; use the model it was trained on, or train a policy for this one"
@@ -313,7 +331,7 @@ def load_policy(path: str | Path, hidden_size: int | None = None, use_ema: bool 
     policy = _build(weights, config, file)
     if average:
         _load_average(policy, average["shadow_params"], file)
-    if hidden_size is not None and isinstance(policy, HiddenMLP) and policy.hidden_size != hidden_size:
+    if hidden_size is not None and policy.hidden_size and policy.hidden_size != hidden_size:
         raise ValueError(
             f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that "
             "width"
@@ -379,6 +397,8 @@ def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
         arguments["hidden_dim"], arguments["confidences_top_p"] = shapes["confidence_proj.weight"]
         arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})
         arguments["value_head"] = "value_proj.weight" in shapes
+        arguments["repulsion"] = shapes.get("repulsion", (0,))[0]
+        arguments["hidden_size"] = shapes.get("hidden_norm.weight", (0,))[0]
         if "time_mlp.0.weight" in shapes:
             arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][1]
         if "transformer_blocks.0.linear1.weight" in shapes:

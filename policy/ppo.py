@@ -1,7 +1,7 @@
 """PPO on where to unmask: a value head on the policy's trunk, generalised advantages, clipped updates.
 
-Schulman et al. (1707.06347, 1506.02438). The reward comes at the last step of a rollout; the discount is 1. Advantages are
-normalised over the batch of steps, and every step counts the same.
+Schulman et al. (1707.06347, 1506.02438). The reward comes at the last step of a rollout, or step by step; the
+discount is 1. Advantages are normalised over the batch of steps, and every step counts the same.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class PPO:
         with torch.no_grad():
             _, value = policy_log_probs(network, law, trajectory, value=True)
         assert value is not None
-        last = trajectory.step == samples.steps[trajectory.row] - 1
-        at_end = torch.where(last, reward.total[trajectory.row], 0.0)
-        advantage, target = gae(at_end, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
+        earned = reward.steps
+        if earned is None:
+            last = trajectory.step == samples.steps[trajectory.row] - 1
+            earned = torch.where(last, reward.total[trajectory.row], 0.0)
+        advantage, target = gae(earned, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         return Steps(trajectory, advantage, torch.full_like(advantage, 1 / len(advantage)), target)
 

@@ -15,13 +15,18 @@ from torch import Tensor, nn
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from policy.unmasker import PolicyUnmasker
+from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.rules import RewardOutput
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy, TeacherForced, sample
 from samplers.samples import Samples, Trajectory
 
 PATIENCE = 4
 Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
+
+
+def teacher_forced(reward: Reward) -> bool:
+    """Whether the reward scores the order in which a text of the data is revealed, not a text that was sampled."""
+    return getattr(reward, "teacher_forced", False)
 
 
 def rollout(
@@ -38,12 +43,15 @@ def rollout(
     """Decode the prompts and score them.
 
     A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
-    PATIENCE steps for each position that it began with, maybe with masks left.
+    PATIENCE steps for each position that it began with, maybe with masks left. A reward that scores the order and not the text
+    (`teacher_forced`) has the data's text written in place of the model's.
     """
     environment = UnmaskingEnvironment(model, steps, block_length, PATIENCE)
-    samples = sample(
-        environment, Strategy(unmasker, rule), prompts.canvas, seed, record=unmasker.network.inputs if record else None
-    )
+    strategy = Strategy(unmasker, rule)
+    if teacher_forced(reward):
+        assert prompts.text is not None
+        strategy = TeacherForced(unmasker, prompts.text)
+    samples = sample(environment, strategy, prompts.canvas, seed, record=unmasker.network.inputs if record else None)
     return samples, reward(samples, prompts.rows)
 
 
@@ -60,22 +68,21 @@ class Steps:
         return len(self.advantage)
 
     def take(self, index: Int[Tensor, "kept"]) -> Steps:
-        t = self.trajectory
-        inputs = {name: value[index] for name, value in t.inputs.items()}
-        kept = Trajectory(t.row[index], t.step[index], t.writable[index], t.order[index], t.log_where[index], inputs)
         target = None if self.target is None else self.target[index]
-        return Steps(kept, self.advantage[index], self.weight[index], target)
+        return Steps(self.trajectory.take(index), self.advantage[index], self.weight[index], target)
 
 
 def policy_log_probs(
     network: nn.Module, law, trajectory: Trajectory, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
     """Log-probability of the recorded picks under the network as it is now (and its values)."""
+    values = None
     if value:
         scores, values = network.forward_with_value(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
-        return law.log_prob(scores, trajectory.writable, trajectory.order), values
-    scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
-    return law.log_prob(scores, trajectory.writable, trajectory.order), None
+    else:
+        scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
+    learned = law_settings(network)  # pyright: ignore[reportArgumentType]
+    return law.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
 
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:

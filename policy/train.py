@@ -1,4 +1,4 @@
-"""Training a policy on a frozen model: rollouts and clipped updates (GRPO, PPO), or the variational bound.
+"""Training a policy on a frozen model: rollouts and clipped updates (GRPO, PPO), the variational bound, or a teacher.
 
 One iteration: draw prompts, decode them with the policy, score, update the policy alone on what it read. Batches are global
 over processes; gradients are averaged; a process with nothing to learn from still joins.
@@ -15,24 +15,22 @@ from torch import Tensor, nn
 
 from data.tasks import PuzzleTask, TextTask
 from dlm.draws import Draws
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from policy.actions import ACTIONS
 from policy.grpo import GRPO
+from policy.imitation import check_teacher, teacher_loss
 from policy.ppo import PPO
-from policy.rollout import Reward, Steps, policy_log_probs, rollout, summary
+from policy.rollout import Reward, rollout, summary, teacher_forced
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
-from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from samplers.where import WHERE
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
 CLIPPED = {"grpo": GRPO, "ppo": PPO}
-ALGORITHMS = (*CLIPPED, "variational")
-EXPERTS = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
+ALGORITHMS = (*CLIPPED, "variational", "imitation")
 
 
 @dataclass
@@ -61,8 +59,8 @@ def clipped_iteration(
     training.chunk active steps that bound memory."""
     seed = step_seed(config.seed, step, learner.processes.rank)
     group = config.algorithm.group_size
-    prompts = task.prompts(rows // group, seed).repeat(group)
-    prompts.canvas = prompts.canvas.to(learner.processes.device)
+    draw = task.texts if teacher_forced(reward) else task.prompts
+    prompts = draw(rows // group, seed).repeat(group).to(learner.processes.device)
     unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, record=True)
@@ -79,33 +77,23 @@ def clipped_iteration(
     return metrics
 
 
-def imitate(
+def imitation_iteration(
+    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, teaching: DictConfig, config: DictConfig, rows: int, step: int
+) -> dict[str, float]:  # fmt: skip
+    """One update from a teacher's rollouts (policy/imitation.py)."""
+    seed = step_seed(config.seed, step, learner.processes.rank)
+    prompts = task.prompts(rows, seed).to(learner.processes.device)
+    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed)
+    return {"loss": loss, **learner.update()}
+
+
+def warm_start(
     model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int
 ) -> list[float]:
-    """Before the first iteration: learn the picks of a rule (threshold, say) from its own rollouts, by their log-likelihood under
-    the action law. A policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing."""
-    warm = config.algorithm.warm_start
-    if warm.expert not in EXPERTS:
-        raise ValueError(f"algorithm.warm_start.expert={warm.expert!r} is unknown; use one of {', '.join(EXPERTS)}")
-    losses = []
-    for number in range(warm.updates):
-        seed = step_seed(config.seed, -1 - number, learner.processes.rank)
-        prompts = task.prompts(rows // config.algorithm.group_size, seed)
-        prompts.canvas = prompts.canvas.to(learner.processes.device)
-        expert = Strategy(WHERE[warm.expert](warm.setting), TokenRule(config.sampling.temperature))
-        environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
-        inputs = learner.network.inputs  # pyright: ignore
-        trajectory = sample(environment, expert, prompts.canvas, seed, record=inputs).trajectory  # pyright: ignore
-        assert trajectory is not None
-        law = PolicyUnmasker(learner.network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
-        losses.append(0.0)
-        for index in torch.arange(len(trajectory.row), device=learner.processes.device).split(config.training.chunk):
-            part = Steps(trajectory, trajectory.log_where, trajectory.log_where).take(index).trajectory
-            loss = -policy_log_probs(learner.network, law, part)[0].sum() / len(trajectory.row)
-            loss.backward()
-            losses[-1] += float(loss.detach())
-        learner.update()
-    return losses
+    """Learn from a teacher before the first reward; returns the losses. Its steps are numbered below 0."""
+    warm, share = config.algorithm.warm_start, rows // config.algorithm.group_size
+    steps = range(-warm.updates, 0)
+    return [imitation_iteration(model, learner, task, warm, config, share, step)["loss"] for step in steps]
 
 
 def variational_iteration(
@@ -135,12 +123,12 @@ def evaluate(
     device: torch.device,
 ) -> tuple[dict[str, float], Samples]:
     """Held-out prompts decoded by the policy as it would be used (nothing is left masked), and how they score."""
-    count = min(config.eval.batch_size, len(task.valid.canvas))
-    prompts = task.valid.first(count)
-    prompts.canvas = prompts.canvas.to(device)
+    prompts = (task.held_out if teacher_forced(reward) else task.valid).first(config.eval.batch_size).to(device)
     unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
-    samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, record=False)
+    samples, scored = rollout(
+        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward)
+    )
     return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}, samples
 
 
@@ -167,8 +155,15 @@ def train(
     if config.eval.action not in ACTIONS:
         raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(ACTIONS)}")
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
+    warm = config.algorithm.get("warm_start")
+    if name == "imitation":
+        check_teacher(config.algorithm, task.valid)
+    elif warm is not None and warm.updates:
+        check_teacher(warm, task.valid)
     parameters = list(network.parameters())
-    total = training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
+    total = training.n_iters
+    if algorithm:
+        total = total * config.algorithm.inner_updates + warm.updates
     learner = Learner(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes
     )
@@ -181,14 +176,15 @@ def train(
         first, learner.updates = state["step"], state["updates"]
         if isinstance(algorithm, GRPO) and algorithm.reference is not None:
             algorithm.reference.load_state_dict(state["reference"])
-    if algorithm and first == 0 and config.algorithm.warm_start.updates:
-        losses = imitate(model, learner, task, config, rows)
-        warm = config.algorithm.warm_start
-        run.say(f"imitated {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    if algorithm and first == 0 and warm.updates:
+        losses = warm_start(model, learner, task, config, rows)
+        run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)
+        elif name == "imitation":
+            metrics = imitation_iteration(model, learner, task, config.algorithm, config, rows, step)
         else:
             metrics = variational_iteration(model, learner, task, config, rows, step)
         metrics = processes.mean(metrics)

@@ -21,6 +21,12 @@ class PolicyNetwork(Protocol):
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]: ...
 
 
+def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
+    """What of the action law the network has learned: the repulsion between picks of a step, where it has one."""
+    repulsion = getattr(network, "repulsion", None)
+    return {} if repulsion is None else {"repulsion": repulsion}
+
+
 @dataclass
 class PolicyUnmasker:
     """action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, or fixed (`steps` equal steps).
@@ -38,6 +44,8 @@ class PolicyUnmasker:
             raise ValueError(f"policy.action={self.action!r} is unknown; use one of {', '.join(ACTIONS)}")
         if self.beta != 1.0 and not self.action.startswith("bernoulli"):
             raise ValueError(f"policy.beta={self.beta} scales Bernoulli probabilities; action {self.action!r} has none")
+        if self.action != "fixed" and law_settings(self.network):
+            raise ValueError(f"this policy's picks repel each other, which action {self.action!r} cannot; use fixed")
         settings = {"beta": self.beta} if self.action.startswith("bernoulli") else {}
         self.law = ACTIONS[self.action](temperature=self.temperature, **settings)
 
@@ -45,5 +53,6 @@ class PolicyUnmasker:
         scores = self.network.scores(**self.network.inputs(observation))
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
         count = {"count": observation.count()} if isinstance(self.law, FixedCount) else {}
-        order = self.law.sample(scores, observation.writable, uniforms, **count)
-        return order, self.law.log_prob(scores, observation.writable, order)
+        learned = law_settings(self.network)
+        order = self.law.sample(scores, observation.writable, uniforms, **count, **learned)
+        return order, self.law.log_prob(scores, observation.writable, order, **learned)

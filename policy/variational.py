@@ -21,6 +21,7 @@ from dlm.masked_lm import MaskedLM
 from losses import variational_loss
 from policy.actions import FixedCount
 from policy.networks import HiddenMLP
+from policy.unmasker import law_settings
 
 
 @dataclass
@@ -66,12 +67,7 @@ def masking_path(
         inputs.append(network.inputs(observation, everywhere=True))  # pyright: ignore[reportCallIssue]
         if order is not None:
             picked = order > 0
-            logits = [model.head(h) for h in observation.hidden(picked)[picked].split(environment.chunk)]
-            log_prob = (
-                torch.cat([part.log_softmax(1) for part in logits]).gather(1, tokens[picked].unsqueeze(1)).squeeze(1)
-            )
-            row = picked.nonzero()[:, 0]
-            log_tokens.append(torch.zeros(len(tokens), device=tokens.device).index_add_(0, row, log_prob))
+            log_tokens.append(observation.log_prob(picked, tokens))
         if k == steps:
             break
         eligible = (canvas != model.mask_id) & ~given
@@ -100,6 +96,6 @@ def bound_loss(
         log_mask.append(law.log_prob(masking_scores(network, path.inputs[k]), eligible, order))
         masked_after = (~eligible & ~given) | (order > 0)
         scores = network.scores(**path.inputs[k + 1])  # pyright: ignore[reportCallIssue]
-        log_unmask.append(law.log_prob(scores, masked_after, reverse(order)))
+        log_unmask.append(law.log_prob(scores, masked_after, reverse(order), **law_settings(network)))  # pyright: ignore[reportArgumentType]
     length = (~given).sum(1).clamp(min=1)
     return variational_loss(path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce)

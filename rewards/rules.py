@@ -26,10 +26,12 @@ class Finished(Protocol):
 
 @dataclass
 class RewardOutput:
-    """Reward of each row and the terms it is made of. Raises ValueError if a reward is NaN or infinite."""
+    """Reward of each row and the terms it is made of, and, where it is earned step by step, that of each recorded step.
+    Raises ValueError if a reward is NaN or infinite."""
 
     total: Float[Tensor, " row"]
     terms: dict[str, Float[Tensor, " row"]] = field(default_factory=dict)
+    steps: Float[Tensor, " N"] | None = None
 
     def __post_init__(self):
         wrong = (~torch.isfinite(self.total)).nonzero().flatten().tolist()

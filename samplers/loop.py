@@ -29,6 +29,13 @@ class Unmasker(Protocol):
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
 
 
+@runtime_checkable
+class Decoder(Protocol):
+    """Where and what, in one decision."""
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision: ...
+
+
 @dataclass
 class Strategy:
     """Where composed with what."""
@@ -42,10 +49,24 @@ class Strategy:
         return Decision(order, tokens, log_where, log_what)
 
 
+@dataclass
+class TeacherForced:
+    """Where as a rule says; what is written there is a given text. The sum of `log_what` is, on average over the rule, a bound on
+    log p(text) of the sampler that this rule makes of the model. `row_id` numbers the rows of `text`."""
+
+    where: Unmasker
+    text: Int[Tensor, "row position"]
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        order, log_where = self.where.choose(observation, draws)
+        text = self.text[observation.row_id]
+        return Decision(order, text, log_where, observation.log_prob(order > 0, text))
+
+
 @torch.no_grad()
 def sample(
     environment: UnmaskingEnvironment,
-    strategy: Strategy,
+    strategy: Decoder,
     canvas: Int[Tensor, "row position"],
     seed: int = 0,
     row_id: Int[Tensor, "row"] | None = None,
@@ -78,7 +99,8 @@ def sample(
         if record is not None:
             kept.append({
                 "row": place, "step": observation.row_step, "writable": observation.writable,
-                "order": decision.order, "log_where": decision.log_where, **record(observation),
+                "order": decision.order, "log_where": decision.log_where, "log_what": decision.log_what,
+                **record(observation),
             })  # fmt: skip
         written_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), written_at[place])
         observation = environment.step(decision)
@@ -87,7 +109,7 @@ def sample(
     trajectory = None
     if kept:
         whole = {name: torch.cat([step[name] for step in kept]) for name in kept[0]}
-        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where")}
+        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where", "log_what")}
         trajectory = Trajectory(**fixed, inputs=whole)
     return Samples(
         tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,

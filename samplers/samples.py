@@ -10,15 +10,24 @@ from torch import Tensor
 
 @dataclass
 class Trajectory:
-    """Every step of every row that was active, one after the other (N of them): the row and its step, what could be written,
-    what was picked, with which log-probability, and what `record` returned (policy inputs)."""
+    """Every step of every row that was active, one after the other (N of them): the row and its step, what could be written, what
+    was picked, the log-probabilities of the picks and of the tokens written, and what `record` returned (policy inputs)."""
 
     row: Int[Tensor, "N"]
     step: Int[Tensor, "N"]
     writable: Bool[Tensor, "N position"]
     order: Int[Tensor, "N position"]
     log_where: Float[Tensor, "N"]
+    log_what: Float[Tensor, "N"]
     inputs: dict[str, Tensor]
+
+    def take(self, index: Int[Tensor, "kept"]) -> Trajectory:
+        """Some of the steps."""
+        inputs = {name: value[index] for name, value in self.inputs.items()}
+        return Trajectory(
+            self.row[index], self.step[index], self.writable[index], self.order[index],
+            self.log_where[index], self.log_what[index], inputs,
+        )  # fmt: skip
 
 
 @dataclass

@@ -292,7 +292,7 @@ def test_accumulated_parts_average_over_the_batch():
 def test_imitation_learns_the_picks_of_a_rule(kind, action):
     network = network_of(kind)
     warm = {"warm_start": {"updates": 10, "expert": "threshold", "setting": 0.5}}
-    losses = loops.imitate(
+    losses = loops.warm_start(
         MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=40), 64
     )
     assert len(losses) == 10 and losses[-1] < losses[0]

@@ -1,0 +1,108 @@
+"""Before the first reward: a policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing.
+
+Two teachers. A rule of `samplers/where.py`: the policy learns the rule's picks on the rule's own rollouts, by their
+log-likelihood under the action law. The answers (`expert: answers`): where the data set knows the right text (puzzles), the
+policy learns at which masks the model's best token is the right one, by a binary cross-entropy in which a wrong one counts
+`setting` times; it is shown canvases on which a random part of the right ones is written. OnTrack ("What Makes a Good
+Unmasking Policy?") learns from correct trajectories in the same spirit; what differs is that every mask of every canvas is
+labelled, picked or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.tasks import Prompts
+from dlm.environment import Observation, TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from policy.rollout import policy_log_probs
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, sample
+from samplers.samples import Trajectory
+from samplers.where import WHERE, best, by_ties, nothing, top_probability
+
+RULES = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
+EXPERTS = (*RULES, "answers")
+
+
+@dataclass
+class Answers:
+    """Writes a random part, between 0.3 and 1, of the masks whose best token is the right one, at least one where there is one;
+    where there is none, the most probable token, so that the row goes on. `row_id` numbers the answers; `inputs` is what the
+    policy reads: asked for first, everything comes from one evaluation."""
+
+    answers: Int[Tensor, "row position"]
+    inputs: Callable[[Observation], dict[str, Tensor]]
+
+    def right(self, observation: Observation) -> Bool[Tensor, "row position"]:
+        tokens = observation.read(observation.writable, 1).top_tokens[..., 0]
+        return observation.writable & (tokens == self.answers[observation.row_id])
+
+    def choose(self, observation, draws):
+        self.inputs(observation)
+        right = self.right(observation)
+        length = observation.tokens.shape[1]
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, length)
+        share = draws.uniform("noise", observation.row_id, observation.row_step, 1)
+        some = right & (uniforms < 0.3 + 0.7 * share)
+        one = torch.ones_like(observation.row_step)
+        first = best(uniforms, right, one, uniforms) > 0
+        likely = best(top_probability(observation), observation.writable, one, by_ties(observation, draws)) > 0
+        stuck = ~right.any(1, keepdim=True) & likely
+        return (some | first | stuck).long(), nothing(observation)
+
+
+def learn_picks(network: nn.Module, law, part: Trajectory, steps: int) -> Float[Tensor, ""]:
+    """The rule's picks: their negative log-likelihood, a mean over `steps` steps."""
+    return -policy_log_probs(network, law, part)[0].sum() / steps
+
+
+def learn_answers(network: nn.Module, part: Trajectory, masks: int, wrong: float) -> Float[Tensor, ""]:
+    """Which best tokens are right (`part.inputs["right"]`): weighted binary cross-entropy, a mean over `masks` masks."""
+    inputs = {name: value for name, value in part.inputs.items() if name != "right"}
+    scores, right = network.scores(**inputs), part.inputs["right"]  # pyright: ignore[reportCallIssue]
+    loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
+    return loss.masked_fill(~part.writable, 0.0).sum() / masks
+
+
+def teacher_loss(
+    model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int
+) -> float:
+    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. teaching: {expert, setting}."""
+    inputs = network.inputs  # pyright: ignore
+    environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
+    if teaching.expert == "answers":
+        assert prompts.text is not None
+        teacher = Answers(prompts.text, inputs)  # pyright: ignore
+        record = lambda observation: {"right": teacher.right(observation), **inputs(observation)}  # noqa: E731  # pyright: ignore
+        rule = TokenRule(0.0)
+    else:
+        teacher, record, rule = WHERE[teaching.expert](teaching.setting), inputs, TokenRule(config.sampling.temperature)
+    trajectory = sample(environment, Strategy(teacher, rule), prompts.canvas, seed, record=record).trajectory  # pyright: ignore
+    assert trajectory is not None
+    law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
+    total = 0.0
+    for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):
+        part = trajectory.take(index)
+        if teaching.expert == "answers":
+            loss = learn_answers(network, part, int(trajectory.writable.sum()), float(teaching.setting))
+        else:
+            loss = learn_picks(network, law, part, len(trajectory.row))
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def check_teacher(teaching: DictConfig, prompts: Prompts) -> None:
+    """Refuse an unknown teacher, and answers of data that has none."""
+    if teaching.expert not in EXPERTS:
+        raise ValueError(f"expert={teaching.expert!r} is unknown; use one of {', '.join(EXPERTS)}")
+    if teaching.expert == "answers" and prompts.text is None:
+        raise ValueError("expert=answers needs data that knows the right text (data=puzzles); imitate a rule instead")
