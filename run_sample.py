@@ -35,6 +35,7 @@ any key of configs/sample.yaml can follow as KEY=VALUE, among them
   dlm=NAME                  stories (default), stories_causal, sudoku6, radd_t_dce, radd_lambda_dce, radd_lambda_dce_medium
   sampler.temperature=0.9   0 writes the most likely token; also sampler.top_p, sampler.top_k
   sampler.block_length=32   semi-autoregressive decoding
+  sampler.budget=4          at most 4 evaluations a sample: the last one writes all that is left
   sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
   sampler.policy.action=bernoulli_argmax
   model.dtype=bfloat16
@@ -125,9 +126,9 @@ def build_config(argv: list[str]) -> DictConfig:
 def check(config: DictConfig) -> None:
     """Refuse what no model could be asked for. Raises ValueError."""
     check_known(config.sampler.strategy)
-    for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length"):
+    for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
-        optional = key in ("num_samples", "length", "sampler.block_length")
+        optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
         if not (value is None and optional) and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
     for key in ("sampler.temperature", "sampler.top_p", "sampler.policy.temperature", "sampler.policy.beta"):
@@ -166,7 +167,9 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     config.sampler.strategy, config.length = strategy_name(config.sampler.strategy, model), len(canvas)
     config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
     config.num_samples = config.num_samples or config.batch_size
-    environment = UnmaskingEnvironment(model, config.sampler.steps, config.sampler.block_length)
+    environment = UnmaskingEnvironment(
+        model, config.sampler.steps, config.sampler.block_length, budget=config.sampler.budget
+    )
     environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
     board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
     judged = config.eval and board is None and model.tokenizer is not None

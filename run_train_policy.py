@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from data.tasks import PuzzleTask, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
+from model.radd import RADD
 from policy.build import shipped
-from policy.networks import POLICIES, HiddenMLP, check_fits, load_policy, save_policy
+from policy.networks import POLICIES, HiddenBlocks, HiddenMLP, check_fits, load_policy, save_policy
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.bound import BoundReward
@@ -44,8 +45,10 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
     kind = str(settings.pop("policy_type"))
     if kind not in POLICIES:
         raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
-    if POLICIES[kind] is HiddenMLP or settings.get("hidden_size", 0) is None:
+    if kind != "dit_confidence" or settings["hidden_size"] is None:
         settings["hidden_size"] = model.hidden_size
+    if kind == "hidden_blocks":
+        settings["num_heads"] = radd_of(model, config).config["model"]["n_heads"]
     if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":
         settings["value_head"] = True
     unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
@@ -53,7 +56,18 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
     check_fits(network, model)
+    if isinstance(network, HiddenBlocks):
+        network.start_from(radd_of(model, config))
     return network
+
+
+def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
+    """The backbone whose blocks a policy copies. ValueError for another kind of model."""
+    if not isinstance(model.backbone, RADD):
+        raise ValueError(
+            f"policy=hidden_blocks copies blocks of RADD and {config.dlm.path} is none; use dit_projection"
+        )
+    return model.backbone
 
 
 def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:

@@ -1,10 +1,12 @@
 """Stories: generative perplexity and entropy of every rule at 16 steps, one token rule for all.
 
-    python -m benchmarks.stories --samples 512 --seeds 3
-    python -m benchmarks.stories --samples 128 --seeds 1 --sweep      # noise of confidence_noisy, temperature of the policy
+    python -m benchmarks.stories --sweep --samples 96 --judged 0       # noise of confidence_noisy, temperature of the policy
+    python -m benchmarks.stories --samples 512 --judged 256 --seeds 3 --noise 1.0
 
 No prompt, tokens drawn at temperature 1 without a cut. Two judges: smollm2 on the decoded text (it also wrote the data), and the
-shipped causal model on token ids. Records are appended to --out DIR/stories.jsonl as they are made. Ends with flat JSON.
+shipped causal model on token ids. A record for each rule and seed is appended to --out DIR/stories.jsonl (sweep.jsonl) as it is
+made, so that seeds may be drawn by several processes (--first-seed); the table at the end is of all records there. Ends with
+flat JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from load_model import load_model
 from policy.networks import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
-from samplers.where import Confident, ConfidentNoisy, Direct, Random
+from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 
-NOISES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
+NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 
@@ -37,8 +39,29 @@ def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]
         learned = {f"{n} T={t}": PolicyUnmasker(p, "fixed", t) for n, p in networks.items() for t in TEMPERATURES}
         return {"direct": Direct(), **noisy, **learned}
     learned = {name: PolicyUnmasker(network, "fixed") for name, network in networks.items()}
-    return {"direct": Direct(), "random": Random(), f"confidence_noisy {noise}": ConfidentNoisy(noise), **learned,
-            "confidence": Confident()}  # fmt: skip
+    return {"direct": Direct(), f"confidence_noisy {noise}": ConfidentNoisy(noise), "dilated": Dilated(), **learned,
+            "random": Random(), "confidence": Confident()}  # fmt: skip
+
+
+def summary(records: list[dict]) -> list[dict]:
+    """A row a rule: means over seeds, weighted by samples, with their standard errors, and ratios to direct's."""
+    rows = []
+    for name in dict.fromkeys(record["rule"] for record in records):
+        row: dict[str, str | int | float] = {"rule": name}
+        own = [record for record in records if record["rule"] == name]
+        row["samples"] = sum(record["samples"] for record in own)
+        for key, count in (("gen_ppl", "judged"), ("causal_ppl", "samples"), ("entropy", "samples")):
+            used = [record for record in own if record.get(count)]
+            total = sum(record[count] for record in used)
+            if total:
+                row[key] = sum(record[key] * record[count] for record in used) / total
+                row[f"{key}_se"] = sum((record[f"{key}_se"] * record[count] / total) ** 2 for record in used) ** 0.5
+        rows.append(row)
+    direct = next((row for row in rows if row["rule"] == "direct"), {})
+    for row in rows:
+        row |= {f"{key}_over_direct": row[key] / direct[key] for key in ("gen_ppl", "causal_ppl", "entropy")
+                if key in row and key in direct}  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -69,7 +92,7 @@ def main() -> None:
         judge = None
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    records = []
+    file = out / ("sweep.jsonl" if arguments.sweep else "stories.jsonl")
     canvas = torch.full((arguments.samples, model.max_length), model.mask_id)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name, rule in rules(arguments.policies, arguments.sweep, arguments.noise).items():
@@ -87,7 +110,7 @@ def main() -> None:
                 "nfe": float(torch.cat([part.evaluations for part in parts]).float().mean()),
                 "tokens_per_s": sum(int(p.generated.sum()) for p in parts) / sum(p.seconds for p in parts),
             }  # fmt: skip
-            if judge is not None:
+            if judge is not None and arguments.judged != 0:
                 texts = model.tokenizer.batch_decode(tokens[: arguments.judged])
                 scores = perplexity(judge, texts)
                 scores = scores[scores.isfinite()]
@@ -96,19 +119,13 @@ def main() -> None:
                     "gen_ppl_se": float(standard_error(scores)),
                     "judged": len(scores),
                 }
-            records.append(record)
-            with open(out / "stories.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
-    print_table(records, title=f"{arguments.samples} samples a seed, {arguments.steps} steps, temperature 1")
-
-    def mean(rule: str, key: str) -> float:
-        values = [record[key] for record in records if record["rule"] == rule and key in record]
-        return sum(values) / len(values) if values else float("nan")
-
-    result = {}
-    for path in arguments.policies if not arguments.sweep else []:
-        for key in ("gen_ppl", "causal_ppl", "entropy"):
-            result[f"{Path(path).name}_{key}_over_direct"] = mean(Path(path).name, key) / mean("direct", key)
+            with open(file, "a") as records:
+                records.write(json.dumps(record) + "\n")
+    rows = summary([json.loads(line) for line in file.read_text().splitlines()])
+    print_table(rows, title=f"{file}: {arguments.steps} steps, temperature 1")
+    result = {
+        f"{row['rule']} {key}": value for row in rows for key, value in row.items() if key.endswith("_over_direct")
+    }
     print(json.dumps(result))
 
 

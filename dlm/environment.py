@@ -78,6 +78,8 @@ class Observation:
     row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
     began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
     writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
+    last: the evaluation at hand is the last that the row's budget allows, so that all its masks are written from it; with a
+    budget, time is 1 / (evaluations left), the one at hand among them, which tells a policy what it may spend.
     """
 
     environment: UnmaskingEnvironment = field(repr=False)
@@ -92,6 +94,7 @@ class Observation:
     to_write: Int[Tensor, "row"]
     time: Float[Tensor, "row"]
     done: Bool[Tensor, "row"]
+    last: Bool[Tensor, "row"]
     steps: int
 
     def read(self, where: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
@@ -118,12 +121,27 @@ class Observation:
 
 class UnmaskingEnvironment:
     """See the module. `steps`: planned steps over the whole canvas; `block_length`: None is one block; `patience`: steps, for
-    each position to write, after which a row is done even with masks left (training rollouts that may select nothing)."""
+    each position to write, after which a row is done even with masks left (training rollouts that may select nothing);
+    `budget`: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes."""
 
-    def __init__(self, model: MaskedLM, steps: int, block_length: int | None = None, patience: int | None = None):
+    def __init__(
+        self,
+        model: MaskedLM,
+        steps: int,
+        block_length: int | None = None,
+        patience: int | None = None,
+        budget: int | Int[Tensor, "row"] | None = None,
+    ):
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
+        if budget is not None and (model.causal or block_length is not None):
+            raise ValueError(
+                "a budget ends with one evaluation that writes all that is left: not with blocks or a causal model"
+            )
+        if budget is not None and int(torch.as_tensor(budget).min()) < 1:
+            raise ValueError(f"budget={budget} must be at least 1 evaluation")
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
+        self.allowed = budget
 
     def reset(self, canvas: Int[Tensor, "row position"], row_id: Int[Tensor, "row"] | None = None) -> Observation:
         """Start from a canvas whose masks are to be written; everything else on it is given and stays."""
@@ -145,6 +163,8 @@ class UnmaskingEnvironment:
         self.tokens = canvas.clone()
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
         self.to_write = (canvas == self.model.mask_id).sum(1)
+        unlimited = torch.iinfo(torch.long).max
+        self.budget = torch.as_tensor(unlimited if self.allowed is None else self.allowed, device=device).expand(rows)
         self.row_step = torch.zeros(rows, dtype=torch.long, device=device)
         self.block_step = torch.zeros_like(self.row_step)
         self.evaluations = torch.zeros_like(self.row_step)
@@ -171,7 +191,7 @@ class UnmaskingEnvironment:
     def select(self, index: Int[Tensor, "kept"]) -> Observation:
         """Keep, copy or reorder rows, with everything that is keyed by row."""
         for name in ("tokens", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index", "block_masks",
-                     "_hidden", "_known", "_readout_known"):  # fmt: skip
+                     "budget", "_hidden", "_known", "_readout_known"):  # fmt: skip
             setattr(self, name, getattr(self, name)[index])
         if self._readout is not None:
             old = self._readout
@@ -285,7 +305,12 @@ class UnmaskingEnvironment:
         done = ~masked.any(1)
         if self.patience is not None:
             done = done | (self.row_step >= self.patience * self.to_write)
+        spent = self.evaluations - self._known.any(1).long()  # before the evaluation at hand
+        if self.allowed is None:
+            time = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
+        else:
+            time = 1.0 / (self.budget - spent)
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1), done, self.steps,
+            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps,
         )  # fmt: skip

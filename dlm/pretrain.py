@@ -179,6 +179,7 @@ def train(
         run.check(total, step)
         processes.average_(Optimiser.gradients(parameters))
         metrics = {"loss": total, **optimiser.step(step)}
+        run.check(metrics["grad_norm"], step, "gradient norm")
         average.update(parameters)
         done = step + 1
         if done % training.log_freq == 0 or done == training.n_iters:

@@ -34,7 +34,7 @@ EXPERTS = (*RULES, "answers")
 
 @dataclass
 class Answers:
-    """Writes a random part, between 0.3 and 1, of the masks whose best token is the right one, at least one where there is one;
+    """Writes a random part, between 0.7 and 1, of the masks whose best token is the right one, at least one where there is one;
     where there is none, the most probable token, so that the row goes on. `row_id` numbers the answers; `inputs` is what the
     policy reads: asked for first, everything comes from one evaluation."""
 
@@ -51,7 +51,7 @@ class Answers:
         length = observation.tokens.shape[1]
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, length)
         share = draws.uniform("noise", observation.row_id, observation.row_step, 1)
-        some = right & (uniforms < 0.3 + 0.7 * share)
+        some = right & (uniforms < 0.7 + 0.3 * share)
         one = torch.ones_like(observation.row_step)
         first = best(uniforms, right, one, uniforms) > 0
         likely = best(top_probability(observation), observation.writable, one, by_ties(observation, draws)) > 0

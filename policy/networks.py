@@ -22,6 +22,8 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.radd import RADD, Block, Rotary
+
 
 class DitBlock(nn.Module):
     """Pre-norm transformer block, scaled, shifted and gated at each position by the condition (mask and time)."""
@@ -194,8 +196,7 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
         x = self.trunk(masked, confidences, time, hidden)
-        mean = (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
-        return self.output_proj(x).squeeze(-1), self.value_proj(mean).squeeze(-1)
+        return self.output_proj(x).squeeze(-1), self.value_proj(_mean_over(x, masked)).squeeze(-1)
 
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
         """The unmasking logits, under the name that every policy network answers to."""
@@ -255,6 +256,119 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
         return _log_softmax_over(logits[..., 1], eligible)
 
 
+class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
+    """The frozen model's last blocks, copied, think on: they run over its hidden states at every position and learn to say where
+    its best tokens can be trusted.
+
+    Close to the published `dit_hidden` (one freshly made block of the model on its hidden states). What differs: the blocks
+    start as copies (`start_from`), so that what the model knows of its positions is there from the first update; mask and time
+    are added to the hidden states, through layers that start at zero; the head also sees log(p / (1 - p)) of the best token, and
+    starts close to that.
+
+    Args:
+        hidden_size, num_heads: those of the model (RADD), which alone it fits.
+        num_blocks: how many of its last blocks are copied.
+        time_embed_dim: width of the layer between the time and what it adds.
+        smart_init: the head's bias at the start; None: torch's.
+        value_head: add a scalar value (for PPO), read by `forward_with_value`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_blocks: int = 2,
+        time_embed_dim: int = 64,
+        smart_init: float | int | None = None,
+        value_head: bool = False,
+    ):
+        super().__init__()
+        self._hub_mixin_config["policy_type"] = "hidden_blocks"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.mask_embedding = nn.Embedding(2, hidden_size)
+        self.time_mlp = nn.Sequential(nn.Linear(1, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, hidden_size))
+        self.rotary = Rotary(hidden_size // num_heads)
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, 0.0) for _ in range(num_blocks))
+        self.final_norm = nn.LayerNorm(hidden_size)
+        self.output_proj = nn.Linear(hidden_size + 1, 1)
+        self.value_proj = nn.Linear(hidden_size, 1) if value_head else None
+        for parameter in (self.mask_embedding.weight, *self.time_mlp[2].parameters()):
+            nn.init.zeros_(parameter)
+        nn.init.ones_(
+            self.output_proj.weight[:, -1]
+        )  # close to the model's own confidence, until something better is learnt
+        if smart_init is not None:
+            nn.init.constant_(self.output_proj.bias, smart_init)
+
+    def start_from(self, backbone: RADD) -> None:
+        """Copy the backbone's last blocks."""
+        for block, source in zip(self.blocks, list(backbone.blocks)[-len(self.blocks) :], strict=True):
+            block.load_state_dict(source.state_dict())
+
+    @torch.no_grad()
+    def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+
+        everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+        """
+        hidden = observation.hidden(
+            torch.ones_like(observation.masked)
+        )  # first: confidences are of the same evaluation
+        readout = observation.read(where=observation.masked, best=1)
+        confidences = readout.top_log_probs[..., 0].float().exp().masked_fill(~observation.masked, 0.0)
+        return {"masked": observation.masked, "confidences": confidences, "time": observation.time, "hidden": hidden}
+
+    def trunk(
+        self,
+        masked: Bool[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+    ) -> Float[Tensor, "row position width"]:
+        x = hidden.float() + self.mask_embedding(masked.long()) + self.time_mlp(time.float()[:, None])[:, None]
+        cos, sin = self.rotary(masked.shape[1])
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return self.final_norm(x)
+
+    def _logits(
+        self, x: Float[Tensor, "row position width"], confidences: Float[Tensor, "row position"]
+    ) -> Float[Tensor, "row position"]:
+        return self.output_proj(torch.cat([x, confidences.logit(1e-5)[..., None]], dim=-1)).squeeze(-1)
+
+    def forward(
+        self,
+        masked: Bool[Tensor, "row position"],
+        confidences: Float[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+    ) -> Float[Tensor, "row position"]:
+        """Unmasking logit of every position; `confidences` are the best tokens' probabilities."""
+        return self._logits(self.trunk(masked, time, hidden), confidences)
+
+    def forward_with_value(
+        self,
+        masked: Bool[Tensor, "row position"],
+        confidences: Float[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+    ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
+        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        if self.value_proj is None:
+            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+        x = self.trunk(masked, time, hidden)
+        return self._logits(x, confidences), self.value_proj(_mean_over(x, masked)).squeeze(-1)
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
+        """The unmasking logits, under the name that every policy network answers to."""
+        return self(**inputs)
+
+
+def _mean_over(
+    x: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"]
+) -> Float[Tensor, "row width"]:
+    return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
+
+
 def _log_softmax_over(
     scores: Float[Tensor, "row position"], eligible: Bool[Tensor, "row position"]
 ) -> Float[Tensor, "row position"]:
@@ -263,7 +377,7 @@ def _log_softmax_over(
     return scores.masked_fill(~eligible, floor).log_softmax(dim=-1).masked_fill(~eligible, -torch.inf)
 
 
-POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP}
+POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP, "hidden_blocks": HiddenBlocks}
 
 
 def check_fits(policy: nn.Module, masked_lm) -> None:
@@ -301,7 +415,9 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
     os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
 
 
-def load_policy(path: str | Path, hidden_size: int | None = None, use_ema: bool = True) -> DitConfidence | HiddenMLP:
+def load_policy(
+    path: str | Path, hidden_size: int | None = None, use_ema: bool = True
+) -> DitConfidence | HiddenMLP | HiddenBlocks:
     """Load a policy, float32, on the CPU, in evaluation mode.
 
     Args:
@@ -357,10 +473,12 @@ def _find_weights(path: Path) -> Path:
     )
 
 
-def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP:
+def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP | HiddenBlocks:
     published = any(name.startswith("base_policy.") for name in weights)
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
-    policy_type = config.get("policy_type") or ("hidden_mlp" if "mlp.0.weight" in weights else "dit_confidence")
+    telling = {"mlp.0.weight": "hidden_mlp", "blocks.0.attn_qkv.weight": "hidden_blocks"}
+    guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
+    policy_type = config.get("policy_type") or guess
     if policy_type not in POLICIES:
         nearest = difflib.get_close_matches(str(policy_type), POLICIES, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -393,6 +511,12 @@ def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
     arguments = {}
     if "mlp.0.weight" in shapes:
         arguments["hidden_size"] = shapes["mlp.0.weight"][1] - 1
+    if "blocks.0.attn_qkv.weight" in shapes:
+        arguments["hidden_size"] = shapes["final_norm.weight"][0]
+        arguments["num_heads"] = arguments["hidden_size"] // (2 * shapes["rotary.inv_freq"][0])
+        arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][0]
+        arguments["value_head"] = "value_proj.weight" in shapes
     if "confidence_proj.weight" in shapes:
         arguments["hidden_dim"], arguments["confidences_top_p"] = shapes["confidence_proj.weight"]
         arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})

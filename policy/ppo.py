@@ -33,7 +33,8 @@ class PPO:
         assert value is not None
         earned = reward.steps
         if earned is None:
-            last = trajectory.step == samples.steps[trajectory.row] - 1
+            ends = torch.zeros_like(samples.steps).scatter_reduce(0, trajectory.row, trajectory.step, "amax")
+            last = trajectory.step == ends[trajectory.row]
             earned = torch.where(last, reward.total[trajectory.row], 0.0)
         advantage, target = gae(earned, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)

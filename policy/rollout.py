@@ -39,14 +39,15 @@ def rollout(
     seed: int,
     record: bool,
     block_length: int | None = None,
+    budget: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, RewardOutput]:
     """Decode the prompts and score them.
 
     A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
     PATIENCE steps for each position that it began with, maybe with masks left. A reward that scores the order and not the text
-    (`teacher_forced`) has the data's text written in place of the model's.
+    (`teacher_forced`) has the data's text written in place of the model's. budget: evaluations that each row may cost.
     """
-    environment = UnmaskingEnvironment(model, steps, block_length, PATIENCE)
+    environment = UnmaskingEnvironment(model, steps, block_length, PATIENCE, budget)
     strategy = Strategy(unmasker, rule)
     if teacher_forced(reward):
         assert prompts.text is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -51,6 +52,20 @@ class Learner:
         return metrics
 
 
+def budgets(config: DictConfig, rows: int, device: torch.device, seed: int | None = None) -> Int[Tensor, "row"] | None:
+    """Evaluations allowed to each prompt: one of sampling.budgets, drawn by `seed`, or (None) one after the other."""
+    if config.sampling.budgets is None:
+        return None
+    generator = torch.Generator().manual_seed(seed or 0)
+    number = (
+        torch.arange(rows)
+        if seed is None
+        else torch.randint(len(config.sampling.budgets), (rows,), generator=generator)
+    )
+    allowed = torch.tensor(list(config.sampling.budgets))
+    return allowed[number % len(allowed)].to(device)
+
+
 def clipped_iteration(
     model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, reward: Reward, algorithm: GRPO | PPO,
     config: DictConfig, rows: int, step: int,
@@ -63,7 +78,11 @@ def clipped_iteration(
     prompts = draw(rows // group, seed).repeat(group).to(learner.processes.device)
     unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
-    samples, scored = rollout(model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, record=True)
+    budget = budgets(config, rows // group, learner.processes.device, seed)
+    samples, scored = rollout(
+        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, record=True,
+        budget=None if budget is None else budget.repeat_interleave(group),
+    )  # fmt: skip
     steps = algorithm.prepare(samples, scored, learner.network, unmasker.law)
     metrics = summary(samples, scored, model.mask_id)
     anybody = learner.processes.mean({"steps": float(len(steps))})["steps"] > 0
@@ -127,8 +146,9 @@ def evaluate(
     unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(
-        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward)
-    )
+        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward),
+        budget=budgets(config, len(prompts.canvas), device),
+    )  # fmt: skip
     return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}, samples
 
 
@@ -152,18 +172,18 @@ def train(
         )
     if rows % training.accum:
         raise ValueError(f"a process's batch of {rows} is not divisible by training.accum={training.accum}")
+    if config.sampling.budgets is not None and teacher_forced(reward):
+        raise ValueError(
+            "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
+        )
     if config.eval.action not in ACTIONS:
         raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(ACTIONS)}")
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
-    warm = config.algorithm.get("warm_start")
-    if name == "imitation":
-        check_teacher(config.algorithm, task.valid)
-    elif warm is not None and warm.updates:
-        check_teacher(warm, task.valid)
+    warm_updates = config.algorithm.warm_start.updates if algorithm else 0
+    if name == "imitation" or warm_updates:
+        check_teacher(config.algorithm if name == "imitation" else config.algorithm.warm_start, task.valid)
     parameters = list(network.parameters())
-    total = training.n_iters
-    if algorithm:
-        total = total * config.algorithm.inner_updates + warm.updates
+    total = warm_updates + training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
     learner = Learner(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes
     )
@@ -176,8 +196,9 @@ def train(
         first, learner.updates = state["step"], state["updates"]
         if isinstance(algorithm, GRPO) and algorithm.reference is not None:
             algorithm.reference.load_state_dict(state["reference"])
-    if algorithm and first == 0 and warm.updates:
+    if first == 0 and warm_updates:
         losses = warm_start(model, learner, task, config, rows)
+        warm = config.algorithm.warm_start
         run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
@@ -189,6 +210,7 @@ def train(
             metrics = variational_iteration(model, learner, task, config, rows, step)
         metrics = processes.mean(metrics)
         run.check(metrics.get("loss", 0.0), step)
+        run.check(metrics.get("grad_norm", 0.0), step, "gradient norm")
         done = step + 1
         last = done == training.n_iters
         run.log(done, metrics, show=done % training.log_freq == 0 or last)

@@ -11,6 +11,8 @@ from torch import Tensor
 from dlm.environment import Observation
 from policy.actions import ACTIONS, FixedCount
 
+REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together
+
 
 @runtime_checkable
 class PolicyNetwork(Protocol):
@@ -24,7 +26,7 @@ class PolicyNetwork(Protocol):
 def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
     """What of the action law the network has learned: the repulsion between picks of a step, where it has one."""
     repulsion = getattr(network, "repulsion", None)
-    return {} if repulsion is None else {"repulsion": repulsion}
+    return {} if repulsion is None else {"repulsion": REPULSION_UNIT * repulsion}
 
 
 @dataclass

@@ -32,7 +32,9 @@ class Written(Protocol):
 @runtime_checkable
 class Recorded(Protocol):
     prompt: Bool[Tensor, "row position"]
-    trajectory: Written | None
+
+    @property
+    def trajectory(self) -> Written | None: ...
 
 
 @dataclass

@@ -29,6 +29,16 @@ class Unmasker(Protocol):
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
 
 
+def all_at_last(
+    observation: Observation, order: Int[Tensor, "row position"], log_where: Float[Tensor, "row"]
+) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
+    """Where the budget ends, every mask is written whatever the rule says, with probability one."""
+    if observation.environment.allowed is None:
+        return order, log_where
+    last = observation.last
+    return torch.where(last[:, None], observation.writable.long(), order), log_where.masked_fill(last, 0.0)
+
+
 @runtime_checkable
 class Decoder(Protocol):
     """Where and what, in one decision."""
@@ -44,7 +54,7 @@ class Strategy:
     what: TokenRule
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_where = self.where.choose(observation, draws)
+        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
         tokens, log_what = observation.draw(order > 0, self.what, draws)
         return Decision(order, tokens, log_where, log_what)
 
@@ -58,7 +68,7 @@ class TeacherForced:
     text: Int[Tensor, "row position"]
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_where = self.where.choose(observation, draws)
+        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
         text = self.text[observation.row_id]
         return Decision(order, text, log_where, observation.log_prob(order > 0, text))
 
@@ -75,8 +85,8 @@ def sample(
 ) -> Samples:
     """Decode every row of `canvas`.
 
-    row_id names the rows for the draws (default: their numbers); `record` returns what the trajectory keeps of each step;
-    `on_step` sees each new observation and the rows' places in `canvas` (progress, a live view).
+    row_id names the rows for the draws (default: their numbers); `record` returns what the trajectory keeps of each step at which
+    there was a choice; `on_step` sees each new observation and the rows' places in `canvas` (progress, a live view).
     """
     draws = Draws(seed)
     started = time.perf_counter()
@@ -97,11 +107,13 @@ def sample(
             observation = environment.select(going_on)
         decision = strategy.decide(observation, draws)
         if record is not None:
-            kept.append({
+            step = {
                 "row": place, "step": observation.row_step, "writable": observation.writable,
                 "order": decision.order, "log_where": decision.log_where, "log_what": decision.log_what,
                 **record(observation),
-            })  # fmt: skip
+            }  # fmt: skip
+            chose = ~observation.last
+            kept.append(step if environment.allowed is None else {name: value[chose] for name, value in step.items()})
         written_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), written_at[place])
         observation = environment.step(decision)
         if on_step is not None:

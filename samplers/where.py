@@ -1,10 +1,10 @@
 """Where to unmask: every rule that needs no learned policy. `WHERE` maps the names of the command line to them.
 
-Rules that choose without looking (direct, first_hitting, random, leftmost) never read the model; the loop then reads it at
-the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule.
+Rules that choose without looking (direct, first_hitting, random, dilated, leftmost) never read the model; the loop then reads
+it at the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule.
 Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim et al. 2502.06768 (margin), genpolicy
 (confidence_noisy), LLaDA 2502.09992 (top_prob), Dream (entropy), Fast-dLLM 2505.22618 (threshold, factor), EB-Sampler
-2505.24857 (entropy_bound).
+2505.24857 (entropy_bound), "Plan for Speed" 2506.19037 (dilated; what differs: its offset is drawn).
 """
 
 from __future__ import annotations
@@ -76,6 +76,22 @@ class Random:
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
         scores = torch.zeros_like(uniforms)  # all tied: the uniforms order them
         return best(scores, observation.writable, observation.count(), uniforms), nothing(observation)
+
+
+@dataclass
+class Dilated:
+    """A fixed count a step, as far from each other as can be: with P the planned steps rounded up to a power of two, the
+    positions of one remainder modulo P first, then of the remainder half-way between, and so on (bit-reversed order), from an
+    offset drawn once a row. Positions written together are blind to each other, and neighbours depend on each other the most."""
+
+    def choose(self, observation, draws):
+        bits = (observation.steps - 1).bit_length()
+        offset = draws.uniform("where", observation.row_id, torch.zeros_like(observation.row_step), 1)
+        place = torch.arange(observation.tokens.shape[1], device=offset.device) + (offset * 2**bits).long()
+        turn = sum(((place >> bit & 1) << (bits - 1 - bit) for bit in range(bits)), torch.zeros_like(place))
+        return best(-turn.double(), observation.writable, observation.count(), by_ties(observation, draws)), nothing(
+            observation
+        )
 
 
 @dataclass
@@ -194,6 +210,7 @@ WHERE = {
     "direct": Direct,
     "first_hitting": FirstHitting,
     "random": Random,
+    "dilated": Dilated,
     "confidence": Confident,
     "confidence_noisy": ConfidentNoisy,
     "top_prob": lambda: Confident("top_prob"),

@@ -158,6 +158,10 @@ def where_law(name, canvas_log_probs, count, left, **settings):
         return even_subsets(positions, 1)
     if name == "random":
         return even_subsets(positions, count)
+    if name == "dilated":  # given its offset
+        bits = (settings["steps_a_block"] - 1).bit_length()
+        turn = {i: int(f"{(i + settings['offset']) % 2**bits:0{bits}b}"[::-1], 2) if bits else 0 for i in positions}
+        return best_subsets({i: -float(value) for i, value in turn.items()}, count)
     if name == "leftmost":
         return [(1.0, tuple(positions[: max(1, count)]))]
     if name == "confidence":
@@ -189,6 +193,10 @@ def exact_law(model, name, steps, canvas=None, block=None, what=None, **settings
     mask, length = model.mask_id, model.length
     block = block or length
     per_block = max(1, steps // (length // block))
+    if name == "dilated" and "offset" not in settings:  # drawn once a row
+        offsets = range(2 ** (per_block - 1).bit_length())
+        laws = [exact_law(model, name, steps, canvas, block, what, offset=o, steps_a_block=per_block) for o in offsets]
+        return {row: sum(law.get(row, 0.0) for law in laws) / len(laws) for row in set().union(*laws)}
     table = model.table.detach().double()
     start = tuple(canvas or [mask] * length)
     alive, done = {(start, -1, 0, 0): 1.0}, {}

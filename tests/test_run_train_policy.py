@@ -1,6 +1,7 @@
 """run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, resuming, refusals, two processes."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import run_train_policy
 from data.sudoku import SudokuTokenizer
 from data.text import load_texts
 from load_model import build_model, save_model
-from policy.networks import DitConfidence, HiddenMLP, load_policy
+from policy.networks import POLICIES, DitConfidence, HiddenMLP, load_policy, save_policy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
@@ -34,6 +35,7 @@ QUICK = [
 ]
 DIT = ["policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8"]
 WARM = "algorithm.warm_start.updates=1"
+RULE = ["algorithm.expert=threshold", "algorithm.setting=0.5"]  # what imitation learns where nobody knows the answers
 GROUPS = ["training.batch_size=8", "algorithm.group_size=4"]
 
 
@@ -54,13 +56,17 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     }
     configs = {
         "text": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
+        "opinion": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         "causal": (causal, tokenizer),
         "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),
         "small": (board(2, 2) | {"noise": NOISE}, SudokuTokenizer((2, 2))),
     }
     for name, (config, vocabulary) in configs.items():
         torch.manual_seed(0)
-        save_model(build_model(config, "float32", vocabulary)[0], config, root / name, torch.float32)
+        model = build_model(config, "float32", vocabulary)[0]
+        if name == "opinion":  # the others find every token as likely as any other
+            torch.nn.init.normal_(model.backbone.output_layer.linear.weight, std=0.3)
+        save_model(model, config, root / name, torch.float32)
     stories = root / "stories.jsonl"
     stories.write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in load_texts("stories", "valid")["text"][:40])
@@ -68,6 +74,8 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     text = [f"data.{split}={stories}" for split in ("train", "valid")]
     return {
         "text": [f"dlm.path={root / 'text'}", f"reward.judge={root / 'causal'}", *text],
+        "unjudged": [f"dlm.path={root / 'text'}", *text],
+        "opinion": [f"dlm.path={root / 'opinion'}", *text],  # unjudged too
         "sudoku": [f"dlm.path={root / 'sudoku'}", "data.base_puzzles=4", "data.valid_puzzles=2"],
         "small": [f"dlm.path={root / 'small'}", "data=puzzles", "reward=puzzle", "data.box=[2,2]",
                   "data.base_puzzles=4", "data.valid_puzzles=2"],
@@ -118,6 +126,9 @@ def assert_equal(one, other):
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
+    "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
+    "sudoku6_answers": ["training.batch_size=4", "policy.num_blocks=1", "sudoku"],
+    "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
     "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
     "sudoku6_ppo": ["training.batch_size=4", WARM, *DIT, "sudoku"],
     "sudoku6_variational": ["training.batch_size=4", *DIT, "sudoku"],
@@ -139,13 +150,13 @@ def test_experiments(experiment, tiny, tmp_path):
     directory = run(tmp_path / "run", f"experiment={experiment}", *overrides, *tiny[kind], *QUICK)
     metrics = record(directory)
     assert {"eval_reward", "eval_nfe"} <= metrics[2].keys() and metrics[2]["eval_still_masked"] == 0
-    kind = DitConfidence if experiment != "genpolicy_owt" else HiddenMLP
-    assert isinstance(load_policy(directory), kind)
+    kinds = {"genpolicy_owt": "hidden_mlp", "sudoku6_answers": "hidden_blocks", "sudoku6_budget": "hidden_blocks"}
+    assert type(load_policy(directory)) is POLICIES[kinds.get(experiment, "dit_confidence")]
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
 
 
 @pytest.mark.parametrize("network", ["hidden_mlp", "dit_confidence"])
-@pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo", "imitation"])
 @pytest.mark.parametrize("kind", ["text", "small"])
 def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_path):
     overrides = [
@@ -159,6 +170,7 @@ def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_p
     overrides += DIT if network == "dit_confidence" else []
     overrides += ["policy.smart_init=0"] if network == "dit_confidence" and kind == "text" else []  # few steps
     overrides += ["algorithm.group_size=2"] if algorithm == "grpo" else []
+    overrides += RULE if algorithm == "imitation" and kind == "text" else []  # else the answers
     if (algorithm, network) == ("ppo", "hidden_mlp"):
         with pytest.raises(ValueError, match="algorithm=ppo needs a value head; use policy=dit_confidence"):
             run(tmp_path / "run", *overrides)
@@ -189,6 +201,74 @@ def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
     assert record(directory)[1]["still_masked"] > 0
 
 
+REPELLING = [
+    "algorithm=grpo", "reward=bound", "policy=dit_confidence", *DIT, "policy.smart_init=0", "policy.repulsion=4",
+    "algorithm.action=fixed", *GROUPS, "sampling.length=8", "sampling.discrete_steps=3",
+]  # fmt: skip
+
+
+def test_a_policy_whose_picks_repel_learns_from_the_bound(tiny, tmp_path):
+    directory = run(tmp_path / "run", *REPELLING, *tiny["opinion"], *QUICK)
+    metrics, policy = record(directory), load_policy(directory)
+    assert metrics[1]["nats_per_token"] == pytest.approx(-metrics[1]["reward"]) and metrics[1]["nfe"] == 3
+    assert metrics[2]["eval_nats_per_token"] == pytest.approx(-metrics[2]["eval_reward"])
+    assert metrics[2]["grad_norm"] > 0 and (policy.repulsion != 0).all() and policy.repulsion.shape == (4,)
+
+
+def test_the_bound_of_a_model_without_opinions_is_a_uniform_choice_at_every_position(tiny, tmp_path):
+    """Whatever the order: every position is revealed once, and counts once."""
+    directory = run(tmp_path / "run", *REPELLING, *tiny["unjudged"], *QUICK)
+    tokens = len(AutoTokenizer.from_pretrained(ROOT / "data" / "stories" / "tokenizer"))
+    metrics = record(directory)
+    found = [metrics[1]["nats_per_token"], metrics[2]["nats_per_token"], metrics[2]["eval_nats_per_token"]]
+    assert found == pytest.approx([math.log(tokens)] * 3, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ going on from a policy
+
+STILL = ["optim.lr=0", "training.batch_size=4", "sampling.discrete_steps=3"]  # what comes out is what was put in
+
+
+@pytest.mark.parametrize(
+    "algorithm, form", [("ppo", "run"), ("imitation", "run"), ("grpo", "run"), ("grpo", "directory"), ("grpo", "file")]
+)
+def test_init_takes_the_weights_and_ppo_adds_a_value_head(algorithm, form, tiny, tmp_path):
+    """policy= is the default, a hidden_mlp, and not used; the weights are the average, which RUN/policy holds."""
+    before = run(tmp_path / "before", "algorithm=imitation", "policy=dit_projection", *DIT, "policy.repulsion=2",
+                 "algorithm.action=fixed", *tiny["small"], *QUICK, "training.batch_size=4")  # fmt: skip
+    start = before / {"run": "", "directory": "policy", "file": "policy/model.safetensors"}[form]
+    more = ["algorithm.action=fixed", *(["algorithm.group_size=2"] if algorithm == "grpo" else [])]
+    after = run(tmp_path / "after", f"algorithm={algorithm}", f"init={start}", *more, *tiny["small"], *QUICK, *STILL)
+    weights, ours = load_policy(before).state_dict(), saved(after)["policy_model"]
+    head = {"value_proj.weight", "value_proj.bias"} if algorithm == "ppo" else set()
+    assert ours.keys() - weights.keys() == head and "hidden_proj.weight" in weights and "repulsion" in weights
+    assert_equal({name: ours[name] for name in weights}, weights)
+    assert (load_policy(after).value_proj is not None) == (algorithm == "ppo")
+
+
+def test_init_keeps_a_value_head_and_learns_on(tiny, tmp_path):
+    dit = ["policy=dit_confidence", *DIT, "policy.smart_init=0", "training.batch_size=4", "sampling.discrete_steps=3"]
+    before = run(tmp_path / "before", "algorithm=ppo", *dit, *tiny["small"], *QUICK)
+    again = run(tmp_path / "again", "algorithm=ppo", f"init={before}", *tiny["small"], *QUICK, *STILL)
+    assert_equal(saved(again)["policy_model"], load_policy(before).state_dict())
+    onward = run(
+        tmp_path / "onward", "algorithm=ppo", f"init={before}", *tiny["small"], *QUICK, *STILL, "optim.lr=0.01"
+    )
+    assert not torch.equal(load_policy(onward).value_proj.weight, load_policy(before).value_proj.weight)
+
+
+def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_learn(tiny, tmp_path):
+    save_policy(DitConfidence(hidden_dim=8, hidden_size=8), tmp_path / "narrow")
+    save_policy(HiddenMLP(SHAPE["hidden_size"]), tmp_path / "mlp")
+    for algorithm, start, message in (
+        ("grpo", "narrow", "the policy reads hidden states of width 8 but this model's are 16 wide"),
+        ("ppo", "mlp", "algorithm=ppo needs a value head"),
+        ("grpo", "nowhere", "nowhere holds no policy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "run", f"algorithm={algorithm}", f"init={tmp_path / start}", *tiny["small"], *QUICK)
+
+
 # ------------------------------------------------------------------------------------------ resuming
 
 RESUMED = {
@@ -198,6 +278,9 @@ RESUMED = {
     ],
     "ppo": ["algorithm=ppo", "policy=dit_confidence", *DIT, "policy.smart_init=0", "training.batch_size=4", "small"],
     "variational": ["algorithm=variational", "policy=hidden_mlp", "training.batch_size=4", "training.accum=2", "text"],
+    "bound": [*REPELLING, "opinion"],
+    "imitation": ["algorithm=imitation", "policy=dit_projection", *DIT, "training.batch_size=4", "small"],
+    "imitation of a rule": ["algorithm=imitation", *RULE, "policy=hidden_mlp", "training.batch_size=4", "text"],
 }  # fmt: skip
 
 
@@ -283,10 +366,13 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
         ("small", ["algorithm=grpo", "training.batch_size=6"], "batch of 6 rollouts is not divisible by algorithm.group_size=8"),
         ("small", ["training.batch_size=6", "training.accum=4"], "batch of 6 is not divisible by training.accum=4"),
         ("small", ["algorithm=grpo", "algorithm.group_size=1"], "algorithm.group_size=1 must be at least 2"),
-        ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational"),
+        ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational, imitation"),
         ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, hidden_mlp"),
-        ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of likelihood, puzzle"),
+        ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of bound, likelihood, puzzle"),
         ("small", ["reward=likelihood"], "reward=likelihood reads text and data=puzzles has none; use reward=puzzle"),
+        ("small", ["algorithm=imitation", "algorithm.expert=leftmost"], "expert='leftmost' is unknown; use one of threshold"),
+        ("text", ["algorithm=imitation"], "expert=answers needs data that knows the right text"),
+        ("opinion", [*REPELLING, "algorithm.action=bernoulli"], "picks repel each other, which action 'bernoulli' cannot; use fixed"),
         ("small", ["eval.action=threshold"], "eval.action='threshold' is unknown"),
         ("small", ["algorithm=grpo", "algorithm.action=threshold"], "policy.action='threshold' is unknown"),
         ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),

@@ -59,11 +59,13 @@ class Optimiser:
         return self.config.lr * warm
 
     def step(self, step: int) -> dict[str, float]:
-        """Clip, update, clear; returns the learning rate and the gradient norm before clipping."""
+        """Clip, update, clear; returns the learning rate and the gradient norm before clipping. A gradient that is not finite
+        leaves the weights as they are: the norm says so, and Run.check stops the run."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.adamw.step()
+        if bool(norm.isfinite()):
+            self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return {"lr": self.learning_rate(step), "grad_norm": float(norm)}
 

@@ -110,12 +110,12 @@ class Run:
             shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.say(f"step {step:6d} {shown} ({record['seconds']:.0f} s)")
 
-    def check(self, loss: float, step: int) -> None:
-        """Raises FloatingPointError where the loss is not a number, naming the step and the last good checkpoint."""
-        if not math.isfinite(loss):
+    def check(self, value: float, step: int, name: str = "loss") -> None:
+        """Raises FloatingPointError where the loss (or `name`) is not a number, naming the step and the last good checkpoint."""
+        if not math.isfinite(value):
             kept = self.directory / "checkpoints-meta" / "checkpoint.pth"
             where = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
-            raise FloatingPointError(f"the loss is {loss} at step {step}; {where}")
+            raise FloatingPointError(f"the {name} is {value} at step {step}; {where}")
 
     def save(self, state: dict[str, Any], snapshot: bool) -> None:
         """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` where it is a snapshot; both atomically."""

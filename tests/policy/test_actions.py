@@ -1,5 +1,6 @@
 """Action distributions: parity with the published likelihoods, sums over every outcome, frequencies, gradients."""
 
+from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -12,6 +13,21 @@ from safetensors.torch import load_file
 from policy.actions import ACTIONS, Bernoulli, BernoulliForced, FixedCount, PlackettLuceStop
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "policy-tiny"
+
+
+@dataclass(frozen=True)
+class Repelled(FixedCount):
+    """FixedCount whose picks repel each other (or attract, below 0), under the signature of the other laws."""
+
+    repulsion: tuple[float, ...] = ()
+
+    def sample(self, logits, writable, uniforms, count):
+        return super().sample(logits, writable, uniforms, count, torch.tensor(self.repulsion))
+
+    def log_prob(self, logits, writable, order):
+        return super().log_prob(logits, writable, order, torch.tensor(self.repulsion))
+
+
 LAWS = [
     Bernoulli(),
     Bernoulli(temperature=0.5),
@@ -23,6 +39,8 @@ LAWS = [
     PlackettLuceStop(stop_logit=-1.0, temperature=0.5),
     FixedCount(),
     FixedCount(temperature=2.0),
+    Repelled(repulsion=(1.5, -0.7)),
+    Repelled(repulsion=(-2.0, 0.4, 3.0), temperature=2.0),
 ]
 COUNT = 2
 LOGITS = torch.tensor([0.4, -1.0, 9.0, 1.3])  # the largest is not writable
@@ -56,10 +74,29 @@ def draw(law, logits, writable, rows, seed=0):
     return law.sample(logits.expand(rows, -1), writable.expand(rows, -1), uniforms, *more)
 
 
+def picks_of(order):
+    """The positions of one row, in the order of their ranks; of equal ranks, from the left."""
+    return order.argsort(stable=True)[(order == 0).sum() :].tolist()
+
+
+def naive_repelled(logits, writable, order, repulsion, temperature=1.0):
+    """The formula of `FixedCount`, one row, one pick at a time."""
+    left = [place for place in range(len(logits)) if writable[place]]
+    utility = {place: logits[place] / temperature for place in left}
+    total = logits.new_zeros(())
+    for pick in picks_of(order):
+        total = total + utility[pick] - torch.stack([utility[place] for place in left]).logsumexp(0)
+        left.remove(pick)
+        for place in left:
+            if abs(place - pick) <= len(repulsion):
+                utility[place] = utility[place] - repulsion[abs(place - pick) - 1]
+    return total
+
+
 def naive_plackett_luce(logits, writable, order, stop_logit):
     """The formula of the paper, one row, one pick at a time."""
     left = [place for place in range(len(logits)) if writable[place]]
-    picks = order.argsort()[(order == 0).sum() :].tolist()
+    picks = picks_of(order)
     stop = [] if stop_logit is None else [logits.new_tensor(stop_logit)]
     total = logits.new_zeros(())
     for turn, pick in enumerate(picks):
@@ -152,6 +189,174 @@ def test_forced_pick_has_the_mass_of_the_empty_set():
     assert BernoulliForced().log_prob(*row, nothing) == -torch.inf
 
 
+# ---------------------------------------------------------------------------------------- picks that repel each other
+
+FIVE = torch.tensor([0.3, -0.8, 1.1, 0.6, -0.2])
+REPULSIONS = [(1.2, 0.5), (-1.5,), (2.0, -1.0, 0.3, -0.6)]
+
+
+def orders_of(count, writable):
+    picks = list(permutations(writable.nonzero().flatten().tolist(), min(count, int(writable.sum()))))
+    orders = torch.zeros(len(picks), len(writable), dtype=torch.long)
+    for order, pick in zip(orders, picks, strict=True):
+        order[list(pick)] = torch.arange(1, len(pick) + 1)
+    return orders
+
+
+def check_frequencies(law, logits, writable, counts, rows=40_000):
+    """`rows` rows of each count, in one batch, against exp(log_prob) of every order that count allows."""
+    count = torch.tensor(counts).repeat(rows)
+    uniforms = torch.rand(len(count), len(logits), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = len(count), -1
+    drawn = law.sample(logits.expand(shape), writable.expand(shape), uniforms, count)
+    base = (len(logits) + 1) ** torch.arange(len(logits))
+    for size in counts:
+        orders = orders_of(size, writable)
+        probability = law.log_prob(logits.expand(len(orders), -1), writable.expand(len(orders), -1), orders)
+        probability = probability.double().exp()
+        codes = (drawn[count == size] * base).sum(-1)
+        frequency = torch.stack([(codes == code).double().mean() for code in (orders * base).sum(-1)])
+        error = (probability * (1 - probability) / rows).sqrt()
+        assert float(probability.sum()) == pytest.approx(1, abs=1e-5)
+        assert (frequency.sum() - 1).abs() < 1e-12  # nothing but these orders
+        assert ((frequency - probability).abs() <= 4.5 * error + 1e-6).all(), (size, frequency, probability)
+
+
+@pytest.mark.parametrize("repulsion", REPULSIONS, ids=str)
+def test_frequencies_of_repelled_picks_are_the_probabilities_whatever_the_counts_beside_them(repulsion):
+    """Counts from 0 to more than can be written (four of five) in one batch."""
+    writable = torch.tensor([True, True, True, False, True])
+    check_frequencies(Repelled(repulsion=repulsion), FIVE, writable, counts=[0, 1, 2, 3, 6])
+
+
+@pytest.mark.parametrize("repulsion", [(3.0, 3.0), (-3.0, -6.0)], ids=str)
+def test_frequencies_where_all_that_is_left_is_written(repulsion):
+    """Three writable positions and a count of five: the orders of the three, far from evenly."""
+    writable = torch.tensor([True, False, True, True, False])
+    check_frequencies(Repelled(repulsion=repulsion), FIVE, writable, counts=[5])
+
+
+@pytest.mark.parametrize(
+    "logits, repulsion, count",
+    [
+        ([400.0, -400.0, -400.0], (0.0,), 2),  # which of the two comes second
+        ([0.0, 5.0, 0.0], (-60.0,), 2),  # both neighbours come at once, either first
+        ([0.0, 0.0, 0.0], (500.0, 500.0), 3),
+        ([400.0, 0.0, -400.0, -400.0], (-400.0, 400.0, 400.0), 3),
+    ],
+    ids=str,
+)
+def test_frequencies_are_the_probabilities_however_far_apart_the_utilities_are(logits, repulsion, count):
+    logits = torch.tensor(logits)
+    writable = torch.ones(len(logits), dtype=torch.bool)
+    check_frequencies(Repelled(repulsion=repulsion), logits, writable, [count])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    reach=st.integers(1, 8),  # beyond the six positions too
+    temperature=st.sampled_from([1.0, 0.5]),
+)
+def test_vectorised_repulsion_and_its_gradients_equal_the_formula(seed, reach, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (2 * torch.randn(5, 6, generator=generator)).requires_grad_()
+    repulsion = (2 * torch.randn(reach, generator=generator)).requires_grad_()
+    writable = torch.rand(5, 6, generator=generator) < 0.7
+    writable[:, 2] = True
+    uniforms = torch.rand(5, 6, dtype=torch.float64, generator=generator)
+    law = FixedCount(temperature)
+    order = law.sample(logits, writable, uniforms, torch.tensor([0, 1, 2, 3, 6]), repulsion)
+    log_prob = law.log_prob(logits, writable, order, repulsion)
+    exact = logits.detach().double().requires_grad_(), repulsion.detach().double().requires_grad_()
+    naive = torch.stack([
+        naive_repelled(exact[0][row], writable[row], order[row], exact[1], temperature) for row in range(5)
+    ])  # fmt: skip
+    torch.testing.assert_close(log_prob.double(), naive, atol=3e-5, rtol=1e-5)
+    ours = torch.autograd.grad(log_prob.sum(), (logits, repulsion))
+    theirs = torch.autograd.grad(naive.sum(), exact, materialize_grads=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=3e-5, rtol=1e-4)
+
+
+def test_gradients_of_repelled_picks_equal_finite_differences():
+    logits, repulsion = FIVE[None].clone(), torch.tensor([0.9, -0.4])
+    writable, order = torch.tensor([[True, True, True, False, True]]), torch.tensor([[3, 0, 1, 0, 2]])
+    law, width = FixedCount(temperature=0.8), 0.03
+
+    def value(shift_logits, shift_repulsion):
+        return float(law.log_prob(logits + shift_logits, writable, order, repulsion + shift_repulsion))
+
+    leaves = logits.clone().requires_grad_(), repulsion.clone().requires_grad_()
+    ours = torch.autograd.grad(law.log_prob(leaves[0], writable, order, leaves[1]).sum(), leaves)
+    along_logits = [(value(width * e, 0) - value(-width * e, 0)) / (2 * width) for e in torch.eye(5)]
+    along_repulsion = [(value(0, width * e) - value(0, -width * e)) / (2 * width) for e in torch.eye(2)]
+    torch.testing.assert_close(ours[0][0], torch.tensor(along_logits), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ours[1], torch.tensor(along_repulsion), atol=2e-3, rtol=0)
+    assert ours[1].abs().min() > 0.05 and ours[0][0, 3] == 0
+
+
+def random_rows(rows=300, length=7, scale=3.0):
+    generator = torch.Generator().manual_seed(5)
+    logits = scale * torch.randn(rows, length, generator=generator)
+    writable = torch.rand(rows, length, generator=generator) < 0.7
+    uniforms = torch.rand(rows, length, dtype=torch.float64, generator=generator)
+    return logits, writable, uniforms, torch.randint(0, length + 1, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("scale", [3.0, 400.0])
+@pytest.mark.parametrize("reach", [1, 4, 20])
+def test_a_repulsion_of_zero_is_none(scale, reach):
+    logits, writable, uniforms, count = random_rows(scale=scale)
+    law, zeros = FixedCount(temperature=0.7), torch.zeros(reach)
+    order = law.sample(logits, writable, uniforms, count)
+    assert torch.equal(law.sample(logits, writable, uniforms, count, zeros), order)
+    plain = law.log_prob(logits, writable, order)
+    torch.testing.assert_close(law.log_prob(logits, writable, order, zeros), plain, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("repulsion", [(0.0,), (1.0, -0.5)], ids=str)
+def test_picks_that_all_have_rank_1_count_from_the_left(repulsion):
+    """What `threshold` and the Bernoulli laws give, and imitation scores under this law: every pick counts."""
+    logits, writable, uniforms, _ = random_rows(rows=40)
+    order = (writable & (uniforms < 0.6)).long()
+    assert (order.sum(1) > 1).any()
+    log_prob = Repelled(repulsion=repulsion).log_prob(logits, writable, order)
+    exact = logits.double(), writable, order
+    naive = torch.stack([naive_repelled(*row, torch.tensor(repulsion)) for row in zip(*exact, strict=True)])
+    torch.testing.assert_close(log_prob.double(), naive, atol=3e-5, rtol=1e-5)
+    if not any(repulsion):
+        torch.testing.assert_close(FixedCount().log_prob(logits, writable, order), log_prob, atol=3e-5, rtol=1e-5)
+
+
+def test_a_single_pick_is_repelled_by_nothing():
+    logits, writable, uniforms, _ = random_rows()
+    law, repulsion = FixedCount(), torch.tensor([5.0, -3.0], requires_grad=True)
+    one = torch.ones(len(logits), dtype=torch.long)
+    order = law.sample(logits, writable, uniforms, one)
+    assert torch.equal(law.sample(logits, writable, uniforms, one, repulsion), order)
+    log_prob = law.log_prob(logits, writable, order, repulsion)
+    torch.testing.assert_close(log_prob, law.log_prob(logits, writable, order), atol=2e-5, rtol=1e-5)
+    assert (torch.autograd.grad(log_prob.sum(), repulsion)[0] == 0).all()
+
+
+@pytest.mark.parametrize("strength", [-60.0, 0.0, 60.0])
+def test_extreme_logits_write_their_count_however_strong_the_repulsion(strength):
+    """Logits of 400 and -400, and sixteen neighbours of which each pick repels all that are left."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 400.0 * (2 * (torch.rand(200, 16, generator=generator) < 0.5) - 1)
+    logits[100:] = 0
+    uniforms = torch.rand(200, 16, dtype=torch.float64, generator=generator)
+    count = torch.randint(0, 17, (200,), generator=generator)
+    count[::4] = 16
+    writable = torch.ones(200, 16, dtype=torch.bool)
+    repulsion = torch.full((15,), strength)
+    order = FixedCount().sample(logits, writable, uniforms, count, repulsion)
+    assert torch.equal((order > 0).sum(1), count)
+    assert torch.equal(order.amax(1), count)
+    assert FixedCount().log_prob(logits, writable, order, repulsion).isfinite().all()
+
+
 # ---------------------------------------------------------------------------------------- what always holds
 
 
@@ -180,6 +385,18 @@ def test_only_writable_positions_and_ranks_without_gaps(law):
     again = law.sample(logits[permutation], writable[permutation], uniforms[permutation], *more)
     assert torch.equal(again, order[permutation])
     assert torch.equal(law.log_prob(logits[permutation], writable[permutation], again), log_prob[permutation])
+    for row in range(0, 500, 25):
+        alone = slice(row, row + 1)
+        single = law.sample(logits[permutation][alone], writable[permutation][alone], uniforms[permutation][alone],
+                            *(extra[alone] for extra in more))  # fmt: skip
+        assert torch.equal(single, again[alone])
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_no_rows_have_no_log_probabilities(law):
+    """What a process of several has when none of its steps teaches anything; it must still join the others."""
+    nothing = torch.zeros(0, 4)
+    assert law.log_prob(nothing, nothing > 0, nothing.long()).shape == (0,)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)

@@ -5,8 +5,10 @@ writes its best token, so decoding is deterministic given the picks. The reward 
 times the speed factor (L - NFE + 1) / L, the shipped one at alpha = 1. The policy is a table: one logit vector for each canvas.
 """
 
+import copy
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +20,12 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from policy.actions import BernoulliForced
 from policy.grpo import GRPO
 from policy.rollout import rollout
-from policy.unmasker import PolicyUnmasker
+from policy.unmasker import PolicyUnmasker, law_settings
+from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, speed_factor
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy, TeacherForced, sample
 from samplers.where import Confident, Threshold
-from tests.enumerable import TableLM
+from tests.enumerable import TableLM, inconsistent
 from training.optim import Optimiser
 
 V, MODES = 3, 12
@@ -213,20 +216,22 @@ def trajectories(length, limit):
 
 
 class Scripted:
-    """Row r follows paths[r]; log-probabilities are those of the policy."""
+    """Row r follows paths[r], the picks of a step in their order; log-probabilities are those of the policy."""
 
     def __init__(self, unmasker, paths, length):
         self.unmasker = unmasker
         script = [
-            [[i in picks for i in range(length)] for picks in path] + [[False] * length] * (length - len(path))
+            [[picks.index(i) + 1 if i in picks else 0 for i in range(length)] for picks in path]
+            + [[0] * length] * (length - len(path))
             for path in paths
         ]
-        self.script = torch.tensor(script).long()
+        self.script = torch.tensor(script)
 
     def choose(self, observation, draws):
         order = self.script[observation.row_id, observation.row_step]
         scores = self.unmasker.network.scores(**self.unmasker.network.inputs(observation))
-        return order, self.unmasker.law.log_prob(scores, observation.writable, order)
+        learned = law_settings(self.unmasker.network)
+        return order, self.unmasker.law.log_prob(scores, observation.writable, order, **learned)
 
 
 def path_log_prob(instance, logits, path):
@@ -281,3 +286,80 @@ def test_expected_gradient_is_the_analytic_one(group, length):
     algorithm.loss(network, scripted.unmasker.law, learned).backward()
     assert float(analytic.abs().max()) > 0.01
     torch.testing.assert_close(network.logits.grad.double(), analytic, atol=2e-6, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- a reward a step
+
+
+def ordered_paths(length, counts):
+    """Every sequence of ordered picks, counts[t] of them at step t."""
+    paths = [()]
+    for count in counts:
+        left = [tuple(i for i in range(length) if all(i not in picks for picks in path)) for path in paths]
+        paths = [
+            (*path, picks)
+            for path, free in zip(paths, left, strict=True)
+            for picks in permutations(free, min(count, len(free)))
+        ]
+    return paths
+
+
+def revealed_path(model, network, text, path):
+    """(log-probability of the picks by the formula of `FixedCount`, log p of the tokens revealed), in float64."""
+    table, repulsion = model.table.detach().double(), law_settings(network)["repulsion"]
+    canvas = [model.mask_id] * len(text)
+    log_picks, log_text = network.logits.new_zeros(()), 0.0
+    for picks in path:
+        state = int(model.state(torch.tensor([canvas])))
+        left = {i: network.logits[state, i] for i in range(len(text)) if canvas[i] == model.mask_id}
+        for pick in picks:
+            log_picks = log_picks + left[pick] - torch.stack(list(left.values())).logsumexp(0)
+            left.pop(pick)
+            for i in left:
+                if abs(i - pick) <= len(repulsion):
+                    left[i] = left[i] - repulsion[abs(i - pick) - 1]
+        for pick in picks:
+            log_text += float(table[state, pick, text[pick]])
+            canvas[pick] = text[pick]
+    return log_picks, log_text
+
+
+def test_expected_gradient_from_a_reward_a_step_is_that_of_the_bound():
+    """Four positions in three steps (two picks, one, one), in every order of picks; every group of two, weighted by its probability.
+
+    A step's advantage is its return minus the mean of the group's, itself among them with weight 1/G; returns of the others do
+    not depend on its picks and what it earned before has no part in its return. All paths have three steps, so the expectation
+    is -(1 - 1/G) / 3 times the gradient of E[bound], in the policy's logits and in its repulsion.
+    """
+    length, group, counts, text = 4, 2, (2, 1, 1), (1, 0, 2, 2)
+    model = inconsistent(vocabulary=V, length=length, seed=3)
+    network = TablePolicy(SimpleNamespace(length=length, powers=(V + 1) ** torch.arange(length - 1, -1, -1)))
+    network.repulsion = nn.Parameter(torch.tensor([0.03, -0.02]))
+    with torch.no_grad():
+        network.logits.copy_(torch.randn(network.logits.shape, generator=torch.Generator().manual_seed(1)))
+    paths = ordered_paths(length, counts)
+    members = list(product(range(len(paths)), repeat=group))
+    followed = [paths[i] for chosen in members for i in chosen]
+    scripted = Scripted(PolicyUnmasker(network, "fixed"), followed, length)
+    strategy = TeacherForced(scripted, torch.tensor(text).expand(len(followed), -1))
+    blank = torch.full((len(followed), length), V)
+    samples = sample(UnmaskingEnvironment(model, len(counts)), strategy, blank, record=network.inputs)
+    reward = BoundReward()(samples)
+
+    exact = copy.deepcopy(network).double()
+    log_picks, log_text = zip(*(revealed_path(model, exact, text, path) for path in paths), strict=True)
+    probability, bound = torch.stack(log_picks).exp(), torch.tensor(log_text, dtype=torch.float64) / length
+    assert float(probability.detach().sum()) == pytest.approx(1)
+    first_of_pair = reward.total.view(len(paths), len(paths), group)[:, 0, 0]
+    torch.testing.assert_close(first_of_pair.double(), bound, atol=1e-5, rtol=0)
+    (probability * bound).sum().backward()
+    analytic = [-(1 - 1 / group) / len(counts) * parameter.grad for parameter in (exact.logits, exact.repulsion)]
+
+    algorithm = GRPO(OmegaConf.create(SETTINGS | {"group_size": group}), network)
+    learned = algorithm.prepare(samples, reward, network, scripted.unmasker.law)
+    weight = probability.detach()[torch.tensor(members)].prod(1) * len(members)  # a batch counts every group the same
+    learned.weight = learned.weight * weight[learned.trajectory.row // group].float()
+    algorithm.loss(network, scripted.unmasker.law, learned).backward()
+    for ours, theirs in zip((network.logits.grad, network.repulsion.grad), analytic, strict=True):
+        assert float(theirs.abs().max()) > 1e-3
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-6, rtol=1e-4)

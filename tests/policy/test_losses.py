@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from losses import clipped_policy_loss, gae, group_advantages, kl_to_reference, per_row_weights, value_loss
+from losses import (
+    clipped_policy_loss,
+    gae,
+    group_advantages,
+    kl_to_reference,
+    per_row_weights,
+    step_advantages,
+    value_loss,
+)
 
 
 def rand(*shape, seed=0):
@@ -26,6 +34,52 @@ def test_equal_rewards_have_no_advantage_at_all(members, divide_by_std):
     """The float32 mean of equal numbers often is another number, which would make an update out of rounding."""
     reward = rand(200, 1).expand(-1, members).contiguous()
     assert (group_advantages(reward, divide_by_std) == 0).all()
+
+
+LENGTHS = [3, 1, 5, 2, 4, 4]  # of two groups of three, or three of two
+
+
+def ragged_steps(lengths, seed=3):
+    """(row, step) of rollouts of these lengths, in any order."""
+    pairs = torch.tensor([(row, t) for row, length in enumerate(lengths) for t in range(length)])
+    return pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))].unbind(1)
+
+
+@pytest.mark.parametrize("group", [2, 3])
+@pytest.mark.parametrize("divide_by_std", [False, True])
+def test_step_advantages_equal_a_plain_loop_over_rollouts_of_different_lengths(group, divide_by_std):
+    row, step = ragged_steps(LENGTHS)
+    reward = rand(len(row)) - 0.4
+    ours = step_advantages(reward, row, step, len(LENGTHS), group, divide_by_std)
+    earned = [[0.0] * length for length in LENGTHS]
+    for r, t, value in zip(row.tolist(), step.tolist(), reward.tolist(), strict=True):
+        earned[r][t] = value
+    expected = []
+    for r, t in zip(row.tolist(), step.tolist(), strict=True):
+        first = r // group * group
+        returns = [sum(earned[member][t:]) for member in range(first, first + group)]  # of one that has ended: 0
+        expected.append(returns[r - first] - sum(returns) / group)
+    if divide_by_std:
+        mean = sum(expected) / len(expected)
+        deviation = (sum((value - mean) ** 2 for value in expected) / len(expected)) ** 0.5
+        expected = [value / deviation for value in expected]
+    assert ours.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rollout_without_steps_still_counts_in_its_group():
+    """Row 1 took no step: its returns are 0, and those of row 0 are compared with them."""
+    row, step = torch.tensor([0, 0]), torch.tensor([0, 1])
+    advantage = step_advantages(torch.tensor([1.0, 3.0]), row, step, 2, 2, False)
+    assert advantage.tolist() == [2.0, 1.5]
+
+
+@pytest.mark.parametrize("members", [2, 3, 8, 32])
+@pytest.mark.parametrize("divide_by_std", [False, True])
+def test_equal_rollouts_have_no_advantage_at_any_step(members, divide_by_std):
+    """Those of a policy that has become sure of its picks: nothing to learn, and nothing to be made of rounding."""
+    reward = -rand(50, 1, 4).expand(-1, members, -1).flatten()
+    row, step = torch.cartesian_prod(torch.arange(50 * members), torch.arange(4)).unbind(1)
+    assert (step_advantages(reward, row, step, 50 * members, members, divide_by_std) == 0).all()
 
 
 # ---------------------------------------------------------------------------------------- clipping
@@ -90,12 +144,10 @@ def test_kl_estimate_is_positive_unbiased_and_pulls_to_the_reference():
 @pytest.mark.parametrize("discount, decay", [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0)])
 def test_gae_equals_a_plain_loop_over_each_episode(discount, decay):
     lengths = [3, 1, 5, 2]
-    pairs = torch.tensor([(row, t) for row, length in enumerate(lengths) for t in range(length)])
-    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(3))]  # steps come in any order
-    row, step = pairs.unbind(1)
+    row, step = ragged_steps(lengths)
     reward, value = rand(len(row)), rand(len(row), seed=1)
     advantage, target = gae(reward, value, row, step, discount, decay)
-    at = {(int(r), int(t)): i for i, (r, t) in enumerate(pairs)}
+    at = {(int(r), int(t)): i for i, (r, t) in enumerate(zip(row, step, strict=True))}
     for episode, length in enumerate(lengths):
         rewards = [float(reward[at[episode, t]]) for t in range(length)]
         values = [float(value[at[episode, t]]) for t in range(length)] + [0.0]

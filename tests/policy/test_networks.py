@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dlm.environment import UnmaskingEnvironment
 from policy.networks import POLICIES, DitConfidence, HiddenMLP, check_fits, load_policy, save_policy
+from tests.enumerable import RandomLM
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "policy-tiny"
+KINDS = [*POLICIES, "dit_projection"]  # the last: a DitConfidence with hidden states, and with repulsion
 
 
 def size(policy):
@@ -33,16 +36,28 @@ def hidden_inputs(rows=5, length=7, width=6, seed=0):
     return {"hidden": hidden, "time": torch.rand(rows, generator=generator)}
 
 
-def tiny(policy_type):
+def tiny(kind):
     torch.manual_seed(0)
-    if policy_type == "hidden_mlp":
+    if kind == "hidden_mlp":
         return HiddenMLP(hidden_size=6), hidden_inputs()
     sizes = {"hidden_dim": 24, "feedforward_dim": 20, "num_heads": 3, "time_embed_dim": 10, "num_blocks": 2}
-    return DitConfidence(confidences_top_p=2, **sizes), dit_inputs(best=2)
+    if kind == "dit_confidence":
+        return DitConfidence(confidences_top_p=2, **sizes), dit_inputs(best=2)
+    if kind == "hidden_blocks":
+        inputs = dit_inputs() | {"hidden": hidden_inputs(width=8)["hidden"]}
+        policy = POLICIES[kind](hidden_size=8, num_heads=2, time_embed_dim=4)
+        return policy, inputs | {"confidences": inputs["confidences"][..., 0]}
+    assert kind == "dit_projection"
+    policy = DitConfidence(confidences_top_p=2, hidden_size=6, repulsion=3, **sizes)
+    torch.nn.init.normal_(policy.repulsion)
+    return policy, dit_inputs(best=2) | {"hidden": hidden_inputs()["hidden"]}
 
 
 def same(policy, other, inputs):
-    return torch.equal(policy.scores(**inputs), other.scores(**inputs))
+    """Equal scores, and equal repulsion where there is one."""
+    mine, theirs = (getattr(one, "repulsion", None) for one in (policy, other))
+    repels_alike = mine is theirs is None or torch.equal(mine, theirs)
+    return repels_alike and torch.equal(policy.scores(**inputs), other.scores(**inputs))
 
 
 # ---------------------------------------------------------------------------------------- the networks
@@ -62,6 +77,8 @@ def test_parameter_counts_are_the_published_ones():
     assert size(DitConfidence()) == 331_265
     assert size(HiddenMLP()) == 444_290
     assert size(DitConfidence(value_head=True)) == 331_265 + 129
+    assert size(DitConfidence(repulsion=24)) == 331_265 + 24
+    assert size(DitConfidence(hidden_size=768)) == 331_265 + 2 * 768 + 769 * 128  # a norm and a projection
 
 
 def test_smart_init_starts_every_logit_near_its_value():
@@ -73,9 +90,9 @@ def test_smart_init_starts_every_logit_near_its_value():
     assert policy.transformer_blocks[0].ada_conditioning.weight.abs().sum() == 0
 
 
-@pytest.mark.parametrize("policy_type", POLICIES)
-def test_permuting_the_rows_permutes_the_scores(policy_type):
-    policy, inputs = tiny(policy_type)
+@pytest.mark.parametrize("kind", KINDS)
+def test_permuting_the_rows_permutes_the_scores(kind):
+    policy, inputs = tiny(kind)
     permutation = torch.tensor([3, 0, 4, 2, 1])
     permuted = policy.scores(**{name: tensor[permutation] for name, tensor in inputs.items()})
     torch.testing.assert_close(permuted, policy.scores(**inputs)[permutation], atol=1e-6, rtol=0)
@@ -140,6 +157,35 @@ def test_confidences_of_written_positions_are_zero_unless_read_all(read_all):
     assert policy.scores(**inputs).isfinite().all()
 
 
+@pytest.mark.parametrize("read_all", [False, True])
+def test_hidden_states_are_read_everywhere_in_the_evaluation_that_gives_the_confidences(read_all):
+    model = RandomLM(4)
+    canvas = torch.tensor([[4, 1, 4, 3], [0, 4, 4, 4]])
+    observation = UnmaskingEnvironment(model, 2).reset(canvas)
+    settings = {"hidden_dim": 8, "confidences_top_p": 2, "read_all": read_all}
+    inputs = DitConfidence(hidden_size=1, **settings).inputs(observation)
+    environment = observation.environment
+    assert environment.evaluations.tolist() == [1, 1] and environment.forwards == 1
+    everywhere = torch.ones_like(canvas, dtype=torch.bool)
+    assert torch.equal(inputs["hidden"], model.hidden(canvas, everywhere).view(2, 4, 1))
+    assert (inputs["hidden"][canvas != 4] != 0).all()
+    apart = DitConfidence(**settings).inputs(UnmaskingEnvironment(model, 2).reset(canvas))
+    assert apart.keys() == inputs.keys() - {"hidden"}
+    assert all(torch.equal(inputs[name], value) for name, value in apart.items())
+
+
+def test_every_hidden_state_moves_the_scores_and_its_scale_hardly_does():
+    policy, inputs = tiny("dit_projection")
+    scores = policy.scores(**inputs)
+    for position in range(7):
+        other = inputs["hidden"].clone()
+        other[:, position] = other[:, position].flip(-1)
+        moved = (policy.scores(**inputs | {"hidden": other}) - scores).abs()
+        assert (moved[:, position] > 1e-3).all(), position  # at the position itself, masked or written
+    scaled = policy.scores(**inputs | {"hidden": 100 * inputs["hidden"]})  # hidden states are normalised
+    torch.testing.assert_close(scaled, scores, atol=1e-3, rtol=0)
+
+
 def test_hidden_mlp_reads_hidden_states_at_the_masks():
     observation = FakeObservation(torch.tensor([[True, False, True]]), torch.tensor([0.5]))
     inputs = HiddenMLP(6).inputs(observation)
@@ -159,6 +205,9 @@ def test_check_fits():
     check_fits(DitConfidence(confidences_top_p=4), masked_lm)
     with pytest.raises(ValueError, match="width 8 .* 6 wide"):
         check_fits(HiddenMLP(8), masked_lm)
+    check_fits(DitConfidence(hidden_size=6), masked_lm)
+    with pytest.raises(ValueError, match="width 8 .* 6 wide"):
+        check_fits(DitConfidence(hidden_size=8), masked_lm)
     with pytest.raises(ValueError, match="confidences_top_p 5 exceeds the 4 tokens"):
         check_fits(DitConfidence(confidences_top_p=5), masked_lm)
 
@@ -166,9 +215,10 @@ def test_check_fits():
 # ---------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("policy_type", POLICIES)
-def test_save_and_load(policy_type, tmp_path):
-    policy, inputs = tiny(policy_type)
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load(kind, tmp_path):
+    policy, inputs = tiny(kind)
+    policy_type = kind if kind in POLICIES else "dit_confidence"
     save_policy(policy, tmp_path / "float32")
     assert same(load_policy(tmp_path / "float32"), policy, inputs)
     assert same(POLICIES[policy_type].from_pretrained(tmp_path / "float32"), policy, inputs)
@@ -193,6 +243,15 @@ def test_arguments_that_no_shape_tells_come_back(tmp_path):
     assert loaded._hub_mixin_config["smart_init"] == -2.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_architecture_is_read_off_the_shapes_where_the_config_is_gone(kind, tmp_path):
+    policy, inputs = tiny(kind)
+    save_policy(policy, tmp_path)
+    (tmp_path / "config.json").unlink()
+    loaded = load_policy(tmp_path)
+    assert same(loaded, policy, inputs) and loaded.hidden_size == policy.hidden_size
+
+
 @pytest.mark.parametrize("config", [None, {}, {"architectures": ["Wrapper"], "model_type": ""}])
 def test_published_checkpoint_without_a_config_of_ours(config, tmp_path):
     save_file(load_file(VECTORS / "model.safetensors"), tmp_path / "model.safetensors")
@@ -210,9 +269,9 @@ def checkpoint_of(policy, **more):
     return {"optimizer": {"state": {}, "param_groups": []}, "policy_model": policy.state_dict(), "step": 3, **more}
 
 
-@pytest.mark.parametrize("policy_type", POLICIES)
-def test_pth_prefers_the_moving_average(policy_type, tmp_path):
-    policy, inputs = tiny(policy_type)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pth_prefers_the_moving_average(kind, tmp_path):
+    policy, inputs = tiny(kind)
     average = [parameter * 0.5 for parameter in policy.parameters()]
     ema = {"decay": 0.9999, "num_updates": 3, "shadow_params": average}
     torch.save(checkpoint_of(policy, ema=ema), tmp_path / "with.pth")
@@ -290,3 +349,9 @@ def test_hidden_size_asked_for(tmp_path):
     assert load_policy(tmp_path, hidden_size=4).hidden_size == 4
     with pytest.raises(ValueError, match="width 4, expected 8"):
         load_policy(tmp_path, hidden_size=8)
+    save_policy(tiny("dit_projection")[0], tmp_path)
+    assert load_policy(tmp_path, hidden_size=6).hidden_size == 6
+    with pytest.raises(ValueError, match="width 6, expected 8"):
+        load_policy(tmp_path, hidden_size=8)
+    save_policy(DitConfidence(hidden_dim=8), tmp_path)
+    assert load_policy(tmp_path, hidden_size=8).hidden_size == 0  # fits any width

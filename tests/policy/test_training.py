@@ -55,7 +55,12 @@ def network_of(kind, seed=0):
     torch.manual_seed(seed)
     if kind == "hidden_mlp":
         return HiddenMLP(WIDTH)
-    return DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, confidences_top_p=2, value_head=True)
+    sizes = {"hidden_dim": 8, "feedforward_dim": 8, "time_embed_dim": 4, "confidences_top_p": 2, "value_head": True}
+    if kind == "dit_confidence":
+        return DitConfidence(**sizes)
+    network = DitConfidence(**sizes, repulsion=3, hidden_size=WIDTH)  # "repelled"
+    torch.nn.init.uniform_(network.repulsion, -0.2, 0.2)
+    return network
 
 
 def some_reward(samples, rows=None):
@@ -65,12 +70,12 @@ def some_reward(samples, rows=None):
     return RewardOutput(total)
 
 
-def rolled_out(kind, action, rows=16, reward=some_reward):
+def rolled_out(kind, action, rows=16, reward=some_reward, steps=4):
     network = network_of(kind)
     unmasker = PolicyUnmasker(network, action)
     canvas = torch.full((rows, LENGTH), MODEL.mask_id)
     canvas[:, 2] = 1  # given
-    samples, scored = rollout(MODEL, unmasker, TokenRule(), Prompts(canvas, {}), 4, reward, seed=1, record=True)
+    samples, scored = rollout(MODEL, unmasker, TokenRule(), Prompts(canvas, {}), steps, reward, seed=1, record=True)
     return network, unmasker.law, samples, scored
 
 
@@ -103,6 +108,29 @@ def test_replay_has_the_log_probability_it_had(kind, action):
         torch.testing.assert_close(with_value, again)
         assert value.shape == again.shape
     assert not trajectory.writable[:, 2].any() and trajectory.log_where.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_replay_of_picks_that_repel_has_the_log_probability_it_had(steps):
+    """Three or two picks a step, of five positions; without the repulsion it is another one."""
+    network, law, samples, _ = rolled_out("repelled", "fixed", steps=steps)
+    trajectory = samples.trajectory
+    again, _ = policy_log_probs(network, law, trajectory)
+    assert torch.exp(again.detach() - trajectory.log_where).sub(1).abs().max() < 5e-6
+    repulsion, network.repulsion = network.repulsion, None
+    without, _ = policy_log_probs(network, law, trajectory)
+    several = (trajectory.order > 0).sum(1) > 1
+    assert several.any() and ((without - again).abs() > 1e-3)[several & (trajectory.step == 0)].all()
+    network.repulsion = repulsion
+    for_repulsion = torch.autograd.grad(again.sum(), repulsion)[0]
+    assert (for_repulsion != 0).all()  # it learns with the rest
+
+
+@pytest.mark.parametrize("action", sorted(ACTIONS.keys() - {"fixed"}))
+def test_picks_that_repel_each_other_need_a_fixed_count(action):
+    message = f"this policy's picks repel each other, which action '{action}' cannot; use fixed"
+    with pytest.raises(ValueError, match=message):
+        PolicyUnmasker(network_of("repelled"), action)
 
 
 def test_what_is_recorded_rebuilds_the_rollout():
@@ -235,7 +263,7 @@ def learner_of(network):
 
 def config_of(algorithm, **training):
     return OmegaConf.create({
-        "seed": 0, "algorithm": algorithm, "sampling": {"temperature": 1.0, "discrete_steps": 3},
+        "seed": 0, "algorithm": algorithm, "sampling": {"temperature": 1.0, "discrete_steps": 3, "budgets": None},
         "training": {"chunk": 1000, "accum": 1, **training},
     })  # fmt: skip
 
@@ -287,12 +315,14 @@ def test_accumulated_parts_average_over_the_batch():
     assert_same(seen, gradient(network, [sum(halves) / 2]))
 
 
-@pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
-@pytest.mark.parametrize("action", ACTIONS)
+CASES = [(kind, action) for kind in ("hidden_mlp", "dit_confidence") for action in ACTIONS] + [("repelled", "fixed")]
+
+
+@pytest.mark.parametrize("kind, action", CASES)
 def test_imitation_learns_the_picks_of_a_rule(kind, action):
     network = network_of(kind)
-    warm = {"warm_start": {"updates": 10, "expert": "threshold", "setting": 0.5}}
+    warm = {"warm_start": {"updates": 20, "expert": "threshold", "setting": 0.5}}
     losses = loops.warm_start(
         MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=40), 64
     )
-    assert len(losses) == 10 and losses[-1] < losses[0]
+    assert len(losses) == 20 and sum(losses[-3:]) < sum(losses[:3])  # every loss is that of another batch

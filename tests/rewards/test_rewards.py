@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sudoku import make
+from rewards.bound import BoundReward
 from rewards.likelihood import LikelihoodReward, unigram_entropy
 from rewards.rules import PuzzleReward, RewardOutput, speed_factor, sudoku_solved
 
@@ -97,3 +98,30 @@ def test_likelihood_reward_penalises_repetition_and_slowness():
     total = LikelihoodReward(judge, entropy_floor=1.5, alpha=0.5)(samples).total
     missing = 1.5 - math.log(4)  # four different tokens have log 4 = 1.386 nats
     assert total.tolist() == pytest.approx([-8.5, -2.5 - missing, -2.5 - missing + 0.5 * math.log(1 / 4)])
+
+
+# ---------------------------------------------------------------------------------------- the bound
+
+
+def revealed(prompt, row, log_what):
+    """Texts of which `prompt` was given, revealed in recorded steps of these rows."""
+    return SimpleNamespace(
+        prompt=prompt, trajectory=SimpleNamespace(row=torch.tensor(row), log_what=torch.tensor(log_what))
+    )
+
+
+def test_the_bound_of_a_row_is_the_sum_of_its_steps_a_position_to_generate():
+    prompt = torch.zeros(4, 6, dtype=torch.bool)
+    prompt[1, :2], prompt[3] = True, True  # row 1 has four positions to generate, row 3 none and no step
+    output = BoundReward()(revealed(prompt, [0, 1, 2, 1, 0, 1], [-3.0, -4.0, -1.5, -2.0, -9.0, -1.0]))
+    assert output.steps.tolist() == pytest.approx([-0.5, -1.0, -0.25, -0.5, -1.5, -0.25])
+    assert output.total.tolist() == pytest.approx([-2.0, -1.75, -0.25, 0.0])
+    assert output.terms["nats_per_token"].tolist() == pytest.approx([2.0, 1.75, 0.25, 0.0])
+
+
+def test_a_bound_needs_a_recorded_trajectory_and_a_text_that_can_be():
+    prompt = torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="reward=bound reads a recorded trajectory; roll out with record=True"):
+        BoundReward()(SimpleNamespace(prompt=prompt, trajectory=None))
+    with pytest.raises(ValueError, match="row 1 is -inf"):
+        BoundReward()(revealed(prompt, [0, 1], [-1.0, -math.inf]))

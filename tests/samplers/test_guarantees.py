@@ -11,7 +11,7 @@ from samplers.loop import Strategy, sample
 from samplers.where import WHERE, best
 from tests.enumerable import RandomLM, TableLM, fits
 
-FIXED_COUNT = ("random", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
+FIXED_COUNT = ("random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
 few = settings(max_examples=30, deadline=None, derandomize=True)
 rules = st.sampled_from(sorted(WHERE))
 whats = st.builds(TokenRule, st.sampled_from([0.0, 1.0, 1.5]), st.sampled_from([0.5, 1.0]), st.sampled_from([0, 1, 2]))
@@ -152,7 +152,7 @@ def test_the_expected_evaluations_of_direct():
 TIED = TableLM(torch.zeros(4**4, 4, 3) + torch.tensor([0.3, 0.0, -0.2]))
 
 
-@pytest.mark.parametrize("name", sorted(WHERE.keys() - {"direct", "leftmost", "confidence_noisy"}))
+@pytest.mark.parametrize("name", sorted(WHERE.keys() - {"direct", "leftmost", "dilated", "confidence_noisy"}))
 def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     """Every position is equally often first, and every pair of first and second."""
     settings_ = {"threshold": 0.99} if name == "threshold" else {"factor": 0.01} if name == "factor" else {}
@@ -162,6 +162,20 @@ def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).expand(6000, 4))
     pairs = {(i, j): 1 / 12 for i in range(4) for j in range(4) if i != j}
     fits(orders[:, :2], pairs)
+
+
+def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_between_them():
+    """16 positions in 4 steps: every fourth one from an offset o, then from o + 2, then from o + 1 and o + 3."""
+    rows = 4000
+    samples = sample(
+        UnmaskingEnvironment(MASKED, 4), Strategy(WHERE["dilated"](), TokenRule()), torch.full((rows, 16), 4)
+    )
+    places = samples.written_at.argsort(dim=1, stable=True).view(rows, 4, 4)  # of each step, from the left
+    assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).repeat_interleave(4).expand(rows, -1))
+    assert (places.diff(dim=2) == 4).all()
+    offset = places[:, :, 0]
+    assert torch.equal(offset, (offset[:, :1] + torch.tensor([0, 2, 1, 3])) % 4)
+    fits(offset[:, :1], {(place,): 1 / 4 for place in range(4)})
 
 
 def picks(scores, count, rows=2000, writable=None):
