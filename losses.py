@@ -76,7 +76,8 @@ def step_advantages(
     dense = reward.new_zeros(rows, int(step.max()) + 1)
     dense[row, step] = reward
     returns = dense.flip(1).cumsum(1).flip(1).view(rows // group, group, -1)
-    centred = (returns - returns.mean(1, keepdim=True)).flatten(0, 1)[row, step]
+    equal = (returns == returns[:, :1]).all(1, keepdim=True)  # as in group_advantages: exactly 0 there
+    centred = (returns - returns.mean(1, keepdim=True)).masked_fill(equal, 0.0).flatten(0, 1)[row, step]
     return centred / (centred.std(correction=0) + 1e-8) if divide_by_std else centred
 
 

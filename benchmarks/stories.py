@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--rules", nargs="*", help="only rules whose names start with one of these (default: all)")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--judge", default="smollm2")
     parser.add_argument("--out", default="docs/results/stories")
@@ -96,6 +97,8 @@ def main() -> None:
     canvas = torch.full((arguments.samples, model.max_length), model.mask_id)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name, rule in rules(arguments.policies, arguments.sweep, arguments.noise).items():
+            if arguments.rules and not name.startswith(tuple(arguments.rules)):
+                continue
             environment = UnmaskingEnvironment(model, arguments.steps)
             parts = [sample(environment, Strategy(rule, TokenRule()), canvas[rows], seed, rows)
                      for rows in torch.arange(arguments.samples).split(64)]  # fmt: skip

@@ -180,14 +180,17 @@ class FixedCount:
             ranks = _ranks(keys)
             return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
         cost = _by_distance(repulsion.double(), logits.shape[-1])
-        # In units of the first arrival; a finite last one, so that every writable position comes.
-        times = torch.exp(keys.amax(dim=-1, keepdim=True) - keys).clamp(max=1e300).masked_fill(~writable, torch.inf)
+        # Logarithms of what is left of each position's time; those that are written or may not be never come.
+        left = (-keys).masked_fill(~writable, torch.inf)
         order = torch.zeros_like(writable, dtype=torch.long)
         for rank in range(1, int(count.max()) + 1):
-            first = torch.where(order > 0, torch.inf, times).min(dim=-1, keepdim=True)
+            first = left.min(dim=-1, keepdim=True)
             picking = (rank <= count[:, None]) & first.values.isfinite()
             order = torch.where(picking, order.scatter(-1, first.indices, rank), order)
-            times = first.values + (times - first.values) * cost[first.indices.squeeze(-1)].exp()
+            # log(e^left - e^first) = left + log(1 - e^(first - left)); an exact tie keeps a last bit
+            gap = (first.values - left).clamp(max=-1e-300).nan_to_num(nan=-1.0)
+            left = left + torch.log(-torch.expm1(gap)) + cost[first.indices.squeeze(-1)]
+            left = left.scatter(-1, first.indices, torch.inf)
         return order
 
     def log_prob(
@@ -212,14 +215,15 @@ class FixedCount:
         repulsion: Float[Tensor, "distance"],
     ) -> Float[Tensor, "row"]:
         """One [row, pick, position] tensor: the utilities before each pick."""
-        picks = int(order.max())
         picked = (order > 0).sum(dim=-1)
-        places = torch.where(order > 0, order, order.shape[-1] + 1).argsort(dim=-1, stable=True)[:, :picks]
+        picks = int(picked.max()) if len(order) else 0
+        places = torch.where(order > 0, order, order.shape[-1] + 1).argsort(dim=-1, stable=True)
+        turn, places = places.argsort(dim=-1), places[:, :picks]
         rank = torch.arange(picks, device=order.device)
         in_order = rank < picked[:, None]
         cost = _by_distance(repulsion.float(), order.shape[-1])[places].masked_fill(~in_order[..., None], 0.0)
         before = cost.cumsum(dim=1) - cost
-        left = writable[:, None] & ((order[:, None] == 0) | (order[:, None] > rank[:, None]))
+        left = writable[:, None] & (turn[:, None] >= rank[:, None])
         utilities = ((logits.float() / self.temperature)[:, None] - before).masked_fill(~left, FLOOR)
         log_pick = utilities.gather(-1, places[..., None]).squeeze(-1) - utilities.logsumexp(dim=-1)
         return _forbid(torch.where(in_order, log_pick, 0.0).sum(dim=-1), _picks_outside(order, writable))

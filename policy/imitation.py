@@ -53,7 +53,7 @@ class Answers:
         share = draws.uniform("noise", observation.row_id, observation.row_step, 1)
         some = right & (uniforms < 0.7 + 0.3 * share)
         one = torch.ones_like(observation.row_step)
-        first = best(uniforms, right, one, uniforms) > 0
+        first = best(-uniforms, right, one, uniforms) > 0  # the one likeliest to be in the part, which keeps its share
         likely = best(top_probability(observation), observation.writable, one, by_ties(observation, draws)) > 0
         stuck = ~right.any(1, keepdim=True) & likely
         return (some | first | stuck).long(), nothing(observation)

@@ -301,7 +301,11 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     def start_from(self, backbone: RADD) -> None:
-        """Copy the backbone's last blocks."""
+        """Copy the backbone's last blocks. ValueError where it has fewer than this network."""
+        if not 1 <= len(self.blocks) <= len(backbone.blocks):
+            raise ValueError(
+                f"num_blocks={len(self.blocks)} must be from 1 to the model's {len(backbone.blocks)}; change it"
+            )
         for block, source in zip(self.blocks, list(backbone.blocks)[-len(self.blocks) :], strict=True):
             block.load_state_dict(source.state_dict())
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data.tasks import PuzzleTask, TextTask
 from dlm.draws import Draws
-from dlm.environment import TokenRule
+from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from policy.actions import ACTIONS
 from policy.grpo import GRPO
@@ -25,6 +25,7 @@ from policy.ppo import PPO
 from policy.rollout import Reward, rollout, summary, teacher_forced
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
+from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
@@ -149,7 +150,11 @@ def evaluate(
         model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward),
         budget=budgets(config, len(prompts.canvas), device),
     )  # fmt: skip
-    return {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}, samples
+    measures = {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}
+    if teacher_forced(reward):  # those rows hold the data's text: what is shown is written by the model
+        environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
+        samples = sample(environment, Strategy(unmasker, rule), task.valid.first(4).to(device).canvas)
+    return measures, samples
 
 
 def train(
@@ -178,6 +183,12 @@ def train(
         )
     if config.eval.action not in ACTIONS:
         raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(ACTIONS)}")
+    PolicyUnmasker(network, config.eval.action)  # refuses, now, an action that does not fit the network  # pyright: ignore
+    if teacher_forced(reward) and name in CLIPPED and config.algorithm.action == "bernoulli":
+        raise ValueError(
+            "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
+            "plackett_luce"
+        )
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
     warm_updates = config.algorithm.warm_start.updates if algorithm else 0
     if name == "imitation" or warm_updates:
