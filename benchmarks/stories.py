@@ -39,6 +39,7 @@ def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]
         learned = {f"{n} T={t}": PolicyUnmasker(p, "fixed", t) for n, p in networks.items() for t in TEMPERATURES}
         return {"direct": Direct(), **noisy, **learned}
     learned = {name: PolicyUnmasker(network, "fixed") for name, network in networks.items()}
+    learned |= {f"{name} T=0.5": PolicyUnmasker(network, "fixed", 0.5) for name, network in networks.items()}
     return {"direct": Direct(), f"confidence_noisy {noise}": ConfidentNoisy(noise), "dilated": Dilated(), **learned,
             "random": Random(), "confidence": Confident()}  # fmt: skip
 

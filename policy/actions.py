@@ -94,6 +94,43 @@ class BernoulliForced:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """Every writable position with sigmoid(logit / temperature) >= threshold, and always the best one: nothing is drawn.
+
+    Fast-dLLM's threshold rule on what a policy has learned to trust in place of the model's own probability. For sampling: a law
+    without chance has no gradient to learn from.
+    """
+
+    temperature: float | int = 1.0
+    threshold: float | int = 0.5
+
+    def __post_init__(self):
+        _require_positive(temperature=self.temperature)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold} must be from 0 to 1; change it")
+
+    def sample(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        uniforms: Float64[Tensor, "row position"],
+    ) -> Int[Tensor, "row position"]:
+        """Every pick has rank 1; at least one pick in every row with something writable."""
+        picked = torch.sigmoid(logits.double() / self.temperature) >= self.threshold
+        return ((picked & writable) | _best(logits, writable)).long()
+
+    def log_prob(
+        self,
+        logits: Float[Tensor, "row position"],
+        writable: Bool[Tensor, "row position"],
+        order: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "row"]:
+        """0 for the one set that it picks, -inf for any other."""
+        other = (self.sample(logits, writable, torch.zeros_like(logits, dtype=torch.float64)) > 0) != (order > 0)
+        return _forbid(torch.zeros_like(logits[:, 0]), other.any(dim=-1))
+
+
+@dataclass(frozen=True)
 class PlackettLuceStop:
     """Picks without replacement until STOP is drawn; the first pick is forced, so every step writes something.
 
@@ -235,6 +272,7 @@ ACTIONS = {
     "plackett_luce": PlackettLuceStop,
     "fixed": FixedCount,
 }
+FOR_SAMPLING = ACTIONS | {"threshold": Trust}  # without chance there is nothing to learn from
 
 
 def _require_positive(**settings: float | int) -> None:

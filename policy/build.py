@@ -24,7 +24,12 @@ from samplers.where import WHERE
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = (*WHERE, "policy")
-ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce")  # those that leave no mask; `bernoulli` is for training
+ACTIONS = (
+    "fixed",
+    "bernoulli_argmax",
+    "plackett_luce",
+    "threshold",
+)  # those that leave no mask; `bernoulli` is for training
 RULE_SETTINGS = {
     "threshold": "threshold",
     "factor": "factor",
@@ -84,7 +89,7 @@ def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
             f"must be fixed, not {action}; leave it out"
         )
     network.to(next(model.parameters()).device)
-    return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta))
+    return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta), float(settings.threshold))
 
 
 def canvas_of(

@@ -18,7 +18,7 @@ from data.tasks import PuzzleTask, TextTask
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from policy.actions import ACTIONS
+from policy.actions import ACTIONS, FOR_SAMPLING
 from policy.grpo import GRPO
 from policy.imitation import check_teacher, teacher_loss
 from policy.ppo import PPO
@@ -181,8 +181,12 @@ def train(
         raise ValueError(
             "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
         )
-    if config.eval.action not in ACTIONS:
-        raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(ACTIONS)}")
+    if config.eval.action not in FOR_SAMPLING:
+        raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
+    if name != "variational" and config.algorithm.action not in ACTIONS:
+        raise ValueError(
+            f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
+        )
     PolicyUnmasker(network, config.eval.action)  # refuses, now, an action that does not fit the network  # pyright: ignore
     if teacher_forced(reward) and name in CLIPPED and config.algorithm.action == "bernoulli":
         raise ValueError(

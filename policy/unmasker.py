@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dlm.environment import Observation
-from policy.actions import ACTIONS, FixedCount
+from policy.actions import FOR_SAMPLING, FixedCount
 
 REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together
 
@@ -31,25 +31,30 @@ def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
 
 @dataclass
 class PolicyUnmasker:
-    """action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, or fixed (`steps` equal steps).
+    """action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, threshold (all that the policy trusts;
+    not for training), or fixed (`steps` equal steps).
 
-    temperature divides the scores; beta multiplies the probabilities of the Bernoulli laws (Apple's test-time knobs).
+    temperature divides the scores; beta multiplies the probabilities of the Bernoulli laws (Apple's test-time knobs); threshold
+    is that of the law of this name.
     """
 
     network: PolicyNetwork
     action: str = "bernoulli_argmax"
     temperature: float = 1.0
     beta: float = 1.0
+    threshold: float = 0.5
 
     def __post_init__(self):
-        if self.action not in ACTIONS:
-            raise ValueError(f"policy.action={self.action!r} is unknown; use one of {', '.join(ACTIONS)}")
+        if self.action not in FOR_SAMPLING:
+            raise ValueError(f"policy.action={self.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
         if self.beta != 1.0 and not self.action.startswith("bernoulli"):
             raise ValueError(f"policy.beta={self.beta} scales Bernoulli probabilities; action {self.action!r} has none")
         if self.action != "fixed" and law_settings(self.network):
             raise ValueError(f"this policy's picks repel each other, which action {self.action!r} cannot; use fixed")
         settings = {"beta": self.beta} if self.action.startswith("bernoulli") else {}
-        self.law = ACTIONS[self.action](temperature=self.temperature, **settings)
+        if self.action == "threshold":
+            settings = {"threshold": self.threshold}
+        self.law = FOR_SAMPLING[self.action](temperature=self.temperature, **settings)
 
     def choose(self, observation, draws):
         scores = self.network.scores(**self.network.inputs(observation))
