@@ -1,7 +1,7 @@
 """Learn where to unmask next, on a frozen masked-diffusion model.
 
     torchrun --nproc-per-node 1 run_train_policy.py training.accum=1 training.batch_size=8 sampling.discrete_steps=16
-    python run_train_policy.py experiment=sudoku6_grpo
+    python run_train_policy.py experiment=sudoku6_budget
     python run_train_policy.py resume=output/2026.01.31/120000
 
 Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py --strategy policy --policy RUN` reads.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from policy.actions import ACTIONS, Bernoulli, BernoulliForced, FixedCount, PlackettLuceStop
+from policy.actions import ACTIONS, Bernoulli, BernoulliForced, FixedCount, PlackettLuceStop, Trust
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "policy-tiny"
 
@@ -433,3 +433,23 @@ def test_beta_above_one_makes_picks_certain():
 def test_temperatures_must_be_positive(law, temperature):
     with pytest.raises(ValueError, match=f"temperature {temperature} must be above 0"):
         law(temperature=temperature)
+
+
+# ---------------------------------------------------------------------------------------- what a policy trusts
+
+
+def test_trust_writes_all_above_its_threshold_and_always_the_best():
+    logits = torch.tensor([[2.0, 0.1, -3.0, 9.0], [-2.0, -1.0, -3.0, 9.0]])
+    writable = torch.tensor([[True, True, True, False]] * 2)
+    order = Trust(threshold=0.5).sample(logits, writable, torch.zeros(2, 4, dtype=torch.float64))
+    assert order.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
+    cooler = Trust(temperature=10.0, threshold=0.54).sample(logits, writable, torch.zeros(2, 4, dtype=torch.float64))
+    assert cooler.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]  # sigmoid(0.2) = 0.55, sigmoid(0.01) = 0.50
+
+
+def test_trust_has_probability_one_where_it_picks_and_none_elsewhere():
+    law, writable = Trust(), torch.tensor([[True, True]] * 2)
+    logits = torch.tensor([[1.0, -1.0]] * 2)
+    assert law.log_prob(logits, writable, torch.tensor([[1, 0], [1, 1]])).tolist() == [0.0, -float("inf")]
+    with pytest.raises(ValueError, match="threshold 1.5"):
+        Trust(threshold=1.5)

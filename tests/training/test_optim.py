@@ -95,3 +95,11 @@ def test_the_average_is_restored_and_goes_on_alike():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"training.ema={decay} must be between 0 and 1"):
         MovingAverage([], decay)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_and_shows_in_the_norm():
+    weight = nn.Parameter(torch.ones(2))
+    optimiser = Optimiser([weight], settings(), total=10)
+    weight.grad = torch.tensor([1.0, float("nan")])
+    metrics = optimiser.step(0)
+    assert math.isnan(metrics["grad_norm"]) and weight.tolist() == [1.0, 1.0]
