@@ -131,7 +131,7 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
     "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
     "sudoku6_ppo": ["training.batch_size=4", WARM, *DIT, "sudoku"],
-    "sudoku6_variational": ["training.batch_size=4", *DIT, "sudoku"],
+    "sudoku6_variational": ["training.batch_size=4", "sudoku"],
 }
 
 
@@ -150,7 +150,12 @@ def test_experiments(experiment, tiny, tmp_path):
     directory = run(tmp_path / "run", f"experiment={experiment}", *overrides, *tiny[kind], *QUICK)
     metrics = record(directory)
     assert {"eval_reward", "eval_nfe"} <= metrics[2].keys() and metrics[2]["eval_still_masked"] == 0
-    kinds = {"genpolicy_owt": "hidden_mlp", "sudoku6_answers": "hidden_blocks", "sudoku6_budget": "hidden_blocks"}
+    kinds = {
+        "genpolicy_owt": "hidden_mlp",
+        "sudoku6_variational": "hidden_mlp",
+        "sudoku6_answers": "hidden_blocks",
+        "sudoku6_budget": "hidden_blocks",
+    }
     assert type(load_policy(directory)) is POLICIES[kinds.get(experiment, "dit_confidence")]
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
 
@@ -372,9 +377,12 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
         ("small", ["reward=likelihood"], "reward=likelihood reads text and data=puzzles has none; use reward=puzzle"),
         ("small", ["algorithm=imitation", "algorithm.expert=leftmost"], "expert='leftmost' is unknown; use one of threshold"),
         ("text", ["algorithm=imitation"], "expert=answers needs data that knows the right text"),
-        ("opinion", [*REPELLING, "algorithm.action=bernoulli"], "picks repel each other, which action 'bernoulli' cannot; use fixed"),
-        ("small", ["eval.action=threshold"], "eval.action='threshold' is unknown"),
-        ("small", ["algorithm=grpo", "algorithm.action=threshold"], "policy.action='threshold' is unknown"),
+        ("opinion", [*REPELLING, "algorithm.action=plackett_luce"], "picks repel each other, which action 'plackett_luce' cannot"),
+        ("opinion", [*REPELLING, "eval.action=bernoulli_argmax"], "picks repel each other, which action 'bernoulli_argmax' cannot"),
+        ("opinion", [*REPELLING, "algorithm.action=bernoulli"], "action=bernoulli may reveal nothing"),
+        ("opinion", [*REPELLING, "sampling.budgets=[2]"], "sampling.budgets and reward=bound do not go together"),
+        ("small", ["eval.action=leftmost"], "eval.action='leftmost' is unknown"),
+        ("small", ["algorithm=grpo", "algorithm.action=threshold"], "algorithm.action='threshold' cannot be learnt with"),
         ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),
         ("small", ["sampling.discrete_steps=0"], "steps=0 must be at least 1"),
         ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
