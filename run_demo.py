@@ -56,19 +56,18 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
     canvas = blanked(held_out, BOX)
     network = load_policy(policy)
     cells = canvas.shape[1]
-    policy_rule = PolicyUnmasker(network, "bernoulli_argmax", 0.5)
-    rules: list[tuple[str, str, Unmasker, int, int | None]] = [
-        ("direct", "8 steps", Direct(), 8, None),
-        *(("confidence", f"{steps} steps", Confident(), steps, None) for steps in (2, 3, 4, 6, 8, cells)),
+    rules: list[tuple[str, str, Unmasker, int]] = [
+        ("direct", "8 steps", Direct(), 8),
+        *(("confidence", f"{steps} steps", Confident(), steps) for steps in (2, 3, 4, 6, 8, cells)),
+        *(("threshold", str(value), Threshold(value), cells) for value in (0.5, 0.7, 0.8, 0.9, 0.97, 0.99, 0.999)),
         *(
-            ("threshold", str(value), Threshold(value), cells, None)
-            for value in (0.5, 0.7, 0.8, 0.9, 0.97, 0.99, 0.999)
+            ("policy", f"trust {value}", PolicyUnmasker(network, "threshold", threshold=value), cells)
+            for value in (0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
         ),
-        *(("policy", f"budget {budget}", policy_rule, cells, budget) for budget in (2, 3, 4, 5, 6, 12)),
     ]
     rows, points, kept = [], [], {}
-    for name, setting, rule, steps, budget in rules:
-        environment = UnmaskingEnvironment(model, steps, budget=budget)
+    for name, setting, rule, steps in rules:
+        environment = UnmaskingEnvironment(model, steps)
         samples = sample(environment, Strategy(rule, TokenRule(0.0)), canvas)
         rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
         nfe = float(samples.evaluations.float().mean())
@@ -76,7 +75,7 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
                      "entropy": "-", "NFE": round(nfe, 2), "tokens/s": round(samples.tokens_per_second)})  # fmt: skip
         points.append({"name": name, "x": nfe, "y": rate.value, "lo": rate.low, "hi": rate.high})
         kept[f"{name}, {setting}"] = samples
-    chosen = ("direct, 8 steps", "confidence, 8 steps", "threshold, 0.9", "policy, budget 4")
+    chosen = ("direct, 8 steps", "confidence, 8 steps", "threshold, 0.9", "policy, trust 0.8")
     return rows, points, {name: kept[name] for name in chosen}
 
 
