@@ -26,7 +26,7 @@ from evaluation.replay import replay_html
 from evaluation.report import plot_pareto, print_table, write_json
 from evaluation.text import Judge, JudgeMissing, load_judge, summarise, unigram_entropy
 from load_model import load_model
-from policy.networks import load_policy
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples

@@ -24,7 +24,8 @@ from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
 from model.radd import RADD
 from policy.build import shipped
-from policy.networks import POLICIES, HiddenBlocks, HiddenMLP, check_fits, load_policy, save_policy
+from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
+from policy.networks import HiddenBlocks, HiddenMLP
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.bound import BoundReward

@@ -22,7 +22,7 @@ from dlm.masked_lm import CausalLM, sequence_log_prob
 from evaluation.report import print_table
 from evaluation.text import JudgeMissing, distinct_n, load_judge, perplexity, standard_error, unigram_entropy
 from load_model import load_model
-from policy.networks import load_policy
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--noise", type=float, default=1.0)
-    parser.add_argument("--rules", nargs="*", help="only rules whose names start with one of these (default: all)")
+    parser.add_argument(
+        "--rules", nargs="*", help="only the rules of these names, such as 'confidence_noisy 1.0' (default: all)"
+    )
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--judge", default="smollm2")
     parser.add_argument("--out", default="docs/results/stories")
@@ -98,7 +100,7 @@ def main() -> None:
     canvas = torch.full((arguments.samples, model.max_length), model.mask_id)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name, rule in rules(arguments.policies, arguments.sweep, arguments.noise).items():
-            if arguments.rules and not name.startswith(tuple(arguments.rules)):
+            if arguments.rules and name not in arguments.rules:
                 continue
             environment = UnmaskingEnvironment(model, arguments.steps)
             parts = [sample(environment, Strategy(rule, TokenRule()), canvas[rows], seed, rows)

@@ -25,7 +25,8 @@ from dlm.masked_lm import MaskedLM
 from evaluation.intervals import wilson
 from evaluation.report import plot_pareto, print_table, write_csv, write_json
 from load_model import load_model
-from policy.networks import HiddenMLP, load_policy
+from policy.checkpoints import load_policy
+from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold

@@ -17,7 +17,8 @@ from torch import Tensor
 from data.sudoku import SudokuTokenizer
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
-from policy.networks import HiddenMLP, check_fits, load_policy
+from policy.checkpoints import check_fits, load_policy
+from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy
 from samplers.where import WHERE

@@ -12,7 +12,7 @@ from dlm.masked_lm import sequence_log_prob
 from evaluation.intervals import wilson
 from evaluation.text import unigram_entropy
 from load_model import load_model
-from policy.networks import load_policy
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Threshold

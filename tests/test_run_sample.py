@@ -15,7 +15,8 @@ from data.text import train_bpe
 from evaluation.text import JudgeMissing
 from load_model import build_model, save_model
 from policy.build import STRATEGIES, canvas_of
-from policy.networks import DitConfidence, HiddenMLP, save_policy
+from policy.checkpoints import save_policy
+from policy.networks import DitConfidence, HiddenMLP
 
 SENTENCES = [
     "Once upon a time there was a small cat.",

@@ -20,7 +20,8 @@ import run_train_policy
 from data.sudoku import SudokuTokenizer
 from data.text import load_texts
 from load_model import build_model, save_model
-from policy.networks import POLICIES, DitConfidence, HiddenMLP, load_policy, save_policy
+from policy.checkpoints import POLICIES, load_policy, save_policy
+from policy.networks import DitConfidence, HiddenMLP
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}

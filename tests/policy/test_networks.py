@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlm.environment import UnmaskingEnvironment
-from policy.networks import POLICIES, DitConfidence, HiddenMLP, check_fits, load_policy, save_policy
+from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
+from policy.networks import DitConfidence, HiddenMLP
 from tests.enumerable import RandomLM
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "policy-tiny"

@@ -1,0 +1,181 @@
+"""Policies on disk: `model.safetensors` with a `config.json` that rebuilds the network; the published layouts are read too.
+
+Published: Apple's confidence policies (keys under `base_policy.`, no architecture beside them, so it is read off the shapes)
+and genpolicy's `.pth` (`policy_model`, `ema`, `step`).
+"""
+
+import difflib
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
+
+POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP, "hidden_blocks": HiddenBlocks}
+
+
+def check_fits(policy: nn.Module, masked_lm) -> None:
+    """Refuse, before any work, a policy that cannot read this model: ValueError."""
+    if policy.hidden_size and policy.hidden_size != masked_lm.hidden_size:
+        raise ValueError(
+            f"the policy reads hidden states of width {policy.hidden_size} but this model's are "
+            f"{masked_lm.hidden_size} wide; use the model it was trained on, or train a policy for this one"
+        )
+    if isinstance(policy, DitConfidence) and policy.confidences_top_p > masked_lm.vocab_size - 1:
+        raise ValueError(
+            f"confidences_top_p {policy.confidences_top_p} exceeds the {masked_lm.vocab_size - 1} tokens that this "
+            "model can write; use a policy with a smaller confidences_top_p"
+        )
+
+
+def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `model.safetensors` (parameters in `dtype`) and `config.json`, as `save_pretrained` does.
+
+    Buffers keep their own type: rotary frequencies rounded to bfloat16 would be another network. Weights are moved
+    into place when complete, so a run killed here leaves the previous ones.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    parameters = {name for name, _ in policy.named_parameters()}
+    weights = {
+        name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
+        for name, tensor in policy.state_dict().items()
+    }
+    (directory / "config.json").write_text(json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n")
+    save_file(weights, directory / "model.safetensors.part", metadata={"format": "pt"})
+    os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
+
+
+def load_policy(
+    path: str | Path, hidden_size: int | None = None, use_ema: bool = True
+) -> DitConfidence | HiddenMLP | HiddenBlocks:
+    """Load a policy, float32, on the CPU, in evaluation mode.
+
+    Args:
+        path: any of: a directory with `model.safetensors` (ours, with `config.json`, or a published confidence policy,
+            whose keys stand under `base_policy.` and whose architecture is read off the shapes); such a file itself;
+            a `.pth` of genpolicy's layout (`policy_model`, `ema`, optionally `config`); a training run, by its
+            `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`.
+        hidden_size: the width that a hidden-state policy must have; None accepts any.
+        use_ema: take a `.pth`'s exponential moving average where it holds one.
+
+    Errors:
+        ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
+    """
+    file = _find_weights(Path(path))
+    if file.suffix == ".pth":
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if "policy_model" not in checkpoint:
+            raise ValueError(
+                f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy checkpoint"
+            )
+        weights, config = checkpoint["policy_model"], checkpoint.get("config", {})
+        average = checkpoint.get("ema") if use_ema else None
+    else:
+        config_file = file.with_name("config.json")
+        weights, average = load_file(file), None
+        config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    policy = _build(weights, config, file)
+    if average:
+        _load_average(policy, average["shadow_params"], file)
+    if hidden_size is not None and policy.hidden_size and policy.hidden_size != hidden_size:
+        raise ValueError(
+            f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that "
+            "width"
+        )
+    return policy.eval()
+
+
+def _find_weights(path: Path) -> Path:
+    if path.is_file() and path.suffix in (".pth", ".safetensors"):
+        return path
+    numbered = {
+        int(match[1]): file
+        for file in path.glob("checkpoints/checkpoint_*.pth")
+        if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", file.name))
+    }
+    newest = [numbered[max(numbered)]] if numbered else []
+    for file in [path / "model.safetensors", path / "policy" / "model.safetensors", *newest]:
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{path} holds no policy: expected a .pth or .safetensors file, or a directory with model.safetensors, "
+        "policy/model.safetensors or checkpoints/checkpoint_NUMBER.pth; give one of these"
+    )
+
+
+def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP | HiddenBlocks:
+    published = any(name.startswith("base_policy.") for name in weights)
+    weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
+    telling = {"mlp.0.weight": "hidden_mlp", "blocks.0.attn_qkv.weight": "hidden_blocks"}
+    guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
+    policy_type = config.get("policy_type") or guess
+    if policy_type not in POLICIES:
+        nearest = difflib.get_close_matches(str(policy_type), POLICIES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}; did you mean {nearest!r}?"
+        )
+    kind = POLICIES[policy_type]
+    known = inspect.signature(kind.__init__).parameters
+    arguments = _arguments_from_shapes(weights) | ({"read_all": True} if published else {}) | config
+    policy = kind(**{name: value for name, value in arguments.items() if name in known})
+
+    expected = policy.state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{file} does not fit {policy_type}: missing keys {missing}, unexpected keys {unexpected}, "
+            f"other shapes {reshaped}; give the weights and config.json of one and the same policy"
+        )
+    policy.load_state_dict(weights)
+    return policy
+
+
+def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
+    """What the shapes tell of the architecture (not the time period, nor whether written positions are read)."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    arguments = {}
+    if "mlp.0.weight" in shapes:
+        arguments["hidden_size"] = shapes["mlp.0.weight"][1] - 1
+    if "blocks.0.attn_qkv.weight" in shapes:
+        arguments["hidden_size"] = shapes["final_norm.weight"][0]
+        arguments["num_heads"] = arguments["hidden_size"] // (2 * shapes["rotary.inv_freq"][0])
+        arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][0]
+        arguments["value_head"] = "value_proj.weight" in shapes
+    if "confidence_proj.weight" in shapes:
+        arguments["hidden_dim"], arguments["confidences_top_p"] = shapes["confidence_proj.weight"]
+        arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})
+        arguments["value_head"] = "value_proj.weight" in shapes
+        arguments["repulsion"] = shapes.get("repulsion", (0,))[0]
+        arguments["hidden_size"] = shapes.get("hidden_norm.weight", (0,))[0]
+        if "time_mlp.0.weight" in shapes:
+            arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][1]
+        if "transformer_blocks.0.linear1.weight" in shapes:
+            arguments["feedforward_dim"] = shapes["transformer_blocks.0.linear1.weight"][0]
+        if "transformer_blocks.0.inv_freq" in shapes:
+            arguments["num_heads"] = arguments["hidden_dim"] // (2 * shapes["transformer_blocks.0.inv_freq"][0])
+    return arguments
+
+
+def _load_average(policy: nn.Module, shadow: list[Tensor], file: Path) -> None:
+    parameters = list(policy.parameters())
+    if [tensor.shape for tensor in shadow] != [parameter.shape for parameter in parameters]:
+        raise ValueError(
+            f"{file} holds a moving average of {len(shadow)} tensors that do not fit the policy's {len(parameters)} "
+            "parameters; load the weights themselves with use_ema=False"
+        )
+    with torch.no_grad():
+        for parameter, average in zip(parameters, shadow, strict=True):
+            parameter.copy_(average)
