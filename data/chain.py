@@ -1,8 +1,9 @@
 """Chain arithmetic with an optional scratchpad: a reasoning task small enough to train on in minutes, with an exact checker.
 
-    3 A + 4 B * 2 C - 5 D + 6 ?      A 0 C 2 = 1 <eos> <eos> ...
+    3 A +2 B *3 C -1 D *5 ?      A 5 C 0 = 0 <eos> <eos> ...
 
-The prompt is a start value and labelled steps, all modulo MODULUS. The answer's text gives some of the running values, each step
+The prompt is a start value and labelled steps, all modulo MODULUS; a step is one token, so that what has to be learnt is a table of
+a value and a step. The answer's text gives some of the running values, each step
 with probability `keep`, then `=` and the result, then end-of-sequence to the end of the canvas. Left-out steps have to be done in
 the head, and since most of a canvas may be padding, a decoder that writes what it is surest of first writes padding and leaves no
 room to reason: the trap that large masked models show when they decode without blocks. The vocabulary is fixed; what is held out
@@ -20,11 +21,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 MODULUS = 7
-OPERATIONS = "+-*"
+STEPS = ("+1", "+2", "+3", "-1", "*2", "*3", "*4", "*5")
 LABELS = "ABCDEFGH"
-WORDS = [*map(str, range(MODULUS)), *OPERATIONS, *LABELS, "?", "=", "<eos>", "<mask>"]
+WORDS = [*map(str, range(MODULUS)), *STEPS, *LABELS, "?", "=", "<eos>", "<mask>"]
 IDS = {word: number for number, word in enumerate(WORDS)}
-PLUS, LABEL, ASK, EQUALS, EOS, MASK = (IDS[word] for word in ("+", "A", "?", "=", "<eos>", "<mask>"))
+STEP, LABEL, ASK, EQUALS, EOS, MASK = (IDS[word] for word in (STEPS[0], "A", "?", "=", "<eos>", "<mask>"))
+
+# TABLE[step, value]: the value after a step.
+TABLE = torch.tensor([[(v + int(s[1:]) if s[0] == "+" else v - int(s[1:]) if s[0] == "-" else v * int(s[1:])) % MODULUS
+                       for v in range(MODULUS)] for s in STEPS])  # fmt: skip
 
 
 def chain_tokenizer() -> PreTrainedTokenizerFast:
@@ -36,31 +41,30 @@ def chain_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompt_length(steps: int) -> int:
-    """Tokens of a prompt: the start, three a step, the question mark."""
-    return 3 * steps + 2
+    """Tokens of a prompt: the start, two a step, the question mark."""
+    return 2 * steps + 2
 
 
 @dataclass
 class Chains:
-    """Problems: starts Int[row], operations and operands Int[row, step]."""
+    """Problems: start values, and steps as numbers into STEPS."""
 
     start: Int[Tensor, "row"]
-    operation: Int[Tensor, "row step"]
-    operand: Int[Tensor, "row step"]
+    step: Int[Tensor, "row step"]
 
     def values(self) -> Int[Tensor, "row step"]:
         """The running value after each step; the last is the answer."""
         value, out = self.start, []
-        for op, by in zip(self.operation.unbind(1), self.operand.unbind(1), strict=True):
-            value = torch.stack((value + by, value - by, value * by)).gather(0, op.unsqueeze(0)).squeeze(0) % MODULUS
+        for step in self.step.unbind(1):
+            value = TABLE[step, value]
             out.append(value)
         return torch.stack(out, 1)
 
     def prompts(self) -> Int[Tensor, "row position"]:
         """The prompts' tokens."""
-        rows, steps = self.operation.shape
+        rows, steps = self.step.shape
         labels = (LABEL + torch.arange(steps)).expand(rows, -1)
-        body = torch.stack((labels, PLUS + self.operation, self.operand), 2).flatten(1)
+        body = torch.stack((labels, STEP + self.step), 2).flatten(1)
         return torch.cat((self.start.unsqueeze(1), body, torch.full((rows, 1), ASK)), 1)
 
     def answers(self, kept: Bool[Tensor, "row step"], length: int) -> Int[Tensor, "row position"]:
@@ -79,22 +83,19 @@ class Chains:
 
     def take(self, index: Tensor) -> Chains:
         """Those problems."""
-        return Chains(self.start[index], self.operation[index], self.operand[index])
+        return Chains(self.start[index], self.step[index])
 
 
 def draw_chains(rows: int, steps: int, generator: torch.Generator) -> Chains:
     """Uniform problems."""
-
-    def draw(high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=generator)
-
-    return Chains(draw(MODULUS, rows), draw(len(OPERATIONS), rows, steps), draw(MODULUS, rows, steps))
+    start = torch.randint(MODULUS, (rows,), generator=generator)
+    return Chains(start, torch.randint(len(STEPS), (rows, steps), generator=generator))
 
 
 def is_held_out(chains: Chains) -> Bool[Tensor, "row"]:
     """A tenth of all prompts, by a hash that mixes every token."""
     number = chains.start.clone()
-    for column in (*chains.operation.unbind(1), *chains.operand.unbind(1)):
+    for column in chains.step.unbind(1):
         number = (number * 1_000_003 + column + 12_289) % 2_147_483_647
     return (number * 48_271 % 2_147_483_647) % 10 == 0
 
@@ -108,7 +109,7 @@ def chains(rows: int, steps: int, generator: torch.Generator, held_out: bool = F
         drawn = drawn.take((is_held_out(drawn) == held_out).nonzero().squeeze(1))
         found.append(drawn)
         count += len(drawn.start)
-    whole = Chains(*(torch.cat([getattr(c, name) for c in found]) for name in ("start", "operation", "operand")))
+    whole = Chains(*(torch.cat([getattr(c, name) for c in found]) for name in ("start", "step")))
     return whole.take(torch.arange(rows))
 
 

@@ -37,9 +37,11 @@ def _uniform(z: Int[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
 
 @dataclass(frozen=True)
 class Draws:
-    """All draws of a run. `seed` any integer."""
+    """All draws of a run. `seed` any integer. start: where each row begins on the canvas, whose positions are counted from there,
+    so that padding changes no draw."""
 
     seed: int
+    start: Int[Tensor, "row"] | None = None
 
     def keys(self, stream: str, *counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """One 64-bit key for each tuple of counters."""
@@ -54,7 +56,10 @@ class Draws:
     ) -> Float64[Tensor, "row position"]:
         """One number in (0, 1) for each row and position."""
         keys = self.keys(stream, row_id, row_step).unsqueeze(1)
-        return _uniform(_mix(keys + torch.arange(1, positions + 1, device=row_id.device) * _GOLDEN))
+        position = torch.arange(1, positions + 1, device=row_id.device)
+        if self.start is not None:
+            position = position - self.start.unsqueeze(1)
+        return _uniform(_mix(keys + position * _GOLDEN))
 
     def normal(
         self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int

@@ -2,19 +2,26 @@
 
 The model runs when somebody reads, at the positions read, once for each distinct canvas: a row that did not change is not
 evaluated again, identical rows share one evaluation, and rows that are finished are dropped by `select`. All of it is exact.
-Blocks (semi-autoregressive decoding) restrict what may be written now; a causal model may write its leftmost mask only.
+Blocks (semi-autoregressive decoding) restrict what may be written now; a causal model may write its leftmost mask only, and
+keeps its keys and values, exactly. Prompts of different lengths are padded on the left: the model runs on each row without its
+padding, so that a row is what it is alone. Caches of a bidirectional model (`dlm/cache.py`) are not exact, and say so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dlm.cache import CACHES, new_cache
 from dlm.draws import Draws
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import CausalLM, MaskedLM
+
+LEAST = -1e4  # log-probability of what is to be written last: finite, so that sums and margins stay numbers
 
 
 @dataclass
@@ -96,13 +103,24 @@ class Observation:
     done: Bool[Tensor, "row"]
     last: Bool[Tensor, "row"]
     steps: int
+    start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
+
+    def response(self) -> Observation:
+        """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
+        first = self.environment.prompt_length
+        if first == 0:
+            return self
+        return replace(
+            self, environment=Response(self.environment, first), tokens=self.tokens[:, first:],  # pyright: ignore
+            masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
+        )  # fmt: skip
 
     def read(self, where: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
         return self.environment.read(where, best, entropy)
 
     def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
         """Hidden states where asked, zero elsewhere."""
-        known = self.environment.hidden(where)
+        known = self.environment.hidden(where)[..., : self.environment.model.hidden_size]  # guided: the prompted half
         return known.masked_fill(~where.unsqueeze(-1), 0.0)
 
     def draw(
@@ -119,10 +137,42 @@ class Observation:
         return torch.minimum(even + (self.block_step < extra), self.writable.sum(1))
 
 
+class Response:
+    """An environment as seen from the end of the prompt on: what is asked of it and what it says begin there."""
+
+    def __init__(self, environment: UnmaskingEnvironment, first: int):
+        self.whole, self.first = environment, first
+        self.model, self.allowed, self.prompt_length = environment.model, environment.allowed, 0
+
+    def _whole(self, where: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
+        return F.pad(where, (self.first, 0))
+
+    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+        whole = self.whole.read(self._whole(where), best, entropy)
+        entropies = None if whole.entropy is None else whole.entropy[:, self.first :]
+        return Readout(whole.top_tokens[:, self.first :], whole.top_log_probs[:, self.first :], entropies)
+
+    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        return self.whole.hidden(self._whole(where))[:, self.first :]
+
+
 class UnmaskingEnvironment:
-    """See the module. `steps`: planned steps over the whole canvas; `block_length`: None is one block; `patience`: steps, for
-    each position to write, after which a row is done even with masks left (training rollouts that may select nothing);
-    `budget`: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes."""
+    """See the module.
+
+    Args:
+        steps: planned steps over the whole canvas (in blocks: over all of them).
+        block_length: None is one block; it divides what is behind the prompt.
+        patience: steps, for each position to write, after which a row is done even with masks left (training rollouts that
+            may select nothing).
+        budget: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes.
+        prompt_length: columns of the canvas before the first block (prompts, padded on the left): policies do not see them.
+        stop_id: a row is done when this token is written with no mask before it; what follows is filled with it. None: never.
+        never: tokens that are never written (LLaDA's `logits_eos_inf`).
+        last: tokens whose positions count as least confident (LLaDA's `confidence_eos_eot_inf`).
+        guidance: classifier-free: logits (1 + w) * with the prompt - w * without it; two evaluations. 0: none.
+        cache: None, `prefix` or `dual` (bidirectional; approximate); a causal model always keeps its keys and values.
+        refresh: evaluations after which a cached row runs whole again; None: at the start of each block.
+    """
 
     def __init__(
         self,
@@ -131,6 +181,14 @@ class UnmaskingEnvironment:
         block_length: int | None = None,
         patience: int | None = None,
         budget: int | Int[Tensor, "row"] | None = None,
+        *,
+        prompt_length: int = 0,
+        stop_id: int | None = None,
+        never: Sequence[int] = (),
+        last: Sequence[int] = (),
+        guidance: float | int = 0.0,
+        cache: str | None = None,
+        refresh: int | None = None,
     ):
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
@@ -140,20 +198,50 @@ class UnmaskingEnvironment:
             )
         if budget is not None and int(torch.as_tensor(budget).min()) < 1:
             raise ValueError(f"budget={budget} must be at least 1 evaluation")
+        if cache is not None and cache not in CACHES:
+            raise ValueError(f"cache={cache!r} is unknown; use one of {', '.join(CACHES)}, or leave it out")
+        if cache is not None and (guidance or model.causal):
+            raise ValueError("a cache goes with neither guidance nor a causal model, whose own is exact; leave it out")
+        if refresh is not None and (cache is None or refresh < 1):
+            raise ValueError(f"refresh={refresh} must be at least 1 evaluation, and needs a cache")
+        if guidance and model.causal:
+            raise ValueError("guidance masks the prompt, which a causal model cannot see past; leave it out")
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
-        self.allowed = budget
+        self.allowed, self.prompt_length, self.stop_id = budget, prompt_length, stop_id
+        self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
+        self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) else cache, refresh
 
-    def reset(self, canvas: Int[Tensor, "row position"], row_id: Int[Tensor, "row"] | None = None) -> Observation:
-        """Start from a canvas whose masks are to be written; everything else on it is given and stays."""
+    @property
+    def exact(self) -> bool:
+        """Whether every readout is what the model says of the canvas as it stands."""
+        return self.cache_kind in (None, "causal")
+
+    @property
+    def drift(self) -> float | None:
+        """Mean change of the best token's probability, of positions still masked, when a cached row runs whole again."""
+        return float(self._drift[0] / self._drift[1]) if self._drift[1] > 0 else None
+
+    def reset(
+        self,
+        canvas: Int[Tensor, "row position"],
+        row_id: Int[Tensor, "row"] | None = None,
+        start: Int[Tensor, "row"] | None = None,
+    ) -> Observation:
+        """Start from a canvas whose masks are to be written; everything else on it is given and stays.
+
+        start: where each row begins; what is left of it is padding, which nothing looks at. None: no padding.
+        """
         rows, length = canvas.shape
-        if length > self.model.max_length:
+        longest = length if start is None or rows == 0 else length - int(start.min())
+        if longest > self.model.max_length:
             raise ValueError(
-                f"the canvas has {length} positions, more than the model's {self.model.max_length}; shorten it"
+                f"the canvas has {longest} positions, more than the model's {self.model.max_length}; shorten it"
             )
-        block = self.block_length or length
-        if block < 1 or length % block:
-            raise ValueError(f"block_length={block} does not divide the length {length}; choose a divisor")
-        blocks = length // block
+        written = length - self.prompt_length
+        block = self.block_length or max(written, 1)
+        if block < 1 or written % block:
+            raise ValueError(f"block_length={block} does not divide the length {written}; choose a divisor")
+        blocks = max(written // block, 1)
         if self.total_steps % blocks and self.total_steps > blocks:
             raise ValueError(
                 f"steps={self.total_steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}"
@@ -161,8 +249,10 @@ class UnmaskingEnvironment:
         device = canvas.device
         self.block, self.steps = block, max(1, self.total_steps // blocks)
         self.tokens = canvas.clone()
+        self.given = canvas != self.model.mask_id
+        self.start = None if start is None or not bool(start.any()) else start
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
-        self.to_write = (canvas == self.model.mask_id).sum(1)
+        self.to_write = (~self.given).sum(1)
         unlimited = torch.iinfo(torch.long).max
         self.budget = torch.as_tensor(unlimited if self.allowed is None else self.allowed, device=device).expand(rows)
         self.row_step = torch.zeros(rows, dtype=torch.long, device=device)
@@ -170,29 +260,52 @@ class UnmaskingEnvironment:
         self.evaluations = torch.zeros_like(self.row_step)
         self.block_index = torch.full_like(self.row_step, -1)
         self.block_masks = torch.zeros_like(self.row_step)
-        self.forwards = self.rows_evaluated = self.positions_read = 0
-        self._hidden = torch.zeros(rows, length, self.model.hidden_size, device=device)
+        self.forwards = self.rows_evaluated = self.positions_read = self.positions_run = 0
+        width = self.model.hidden_size * (2 if self.guidance else 1)
+        self._hidden = torch.zeros(rows, length, width, device=device)
         self._known = torch.zeros_like(canvas, dtype=torch.bool)
         self._readout: Readout | None = None
         self._readout_known = torch.zeros_like(self._known)
+        self._drift = torch.zeros(2, device=device)
+        self._read_before = torch.zeros_like(self._known)
+        self.cache = None
+        if self.cache_kind is not None:
+            self.cache = new_cache(self.model, self.cache_kind, self.refresh, rows, length, device)
+        self._move_on()
         return self._observe()
 
     def step(self, decision: Decision) -> Observation:
-        """Write the picks. Rows that were written to are unknown again; the others keep what was read."""
+        """Write the picks. Rows that were written to are unknown again (of a cached row, the window); the others keep what was
+        read."""
         picked = decision.order > 0
         self.tokens = torch.where(picked, decision.tokens, self.tokens)
-        unchanged = ~picked.any(1, keepdim=True)
-        self._known &= unchanged
-        self._readout_known &= unchanged
         self.row_step = self.row_step + 1
         self.block_step = self.block_step + 1
+        self._move_on()
+        unknown = picked.any(1, keepdim=True).expand_as(picked)
+        if self.cache is not None and self.cache.kind != "causal":
+            place = torch.arange(picked.shape[1], device=picked.device)
+            first = self.block_start().unsqueeze(1)
+            window = place >= first
+            if self.cache.kind == "dual":
+                window &= place < first + self.block
+            unknown = unknown & (window | self.cache.due().unsqueeze(1))
+        self._known &= ~unknown
+        self._readout_known &= ~unknown
         return self._observe()
+
+    def block_start(self) -> Int[Tensor, "row"]:
+        """The first position of each row's current block."""
+        return self.prompt_length + self.block_index * self.block
 
     def select(self, index: Int[Tensor, "kept"]) -> Observation:
         """Keep, copy or reorder rows, with everything that is keyed by row."""
-        for name in ("tokens", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index", "block_masks",
-                     "budget", "_hidden", "_known", "_readout_known"):  # fmt: skip
-            setattr(self, name, getattr(self, name)[index])
+        for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
+                     "block_masks", "budget", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+        if self.cache is not None:
+            self.cache.select(index)
         if self._readout is not None:
             old = self._readout
             self._readout = Readout(
@@ -206,21 +319,63 @@ class UnmaskingEnvironment:
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
             return self._hidden
-        canvases, place = torch.unique(self.tokens[rows], dim=0, return_inverse=True)
-        if len(canvases) == len(rows):  # all distinct: leave them in their order
-            read = needed[rows]
-            self._hidden[needed] = self.model.hidden(self.tokens[rows], read)
+        if self.cache is not None:
+            self._run_cached(rows, needed)
         else:
-            read = torch.zeros_like(canvases, dtype=torch.long).index_add_(0, place, needed[rows].long()) > 0
-            dense = torch.zeros(*canvases.shape, self.model.hidden_size, device=canvases.device)
-            dense[read] = self.model.hidden(canvases, read)
-            self._hidden[rows] = torch.where(needed[rows].unsqueeze(-1), dense[place], self._hidden[rows])
+            for (pad,), group in groups(self.start, rows):
+                self._run(group, needed, pad)
         self._known |= needed
-        self.evaluations[rows] += 1
+        self.evaluations[rows] += 2 if self.guidance else 1
         self.forwards += 1
-        self.rows_evaluated += len(canvases)
-        self.positions_read += int(read.sum())
         return self._hidden
+
+    def _run(self, rows: Int[Tensor, "group"], needed: Bool[Tensor, "row position"], pad: int) -> None:
+        """Whole rows that share their padding; identical canvases once."""
+        tokens, read = self.tokens[rows, pad:], needed[rows, pad:]
+        at = torch.zeros_like(needed)
+        at[rows] = needed[rows]
+        if self.guidance:
+            without = tokens.masked_fill(self.given[rows, pad:], self.model.mask_id)
+            self._hidden[at] = torch.cat((self.model.hidden(tokens, read), self.model.hidden(without, read)), 1).float()
+            self.rows_evaluated += 2 * len(rows)
+            self.positions_read += 2 * int(read.sum())
+            self.positions_run += 2 * tokens.numel()
+            return
+        canvases, place = torch.unique(tokens, dim=0, return_inverse=True)
+        if len(canvases) == len(rows):  # all distinct: leave them in their order
+            self._hidden[at] = self.model.hidden(tokens, read).float()
+            self.positions_read += int(read.sum())
+        else:
+            asked = torch.zeros_like(canvases, dtype=torch.long).index_add_(0, place, read.long()) > 0
+            dense = torch.zeros(*canvases.shape, self._hidden.shape[2], device=canvases.device)
+            dense[asked] = self.model.hidden(canvases, asked).float()
+            self._hidden[at] = dense[place][read]
+            self.positions_read += int(asked.sum())
+        self.rows_evaluated += len(canvases)
+        self.positions_run += canvases.numel()
+
+    def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+        """Spans of rows against the keys and values kept; rows that share padding and span go together."""
+        assert self.cache is not None
+        first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
+        for (pad, start, end), group in groups(self.start, rows, first, last):
+            at = torch.zeros_like(needed)
+            at[group] = needed[group]
+            self._hidden[at] = self.cache.run(self.tokens, needed, group, pad, start, end).float()
+            self.rows_evaluated += len(group)
+            self.positions_read += int(at.sum())
+            self.positions_run += len(group) * (end - max(start, pad))
+
+    def _logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
+        """The head, guidance and forbidden tokens."""
+        if self.guidance:
+            prompted, without = (self.model.head(half) for half in hidden.chunk(2, 1))
+            logits = (1 + self.guidance) * prompted - self.guidance * without.masked_fill(without == -torch.inf, 0.0)
+        else:
+            logits = self.model.head(hidden)
+        if self.never:
+            logits[:, self.never] = -torch.inf
+        return logits
 
     @torch.no_grad()
     def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
@@ -241,12 +396,22 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[needed]
         columns = old.top_tokens.shape[-1]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
-            logits = self.model.head(part)
+            logits = self._logits(part)
             log_total = logits.logsumexp(1, keepdim=True)
             top = logits.topk(columns, dim=1)
             row, position = place.unbind(1)
+            top_log_probs = top.values - log_total
+            if self.last_ranked:
+                ranked = torch.isin(top.indices, torch.tensor(self.last_ranked, device=top.indices.device))
+                top_log_probs = top_log_probs.masked_fill(ranked, LEAST)
+            if not self.exact:
+                before = self._read_before[row, position]
+                change = top_log_probs[:, 0].exp() - old.top_log_probs[row, position, 0].exp()
+                refreshed = before & (self.cache.age[row] == 1)  # pyright: ignore[reportOptionalMemberAccess]
+                self._drift += torch.stack((change.abs()[refreshed].sum(), refreshed.sum()))
+                self._read_before[row, position] = True
             old.top_tokens[row, position] = top.indices
-            old.top_log_probs[row, position] = top.values - log_total
+            old.top_log_probs[row, position] = top_log_probs
             if old.entropy is not None:
                 log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
                 old.entropy[row, position] = -(log_prob.exp() * log_prob).sum(1)
@@ -267,8 +432,9 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[where]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
-            logits = rule(self.model.head(part))
-            drawn = draws.categorical(logits, self.row_id[row], self.row_step[row], position)
+            logits = rule(self._logits(part))
+            own = position if self.start is None else position - self.start[row]
+            drawn = draws.categorical(logits, self.row_id[row], self.row_step[row], own)
             tokens[row, position] = drawn
             log_q.index_add_(0, row, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
         return tokens, log_q
@@ -280,7 +446,7 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[where]
         for place, part in zip(where.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
-            logits = self.model.head(part)
+            logits = self._logits(part)
             token = text[row, position].unsqueeze(1)
             total.index_add_(0, row, logits.gather(1, token).squeeze(1) - logits.logsumexp(1))
         return total
@@ -289,17 +455,27 @@ class UnmaskingEnvironment:
     def chunk(self) -> int:
         return self.model.chunk(self.tokens.device)
 
-    def _observe(self) -> Observation:
+    def _move_on(self) -> None:
+        """Rows that have ended are filled up; rows whose block is full go to the next one."""
         masked = self.tokens == self.model.mask_id
-        left = masked.unflatten(1, (-1, self.block)).any(2)
-        block_index = left.long().argmax(1)
-        writable = masked & (
-            torch.arange(masked.shape[1], device=masked.device) // self.block == block_index.unsqueeze(1)
-        )
+        if self.stop_id is not None:
+            ends = (self.tokens == self.stop_id) & ~self.given & (masked.cumsum(1) == 0)
+            self.tokens = self.tokens.masked_fill(masked & ends.any(1, keepdim=True), self.stop_id)
+            masked = self.tokens == self.model.mask_id
+        blocks = masked[:, self.prompt_length :].unflatten(1, (-1, self.block))
+        block_index = blocks.any(2).long().argmax(1)
         fresh = block_index != self.block_index
-        self.block_masks = torch.where(fresh, writable.sum(1), self.block_masks)
+        begun = blocks.sum(2).gather(1, block_index.unsqueeze(1)).squeeze(1)
+        self.block_masks = torch.where(fresh, begun, self.block_masks)
         self.block_step = self.block_step.masked_fill(fresh, 0)
         self.block_index = block_index
+        if self.cache is not None and self.cache.kind != "causal":
+            self.cache.fresh = self.cache.fresh.masked_fill(fresh, 0)
+
+    def _observe(self) -> Observation:
+        masked = self.tokens == self.model.mask_id
+        place = torch.arange(masked.shape[1], device=masked.device) - self.prompt_length
+        writable = masked & (place.div(self.block, rounding_mode="floor") == self.block_index.unsqueeze(1))
         if self.model.causal:
             writable = writable & (writable.cumsum(1) == 1)
         done = ~masked.any(1)
@@ -312,5 +488,18 @@ class UnmaskingEnvironment:
             time = 1.0 / (self.budget - spent)
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps,
+            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start,
         )  # fmt: skip
+
+
+def groups(
+    pads: Int[Tensor, "row"] | None, rows: Int[Tensor, "asked"], *keys: Int[Tensor, "asked"]
+) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
+    """(padding, keys...) and the rows that share them: what may go through the model together without padding."""
+    if pads is None and not keys:
+        yield (0,), rows
+        return
+    pad = torch.zeros_like(rows) if pads is None else pads[rows]
+    kinds, place = torch.unique(torch.stack((pad, *keys), 1), dim=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        yield tuple(kind), rows[place == number]

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from model.llama import BidirectionalLlama
+from model.llama import BidirectionalLlama, Memory
 from model.radd import RADD, READ_MULTIPLE
 
 # Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
@@ -150,6 +151,25 @@ class LlamaLM(MaskedLM):
                 return self.backbone.body(tokens, read)
             left = torch.cat((read[:, :1] | read[:, 1:2], read[:, 2:], torch.zeros_like(read[:, :1])), 1)
             hidden = self.backbone.body(tokens, left)
+        return self._unshift(hidden, left, read)
+
+    def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
+        """Room for keys and values."""
+        return self.backbone.new_memory(rows, length, next(self.backbone.parameters()).dtype, device)
+
+    def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
+        """`hidden_rows` of which only [start, end) is run, against the keys and values kept in `memory`; its own are replaced.
+        A shifted model is read one position to the left, which then runs too."""
+        if not self.shifted:
+            return self.backbone.body(tokens[:, start:end], read[:, start:end], memory, start)
+        left = torch.cat((read[:, :1] | read[:, 1:2], read[:, 2:], torch.zeros_like(read[:, :1])), 1)
+        start = max(start - 1, 0)
+        hidden = self.backbone.body(tokens[:, start:end], left[:, start:end], memory, start)
+        return self._unshift(hidden, left, read)
+
+    @staticmethod
+    def _unshift(hidden, left, read):
+        """From states at `left` to the states that predict at `read`."""
         place = (left.flatten().cumsum(0) - 1).view(left.shape)  # of each position read, in `hidden`
         row, position = read.nonzero(as_tuple=True)
         return hidden[place[row, (position - 1).clamp(min=0)]]
@@ -176,6 +196,30 @@ class CausalLM(MaskedLM):
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         return states[read[:, :last]]
+
+    def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
+        """Room for keys and values; the start token has the first place."""
+        config = self.backbone.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        room = (rows, heads, length, width)
+        dtype = next(self.backbone.parameters()).dtype if self.dtype == torch.float32 else self.dtype
+        return [(torch.zeros(room, dtype=dtype, device=device), torch.zeros(room, dtype=dtype, device=device))
+                for _ in range(config.num_hidden_layers)]  # fmt: skip
+
+    def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
+        """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
+        inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
+        inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
+        kept = DynamicCache()
+        for layer, (key, value) in enumerate(memory):
+            kept.update(key[:, :, :start], value[:, :, :start], layer)
+        with self.autocast(tokens.device):
+            states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
+        for (key, value), new in zip(memory, kept.layers, strict=True):
+            key[:, :, start:end] = new.keys[:, :, start:]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalSubscript]
+            value[:, :, start:end] = new.values[:, :, start:]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalSubscript]
+        return states[read[:, start:end]]
 
     def head(self, hidden):
         with self.autocast(hidden.device):

@@ -167,11 +167,13 @@ class BidirectionalLlama(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.02, those that write into the residual stream smaller with depth."""
+        """Normal weights of deviation 0.64 / sqrt(width) (0.01 at LLaDA's size; a narrow network with 0.02 hardly starts to learn),
+        those that write into the residual stream smaller with depth."""
+        deviation = 0.64 / self.shape.width**0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 small = name.split(".")[-2] in ("out", "down")
-                parameter.normal_(0.0, 0.02 / (2 * self.shape.layers) ** 0.5 if small else 0.02)
+                parameter.normal_(0.0, deviation / (2 * self.shape.layers) ** 0.5 if small else deviation)
 
     def angles(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions start..end - 1, float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,9 +58,11 @@ class PolicyUnmasker:
         self.law = FOR_SAMPLING[self.action](temperature=self.temperature, **settings)
 
     def choose(self, observation, draws):
-        scores = self.network.scores(**self.network.inputs(observation))
+        seen = observation.response()
+        scores = self.network.scores(**self.network.inputs(seen))
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        prompt = observation.tokens.shape[1] - scores.shape[1]
         count = {"count": observation.count()} if isinstance(self.law, FixedCount) else {}
         learned = law_settings(self.network)
-        order = self.law.sample(scores, observation.writable, uniforms, **count, **learned)
-        return order, self.law.log_prob(scores, observation.writable, order, **learned)
+        order = self.law.sample(scores, seen.writable, uniforms[:, prompt:], **count, **learned)
+        return F.pad(order, (prompt, 0)), self.law.log_prob(scores, seen.writable, order, **learned)

@@ -82,15 +82,18 @@ def sample(
     row_id: Int[Tensor, "row"] | None = None,
     record: Callable[[Observation], dict[str, Tensor]] | None = None,
     on_step: Callable[[Observation, Int[Tensor, "active"]], None] | None = None,
+    start: Int[Tensor, "row"] | None = None,
 ) -> Samples:
     """Decode every row of `canvas`.
 
-    row_id names the rows for the draws (default: their numbers); `record` returns what the trajectory keeps of each step at which
-    there was a choice; `on_step` sees each new observation and the rows' places in `canvas` (progress, a live view).
+    row_id names the rows for the draws (default: their numbers); start: where each row begins behind its padding; `record`
+    returns what the trajectory keeps of each step at which there was a choice; `on_step` sees each new observation and the rows'
+    places in `canvas` (progress, a live view).
     """
     draws = Draws(seed)
     started = time.perf_counter()
-    observation = environment.reset(canvas, row_id)
+    observation = environment.reset(canvas, row_id, start)
+    first = environment.prompt_length  # a trajectory is of what a policy sees: the positions behind the prompt
     tokens, written_at = canvas.clone(), torch.full_like(canvas, -1)
     evaluations = torch.zeros(len(canvas), dtype=torch.long, device=canvas.device)
     steps = torch.zeros_like(evaluations)
@@ -105,12 +108,14 @@ def sample(
                 break
             place = place[going_on]
             observation = environment.select(going_on)
+        if observation.start is not None:
+            draws = Draws(seed, observation.start)
         decision = strategy.decide(observation, draws)
         if record is not None:
             step = {
-                "row": place, "step": observation.row_step, "writable": observation.writable,
-                "order": decision.order, "log_where": decision.log_where, "log_what": decision.log_what,
-                **record(observation),
+                "row": place, "step": observation.row_step, "writable": observation.writable[:, first:],
+                "order": decision.order[:, first:], "log_where": decision.log_where, "log_what": decision.log_what,
+                **record(observation.response()),
             }  # fmt: skip
             chose = ~observation.last
             kept.append(step if environment.allowed is None else {name: value[chose] for name, value in step.items()})

@@ -1,0 +1,97 @@
+"""Keys and values that are kept between evaluations: exact for a causal model, approximate for a bidirectional one.
+
+Bidirectional (Fast-dLLM, 2505.22618): the first evaluation of a block runs the whole row and keeps every layer's keys and values;
+later ones run from the block to the end (`prefix`) or the block alone (`dual`), against what was kept for the rest. What differs:
+rows move through blocks on their own, `refresh` also runs the whole row every so many evaluations, and what is read outside the
+window is what the last whole run said, so that a policy that looks at the whole canvas runs on top of every cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.masked_lm import POSITIONS_PER_FORWARD, CausalLM, LlamaLM, MaskedLM
+from model.llama import Memory
+
+CACHES = ("prefix", "dual")
+
+
+@dataclass
+class KeyValueCache:
+    """kind: prefix, dual or causal; refresh: evaluations after which the whole row runs again (None: at block starts only).
+
+    fresh: how many positions, from the row's start on, or (bidirectional) whether all, have keys and values kept; age:
+    evaluations since the whole row ran. Everything is keyed by row.
+    """
+
+    model: LlamaLM | CausalLM
+    kind: str
+    refresh: int | None
+    memory: Memory
+    fresh: Int[Tensor, "row"]
+    age: Int[Tensor, "row"]
+
+    def select(self, index: Int[Tensor, "kept"]) -> None:
+        """Keep, copy or reorder rows."""
+        self.memory = [(key[index], value[index]) for key, value in self.memory]
+        self.fresh, self.age = self.fresh[index], self.age[index]
+
+    def due(self) -> Bool[Tensor, "row"]:
+        """Rows that have to run whole at their next evaluation."""
+        if self.kind == "causal":
+            return torch.zeros_like(self.fresh, dtype=torch.bool)
+        due = self.fresh == 0
+        return due if self.refresh is None else due | (self.age >= self.refresh)
+
+    def spans(
+        self, read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"], first: Tensor, block: int
+    ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "asked"]]:
+        """What each of `rows` has to run: [start, end) of the canvas. first: the current block's start."""
+        length = read.shape[1]
+        place = torch.arange(length, device=read.device)
+        lowest = torch.where(read[rows], place, length).amin(1)
+        highest = torch.where(read[rows], place, -1).amax(1) + 1
+        if self.kind == "causal":
+            return torch.minimum(self.fresh[rows], lowest), highest
+        start = first[rows]
+        end = start + block if self.kind == "dual" else torch.full_like(start, length)
+        whole = self.due()[rows] | (lowest < start) | (highest > end)  # what was never read is not known from before
+        return torch.where(whole, 0, start), torch.where(whole, length, end)
+
+    def run(
+        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "group"],
+        pad: int, start: int, end: int,
+    ) -> Float[Tensor, "read width"]:  # fmt: skip
+        """Hidden states at `read` of rows that share their padding and their span; keys and values of the span are kept."""
+        start = max(start, pad)
+        size = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // (end - start))
+        states = []
+        for part in rows.split(size):
+            whole = len(part) == len(tokens)  # then a view serves, and nothing is copied
+            memory = [(key[:, :, pad:] if whole else key[part, :, pad:], value[:, :, pad:] if whole else value[part, :, pad:])
+                      for key, value in self.memory]  # fmt: skip
+            states.append(self.model.hidden_span(tokens[part, pad:], read[part, pad:], memory, start - pad, end - pad))
+            if not whole:
+                for (key, value), (new_key, new_value) in zip(self.memory, memory, strict=True):
+                    key[part, :, start:end] = new_key[:, :, start - pad : end - pad]
+                    value[part, :, start:end] = new_value[:, :, start - pad : end - pad]
+        if self.kind == "causal":
+            self.fresh[rows] = end
+        elif start == pad and end == tokens.shape[1]:
+            self.fresh[rows], self.age[rows] = 1, 0
+        self.age[rows] += 1
+        return torch.cat(states)
+
+
+def new_cache(model: MaskedLM, kind: str, refresh: int | None, rows: int, length: int, device) -> KeyValueCache:
+    """An empty cache. ValueError for a model that keeps no keys and values."""
+    if not isinstance(model, LlamaLM | CausalLM):
+        raise ValueError(
+            f"cache={kind} needs LLaDA, Dream or a causal model; {type(model).__name__} keeps no keys and values"
+        )
+    zeros = torch.zeros(rows, dtype=torch.long, device=device)
+    return KeyValueCache(model, kind, refresh, model.new_memory(rows, length, device), zeros, zeros.clone())
