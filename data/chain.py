@@ -2,12 +2,11 @@
 
     3 A +2 B *3 C -1 D *5 ?      A 5 C 0 = 0 <eos> <eos> ...
 
-The prompt is a start value and labelled steps, all modulo MODULUS; a step is one token, so that what has to be learnt is a table of
-a value and a step. The answer's text gives some of the running values, each step
-with probability `keep`, then `=` and the result, then end-of-sequence to the end of the canvas. Left-out steps have to be done in
-the head, and since most of a canvas may be padding, a decoder that writes what it is surest of first writes padding and leaves no
-room to reason: the trap that large masked models show when they decode without blocks. The vocabulary is fixed; what is held out
-is a tenth of all prompts, by a hash.
+The prompt is a start value and labelled steps, all modulo MODULUS; a step is one token, so that what has to be learnt is a table
+of a value and a step. The answer's text gives some of the running values, each step with probability `keep`, then `=` and the
+result, then end-of-sequence to the end of the canvas. Left-out steps have to be done in the head, and since much of a canvas is
+padding, a decoder that writes what it is surest of first writes padding and leaves no room to reason: the trap that large masked
+models show when they decode without blocks. What is held out is a tenth of all prompts, by a hash.
 """
 
 from __future__ import annotations
@@ -134,6 +133,7 @@ class ChainRows:
     def __init__(self, steps: int, length: int, keep: float, seed: int, rank: int = 0, world: int = 1):
         self.steps, self.length, self.keep = steps, length, keep
         self.seed, self.rank, self.world, self.drawn = seed, rank, world, 0
+        self.prompt = prompt_length(steps)
 
     def rows(self, count: int, generator: torch.Generator, held_out: bool = False) -> Int[Tensor, "row position"]:
         """Prompts with their answers."""

@@ -119,13 +119,19 @@ def row_bounds(
 
 @torch.no_grad()
 def evaluate(
-    model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0
-) -> float:
-    """Mean loss over held-out rows with fixed noise: comparable between steps and runs."""
+    model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0,
+    prompt: int = 0,
+) -> float:  # fmt: skip
+    """Mean loss over held-out rows with fixed noise, their first `prompt` positions given: comparable between steps and runs."""
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     parts = valid.split(batch)
-    values = [float(loss_of(model, part.to(device), loss, noise, generator)) * len(part) for part in parts]
+    given = torch.arange(valid.shape[1]) < prompt if prompt else None
+    values = [
+        float(loss_of(model, part.to(device), loss, noise, generator, None if given is None else given.expand_as(part)))
+        * len(part)
+        for part in parts
+    ]
     return sum(values) / len(valid)
 
 
@@ -190,7 +196,9 @@ def train(
             average.copy_to(parameters)
             model.eval()
             if done % training.eval_freq == 0 or done == training.n_iters:
-                value = evaluate(model, valid, config.loss, noise, config.eval.batch_size)
+                value = evaluate(
+                    model, valid, config.loss, noise, config.eval.batch_size, prompt=getattr(rows, "prompt", 0)
+                )
                 run.log(done, {"valid_loss": value})
             if snapshot and processes.first:
                 run.log(done, on_snapshot(done, model))

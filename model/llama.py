@@ -167,7 +167,7 @@ class BidirectionalLlama(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.64 / sqrt(width) (0.01 at LLaDA's size; a narrow network with 0.02 hardly starts to learn),
+        """Normal weights of deviation 0.64 / sqrt(width) (0.01 at LLaDA's size; narrow networks hardly start to learn with 0.02),
         those that write into the residual stream smaller with depth."""
         deviation = 0.64 / self.shape.width**0.5
         for name, parameter in self.named_parameters():
