@@ -19,7 +19,13 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
@@ -243,6 +249,8 @@ def _tokenizer(path: str, config: dict):
     local = Path(path).is_dir()
     if local and not (Path(path) / "tokenizer.json").is_file():
         return None
+    if family(config) in KEYS and local:  # transformers does not know these names, and says so at length
+        return PreTrainedTokenizerFast.from_pretrained(path)
     try:
         return AutoTokenizer.from_pretrained(path if local or "model_type" in config else PUBLISHED_TOKENIZER)
     except (

@@ -10,6 +10,7 @@ Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
@@ -19,7 +20,8 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from data.tasks import PuzzleTask, TextTask
+from data.chain import is_right
+from data.tasks import ChainTask, PuzzleTask, Task, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
 from model.radd import RADD
@@ -30,7 +32,7 @@ from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.bound import BoundReward
 from rewards.likelihood import LikelihoodReward
-from rewards.rules import PuzzleReward
+from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
@@ -83,8 +85,9 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
     return network
 
 
-def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTask, group: Processes) -> Reward:
-    """reward.name: puzzle (Sudoku solved, times a speed factor) or likelihood (under a causal judge on the same tokens)."""
+def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
+    """reward.name: puzzle (Sudoku solved) or right (the answer is), times a speed factor; likelihood (under a causal judge on the
+    same tokens); bound."""
     reward = config.reward
     if reward.name == "puzzle":
         if not isinstance(task, PuzzleTask):
@@ -92,10 +95,21 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
         return PuzzleReward(task.box, reward.alpha, reward.additive)
     if reward.name == "bound":
         return BoundReward()
+    if reward.name == "right":
+        if not isinstance(task, ChainTask):
+            raise ValueError("reward=right needs problems with known answers; use data=chain and a model of it")
+        prompt = task.prompt
+
+        def check(tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
+            return is_right(tokens[:, prompt:].cpu(), rows["answers"])
+
+        return VerifiedReward(check, reward.alpha, reward.additive)
     if reward.name != "likelihood":
-        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle")
-    if isinstance(task, PuzzleTask):
-        raise ValueError("reward=likelihood reads text and data=puzzles has none; use reward=puzzle")
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle, right")
+    if not isinstance(task, TextTask):
+        raise ValueError(
+            f"reward=likelihood reads text and data={config.data.kind} has none; use reward=puzzle or right"
+        )
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
     if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
         raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
@@ -107,14 +121,14 @@ def build_reward(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTas
     return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
 
 
-def check_data(config: DictConfig, model: MaskedLM, task: PuzzleTask | TextTask) -> None:
+def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
     """Refuse, before any work, a model that has no masks to choose among, or data of another vocabulary."""
     if model.causal:
         raise ValueError(
             f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
         )
     tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
-    if tokens != model.mask_id:
+    if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them
         raise ValueError(
             f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
             "(data=puzzles for a Sudoku, else data.tokenizer)"
@@ -130,7 +144,9 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         torch.manual_seed(config.seed)
         model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
         if config.data.kind == "sudoku":
-            task: PuzzleTask | TextTask = PuzzleTask(config.data)
+            task: Task = PuzzleTask(config.data)
+        elif config.data.kind == "chain":
+            task = ChainTask(config.data, config.eval.batch_size)
         else:
             length = config.sampling.length or model.max_length
             task = TextTask(

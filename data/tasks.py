@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, prompt_length
 from data.rows import training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 
@@ -21,21 +22,29 @@ class Prompts:
     canvas: Int[Tensor, "row position"]
     rows: dict[str, Tensor]
     text: Int[Tensor, "row position"] | None = None
+    prompt_length: int = 0  # columns before the first position to write: prompts, padded on the left
+    start: Int[Tensor, "row"] | None = None  # where each row begins behind its padding
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row."""
-        repeated = {name: value.repeat_interleave(times, 0) for name, value in self.rows.items()}
-        text = None if self.text is None else self.text.repeat_interleave(times, 0)
-        return Prompts(self.canvas.repeat_interleave(times, 0), repeated, text)
+        return self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
 
     def to(self, device: torch.device) -> Prompts:
-        """Canvas and text on the device; `rows` stay where they are."""
-        return Prompts(self.canvas.to(device), self.rows, None if self.text is None else self.text.to(device))
+        """Canvas, text and start on the device; `rows` stay where they are."""
+        moved = {
+            name: None if (value := getattr(self, name)) is None else value.to(device) for name in ("text", "start")
+        }
+        return replace(self, canvas=self.canvas.to(device), **moved)
 
     def first(self, count: int) -> Prompts:
         """The first `count` prompts."""
-        rows = {name: value[:count] for name, value in self.rows.items()}
-        return Prompts(self.canvas[:count], rows, None if self.text is None else self.text[:count])
+        return self.take(torch.arange(len(self.canvas))[:count])
+
+    def take(self, index: Int[Tensor, "kept"]) -> Prompts:
+        """Those prompts."""
+        rows = {name: value[index] for name, value in self.rows.items()}
+        kept = {name: None if (value := getattr(self, name)) is None else value[index] for name in ("text", "start")}
+        return replace(self, canvas=self.canvas[index], rows=rows, **kept)
 
 
 class PuzzleTask:
@@ -97,3 +106,48 @@ class TextTask:
 
     def load_state_dict(self, state: dict) -> None:
         self.rows.load_state_dict(state)
+
+
+class ChainTask:
+    """Chain arithmetic (data/chain.py); `rows["answers"]` holds the results; `text` is one of the many right ones."""
+
+    stop_id = EOS
+
+    def __init__(self, data: DictConfig, valid_rows: int):
+        self.steps, self.length, self.keep = data.steps, data.answer_length, data.keep
+        self.prompt = prompt_length(data.steps)
+        self.tokenizer = chain_tokenizer()
+        self.clean_rows = ChainRows(data.steps, data.answer_length, data.keep, 0)
+        self.valid = self.held_out = self.made(
+            chains(valid_rows, self.steps, torch.Generator().manual_seed(7), True), 7
+        )
+
+    def made(self, problems: Chains, seed: int) -> Prompts:
+        """Prompts of problems."""
+        kept = torch.rand(problems.step.shape, generator=torch.Generator().manual_seed(seed)) < self.keep
+        asked = problems.prompts()
+        canvas = torch.cat((asked, torch.full((len(asked), self.length), MASK)), 1)
+        text = torch.cat((asked, problems.answers(kept, self.length)), 1)
+        return Prompts(canvas, {"answers": problems.values()[:, -1]}, text, self.prompt)
+
+    def prompts(self, count: int, seed: int) -> Prompts:
+        """Training problems, a function of the seed."""
+        return self.made(chains(count, self.steps, torch.Generator().manual_seed(seed)), seed)
+
+    def texts(self, count: int, seed: int) -> Prompts:
+        return self.prompts(count, seed)
+
+    def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+        """Problems with their text, and which positions are given."""
+        prompts = self.prompts(count, seed)
+        assert prompts.text is not None
+        return prompts.text, prompts.canvas != MASK
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to restore: batches are functions of the step's seed."""
+
+
+Task = PuzzleTask | TextTask | ChainTask

@@ -126,13 +126,11 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     parts = valid.split(batch)
-    given = torch.arange(valid.shape[1]) < prompt if prompt else None
-    values = [
-        float(loss_of(model, part.to(device), loss, noise, generator, None if given is None else given.expand_as(part)))
-        * len(part)
-        for part in parts
-    ]
-    return sum(values) / len(valid)
+    total = 0.0
+    for part in parts:
+        given = (torch.arange(part.shape[1]) < prompt).expand_as(part) if prompt else None
+        total += float(loss_of(model, part.to(device), loss, noise, generator, given)) * len(part)
+    return total / len(valid)
 
 
 def train(

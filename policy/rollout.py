@@ -7,7 +7,7 @@ have finished leave no padding), and every update runs the policy alone on that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,6 +21,18 @@ from samplers.loop import Strategy, TeacherForced, sample
 from samplers.samples import Samples, Trajectory
 
 PATIENCE = 4
+
+
+@dataclass
+class Decoding:
+    """How canvases are decoded, whatever chooses the positions: see `UnmaskingEnvironment`."""
+
+    block_length: int | None = None
+    stop_id: int | None = None
+    cache: str | None = None
+    refresh: int | None = None
+
+
 Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
 
 
@@ -38,21 +50,26 @@ def rollout(
     reward: Reward,
     seed: int,
     record: bool,
-    block_length: int | None = None,
+    decoding: Decoding | None = None,
     budget: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, RewardOutput]:
     """Decode the prompts and score them.
 
     A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
     PATIENCE steps for each position that it began with, maybe with masks left. A reward that scores the order and not the text
-    (`teacher_forced`) has the data's text written in place of the model's. budget: evaluations that each row may cost.
+    (`teacher_forced`) has the data's text written in place of the model's. budget: evaluations that each row may cost. decoding:
+    blocks, caches and where rows end.
     """
-    environment = UnmaskingEnvironment(model, steps, block_length, PATIENCE, budget)
+    settings = {} if decoding is None else asdict(decoding)
+    environment = UnmaskingEnvironment(
+        model, steps, patience=PATIENCE, budget=budget, prompt_length=prompts.prompt_length, **settings
+    )
     strategy = Strategy(unmasker, rule)
     if teacher_forced(reward):
         assert prompts.text is not None
         strategy = TeacherForced(unmasker, prompts.text)
-    samples = sample(environment, strategy, prompts.canvas, seed, record=unmasker.network.inputs if record else None)
+    look = unmasker.network.inputs if record else None
+    samples = sample(environment, strategy, prompts.canvas, seed, record=look, start=prompts.start)
     return samples, reward(samples, prompts.rows)
 
 

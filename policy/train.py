@@ -14,7 +14,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from data.tasks import PuzzleTask, TextTask
+from data.tasks import Task
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
@@ -22,7 +22,7 @@ from policy.actions import ACTIONS, FOR_SAMPLING
 from policy.grpo import GRPO
 from policy.imitation import check_teacher, teacher_loss
 from policy.ppo import PPO
-from policy.rollout import Reward, rollout, summary, teacher_forced
+from policy.rollout import Decoding, Reward, rollout, summary, teacher_forced
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
 from samplers.loop import Strategy, sample
@@ -67,8 +67,14 @@ def budgets(config: DictConfig, rows: int, device: torch.device, seed: int | Non
     return allowed[number % len(allowed)].to(device)
 
 
+def decoding(config: DictConfig, task: Task) -> Decoding:
+    """Blocks and caches as sampling.* says; a row ends where the task's texts do."""
+    sampling = config.sampling
+    return Decoding(sampling.block_length, getattr(task, "stop_id", None), sampling.cache, sampling.refresh)
+
+
 def clipped_iteration(
-    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, reward: Reward, algorithm: GRPO | PPO,
+    model: MaskedLM, learner: Learner, task: Task, reward: Reward, algorithm: GRPO | PPO,
     config: DictConfig, rows: int, step: int,
 ) -> dict[str, float]:  # fmt: skip
     """One batch of rollouts and its inner updates. Inner updates take the whole batch, in chunks of
@@ -81,7 +87,7 @@ def clipped_iteration(
     rule = TokenRule(config.sampling.temperature)
     budget = budgets(config, rows // group, learner.processes.device, seed)
     samples, scored = rollout(
-        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, record=True,
+        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, True, decoding(config, task),
         budget=None if budget is None else budget.repeat_interleave(group),
     )  # fmt: skip
     steps = algorithm.prepare(samples, scored, learner.network, unmasker.law)
@@ -98,7 +104,7 @@ def clipped_iteration(
 
 
 def imitation_iteration(
-    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, teaching: DictConfig, config: DictConfig, rows: int, step: int
+    model: MaskedLM, learner: Learner, task: Task, teaching: DictConfig, config: DictConfig, rows: int, step: int
 ) -> dict[str, float]:  # fmt: skip
     """One update from a teacher's rollouts (policy/imitation.py)."""
     seed = step_seed(config.seed, step, learner.processes.rank)
@@ -107,9 +113,7 @@ def imitation_iteration(
     return {"loss": loss, **learner.update()}
 
 
-def warm_start(
-    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int
-) -> list[float]:
+def warm_start(model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int) -> list[float]:
     """Learn from a teacher before the first reward; returns the losses. Its steps are numbered below 0."""
     warm, share = config.algorithm.warm_start, rows // config.algorithm.group_size
     steps = range(-warm.updates, 0)
@@ -117,7 +121,7 @@ def warm_start(
 
 
 def variational_iteration(
-    model: MaskedLM, learner: Learner, task: PuzzleTask | TextTask, config: DictConfig, rows: int, step: int
+    model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int, step: int
 ) -> dict[str, float]:
     """One update on `rows` clean rows, in training.accum parts."""
     seed = step_seed(config.seed, step, learner.processes.rank)
@@ -137,7 +141,7 @@ def variational_iteration(
 def evaluate(
     model: MaskedLM,
     network: nn.Module,
-    task: PuzzleTask | TextTask,
+    task: Task,
     reward: Reward,
     config: DictConfig,
     device: torch.device,
@@ -147,7 +151,7 @@ def evaluate(
     unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(
-        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward),
+        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward), decoding(config, task),
         budget=budgets(config, len(prompts.canvas), device),
     )  # fmt: skip
     measures = {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}
@@ -160,7 +164,7 @@ def evaluate(
 def train(
     model: MaskedLM,
     network: nn.Module,
-    task: PuzzleTask | TextTask,
+    task: Task,
     reward: Reward,
     config: DictConfig,
     run: Run,
@@ -247,7 +251,7 @@ def train(
 
 
 def checkpoint(
-    network: nn.Module, reference: nn.Module | None, learner: Learner, task: PuzzleTask | TextTask, step: int
+    network: nn.Module, reference: nn.Module | None, learner: Learner, task: Task, step: int
 ) -> dict[str, object]:
     """genpolicy's keys, and what an exact resume needs besides (`reference`: what a KL is to)."""
     state: dict[str, Tensor] = network.state_dict()

@@ -4,7 +4,7 @@ The speed factor and both ways to combine it follow Jazbec et al., "Learning Unm
 Models" (arXiv 2512.09106). What differs: length and evaluations are counted per row, over the positions to generate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -83,3 +83,23 @@ class PuzzleReward:
             "still_masked": (samples.tokens == self.box[0] * self.box[1]).any(1).float(),
         } | ({"cost": cost} if self.additive else {"speed": speed})
         return RewardOutput(solved - cost if self.additive else solved * speed, terms)
+
+
+@dataclass
+class VerifiedReward:
+    """Reward of an answer that a checker calls right: right * speed factor, or, additive, right - alpha * NFE / L.
+
+    check: tokens and `rows` -> 1 or 0 a row. L is the number of positions to generate.
+    """
+
+    check: Callable[[Int[Tensor, "row position"], Mapping[str, Tensor]], Float[Tensor, " row"]]
+    alpha: float
+    additive: bool = False
+
+    def __call__(self, samples: Finished, rows: Mapping[str, Tensor]) -> RewardOutput:
+        length = (~samples.prompt).sum(1)
+        right = self.check(samples.tokens, rows).to(samples.evaluations.device)
+        speed = speed_factor(samples.evaluations, length, self.alpha)
+        cost = self.alpha * samples.evaluations / length
+        terms = {"right": right} | ({"cost": cost} if self.additive else {"speed": speed})
+        return RewardOutput(right - cost if self.additive else right * speed, terms)
