@@ -73,6 +73,8 @@ def step_advantages(
     """Where every step earns a reward: the return from a step on, minus the mean return of the group's other rollouts and its own
     from the same step on; optionally divided by the standard deviation of all of them. A rollout that has ended earns 0.
     `row`, `step`: which rollout, and the place in it; rollouts of a group follow each other."""
+    if len(reward) == 0:
+        return reward
     dense = reward.new_zeros(rows, int(step.max()) + 1)
     dense[row, step] = reward
     returns = dense.flip(1).cumsum(1).flip(1).view(rows // group, group, -1)

@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from data.sudoku import SudokuTokenizer
@@ -24,11 +22,11 @@ from dlm.environment import UnmaskingEnvironment
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, JudgeMissing, load_judge
 from load_model import load_model
-from policy.build import ROOT, STRATEGIES, build_strategy, canvas_of, check_known, shipped, strategy_name
+from policy.build import STRATEGIES, build_strategy, canvas_of, check_known, shipped, strategy_name
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
-from training.usage import exit_on_bad_input
+from training.usage import composed, exit_on_bad_input
 
 EXAMPLES = """
 any key of configs/sample.yaml can follow as KEY=VALUE, among them
@@ -110,17 +108,16 @@ def build_config(argv: list[str]) -> DictConfig:
             names = [name for action in parser()._actions for name in action.option_strings]
             nearest = difflib.get_close_matches(unknown.split("=")[0], names, n=1, cutoff=0.0)[0]
             raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; did you mean {nearest}? See --help")
-    try:
-        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-            config = compose("sample", overrides)
-    except HydraException as error:
-        raise ValueError(
-            f"{' '.join(overrides)!r} does not fit configs/sample.yaml: {' '.join(str(error).split())}"
-        ) from error
+    config = composed("sample", overrides)
     for key, value in vars(flags).items():
         literal = value.replace("${", "\\${") if isinstance(value, str) else value  # text, not an interpolation
         OmegaConf.update(config, key, literal)
     return config
+
+
+def is_whole(value: object) -> bool:
+    """An integer of 64 bits; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def check(config: DictConfig) -> None:
@@ -129,13 +126,13 @@ def check(config: DictConfig) -> None:
     for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
-        if not (value is None and optional) and (not isinstance(value, int) or value < 1):
+        if not (value is None and optional) and (not is_whole(value) or value < 1):
             raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
     for key in ("sampler.temperature", "sampler.top_p", "sampler.policy.temperature", "sampler.policy.beta"):
         if not isinstance(OmegaConf.select(config, key), int | float):
             raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a number; change it")
     for key in ("seed", "sampler.top_k"):
-        if not isinstance(OmegaConf.select(config, key), int):
+        if not is_whole(OmegaConf.select(config, key)):
             raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a whole number; change it")
     if config.model.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"model.dtype={config.model.dtype} must be float32, bfloat16 or float16; change it")
@@ -242,6 +239,12 @@ def summary(record: dict) -> str:
 
 def main(argv: list[str]) -> None:
     config = build_config(argv)
+    for wanted in (config.out, Path(config.json).parent if config.json not in (None, "-") else None):
+        if wanted is not None:  # before hours of sampling, not after
+            try:
+                Path(wanted).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{wanted} cannot be written to ({error.strerror}); give another directory") from error
     batches, texts, record = draw_samples(config)
     if config.out:
         write_samples(Path(config.out), batches, texts)

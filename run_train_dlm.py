@@ -27,7 +27,7 @@ from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config
-from training.usage import exit_on_bad_input
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
@@ -140,4 +140,6 @@ def entry(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with exit_on_bad_input():
+        check_overrides("train_dlm")
     entry()

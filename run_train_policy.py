@@ -36,7 +36,7 @@ from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.usage import exit_on_bad_input
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
@@ -179,4 +179,6 @@ def entry(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with exit_on_bad_input():
+        check_overrides("train_policy")
     entry()

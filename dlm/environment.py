@@ -248,9 +248,12 @@ class UnmaskingEnvironment:
             )
         device = canvas.device
         self.block, self.steps = block, max(1, self.total_steps // blocks)
-        self.tokens = canvas.clone()
-        self.given = canvas != self.model.mask_id
         self.start = None if start is None or not bool(start.any()) else start
+        self.tokens = canvas.clone()
+        if self.start is not None:  # a mask in the padding is none
+            padding = torch.arange(length, device=device) < self.start.unsqueeze(1)
+            self.tokens = self.tokens.masked_fill(padding & (canvas == self.model.mask_id), 0)
+        self.given = self.tokens != self.model.mask_id
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
         self.to_write = (~self.given).sum(1)
         unlimited = torch.iinfo(torch.long).max

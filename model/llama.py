@@ -82,7 +82,7 @@ class LlamaShape:
             )
 
 
-Memory = list[tuple[Float[Tensor, "row head position width"], Float[Tensor, "row head position width"]]]
+Memory = list[tuple[Float[Tensor, "row head whole part"], Float[Tensor, "row head whole part"]]]
 
 
 class RMSNorm(nn.Module):

@@ -113,7 +113,13 @@ def _find_weights(path: Path) -> Path:
 def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP | HiddenBlocks:
     published = any(name.startswith("base_policy.") for name in weights)
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
-    telling = {"mlp.0.weight": "hidden_mlp", "blocks.0.attn_qkv.weight": "hidden_blocks"}
+    telling = {"mlp.0.weight": "hidden_mlp", "mask_embedding.weight": "dit_confidence"}
+    if not telling.keys() & weights.keys():
+        raise ValueError(
+            f"{file} holds no policy: found {sorted(weights)[:4]}; a backbone is given to --model or dlm.path"
+        )
+    if "blocks.0.attn_qkv.weight" in weights:
+        telling["mask_embedding.weight"] = "hidden_blocks"
     guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
     policy_type = config.get("policy_type") or guess
     if policy_type not in POLICIES:

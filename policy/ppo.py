@@ -28,6 +28,8 @@ class PPO:
         """All steps, with advantage, value target and weight; values are those of the network before its update."""
         assert samples.trajectory is not None
         trajectory = samples.trajectory
+        if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
+            return Steps(trajectory, trajectory.log_where, trajectory.log_where, trajectory.log_where)
         with torch.no_grad():
             _, value = policy_log_probs(network, law, trajectory, value=True)
         assert value is not None

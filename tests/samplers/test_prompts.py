@@ -1,0 +1,220 @@
+"""Prompts of different lengths, ends of sequence, guidance and caches: rows are what they are alone, and what is approximate says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import CausalLM
+from load_model import build_model, load_model
+from policy.networks import DitConfidence
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, sample
+from samplers.where import WHERE
+from tests.test_load_model import LLAMA
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+MODELS = {name: load_model(VECTORS / f"{name}-tiny")[0] for name in ("llada", "dream", "mdlm")}
+DECODINGS = json.loads((VECTORS / "llada-tiny" / "generate.json").read_text())
+LENGTHS = (3, 9, 3, 5)  # of four prompts
+
+
+def policy():
+    torch.manual_seed(0)
+    return PolicyUnmasker(
+        DitConfidence(hidden_dim=16, feedforward_dim=16, num_heads=1, time_embed_dim=4).eval(), "bernoulli_argmax"
+    )
+
+
+RULES = {
+    "confidence": WHERE["confidence"](),
+    "random": WHERE["random"](),
+    "threshold": WHERE["threshold"](0.1),
+    "policy": policy(),
+}
+
+
+def ragged(model, length=8):
+    """Four prompts padded on the left, masks behind them; and where each row starts."""
+    generator = torch.Generator().manual_seed(1)
+    width = max(LENGTHS)
+    canvas = torch.full((len(LENGTHS), width + length), model.mask_id)
+    for row, own in enumerate(LENGTHS):
+        canvas[row, :width] = 7  # padding
+        canvas[row, width - own : width] = torch.randint(90, (own,), generator=generator)
+    return canvas, torch.tensor([width - own for own in LENGTHS]), width
+
+
+@pytest.mark.parametrize(
+    "case",
+    DECODINGS,
+    ids=lambda c: f"{c['cache']}-{c['steps']}-{c['threshold']}-{c['block_length']}-{len(c['prompt'])}",
+)
+def test_the_published_decodings_with_and_without_caches(case):
+    model = MODELS["llada"]
+    canvas = torch.tensor([case["prompt"] + [model.mask_id] * case["gen_length"]])
+    cache = None if case["cache"] == "none" else case["cache"]
+    rule = WHERE["top_prob"]() if case["steps"] else WHERE["threshold"](case["threshold"])
+    environment = UnmaskingEnvironment(
+        model, case["steps"] or case["gen_length"], case["block_length"], prompt_length=len(case["prompt"]), cache=cache
+    )
+    samples = sample(environment, Strategy(rule, TokenRule(0.0)), canvas)
+    assert samples.tokens[0].tolist() == case["tokens"]
+    assert int(samples.evaluations[0]) <= case["nfe"]
+    assert environment.exact == (cache is None)
+
+
+@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_padded_row_is_the_row_alone(name, rule, temperature, cache):
+    model = MODELS[name]
+    if cache and name == "mdlm":
+        pytest.skip("RADD's network keeps no keys and values")
+    canvas, start, width = ragged(model)
+    strategy = Strategy(RULES[rule], TokenRule(temperature))
+    settings = {"cache": cache, "refresh": 3 if cache else None}
+    together = sample(
+        UnmaskingEnvironment(model, 8, 4, prompt_length=width, **settings), strategy, canvas, 5, start=start
+    )
+    for row, own in enumerate(LENGTHS):
+        alone = canvas[row : row + 1, width - own :]
+        environment = UnmaskingEnvironment(model, 8, 4, prompt_length=own, **settings)
+        single = sample(environment, strategy, alone, 5, torch.tensor([row]))
+        assert torch.equal(single.tokens[0], together.tokens[row, width - own :])
+        assert int(single.evaluations[0]) == int(together.evaluations[row])
+
+
+def test_padding_is_never_looked_at():
+    model = MODELS["llada"]
+    canvas, start, width = ragged(model)
+    other = canvas.clone()
+    for row, own in enumerate(LENGTHS):
+        other[row, : width - own] = 99
+    decode = lambda canvas: sample(
+        UnmaskingEnvironment(model, 8, prompt_length=width),
+        Strategy(RULES["confidence"], TokenRule()),
+        canvas,
+        start=start,
+    ).tokens[:, width:]
+    assert torch.equal(decode(canvas), decode(other))
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_that_is_refreshed_at_every_evaluation_changes_nothing(name, cache):
+    model = MODELS[name]
+    canvas, start, width = ragged(model)
+    strategy = Strategy(RULES["confidence"], TokenRule())
+    plain = sample(UnmaskingEnvironment(model, 8, 4, prompt_length=width), strategy, canvas, start=start)
+    environment = UnmaskingEnvironment(model, 8, 4, prompt_length=width, cache=cache, refresh=1)
+    assert torch.equal(sample(environment, strategy, canvas, start=start).tokens, plain.tokens)
+
+
+def test_caches_run_fewer_positions_and_report_their_drift():
+    model = MODELS["llada"]
+    canvas = torch.full((2, 24), model.mask_id)
+    canvas[:, :8] = torch.tensor([[1], [2]])
+    run = {}
+    for cache in (None, "prefix", "dual"):
+        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache)
+        sample(environment, Strategy(RULES["policy"], TokenRule(0.0)), canvas)
+        run[cache] = environment.positions_run / environment.rows_evaluated
+        assert (environment.drift is None) == (cache is None)
+        if cache:
+            assert 0 < environment.drift < 1
+    assert run["dual"] < run["prefix"] < run[None] == 24
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_causal_models_keys_and_values_are_exact(kind):
+    torch.manual_seed(0)
+    gpt2 = {"model_type": "gpt2", "vocab_size": 11, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 17, "bos_token_id": 3, "eos_token_id": 3}  # fmt: skip
+    model, _ = build_model(LLAMA if kind == "llama" else gpt2, "float32", None)
+    model.eval().requires_grad_(False)
+    assert isinstance(model, CausalLM)
+    canvas = torch.full((4, 12), model.mask_id)
+    canvas[0, :3], canvas[1, :3], canvas[2, 2:3] = torch.tensor([1, 2, 4]), torch.tensor([5, 6, 7]), 9
+    start = torch.tensor([0, 0, 2, 3])
+    strategy = Strategy(WHERE["leftmost"](), TokenRule())
+    kept = UnmaskingEnvironment(model, 9, prompt_length=3)
+    samples = sample(kept, strategy, canvas, 3, start=start)
+    plain = UnmaskingEnvironment(model, 9, prompt_length=3)
+    plain.cache_kind = None
+    assert torch.equal(samples.tokens, sample(plain, strategy, canvas, 3, start=start).tokens)
+    assert kept.exact and kept.positions_run < plain.positions_run / 3
+
+
+def test_a_row_that_has_ended_leaves_and_is_filled_up():
+    model = MODELS["llada"]
+    canvas = torch.full((64, 12), model.mask_id)
+    canvas[:, :2] = torch.arange(128).remainder(100).view(64, 2)
+    ends = int(
+        sample(UnmaskingEnvironment(model, 10), Strategy(WHERE["leftmost"](), TokenRule()), canvas)
+        .tokens[:, 3:]
+        .mode()
+        .values.mode()
+        .values
+    )
+    environment = UnmaskingEnvironment(model, 10, prompt_length=2, stop_id=ends)
+    samples = sample(environment, Strategy(WHERE["leftmost"](), TokenRule()), canvas)
+    ended = (samples.tokens[:, 2:] == ends).any(1)
+    assert ended.any() and not ended.all() and not (samples.tokens == model.mask_id).any()
+    for row in ended.nonzero().squeeze(1).tolist():
+        first = int((samples.tokens[row, 2:] == ends).nonzero()[0])
+        assert (samples.tokens[row, 2 + first :] == ends).all()
+        assert int(samples.generated[row]) == int(samples.evaluations[row]) == first + 1
+
+
+def test_tokens_that_are_never_written_and_tokens_that_are_written_last():
+    model = MODELS["llada"]
+    canvas = torch.full((8, 12), model.mask_id)
+    canvas[:, 0] = torch.arange(8)
+    strategy = Strategy(WHERE["top_prob"](), TokenRule(0.0))
+    first = UnmaskingEnvironment(model, 11, prompt_length=1).reset(canvas)
+    common = int(first.read(first.writable, 1).top_tokens[:, 1:].flatten().mode().values)
+    without = sample(UnmaskingEnvironment(model, 11, prompt_length=1, never=[common]), strategy, canvas)
+    assert not (without.tokens[:, 1:] == common).any()
+    environment = UnmaskingEnvironment(model, 11, prompt_length=1, last=[common])
+    observation = environment.reset(canvas)
+    readout = observation.read(observation.writable, 1)
+    demoted = (readout.top_tokens[..., 0] == common) & observation.writable
+    assert demoted.any()
+    assert (readout.top_log_probs[..., 0][demoted] == -1e4).all()
+    assert (readout.top_log_probs[..., 0][observation.writable & ~demoted] > -1e3).all()
+
+
+def test_guidance_is_the_formula_and_costs_two_evaluations():
+    model, weight = MODELS["llada"], 1.5
+    canvas = torch.full((2, 8), model.mask_id)
+    canvas[:, :3] = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    environment = UnmaskingEnvironment(model, 4, prompt_length=3, guidance=weight)
+    observation = environment.reset(canvas)
+    readout = observation.read(observation.writable, 1)
+    logits = model.backbone(canvas)
+    without = model.backbone(torch.full_like(canvas, model.mask_id))
+    mixed = without + (weight + 1) * (logits - without)
+    mixed[..., model.mask_id] = -torch.inf
+    best = mixed.log_softmax(-1).max(-1)
+    where = observation.writable
+    assert torch.equal(readout.top_tokens[..., 0][where], best.indices[where])
+    assert torch.allclose(readout.top_log_probs[..., 0][where], best.values[where], atol=1e-4)
+    assert environment.evaluations.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": "tripple"}, "cache='tripple' is unknown"),
+        ({"cache": "dual", "guidance": 1.0}, "guidance"),
+        ({"refresh": 2}, "needs a cache"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UnmaskingEnvironment(MODELS["llada"], 4, **settings)
+    with pytest.raises(ValueError, match="keeps no keys"):
+        UnmaskingEnvironment(MODELS["mdlm"], 4, cache="dual").reset(torch.full((1, 4), MODELS["mdlm"].mask_id))
