@@ -13,6 +13,7 @@ import difflib
 import json
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -115,7 +116,7 @@ def build_config(argv: list[str]) -> DictConfig:
     return config
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """An integer of 64 bits; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
@@ -126,7 +127,7 @@ def check(config: DictConfig) -> None:
     for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
-        if not (value is None and optional) and (not is_whole(value) or value < 1):
+        if not (value is None and optional) and not (is_whole(value) and value >= 1):
             raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
     for key in ("sampler.temperature", "sampler.top_p", "sampler.policy.temperature", "sampler.policy.beta"):
         if not isinstance(OmegaConf.select(config, key), int | float):

@@ -202,6 +202,8 @@ def train(
     if name == "imitation" or warm_updates:
         check_teacher(config.algorithm if name == "imitation" else config.algorithm.warm_start, task.valid)
     parameters = list(network.parameters())
+    if training.chunk < 1:
+        raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
     total = warm_updates + training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
     learner = Learner(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes

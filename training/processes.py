@@ -55,6 +55,8 @@ class Processes:
 
     def share(self, batch: int, what: str) -> int:
         """This process's part of a global batch."""
+        if batch < 1:
+            raise ValueError(f"{what}={batch} must be at least 1")
         if batch % self.world:
             raise ValueError(
                 f"{what}={batch} is not divisible by the {self.world} processes; choose a multiple of {self.world}"
