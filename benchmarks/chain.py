@@ -2,11 +2,10 @@
 
     python -m benchmarks.chain --problems 1000 --tuning 500 --seeds 3 --policies DIR...
 
-Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept at blocks of 16 (the whole answer), 4 and
-2; policies run without blocks, by their own law at several temperatures, and those that read a budget with every budget. At each
-count K of evaluations the best heuristic and the best policy without blocks, among settings whose mean evaluations are at most K,
-are chosen on tuning problems and measured on others, three sets of them. Prints tables, writes --out DIR/chain.{json,csv,png}, ends
-with flat JSON.
+Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too;
+policies run without blocks, by their own law at two temperatures, and those that read a budget with every budget. At each count K
+of evaluations the best heuristic and the best policy, among settings whose mean evaluations are at most K, are chosen on tuning
+problems and measured on others, three sets of them. Prints tables, writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Setting:
 
 
 def heuristics() -> list[Setting]:
-    """Every rule, swept, at every block length; without blocks also with a budget whose last evaluation writes all that is left."""
+    """Every rule, swept, at every block length; without blocks also with budgets."""
     found = []
     for block in BLOCKS:
         for steps in (2, 3, 4, 5, 6, 8, 16):
@@ -93,9 +92,10 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
     for seed, problems in enumerate(sets):
         canvas = torch.cat((problems.prompts(), torch.full((len(problems.start), LENGTH), model.mask_id)), 1)
         prompt = prompt_length(PROBLEM_STEPS)
+        block = None if setting.budget else setting.block
         environment = UnmaskingEnvironment(
-            model, setting.steps, None if setting.budget else setting.block, budget=setting.budget, prompt_length=prompt, stop_id=EOS
-        )  # fmt: skip
+            model, setting.steps, block, budget=setting.budget, prompt_length=prompt, stop_id=EOS
+        )
         samples = sample(environment, Strategy(setting.rule, TokenRule(0.0)), canvas, seed)
         right.append(is_right(samples.tokens[:, prompt:], problems.values()[:, -1]))
         evaluations.append(samples.evaluations.float())
@@ -136,7 +136,7 @@ def main() -> None:
         for side, of in sides:
             fits = [(record, s) for record, s in tuned if of(s) and record["nfe"] <= count]
             if fits:
-                record, setting = max(fits, key=lambda pair: (pair[0]["right"], -pair[0]["nfe"]))
+                _, setting = max(fits, key=lambda pair: (pair[0]["right"], -pair[0]["nfe"]))
                 contest.append({"count": count, "side": side, **measure(model, setting, sets)})
     print_table(contest, title="the best of each at a mean of at most so many evaluations, chosen on other problems")
     records = [record for record, _ in tuned]
@@ -156,8 +156,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": result, "contest": contest, "records": records}, out / "chain.json")
     write_csv(records, out / "chain.csv")
-    front = [{"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"], "lo": r["low"], "hi": r["high"]}
-             for r in records if r["learned"] or r["method"] in ("random", "top_prob", "threshold")]  # fmt: skip
+    shown = [r for r in records if r["learned"] or r["method"] in ("random", "top_prob", "threshold")]
+    front = [
+        {"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"]}
+        | {"lo": r["low"], "hi": r["high"]}
+        for r in shown
+    ]
     plot_pareto(front, out / "chain.png", y_label="right answers", title="Chain arithmetic, held-out problems")
     print(json.dumps(result))
 
