@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--token_temperature", type=float, default=0.0, help="0 writes the most likely token")
     made.add_argument("--seeds", "--seed", default="42")
     made.add_argument("--sampling_mode", default="bernoulli-argmax", choices=SAMPLING_MODES)
-    made.add_argument("--gen_length", type=int, default=None, help="positions to write (default: 256; chain: 16)")
+    made.add_argument("--gen_length", type=int, default=None, help="positions to write (default: 256; chain: 24)")
     made.add_argument("--block_length", type=int, default=None, help="default: no blocks")
     made.add_argument(
         "--steps", type=int, default=None, help="of rules that write a fixed number (default: one a position)"
@@ -132,7 +132,7 @@ def evaluate(job: Job, model: MaskedLM, arguments: argparse.Namespace, directory
     """Records of all samples of one job, those of an earlier, interrupted call among them."""
     count = arguments.n_test or (512 if job.dataset == "chain" else None)
     questions = load_questions(job.dataset, "test", arguments.data_dir, count)
-    length = arguments.gen_length or (16 if job.dataset == "chain" else 256)
+    length = arguments.gen_length or (24 if job.dataset == "chain" else 256)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "generations.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

@@ -28,9 +28,9 @@ from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
 
-PROBLEM_STEPS, LENGTH = 5, 16
-COUNTS = (2, 3, 4, 5, 6, 8)
-BLOCKS = (16, 4, 2)
+PROBLEM_STEPS, LENGTH = 8, 24
+COUNTS = (2, 3, 4, 5, 6, 8, 12)
+BLOCKS = (24, 4, 2)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.999)
 FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0)
 BOUNDS = (0.02, 0.1, 0.5, 1.0, 2.0)
@@ -53,7 +53,7 @@ def heuristics() -> list[Setting]:
     """Every rule, swept, at every block length; without blocks also with budgets."""
     found = []
     for block in BLOCKS:
-        for steps in (2, 3, 4, 5, 6, 8, 16):
+        for steps in (2, 3, 4, 5, 6, 8, 12, 24):
             if steps % (LENGTH // block) == 0:
                 scores = [(score, Confident(score)) for score in ("top_prob", "margin", "entropy")]
                 rules: list[tuple[str, Unmasker]] = [("random", Random()), *scores]

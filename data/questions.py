@@ -77,7 +77,7 @@ def load_questions(name: str, split: str, data_dir: str | None = None, count: in
 
 
 def _chain_questions(count: int, split: str) -> list[Question]:
-    problems = chains(count, 5, torch.Generator().manual_seed(11), held_out=split == "test")
+    problems = chains(count, 8, torch.Generator().manual_seed(11), held_out=split == "test")
     tokenizer, truths = chain_tokenizer(), problems.values()[:, -1].tolist()
 
     def is_right(text: str, truth: str) -> bool:
