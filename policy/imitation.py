@@ -11,7 +11,7 @@ labelled, picked or not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from dlm.environment import Observation, TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Trajectory
 from samplers.where import WHERE, best, by_ties, nothing, top_probability
 
@@ -43,10 +43,11 @@ class Answers:
 
     def right(self, observation: Observation) -> Bool[Tensor, "row position"]:
         tokens = observation.read(observation.writable, 1).top_tokens[..., 0]
-        return observation.writable & (tokens == self.answers[observation.row_id])
+        text = self.answers[observation.row_id][:, -tokens.shape[1] :]  # where the prompt is left out: what follows it
+        return observation.writable & (tokens == text)
 
     def choose(self, observation, draws):
-        self.inputs(observation)
+        self.inputs(observation.response())
         right = self.right(observation)
         length = observation.tokens.shape[1]
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, length)
@@ -57,6 +58,23 @@ class Answers:
         likely = best(top_probability(observation), observation.writable, one, by_ties(observation, draws)) > 0
         stuck = ~right.any(1, keepdim=True) & likely
         return (some | first | stuck).long(), nothing(observation)
+
+
+@dataclass
+class InBlocks:
+    """A rule held to the first block of the response that has masks, while everything stays writable for who imitates it: what
+    blocks are good for is learnt, and then needs no blocks. (Published expert steering mixes such rollouts into the groups.)"""
+
+    rule: Unmasker
+    block: int
+
+    def choose(self, observation, draws):
+        first = observation.environment.prompt_length
+        blocks = observation.writable[:, first:].unflatten(1, (-1, self.block))
+        current = blocks.any(2).long().argmax(1)
+        here = torch.arange(blocks.shape[1], device=current.device) == current.unsqueeze(1)
+        writable = F.pad((blocks & here.unsqueeze(2)).flatten(1), (first, 0))
+        return self.rule.choose(replace(observation, writable=writable), draws)
 
 
 def learn_picks(network: nn.Module, law, part: Trajectory, steps: int) -> Float[Tensor, ""]:
@@ -73,18 +91,24 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: int, wrong: float
 
 
 def teacher_loss(
-    model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int
-) -> float:
-    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. teaching: {expert, setting}."""
+    model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
+    stop_id: int | None = None,
+) -> float:  # fmt: skip
+    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. stop_id: the token at which rows end.
+    teaching: {expert, setting, block_length}."""
     inputs = network.inputs  # pyright: ignore
-    environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
+    environment = UnmaskingEnvironment(
+        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id
+    )
     if teaching.expert == "answers":
         assert prompts.text is not None
         teacher = Answers(prompts.text, inputs)  # pyright: ignore
-        record = lambda observation: {"right": teacher.right(observation), **inputs(observation)}  # noqa: E731  # pyright: ignore
+        record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731  # pyright: ignore
         rule = TokenRule(0.0)
     else:
         teacher, record, rule = WHERE[teaching.expert](teaching.setting), inputs, TokenRule(config.sampling.temperature)
+        if teaching.block_length:
+            teacher = InBlocks(teacher, teaching.block_length)
     trajectory = sample(environment, Strategy(teacher, rule), prompts.canvas, seed, record=record).trajectory  # pyright: ignore
     assert trajectory is not None
     law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]

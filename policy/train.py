@@ -109,7 +109,7 @@ def imitation_iteration(
     """One update from a teacher's rollouts (policy/imitation.py)."""
     seed = step_seed(config.seed, step, learner.processes.rank)
     prompts = task.prompts(rows, seed).to(learner.processes.device)
-    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed)
+    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, getattr(task, "stop_id", None))
     return {"loss": loss, **learner.update()}
 
 

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from policy import train as loops
-from policy.imitation import Answers, check_teacher, learn_answers, teacher_loss
+from policy.imitation import Answers, InBlocks, check_teacher, learn_answers, teacher_loss
 from policy.networks import DitConfidence
 from samplers.loop import Strategy, sample
+from samplers.where import Threshold
 from tests.enumerable import from_joint, inconsistent
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
@@ -116,7 +117,7 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
 
 def config_of(chunk=1000, **algorithm):
     return OmegaConf.create({
-        "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", **algorithm},
+        "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, **algorithm},
         "sampling": {"temperature": 1.0, "discrete_steps": 3, "budgets": None}, "training": {"chunk": chunk},
     })  # fmt: skip
 
@@ -195,3 +196,15 @@ def test_an_unknown_teacher_and_answers_that_nobody_knows_are_refused():
         check_teacher(teaching("leftmost"), puzzles)
     with pytest.raises(ValueError, match=r"expert=answers needs data that knows the right text \(data=puzzles\)"):
         check_teacher(teaching("answers"), text)
+
+
+def test_a_rule_held_to_blocks_writes_one_after_the_other_while_everything_is_writable():
+    canvas, first = torch.full((20, LENGTH), V), LENGTH % 2
+    canvas[:, :first] = 0
+    environment = UnmaskingEnvironment(MODEL, LENGTH, prompt_length=first)
+    strategy = Strategy(InBlocks(Threshold(0.3), 2), TokenRule(0.0))
+    samples = sample(environment, strategy, canvas, record=lambda seen: {})
+    blocks = samples.written_at[:, first:].unflatten(1, (-1, 2))
+    assert (blocks[:, 1:].amin(2) > blocks[:, :-1].amax(2)).all()
+    assert samples.trajectory.writable.shape[1] == LENGTH - first
+    assert (samples.trajectory.writable.sum(1) > 2).any()

@@ -263,7 +263,8 @@ def learner_of(network):
 
 def config_of(algorithm, **training):
     return OmegaConf.create({
-        "seed": 0, "algorithm": algorithm, "sampling": {"temperature": 1.0, "discrete_steps": 3, "budgets": None},
+        "seed": 0, "algorithm": algorithm,
+        "sampling": {"temperature": 1.0, "discrete_steps": 3} | dict.fromkeys(("budgets", "block_length", "cache", "refresh")),
         "training": {"chunk": 1000, "accum": 1, **training},
     })  # fmt: skip
 
@@ -321,7 +322,7 @@ CASES = [(kind, action) for kind in ("hidden_mlp", "dit_confidence") for action 
 @pytest.mark.parametrize("kind, action", CASES)
 def test_imitation_learns_the_picks_of_a_rule(kind, action):
     network = network_of(kind)
-    warm = {"warm_start": {"updates": 20, "expert": "threshold", "setting": 0.5}}
+    warm = {"warm_start": {"updates": 20, "expert": "threshold", "setting": 0.5, "block_length": None}}
     losses = loops.warm_start(
         MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=40), 64
     )
