@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TypeGuard
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, JudgeMissing, load_judge
 from load_model import load_model
@@ -152,12 +155,34 @@ def default_judge(device: torch.device) -> Judge | None:
         return None
 
 
+def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"]) -> UnmaskingEnvironment:
+    """The environment that `config.sampler` asks for. ValueError for what this model has not."""
+    sampler = config.sampler
+    ends = []
+    if sampler.stop or sampler.logits_eos_inf or sampler.confidence_eos_eot_inf:
+        eos = getattr(model.tokenizer, "eos_token_id", None)
+        if eos is None:
+            raise ValueError(f"{config.dlm.path} has no end of sequence; leave stop and the eos settings out")
+        turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+        ends = [eos] if turn is None or turn == model.tokenizer.unk_token_id else [eos, turn]
+    masks = (canvas == model.mask_id).nonzero().squeeze(1)
+    in_blocks = sampler.block_length is not None or sampler.cache is not None
+    return UnmaskingEnvironment(
+        model, sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if in_blocks else 0,
+        stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
+        last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
+        refresh=sampler.refresh,
+    )  # fmt: skip
+
+
 def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
     check(config)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen if config.device == "auto" else config.device)
-    model, _ = load_model(shipped(str(config.dlm.path)), device, config.model.dtype)
+    model, _ = load_model(
+        shipped(str(config.dlm.path)), device, config.model.dtype, OmegaConf.select(config, "dlm.model_type")
+    )
     strategy = build_strategy(config, model)
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
     canvas = canvas_of(model, **given, length=config.length).to(device)
@@ -165,9 +190,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     config.sampler.strategy, config.length = strategy_name(config.sampler.strategy, model), len(canvas)
     config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
     config.num_samples = config.num_samples or config.batch_size
-    environment = UnmaskingEnvironment(
-        model, config.sampler.steps, config.sampler.block_length, budget=config.sampler.budget
-    )
+    environment = build_environment(config, model, canvas)
     environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
     board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
     judged = config.eval and board is None and model.tokenizer is not None
@@ -198,6 +221,8 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         **quality(tokens, texts, judge, model.tokenizer),
         **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
         **cost(batches),
+        "exact": environment.exact,
+        "drift": environment.drift,
         "peak_memory_mib": memory,
         "machine": machine(device),
         "config": OmegaConf.to_container(config),

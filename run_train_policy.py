@@ -107,9 +107,7 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     if reward.name != "likelihood":
         raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle, right")
     if not isinstance(task, TextTask):
-        raise ValueError(
-            f"reward=likelihood reads text and data={config.data.kind} has none; use reward=puzzle or right"
-        )
+        raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
     if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
         raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
@@ -142,7 +140,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
+        kind = OmegaConf.select(config, "dlm.model_type")
+        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype, kind)
         if config.data.kind == "sudoku":
             task: Task = PuzzleTask(config.data)
         elif config.data.kind == "chain":

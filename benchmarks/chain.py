@@ -114,7 +114,7 @@ def problems(count: int, seed: int) -> Chains:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/chain")
-    parser.add_argument("--policies", nargs="*", default=["example/chain_policy", "example/chain_budget"])
+    parser.add_argument("--policies", nargs="*", default=["example/chain_policy"])
     parser.add_argument("--problems", type=int, default=1000, help="in each of the sets that are measured")
     parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
     parser.add_argument("--seeds", type=int, default=3, help="sets")

@@ -81,6 +81,7 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
         "small": [f"dlm.path={root / 'small'}", "data=puzzles", "reward=puzzle", "data.box=[2,2]",
                   "data.base_puzzles=4", "data.valid_puzzles=2"],
         "causal": [f"dlm.path={root / 'causal'}"],
+        "chain": [],  # the shipped one is tiny
     }  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def assert_equal(one, other):
 # ------------------------------------------------------------------------------------------ everything runs
 
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
+    "chain_grpo": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
     "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
@@ -159,6 +161,14 @@ def test_experiments(experiment, tiny, tmp_path):
     }
     assert type(load_policy(directory)) is POLICIES[kinds.get(experiment, "dit_confidence")]
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_policy_learns_on_top_of_a_cache(cache, tmp_path):
+    few = [*GROUPS, "algorithm.warm_start.updates=0", "eval.batch_size=4", *DIT, *QUICK]
+    blocks = ["sampling.block_length=4", f"sampling.cache={cache}", "sampling.refresh=3", "eval.batch_size=4"]
+    metrics = record(run(tmp_path / "run", "experiment=chain_grpo", *few, *blocks))
+    assert metrics[2]["eval_still_masked"] == 0 and metrics[2]["eval_nfe"] >= 6  # an evaluation a block at least
 
 
 @pytest.mark.parametrize("network", ["hidden_mlp", "dit_confidence"])
@@ -375,7 +385,7 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
         ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational, imitation"),
         ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, hidden_mlp"),
         ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of bound, likelihood, puzzle"),
-        ("small", ["reward=likelihood"], "reward=likelihood reads text and data=puzzles has none; use reward=puzzle"),
+        ("small", ["reward=likelihood"], "reward=likelihood reads text and this data has none; use reward=puzzle"),
         ("small", ["algorithm=imitation", "algorithm.expert=leftmost"], "expert='leftmost' is unknown; use one of threshold"),
         ("text", ["algorithm=imitation"], "expert=answers needs data that knows the right text"),
         ("opinion", [*REPELLING, "algorithm.action=plackett_luce"], "picks repel each other, which action 'plackett_luce' cannot"),

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 import dlm.pretrain
 import run_train_dlm
+from dlm.masked_lm import LlamaLM
 from load_model import load_model
 from training.run import step_seed
 from training.usage import exit_on_bad_input
@@ -179,3 +180,28 @@ def test_the_exit_status_tells_bad_input_from_failure(capsys, error, status):
 def test_steps_and_processes_have_seeds_of_their_own():
     seeds = {step_seed(seed, step, rank) for seed in (0, 1, 7) for step in range(200) for rank in range(16)}
     assert len(seeds) == 3 * 200 * 16
+
+
+def test_a_small_llada_learns_chain_arithmetic_and_is_what_load_model_reads(tmp_path):
+    few = [
+        "training.n_iters=4",
+        "training.batch_size=8",
+        "training.log_freq=1",
+        "training.eval_freq=4",
+        "training.snapshot_freq=4",
+    ]
+    small = [
+        "model.hidden_size=16",
+        "model.n_blocks=1",
+        "model.n_heads=2",
+        "data.valid_rows=8",
+        "wandb.mode=disabled",
+        "device=cpu",
+    ]
+    directory = train("experiment=chain", f"run_dir={tmp_path / 'run'}", *few, *small)
+    model, noise = load_model(directory / "model")
+    assert isinstance(model, LlamaLM) and noise is not None and model.max_length == 42
+    assert model.tokenizer.mask_token_id == model.mask_id
+    again, _ = load_model(directory)  # the run itself: its averaged weights
+    tokens = torch.randint(20, (2, 42))
+    assert torch.allclose(again.log_probs(tokens), model.log_probs(tokens), atol=0.05)  # stored in bfloat16
