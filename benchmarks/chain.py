@@ -142,16 +142,21 @@ def main() -> None:
     records = [record for record, _ in tuned]
     print_table(records, title=f"every setting on {arguments.tuning} tuning problems")
 
-    def best(count: int, ours: bool) -> dict:
-        return max((c for c in contest if c["count"] == count and (c["side"] in names) == ours and "blocks of" not in c["side"]),
-                   key=lambda c: c["right"])  # fmt: skip
+    def best(count: int, ours: bool) -> dict | None:
+        """Of one side at one count; None where nothing of it is so cheap."""
+        own = [
+            c for c in contest if c["count"] == count and (c["side"] in names) == ours and "blocks of" not in c["side"]
+        ]
+        return max(own, key=lambda c: c["right"], default=None)
 
-    result = {
-        f"{'policy' if ours else 'heuristic'}_{count}": best(count, ours)["right"]
-        for count in COUNTS
-        for ours in (False, True)
-    }
-    result["counts_won"] = sum(best(count, True)["low"] > best(count, False)["high"] for count in COUNTS)
+    result: dict[str, float | int | None] = {}
+    won = 0
+    for count in COUNTS:
+        theirs, mine = best(count, False), best(count, True)
+        result[f"heuristic_{count}"] = theirs["right"] if theirs else None
+        result[f"policy_{count}"] = mine["right"] if mine else None
+        won += bool(mine and (theirs is None or mine["low"] > theirs["high"]))
+    result["counts_won"] = won
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": result, "contest": contest, "records": records}, out / "chain.json")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from datasets import load_dataset
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
 from data.tasks import Prompts
-from dlm.masked_lm import MaskedLM
 from rewards.answers import CHECKS
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
@@ -34,6 +34,15 @@ HUB = {
     "math": ("ankner/math-500", None, "problem", "solution"),
 }
 DATASETS = (*HUB, "chain")
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What is needed of a masked model to put questions to it."""
+
+    tokenizer: Any
+    mask_id: int
+    max_length: int
 
 
 @dataclass
@@ -88,7 +97,7 @@ def _chain_questions(count: int, split: str) -> list[Question]:
             for row, truth in zip(problems.prompts().tolist(), truths, strict=True)]  # fmt: skip
 
 
-def encode(model: MaskedLM, prompt: str) -> list[int]:
+def encode(model: Reader, prompt: str) -> list[int]:
     """A user's message in the tokenizer's chat template, the answer to follow; the bare text where it has none."""
     if getattr(model.tokenizer, "chat_template", None):
         message = [{"role": "user", "content": prompt}]
@@ -96,7 +105,7 @@ def encode(model: MaskedLM, prompt: str) -> list[int]:
     return model.tokenizer.encode(prompt, add_special_tokens=False)
 
 
-def canvases(model: MaskedLM, prompts: list[str], length: int) -> Prompts:
+def canvases(model: Reader, prompts: list[str], length: int) -> Prompts:
     """Prompts padded on the left, `length` masks behind them. ValueError names the row of a prompt that does not fit."""
     tokens: list[list[int]] = [encode(model, prompt) for prompt in prompts]
     for row, own in enumerate(tokens):
