@@ -34,6 +34,7 @@ from dlm.noise import Noise, build_noise
 from dlm.packaged import SMOLLM2, smollm2_folder
 from dlm.published import KEYS, build_llama, fold_mdlm, published_names, radd_config
 from model.radd import RADD
+from training.usage import readable
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
@@ -61,7 +62,8 @@ def load_model(
     if path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not shared):
         config, state, tokenizer = _read_run(Path(path))
     else:
-        config = json.loads(_fetch(path, "config.json").read_text())
+        with readable(Path(path) / "config.json"):
+            config = json.loads(_fetch(path, "config.json").read_text())
         state, tokenizer = None, _tokenizer(path, config)
     found = family(config)
     if model_type is not None and found != model_type:
@@ -84,7 +86,8 @@ def load_model(
                 raise ValueError(
                     f"config.json of {path} has no {key!r}; expected a RADD checkpoint or a causal model's config"
                 )
-        backbone = RADD(config)
+        with readable(Path(path) / "config.json"):
+            backbone = RADD(config)
         _load_strictly(backbone, _weights(path) if state is None else state, path)
         model = RaddLM(backbone, dtype, tokenizer, path)
     return model.requires_grad_(False).eval().to(device), noise
@@ -159,7 +162,7 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
     files = [None] if state is not None else _safetensors(path)
     unexpected, wrong = [], []
     for file in files:
-        with nullcontext() if file is None else safe_open(file, "pt") as opened:
+        with readable(Path(path)), nullcontext() if file is None else safe_open(file, "pt") as opened:
             for name in state if opened is None else opened.keys():  # pyright: ignore[reportOptionalIterable]
                 tensor = state[name] if opened is None else opened.get_tensor(name)  # pyright: ignore[reportOptionalSubscript]
                 if name not in own:
@@ -240,7 +243,11 @@ def _fetch(path: str, name: str) -> Path:
 def _weights(path: str) -> dict[str, Tensor]:
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
         return torch.load(_fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    return {name: tensor for file in _safetensors(path) for name, tensor in load_file(file).items()}
+    state = {}
+    for file in _safetensors(path):
+        with readable(file):
+            state |= load_file(file)
+    return state
 
 
 def _tokenizer(path: str, config: dict):
@@ -272,7 +279,8 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
     loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
     assert isinstance(loaded, dict)
     config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    with readable(file):
+        saved = torch.load(file, map_location="cpu", weights_only=True)
     if "model" not in saved or "ema" not in saved:
         raise ValueError(
             f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"

@@ -104,6 +104,9 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
 
 
 def main(arguments: argparse.Namespace) -> None:
+    for name in ("iterations", "puzzles", "stories"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1")
     started = time.perf_counter()
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
     print("1/3 learning where to unmask, on Sudoku")

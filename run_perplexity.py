@@ -20,7 +20,7 @@ from data.text import load_texts, pack
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from dlm.pretrain import row_bounds
 from load_model import load_model
-from training.usage import exit_on_bad_input
+from training.usage import check_device, exit_on_bad_input
 
 
 @torch.no_grad()
@@ -33,13 +33,21 @@ def nats_per_token(model: MaskedLM, rows: torch.Tensor, noises: int, batch: int,
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.noises < 1:
-        raise ValueError(f"noises={arguments.noises} must be at least 1")
+    for name, least in (("noises", 1), ("batch_size", 1), ("rows", 2), ("length", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name.replace('_', '-')}={value} must be at least {least}")
+    check_device(arguments.device)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     model, _ = load_model(arguments.model, device)
     if model.tokenizer is None:
         raise ValueError(
             f"the tokenizer of {arguments.model} cannot be loaded, so no text can be read; add tokenizer.json"
+        )
+    reads = getattr(model.tokenizer, "eos_token_id", None) is not None
+    if not reads or "the" not in model.tokenizer.decode(model.tokenizer.encode("the")):
+        raise ValueError(
+            f"{arguments.model} is no model of text (puzzles, chain arithmetic); give one that reads English"
         )
     for name in arguments.data:
         texts = load_texts(name, arguments.split, arguments.cache_dir)

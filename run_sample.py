@@ -30,7 +30,7 @@ from policy.build import STRATEGIES, build_strategy, canvas_of, check_known, shi
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
-from training.usage import composed, exit_on_bad_input
+from training.usage import check_device, composed, exit_on_bad_input
 
 EXAMPLES = """
 any key of configs/sample.yaml can follow as KEY=VALUE, among them
@@ -39,7 +39,7 @@ any key of configs/sample.yaml can follow as KEY=VALUE, among them
   sampler.block_length=32   semi-autoregressive decoding
   sampler.budget=4          at most 4 evaluations a sample: the last one writes all that is left
   sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
-  sampler.policy.action=bernoulli_argmax
+  sampler.policy.action=bernoulli_argmax   not for example/014609, which takes fixed only
   model.dtype=bfloat16
 
 examples
@@ -132,7 +132,8 @@ def check(config: DictConfig) -> None:
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
         if not (value is None and optional) and not (is_whole(value) and value >= 1):
             raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
-    for key in ("sampler.temperature", "sampler.top_p", "sampler.policy.temperature", "sampler.policy.beta"):
+    for name in ("temperature", "top_p", "policy.temperature", "policy.beta", "policy.threshold", "guidance"):
+        key = f"sampler.{name}"
         if not isinstance(OmegaConf.select(config, key), int | float):
             raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a number; change it")
     for key in ("seed", "sampler.top_k"):
@@ -140,10 +141,7 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a whole number; change it")
     if config.model.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"model.dtype={config.model.dtype} must be float32, bfloat16 or float16; change it")
-    if str(config.device).split(":")[0] not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={config.device} is unknown; use auto, cpu or cuda")
-    if str(config.device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device} but this machine offers no CUDA device; use cpu")
+    check_device(str(config.device))
 
 
 def default_judge(device: torch.device) -> Judge | None:
@@ -265,6 +263,8 @@ def summary(record: dict) -> str:
 
 def main(argv: list[str]) -> None:
     config = build_config(argv)
+    if config.json not in (None, "-") and Path(config.json).is_dir():
+        raise ValueError(f"--json {config.json} is a directory; give a file")
     for wanted in (config.out, Path(config.json).parent if config.json not in (None, "-") else None):
         if wanted is not None:  # before hours of sampling, not after
             try:

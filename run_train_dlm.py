@@ -27,7 +27,7 @@ from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config
-from training.usage import check_overrides, exit_on_bad_input
+from training.usage import check_overrides, check_settings, exit_on_bad_input
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
@@ -90,7 +90,8 @@ def stored_config(model: MaskedLM) -> dict:
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
-    config = resumed_config(config, overrides)
+    config = resumed_config(config, overrides, "train_dlm")
+    check_settings(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         start = None if config.init is None else load_model(config.init, group.device, config.model.dtype)

@@ -47,6 +47,9 @@ def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]
 def summary(records: list[dict]) -> list[dict]:
     """A row a rule: means over seeds, weighted by samples, with their standard errors, and ratios to direct's."""
     rows = []
+    records = list(
+        {(record["rule"], record["seed"]): record for record in records}.values()
+    )  # drawn again: the last counts
     for name in dict.fromkeys(record["rule"] for record in records):
         row: dict[str, str | int | float] = {"rule": name}
         own = [record for record in records if record["rule"] == name]

@@ -45,7 +45,12 @@ def text_tokenizer(data: DictConfig):
     """data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
     if str(data.tokenizer).startswith("bpe:"):
         return train_bpe(load_texts(data.train, "train", data.cache_dir)["text"], int(data.tokenizer[4:]))
-    return AutoTokenizer.from_pretrained(data.tokenizer)
+    try:
+        return AutoTokenizer.from_pretrained(data.tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"data.tokenizer={data.tokenizer} is neither a directory with tokenizer.json nor a hub id that can be reached"
+        ) from error
 
 
 def end_of_text(tokenizer) -> int:

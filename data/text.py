@@ -7,6 +7,7 @@ every rank: a run that was killed goes on with the very next batch, also with an
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -138,11 +139,11 @@ def _cached_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: i
     path = folder / f"tokens_{key}.int64"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(f".{os.getpid()}.part")  # each process its own: several may find nothing there
         with unfinished.open("wb") as file:
             for tokens in _token_stream(texts, tokenizer, eos_id):
                 file.write(tokens.tobytes())
-        unfinished.rename(path)
+        os.replace(unfinished, path)
     return torch.from_file(str(path), shared=False, size=path.stat().st_size // 8, dtype=torch.int64)
 
 

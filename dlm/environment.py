@@ -47,8 +47,8 @@ class TokenRule:
     top_k: int = 0
 
     def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be at least 0 (0 writes the most likely token)")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # beyond, float32 logits overflow
+            raise ValueError(f"temperature={self.temperature} must be 0 (the most likely token) or from 1e-6 to 1e6")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token")
         if self.top_k < 0:

@@ -57,7 +57,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise JudgeMissing(
             f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "
             f"`hf download {name}`, give a directory, or take the judge smollm2."

@@ -145,6 +145,8 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
         raise ValueError(
             f"the tokenizer of {model.model_id} cannot be loaded, so it takes no prompt; add tokenizer.json"
         )
+    if MASKS.search(text):
+        raise ValueError(f"the prompt {text!r} holds [MASK]; a template (--template) is where masks may stand")
     tokens: list[int] = model.tokenizer.encode(text, add_special_tokens=False)
     if any(token >= model.vocab_size or token == model.mask_id for token in tokens):  # pyright: ignore
         raise ValueError(
@@ -157,6 +159,10 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
 def _fill_in(model: MaskedLM, template: str) -> list[int]:
     if not MASKS.search(template):
         raise ValueError(f"the template {template!r} has nothing to fill; write [MASK:n] where n tokens are to stand")
+    if sum(int(match[1] or 1) for match in MASKS.finditer(template)) > model.max_length:
+        raise ValueError(
+            f"the template {template!r} asks for more than the model's {model.max_length} positions; shorten it"
+        )
     row: list[int] = []
     at = 0
     for match in MASKS.finditer(template):

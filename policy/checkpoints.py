@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
+from training.usage import readable
 
 POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP, "hidden_blocks": HiddenBlocks}
 
@@ -70,8 +71,9 @@ def load_policy(
     """
     file = _find_weights(Path(path))
     if file.suffix == ".pth":
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        if "policy_model" not in checkpoint:
+        with readable(file):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict) or "policy_model" not in checkpoint:
             raise ValueError(
                 f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy checkpoint"
             )
@@ -79,7 +81,8 @@ def load_policy(
         average = checkpoint.get("ema") if use_ema else None
     else:
         config_file = file.with_name("config.json")
-        weights, average = load_file(file), None
+        with readable(file):
+            weights, average = load_file(file), None
         config = json.loads(config_file.read_text()) if config_file.is_file() else {}
     policy = _build(weights, config, file)
     if average:

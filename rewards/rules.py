@@ -27,7 +27,7 @@ class Finished(Protocol):
 @dataclass
 class RewardOutput:
     """Reward of each row and the terms it is made of, and, where it is earned step by step, that of each recorded step.
-    Raises ValueError if a reward is NaN or infinite."""
+    Raises FloatingPointError if a reward is NaN or infinite."""
 
     total: Float[Tensor, " row"]
     terms: dict[str, Float[Tensor, " row"]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RewardOutput:
         wrong = (~torch.isfinite(self.total)).nonzero().flatten().tolist()
         if wrong:
             terms = {name: term[wrong[0]].item() for name, term in self.terms.items()}
-            raise ValueError(
+            raise FloatingPointError(
                 f"the reward of row {wrong[0]} is {self.total[wrong[0]].item()} (terms {terms}), expected a finite "
                 f"number; check that row."
             )

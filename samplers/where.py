@@ -159,10 +159,12 @@ class ConfidentNoisy:
 def at_least_one(
     picked: Bool[Tensor, "row position"], scores: Float[Tensor, "row position"], observation: Observation, draws: Draws
 ) -> Int[Tensor, "row position"]:
-    """The picks, and the best position of a row that picked nothing."""
-    one = torch.ones_like(observation.row_step)
-    first = best(scores, observation.writable, one, by_ties(observation, draws)) > 0
-    return ((picked & observation.writable) | first).long()
+    """The picks, and the best position of a row that picked nothing. They are picked at once: who imitates them by the law of a
+    sequence is given a random one, not that of their positions."""
+    one, ties = torch.ones_like(observation.row_step), by_ties(observation, draws)
+    first = best(scores, observation.writable, one, ties) > 0
+    picks = (picked & observation.writable) | first
+    return best(torch.zeros_like(ties), picks, picks.sum(1), ties)
 
 
 @dataclass

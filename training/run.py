@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from training.processes import Processes
+from training.usage import composed, readable
 
 MAY_CHANGE = (
     "training.n_iters",
@@ -26,8 +27,9 @@ MAY_CHANGE = (
 )  # on resume; anything else is another run
 
 
-def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration to run: `config` itself, or, where `resume` names a run, the one that run was started with.
+def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictConfig:
+    """The configuration to run: `config` itself, or, where `resume` names a run, the one that run was started with; keys that did
+    not exist then have today's values. name: of the configuration, train_policy or train_dlm.
 
     Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE`.
     Raises ValueError that lists the differences.
@@ -39,8 +41,16 @@ def resumed_config(config: DictConfig, overrides: list[str]) -> DictConfig:
         raise ValueError(f"resume={config.resume} is not a run directory: {path} does not exist")
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
+    if missing := sorted({"dlm", "algorithm"} & config.keys() ^ {"dlm", "algorithm"} & saved.keys()):
+        raise ValueError(
+            f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
+        )
     differences = []
     started_with = OmegaConf.load(path.with_name("overrides.yaml"))
+    today = composed(name, list(started_with))
+    OmegaConf.set_struct(today, False)
+    saved = OmegaConf.merge(today, saved)
+    assert isinstance(saved, DictConfig)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
         if key == "resume":
@@ -69,7 +79,14 @@ class Run:
     def __init__(self, config: DictConfig, overrides: list[str], processes: Processes):
         self.config, self.processes = config, processes
         stamp = time.strftime("%Y.%m.%d/%H%M%S")
-        self.directory = Path(processes.broadcast(str(config.resume or config.run_dir or f"output/{stamp}")))
+        directory = str(config.resume or config.run_dir or f"output/{stamp}")
+        if processes.first and not config.resume and Path(directory, ".hydra").exists():
+            if config.run_dir:
+                raise ValueError(
+                    f"run_dir={directory} holds a run; resume={directory} goes on with it, another run_dir starts a new one"
+                )
+            directory += f"-{os.getpid()}"  # two runs began in one second
+        self.directory = Path(processes.broadcast(directory))
         self.started = time.perf_counter()
         self.wandb = None
         if not processes.first:
@@ -134,7 +151,13 @@ class Run:
         path = self.directory / "checkpoints-meta" / "checkpoint.pth"
         if not self.config.resume or not path.exists():
             return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with readable(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["step"] >= self.config.training.n_iters:
+            self.say(
+                f"already at step {state['step']} of {self.config.training.n_iters}; training.n_iters=N goes further"
+            )
+        return state
 
     def close(self) -> None:
         if self.wandb is not None:

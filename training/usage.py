@@ -8,9 +8,10 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -39,6 +40,66 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     for key, value in config.items_ex(resolve=False):
         found += _keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
     return found
+
+
+WHOLE = (
+    "training.batch_size", "training.accum", "training.chunk", "training.n_iters", "training.log_freq", "training.eval_freq",
+    "training.snapshot_freq", "training.snapshot_freq_for_preemption", "eval.batch_size", "sampling.discrete_steps",
+    "sampling.length", "sampling.block_length", "sampling.refresh", "algorithm.group_size", "algorithm.inner_updates",
+    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks",
+)  # fmt: skip
+NUMBERS = (
+    "optim.lr", "optim.weight_decay", "optim.grad_clip", "training.ema", "sampling.temperature", "reward.alpha", "algorithm.kl",
+    "algorithm.clip",
+)  # fmt: skip
+CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "cosine")}
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse, before any work, values of a training configuration that no run could have. A key that is not there, or null where
+    that means something, is passed over."""
+    for key in WHOLE:
+        value = OmegaConf.select(config, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
+    for key in NUMBERS:
+        value = OmegaConf.select(config, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise ValueError(f"{key}={value} must be a number of at least 0; change it")
+    for key, known in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value not in known:
+            raise ValueError(f"{key}={value} is unknown; use one of {', '.join(known)}")
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**31:
+        raise ValueError(f"seed={config.seed} must be a whole number from 0 to {2**31 - 1}; change it")
+    budgets = OmegaConf.select(config, "sampling.budgets")
+    if budgets is not None and not (
+        isinstance(budgets, ListConfig) and len(budgets) and all(isinstance(b, int) and b >= 1 for b in budgets)
+    ):
+        raise ValueError(f"sampling.budgets={budgets} must be a list of evaluations, each at least 1, such as [2,4,8]")
+    check_device(str(config.device))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is unknown or not here."""
+    if device.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device} is unknown; use auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device} but this machine offers no CUDA device; use cpu")
+
+
+@contextmanager
+def readable(file: Path):
+    """A checkpoint that is cut off or is none ends in one sentence that names it."""
+    try:
+        yield
+    except Exception as error:  # what junk makes a parser say is anything
+        if type(error) is ValueError:  # ours, which says more
+            raise
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{file} cannot be read ({told[:120]}); it is damaged or no checkpoint, give another"
+        ) from error
 
 
 def check_overrides(name: str) -> None:

@@ -1,0 +1,107 @@
+"""What training refuses before any work, damaged files, and runs that must not be mixed."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import run_train_policy
+from dlm.environment import TokenRule
+from load_model import load_model
+from policy.checkpoints import load_policy
+from samplers.where import Threshold
+from tests.training.test_run import TINY, train
+from training.usage import check_settings, composed
+
+
+@pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
+def test_the_shipped_defaults_pass(script):
+    check_settings(composed(script, []))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.n_iters=abc", "training.n_iters=abc must be a whole number"),
+        ("training.n_iters=0", "at least 1"),
+        ("training.accum=0", "training.accum=0"),
+        ("training.log_freq=true", "training.log_freq=True"),
+        ("eval.batch_size=0", "eval.batch_size=0"),
+        ("sampling.length=5.5", "sampling.length=5.5"),
+        ("optim.lr=abc", "optim.lr=abc must be a number"),
+        ("optim.lr=nan", "optim.lr=nan"),
+        ("optim.schedule=foo", "use one of constant, cosine"),
+        ("model.dtype=foo", "use one of float32"),
+        ("device=foo", "use auto, cpu or cuda"),
+        ("seed=abc", "seed=abc must be a whole number"),
+        ("seed=99999999999999999999", "must be a whole number"),
+        ("sampling.budgets=3", "must be a list of evaluations"),
+        ("sampling.budgets=[]", "must be a list of evaluations"),
+        ("sampling.budgets=[0]", "must be a list of evaluations"),
+    ],
+)
+def test_settings_that_no_run_could_have(override, message):
+    with pytest.raises(ValueError, match=message):
+        run_train_policy.main(composed("train_policy", [override]), [override])
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(ValueError, match=r"did you mean training\.n_iters"):
+        composed("train_policy", ["training.n_itrs=2"])
+    with pytest.raises(ValueError, match="Available options in 'algorithm': grpo imitation ppo variational$"):
+        composed("train_policy", ["algorithm=zzz"])
+
+
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), 1e-40, -1.0])
+def test_a_temperature_that_overflows_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature="):
+        TokenRule(temperature)
+
+
+def test_a_directory_that_holds_a_run_is_not_started_in_again(tmp_path):
+    train(*TINY, f"run_dir={tmp_path}")
+    with pytest.raises(ValueError, match="holds a run; resume="):
+        train(*TINY, f"run_dir={tmp_path}", "seed=7")
+
+
+def test_a_run_from_before_a_key_was_added_goes_on_and_the_other_script_refuses_it(tmp_path, capsys):
+    train(*TINY, f"run_dir={tmp_path}")
+    file = tmp_path / ".hydra" / "config.yaml"
+    saved = OmegaConf.load(file)
+    del saved.data.keep_clues
+    OmegaConf.save(saved, file)
+    train(f"resume={tmp_path}")
+    assert "already at step 6 of 6" in capsys.readouterr().out
+    asked = [f"resume={tmp_path}"]
+    with pytest.raises(ValueError, match="other training script"):
+        run_train_policy.main(composed("train_policy", asked), asked)
+    (tmp_path / "checkpoints-meta" / "checkpoint.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth cannot be read"):
+        train(f"resume={tmp_path}")
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"tokens": 3, "model": {"hidden_size": 4}}')
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk\.pth cannot be read"):
+        load_policy(tmp_path / "junk.pth")
+
+
+def test_what_a_rule_picks_at_once_has_no_order_of_position():
+    """Ranks of picks made together are a random order: as often downwards as upwards."""
+    from dlm.draws import Draws
+    from dlm.environment import UnmaskingEnvironment
+    from tests.enumerable import RandomLM
+
+    model = RandomLM(4, seed=1)
+    observation = UnmaskingEnvironment(model, 4).reset(torch.full((400, 3), model.mask_id))
+    order, _ = Threshold(0.0).choose(observation, Draws(0))
+    assert (order.sort(1).values == torch.tensor([1, 2, 3])).all()
+    assert 150 < int((order[:, 0] < order[:, 2]).sum()) < 250
