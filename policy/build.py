@@ -161,7 +161,7 @@ def _fill_in(model: MaskedLM, template: str) -> list[int]:
         raise ValueError(f"the template {template!r} has nothing to fill; write [MASK:n] where n tokens are to stand")
     if sum(int(match[1] or 1) for match in MASKS.finditer(template)) > model.max_length:
         raise ValueError(
-            f"the template {template!r} asks for more than the model's {model.max_length} positions; shorten it"
+            f"the template {template!r} asks for too many positions; shorten it (at most {model.max_length})"
         )
     row: list[int] = []
     at = 0

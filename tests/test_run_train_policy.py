@@ -395,7 +395,7 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
         ("small", ["eval.action=leftmost"], "eval.action='leftmost' is unknown"),
         ("small", ["algorithm=grpo", "algorithm.action=threshold"], "algorithm.action='threshold' cannot be learnt with"),
         ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),
-        ("small", ["sampling.discrete_steps=0"], "steps=0 must be at least 1"),
+        ("small", ["sampling.discrete_steps=0"], "discrete_steps=0 must be a whole number of at least 1"),
         ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
         ("text", ["reward.name=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
         ("text", ["data.tokenizer=bpe:300"], "the data has 300 tokens and .* writes"),

@@ -66,14 +66,14 @@ def test_changed_clues_are_no_solution_but_any_grid_will_do_without_rows(puzzles
 
 
 def test_nan_is_refused_by_row(puzzles):
-    with pytest.raises(ValueError, match="row 1 is nan.*'solved': 3.0"):
+    with pytest.raises(FloatingPointError, match="row 1 is nan.*'solved': 3.0"):
         RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
     samples = finished(puzzles, [1, 1, 1, 1])
     samples.prompt = samples.prompt.clone()
     samples.prompt[1] = True  # nothing to generate: the speed of that row is not defined
-    with pytest.raises(ValueError, match="row 1 is nan"):
+    with pytest.raises(FloatingPointError, match="row 1 is nan"):
         PuzzleReward(BOX, 1.0)(samples)
-    with pytest.raises(ValueError, match="row 2 is -inf"):
+    with pytest.raises(FloatingPointError, match="row 2 is -inf"):
         LikelihoodReward(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(finished(puzzles, [1, 1, 1, 1]))
 
 
@@ -123,5 +123,5 @@ def test_a_bound_needs_a_recorded_trajectory_and_a_text_that_can_be():
     prompt = torch.zeros(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="reward=bound reads a recorded trajectory; roll out with record=True"):
         BoundReward()(SimpleNamespace(prompt=prompt, trajectory=None))
-    with pytest.raises(ValueError, match="row 1 is -inf"):
+    with pytest.raises(FloatingPointError, match="row 1 is -inf"):
         BoundReward()(revealed(prompt, [0, 1], [-1.0, -math.inf]))

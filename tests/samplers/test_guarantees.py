@@ -249,7 +249,7 @@ def test_a_step_writes_the_picks_only():
             lambda: UnmaskingEnvironment(MASKED, 4).reset(torch.full((1, 65), 4)),
             "65 positions, more than the model's 64",
         ),
-        (lambda: TokenRule(temperature=-0.1), "temperature=-0.1 must be at least 0"),
+        (lambda: TokenRule(temperature=-0.1), "temperature=-0.1 must be 0"),
         (lambda: TokenRule(temperature=float("nan")), "temperature=nan"),
         (lambda: TokenRule(top_p=0.0), "top_p=0.0 must be in"),
         (lambda: TokenRule(top_p=1.1), "top_p=1.1 must be in"),
