@@ -1,23 +1,25 @@
 """Chain arithmetic: right answers against network evaluations, with and without blocks, heuristics and learned policies.
 
-    python -m benchmarks.chain --problems 1000 --tuning 500 --seeds 3 --policies DIR...
+    python -m benchmarks.chain --problems 200 --tuning 100 --seeds 3 --policies RUN/policy=alpha_1 RUN/policy=alpha_1 ...
 
-Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too;
-policies run without blocks, by their own law at two temperatures, and those that read a budget with every budget. At each count K
-of evaluations the best heuristic and the best policy, among settings whose mean evaluations are at most K, are chosen on tuning
-problems and measured on others, three sets of them. Prints tables, writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too; policies run
+without blocks, by their own law at two temperatures, and those whose name holds `budget` with every budget. Policies of one
+name are training seeds of one thing. At each count K of evaluations the best setting of each side whose mean evaluations are at
+most K is chosen on tuning problems, for each training seed, and measured on others, three sets of them. First the gate: what the
+base knows, and that blocks of two solve the task. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data.chain import EOS, Chains, chains, is_right, prompt_length
+from data.chain import EOS, MASK, MODULUS, Chains, chains, is_right, prompt_length
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from evaluation.intervals import wilson
@@ -29,7 +31,7 @@ from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
 
 PROBLEM_STEPS, LENGTH = 8, 24
-COUNTS = (2, 3, 4, 5, 6, 8, 12)
+COUNTS = (2, 3, 4, 5, 6, 7, 8, 12)
 BLOCKS = (24, 4, 2)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.999)
 FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -46,7 +48,7 @@ class Setting:
     steps: int = LENGTH
     block: int = LENGTH
     budget: int | None = None
-    learned: bool = False
+    run: str | None = None  # of a policy: where it lies
 
 
 def heuristics() -> list[Setting]:
@@ -69,20 +71,17 @@ def heuristics() -> list[Setting]:
     return found
 
 
-def learned(paths: list[str]) -> list[Setting]:
-    """Policies without blocks: by their own law; where the run had budgets (its config says), with each of them."""
+def learned(policies: list[str]) -> list[Setting]:
+    """Policies (PATH or PATH=NAME) without blocks: by their own law; those that read a budget, with each."""
     found = []
-    for path in paths:
-        network, name = load_policy(path), Path(path).name
+    for policy in policies:
+        path, _, name = policy.partition("=")
+        network, name = load_policy(path), name or Path(path).name
         for temperature in (0.5, 1.0):
             rule = PolicyUnmasker(network, "bernoulli_argmax", temperature)
-            budgets = COUNTS if "budget" in name else (None,)
-            found += [
-                Setting(
-                    name, f"T={temperature}" + (f", budget {count}" if count else ""), rule, budget=count, learned=True
-                )
-                for count in budgets
-            ]
+            for count in COUNTS if "budget" in name else (None,):
+                shown = f"T={temperature}" + (f", budget {count}" if count else "")
+                found.append(Setting(name, shown, rule, budget=count, run=path))
     return found
 
 
@@ -102,7 +101,8 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
     whole = torch.cat(right)
     rate = wilson(int(whole.sum()), len(whole))
     return {
-        "method": setting.method, "setting": setting.setting, "block": setting.block, "learned": setting.learned,
+        "method": setting.method, "setting": setting.setting, "block": setting.block, "learned": setting.run is not None,
+        "run": setting.run,
         "right": float(whole.mean()), "low": rate.low, "high": rate.high, "nfe": float(torch.cat(evaluations).mean()),
     }  # fmt: skip
 
@@ -111,10 +111,61 @@ def problems(count: int, seed: int) -> Chains:
     return chains(count, PROBLEM_STEPS, torch.Generator().manual_seed(seed), held_out=True)
 
 
+@torch.no_grad()
+def gate(model: MaskedLM, count: int) -> dict[str, float]:
+    """What must hold before a policy is trained: a written step and the answer, each masked alone, are known from the rest;
+    blocks of two solve the task."""
+    held_out = problems(count, 6001)
+    kept = torch.rand(held_out.step.shape, generator=torch.Generator().manual_seed(1)) < 0.7
+    text, prompt = held_out.answers(kept, LENGTH), prompt_length(PROBLEM_STEPS)
+    right = {"step": [], "answer": []}
+    for place in range(1, LENGTH, 2):
+        canvas = torch.cat((held_out.prompts(), text), 1)
+        canvas[:, prompt + place] = MASK
+        hit = model.log_probs(canvas)[:, prompt + place].argmax(-1) == text[:, place]
+        is_answer = kept.sum(1) == place // 2
+        right["answer"].append(hit[is_answer])
+        right["step"].append(hit[~is_answer & (text[:, place] < MODULUS)])
+    blocks = measure(model, Setting("threshold", "0.7", Threshold(0.7), block=2), [held_out])
+    return {**{f"gate_{name}": float(torch.cat(hits).float().mean()) for name, hits in right.items()},
+            "gate_blocks_of_two": blocks["right"]}  # fmt: skip
+
+
+Tuned = list[tuple[dict, Setting]]
+
+
+def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) -> list[dict]:
+    """The best of each side at a mean of at most `count` evaluations: one record a side, over its training seeds."""
+    sides: dict[str, Callable[[Setting], bool]] = {
+        "best heuristic, no blocks": lambda s: s.run is None and s.block == LENGTH,
+        "threshold, blocks of 2 or 4": lambda s: s.method == "threshold" and s.block < LENGTH,
+    }
+    for name in dict.fromkeys(setting.method for _, setting in tuned if setting.run):
+        sides[name] = lambda s, name=name: s.run is not None and s.method == name
+    out = []
+    for side, of in sides.items():
+        found = []
+        for run in dict.fromkeys(setting.run for _, setting in tuned if of(setting)):
+            fits = [(record, s) for record, s in tuned if of(s) and s.run == run and record["nfe"] <= count]
+            if fits:
+                _, setting = max(fits, key=lambda pair: (pair[0]["right"], -pair[0]["nfe"]))
+                found.append(measure(model, setting, sets))
+        if found:
+            answers = sum(len(problems.start) for problems in sets) * len(found)
+            rate = wilson(round(sum(record["right"] for record in found) / len(found) * answers), answers)
+            out.append({
+                "count": count, "side": side, "setting": "; ".join(record["setting"] for record in found),
+                "seeds": len(found), "right": rate.value, "low": rate.low, "high": rate.high,
+                "nfe": sum(record["nfe"] for record in found) / len(found),
+                "of_each_seed": [record["right"] for record in found],
+            })  # fmt: skip
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/chain")
-    parser.add_argument("--policies", nargs="*", default=["example/chain_policy"])
+    parser.add_argument("--policies", nargs="*", default=["example/chain_policy", "example/chain_budget"])
     parser.add_argument("--problems", type=int, default=1000, help="in each of the sets that are measured")
     parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
     parser.add_argument("--seeds", type=int, default=3, help="sets")
@@ -122,37 +173,29 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, _ = load_model(arguments.model)
+    known = gate(model, arguments.problems)
+    print(json.dumps(known))
     tuning = [problems(arguments.tuning, 4001)]
     sets = [problems(arguments.problems, 5001 + number) for number in range(arguments.seeds)]
     settings = [*heuristics(), *learned(arguments.policies)]
     tuned = [(measure(model, setting, tuning), setting) for setting in settings]
 
-    contest = []
-    names = list(dict.fromkeys(setting.method for setting in settings if setting.learned))
-    for count in COUNTS:
-        sides = [("best heuristic, no blocks", lambda s: not s.learned and s.block == LENGTH),
-                 ("threshold, blocks of 2 or 4", lambda s: s.method == "threshold" and s.block < LENGTH),
-                 *((name, lambda s, name=name: s.method == name) for name in names)]  # fmt: skip
-        for side, of in sides:
-            fits = [(record, s) for record, s in tuned if of(s) and record["nfe"] <= count]
-            if fits:
-                _, setting = max(fits, key=lambda pair: (pair[0]["right"], -pair[0]["nfe"]))
-                contest.append({"count": count, "side": side, **measure(model, setting, sets)})
+    contest = [record for count in COUNTS for record in contest_at(model, count, tuned, sets)]
     print_table(contest, title="the best of each at a mean of at most so many evaluations, chosen on other problems")
     records = [record for record, _ in tuned]
     print_table(records, title=f"every setting on {arguments.tuning} tuning problems")
 
-    def best(count: int, ours: bool) -> dict | None:
-        """Of one side at one count; None where nothing of it is so cheap."""
-        own = [
-            c for c in contest if c["count"] == count and (c["side"] in names) == ours and "blocks of" not in c["side"]
-        ]
-        return max(own, key=lambda c: c["right"], default=None)
-
-    result: dict[str, float | int | None] = {}
+    result: dict[str, float | int | None] = dict(known)
     won = 0
     for count in COUNTS:
-        theirs, mine = best(count, False), best(count, True)
+        here = {record["side"]: record for record in contest if record["count"] == count}
+        theirs = here.get("best heuristic, no blocks")
+        ours = [
+            record
+            for side, record in here.items()
+            if side not in ("best heuristic, no blocks", "threshold, blocks of 2 or 4")
+        ]
+        mine = max(ours, key=lambda record: record["right"], default=None)
         result[f"heuristic_{count}"] = theirs["right"] if theirs else None
         result[f"policy_{count}"] = mine["right"] if mine else None
         won += bool(mine and (theirs is None or mine["low"] > theirs["high"]))
