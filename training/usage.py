@@ -46,11 +46,12 @@ WHOLE = (
     "training.batch_size", "training.accum", "training.chunk", "training.n_iters", "training.log_freq", "training.eval_freq",
     "training.snapshot_freq", "training.snapshot_freq_for_preemption", "eval.batch_size", "sampling.discrete_steps",
     "sampling.length", "sampling.block_length", "sampling.refresh", "algorithm.group_size", "algorithm.inner_updates",
-    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks",
+    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks", "data.answer_length", "data.max_prompt_length", "data.count",
+    "data.valid_rows",
 )  # fmt: skip
 NUMBERS = (
     "optim.lr", "optim.weight_decay", "optim.grad_clip", "training.ema", "sampling.temperature", "reward.alpha", "algorithm.kl",
-    "algorithm.clip",
+    "algorithm.clip", "eval.temperature",
 )  # fmt: skip
 CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "cosine")}
 
