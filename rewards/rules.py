@@ -101,6 +101,7 @@ PUBLISHED = {
 }
 
 
+@runtime_checkable
 class Verifiable(Protocol):
     """A task whose answers can be checked."""
 
@@ -123,7 +124,9 @@ class VerifiedReward:
     number of positions to generate. Published names are taken too. ValueError for an unknown name, or lists that do not match.
     """
 
-    def __init__(self, task: Verifiable, alpha: float, functions: Sequence[str], weights: Sequence[float]):
+    def __init__(
+        self, task: Verifiable, alpha: float | int, functions: Sequence[str], weights: Sequence[float | int]
+    ):
         names = [PUBLISHED.get(name, name) for name in functions]
         for name in names:
             function, at, dataset = name.partition("@")
@@ -146,12 +149,12 @@ class VerifiedReward:
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor]) -> RewardOutput:
         length = (~samples.prompt).sum(1)
-        device = samples.evaluations.device
+        device, alpha = samples.evaluations.device, self.alpha
         right = self.task.right(samples.tokens, rows).to(device)
-        speed = speed_factor(samples.evaluations, length, self.alpha)
+        speed = speed_factor(samples.evaluations, length, alpha)
         values = {
             "correct_times_speed": right * speed,
-            "correct_minus_cost": right - self.alpha * samples.evaluations / length,
+            "correct_minus_cost": right - alpha * samples.evaluations / length,
             "correct": right,
         }
         if any(name.startswith("format") for name in self.weights):
