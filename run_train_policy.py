@@ -35,8 +35,8 @@ from rewards.likelihood import LikelihoodReward
 from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
-from training.run import Run, resumed_config
 from training.published import translated
+from training.run import Run, resumed_config
 from training.usage import check_overrides, check_settings, exit_on_bad_input
 
 

@@ -87,7 +87,7 @@ class PuzzleReward:
 
 
 FUNCTIONS = ("correct_times_speed", "correct_minus_cost", "correct", "format")
-# What "Learning Unmasking Policies" calls them. Theirs named after a data set apply its check to every row; ours leave others at 0.
+# Published names. Those of one data set apply its check to every row there; here they are 0 on rows of others.
 PUBLISHED = {
     "mixed_correctness_mult_reward_func": "correct_times_speed",
     "mixed_correctness_add_reward_func": "correct_minus_cost",
@@ -124,9 +124,7 @@ class VerifiedReward:
     number of positions to generate. Published names are taken too. ValueError for an unknown name, or lists that do not match.
     """
 
-    def __init__(
-        self, task: Verifiable, alpha: float | int, functions: Sequence[str], weights: Sequence[float | int]
-    ):
+    def __init__(self, task: Verifiable, alpha: float | int, functions: Sequence[str], weights: Sequence[float | int]):
         names = [PUBLISHED.get(name, name) for name in functions]
         for name in names:
             function, at, dataset = name.partition("@")

@@ -41,7 +41,10 @@ def backbone(name: str, directory: Path, max_length: int = 512, favours: str = "
 def questions(directory: Path) -> Path:
     """Training files of gsm8k and math, of eight and six questions; the last of each is long."""
     rows = {
-        "gsm8k": [(f"{n} of {n % 2} = ?" + " Why?" * 30 * (n == 7), f"It is {1 + 6 * (n % 2)}.\n#### {1 + 6 * (n % 2)}") for n in range(8)],
+        "gsm8k": [
+            (f"{n} of {n % 2} = ?" + " Why?" * 30 * (n == 7), f"It is {1 + 6 * (n % 2)}.\n#### {1 + 6 * (n % 2)}")
+            for n in range(8)
+        ],
         "math": [(f"What is {n}/2?" + " Why?" * 30 * (n == 5), f"It is $\\boxed{{{n}/2}}$.") for n in range(6)],
     }
     for name, pairs in rows.items():

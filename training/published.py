@@ -48,8 +48,7 @@ IMPLIED = {
 
 
 def translated(words: list[str]) -> list[str]:
-    """Overrides with our keys in place of theirs. ValueError where one of theirs sets a key to another value than the command does
-    elsewhere."""
+    """Overrides with our keys in place of theirs. ValueError where one of theirs sets a key that is set to another value too."""
     theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
     ours = [word for word in words if word not in theirs]
     said_by = {_key(word): (word, word) for word in ours if "=" in word}

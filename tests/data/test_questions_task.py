@@ -76,7 +76,10 @@ def test_long_prompts_are_left_out_and_counted_never_cut(model, directory):
 
 
 def test_what_does_not_fit_shows_its_row(model, directory, tmp_path):
-    with pytest.raises(ValueError, match=r"gsm8k row 7 \(.*Why\?'\) has \d+ tokens, with data.answer_length=\d+ more than the model's 512"):
+    with pytest.raises(
+        ValueError,
+        match=r"gsm8k row 7 \(.*Why\?'\) has \d+ tokens, with data.answer_length=\d+ more than the model's 512",
+    ):
         task(model, directory, answer_length=300)
     (tmp_path / "math").mkdir()
     rows = [{"question": asked, "answer": "7"} for asked in ("1?", "2?", "what is <mask> + 1?")]

@@ -8,7 +8,12 @@ import torch
 from rewards.rules import PUBLISHED, VerifiedReward
 
 RIGHT = [1.0, 0.0, 1.0, 1.0]
-TEXTS = ["<reasoning>a</reasoning><answer>7</answer>", "<answer>7</answer>", "7", " <reasoning></reasoning>\n<answer></answer> "]
+TEXTS = [
+    "<reasoning>a</reasoning><answer>7</answer>",
+    "<answer>7</answer>",
+    "7",
+    " <reasoning></reasoning>\n<answer></answer> ",
+]
 ROWS = {"dataset": torch.tensor([0, 0, 1, 1])}
 
 
@@ -25,7 +30,9 @@ class Answers:
 def rewarded(functions, weights, alpha=2.0):
     prompt = torch.zeros(4, 12, dtype=torch.bool)
     prompt[:, :2] = True  # ten positions were written
-    samples = SimpleNamespace(tokens=torch.zeros(4, 12, dtype=torch.long), prompt=prompt, evaluations=torch.tensor([1, 5, 6, 40]))
+    samples = SimpleNamespace(
+        tokens=torch.zeros(4, 12, dtype=torch.long), prompt=prompt, evaluations=torch.tensor([1, 5, 6, 40])
+    )
     return VerifiedReward(Answers(), alpha, functions, weights)(samples, ROWS)
 
 

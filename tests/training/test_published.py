@@ -1,12 +1,14 @@
 """Keys of "Learning Unmasking Policies", as its users type them, become ours."""
 
+import shlex
+
 import pytest
 
 import training.published
 from training.published import IMPLIED, KEYS, VALUES, translated
 from training.usage import check_settings, composed
 
-TYPED = (
+TYPED = shlex.split(
     "experiment=llada_bl32 model_path=somewhere block_length=16 max_completion_length=64 policy_type=dit_confidence "
     "policy_smart_init=-1.5 reward_functions=[mixed_correctness_add_reward_func,format] reward_weights=[1,0] "
     "alpha_compute_reward=3.0 sampling_mode=bernoulli temperature=0.25 output_dir=out run_name=mine num_generations=4 "
@@ -14,7 +16,7 @@ TYPED = (
     "lr_scheduler_type=constant dataset=gsm8k_and_math_and_kodcode max_prompt_length=99 generation_batch_size=64 beta=0.01 "
     "confidences_top_p=2 policy_hidden_dim=32 policy_feedforward_dim=64 policy_num_heads=4 policy_num_blocks=2 "
     "policy_time_embed_dim=16 policy_time_period=100 bf16=false"
-).split()
+)
 
 
 def test_a_whole_command_line_of_theirs():
@@ -23,7 +25,10 @@ def test_a_whole_command_line_of_theirs():
     assert (config.dlm.path, config.run_dir, config.wandb.name, config.seed) == ("somewhere", "out", "mine", 5)
     assert config.sampling.block_length == 16 and config.sampling.temperature == 0.0  # of the tokens
     assert config.eval.temperature == 0.25 and config.eval.action == "bernoulli_argmax"
-    assert config.reward.functions == ["mixed_correctness_add_reward_func", "format"] and config.reward.weights == [1, 0]
+    assert config.reward.functions == ["mixed_correctness_add_reward_func", "format"] and config.reward.weights == [
+        1,
+        0,
+    ]
     assert config.reward.alpha == 3.0 and config.model.dtype == "float32"
     algorithm = {"action": "bernoulli", "group_size": 4, "inner_updates": 3, "clip": 0.1, "kl": 0.01}
     assert algorithm.items() <= dict(config.algorithm).items()
