@@ -105,7 +105,8 @@ PUBLISHED = {
 class Verifiable(Protocol):
     """A task whose answers can be checked."""
 
-    datasets: Sequence[str]
+    @property
+    def datasets(self) -> Sequence[str]: ...
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, " row"]: ...
 
