@@ -191,9 +191,8 @@ def train(
         raise ValueError(
             f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
         )
-    PolicyUnmasker(
-        network, config.eval.action, config.eval.temperature
-    )  # refuses, now, an action that does not fit the network  # pyright: ignore
+    # Refuses, now, an action that does not fit the network.
+    PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
     if teacher_forced(reward) and name in CLIPPED and config.algorithm.action == "bernoulli":
         raise ValueError(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
