@@ -2,26 +2,26 @@
 
     torchrun --nproc-per-node 1 run_train_policy.py training.accum=1 training.batch_size=8 sampling.discrete_steps=16
     python run_train_policy.py experiment=sudoku6_budget
+    python run_train_policy.py experiment=llada_bl32 alpha_compute_reward=3
     python run_train_policy.py resume=output/2026.01.31/120000
 
+The keys of "Learning Unmasking Policies" are taken too (training/published.py).
 Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py --strategy policy --policy RUN` reads.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
-from data.chain import is_right
-from data.tasks import ChainTask, PuzzleTask, Task, TextTask
+from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
 from model.radd import RADD
@@ -35,6 +35,7 @@ from rewards.likelihood import LikelihoodReward
 from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
+from training.published import translated
 from training.run import Run, resumed_config
 from training.usage import check_overrides, check_settings, exit_on_bad_input
 
@@ -86,24 +87,21 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
 
 
 def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
-    """reward.name: puzzle (Sudoku solved) or right (the answer is), times a speed factor; likelihood (under a causal judge on the
-    same tokens); bound."""
+    """reward.name: puzzle (Sudoku solved), times a speed factor; right (functions of whether the answer is); likelihood (under a
+    causal judge on the same tokens); bound."""
     reward = config.reward
     if reward.name == "puzzle":
         if not isinstance(task, PuzzleTask):
             raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
         return PuzzleReward(task.box, reward.alpha, reward.additive)
     if reward.name == "bound":
+        if isinstance(task, QuestionTask):
+            raise ValueError("reward=bound needs clean texts and questions have none; use reward=right")
         return BoundReward()
     if reward.name == "right":
-        if not isinstance(task, ChainTask):
-            raise ValueError("reward=right needs problems with known answers; use data=chain and a model of it")
-        prompt = task.prompt
-
-        def check(tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
-            return is_right(tokens[:, prompt:].cpu(), rows["answers"])
-
-        return VerifiedReward(check, reward.alpha, reward.additive)
+        if not isinstance(task, ChainTask | QuestionTask):
+            raise ValueError("reward=right needs questions with known answers; use data=gsm8k_math, say, or data=chain")
+        return VerifiedReward(task, reward.alpha, list(reward.functions), list(reward.weights))
     if reward.name != "likelihood":
         raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle, right")
     if not isinstance(task, TextTask):
@@ -125,6 +123,8 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
         raise ValueError(
             f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
         )
+    if isinstance(task, QuestionTask):  # reads by the model's own tokenizer
+        return
     tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
     if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them
         raise ValueError(
@@ -147,6 +147,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             task: Task = PuzzleTask(config.data)
         elif config.data.kind == "chain":
             task = ChainTask(config.data, config.eval.batch_size)
+        elif config.data.kind == "questions":
+            task = QuestionTask(model, config.data, config.seed, group.rank, group.world)
         else:
             length = config.sampling.length or model.max_length
             task = TextTask(
@@ -158,13 +160,19 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())
         run.say(f"{size:,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
+        if isinstance(task, QuestionTask):
+            run.say(str(task))
 
         def on_snapshot(step: int, policy: nn.Module, samples: Samples) -> None:
             save_policy(policy, run.directory / "policy")
             directory = run.directory / "samples" / f"iter_{step}"
             directory.mkdir(parents=True, exist_ok=True)
-            for number, tokens in enumerate(samples.tokens[:4].tolist()):
-                text = " ".join(map(str, tokens)) if task.tokenizer is None else task.tokenizer.decode(tokens)
+            for number, tokens in enumerate(samples.tokens[:4]):
+                if isinstance(task, QuestionTask):
+                    text = task.shown(number, tokens)
+                else:
+                    ids = tokens.tolist()
+                    text = " ".join(map(str, ids)) if task.tokenizer is None else task.tokenizer.decode(ids)
                 (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")  # pyright: ignore
 
         train(model, network, task, reward, config, run, group, on_snapshot)
@@ -180,5 +188,6 @@ def entry(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     with exit_on_bad_input():
+        sys.argv[1:] = translated(sys.argv[1:])
         check_overrides("train_policy")
     entry()

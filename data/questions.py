@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
-from data.tasks import Prompts
+from data.prompts import Prompts
 from rewards.answers import CHECKS
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
@@ -121,3 +121,8 @@ def canvases(model: Reader, prompts: list[str], length: int) -> Prompts:
         canvas[row, :width] = torch.tensor([0] * (width - len(own)) + own)
     start: Int[Tensor, "row"] = torch.tensor([width - len(own) for own in tokens])
     return Prompts(canvas, {}, None, width, start)
+
+
+def right(questions: list[Question], texts: list[str]) -> list[bool]:
+    """Whether each text answers its question, by the check of that question's data set."""
+    return [question.is_right(text, question.truth) for question, text in zip(questions, texts, strict=True)]

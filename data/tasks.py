@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, prompt_length
+from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
+from data.prompts import Prompts
+from data.questions import Reader, canvases, encode, load_questions, right
 from data.rows import training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
-
-
-@dataclass
-class Prompts:
-    """Canvases to be decoded, the rows of the data set that go with them (solutions of puzzles, say), and the right text where
-    it is known."""
-
-    canvas: Int[Tensor, "row position"]
-    rows: dict[str, Tensor]
-    text: Int[Tensor, "row position"] | None = None
-    prompt_length: int = 0  # columns before the first position to write: prompts, padded on the left
-    start: Int[Tensor, "row"] | None = None  # where each row begins behind its padding
-
-    def repeat(self, times: int) -> Prompts:
-        """Each prompt `times` times in a row."""
-        return self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
-
-    def to(self, device: torch.device) -> Prompts:
-        """Canvas, text and start on the device; `rows` stay where they are."""
-        moved = {
-            name: None if (value := getattr(self, name)) is None else value.to(device) for name in ("text", "start")
-        }
-        return replace(self, canvas=self.canvas.to(device), **moved)
-
-    def first(self, count: int) -> Prompts:
-        """The first `count` prompts."""
-        return self.take(torch.arange(len(self.canvas))[:count])
-
-    def take(self, index: Int[Tensor, "kept"]) -> Prompts:
-        """Those prompts."""
-        rows = {name: value[index] for name, value in self.rows.items()}
-        kept = {name: None if (value := getattr(self, name)) is None else value[index] for name in ("text", "start")}
-        return replace(self, canvas=self.canvas[index], rows=rows, **kept)
+from data.text import EndlessRows
 
 
 class PuzzleTask:
@@ -112,6 +83,7 @@ class ChainTask:
     """Chain arithmetic (data/chain.py); `rows["answers"]` holds the results; `text` is one of the many right ones."""
 
     stop_id = EOS
+    datasets = ()  # one kind of problem: no function of a reward is for some of them only
 
     def __init__(self, data: DictConfig, valid_rows: int):
         self.steps, self.length, self.keep = data.steps, data.answer_length, data.keep
@@ -143,6 +115,14 @@ class ChainTask:
         assert prompts.text is not None
         return prompts.text, prompts.canvas != MASK
 
+    def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
+        """The answers as text."""
+        return self.tokenizer.batch_decode(tokens[:, self.prompt :])
+
+    def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
+        """1 where the digit behind the first `=` is the result, else 0."""
+        return is_right(tokens[:, self.prompt :].cpu(), rows["answers"])
+
     def state_dict(self) -> dict:
         return {}
 
@@ -150,4 +130,99 @@ class ChainTask:
         """Nothing to restore: batches are functions of the step's seed."""
 
 
-Task = PuzzleTask | TextTask | ChainTask
+class QuestionTask:
+    """Questions with known answers (data/questions.py) of one data set or several, drawn from their union without repeats until
+    all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
+
+    data: datasets, data_dir, count, answer_length (positions to write), max_prompt_length, valid_rows (held out of the training
+    questions). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
+    Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
+    """
+
+    def __init__(self, model: Reader, data: DictConfig, seed: int, rank: int = 0, world: int = 1):
+        if model.tokenizer is None:
+            raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
+        self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length
+        self.stop_id: int | None = model.tokenizer.eos_token_id
+        self.datasets = list(data.datasets)
+        if not self.datasets or len(set(self.datasets)) < len(self.datasets):
+            raise ValueError(f"data.datasets={self.datasets} must name at least one data set, and each once")
+        self.questions, self.dataset_of = [], []
+        self.left_out = Counter()
+        for number, name in enumerate(self.datasets):
+            for row, question in enumerate(load_questions(name, "train", data.data_dir, data.count)):
+                if self._is_kept(question.prompt, f"{name} row {row}", name, data.max_prompt_length):
+                    self.questions.append(question)
+                    self.dataset_of.append(number)
+        if data.valid_rows >= len(self.questions):
+            raise ValueError(
+                f"data.valid_rows={data.valid_rows} leaves none of {len(self.questions)} questions to learn from; lower it"
+            )
+        shuffled = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(0))
+        self.rows = EndlessRows(shuffled[data.valid_rows :, None], seed, rank, world)
+        self.valid = self.held_out = self.made(shuffled[: data.valid_rows])
+
+    def _is_kept(self, prompt: str, row: str, dataset: str, longest: int | None) -> bool:
+        tokens = encode(self.model, prompt)
+        if self.model.mask_id in tokens:
+            raise ValueError(f"{row} ({prompt[-60:]!r}) holds the mask token as text; take it out")
+        if longest is not None and len(tokens) > longest:
+            self.left_out[dataset] += 1
+            return False
+        if len(tokens) + self.length > self.model.max_length:
+            raise ValueError(
+                f"{row} ({prompt[-60:]!r}) has {len(tokens)} tokens, with data.answer_length={self.length} more than the "
+                f"model's {self.model.max_length}; lower data.max_prompt_length, which leaves long prompts out"
+            )
+        return True
+
+    def __str__(self) -> str:
+        """For the log."""
+        counts = Counter(self.datasets[number] for number in self.dataset_of)
+        of_each = ", ".join(f"{counts[name]:,} of {name}" for name in self.datasets)
+        out = ", ".join(f"{number} of {name}" for name, number in self.left_out.items())
+        held = len(self.valid.canvas)
+        return f"questions: {of_each}; {held} of them held out" + (
+            f"; left out as longer than data.max_prompt_length: {out}" if out else ""
+        )
+
+    def made(self, index: Int[Tensor, "row"]) -> Prompts:
+        """Prompts of those questions, padded on the left."""
+        prompts = canvases(self.model, [self.questions[number].prompt for number in index.tolist()], self.length)
+        prompts.rows = {"question": index, "dataset": torch.tensor(self.dataset_of)[index]}
+        return prompts
+
+    def prompts(self, count: int, seed: int) -> Prompts:
+        """The next training questions; the stream's place is its state, `seed` is not used."""
+        return self.made(self.rows.next(count).squeeze(1))
+
+    def texts(self, count: int, seed: int) -> Prompts:
+        raise ValueError("questions have a known answer and no known text; use reward=right, or data that is text")
+
+    def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+        raise ValueError("questions have no clean rows for algorithm=variational; use algorithm=grpo or ppo")
+
+    def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
+        """The answers as text, up to their end of sequence; masks that a training rollout left are dropped."""
+        answers = [[t for t in row if t != self.model.mask_id] for row in tokens[:, -self.length :].tolist()]
+        ended = [row[: row.index(self.stop_id)] if self.stop_id in row else row for row in answers]
+        return self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+
+    def shown(self, number: int, tokens: Int[Tensor, "position"]) -> str:
+        """Held-out question `number` and what was written below it."""
+        question = self.questions[int(self.valid.rows["question"][number])]
+        return f"{question.prompt}\n\n{self.written(tokens[None])[0]}"
+
+    def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
+        """1 where the answer is right by the check of its own data set, else 0."""
+        asked = [self.questions[number] for number in rows["question"].tolist()]
+        return torch.tensor(right(asked, self.written(tokens)), dtype=torch.float32)
+
+    def state_dict(self) -> dict:
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows.load_state_dict(state)
+
+
+Task = PuzzleTask | TextTask | ChainTask | QuestionTask

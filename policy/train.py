@@ -148,7 +148,7 @@ def evaluate(
 ) -> tuple[dict[str, float], Samples]:
     """Held-out prompts decoded by the policy as it would be used (nothing is left masked), and how they score."""
     prompts = (task.held_out if teacher_forced(reward) else task.valid).first(config.eval.batch_size).to(device)
-    unmasker = PolicyUnmasker(network, config.eval.action)  # pyright: ignore[reportArgumentType]
+    unmasker = PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(
         model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, 0, teacher_forced(reward), decoding(config, task),
@@ -191,7 +191,8 @@ def train(
         raise ValueError(
             f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
         )
-    PolicyUnmasker(network, config.eval.action)  # refuses, now, an action that does not fit the network  # pyright: ignore
+    # Refuses, now, an action that does not fit the network.
+    PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
     if teacher_forced(reward) and name in CLIPPED and config.algorithm.action == "bernoulli":
         raise ValueError(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "

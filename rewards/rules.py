@@ -4,7 +4,7 @@ The speed factor and both ways to combine it follow Jazbec et al., "Learning Unm
 Models" (arXiv 2512.09106). What differs: length and evaluations are counted per row, over the positions to generate.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data.sudoku import Box, is_solved
+from rewards.answers import has_format
 
 
 @runtime_checkable
@@ -85,21 +86,85 @@ class PuzzleReward:
         return RewardOutput(solved - cost if self.additive else solved * speed, terms)
 
 
-@dataclass
-class VerifiedReward:
-    """Reward of an answer that a checker calls right: right * speed factor, or, additive, right - alpha * NFE / L.
+FUNCTIONS = ("correct_times_speed", "correct_minus_cost", "correct", "format")
+# Published names. Those of one data set apply its check to every row there; here they are 0 on rows of others.
+PUBLISHED = {
+    "mixed_correctness_mult_reward_func": "correct_times_speed",
+    "mixed_correctness_add_reward_func": "correct_minus_cost",
+    "mixed_correctness_reward_func": "correct",
+    "xml_mult_reward": "correct_times_speed@gsm8k",
+    "xml_add_reward": "correct_minus_cost@gsm8k",
+    "math_correctness_mult_reward": "correct_times_speed@math",
+    "math_correctness_add_reward": "correct_minus_cost@math",
+    "kodcode_correctness_mult_reward": "correct_times_speed@kodcode",
+    "kodcode_correctness_add_reward": "correct_minus_cost@kodcode",
+}
 
-    check: tokens and `rows` -> 1 or 0 a row. L is the number of positions to generate.
+
+@runtime_checkable
+class Verifiable(Protocol):
+    """A task whose answers can be checked."""
+
+    @property
+    def datasets(self) -> Sequence[str]: ...
+
+    def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, " row"]: ...
+
+    def written(self, tokens: Int[Tensor, "row position"]) -> list[str]: ...
+
+
+class VerifiedReward:
+    """Weighted sum of functions of an answer that a check calls right (1) or not (0), each of them logged:
+
+        correct_times_speed   right * ((L - min(NFE, L) + 1) / L) ** alpha
+        correct_minus_cost    right - alpha * NFE / L
+        correct               right
+        format                1 where the text is `<reasoning>` and `<answer>` tags and nothing else, else 0
+
+    A function named NAME@DATASET is 0 on rows of other data sets. Weights have the order of the functions; 0 only logs. L is the
+    number of positions to generate. Published names are taken too. ValueError for an unknown name, or lists that do not match.
     """
 
-    check: Callable[[Int[Tensor, "row position"], Mapping[str, Tensor]], Float[Tensor, " row"]]
-    alpha: float
-    additive: bool = False
+    def __init__(self, task: Verifiable, alpha: float | int, functions: Sequence[str], weights: Sequence[float | int]):
+        names = [PUBLISHED.get(name, name) for name in functions]
+        for name in names:
+            function, at, dataset = name.partition("@")
+            if function not in FUNCTIONS:
+                known = ", ".join((*FUNCTIONS, *PUBLISHED))
+                raise ValueError(f"reward.functions: {name!r} is unknown; use one of {known}")
+            if at and dataset not in task.datasets:
+                raise ValueError(
+                    f"reward.functions: {name!r} is of a data set that is not learnt from; use one of {', '.join(task.datasets)}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(f"reward.functions={names} names one twice; give each once, with its weight")
+        if len(weights) != len(names):
+            raise ValueError(
+                f"reward.weights has {len(weights)} numbers for {len(names)} reward.functions; give one each, in their order"
+            )
+        if not any(weights):
+            raise ValueError(f"reward.weights={list(weights)} leaves nothing to learn from; give one that is not 0")
+        self.task, self.alpha, self.weights = task, alpha, dict(zip(names, weights, strict=True))
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor]) -> RewardOutput:
         length = (~samples.prompt).sum(1)
-        right = self.check(samples.tokens, rows).to(samples.evaluations.device)
-        speed = speed_factor(samples.evaluations, length, self.alpha)
-        cost = self.alpha * samples.evaluations / length
-        terms = {"right": right} | ({"cost": cost} if self.additive else {"speed": speed})
-        return RewardOutput(right - cost if self.additive else right * speed, terms)
+        device, alpha = samples.evaluations.device, self.alpha
+        right = self.task.right(samples.tokens, rows).to(device)
+        speed = speed_factor(samples.evaluations, length, alpha)
+        values = {
+            "correct_times_speed": right * speed,
+            "correct_minus_cost": right - alpha * samples.evaluations / length,
+            "correct": right,
+        }
+        if any(name.startswith("format") for name in self.weights):
+            tags = [has_format(text) for text in self.task.written(samples.tokens)]
+            values["format"] = torch.tensor(tags, device=device).float()
+        terms, total = {"right": right, "speed": speed}, torch.zeros_like(right)
+        for name, weight in self.weights.items():
+            function, at, dataset = name.partition("@")
+            terms[name] = values[function]
+            if at:
+                own = rows["dataset"] == self.task.datasets.index(dataset)
+                terms[name] = values[function] * own.to(device)
+            total = total + weight * terms[name]
+        return RewardOutput(total, terms)

@@ -19,6 +19,7 @@ from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from tests.enumerable import RandomLM, fits
+from training.published import translated
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -62,7 +63,7 @@ def test_every_command_fits_the_code(script):
         try:
             if script in HYDRA:
                 with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-                    compose(HYDRA[script], list(words))
+                    compose(HYDRA[script], translated(list(words)))
             else:
                 run_sample.check(run_sample.build_config(list(words)))
         except Exception as error:

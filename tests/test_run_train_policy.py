@@ -138,15 +138,6 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
 }
 
 
-def test_every_experiment_of_this_command_is_here():
-    of_policies = {
-        path.stem
-        for path in (ROOT / "configs" / "experiment").glob("*.yaml")
-        if "run_train_policy.py" in path.read_text()
-    }
-    assert of_policies == EXPERIMENTS.keys()
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments(experiment, tiny, tmp_path):
     *overrides, kind = EXPERIMENTS[experiment]

@@ -101,6 +101,7 @@ class Run:
 
             self.wandb = wandb.init(
                 project=config.wandb.project,
+                name=OmegaConf.select(config, "wandb.name"),
                 dir=str(self.directory),
                 mode=os.environ.get("WANDB_MODE", config.wandb.mode),  # pyright: ignore[reportArgumentType]
                 config=OmegaConf.to_container(config, resolve=True),  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 from contextlib import contextmanager
@@ -46,12 +47,14 @@ WHOLE = (
     "training.batch_size", "training.accum", "training.chunk", "training.n_iters", "training.log_freq", "training.eval_freq",
     "training.snapshot_freq", "training.snapshot_freq_for_preemption", "eval.batch_size", "sampling.discrete_steps",
     "sampling.length", "sampling.block_length", "sampling.refresh", "algorithm.group_size", "algorithm.inner_updates",
-    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks",
+    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks", "data.answer_length", "data.max_prompt_length", "data.count",
+    "data.valid_rows",
 )  # fmt: skip
 NUMBERS = (
     "optim.lr", "optim.weight_decay", "optim.grad_clip", "training.ema", "sampling.temperature", "reward.alpha", "algorithm.kl",
-    "algorithm.clip",
+    "algorithm.clip", "eval.temperature",
 )  # fmt: skip
+LISTS = {"reward.functions": str, "reward.weights": float, "data.datasets": str}
 CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "cosine")}
 
 
@@ -72,12 +75,23 @@ def check_settings(config: DictConfig) -> None:
             raise ValueError(f"{key}={value} is unknown; use one of {', '.join(known)}")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**31:
         raise ValueError(f"seed={config.seed} must be a whole number from 0 to {2**31 - 1}; change it")
+    for key, kind in LISTS.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and not (isinstance(value, ListConfig) and all(_is_a(kind, item) for item in value)):
+            what = "names" if kind is str else "numbers"
+            raise ValueError(f"{key}={value} must be a list of {what}, in brackets: {key}=[A,B]; change it")
     budgets = OmegaConf.select(config, "sampling.budgets")
     if budgets is not None and not (
         isinstance(budgets, ListConfig) and len(budgets) and all(isinstance(b, int) and b >= 1 for b in budgets)
     ):
         raise ValueError(f"sampling.budgets={budgets} must be a list of evaluations, each at least 1, such as [2,4,8]")
     check_device(str(config.device))
+
+
+def _is_a(kind: type, value: object) -> bool:
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_device(device: str) -> None:

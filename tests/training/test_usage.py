@@ -37,11 +37,30 @@ def test_the_shipped_defaults_pass(script):
         ("sampling.budgets=3", "must be a list of evaluations"),
         ("sampling.budgets=[]", "must be a list of evaluations"),
         ("sampling.budgets=[0]", "must be a list of evaluations"),
+        ("eval.temperature=-1", "eval.temperature=-1 must be a number of at least 0"),
     ],
 )
 def test_settings_that_no_run_could_have(override, message):
     with pytest.raises(ValueError, match=message):
         run_train_policy.main(composed("train_policy", [override]), [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.functions=correct", r"reward.functions=correct must be a list of names, in brackets"),
+        ("reward.weights=1.0", "reward.weights=1.0 must be a list of numbers"),
+        ("reward.weights=[a]", "must be a list of numbers"),
+        ("reward.weights=[.nan]", "must be a list of numbers"),
+        ("data.datasets=gsm8k", "must be a list of names"),
+        ("data.answer_length=0", "data.answer_length=0 must be a whole number of at least 1"),
+        ("data.max_prompt_length=1.5", "data.max_prompt_length=1.5 must be a whole number"),
+    ],
+)
+def test_settings_of_questions(override, message):
+    words = ["experiment=llada_bl32", override]
+    with pytest.raises(ValueError, match=message):
+        run_train_policy.main(composed("train_policy", words), words)
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -1,0 +1,114 @@
+"""Every file of configs/experiment runs, in this process, with tiny numbers, tiny models and tiny data in place of its own."""
+
+from pathlib import Path
+
+import pytest
+
+import data.questions
+from load_model import load_model
+from policy.checkpoints import load_policy
+from tests.questions import backbone, questions
+from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
+from tests.training.test_run import train
+from training.usage import composed
+
+FILES = {path.stem: path.read_text() for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml"))}
+QUESTIONS = [name for name in FILES if name.startswith(("llada_", "dream_"))]  # on a model of 7 or 8 billion parameters
+TINY = ["model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "training.batch_size=4", "training.accum=1"]
+FEW = ["training.n_iters=2", "training.eval_freq=2", "training.snapshot_freq=2", "eval.batch_size=2", "eval.samples=2",
+       "eval.steps=4", "device=cpu", "wandb.mode=disabled"]  # fmt: skip
+TEXT = ["data=stories", "model.length=32", "data.train=STORIES", "data.valid=STORIES"]
+SUDOKU = ["data.base_grids=4", "data.valid_grids=2"]
+BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place of their model and data
+    "chain": ["data.valid_rows=4"], "radd_owt": TEXT, "stories": TEXT, "stories_causal": TEXT,
+    "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
+}  # fmt: skip
+
+
+def test_every_experiment_is_run_by_a_test():
+    of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
+    of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
+    assert of_backbones | of_policies == FILES.keys() and not of_backbones & of_policies
+    assert of_backbones == BACKBONES.keys()
+    assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
+
+
+@pytest.mark.parametrize("experiment", BACKBONES)
+def test_backbones(experiment, tmp_path):
+    stories = tmp_path / "stories.jsonl"
+    stories.write_text('{"text": "One day a fox met a hen. They ate a pie and were glad."}\n' * 8)
+    words = [word.replace("STORIES", str(stories)) for word in (*TINY, *FEW, *BACKBONES[experiment])]
+    directory = train(f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *words)
+    assert load_model(directory)[0].hidden_size == 16
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, Path]:
+    """Two tiny backbones that read text, and tiny data sets."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {name: backbone(name, root / name) for name in ("llada", "dream")} | {"data": questions(root / "data")}
+
+
+def small(experiment: str, tiny: dict[str, Path], *more: str) -> list[str]:
+    """The experiment on the tiny model of its family, with as many blocks as it has."""
+    config = composed("train_policy", [f"experiment={experiment}"])
+    block = 8 * config.sampling.block_length // config.data.answer_length
+    family = config.dlm.model_type.lower()
+    return [f"experiment={experiment}", f"dlm.path={tiny[family]}", f"data.data_dir={tiny['data']}", "data.answer_length=8",
+            f"sampling.block_length={block}", "sampling.discrete_steps=8", "data.valid_rows=3", "model.dtype=float32",
+            "training.batch_size=16", *QUICK, *DIT, *more]  # fmt: skip
+
+
+def check(directory: Path, experiment: str) -> None:
+    metrics = record(directory)
+    config = composed("train_policy", [f"experiment={experiment}"])
+    (function,) = config.reward.functions
+    assert {"reward", "nfe", "right", "speed", function} <= metrics[1].keys()
+    assert metrics[1]["reward"] == pytest.approx(metrics[1][function])
+    assert metrics[2]["eval_still_masked"] == 0 and 1 <= metrics[2]["eval_nfe"] <= 8
+    assert load_policy(directory) is not None
+    shown = (directory / "samples" / "iter_2" / "sample_0.txt").read_text()
+    assert "Respond in the following format" in shown or "Python" in shown
+
+
+def skip_where_unknown(datasets) -> None:
+    if missing := set(datasets) - set(data.questions.DATASETS):
+        pytest.skip(f"{missing} is not among data.questions.DATASETS")
+
+
+@pytest.mark.parametrize("experiment", QUESTIONS)
+def test_questions(experiment, tiny, tmp_path):
+    skip_where_unknown(composed("train_policy", [f"experiment={experiment}"]).data.datasets)
+    check(run(tmp_path / "run", *small(experiment, tiny)), experiment)
+
+
+@pytest.mark.parametrize("more", [["algorithm=ppo"], ["data=gsm8k_math_kodcode"]])
+@pytest.mark.parametrize("experiment", ["llada_bl32", "llada_bl256", "dream_bl32", "dream_bl256"])
+def test_the_four_settings_by_ppo_and_on_the_union_with_code(experiment, more, tiny, tmp_path):
+    words = small(experiment, tiny, *more)
+    skip_where_unknown(composed("train_policy", words).data.datasets)
+    check(run(tmp_path / "run", *words), experiment)
+
+
+@pytest.mark.parametrize("experiment", ["llada_bl32", "llada_bl256", "dream_bl32", "dream_bl256"])
+def test_the_four_settings_are_the_published_ones_with_alpha_set(experiment):
+    config = composed("train_policy", [f"experiment={experiment}"])
+    assert (config.optim.lr, list(config.optim.betas), config.optim.weight_decay) == (3e-5, [0.9, 0.99], 0.1)
+    assert (config.optim.grad_clip, config.optim.warmup, config.optim.schedule) == (0.2, 100, "cosine")
+    assert (config.algorithm.group_size, config.algorithm.inner_updates, config.algorithm.clip) == (8, 2, 0.5)
+    assert config.algorithm.kl == 0 and not config.algorithm.advantage_std
+    block = int(experiment.split("bl")[1])
+    assert (config.data.answer_length, config.sampling.block_length) == (256, block)
+    assert config.eval.temperature == {32: 0.5, 256: 1.0}[block] and config.sampling.temperature == 0
+    assert config.reward.alpha > 0 and config.reward.functions == ["correct_times_speed"]
+    assert list(config.data.datasets) == ["gsm8k", "math"] and config.policy.smart_init == -2.0
+
+
+@pytest.mark.parametrize(("experiment", "given"), [("llada_bl32", "dream"), ("dream_bl256", "llada")])
+def test_a_checkpoint_of_the_other_family_is_refused_by_its_own_config(experiment, given, tiny, tmp_path):
+    kinds = {"llada": "llada", "dream": "Dream"}
+    wanted = kinds[experiment.split("_")[0]]
+    message = f"is a {kinds[given]} checkpoint by its config.json, and the configuration is for {wanted}"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", *small(experiment, tiny), f"dlm.path={tiny[given]}")
+    assert not (tmp_path / "run").exists()

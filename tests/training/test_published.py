@@ -1,0 +1,119 @@
+"""Keys of "Learning Unmasking Policies", as its users type them, become ours."""
+
+import shlex
+
+import pytest
+
+import training.published
+from training.published import IMPLIED, KEYS, VALUES, translated
+from training.usage import check_settings, composed
+
+TYPED = shlex.split(
+    "experiment=llada_bl32 model_path=somewhere block_length=16 max_completion_length=64 policy_type=dit_confidence "
+    "policy_smart_init=-1.5 reward_functions=[mixed_correctness_add_reward_func,format] reward_weights=[1,0] "
+    "alpha_compute_reward=3.0 sampling_mode=bernoulli temperature=0.25 output_dir=out run_name=mine num_generations=4 "
+    "num_iterations=3 epsilon=0.1 learning_rate=1e-4 weight_decay=0.2 max_grad_norm=0.3 warmup_steps=7 seed=5 "
+    "lr_scheduler_type=constant dataset=gsm8k_and_math_and_kodcode max_prompt_length=99 generation_batch_size=64 beta=0.01 "
+    "confidences_top_p=2 policy_hidden_dim=32 policy_feedforward_dim=64 policy_num_heads=4 policy_num_blocks=2 "
+    "policy_time_embed_dim=16 policy_time_period=100 bf16=false"
+)
+
+
+def test_a_whole_command_line_of_theirs():
+    config = composed("train_policy", translated(TYPED))
+    check_settings(config)
+    assert (config.dlm.path, config.run_dir, config.wandb.name, config.seed) == ("somewhere", "out", "mine", 5)
+    assert config.sampling.block_length == 16 and config.sampling.temperature == 0.0  # of the tokens
+    assert config.eval.temperature == 0.25 and config.eval.action == "bernoulli_argmax"
+    assert config.reward.functions == ["mixed_correctness_add_reward_func", "format"] and config.reward.weights == [
+        1,
+        0,
+    ]
+    assert config.reward.alpha == 3.0 and config.model.dtype == "float32"
+    algorithm = {"action": "bernoulli", "group_size": 4, "inner_updates": 3, "clip": 0.1, "kl": 0.01}
+    assert algorithm.items() <= dict(config.algorithm).items()
+    optim = {"lr": 1e-4, "weight_decay": 0.2, "grad_clip": 0.3, "warmup": 7, "schedule": "constant"}
+    assert optim.items() <= dict(config.optim).items()
+    assert config.data.datasets == ["gsm8k", "math", "kodcode"]
+    assert config.data.answer_length == 64 and config.data.max_prompt_length == 99
+    assert config.training.batch_size == 64
+    policy = {"policy_type": "dit_confidence", "smart_init": -1.5, "confidences_top_p": 2, "hidden_dim": 32,
+              "feedforward_dim": 64, "num_heads": 4, "num_blocks": 2, "time_embed_dim": 16, "time_period": 100}  # fmt: skip
+    assert policy.items() <= dict(config.policy).items()
+
+
+def test_every_key_is_typed_above():
+    typed = {word.split("=")[0] for word in TYPED}
+    assert KEYS.keys() | VALUES.keys() <= typed | {"per_device_train_batch_size"}
+    assert {said.split("=")[0] for said in IMPLIED} <= KEYS.keys() | VALUES.keys()
+
+
+@pytest.mark.parametrize("value", VALUES["dataset"])
+def test_data_sets(value):
+    config = composed("train_policy", translated([f"dataset={value}"]))
+    assert config.data.kind == "questions" and "_and_".join(config.data.datasets) == value
+
+
+def test_dpls_starts_as_likely_as_stop_unless_told_otherwise():
+    config = composed("train_policy", translated(["experiment=llada_bl32", "sampling_mode=dpls"]))
+    same = composed("train_policy", ["experiment=llada_bl32_dpls"])
+    assert config == same and config.policy.smart_init == 0.0
+    for own in ("policy_smart_init=-1.0", "policy.smart_init=-1.0"):
+        config = composed("train_policy", translated(["experiment=llada_bl32", "sampling_mode=dpls", own]))
+        assert config.policy.smart_init == -1.0 and config.algorithm.action == "plackett_luce"
+
+
+def test_a_batch_per_device_is_multiplied_by_the_processes(monkeypatch):
+    words = ["per_device_train_batch_size=16", "generation_batch_size=128"]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert translated(words) == ["training.batch_size=128"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert translated(words[:1]) == ["training.batch_size=16"]
+    with pytest.raises(ValueError, match="both set training.batch_size, to different values"):
+        translated(words)
+
+
+def test_ours_pass_through_and_flags_too():
+    words = ["experiment=sudoku6_grpo", "optim.lr=1", "optim.lr=2", "+x.y=1", "~wandb", "--cfg", "job"]
+    assert translated(words) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["block_length=32", "sampling.block_length=16"], "sampling.block_length=16 and block_length=32 both set"),
+        (["sampling.block_length=16", "block_length=32"], "leave one out"),
+        (["sampling_mode=dpls", "algorithm.action=bernoulli"], "both set algorithm.action"),
+        (["learning_rate=1e-3", "optim.lr=3e-5"], "both set optim.lr"),
+        (["dataset=gsm8k", "data.datasets=[math]"], "both set data.datasets"),
+        (["policy_type=dit_confidence", "policy=hidden_mlp"], "both set policy"),
+        (["sampling_mode=greedy"], "sampling_mode is one of bernoulli, dpls"),
+        (["dataset=mbpp"], "dataset is one of gsm8k, math, kodcode"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        translated(words)
+
+
+def test_the_same_said_twice_is_no_contradiction():
+    assert translated(["learning_rate=3e-5", "optim.lr=0.00003"]) == ["optim.lr=0.00003"]
+    assert translated(["dataset=gsm8k_and_math", "data.datasets=[gsm8k, math]", "data=gsm8k_math"]) == [
+        "data.datasets=[gsm8k, math]", "data=gsm8k_math",
+    ]  # fmt: skip
+
+
+def test_an_unknown_key_is_the_usual_error():
+    with pytest.raises(ValueError, match="does not fit configs/train_policy.yaml"):
+        composed("train_policy", translated(["alpha_compute=1"]))
+
+
+def test_the_table_sets_keys_that_exist():
+    """Groups and keys of a policy, an algorithm or a reward that has them."""
+    everything = composed("train_policy", ["experiment=llada_bl32"])
+    for key in KEYS.values():
+        node = everything
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+    assert training.published.__doc__ is not None

@@ -1,0 +1,83 @@
+"""The keys that users of "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm) type, in our terms.
+
+Only the command line knows them: they become overrides of ours before anything else reads it, and a run records ours.
+What differs: batches are global, so a batch per device is multiplied by the processes; `temperature` is the policy's (theirs is
+documented so, and used for the tokens), at evaluation, as training draws at temperature 1 in both.
+"""
+
+from __future__ import annotations
+
+import os
+
+from omegaconf import OmegaConf
+
+KEYS = {
+    "model_path": "dlm.path", "block_length": "sampling.block_length", "max_completion_length": "data.answer_length",
+    "max_prompt_length": "data.max_prompt_length", "policy_type": "policy", "policy_smart_init": "policy.smart_init",
+    "policy_hidden_dim": "policy.hidden_dim", "policy_feedforward_dim": "policy.feedforward_dim",
+    "policy_num_heads": "policy.num_heads", "policy_num_blocks": "policy.num_blocks",
+    "policy_time_embed_dim": "policy.time_embed_dim", "policy_time_period": "policy.time_period",
+    "confidences_top_p": "policy.confidences_top_p", "reward_functions": "reward.functions", "reward_weights": "reward.weights",
+    "alpha_compute_reward": "reward.alpha", "temperature": "eval.temperature", "output_dir": "run_dir", "run_name": "wandb.name",
+    "num_generations": "algorithm.group_size", "num_iterations": "algorithm.inner_updates", "epsilon": "algorithm.clip",
+    "beta": "algorithm.kl", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay", "max_grad_norm": "optim.grad_clip",
+    "warmup_steps": "optim.warmup", "lr_scheduler_type": "optim.schedule", "per_device_train_batch_size": "training.batch_size",
+    "generation_batch_size": "training.batch_size",
+}  # fmt: skip
+# A value of theirs, and the overrides of ours that it stands for.
+VALUES = {
+    "sampling_mode": {
+        "bernoulli": ["algorithm.action=bernoulli", "eval.action=bernoulli_argmax"],
+        "dpls": ["algorithm.action=plackett_luce", "eval.action=plackett_luce"],
+    },
+    "dataset": {
+        "gsm8k": ["data.datasets=[gsm8k]"],
+        "math": ["data.datasets=[math]"],
+        "kodcode": ["data.datasets=[kodcode]"],
+        "gsm8k_and_math": ["data.datasets=[gsm8k,math]"],
+        "gsm8k_and_math_and_kodcode": ["data.datasets=[gsm8k,math,kodcode]"],
+    },
+    "bf16": {"true": ["model.dtype=bfloat16"], "false": ["model.dtype=float32"]},
+}
+# What theirs implies where the command does not say otherwise.
+IMPLIED = {
+    "sampling_mode=dpls": "policy.smart_init=0.0",
+    "dataset": "data=questions",
+    "reward_functions": "reward=right",
+}
+
+
+def translated(words: list[str]) -> list[str]:
+    """Overrides with our keys in place of theirs. ValueError where one of theirs sets a key that is set to another value too."""
+    theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
+    ours = [word for word in words if word not in theirs]
+    said_by = {_key(word): (word, word) for word in ours if "=" in word}
+    for word in theirs:
+        for override in _ours(word):
+            earlier, by = said_by.setdefault(_key(override), (override, word))
+            if _value(earlier) != _value(override):
+                raise ValueError(f"{by} and {word} both set {_key(override)}, to different values; leave one out")
+    for said in (*theirs, *(word.partition("=")[0] for word in theirs)):
+        if said in IMPLIED:
+            said_by.setdefault(_key(IMPLIED[said]), (IMPLIED[said], said))
+    return [*ours, *(override for override, by in said_by.values() if by not in ours)]
+
+
+def _ours(word: str) -> list[str]:
+    """The overrides that one of theirs stands for."""
+    key, _, value = word.partition("=")
+    if key in VALUES:
+        if value.lower() not in VALUES[key]:
+            raise ValueError(f"{word} is unknown; {key} is one of {', '.join(VALUES[key])}")
+        return VALUES[key][value.lower()]
+    if key == "per_device_train_batch_size" and value.isdigit():
+        value = str(int(value) * int(os.environ.get("WORLD_SIZE", "1")))
+    return [f"{KEYS[key]}={value}"]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _value(override: str):
+    return OmegaConf.from_dotlist([f"value={override.split('=', 1)[1]}"]).value
