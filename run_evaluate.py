@@ -29,7 +29,7 @@ from evaluation.intervals import wilson
 from evaluation.report import plot_pareto, print_table, write_csv
 from load_model import load_model
 from policy.build import RULE_SETTINGS, check_known, shipped
-from policy.checkpoints import check_fits, load_policy
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import WHERE
@@ -119,8 +119,7 @@ def rules(arguments: argparse.Namespace, model: MaskedLM) -> dict[str, Unmasker]
         files = {Path(path).stem if Path(path).suffix else Path(path).name: Path(path)}
     found: dict[str, Unmasker] = {}
     for name, file in files.items():
-        network = load_policy(file)
-        check_fits(network, model)
+        network = load_policy(file, model=model)
         network.to(next(model.parameters()).device)
         for temperature in arguments.temperatures.split(","):
             rule = PolicyUnmasker(network, SAMPLING_MODES[arguments.sampling_mode], float(temperature))

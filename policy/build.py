@@ -17,7 +17,7 @@ from torch import Tensor
 from data.sudoku import SudokuTokenizer
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
-from policy.checkpoints import check_fits, load_policy
+from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy
@@ -82,8 +82,7 @@ def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
-    network = load_policy(shipped(str(settings.path)))
-    check_fits(network, model)
+    network = load_policy(shipped(str(settings.path)), model=model)
     if isinstance(network, HiddenMLP) and action != "fixed":
         raise ValueError(
             f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "

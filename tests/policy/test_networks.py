@@ -48,6 +48,11 @@ def tiny(kind):
         inputs = dit_inputs() | {"hidden": hidden_inputs(width=8)["hidden"]}
         policy = POLICIES[kind](hidden_size=8, num_heads=2, time_embed_dim=4)
         return policy, inputs | {"confidences": inputs["confidences"][..., 0]}
+    if kind == "dit_hidden":
+        policy = POLICIES[kind](8, 4, 12, key_heads=2, biases=True, num_blocks=2, time_embed_dim=4, theta=100.0)
+        return policy, {name: value for name, value in dit_inputs().items() if name != "confidences"} | {
+            "hidden": hidden_inputs(width=8)["hidden"]
+        }
     assert kind == "dit_projection"
     policy = DitConfidence(confidences_top_p=2, hidden_size=6, repulsion=3, **sizes)
     torch.nn.init.normal_(policy.repulsion)
