@@ -68,7 +68,10 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     name = strategy_name(sampler.strategy, model)
     what = TokenRule(float(sampler.temperature), float(sampler.top_p), sampler.top_k)
     if name == "policy":
-        return Strategy(_policy(sampler.policy, model), what)
+        policy = _policy(sampler.policy, model)
+        check_alpha(policy.network, sampler.alpha)
+        return Strategy(policy, what)
+    check_alpha(None, sampler.alpha)
     if name not in RULE_SETTINGS:
         return Strategy(WHERE[name](), what)
     key = RULE_SETTINGS[name]
@@ -76,6 +79,20 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     if not isinstance(sampler[key], int | float) or not 0 <= sampler[key] <= highest:
         raise ValueError(f"sampler.{key}={sampler[key]} must be a number from 0 to {highest}; change it")
     return Strategy(WHERE[name](float(sampler[key])), what)
+
+
+def check_alpha(network: object, alpha: object) -> None:
+    """Refuse a weight of speed that nobody reads, and a policy that waits for one. network: None for a rule."""
+    if getattr(network, "alpha_embedding", None) is None:
+        if alpha is not None:
+            raise ValueError(
+                f"alpha={alpha} is read by policies that were trained with reward.alphas only; leave it out"
+            )
+    elif isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
+        raise ValueError(
+            f"this policy is told the weight of speed and alpha is {alpha}; give a number of at least 0: sampler.alpha=1, "
+            "or --alpha 1"
+        )
 
 
 def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:

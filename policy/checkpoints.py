@@ -182,7 +182,7 @@ def _own_name(name: str) -> str:
     return ".".join((blocks, number, OWN_NAMES.get(part, part), *rest))
 
 
-def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
+def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict:
     """What the shapes tell of the architecture (not the time period, nor whether written positions are read)."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     arguments = {}

@@ -92,7 +92,7 @@ def check_experts(experts: DictConfig, prompts: Prompts, reward: Reward, block_l
         raise ValueError(
             f"algorithm.experts.block_length={block} does not divide the {length} positions to write; choose a divisor, or null"
         )
-    if block_length is not None:
+    if block_length not in (None, length):
         raise ValueError(
             f"experts show a policy that sees every mask what blocks are good for: not with sampling.block_length={block_length}"
         )

@@ -19,7 +19,10 @@ from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
 LENGTH, WIDTH = 6, 4
-GRPO_SETTINGS = {"name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
+NO_EXPERTS = {"experts": {"thresholds": [], "block_length": None}}
+GRPO_SETTINGS = {
+    "name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0, **NO_EXPERTS,
+}  # fmt: skip
 PPO_SETTINGS = {"name": "ppo", "group_size": 1, "inner_updates": 2, "clip": 0.2, "gae_decay": 0.95, "value_weight": 0.5}
 OPTIM = {
     "lr": 1e-2,
