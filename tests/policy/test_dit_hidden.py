@@ -56,6 +56,12 @@ def test_published_weights_need_the_model_that_they_are_of(published):
         check_fits(DitHidden(16, 2, 24), model)
 
 
+def test_the_published_size():
+    with torch.device("meta"):
+        policy = DitHidden(4096, 32, 12_288)
+    assert sum(parameter.numel() for parameter in policy.parameters()) == 302_575_617
+
+
 def config_of(policy, **more):
     return OmegaConf.create({
         "init": None, "policy": {"policy_type": "dit_hidden", "num_heads": None, "mlp_size": None, "smart_init": -2.0} | policy,
