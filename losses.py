@@ -7,6 +7,8 @@ t-DCE subtracts a term that does not depend on the network and only adds varianc
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -93,6 +95,13 @@ def clipped_policy_loss(
     """-sum of weight * min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A), the ratio that of a whole decoding step."""
     ratio = torch.exp(log_prob - old_log_prob)
     return -(weight * torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)).sum()
+
+
+def with_expert(log_prob: Float[Tensor, "step"], group: int, experts: int) -> Float[Tensor, "step"]:
+    """log(G / (G + E) * p + 1 / (G + E)): the likelihood of an expert's picks in a group of G rollouts of the policy, which makes
+    them with probability p, and E experts, of whom this one makes them for sure."""
+    members = group + experts
+    return torch.logaddexp(log_prob + math.log(group / members), torch.full_like(log_prob, -math.log(members)))
 
 
 def per_row_weights(row: Int[Tensor, "step"], rows: int) -> Float[Tensor, "step"]:

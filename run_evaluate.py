@@ -28,8 +28,8 @@ from dlm.masked_lm import MaskedLM
 from evaluation.intervals import wilson
 from evaluation.report import plot_pareto, print_table, write_csv
 from load_model import load_model
-from policy.build import RULE_SETTINGS, check_known, shipped
-from policy.checkpoints import check_fits, load_policy
+from policy.build import RULE_SETTINGS, check_alpha, check_known, shipped
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import WHERE
@@ -52,6 +52,8 @@ class Job:
     dataset: str
     seed: int
     rule: Unmasker
+    alpha: float | None = None
+    budget: int | None = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--data_dir", help="holds NAME/test.jsonl, for machines without a hub")
     made.add_argument("--temperatures", "--temperature_policy", default="1.0", help="of the policy")
+    made.add_argument("--alpha", help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3")
+    made.add_argument("--budget", help="evaluations that a sample may cost, one evaluation each: 2,4,8")
     made.add_argument("--token_temperature", type=float, default=0.0, help="0 writes the most likely token")
     made.add_argument("--seeds", "--seed", default="42")
     made.add_argument("--sampling_mode", default="bernoulli-argmax", choices=SAMPLING_MODES)
@@ -119,8 +123,7 @@ def rules(arguments: argparse.Namespace, model: MaskedLM) -> dict[str, Unmasker]
         files = {Path(path).stem if Path(path).suffix else Path(path).name: Path(path)}
     found: dict[str, Unmasker] = {}
     for name, file in files.items():
-        network = load_policy(file)
-        check_fits(network, model)
+        network = load_policy(file, model=model)
         network.to(next(model.parameters()).device)
         for temperature in arguments.temperatures.split(","):
             rule = PolicyUnmasker(network, SAMPLING_MODES[arguments.sampling_mode], float(temperature))
@@ -146,6 +149,7 @@ def evaluate(job: Job, model: MaskedLM, arguments: argparse.Namespace, directory
             environment = UnmaskingEnvironment(
                 model, arguments.steps or length, arguments.block_length, prompt_length=prompts.prompt_length,
                 stop_id=model.tokenizer.eos_token_id, cache=arguments.cache, refresh=arguments.refresh,
+                alpha=job.alpha, budget=job.budget,
             )  # fmt: skip
             started = time.perf_counter()
             samples = sample(
@@ -200,8 +204,14 @@ def main(argv: list[str]) -> int:
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {path} cannot be loaded, and questions are text; add tokenizer.json")
     names = ALL if arguments.datasets == "all" else arguments.datasets.split(",")
-    jobs = [Job(name, dataset, int(seed), rule) for name, rule in rules(arguments, model).items()
+    alphas = [None] if arguments.alpha is None else [float(alpha) for alpha in arguments.alpha.split(",")]
+    budgets = [None] if arguments.budget is None else [int(budget) for budget in arguments.budget.split(",")]
+    jobs = [Job(name + ("" if alpha is None else f"-a{alpha:g}") + ("" if budget is None else f"-K{budget}"),
+                dataset, int(seed), rule, alpha, budget)
+            for name, rule in rules(arguments, model).items() for alpha in alphas for budget in budgets
             for dataset in names for seed in arguments.seeds.split(",")]  # fmt: skip
+    for job in jobs:
+        check_alpha(getattr(job.rule, "network", None), job.alpha)
     base, rows, failures = Path(arguments.save_path), [], []
     for job in jobs:
         directory = base / f"{job.name}_{job.dataset}_seed{job.seed}"

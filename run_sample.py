@@ -38,6 +38,7 @@ any key of configs/sample.yaml can follow as KEY=VALUE, among them
   sampler.temperature=0.9   0 writes the most likely token; also sampler.top_p, sampler.top_k
   sampler.block_length=32   semi-autoregressive decoding
   sampler.budget=4          at most 4 evaluations a sample: the last one writes all that is left
+  sampler.alpha=1           of a policy trained with reward.alphas: how much speed is worth
   sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
   sampler.policy.action=bernoulli_argmax   not for example/014609, which takes fixed only
   model.dtype=bfloat16
@@ -169,7 +170,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
         model, sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if in_blocks else 0,
         stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
-        refresh=sampler.refresh,
+        refresh=sampler.refresh, alpha=sampler.alpha,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from load_model import load_model
 from model.radd import RADD
 from policy.build import shipped
 from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
+from policy.dit_hidden import block_sizes
 from policy.networks import HiddenBlocks, HiddenMLP
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
@@ -51,10 +52,19 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
     if kind != "dit_confidence" or settings["hidden_size"] is None:
         settings["hidden_size"] = model.hidden_size
+    if kind == "dit_hidden":
+        settings = block_sizes(model) | {name: value for name, value in settings.items() if value is not None}
+        if not {"num_heads", "mlp_size"} <= settings.keys():
+            raise ValueError(
+                f"policy=dit_hidden takes its sizes from LLaDA and Dream and {config.dlm.path} is neither; give "
+                "policy.num_heads=4 and policy.mlp_size=256, for example"
+            )
     if kind == "hidden_blocks":
         settings["num_heads"] = radd_of(model, config).config["model"]["n_heads"]
     if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":
         settings["value_head"] = True
+    if OmegaConf.select(config, "reward.alphas"):
+        settings["alpha_conditioned"] = True
     unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
     if unknown:
         raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
@@ -75,14 +85,18 @@ def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
 
 
 def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
-    """The policy `init`, with a new value head where PPO needs one and it has none."""
-    start = load_policy(shipped(config.init))
-    check_fits(start, model)
-    if config.algorithm.name != "ppo" or getattr(start, "value_proj", True) is not None:
+    """The policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none."""
+    start = load_policy(shipped(config.init), model=model)
+    new = {}
+    if config.algorithm.name == "ppo" and getattr(start, "value_proj", True) is None:
+        new["value_head"] = True
+    if OmegaConf.select(config, "reward.alphas") and getattr(start, "alpha_embedding", True) is None:
+        new["alpha_conditioned"] = True
+    if not new:
         return start.train()
     settings = {name: value for name, value in start._hub_mixin_config.items() if name != "policy_type"}  # pyright: ignore
-    network = type(start)(**{**settings, "value_head": True})
-    network.load_state_dict(start.state_dict(), strict=False)  # all but the value head, which starts as it was made
+    network = type(start)(**{**settings, **new})
+    network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
     return network
 
 

@@ -104,6 +104,7 @@ class Observation:
     last: Bool[Tensor, "row"]
     steps: int
     start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
+    alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
 
     def response(self) -> Observation:
         """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
@@ -172,6 +173,7 @@ class UnmaskingEnvironment:
         guidance: classifier-free: logits (1 + w) * with the prompt - w * without it; two evaluations. 0: none.
         cache: None, `prefix` or `dual` (bidirectional; approximate); a causal model always keeps its keys and values.
         refresh: evaluations after which a cached row runs whole again; None: at the start of each block.
+        alpha: weight of speed, one number or one a row, shown to policies that are conditioned on it.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class UnmaskingEnvironment:
         guidance: float | int = 0.0,
         cache: str | None = None,
         refresh: int | None = None,
+        alpha: float | int | Float[Tensor, "row"] | None = None,
     ):
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
@@ -209,6 +212,7 @@ class UnmaskingEnvironment:
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
         self.allowed, self.prompt_length, self.stop_id = budget, prompt_length, stop_id
         self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
+        self.asked_alpha = alpha
         self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) else cache, refresh
 
     @property
@@ -258,6 +262,9 @@ class UnmaskingEnvironment:
         self.to_write = (~self.given).sum(1)
         unlimited = torch.iinfo(torch.long).max
         self.budget = torch.as_tensor(unlimited if self.allowed is None else self.allowed, device=device).expand(rows)
+        self.alpha = None
+        if self.asked_alpha is not None:
+            self.alpha = torch.as_tensor(self.asked_alpha, dtype=torch.float32, device=device).expand(rows)
         self.row_step = torch.zeros(rows, dtype=torch.long, device=device)
         self.block_step = torch.zeros_like(self.row_step)
         self.evaluations = torch.zeros_like(self.row_step)
@@ -304,7 +311,7 @@ class UnmaskingEnvironment:
     def select(self, index: Int[Tensor, "kept"]) -> Observation:
         """Keep, copy or reorder rows, with everything that is keyed by row."""
         for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
-                     "block_masks", "budget", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
+                     "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[index])
         if self.cache is not None:
@@ -491,7 +498,7 @@ class UnmaskingEnvironment:
             time = 1.0 / (self.budget - spent)
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start,
+            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start, self.alpha,
         )  # fmt: skip
 
 

@@ -153,6 +153,10 @@ class LlamaLM(MaskedLM):
             hidden = self.backbone.body(tokens, left)
         return self._unshift(hidden, left, read)
 
+    def head(self, hidden):
+        """Hidden states that were kept in float32 go through it in the precision of the weights, from which they came."""
+        return super().head(hidden.to(self.backbone.head.weight.dtype))
+
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Room for keys and values."""
         return self.backbone.new_memory(rows, length, next(self.backbone.parameters()).dtype, device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.sudoku import SudokuTokenizer
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
-from policy.checkpoints import check_fits, load_policy
+from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy
@@ -68,7 +68,10 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     name = strategy_name(sampler.strategy, model)
     what = TokenRule(float(sampler.temperature), float(sampler.top_p), sampler.top_k)
     if name == "policy":
-        return Strategy(_policy(sampler.policy, model), what)
+        policy = _policy(sampler.policy, model)
+        check_alpha(policy.network, sampler.alpha)
+        return Strategy(policy, what)
+    check_alpha(None, sampler.alpha)
     if name not in RULE_SETTINGS:
         return Strategy(WHERE[name](), what)
     key = RULE_SETTINGS[name]
@@ -78,12 +81,25 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     return Strategy(WHERE[name](float(sampler[key])), what)
 
 
+def check_alpha(network: object, alpha: object) -> None:
+    """Refuse a weight of speed that nobody reads, and a policy that waits for one. network: None for a rule."""
+    if getattr(network, "alpha_embedding", None) is None:
+        if alpha is not None:
+            raise ValueError(
+                f"alpha={alpha} is read by policies that were trained with reward.alphas only; leave it out"
+            )
+    elif isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
+        raise ValueError(
+            f"this policy is told the weight of speed and alpha is {alpha}; give a number of at least 0: sampler.alpha=1, "
+            "or --alpha 1"
+        )
+
+
 def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
-    network = load_policy(shipped(str(settings.path)))
-    check_fits(network, model)
+    network = load_policy(shipped(str(settings.path)), model=model)
     if isinstance(network, HiddenMLP) and action != "fixed":
         raise ValueError(
             f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "

@@ -1,7 +1,7 @@
 """Policies on disk: `model.safetensors` with a `config.json` that rebuilds the network; the published layouts are read too.
 
-Published: Apple's confidence policies (keys under `base_policy.`, no architecture beside them, so it is read off the shapes)
-and genpolicy's `.pth` (`policy_model`, `ema`, `step`).
+Published: Apple's policies (keys under `base_policy.`, no architecture beside them, so it is read off the shapes, and the heads
+of a `dit_hidden` off the model) and genpolicy's `.pth` (`policy_model`, `ema`, `step`).
 """
 
 import difflib
@@ -15,10 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dlm.masked_lm import MaskedLM
+from model.llama import LLADA_KEYS
+from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.usage import readable
 
-POLICIES = {"dit_confidence": DitConfidence, "hidden_mlp": HiddenMLP, "hidden_blocks": HiddenBlocks}
+Policy = DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
+POLICIES = {
+    "dit_confidence": DitConfidence,
+    "dit_hidden": DitHidden,
+    "hidden_mlp": HiddenMLP,
+    "hidden_blocks": HiddenBlocks,
+}
+OWN_NAMES = {published: own for own, published in LLADA_KEYS.items() if "." not in published}  # of a block's parts
 
 
 def check_fits(policy: nn.Module, masked_lm) -> None:
@@ -54,8 +64,8 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
 
 
 def load_policy(
-    path: str | Path, hidden_size: int | None = None, use_ema: bool = True
-) -> DitConfidence | HiddenMLP | HiddenBlocks:
+    path: str | Path, hidden_size: int | None = None, use_ema: bool = True, model: MaskedLM | None = None
+) -> Policy:
     """Load a policy, float32, on the CPU, in evaluation mode.
 
     Args:
@@ -65,6 +75,7 @@ def load_policy(
             `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`.
         hidden_size: the width that a hidden-state policy must have; None accepts any.
         use_ema: take a `.pth`'s exponential moving average where it holds one.
+        model: the model that it is to read (`check_fits`); a published `dit_hidden` takes its heads from it.
 
     Errors:
         ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
@@ -84,7 +95,7 @@ def load_policy(
         with readable(file):
             weights, average = load_file(file), None
         config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-    policy = _build(weights, config, file)
+    policy = _build(weights, config, file, model)
     if average:
         _load_average(policy, average["shadow_params"], file)
     if hidden_size is not None and policy.hidden_size and policy.hidden_size != hidden_size:
@@ -92,6 +103,8 @@ def load_policy(
             f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that "
             "width"
         )
+    if model is not None:
+        check_fits(policy, model)
     return policy.eval()
 
 
@@ -113,15 +126,19 @@ def _find_weights(path: Path) -> Path:
     )
 
 
-def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidence | HiddenMLP | HiddenBlocks:
+def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM | None) -> Policy:
     published = any(name.startswith("base_policy.") for name in weights)
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
+    if "ada_linears.0.weight" in weights:
+        weights = {_own_name(name): tensor for name, tensor in weights.items()}
     telling = {"mlp.0.weight": "hidden_mlp", "mask_embedding.weight": "dit_confidence"}
     if not telling.keys() & weights.keys():
         raise ValueError(
             f"{file} holds no policy: found {sorted(weights)[:4]}; a backbone is given to --model or dlm.path"
         )
-    if "blocks.0.attn_qkv.weight" in weights:
+    if "ada_linears.0.weight" in weights:
+        telling["mask_embedding.weight"] = "dit_hidden"
+    elif "blocks.0.attn_qkv.weight" in weights:
         telling["mask_embedding.weight"] = "hidden_blocks"
     guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
     policy_type = config.get("policy_type") or guess
@@ -132,7 +149,13 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidenc
         )
     kind = POLICIES[policy_type]
     known = inspect.signature(kind.__init__).parameters
-    arguments = _arguments_from_shapes(weights) | ({"read_all": True} if published else {}) | config
+    heads = {} if model is None or kind is not DitHidden else block_sizes(model)
+    arguments = heads | _arguments_from_shapes(weights) | ({"read_all": True} if published else {}) | config
+    if kind is DitHidden and "num_heads" not in arguments:
+        raise ValueError(
+            f"{file} does not say how many heads its block has and it is not used with LLaDA or Dream; give the model that it "
+            "was trained on, or num_heads in a config.json beside it"
+        )
     policy = kind(**{name: value for name, value in arguments.items() if name in known})
 
     expected = policy.state_dict()
@@ -151,7 +174,15 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path) -> DitConfidenc
     return policy
 
 
-def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
+def _own_name(name: str) -> str:
+    """Of a `dit_hidden`'s parameter: the published blocks have LLaDA's names."""
+    if not name.startswith("transformer_blocks."):
+        return name
+    blocks, number, part, *rest = name.split(".")
+    return ".".join((blocks, number, OWN_NAMES.get(part, part), *rest))
+
+
+def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict:
     """What the shapes tell of the architecture (not the time period, nor whether written positions are read)."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     arguments = {}
@@ -162,6 +193,12 @@ def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict[str, int]:
         arguments["num_heads"] = arguments["hidden_size"] // (2 * shapes["rotary.inv_freq"][0])
         arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
         arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][0]
+        arguments["value_head"] = "value_proj.weight" in shapes
+    if "ada_linears.0.weight" in shapes:
+        arguments["hidden_size"] = shapes["mask_embedding.weight"][1]
+        arguments["num_blocks"] = len({name.split(".")[1] for name in shapes if name.startswith("ada_linears.")}) - 1
+        arguments["mlp_size"] = shapes.get("transformer_blocks.0.gate.weight", (0,))[0]
+        arguments["time_embed_dim"] = shapes["time_mlp.0.weight"][1]
         arguments["value_head"] = "value_proj.weight" in shapes
     if "confidence_proj.weight" in shapes:
         arguments["hidden_dim"], arguments["confidences_top_p"] = shapes["confidence_proj.weight"]

@@ -1,26 +1,28 @@
 """GRPO on where to unmask: groups of rollouts of one prompt, advantages within the group, clipped updates of the policy alone.
 
 Apple's "Learning Unmasking Policies" (2512.09106), section 2: advantage without standard deviation, ratio clipped per decoding
-step, no KL. Both are settings here. What differs: a row's inactive steps are not stored, and rows whose advantage is zero are
-dropped before the update (with a KL they stay).
+step, no KL. Both are settings here; rollouts of experts may join a group (`policy/experts.py`). What differs: a row's inactive
+steps are not stored, and rows whose advantage is zero are dropped before the update (with a KL they stay).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights, step_advantages
-from policy.rollout import Steps, policy_log_probs
+from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights, step_advantages, with_expert
+from policy.experts import Rollouts, joined
+from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
 
 
 class GRPO:
-    """algorithm: group_size, inner_updates, clip, advantage_std, kl."""
+    """algorithm: group_size, inner_updates, clip, advantage_std, kl, experts."""
 
     def __init__(self, algorithm: DictConfig, network: nn.Module):
         self.algorithm = algorithm
@@ -30,27 +32,42 @@ class GRPO:
             )
         self.reference = copy.deepcopy(network).requires_grad_(False) if algorithm.kl else None
 
-    def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law) -> Steps:
-        """Steps worth learning from, with their advantage and weight."""
+    def prepare(
+        self, samples: Samples, reward: RewardOutput, network: nn.Module, law, chunk: int = 1024,
+        experts: Sequence[Rollouts] = (),
+    ) -> Steps:  # fmt: skip
+        """Steps worth learning from, with their advantage and weight. experts: one rollout of each prompt from each expert, whose
+        old log-probability is that of the mixture under the network as it is now, `chunk` steps at a time."""
         assert samples.trajectory is not None
-        trajectory = samples.trajectory
-        rows = len(reward.total)
+        trajectory, total, expert = samples.trajectory, reward.total, None
         group, by_std = self.algorithm.group_size, self.algorithm.advantage_std
+        if experts:
+            trajectory, total, expert = joined((samples, reward), experts, group)
+        rows, members = len(total), group + len(experts)
         if reward.steps is None:
-            advantage = group_advantages(reward.total.view(-1, group), by_std).flatten()[trajectory.row]
+            advantage = group_advantages(total.view(-1, members), by_std).flatten()[trajectory.row]
         else:
             advantage = step_advantages(reward.steps, trajectory.row, trajectory.step, rows, group, by_std)
-        steps = Steps(trajectory, advantage, per_row_weights(trajectory.row, rows))
-        return steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))
+        steps = Steps(trajectory, advantage, per_row_weights(trajectory.row, rows), expert=expert)
+        steps = steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))
+        if steps.expert is not None and bool(steps.expert.any()):
+            index = steps.expert.nonzero().squeeze(1)
+            log_prob, _ = recomputed(network, law, steps.trajectory.take(index), chunk)
+            steps.trajectory.log_where[index] = with_expert(log_prob, group, len(experts))
+        return steps
 
     def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
         """Of one chunk of steps; chunks add up to the loss of the batch."""
         log_prob, _ = policy_log_probs(network, law, steps.trajectory)
+        compared, own = log_prob, steps.weight
+        if steps.expert is not None:
+            mixed = with_expert(log_prob, self.algorithm.group_size, len(self.algorithm.experts.thresholds))
+            compared, own = torch.where(steps.expert, mixed, log_prob), steps.weight.masked_fill(steps.expert, 0.0)
         loss = clipped_policy_loss(
-            log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
+            compared, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
         )
-        if self.reference is not None:
+        if self.reference is not None:  # an expert's picks are no draw from the policy
             with torch.no_grad():
                 reference, _ = policy_log_probs(self.reference, law, steps.trajectory)
-            loss = loss + self.algorithm.kl * (steps.weight * kl_to_reference(log_prob, reference)).sum()
+            loss = loss + self.algorithm.kl * (own * kl_to_reference(log_prob, reference)).sum()
         return loss

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from data.tasks import Prompts
 from dlm.environment import Observation, TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from policy.rollout import policy_log_probs
-from policy.unmasker import PolicyUnmasker
+from policy.rollout import Reward, policy_log_probs
+from policy.unmasker import PolicyNetwork, PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Trajectory
 from samplers.where import WHERE, best, by_ties, nothing, top_probability
@@ -77,6 +77,19 @@ class InBlocks:
         return self.rule.choose(replace(observation, writable=writable), draws)
 
 
+@dataclass
+class Expert:
+    """A rule in the place of the policy `network`. What the policy reads is asked for first: the rule then reads the same
+    evaluation, and a step costs one."""
+
+    network: PolicyNetwork
+    rule: Unmasker
+
+    def choose(self, observation, draws):
+        self.network.inputs(observation.response())
+        return self.rule.choose(observation, draws)
+
+
 def learn_picks(network: nn.Module, law, part: Trajectory, steps: int) -> Float[Tensor, ""]:
     """The rule's picks: their negative log-likelihood, a mean over `steps` steps."""
     return -policy_log_probs(network, law, part)[0].sum() / steps
@@ -92,14 +105,15 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: int, wrong: float
 
 def teacher_loss(
     model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
-    stop_id: int | None = None,
+    stop_id: int | None = None, reward: Reward | None = None,
 ) -> float:  # fmt: skip
     """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. stop_id: the token at which rows end.
-    teaching: {expert, setting, block_length}."""
+    teaching: {expert, setting, block_length}. reward: rollouts that it gives nothing are left out; without any, no gradients."""
     inputs = network.inputs  # pyright: ignore
     environment = UnmaskingEnvironment(
-        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id
-    )
+        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id,
+        alpha=prompts.rows.get("alpha"),
+    )  # fmt: skip
     if teaching.expert == "answers":
         assert prompts.text is not None
         teacher = Answers(prompts.text, inputs)  # pyright: ignore
@@ -109,8 +123,16 @@ def teacher_loss(
         teacher, record, rule = WHERE[teaching.expert](teaching.setting), inputs, TokenRule(config.sampling.temperature)
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
-    trajectory = sample(environment, Strategy(teacher, rule), prompts.canvas, seed, record=record).trajectory  # pyright: ignore
+        teacher = Expert(network, teacher)  # pyright: ignore[reportArgumentType]
+    strategy = Strategy(teacher, rule)  # pyright: ignore[reportArgumentType]
+    samples = sample(environment, strategy, prompts.canvas, seed, record=record, start=prompts.start)  # pyright: ignore
+    trajectory = samples.trajectory
     assert trajectory is not None
+    if reward is not None:
+        earns = reward(samples, prompts.rows).total.to(trajectory.row.device) > 0
+        trajectory = trajectory.take(earns[trajectory.row].nonzero().squeeze(1))
+        if len(trajectory.row) == 0:
+            return 0.0
     law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
     total = 0.0
     for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):

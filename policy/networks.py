@@ -7,8 +7,6 @@ are zeros unless `read_all` (the published confidence policy reads them, which c
 position); an optional value head serves PPO.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
@@ -16,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.radd import RADD, Block, Rotary
+from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
 
 
 class DitBlock(nn.Module):
@@ -77,6 +76,7 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         repulsion: learn how much a pick repels others of its step at distances 1 to this many (`actions.FixedCount`); 0: none.
         hidden_size: width of the model's hidden states, which are then read at every position, written ones too, and added to
             the confidences by a projection (`policy=dit_projection`); 0: not read, and the policy fits any model.
+        alpha_conditioned: the weight of speed is part of the condition (set by training with reward.alphas).
     """
 
     def __init__(
@@ -93,14 +93,13 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         value_head: bool = False,
         repulsion: int = 0,
         hidden_size: int = 0,
+        alpha_conditioned: bool = False,
     ):
         super().__init__()
         if hidden_dim % (2 * num_heads):
             raise ValueError(
                 f"hidden_dim {hidden_dim} must be a multiple of 2 * num_heads = {2 * num_heads}; change one of them"
             )
-        if time_embed_dim % 2:
-            raise ValueError(f"time_embed_dim {time_embed_dim} must be even (cosines and sines); add or take one")
         self._hub_mixin_config["policy_type"] = "dit_confidence"  # written to config.json by save_pretrained  # pyright: ignore
         self.confidences_top_p = confidences_top_p
         self.time_embed_dim = time_embed_dim
@@ -109,9 +108,7 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         self.hidden_size = hidden_size
         self.confidence_proj = nn.Linear(confidences_top_p, hidden_dim)
         self.mask_embedding = nn.Embedding(2, hidden_dim)
-        self.time_mlp = nn.Sequential(
-            nn.Linear(time_embed_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
-        )
+        self.time_mlp = time_mlp(time_embed_dim, hidden_dim)
         self.transformer_blocks = nn.ModuleList(
             DitBlock(hidden_dim, feedforward_dim, num_heads) for _ in range(num_blocks)
         )
@@ -121,10 +118,10 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         self.repulsion = nn.Parameter(torch.zeros(repulsion)) if repulsion else None
         self.hidden_norm = nn.LayerNorm(hidden_size) if hidden_size else None
         self.hidden_proj = nn.Linear(hidden_size, hidden_dim) if hidden_size else None
+        self.alpha_embedding = AlphaEmbedding(hidden_dim) if alpha_conditioned else None
         if smart_init is not None:
             for block in self.transformer_blocks:
-                nn.init.zeros_(block.ada_conditioning.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-                nn.init.zeros_(block.ada_conditioning.bias)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+                zero_(block.ada_conditioning)  # pyright: ignore[reportArgumentType]
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     @torch.no_grad()
@@ -140,14 +137,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         readout = observation.read(where=where, best=self.confidences_top_p)
         # A readout holds anything outside `where`.
         confidences = readout.top_log_probs.float().exp().masked_fill(~where[..., None], 0.0)
-        return {"masked": observation.masked, "confidences": confidences, "time": observation.time} | hidden
-
-    def embed_time(self, time: Float[Tensor, "row"]) -> Float[Tensor, "row width"]:
-        """Sinusoids of the time in [0, 1], rounded to bfloat16 as the published network rounds them."""
-        half = self.time_embed_dim // 2
-        frequency = torch.exp(-math.log(self.time_period) * torch.arange(half, device=time.device).float() / half)
-        angle = time.float()[:, None] * frequency
-        return self.time_mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).bfloat16().float())
+        alpha = alpha_input(self, observation)
+        return {"masked": observation.masked, "confidences": confidences, "time": observation.time} | hidden | alpha
 
     def trunk(
         self,
@@ -155,8 +146,13 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position hidden"] | None = None,
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position width"]:
-        condition = self.mask_embedding(masked.long()) + self.embed_time(time)[:, None]
+        of_row = self.time_mlp(time_features(time, self.time_embed_dim, self.time_period))
+        if self.alpha_embedding is not None:
+            assert alpha is not None
+            of_row = of_row + self.alpha_embedding(alpha)
+        condition = self.mask_embedding(masked.long()) + of_row[:, None]
         x = self.confidence_proj(confidences.float())
         if self.hidden_proj is not None and self.hidden_norm is not None:
             assert hidden is not None
@@ -171,12 +167,13 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position hidden"] | None = None,
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
         """Unmasking logit of every position (of written ones too: the action distribution says which are writable).
 
         `confidences` are probabilities, best first; `time` is the share of the evaluations allowed that is spent.
         """
-        return self.output_proj(self.trunk(masked, confidences, time, hidden)).squeeze(-1)
+        return self.output_proj(self.trunk(masked, confidences, time, hidden, alpha)).squeeze(-1)
 
     def forward_with_value(
         self,
@@ -184,12 +181,13 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         confidences: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position hidden"] | None = None,
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
-        x = self.trunk(masked, confidences, time, hidden)
-        return self.output_proj(x).squeeze(-1), self.value_proj(_mean_over(x, masked)).squeeze(-1)
+        x = self.trunk(masked, confidences, time, hidden, alpha)
+        return self.output_proj(x).squeeze(-1), self.value_proj(mean_over(x, masked)).squeeze(-1)
 
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
         """The unmasking logits, under the name that every policy network answers to."""
@@ -264,6 +262,7 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         time_embed_dim: width of the layer between the time and what it adds.
         smart_init: the head's bias at the start; None: torch's.
         value_head: add a scalar value (for PPO), read by `forward_with_value`.
+        alpha_conditioned: the weight of speed is added too (set by training with reward.alphas).
     """
 
     def __init__(
@@ -274,6 +273,7 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         time_embed_dim: int = 64,
         smart_init: float | int | None = None,
         value_head: bool = False,
+        alpha_conditioned: bool = False,
     ):
         super().__init__()
         self._hub_mixin_config["policy_type"] = "hidden_blocks"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
@@ -285,6 +285,7 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         self.final_norm = nn.LayerNorm(hidden_size)
         self.output_proj = nn.Linear(hidden_size + 1, 1)
         self.value_proj = nn.Linear(hidden_size, 1) if value_head else None
+        self.alpha_embedding = AlphaEmbedding(hidden_size) if alpha_conditioned else None
         for parameter in (self.mask_embedding.weight, *self.time_mlp[2].parameters()):
             nn.init.zeros_(parameter)
         nn.init.ones_(
@@ -313,15 +314,21 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         )  # first: confidences are of the same evaluation
         readout = observation.read(where=observation.masked, best=1)
         confidences = readout.top_log_probs[..., 0].float().exp().masked_fill(~observation.masked, 0.0)
-        return {"masked": observation.masked, "confidences": confidences, "time": observation.time, "hidden": hidden}
+        inputs = {"masked": observation.masked, "confidences": confidences, "time": observation.time, "hidden": hidden}
+        return inputs | alpha_input(self, observation)
 
     def trunk(
         self,
         masked: Bool[Tensor, "row position"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position width"]:
-        x = hidden.float() + self.mask_embedding(masked.long()) + self.time_mlp(time.float()[:, None])[:, None]
+        of_row = self.time_mlp(time.float()[:, None])
+        if self.alpha_embedding is not None:
+            assert alpha is not None
+            of_row = of_row + self.alpha_embedding(alpha)
+        x = hidden.float() + self.mask_embedding(masked.long()) + of_row[:, None]
         cos, sin = self.rotary(masked.shape[1])
         for block in self.blocks:
             x = block(x, cos, sin)
@@ -338,9 +345,10 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         confidences: Float[Tensor, "row position"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
         """Unmasking logit of every position; `confidences` are the best tokens' probabilities."""
-        return self._logits(self.trunk(masked, time, hidden), confidences)
+        return self._logits(self.trunk(masked, time, hidden, alpha), confidences)
 
     def forward_with_value(
         self,
@@ -348,22 +356,17 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         confidences: Float[Tensor, "row position"],
         time: Float[Tensor, "row"],
         hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
-        x = self.trunk(masked, time, hidden)
-        return self._logits(x, confidences), self.value_proj(_mean_over(x, masked)).squeeze(-1)
+        x = self.trunk(masked, time, hidden, alpha)
+        return self._logits(x, confidences), self.value_proj(mean_over(x, masked)).squeeze(-1)
 
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
         """The unmasking logits, under the name that every policy network answers to."""
         return self(**inputs)
-
-
-def _mean_over(
-    x: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"]
-) -> Float[Tensor, "row width"]:
-    return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
 
 
 def _log_softmax_over(

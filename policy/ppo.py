@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from losses import clipped_policy_loss, gae, value_loss
-from policy.rollout import Steps, policy_log_probs
+from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
 
@@ -24,14 +24,14 @@ class PPO:
             raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
         self.algorithm = algorithm
 
-    def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law) -> Steps:
-        """All steps, with advantage, value target and weight; values are those of the network before its update."""
+    def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law, chunk: int = 1024) -> Steps:
+        """All steps, with advantage, value target and weight; values are those of the network before its update, `chunk` steps at
+        a time."""
         assert samples.trajectory is not None
         trajectory = samples.trajectory
         if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
             return Steps(trajectory, trajectory.log_where, trajectory.log_where, trajectory.log_where)
-        with torch.no_grad():
-            _, value = policy_log_probs(network, law, trajectory, value=True)
+        _, value = recomputed(network, law, trajectory, chunk, value=True)
         assert value is not None
         earned = reward.steps
         if earned is None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from policy.unmasker import PolicyUnmasker, law_settings
+from policy.unmasker import PolicyNetwork, law_settings
 from rewards.rules import RewardOutput
-from samplers.loop import Strategy, TeacherForced, sample
+from samplers.loop import Strategy, TeacherForced, Unmasker, sample
 from samplers.samples import Samples, Trajectory
 
 PATIENCE = 4
@@ -41,9 +43,15 @@ def teacher_forced(reward: Reward) -> bool:
     return getattr(reward, "teacher_forced", False)
 
 
+class Where(Unmasker, Protocol):
+    """A policy, or an expert in its place: `network` says what is recorded of each step."""
+
+    network: PolicyNetwork
+
+
 def rollout(
     model: MaskedLM,
-    unmasker: PolicyUnmasker,
+    unmasker: Where,
     rule: TokenRule,
     prompts: Prompts,
     steps: int,
@@ -58,12 +66,13 @@ def rollout(
     A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
     PATIENCE steps for each position that it began with, maybe with masks left. A reward that scores the order and not the text
     (`teacher_forced`) has the data's text written in place of the model's. budget: evaluations that each row may cost. decoding:
-    blocks, caches and where rows end.
+    blocks, caches and where rows end. `prompts.rows["alpha"]`, where it is there, is shown to the policy and to the reward.
     """
     settings = {} if decoding is None else asdict(decoding)
     environment = UnmaskingEnvironment(
-        model, steps, patience=PATIENCE, budget=budget, prompt_length=prompts.prompt_length, **settings
-    )
+        model, steps, patience=PATIENCE, budget=budget, prompt_length=prompts.prompt_length,
+        alpha=prompts.rows.get("alpha"), **settings,
+    )  # fmt: skip
     strategy = Strategy(unmasker, rule)
     if teacher_forced(reward):
         assert prompts.text is not None
@@ -81,13 +90,15 @@ class Steps:
     advantage: Float[Tensor, "N"]
     weight: Float[Tensor, "N"]
     target: Float[Tensor, "N"] | None = None
+    expert: Bool[Tensor, "N"] | None = None  # which steps are an expert's (policy/experts.py)
 
     def __len__(self) -> int:
         return len(self.advantage)
 
     def take(self, index: Int[Tensor, "kept"]) -> Steps:
         target = None if self.target is None else self.target[index]
-        return Steps(self.trajectory.take(index), self.advantage[index], self.weight[index], target)
+        expert = None if self.expert is None else self.expert[index]
+        return Steps(self.trajectory.take(index), self.advantage[index], self.weight[index], target, expert)
 
 
 def policy_log_probs(
@@ -101,6 +112,19 @@ def policy_log_probs(
         scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
     learned = law_settings(network)  # pyright: ignore[reportArgumentType]
     return law.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
+
+
+@torch.no_grad()
+def recomputed(
+    network: nn.Module, law, trajectory: Trajectory, chunk: int, value: bool = False
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
+    """`policy_log_probs` before an update, `chunk` steps at a time for memory."""
+    parts = [
+        policy_log_probs(network, law, trajectory.take(index), value)
+        for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(chunk)
+    ]
+    log_probs, values = zip(*parts, strict=True)
+    return torch.cat(log_probs), torch.cat(values) if value else None  # pyright: ignore[reportArgumentType]
 
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:

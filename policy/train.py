@@ -7,18 +7,19 @@ over processes; gradients are averaged; a process with nothing to learn from sti
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
-from omegaconf import DictConfig
+from jaxtyping import Int, Shaped
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from data.tasks import Task
+from data.tasks import Prompts, Task
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from policy.actions import ACTIONS, FOR_SAMPLING
+from policy.experts import check_experts, expert_metrics, expert_rollouts
 from policy.grpo import GRPO
 from policy.imitation import check_teacher, teacher_loss
 from policy.ppo import PPO
@@ -53,18 +54,45 @@ class Learner:
         return metrics
 
 
+def one_of(values: list, rows: int, seed: int | None) -> Shaped[Tensor, "row"]:
+    """One of `values` for each row, drawn by `seed`, or (None) one after the other."""
+    generator = torch.Generator().manual_seed(seed or 0)
+    number = torch.arange(rows) if seed is None else torch.randint(len(values), (rows,), generator=generator)
+    return torch.tensor(values)[number % len(values)]
+
+
 def budgets(config: DictConfig, rows: int, device: torch.device, seed: int | None = None) -> Int[Tensor, "row"] | None:
-    """Evaluations allowed to each prompt: one of sampling.budgets, drawn by `seed`, or (None) one after the other."""
+    """Evaluations allowed to each prompt: one of sampling.budgets."""
     if config.sampling.budgets is None:
         return None
-    generator = torch.Generator().manual_seed(seed or 0)
-    number = (
-        torch.arange(rows)
-        if seed is None
-        else torch.randint(len(config.sampling.budgets), (rows,), generator=generator)
-    )
-    allowed = torch.tensor(list(config.sampling.budgets))
-    return allowed[number % len(allowed)].to(device)
+    return one_of(list(config.sampling.budgets), rows, seed).to(device)
+
+
+def alphas(config: DictConfig) -> list[float]:
+    """reward.alphas: the weights of speed among which each prompt's is drawn; none for rewards that have no such key."""
+    return [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or []]
+
+
+def with_alpha(prompts: Prompts, config: DictConfig, seed: int | None = None) -> Prompts:
+    """`rows["alpha"]`, which the policy and the reward read."""
+    if not alphas(config):
+        return prompts
+    drawn = one_of(alphas(config), len(prompts.canvas), None if seed is None else seed + 1)  # not as the budgets are
+    return replace(prompts, rows={**prompts.rows, "alpha": drawn})
+
+
+def check_alphas(config: DictConfig, network: nn.Module, reward: Reward) -> None:
+    """Refuse weights of speed that are none, a policy that cannot read them, and one that must and is not given any."""
+    given, reads = alphas(config), getattr(network, "alpha_embedding", None) is not None
+    if any(alpha < 0 for alpha in given):
+        raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
+    if reads and not given:
+        raise ValueError("this policy is told the weight of speed; give some to draw from: reward.alphas=[0,0.3,1,3]")
+    if given and (not reads or config.algorithm.name == "variational" or teacher_forced(reward)):
+        raise ValueError(
+            "reward.alphas goes with grpo, ppo and imitation, a policy that can read it (not hidden_mlp) and a reward with a "
+            "speed factor"
+        )
 
 
 def decoding(config: DictConfig, task: Task) -> Decoding:
@@ -82,16 +110,22 @@ def clipped_iteration(
     seed = step_seed(config.seed, step, learner.processes.rank)
     group = config.algorithm.group_size
     draw = task.texts if teacher_forced(reward) else task.prompts
-    prompts = draw(rows // group, seed).repeat(group).to(learner.processes.device)
+    asked = with_alpha(draw(rows // group, seed), config, seed).to(learner.processes.device)
     unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     budget = budgets(config, rows // group, learner.processes.device, seed)
     samples, scored = rollout(
-        model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, True, decoding(config, task),
-        budget=None if budget is None else budget.repeat_interleave(group),
+        model, unmasker, rule, asked.repeat(group), config.sampling.discrete_steps, reward, seed, True,
+        decoding(config, task), budget=None if budget is None else budget.repeat_interleave(group),
     )  # fmt: skip
-    steps = algorithm.prepare(samples, scored, learner.network, unmasker.law)
     metrics = summary(samples, scored, model.mask_id)
+    more: dict = {"chunk": config.training.chunk}
+    if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
+        more["experts"] = expert_rollouts(
+            model, unmasker.network, config.algorithm.experts, rule, asked, reward, seed, decoding(config, task), budget
+        )
+        metrics |= expert_metrics(more["experts"], scored)
+    steps = algorithm.prepare(samples, scored, learner.network, unmasker.law, **more)
     anybody = learner.processes.mean({"steps": float(len(steps))})["steps"] > 0
     for _ in range(config.algorithm.inner_updates if anybody else 0):
         total = 0.0
@@ -104,20 +138,26 @@ def clipped_iteration(
 
 
 def imitation_iteration(
-    model: MaskedLM, learner: Learner, task: Task, teaching: DictConfig, config: DictConfig, rows: int, step: int
+    model: MaskedLM, learner: Learner, task: Task, teaching: DictConfig, config: DictConfig, rows: int, step: int,
+    reward: Reward | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """One update from a teacher's rollouts (policy/imitation.py)."""
+    """One update from a teacher's rollouts (policy/imitation.py), or, with a reward, from those that it rewards; none where there
+    are none in any process."""
     seed = step_seed(config.seed, step, learner.processes.rank)
-    prompts = task.prompts(rows, seed).to(learner.processes.device)
-    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, getattr(task, "stop_id", None))
-    return {"loss": loss, **learner.update()}
+    prompts = with_alpha(task.prompts(rows, seed), config, seed).to(learner.processes.device)
+    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, getattr(task, "stop_id", None), reward)
+    taught = any(parameter.grad is not None for parameter in learner.network.parameters())
+    anybody = learner.processes.mean({"taught": float(taught)})["taught"] > 0
+    return {"loss": loss, **(learner.update() if anybody else {})}
 
 
-def warm_start(model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int) -> list[float]:
+def warm_start(
+    model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int, reward: Reward | None = None
+) -> list[float]:
     """Learn from a teacher before the first reward; returns the losses. Its steps are numbered below 0."""
     warm, share = config.algorithm.warm_start, rows // config.algorithm.group_size
     steps = range(-warm.updates, 0)
-    return [imitation_iteration(model, learner, task, warm, config, share, step)["loss"] for step in steps]
+    return [imitation_iteration(model, learner, task, warm, config, share, step, reward)["loss"] for step in steps]
 
 
 def variational_iteration(
@@ -147,7 +187,8 @@ def evaluate(
     device: torch.device,
 ) -> tuple[dict[str, float], Samples]:
     """Held-out prompts decoded by the policy as it would be used (nothing is left masked), and how they score."""
-    prompts = (task.held_out if teacher_forced(reward) else task.valid).first(config.eval.batch_size).to(device)
+    held_out = (task.held_out if teacher_forced(reward) else task.valid).first(config.eval.batch_size)
+    prompts = with_alpha(held_out, config).to(device)
     unmasker = PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
     samples, scored = rollout(
@@ -155,6 +196,12 @@ def evaluate(
         budget=budgets(config, len(prompts.canvas), device),
     )  # fmt: skip
     measures = {f"eval_{name}": value for name, value in summary(samples, scored, model.mask_id).items()}
+    for alpha in alphas(config):
+        own = (prompts.rows["alpha"] == alpha).to(device)
+        if not own.any():  # fewer held-out prompts than alphas
+            continue
+        measures[f"eval_nfe_alpha_{alpha:g}"] = float(samples.evaluations[own].float().mean())
+        measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].mean())
     if teacher_forced(reward):  # those rows hold the data's text: what is shown is written by the model
         environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
         samples = sample(environment, Strategy(unmasker, rule), task.valid.first(4).to(device).canvas)
@@ -198,10 +245,17 @@ def train(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
             "plackett_luce"
         )
+    check_alphas(config, network, reward)
     algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
+    if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
+        check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
     warm_updates = config.algorithm.warm_start.updates if algorithm else 0
-    if name == "imitation" or warm_updates:
-        check_teacher(config.algorithm if name == "imitation" else config.algorithm.warm_start, task.valid)
+    teaching = config.algorithm if name == "imitation" else config.algorithm.warm_start if warm_updates else None
+    if teaching is not None:
+        check_teacher(teaching, task.valid)
+    only_rewarded = reward if teaching is not None and teaching.only_correct else None
+    if only_rewarded is not None and teacher_forced(reward):
+        raise ValueError("only_correct needs a reward for a whole text, which reward=bound is not; use another reward")
     parameters = list(network.parameters())
     if training.chunk < 1:
         raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
@@ -219,7 +273,7 @@ def train(
         if isinstance(algorithm, GRPO) and algorithm.reference is not None:
             algorithm.reference.load_state_dict(state["reference"])
     if first == 0 and warm_updates:
-        losses = warm_start(model, learner, task, config, rows)
+        losses = warm_start(model, learner, task, config, rows, only_rewarded)
         warm = config.algorithm.warm_start
         run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
@@ -227,7 +281,7 @@ def train(
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)
         elif name == "imitation":
-            metrics = imitation_iteration(model, learner, task, config.algorithm, config, rows, step)
+            metrics = imitation_iteration(model, learner, task, config.algorithm, config, rows, step, only_rewarded)
         else:
             metrics = variational_iteration(model, learner, task, config, rows, step)
         metrics = processes.mean(metrics)

@@ -50,11 +50,17 @@ def sudoku_solved(tokens: Int[Tensor, "row cell"], box: Box) -> Float[Tensor, " 
 
 
 def speed_factor(
-    evaluations: Int[Tensor, " row"], length: Int[Tensor, " row"] | int, alpha: float
+    evaluations: Int[Tensor, " row"], length: Int[Tensor, " row"] | int, alpha: float | int | Float[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """((L - min(NFE, L) + 1) / L) ** alpha: 1 for one evaluation, L ** -alpha for one (or more) per position."""
+    """((L - min(NFE, L) + 1) / L) ** alpha: 1 for one evaluation, L ** -alpha for one (or more) per position. alpha: one number,
+    or one a row."""
     length = torch.as_tensor(length, device=evaluations.device)
     return ((length - torch.minimum(evaluations, length) + 1) / length) ** alpha
+
+
+def alpha_of(rows: Mapping[str, Tensor] | None, default: float, device: torch.device) -> float | Float[Tensor, " row"]:
+    """`rows["alpha"]`, the weight of speed that was drawn for each row, where there is one."""
+    return default if rows is None or "alpha" not in rows else rows["alpha"].to(device)
 
 
 @dataclass
@@ -76,8 +82,9 @@ class PuzzleReward:
         solved = sudoku_solved(samples.tokens, self.box)
         if rows is not None:
             solved = solved * ((samples.tokens == rows["solutions"]) | ~samples.prompt).all(1)
-        speed = speed_factor(samples.evaluations, length, self.alpha)
-        cost = self.alpha * samples.evaluations / length
+        alpha = alpha_of(rows, self.alpha, samples.evaluations.device)
+        speed = speed_factor(samples.evaluations, length, alpha)
+        cost = alpha * samples.evaluations / length
         terms = {
             "solved": solved,
             "evaluations": samples.evaluations.float(),
@@ -148,7 +155,8 @@ class VerifiedReward:
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor]) -> RewardOutput:
         length = (~samples.prompt).sum(1)
-        device, alpha = samples.evaluations.device, self.alpha
+        device = samples.evaluations.device
+        alpha = alpha_of(rows, self.alpha, device)
         right = self.task.right(samples.tokens, rows).to(device)
         speed = speed_factor(samples.evaluations, length, alpha)
         values = {

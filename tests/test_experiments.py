@@ -18,6 +18,10 @@ TINY = ["model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "training
 FEW = ["training.n_iters=2", "training.eval_freq=2", "training.snapshot_freq=2", "eval.batch_size=2", "eval.samples=2",
        "eval.steps=4", "device=cpu", "wandb.mode=disabled"]  # fmt: skip
 TEXT = ["data=stories", "model.length=32", "data.train=STORIES", "data.valid=STORIES"]
+OWN_SIZES = {  # in place of DIT
+    "llada_dit_hidden": ["policy.time_embed_dim=8"],
+    "llada_expert_steering": [*DIT, "algorithm.experts.block_length=2"],
+}
 SUDOKU = ["data.base_grids=4", "data.valid_grids=2"]
 BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place of their model and data
     "chain": ["data.valid_rows=4"], "radd_owt": TEXT, "stories": TEXT, "stories_causal": TEXT,
@@ -56,7 +60,7 @@ def small(experiment: str, tiny: dict[str, Path], *more: str) -> list[str]:
     family = config.dlm.model_type.lower()
     return [f"experiment={experiment}", f"dlm.path={tiny[family]}", f"data.data_dir={tiny['data']}", "data.answer_length=8",
             f"sampling.block_length={block}", "sampling.discrete_steps=8", "data.valid_rows=3", "model.dtype=float32",
-            "training.batch_size=16", *QUICK, *DIT, *more]  # fmt: skip
+            "training.batch_size=16", *QUICK, *OWN_SIZES.get(experiment, DIT), *more]  # fmt: skip
 
 
 def check(directory: Path, experiment: str) -> None:

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_evaluate
 from data.questions import canvases, load_questions
 from load_model import load_model
+from policy.checkpoints import save_policy
+from policy.networks import DitConfidence
 from run_evaluate import main
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +55,23 @@ def test_a_rule_swept_over_seeds(tmp_path):
     summary = read(tmp_path / "summary_statistics.csv")
     assert [row["num_seeds"] for row in summary] == ["2", "2"]
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
+
+
+def test_a_policy_for_many_alphas_and_budgets(tmp_path):
+    """One evaluation of each alpha and budget, which is not passed."""
+    torch.manual_seed(0)
+    network = DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, smart_init=0.0, alpha_conditioned=True)
+    save_policy(network, tmp_path / "many")
+    argv = ["--policy_path", str(tmp_path / "many"), *TINY, "--seeds", "1"]
+    assert main([*argv, "--alpha", "0,3", "--budget", "1,3", "--save_path", str(tmp_path / "out")]) == 0
+    rows = read(tmp_path / "out" / "detailed_results.csv")
+    assert [row["name"] for row in rows] == ["many-T1-a0-K1", "many-T1-a0-K3", "many-T1-a3-K1", "many-T1-a3-K3"]
+    assert [float(row["evaluations"]) for row in rows[::2]] == [1, 1]
+    assert all(float(row["evaluations"]) <= 3 for row in rows)
+    with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
+        main([*argv, "--save_path", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="alpha=1.0 is read by policies"):
+        main(["--strategy", "random", "--alpha", "1", *TINY, "--save_path", str(tmp_path / "rule")])
 
 
 def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):

@@ -127,6 +127,15 @@ def assert_equal(one, other):
 
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "chain_grpo": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
+    "chain_alphas": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
+    "chain_expert_steering": [
+        *GROUPS,
+        "algorithm.warm_start.updates=1",
+        "algorithm.experts.thresholds=[0.4,0.9]",
+        "eval.batch_size=4",
+        *DIT,
+        "chain",
+    ],
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
     "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
@@ -160,6 +169,42 @@ def test_a_policy_learns_on_top_of_a_cache(cache, tmp_path):
     blocks = ["sampling.block_length=4", f"sampling.cache={cache}", "sampling.refresh=3", "eval.batch_size=4"]
     metrics = record(run(tmp_path / "run", "experiment=chain_grpo", *few, *blocks))
     assert metrics[2]["eval_still_masked"] == 0 and metrics[2]["eval_nfe"] >= 6  # an evaluation a block at least
+
+
+CHAIN = [
+    "dlm=chain",
+    "data=chain",
+    "reward=right",
+    "sampling.temperature=0",
+    "eval.batch_size=4",
+    "eval.action=bernoulli_argmax",
+]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "imitation"])
+def test_a_block_on_hidden_states_learns(algorithm, tmp_path):
+    overrides = [*CHAIN, "policy=dit_hidden", "policy.time_embed_dim=8", f"algorithm={algorithm}", *QUICK]
+    overrides += GROUPS if algorithm == "grpo" else ["training.batch_size=4"]
+    overrides += [*RULE, "algorithm.block_length=2"] if algorithm == "imitation" else []
+    directory = run(tmp_path / "run", *overrides)
+    metrics, policy = record(directory), load_policy(directory)
+    assert metrics[2]["eval_still_masked"] == 0 and (policy.value_proj is not None) == (algorithm == "ppo")
+    assert algorithm == "grpo" or metrics[2]["grad_norm"] > 0  # under grpo it may be that nothing was right
+    again = run(tmp_path / "again", f"init={directory}", *CHAIN, "algorithm=ppo", "training.batch_size=4", *QUICK)
+    assert load_policy(again).value_proj is not None
+
+
+def test_a_policy_that_was_trained_for_one_alpha_goes_on_with_many(tmp_path):
+    before = run(tmp_path / "before", "experiment=chain_grpo", *GROUPS, "algorithm.warm_start.updates=1", *DIT, *QUICK)
+    after = run(tmp_path / "after", "experiment=chain_alphas", f"init={before}", *GROUPS, "algorithm.warm_start.updates=0",
+                *QUICK, "optim.lr=0", "eval.batch_size=8")  # fmt: skip
+    weights, ours = load_policy(before).state_dict(), load_policy(after).state_dict()
+    assert_equal({name: ours[name] for name in weights}, weights)
+    assert {name.split(".")[0] for name in ours.keys() - weights.keys()} == {"alpha_embedding"}
+    metrics = record(after)[2]
+    assert {f"eval_nfe_alpha_{alpha}" for alpha in ("0", "0.3", "1", "3")} <= metrics.keys()
+    with pytest.raises(ValueError, match=r"give some to draw from: reward.alphas"):
+        run(tmp_path / "one", "experiment=chain_grpo", f"init={after}", *GROUPS, *QUICK)
 
 
 @pytest.mark.parametrize("network", ["hidden_mlp", "dit_confidence"])
@@ -454,7 +499,7 @@ run_train_policy.main(config, sys.argv[2:])
 
 
 @pytest.mark.slow  # gloo was once seen to abort a child at its very end on a busy machine; run by hand
-@pytest.mark.parametrize("algorithm", ["variational", "grpo"])
+@pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo"])
 def test_two_processes(algorithm, tiny, tmp_path):
     """They end with equal weights; under grpo one of them has nothing to learn from and joins all the same."""
     script = tmp_path / "ranks.py"
@@ -462,6 +507,7 @@ def test_two_processes(algorithm, tiny, tmp_path):
     directory = tmp_path / "run"
     overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "wandb.mode=disabled"]
     overrides += ["algorithm.group_size=4"] if algorithm == "grpo" else []
+    overrides += ["policy=dit_confidence", *DIT] if algorithm == "ppo" else []
     arguments = [str(ROOT / "configs"), *(o.replace("RUN", str(directory)) for o in overrides)]
     argv, environment = command(str(script), *arguments, processes=2)
     done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from policy import train as loops
-from policy.imitation import Answers, InBlocks, check_teacher, learn_answers, teacher_loss
+from policy.imitation import Answers, Expert, InBlocks, check_teacher, learn_answers, teacher_loss
 from policy.networks import DitConfidence
+from rewards.rules import RewardOutput
 from samplers.loop import Strategy, sample
 from samplers.where import Threshold
 from tests.enumerable import from_joint, inconsistent
@@ -115,10 +116,10 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
     torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def config_of(chunk=1000, **algorithm):
+def config_of(chunk=1000, temperature=1.0, **algorithm):
     return OmegaConf.create({
         "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, **algorithm},
-        "sampling": {"temperature": 1.0, "discrete_steps": 3, "budgets": None}, "training": {"chunk": chunk},
+        "sampling": {"temperature": temperature, "discrete_steps": 3, "budgets": None}, "training": {"chunk": chunk},
     })  # fmt: skip
 
 
@@ -208,3 +209,37 @@ def test_a_rule_held_to_blocks_writes_one_after_the_other_while_everything_is_wr
     assert (blocks[:, 1:].amin(2) > blocks[:, :-1].amax(2)).all()
     assert samples.trajectory.writable.shape[1] == LENGTH - first
     assert (samples.trajectory.writable.sum(1) > 2).any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"hidden_size": 2}, {"read_all": True}], ids=str)
+def test_a_rule_in_blocks_and_the_policy_read_one_evaluation(settings):
+    """Else the time that is imitated runs twice as fast as the policy's own will."""
+    network, canvas = network_of(**settings), torch.full((20, LENGTH), V)
+    expert = Expert(network, InBlocks(Threshold(0.3), 2))
+    samples = sample(
+        UnmaskingEnvironment(MODEL, LENGTH), Strategy(expert, TokenRule(0.0)), canvas, record=network.inputs
+    )
+    assert torch.equal(samples.evaluations, samples.steps)
+    torch.testing.assert_close(samples.trajectory.inputs["time"], samples.trajectory.step / LENGTH)
+
+
+def test_only_rewarded_rollouts_are_learnt_from_and_without_any_nothing_is():
+    config, made = config_of(temperature=0.0, expert="threshold", setting=0.5), []
+    prompts = random_prompts(12)
+    right = torch.arange(12) % 3 == 0
+    some = lambda samples, rows: RewardOutput(right.float())
+    for asked, reward in ((prompts, some), (prompts.take(right.nonzero().squeeze(1)), None), (prompts, None)):
+        network = network_of()
+        loss = teacher_loss(MODEL, network, asked, config.algorithm, config, seed=3, reward=reward)
+        made.append((loss, network.output_proj.weight.grad))
+    assert made[0][0] == pytest.approx(made[1][0], rel=1e-5) != pytest.approx(made[2][0], rel=1e-3)
+    torch.testing.assert_close(made[0][1], made[1][1], atol=1e-6, rtol=1e-4)
+    network = network_of()
+    parameters = list(network.parameters())
+    learner = loops.Learner(
+        network, Optimiser(parameters, OmegaConf.create(OPTIM), 1), MovingAverage(parameters, 0.9),
+        Processes(0, 1, torch.device("cpu")),
+    )  # fmt: skip
+    nothing = lambda samples, rows: RewardOutput(torch.zeros(len(samples.tokens)))
+    metrics = loops.imitation_iteration(sure_model(), learner, SureTask(), config.algorithm, config, 6, 0, nothing)
+    assert metrics == {"loss": 0.0} and learner.updates == 0

@@ -48,6 +48,11 @@ def tiny(kind):
         inputs = dit_inputs() | {"hidden": hidden_inputs(width=8)["hidden"]}
         policy = POLICIES[kind](hidden_size=8, num_heads=2, time_embed_dim=4)
         return policy, inputs | {"confidences": inputs["confidences"][..., 0]}
+    if kind == "dit_hidden":
+        policy = POLICIES[kind](8, 4, 12, key_heads=2, biases=True, num_blocks=2, time_embed_dim=4, theta=100.0)
+        return policy, {name: value for name, value in dit_inputs().items() if name != "confidences"} | {
+            "hidden": hidden_inputs(width=8)["hidden"]
+        }
     assert kind == "dit_projection"
     policy = DitConfidence(confidences_top_p=2, hidden_size=6, repulsion=3, **sizes)
     torch.nn.init.normal_(policy.repulsion)
@@ -79,6 +84,8 @@ def test_parameter_counts_are_the_published_ones():
     assert size(HiddenMLP()) == 444_290
     assert size(DitConfidence(value_head=True)) == 331_265 + 129
     assert size(DitConfidence(repulsion=24)) == 331_265 + 24
+    for width in (4096, 3584):  # LLaDA-8B and Dream-7B: policy=dit_projection
+        assert size(DitConfidence(hidden_size=width)) == 331_265 + 2 * width + (width + 1) * 128 < 1_000_000
     assert size(DitConfidence(hidden_size=768)) == 331_265 + 2 * 768 + 769 * 128  # a norm and a projection
 
 
@@ -249,6 +256,8 @@ def test_the_architecture_is_read_off_the_shapes_where_the_config_is_gone(kind, 
     policy, inputs = tiny(kind)
     save_policy(policy, tmp_path)
     (tmp_path / "config.json").unlink()
+    if kind == "dit_hidden":  # how many heads: no shape tells
+        (tmp_path / "config.json").write_text('{"num_heads": 4, "key_heads": 2, "biases": true, "theta": 100.0}')
     loaded = load_policy(tmp_path)
     assert same(loaded, policy, inputs) and loaded.hidden_size == policy.hidden_size
 

@@ -8,6 +8,7 @@ from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule
 from policy import train as loops
 from policy.actions import ACTIONS
+from policy.dit_hidden import DitHidden
 from policy.grpo import GRPO
 from policy.networks import DitConfidence, HiddenMLP
 from policy.ppo import PPO
@@ -19,7 +20,10 @@ from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
 LENGTH, WIDTH = 6, 4
-GRPO_SETTINGS = {"name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
+NO_EXPERTS = {"experts": {"thresholds": [], "block_length": None}}
+GRPO_SETTINGS = {
+    "name": "grpo", "group_size": 4, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0, **NO_EXPERTS,
+}  # fmt: skip
 PPO_SETTINGS = {"name": "ppo", "group_size": 1, "inner_updates": 2, "clip": 0.2, "gae_decay": 0.95, "value_weight": 0.5}
 OPTIM = {
     "lr": 1e-2,
@@ -278,6 +282,36 @@ def test_a_batch_without_advantages_changes_nothing():
     metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, GRPO(config.algorithm, network), config, 8, 0)
     assert learner.updates == 0 and "loss" not in metrics and metrics["reward"] == pytest.approx(0.7)
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
+class SomebodyElse(Processes):
+    """The other of two processes has steps to learn from, this one has none."""
+
+    def mean(self, values):
+        return {"steps": 0.5} if values == {"steps": 0.0} else values
+
+    def average_(self, tensors):
+        assert all((tensor == 0).all() for tensor in tensors)
+        for tensor in tensors:
+            tensor.fill_(0.5)
+
+
+@pytest.mark.parametrize("kind", ["dit_confidence", "dit_hidden"])
+@pytest.mark.parametrize("algorithm", [GRPO_SETTINGS, PPO_SETTINGS], ids=["grpo", "ppo"])
+def test_a_process_with_nothing_to_learn_from_joins_every_update(algorithm, kind):
+    """Under grpo all its advantages are zero; under ppo its rows had one evaluation each, which was no choice."""
+    network = DitHidden(WIDTH, 2, 8, time_embed_dim=4, value_head=True) if kind == "dit_hidden" else network_of(kind)
+    before = torch.cat([p.detach().flatten() for p in network.parameters()])
+    config, learner = config_of(algorithm | {"action": "bernoulli"}), learner_of(network)
+    if algorithm is PPO_SETTINGS:
+        config.sampling.budgets = [1]
+    learner.processes = SomebodyElse(1, 2, torch.device("cpu"))
+    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
+    objective = loops.CLIPPED[algorithm["name"]](config.algorithm, network)
+    metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, objective, config, 8, 0)
+    assert learner.updates == algorithm["inner_updates"] and metrics["loss"] == 0 and metrics["grad_norm"] > 0
+    after = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert (after < before).all()  # moved by the other's gradient, all of it
 
 
 @pytest.mark.parametrize("algorithm", [GRPO_SETTINGS, PPO_SETTINGS], ids=["grpo", "ppo"])

@@ -1,0 +1,58 @@
+"""What the policy networks share: the condition of a row (time, weight of speed), and what its value is read from."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def time_features(time: Float[Tensor, "row"], width: int, period: float | int) -> Float[Tensor, "row width"]:
+    """Cosines and sines of the time in [0, 1], rounded to bfloat16 as the published networks round them."""
+    half = width // 2
+    frequency = torch.exp(-math.log(period) * torch.arange(half, device=time.device).float() / half)
+    angle = time.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1).bfloat16().float()
+
+
+def time_mlp(time_embed_dim: int, width: int) -> nn.Sequential:
+    """From `time_features` to the condition."""
+    if time_embed_dim % 2:
+        raise ValueError(f"time_embed_dim {time_embed_dim} must be even (cosines and sines); add or take one")
+    return nn.Sequential(nn.Linear(time_embed_dim, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class AlphaEmbedding(nn.Sequential):
+    """The weight of speed, alpha, as a vector that joins the condition: one policy for many trade-offs. It starts at zero, so
+    that a policy that was trained without it goes on from where it was."""
+
+    def __init__(self, width: int, inner: int = 32):
+        super().__init__(nn.Linear(1, inner), nn.SiLU(), nn.Linear(inner, width))
+        for parameter in self[2].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, alpha: Float[Tensor, "row"]) -> Float[Tensor, "row width"]:
+        return super().forward(alpha.float().log1p()[:, None])
+
+
+def alpha_input(network, observation) -> dict[str, Tensor]:
+    """{"alpha": one a row} where the network reads it. ValueError where nobody said which."""
+    if network.alpha_embedding is None:
+        return {}
+    if observation.alpha is None:
+        raise ValueError(
+            "this policy was trained for many weights of speed and needs one: sampler.alpha=1, or --alpha 1"
+        )
+    return {"alpha": observation.alpha}
+
+
+def zero_(layer: nn.Linear) -> None:
+    """Weights and bias."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def mean_over(
+    x: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"]
+) -> Float[Tensor, "row width"]:
+    return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]

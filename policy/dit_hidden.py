@@ -1,0 +1,139 @@
+"""`dit_hidden`: a freshly made block of the frozen model's own kind on its last hidden states.
+
+The hidden-state policy of "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106): 302.6M parameters for
+LLaDA-8B, in the paper an ablation that is worse than the confidence policy and less stable. Published weights load
+(`policy.checkpoints`). What differs: it fits Dream too, whose block has biases and fewer key heads, and, where the sizes of the
+block are given, any model with hidden states; an optional value head serves PPO.
+"""
+
+from __future__ import annotations
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dlm.masked_lm import MaskedLM
+from model.llama import LlamaBlock, LlamaShape
+from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
+
+
+def block_sizes(model: MaskedLM) -> dict:
+    """Those of the model's own blocks, as arguments of `DitHidden`; {} for a model that is no bidirectional Llama."""
+    shape = getattr(model.backbone, "shape", None)
+    if not isinstance(shape, LlamaShape):
+        return {}
+    return {"num_heads": shape.heads, "key_heads": shape.key_heads, "mlp_size": shape.mlp, "theta": shape.theta,
+            "eps": shape.eps, "biases": shape.biases}  # fmt: skip
+
+
+class DitHidden(nn.Module, PyTorchModelHubMixin):
+    """x = hidden states of the response; before each block, and before the head, a layer norm that mask and time scale and shift.
+
+    Args:
+        hidden_size: width of the model's hidden states, and of everything here.
+        num_heads, mlp_size: of the block; key_heads (default: num_heads), theta, eps, biases too. `block_sizes` are the model's.
+        num_blocks, time_embed_dim, time_period, smart_init, value_head, alpha_conditioned: as in `DitConfidence`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mlp_size: int,
+        key_heads: int | None = None,
+        theta: float | int = 500_000.0,
+        eps: float = 1e-5,
+        biases: bool = False,
+        num_blocks: int = 1,
+        time_embed_dim: int = 128,
+        time_period: float | int = 1,
+        smart_init: float | int | None = None,
+        value_head: bool = False,
+        alpha_conditioned: bool = False,
+    ):
+        super().__init__()
+        self._hub_mixin_config["policy_type"] = "dit_hidden"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        shape = LlamaShape(hidden_size, num_blocks, num_heads, key_heads or num_heads, mlp_size, 0, theta, eps, biases)
+        self.hidden_size, self.head_width, self.theta = hidden_size, hidden_size // num_heads, theta
+        self.time_embed_dim, self.time_period = time_embed_dim, time_period
+        self.mask_embedding = nn.Embedding(2, hidden_size)
+        self.time_mlp = time_mlp(time_embed_dim, hidden_size)
+        self.transformer_blocks = nn.ModuleList(LlamaBlock(shape) for _ in range(num_blocks))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(hidden_size) for _ in range(num_blocks + 1)
+        )  # the last: before the head
+        self.ada_linears = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(num_blocks + 1))
+        self.output_proj = nn.Linear(hidden_size, 1)
+        self.value_proj = nn.Linear(hidden_size, 1) if value_head else None
+        self.alpha_embedding = AlphaEmbedding(hidden_size) if alpha_conditioned else None
+        if smart_init is not None:
+            for layer in self.ada_linears:
+                zero_(layer)  # pyright: ignore[reportArgumentType]
+            nn.init.constant_(self.output_proj.bias, smart_init)
+
+    @torch.no_grad()
+    def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
+        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+
+        Hidden states are stored in the precision that the model computes in: nearly all the memory of a rollout is theirs.
+        everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+        """
+        hidden = observation.hidden(torch.ones_like(observation.masked)).to(observation.environment.model.dtype)
+        inputs = {"masked": observation.masked, "time": observation.time, "hidden": hidden}
+        return inputs | alpha_input(self, observation)
+
+    def angles(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions, float32."""
+        half = self.head_width // 2
+        frequency = self.theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)
+        return angle.cos(), angle.sin()
+
+    def trunk(
+        self,
+        masked: Bool[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "row position width"]:
+        of_row = self.time_mlp(time_features(time, self.time_embed_dim, self.time_period))
+        if self.alpha_embedding is not None:
+            assert alpha is not None
+            of_row = of_row + self.alpha_embedding(alpha)
+        condition = self.mask_embedding(masked.long()) + of_row[:, None]
+        cos, sin = self.angles(masked.shape[1], masked.device)
+        x = hidden.float()
+        for number, (norm, ada) in enumerate(zip(self.norms, self.ada_linears, strict=True)):
+            scale, shift = ada(condition).chunk(2, dim=-1)
+            x = norm(x) * (1 + scale) + shift
+            if number < len(self.transformer_blocks):
+                x = self.transformer_blocks[number](x, cos, sin)
+        return x
+
+    def forward(
+        self,
+        masked: Bool[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "row position"]:
+        """Unmasking logit of every position."""
+        return self.output_proj(self.trunk(masked, time, hidden, alpha)).squeeze(-1)
+
+    def forward_with_value(
+        self,
+        masked: Bool[Tensor, "row position"],
+        time: Float[Tensor, "row"],
+        hidden: Float[Tensor, "row position width"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
+        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        if self.value_proj is None:
+            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+        x = self.trunk(masked, time, hidden, alpha)
+        return self.output_proj(x).squeeze(-1), self.value_proj(mean_over(x, masked)).squeeze(-1)
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
+        """The unmasking logits, under the name that every policy network answers to."""
+        return self(**inputs)

@@ -1,0 +1,100 @@
+"""Expert steering: a few rollouts of a threshold rule, held to blocks, join each group of the policy's own.
+
+"Learning Unmasking Policies for Diffusion Language Models" (2512.09106). At block = length the policy's own rollouts seldom find
+the order that blocks would have given; those of the rule show it. The group's mean is over G + E rollouts. An expert's picks may
+be next to impossible under the policy, so what is compared is the likelihood of the mixture that the group is drawn from, G parts
+policy and one part this expert (`losses.with_expert`): its ratio stays below G + 1. An expert's every mask counts in its
+likelihood, so the policy also learns what not to write yet. What differs: any number of experts and of groups in a process, and
+blocks of any length (published: 32, one group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from jaxtyping import Bool, Float
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.tasks import Prompts
+from dlm.environment import TokenRule
+from dlm.masked_lm import MaskedLM
+from policy.imitation import Expert, InBlocks
+from policy.rollout import Decoding, Reward, rollout, teacher_forced
+from policy.unmasker import PolicyNetwork
+from rewards.rules import RewardOutput
+from samplers.samples import Samples, Trajectory
+from samplers.where import Threshold
+
+Rollouts = tuple[Samples, RewardOutput]
+
+
+def expert_rollouts(
+    model: MaskedLM, network: PolicyNetwork, experts: DictConfig, rule: TokenRule, prompts: Prompts, reward: Reward, seed: int,
+    decoding: Decoding, budget: Tensor | None,
+) -> list[Rollouts]:  # fmt: skip
+    """One rollout of every prompt (not repeated) for each of `experts.thresholds`, recorded with what the policy reads."""
+    made = []
+    for number, threshold in enumerate(experts.thresholds, start=1):
+        steered = Threshold(float(threshold))
+        expert = Expert(network, InBlocks(steered, experts.block_length) if experts.block_length else steered)
+        made.append(rollout(model, expert, rule, prompts, 1, reward, seed + number, True, decoding, budget))
+    return made
+
+
+def joined(
+    own: Rollouts, experts: Sequence[Rollouts], group: int
+) -> tuple[Trajectory, Float[Tensor, "row"], Bool[Tensor, "N"]]:
+    """Groups of `group` own rollouts and one of each expert: all their steps, rows numbered group by group; the rewards in that
+    order; and which steps are an expert's."""
+    members = group + len(experts)
+    rows = torch.arange(len(own[1].total), device=own[1].total.device)
+    places = [rows // group * members + rows % group]
+    places += [torch.arange(len(rows) // group, device=rows.device) * members + group + e for e in range(len(experts))]
+    total = own[1].total.new_zeros(len(rows) // group * members)
+    steps, expert = [], []
+    for place, (samples, reward) in zip(places, (own, *experts), strict=True):
+        assert samples.trajectory is not None
+        total[place] = reward.total
+        steps.append((samples.trajectory, place[samples.trajectory.row]))
+        expert.append(torch.full_like(samples.trajectory.row, len(expert) > 0, dtype=torch.bool))
+    tensors = {
+        field.name: torch.cat([getattr(trajectory, field.name) for trajectory, _ in steps])
+        for field in fields(Trajectory) if field.name not in ("row", "inputs")
+    }  # fmt: skip
+    inputs = {name: torch.cat([trajectory.inputs[name] for trajectory, _ in steps]) for name in steps[0][0].inputs}
+    return Trajectory(row=torch.cat([row for _, row in steps]), inputs=inputs, **tensors), total, torch.cat(expert)
+
+
+def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, float]:
+    """Means for the log: what the experts earn, what it costs them, and what they earn more than the policy."""
+    if not experts:
+        return {}
+    reward = float(torch.stack([reward.total.mean() for _, reward in experts]).mean())
+    evaluations = float(torch.stack([samples.evaluations.float().mean() for samples, _ in experts]).mean())
+    return {
+        "expert_reward": reward,
+        "expert_nfe": evaluations,
+        "expert_lead": reward - float(own.total.mean()),
+    }
+
+
+def check_experts(experts: DictConfig, prompts: Prompts, reward: Reward, block_length: int | None) -> None:
+    """Refuse thresholds that are none, blocks that do not fit, and what experts do not go with."""
+    for threshold in experts.thresholds:
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise ValueError(f"algorithm.experts.thresholds holds {threshold}, which must be a number from 0 to 1")
+    length = prompts.canvas.shape[1] - prompts.prompt_length
+    block = experts.block_length
+    if block is not None and (not isinstance(block, int) or block < 1 or length % block):
+        raise ValueError(
+            f"algorithm.experts.block_length={block} does not divide the {length} positions to write; choose a divisor, or null"
+        )
+    if block_length not in (None, length):
+        raise ValueError(
+            f"experts show a policy that sees every mask what blocks are good for: not with sampling.block_length={block_length}"
+        )
+    if teacher_forced(reward):
+        raise ValueError("experts need a reward for a whole text, which reward=bound is not; use another reward")
