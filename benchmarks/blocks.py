@@ -1,4 +1,4 @@
-"""Blocks and caches: CPU time of ours against the plain loops (benchmarks/plain_blocks.py), and of ragged batches against rows alone.
+"""Blocks and caches: CPU time of ours against the plain loops (benchmarks/plain_blocks.py); ragged batches against rows alone.
 
     OMP_NUM_THREADS=1 python -m benchmarks.blocks
 
@@ -35,6 +35,7 @@ from samplers.samples import Samples
 from samplers.where import Threshold
 
 CACHES = (None, "prefix", "dual")
+ROLLOUTS, LONG = 32, 256  # rows and length of the measurement of memory
 SHARPER, WIDER, SPREAD = 10.0, 16.0, 20.0  # of queries, of what blocks add, of the head
 
 
@@ -51,7 +52,7 @@ class Shape:
     length: int = 128
     block: int = 32
     rows: int = 8
-    repeats: int = 5
+    repeats: int = 3
 
 
 def build(shape: Shape) -> LlamaLM:
@@ -62,9 +63,8 @@ def build(shape: Shape) -> LlamaLM:
     ).requires_grad_(False)
     network.reset_parameters()
     for block in network.blocks:
-        block.query.weight *= SHARPER
-        block.out.weight *= WIDER
-        block.down.weight *= WIDER
+        for part, factor in ((block.query, SHARPER), (block.out, WIDER), (block.down, WIDER)):
+            part.weight.mul_(factor)
     network.head.weight *= SPREAD
     return LlamaLM(network, shape.vocabulary - 1, shape.prompt + shape.length).eval()
 
@@ -93,7 +93,7 @@ class Timed:
         self.model, self.clock = model, clock
 
     def __enter__(self) -> None:
-        for name, part in (("hidden", "body"), ("hidden_span", "body"), ("head", "head")):
+        for name, part in (("hidden", "body"), ("hidden_spans", "body"), ("head", "head")):
             object.__setattr__(self.model, name, self._timed(getattr(self.model, name), part))
 
     def _timed(self, method, part: str):
@@ -104,28 +104,25 @@ class Timed:
         return timed
 
     def __exit__(self, *_) -> None:
-        for name in ("hidden", "hidden_span", "head"):
+        for name in ("hidden", "hidden_spans", "head"):
             object.__delattr__(self.model, name)
 
 
 def against_plain(model: LlamaLM, shape: Shape, cache: str | None, threshold: float) -> dict[str, float]:
     """Speedup, with the parts of both loops printed."""
-    clocks = {"plain": Clock(), "ours": Clock()}
-    ratios, evaluations, idle, same = [], {"plain": 0, "ours": 0}, 0, 0
-    seconds = {"plain": 0.0, "ours": 0.0}
-    for repeat in range(shape.repeats + 1):
-        canvas = canvases(shape, 1, repeat)
-        if repeat == 0:
-            clocks = {"plain": Clock(), "ours": Clock()}
+    clocks, ratios, idle, same = {"plain": Clock(), "ours": Clock()}, [], 0, 0
+    evaluations, seconds = {"plain": 0, "ours": 0}, {"plain": 0.0, "ours": 0.0}
+    short = canvases(shape, 1, 0)[:, : shape.prompt + shape.block]  # the first calls of a process set things up
+    plain_blocks.decode(model, short, shape.prompt, shape.block, 0.0, cache)
+    decode(model, shape, short, shape.prompt, cache, 0.0)
+    for repeat in range(shape.repeats):
+        canvas = canvases(shape, 1, repeat + 1)
         started = process_time()
         plain = plain_blocks.decode(model, canvas, shape.prompt, shape.block, threshold, cache, clocks["plain"])
         middle = process_time()
         with Timed(model, clocks["ours"]):
             samples, _ = decode(model, shape, canvas, shape.prompt, cache, threshold)
         spent = {"plain": middle - started, "ours": process_time() - middle}
-        if repeat == 0:  # the first calls of a process set things up
-            clocks = {"plain": Clock(), "ours": Clock()}
-            continue
         ratios.append(spent["plain"] / spent["ours"])
         same += torch.equal(plain.tokens, samples.tokens)
         idle += plain.idle
@@ -142,7 +139,13 @@ def against_plain(model: LlamaLM, shape: Shape, cache: str | None, threshold: fl
         })  # fmt: skip
     title = f"cache {cache}: a row, {same} of {shape.repeats} prompts token-identical"
     print_table(records, title=title)
-    return {"speedup": median(ratios), "low": min(ratios), "high": max(ratios), "same": same, "idle": idle / shape.repeats}
+    return {
+        "speedup": median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+        "same": same,
+        "idle": idle / shape.repeats,
+    }
 
 
 def ragged(shape: Shape, seed: int) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row"]]:
@@ -153,7 +156,7 @@ def ragged(shape: Shape, seed: int) -> tuple[Int[Tensor, "row position"], Int[Te
     return canvas.masked_fill(torch.arange(canvas.shape[1]) < start.unsqueeze(1), 0), start
 
 
-def against_alone(model: LlamaLM, shape: Shape, cache: str | None, threshold: float) -> dict[str, float]:
+def against_alone(model: LlamaLM, shape: Shape, cache: str | None, threshold: float) -> dict:
     """A ragged batch against its rows one at a time, without their padding: the ratio of tokens a CPU second."""
     ratios, same, together = [], 0, []
     for repeat in range(max(1, shape.repeats // 2)):
@@ -171,11 +174,12 @@ def against_alone(model: LlamaLM, shape: Shape, cache: str | None, threshold: fl
 
 
 def memory(shape: Shape, cache: str | None) -> float:
-    """MiB above the loaded model at the peak of decoding 32 rows of length 256 behind their prompts."""
+    """MiB above the loaded model at the peak of decoding 32 rows of length 256 behind their prompts, as one block: an evaluation
+    then reads every mask, which is the most that a decoding holds."""
     model = build(shape)
     loaded = resident_mib("VmRSS")
-    shape = Shape(**(asdict(shape) | {"length": 256}))
-    decode(model, shape, canvases(shape, 32, 0), shape.prompt, cache, 0.0)
+    shape = Shape(**(asdict(shape) | {"length": LONG, "block": LONG}))
+    decode(model, shape, canvases(shape, ROLLOUTS, 0), shape.prompt, cache, 0.0)
     return resident_mib("VmHWM") - loaded
 
 
@@ -205,6 +209,10 @@ def main(words: list[str] | None = None) -> None:
     print_table([{"cache": name, **record} for name, record in speedups.items()], title="speedup")
     alone = [against_alone(model, shape, cache, threshold) for cache in CACHES]
     print_table(alone, title=f"ragged batch of {shape.rows} over its rows alone")
+    peaks = {str(cache).lower(): memory_of_a_fresh_process(shape, cache) for cache in CACHES}
+    print_table(
+        [peaks], title=f"MiB above the loaded model, {ROLLOUTS} rows of length {LONG}, cache none, prefix, dual"
+    )
     result = {f"speedup_{name}": record["speedup"] for name, record in speedups.items()}
     print(json.dumps({name: round(value, 4) for name, value in (result | {"ragged_ratio": alone[0]["ratio"]}).items()}))
 

@@ -51,7 +51,7 @@ def commit(
     threshold: float,
     clock: Clock,
 ) -> None:
-    """Write, in place, the best tokens of the masks `open_` whose probability reaches the threshold; always the most confident."""
+    """Write, in place, the best tokens of the masks `open_` that reach the threshold, always the most confident one."""
     with clock("softmax"):
         best = logits.argmax(-1)
         probability = logits.double().softmax(-1).gather(-1, best.unsqueeze(-1)).squeeze(-1)
@@ -74,6 +74,9 @@ def decode(
     clock, out = clock or Clock(), Decoded(canvas.clone())
     tokens, network, length = out.tokens, model.backbone, canvas.shape[1]
 
+    def full(part: Int[Tensor, "1 block"]) -> bool:
+        return not bool((part == model.mask_id).any())
+
     def evaluate(start: int, end: int, memory) -> Float[Tensor, "1 run vocabulary"]:
         out.evaluations += 1
         with clock("body"):
@@ -87,18 +90,17 @@ def decode(
         last = first + block
         here = torch.zeros_like(tokens, dtype=torch.bool)
         here[:, first:last] = True
-        full = lambda first=first, last=last: not bool((tokens[:, first:last] == model.mask_id).any())
         if cache is None:
-            while not full():
+            while not full(tokens[:, first:last]):
                 commit(evaluate(0, length, None), tokens, here & (tokens == model.mask_id), threshold, clock)
             continue
         memory = model.new_memory(1, length, tokens.device)
         commit(evaluate(0, length, memory), tokens, here & (tokens == model.mask_id), threshold, clock)
         end = length if cache == "prefix" else last
-        out.idle += full()
+        out.idle += full(tokens[:, first:last])
         while True:
             open_ = (here & (tokens == model.mask_id))[:, first:end]
             commit(evaluate(first, end, memory), tokens[:, first:end], open_, threshold, clock)
-            if full():
+            if full(tokens[:, first:last]):
                 break
     return out

@@ -9,7 +9,7 @@ padding, so that a row is what it is alone. Caches of a bidirectional model (`dl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -190,52 +190,53 @@ class UnmaskingEnvironment:
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
             return self._hidden
-        if self.cache is not None:
-            self._run_cached(rows, needed)
+        if self.cache is None:
+            self._run(rows, needed)
         else:
-            for (pad,), group in groups(self.start, rows):
-                self._run(group, needed, pad)
+            self._run_cached(rows, needed)
         self._known |= needed
         self.evaluations[rows] += 2 if self.guidance else 1
         self.forwards += 1
         return self._hidden
 
-    def _run(self, rows: Int[Tensor, "group"], needed: Bool[Tensor, "row position"], pad: int) -> None:
-        """Whole rows that share their padding; identical canvases once."""
-        tokens, read = self.tokens[rows, pad:], needed[rows, pad:]
-        at = torch.zeros_like(needed)
-        at[rows] = needed[rows]
+    def _run(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+        """Whole rows; identical canvases once."""
+        tokens, read = self.tokens[rows], needed[rows]
+        start = None if self.start is None else self.start[rows]
+        canvases = tokens
+        if start is not None:  # padding is of one kind, and a row that begins elsewhere is another
+            padding = torch.arange(tokens.shape[1], device=tokens.device) < start.unsqueeze(1)
+            canvases = torch.cat((tokens.masked_fill(padding, 0), start.unsqueeze(1)), 1)
+        canvases, place = torch.unique(canvases, dim=0, return_inverse=True)
+        times = 1
         if self.guidance:
-            without = tokens.masked_fill(self.given[rows, pad:], self.model.mask_id)
-            self._hidden[at] = torch.cat((self.model.hidden(tokens, read), self.model.hidden(without, read)), 1).float()
-            self.rows_evaluated += 2 * len(rows)
-            self.positions_read += 2 * int(read.sum())
-            self.positions_run += 2 * tokens.numel()
-            return
-        canvases, place = torch.unique(tokens, dim=0, return_inverse=True)
-        if len(canvases) == len(rows):  # all distinct: leave them in their order
-            self._hidden[at] = self.model.hidden(tokens, read).float()
-            self.positions_read += int(read.sum())
+            without = tokens.masked_fill(self.given[rows], self.model.mask_id)
+            states = [self.model.hidden(canvas, read, start=start) for canvas in (tokens, without)]
+            self._hidden[needed] = torch.cat(states, 1).float()
+            times = 2
+        elif len(canvases) == len(rows):  # all distinct: leave them in their order
+            self._hidden[needed] = self.model.hidden(tokens, read, start=start).float()
         else:
-            asked = torch.zeros_like(canvases, dtype=torch.long).index_add_(0, place, read.long()) > 0
-            dense = torch.zeros(*canvases.shape, self._hidden.shape[2], device=canvases.device)
-            dense[asked] = self.model.hidden(canvases, asked).float()
-            self._hidden[at] = dense[place][read]
-            self.positions_read += int(asked.sum())
-        self.rows_evaluated += len(canvases)
-        self.positions_run += canvases.numel()
+            if start is not None:
+                canvases, start = canvases[:, :-1], canvases[:, -1]
+            tokens, asked = canvases, torch.zeros_like(canvases).index_add_(0, place, read.long()) > 0
+            dense = torch.zeros(*tokens.shape, self._hidden.shape[2], device=tokens.device)
+            dense[asked] = self.model.hidden(tokens, asked, start=start).float()
+            self._hidden[needed] = dense[place][read]
+            read = asked
+        self.rows_evaluated += times * len(tokens)
+        self.positions_read += times * int(read.sum())
+        self.positions_run += times * (tokens.numel() - (0 if start is None else int(start.sum())))
 
     def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Spans of rows against the keys and values kept; rows that share padding and span go together."""
+        """Spans of rows against the keys and values kept."""
         assert self.cache is not None
+        pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
-        for (pad, start, end), group in groups(self.start, rows, first, last):
-            at = torch.zeros_like(needed)
-            at[group] = needed[group]
-            self._hidden[at] = self.cache.run(self.tokens, needed, group, pad, start, end).float()
-            self.rows_evaluated += len(group)
-            self.positions_read += int(at.sum())
-            self.positions_run += len(group) * (end - max(start, pad))
+        self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
+        self.rows_evaluated += len(rows)
+        self.positions_read += int(needed.sum())
+        self.positions_run += int((last - torch.maximum(first, pad)).sum())
 
     def _logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """The head, guidance and forbidden tokens."""
@@ -361,16 +362,3 @@ class UnmaskingEnvironment:
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start,
         )  # fmt: skip
-
-
-def groups(
-    pads: Int[Tensor, "row"] | None, rows: Int[Tensor, "asked"], *keys: Int[Tensor, "asked"]
-) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
-    """(padding, keys...) and the rows that share them: what may go through the model together without padding."""
-    if pads is None and not keys:
-        yield (0,), rows
-        return
-    pad = torch.zeros_like(rows) if pads is None else pads[rows]
-    kinds, place = torch.unique(torch.stack((pad, *keys), 1), dim=0, return_inverse=True)
-    for number, kind in enumerate(kinds.tolist()):
-        yield tuple(kind), rows[place == number]
