@@ -97,9 +97,9 @@ class Timed:
             object.__setattr__(self.model, name, self._timed(getattr(self.model, name), part))
 
     def _timed(self, method, part: str):
-        def timed(*arguments):
+        def timed(*arguments, **named):
             with self.clock(part):
-                return method(*arguments)
+                return method(*arguments, **named)
 
         return timed
 
