@@ -66,7 +66,7 @@ def build(shape: Shape) -> LlamaLM:
         for part, factor in ((block.query, SHARPER), (block.out, WIDER), (block.down, WIDER)):
             part.weight.mul_(factor)
     network.head.weight *= SPREAD
-    return LlamaLM(network, shape.vocabulary - 1, shape.prompt + shape.length).eval()
+    return LlamaLM(network, shape.vocabulary - 1, shape.prompt + max(shape.length, LONG)).eval()
 
 
 def canvases(shape: Shape, rows: int, seed: int) -> Int[Tensor, "row position"]:
