@@ -82,7 +82,7 @@ class LlamaShape:
             )
 
 
-Memory = list[tuple[Float[Tensor, "row head whole part"], Float[Tensor, "row head whole part"]]]
+Memory = list[tuple[Float[Tensor, "kept head canvas part"], Float[Tensor, "kept head canvas part"]]]
 
 
 class RMSNorm(nn.Module):
@@ -318,12 +318,12 @@ class BidirectionalLlama(nn.Module):
         row = torch.arange(len(size), device=device).repeat_interleave(size, output_size=total)
         counts = torch.zeros_like(size).index_add_(0, row, read.long())
         width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
-        if width == 0 or width >= min(s.size for s in spans) or seen is not None:
+        if width == 0 or seen is not None:
             return self.norm(last(x, turn, attend, kept[-1])[:total][read])
         found = read.nonzero().squeeze(1)
         number = torch.arange(len(found), device=device) - (counts.cumsum(0) - counts)[row[found]]
         slots = row[found] * width + number
-        at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # the rest: read by nobody
+        at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # others are read by nobody
         return self.norm(last(x, turn, attend, kept[-1], at, width)[slots])
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:
