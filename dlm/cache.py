@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.masked_lm import POSITIONS_PER_FORWARD, CausalLM, LlamaLM, MaskedLM
+from dlm.masked_lm import POSITIONS_PER_FORWARD, CausalLM, LlamaLM, MaskedLM, groups, in_order, numbered
 from model.llama import Memory
 
 CACHES = ("prefix", "dual")
@@ -63,28 +63,39 @@ class KeyValueCache:
         return torch.where(whole, 0, start), torch.where(whole, length, end)
 
     def run(
-        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "group"],
-        pad: int, start: int, end: int,
+        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"],
+        pad: Int[Tensor, "asked"], first: Int[Tensor, "asked"], last: Int[Tensor, "asked"],
     ) -> Float[Tensor, "read width"]:  # fmt: skip
-        """Hidden states at `read` of rows that share their padding and their span; keys and values of the span are kept."""
-        start = max(start, pad)
-        size = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // (end - start))
-        states = []
-        for part in rows.split(size):
-            whole = len(part) == len(tokens)  # then a view serves, and nothing is copied
-            memory = [(key[:, :, pad:] if whole else key[part, :, pad:], value[:, :, pad:] if whole else value[part, :, pad:])
-                      for key, value in self.memory]  # fmt: skip
-            states.append(self.model.hidden_span(tokens[part, pad:], read[part, pad:], memory, start - pad, end - pad))
-            if not whole:
-                for (key, value), (new_key, new_value) in zip(self.memory, memory, strict=True):
-                    key[part, :, start:end] = new_key[:, :, start - pad : end - pad]
-                    value[part, :, start:end] = new_value[:, :, start - pad : end - pad]
+        """Hidden states at `read` of `rows`, of which [first, last) runs, behind their padding; its keys and values are kept."""
+        first = torch.maximum(first, pad)
+        if isinstance(self.model, LlamaLM):
+            states = self.model.hidden_spans(tokens[rows], read[rows], pad, first, last, self.memory, rows)
+        else:
+            states = self.run_causal(tokens[rows], read[rows], rows, pad, first, last)
         if self.kind == "causal":
-            self.fresh[rows] = end
-        elif start == pad and end == tokens.shape[1]:
-            self.fresh[rows], self.age[rows] = 1, 0
+            self.fresh[rows] = last
+        else:
+            whole = rows[(first == pad) & (last == tokens.shape[1])]
+            self.fresh[whole], self.age[whole] = 1, 0
         self.age[rows] += 1
-        return torch.cat(states)
+        return states
+
+    def run_causal(self, tokens, read, rows, pad, first, last) -> Float[Tensor, "read width"]:
+        """Rows that share their padding and what they run go together."""
+        assert isinstance(self.model, CausalLM)
+        number, places, states = numbered(read), [], []
+        for (skip, start, end), group in groups(pad, first, last):
+            for part in group.split(max(1, POSITIONS_PER_FORWARD[tokens.device.type] // (end - start))):
+                own = rows[part]
+                memory = [(key[own, :, skip:], value[own, :, skip:]) for key, value in self.memory]
+                states.append(
+                    self.model.hidden_span(tokens[part, skip:], read[part, skip:], memory, start - skip, end - skip)
+                )
+                places.append(number[part][read[part]])
+                for kept, new in zip(self.memory, memory, strict=True):
+                    for whole, changed in zip(kept, new, strict=True):
+                        whole[own, :, start:end] = changed[:, :, start - skip : end - skip]
+        return in_order(torch.cat(states), torch.cat(places))
 
 
 def new_cache(model: MaskedLM, kind: str, refresh: int | None, rows: int, length: int, device) -> KeyValueCache:

@@ -9,152 +9,19 @@ padding, so that a row is what it is alone. Caches of a bidirectional model (`dl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.cache import CACHES, new_cache
 from dlm.draws import Draws
 from dlm.masked_lm import CausalLM, MaskedLM
+from dlm.observation import Decision, Observation, Readout
+from dlm.token_rule import TokenRule
 
 LEAST = -1e4  # log-probability of what is to be written last: finite, so that sums and margins stay numbers
-
-
-@dataclass
-class Readout:
-    """What the model says, dense over the canvas and valid where it was read: the k best tokens with their
-    log-probabilities at temperature 1, best first, and the entropy (nats) where asked for."""
-
-    top_tokens: Int[Tensor, "row position best"]
-    top_log_probs: Float[Tensor, "row position best"]
-    entropy: Float[Tensor, "row position"] | None
-
-    def cut(self, best: int) -> Readout:
-        """The `best` first tokens only: more may have been read for somebody else."""
-        return Readout(self.top_tokens[..., :best], self.top_log_probs[..., :best], self.entropy)
-
-
-@dataclass
-class TokenRule:
-    """What to write: categorical at a temperature (0 is greedy), cut to the nucleus of mass top_p and the top_k best (0: all)."""
-
-    temperature: float | int = 1.0
-    top_p: float | int = 1.0
-    top_k: int = 0
-
-    def __post_init__(self):
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # beyond, float32 logits overflow
-            raise ValueError(f"temperature={self.temperature} must be 0 (the most likely token) or from 1e-6 to 1e6")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token")
-
-    def __call__(self, logits: Float[Tensor, "read vocabulary"]) -> Float[Tensor, "read vocabulary"]:
-        """Logits of what is drawn from; not for the greedy rule."""
-        logits = logits / self.temperature if self.temperature != 1 else logits
-        if self.top_k and self.top_k < logits.shape[1]:
-            worst = logits.topk(self.top_k, dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < worst, -torch.inf)
-        if self.top_p < 1:
-            ordered, index = logits.softmax(1).sort(dim=1, descending=True)
-            before = ordered.double().cumsum(1) - ordered  # the token that crosses top_p stays in
-            logits = logits.masked_fill((before >= self.top_p).gather(1, index.argsort(1)), -torch.inf)
-        return logits
-
-
-@dataclass
-class Decision:
-    """Which positions to write and what: `order` 0 untouched, else the rank of the pick (from 1); `tokens` valid at the picks;
-    log-probabilities of the choice of positions and of the tokens drawn, 0 where the rule is deterministic."""
-
-    order: Int[Tensor, "row position"]
-    tokens: Int[Tensor, "row position"]
-    log_where: Float[Tensor, "row"]
-    log_what: Float[Tensor, "row"]
-
-
-@dataclass
-class Observation:
-    """The state of the rows that are still being decoded, and the means to ask the model about it.
-
-    row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
-    began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
-    writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
-    last: the evaluation at hand is the last that the row's budget allows, so that all its masks are written from it; with a
-    budget, time is 1 / (evaluations left), the one at hand among them, which tells a policy what it may spend.
-    """
-
-    environment: UnmaskingEnvironment = field(repr=False)
-    tokens: Int[Tensor, "row position"]
-    masked: Bool[Tensor, "row position"]
-    writable: Bool[Tensor, "row position"]
-    row_id: Int[Tensor, "row"]
-    row_step: Int[Tensor, "row"]
-    block_step: Int[Tensor, "row"]
-    block_masks: Int[Tensor, "row"]
-    evaluations: Int[Tensor, "row"]
-    to_write: Int[Tensor, "row"]
-    time: Float[Tensor, "row"]
-    done: Bool[Tensor, "row"]
-    last: Bool[Tensor, "row"]
-    steps: int
-    start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
-    alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
-
-    def response(self) -> Observation:
-        """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
-        first = self.environment.prompt_length
-        if first == 0:
-            return self
-        return replace(
-            self, environment=Response(self.environment, first), tokens=self.tokens[:, first:],  # pyright: ignore
-            masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
-        )  # fmt: skip
-
-    def read(self, where: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
-        return self.environment.read(where, best, entropy)
-
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        """Hidden states where asked, zero elsewhere."""
-        known = self.environment.hidden(where)[..., : self.environment.model.hidden_size]  # guided: the prompted half
-        return known.masked_fill(~where.unsqueeze(-1), 0.0)
-
-    def draw(
-        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
-    ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        return self.environment.draw(where, rule, draws)
-
-    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        return self.environment.log_prob(where, text)
-
-    def count(self) -> Int[Tensor, "row"]:
-        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps."""
-        even, extra = self.block_masks // self.steps, self.block_masks % self.steps
-        return torch.minimum(even + (self.block_step < extra), self.writable.sum(1))
-
-
-class Response:
-    """An environment as seen from the end of the prompt on: what is asked of it and what it says begin there."""
-
-    def __init__(self, environment: UnmaskingEnvironment, first: int):
-        self.whole, self.first = environment, first
-        self.model, self.allowed, self.prompt_length = environment.model, environment.allowed, 0
-
-    def _whole(self, where: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
-        return F.pad(where, (self.first, 0))
-
-    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
-        whole = self.whole.read(self._whole(where), best, entropy)
-        entropies = None if whole.entropy is None else whole.entropy[:, self.first :]
-        return Readout(whole.top_tokens[:, self.first :], whole.top_log_probs[:, self.first :], entropies)
-
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        return self.whole.hidden(self._whole(where))[:, self.first :]
 
 
 class UnmaskingEnvironment:
@@ -329,52 +196,53 @@ class UnmaskingEnvironment:
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
             return self._hidden
-        if self.cache is not None:
-            self._run_cached(rows, needed)
+        if self.cache is None:
+            self._run(rows, needed)
         else:
-            for (pad,), group in groups(self.start, rows):
-                self._run(group, needed, pad)
+            self._run_cached(rows, needed)
         self._known |= needed
         self.evaluations[rows] += 2 if self.guidance else 1
         self.forwards += 1
         return self._hidden
 
-    def _run(self, rows: Int[Tensor, "group"], needed: Bool[Tensor, "row position"], pad: int) -> None:
-        """Whole rows that share their padding; identical canvases once."""
-        tokens, read = self.tokens[rows, pad:], needed[rows, pad:]
-        at = torch.zeros_like(needed)
-        at[rows] = needed[rows]
+    def _run(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+        """Whole rows; identical canvases once."""
+        tokens, read = self.tokens[rows], needed[rows]
+        start = None if self.start is None else self.start[rows]
+        canvases = tokens
+        if start is not None:  # padding is of one kind, and a row that begins elsewhere is another
+            padding = torch.arange(tokens.shape[1], device=tokens.device) < start.unsqueeze(1)
+            canvases = torch.cat((tokens.masked_fill(padding, 0), start.unsqueeze(1)), 1)
+        canvases, place = torch.unique(canvases, dim=0, return_inverse=True)
+        times = 1
         if self.guidance:
-            without = tokens.masked_fill(self.given[rows, pad:], self.model.mask_id)
-            self._hidden[at] = torch.cat((self.model.hidden(tokens, read), self.model.hidden(without, read)), 1).float()
-            self.rows_evaluated += 2 * len(rows)
-            self.positions_read += 2 * int(read.sum())
-            self.positions_run += 2 * tokens.numel()
-            return
-        canvases, place = torch.unique(tokens, dim=0, return_inverse=True)
-        if len(canvases) == len(rows):  # all distinct: leave them in their order
-            self._hidden[at] = self.model.hidden(tokens, read).float()
-            self.positions_read += int(read.sum())
+            without = tokens.masked_fill(self.given[rows], self.model.mask_id)
+            states = [self.model.hidden(canvas, read, start=start) for canvas in (tokens, without)]
+            self._hidden[needed] = torch.cat(states, 1).float()
+            times = 2
+        elif len(canvases) == len(rows):  # all distinct: leave them in their order
+            self._hidden[needed] = self.model.hidden(tokens, read, start=start).float()
         else:
-            asked = torch.zeros_like(canvases, dtype=torch.long).index_add_(0, place, read.long()) > 0
-            dense = torch.zeros(*canvases.shape, self._hidden.shape[2], device=canvases.device)
-            dense[asked] = self.model.hidden(canvases, asked).float()
-            self._hidden[at] = dense[place][read]
-            self.positions_read += int(asked.sum())
-        self.rows_evaluated += len(canvases)
-        self.positions_run += canvases.numel()
+            if start is not None:
+                canvases, start = canvases[:, :-1], canvases[:, -1]
+            tokens, asked = canvases, torch.zeros_like(canvases).index_add_(0, place, read.long()) > 0
+            dense = torch.zeros(*tokens.shape, self._hidden.shape[2], device=tokens.device)
+            dense[asked] = self.model.hidden(tokens, asked, start=start).float()
+            self._hidden[needed] = dense[place][read]
+            read = asked
+        self.rows_evaluated += times * len(tokens)
+        self.positions_read += times * int(read.sum())
+        self.positions_run += times * (tokens.numel() - (0 if start is None else int(start.sum())))
 
     def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Spans of rows against the keys and values kept; rows that share padding and span go together."""
+        """Spans of rows against the keys and values kept."""
         assert self.cache is not None
+        pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
-        for (pad, start, end), group in groups(self.start, rows, first, last):
-            at = torch.zeros_like(needed)
-            at[group] = needed[group]
-            self._hidden[at] = self.cache.run(self.tokens, needed, group, pad, start, end).float()
-            self.rows_evaluated += len(group)
-            self.positions_read += int(at.sum())
-            self.positions_run += len(group) * (end - max(start, pad))
+        self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
+        self.rows_evaluated += len(rows)
+        self.positions_read += int(needed.sum())
+        self.positions_run += int((last - torch.maximum(first, pad)).sum())
 
     def _logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """The head, guidance and forbidden tokens."""
@@ -500,16 +368,3 @@ class UnmaskingEnvironment:
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start, self.alpha,
         )  # fmt: skip
-
-
-def groups(
-    pads: Int[Tensor, "row"] | None, rows: Int[Tensor, "asked"], *keys: Int[Tensor, "asked"]
-) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
-    """(padding, keys...) and the rows that share them: what may go through the model together without padding."""
-    if pads is None and not keys:
-        yield (0,), rows
-        return
-    pad = torch.zeros_like(rows) if pads is None else pads[rows]
-    kinds, place = torch.unique(torch.stack((pad, *keys), 1), dim=0, return_inverse=True)
-    for number, kind in enumerate(kinds.tolist()):
-        yield tuple(kind), rows[place == number]

@@ -8,6 +8,7 @@ because only the leftmost one may be asked for (`mask_id` is a virtual id past t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from model.llama import BidirectionalLlama, Memory
+from model.llama import BidirectionalLlama, Memory, Span
 from model.radd import RADD, READ_MULTIPLE
 
 # Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
@@ -61,22 +62,35 @@ class MaskedLM(nn.Module):
         """float32 logits; the mask column is -inf."""
         with self.autocast(hidden.device):
             logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()
-        mask_column = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
-        fill = logits.masked_fill if logits.requires_grad else logits.masked_fill_
-        return fill(mask_column, -torch.inf)
+        logits[:, self.mask_id] = -torch.inf
+        return logits
 
     def hidden(
         self,
         tokens: Int[Tensor, "row position"],
         read: Bool[Tensor, "row position"],
         sigma: Float[Tensor, "row"] | None = None,
+        start: Int[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
-        """One vector for each position of `read`, row-major: what predicts the token AT that position."""
+        """One vector for each position of `read`, row-major: what predicts the token AT that position. start: where each row
+        begins behind its padding, which is not looked at (None: no padding; not together with sigma)."""
+        if start is not None:
+            return self.hidden_padded(tokens, read, start)
         rows = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // tokens.shape[1])
         if len(tokens) <= rows:
             return self.hidden_rows(tokens, read, sigma)
         pieces = [slice(start, start + rows) for start in range(0, len(tokens), rows)]
         return torch.cat([self.hidden_rows(tokens[p], read[p], None if sigma is None else sigma[p]) for p in pieces])
+
+    def hidden_padded(
+        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], start: Int[Tensor, "row"]
+    ) -> Float[Tensor, "read width"]:
+        """Rows that begin at different places: those of one place together, without their padding."""
+        number, places, states = numbered(read), [], []
+        for (pad,), rows in groups(start):
+            places.append(number[rows][read[rows]])
+            states.append(self.hidden(tokens[rows, pad:], read[rows, pad:]))
+        return in_order(torch.cat(states), torch.cat(places))
 
     def chunk(self, device: torch.device) -> int:
         """How many positions go through the head at a time."""
@@ -146,12 +160,10 @@ class LlamaLM(MaskedLM):
         self.tokenizer, self.model_id = tokenizer, model_id
 
     def hidden_rows(self, tokens, read, sigma):
+        if self.shifted:
+            return self.hidden_padded(tokens, read, torch.zeros_like(tokens[:, 0]))
         with self.autocast(tokens.device):
-            if not self.shifted:
-                return self.backbone.body(tokens, read)
-            left = torch.cat((read[:, :1] | read[:, 1:2], read[:, 2:], torch.zeros_like(read[:, :1])), 1)
-            hidden = self.backbone.body(tokens, left)
-        return self._unshift(hidden, left, read)
+            return self.backbone.body(tokens, read)
 
     def head(self, hidden):
         """Hidden states that were kept in float32 go through it in the precision of the weights, from which they came."""
@@ -161,22 +173,50 @@ class LlamaLM(MaskedLM):
         """Room for keys and values."""
         return self.backbone.new_memory(rows, length, next(self.backbone.parameters()).dtype, device)
 
-    def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
-        """`hidden_rows` of which only [start, end) is run, against the keys and values kept in `memory`; its own are replaced.
-        A shifted model is read one position to the left, which then runs too."""
-        if not self.shifted:
-            return self.backbone.body(tokens[:, start:end], read[:, start:end], memory, start)
-        left = torch.cat((read[:, :1] | read[:, 1:2], read[:, 2:], torch.zeros_like(read[:, :1])), 1)
-        start = max(start - 1, 0)
-        hidden = self.backbone.body(tokens[:, start:end], left[:, start:end], memory, start)
-        return self._unshift(hidden, left, read)
+    def hidden_padded(self, tokens, read, start):
+        return self.hidden_spans(tokens, read, start, start, torch.full_like(start, tokens.shape[1]))
 
-    @staticmethod
-    def _unshift(hidden, left, read):
-        """From states at `left` to the states that predict at `read`."""
-        place = (left.flatten().cumsum(0) - 1).view(left.shape)  # of each position read, in `hidden`
+    def hidden_spans(
+        self,
+        tokens: Int[Tensor, "row position"],
+        read: Bool[Tensor, "row position"],
+        pad: Int[Tensor, "row"],
+        first: Int[Tensor, "row"],
+        last: Int[Tensor, "row"],
+        memory: Memory | None = None,
+        places: Int[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "read width"]:
+        """`hidden` of rows of which only [first, last) runs, behind their padding; all together, whatever their shapes.
+
+        memory: keys and values of whole rows, this one's at `places`; those of what runs are replaced. A shifted model is read
+        one position to the left, which then runs too.
+        """
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        asked = read
+        if self.shifted:
+            asked = F.pad(read[:, 1:], (0, 1)) & (place >= pad[:, None]) | read & (place == pad[:, None])
+            first = torch.maximum(first - 1, pad)
+        size = last - first
+        kinds = list(groups(pad, first, last))
+        order = torch.cat([rows for _, rows in kinds])
+        before = size[order].cumsum(0) - size[order]
+        pieces = (
+            (before // POSITIONS_PER_FORWARD[tokens.device.type]).unique_consecutive(return_counts=True)[1].tolist()
+        )
+        states = []
+        for rows in order.split(pieces):
+            runs = (place >= first[rows, None]) & (place < last[rows, None])
+            own = places if places is None else places[rows]
+            spans = [Span((group if own is None else own[group]).tolist(), *shape)
+                     for shape, group in groups(pad[rows], first[rows], last[rows])]  # fmt: skip
+            with self.autocast(tokens.device):
+                states.append(self.backbone.run(tokens[rows][runs], asked[rows][runs], spans, memory))
+        number = numbered(asked)
+        hidden = in_order(torch.cat(states), number[order][asked[order]])
+        if not self.shifted:
+            return hidden
         row, position = read.nonzero(as_tuple=True)
-        return hidden[place[row, (position - 1).clamp(min=0)]]
+        return hidden[number[row, torch.maximum(position - 1, pad[row])]]
 
 
 class CausalLM(MaskedLM):
@@ -249,3 +289,20 @@ def sequence_log_prob(
             torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape)
         )
     return torch.cat(out)
+
+
+def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
+    """Rows that agree in every key: the keys, and the rows in their order."""
+    kinds, place = torch.unique(torch.stack(keys, 1), dim=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        yield tuple(kind), (place == number).nonzero().squeeze(1)
+
+
+def numbered(read: Bool[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """The number of each position of `read`, row-major."""
+    return (read.flatten().cumsum(0) - 1).view(read.shape)
+
+
+def in_order(states: Float[Tensor, "read width"], places: Int[Tensor, "read"]) -> Float[Tensor, "read width"]:
+    """Each state at its place."""
+    return torch.empty_like(states).index_copy(0, places, states)

@@ -3,7 +3,8 @@
 RMSNorm, rotary positions (half-rotation), grouped queries, a gated SiLU; no causal mask. LLaDA has no biases; Dream has them on
 queries, keys and values (the shape of Qwen2). What differs from the published modules: no remote code; hidden states and the
 head are separate, and the last block's queries, output and MLP run only where somebody reads; keys and values can be kept
-(`Memory`) and a span of positions run against them, which is what prefix and dual caches are (Fast-dLLM, 2505.22618);
+(`Memory`) and a span of positions run against them, which is what prefix and dual caches are (Fast-dLLM, 2505.22618); rows of
+different lengths, and different spans of them, run together without padding;
 `ahead` lets a network that was causal see what follows little by little, while it is trained to be bidirectional.
 """
 
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class LlamaShape:
             )
 
 
-Memory = list[tuple[Float[Tensor, "row head whole part"], Float[Tensor, "row head whole part"]]]
+Memory = list[tuple[Float[Tensor, "kept head canvas part"], Float[Tensor, "kept head canvas part"]]]
 
 
 class RMSNorm(nn.Module):
@@ -97,8 +97,93 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype)
 
 
+@dataclass
+class Span:
+    """Rows (their places in the memory, ascending) that run the same positions [start, end) of their canvas, which begins behind
+    `pad` columns."""
+
+    rows: list[int]
+    pad: int
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def index(self) -> slice | list[int]:
+        """`rows`, as a slice where that is possible: it makes a view of the memory."""
+        first, last = self.rows[0], self.rows[-1] + 1
+        return slice(first, last) if last - first == len(self.rows) else self.rows
+
+
+@dataclass
+class RowByRow:
+    """Attention within rows that stand one after the other, span by span, with nothing computed between them. Positions behind
+    the last span belong to nobody."""
+
+    spans: list[Span]
+    seen: Bool[Tensor, "position position"] | None = None  # which may be attended, query by key; None: all
+
+    def __call__(
+        self,
+        query: Float[Tensor, "asked head part"],
+        key: Float[Tensor, "position head_of_keys part"],
+        value: Float[Tensor, "position head_of_keys part"],
+        width: int | None,
+        memory: tuple[Tensor, Tensor] | None,
+    ) -> Float[Tensor, "answered both"]:
+        """width: queries of each row, None: one for each position that runs; memory: keys and values of whole rows, of which
+        those of the spans are replaced first; then all are seen."""
+        mixed, asked, run = [], 0, 0
+        for span in self.spans:
+            count, size, rows = len(span.rows), width or span.size, span.index
+            ask, asked = slice(asked, asked + count * size), asked + count * size
+            own, run = slice(run, run + count * span.size), run + count * span.size
+            keys, values = (x[own].unflatten(0, (count, span.size)).transpose(1, 2) for x in (key, value))
+            if memory is not None:
+                for kept, new in zip(memory, (keys, values), strict=True):
+                    kept[rows, :, span.start : span.end] = new
+                keys, values = (kept[rows, :, span.pad :] for kept in memory)
+            queries = query[ask].unflatten(0, (count, size)).transpose(1, 2)
+            grouped = queries.shape[1] != keys.shape[1]
+            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.seen, enable_gqa=grouped)
+            mixed.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+class Padded:
+    """The same by one call for all rows, padded to the longest behind a mask: fewer and larger kernels, for a GPU."""
+
+    def __init__(self, spans: list[Span], device: torch.device):
+        shapes = [(row, span.start, span.size, span.pad) for span in spans for row in span.rows]
+        self.rows, start, self.size, self.pad = torch.tensor(shapes, device=device).unbind(1)
+        self.valid = torch.arange(max(span.size for span in spans), device=device) < self.size.unsqueeze(1)
+        row, within = self.valid.nonzero(as_tuple=True)
+        self.slots = row * self.valid.shape[1] + within
+        self.run = (self.rows[row], slice(None), start[row] + within)
+
+    def __call__(self, query, key, value, width, memory):
+        if memory is None:
+            keys, values, seen = self.padded(key), self.padded(value), self.valid
+        else:
+            memory[0][self.run], memory[1][self.run] = key[: len(self.slots)], value[: len(self.slots)]
+            keys, values = memory[0][self.rows], memory[1][self.rows]
+            seen = torch.arange(keys.shape[2], device=keys.device) >= self.pad.unsqueeze(1)
+        queries = self.padded(query) if width is None else query.unflatten(0, (-1, width)).transpose(1, 2)
+        grouped = queries.shape[1] != keys.shape[1]
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None, None], enable_gqa=grouped)
+        mixed = mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+        return mixed if width is not None else mixed[self.slots]
+
+    def padded(self, x: Float[Tensor, "position head part"]) -> Float[Tensor, "row head longest part"]:
+        room = x.new_zeros(self.valid.numel(), *x.shape[1:]).index_copy(0, self.slots, x[: len(self.slots)])
+        return room.unflatten(0, self.valid.shape).transpose(1, 2)
+
+
 class LlamaBlock(nn.Module):
-    """Attention over the whole row (or over what `memory` holds of it) and a gated MLP."""
+    """Attention over the whole row (or over what the memory holds of it) and a gated MLP."""
 
     def __init__(self, shape: LlamaShape):
         super().__init__()
@@ -116,39 +201,33 @@ class LlamaBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "row position width"],
-        cos: Float[Tensor, "position half"],
-        sin: Float[Tensor, "position half"],
-        at: Int[Tensor, "row read"] | None = None,
+        x: Float[Tensor, "position width"],
+        turn: tuple[Float[Tensor, "position half"], Float[Tensor, "position half"]],
+        attend: RowByRow | Padded,
         memory: tuple[Tensor, Tensor] | None = None,
-        span: slice = slice(None),
-        seen: Bool[Tensor, "position position"] | None = None,
-    ) -> Float[Tensor, "row read width"]:
-        """The block's output at `at` (None: everywhere); keys and values are of all of `x`.
-
-        memory: keys and values of the whole row; those of `span`, where `x` stands, are replaced, and attention sees all.
-        seen: which positions may be attended, query by key; None: all.
-        """
+        at: Int[Tensor, "asked"] | None = None,
+        width: int | None = None,
+    ) -> Float[Tensor, "asked width"]:
+        """The block's output at `at`, `width` of each row (None: everywhere); keys and values are of all of `x`."""
         normed = self.attention_norm(x)
-        key, value = (rearrange(part(normed), "row position (head width) -> row position head width", width=self.head_width)
-                      for part in (self.key, self.value))  # fmt: skip
-        key = rearrange(rotate(key, cos, sin), "row position head width -> row head position width")
-        value = rearrange(value, "row position head width -> row head position width")
-        if memory is not None:
-            memory[0][:, :, span], memory[1][:, :, span] = key, value
-            key, value = memory
-        if at is None:
-            asked, turn = normed, (cos, sin)
-        else:
-            expanded = at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            x, asked, turn = x.gather(1, expanded), normed.gather(1, expanded), (cos[at], sin[at])
-        query = rearrange(self.query(asked), "row read (head width) -> row read head width", width=self.head_width)
-        query = rearrange(rotate(query, *turn), "row read head width -> row head read width")
-        grouped = query.shape[1] != key.shape[1]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=grouped)
-        x = x + self.out(rearrange(mixed, "row head read width -> row read (head width)"))
+        key, value = self._turned(self.key(normed), *turn), self._heads(self.value(normed))
+        if at is not None:
+            x, normed = x.index_select(0, at), normed.index_select(0, at)
+            turn = turn[0].index_select(0, at), turn[1].index_select(0, at)
+        mixed = attend(self._turned(self.query(normed), *turn), key, value, width, memory)
+        if len(mixed) < len(x):
+            mixed = F.pad(mixed, (0, 0, 0, len(x) - len(mixed)))
+        x = x + self.out(mixed)
         inner = self.mlp_norm(x)
         return x + self.down(F.silu(self.gate(inner)) * self.up(inner))
+
+    def _heads(self, x: Float[Tensor, "position both"]) -> Float[Tensor, "position head part"]:
+        return x.unflatten(-1, (-1, self.head_width))
+
+    def _turned(
+        self, x: Float[Tensor, "position both"], cos: Tensor, sin: Tensor
+    ) -> Float[Tensor, "position head part"]:
+        return rotate(self._heads(x).unsqueeze(0), cos, sin).squeeze(0)
 
 
 class BidirectionalLlama(nn.Module):
@@ -175,11 +254,11 @@ class BidirectionalLlama(nn.Module):
                 small = name.split(".")[-2] in ("out", "down")
                 parameter.normal_(0.0, deviation / (2 * self.shape.layers) ** 0.5 if small else deviation)
 
-    def angles(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions start..end - 1, float32."""
+    def angles(self, place: Int[Tensor, "position"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of these positions, float32."""
         half = self.shape.width // self.shape.heads // 2
-        frequency = self.shape.theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-        angle = torch.outer(torch.arange(start, end, device=device, dtype=torch.float32), frequency)
+        frequency = self.shape.theta ** (-torch.arange(half, device=place.device, dtype=torch.float32) / half)
+        angle = torch.outer(place.float(), frequency)
         return angle.cos(), angle.sin()
 
     def new_memory(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Memory:
@@ -207,25 +286,45 @@ class BidirectionalLlama(nn.Module):
 
         memory: keys and values of whole rows, of which `tokens` are the positions from `start` on; theirs are replaced.
         """
-        length = tokens.shape[1]
-        cos, sin = self.angles(start, start + length, tokens.device)
-        span, seen = slice(start, start + length), self.attention(length, tokens.device)
-        x = self.embed(tokens)
+        rows, length = tokens.shape
+        span = Span(list(range(rows)), 0, start, start + length)
+        hidden = self.run(tokens.flatten(), None if read is None else read.flatten(), [span], memory)
+        return hidden if read is not None else hidden.unflatten(0, (rows, length))
+
+    def run(
+        self,
+        tokens: Int[Tensor, "position"],
+        read: Bool[Tensor, "position"] | None,
+        spans: list[Span],
+        memory: Memory | None = None,
+    ) -> Float[Tensor, "read width"]:
+        """Hidden states where `read`, of rows that stand one after the other, span by span."""
+        device, total = tokens.device, len(tokens)
+        place = torch.cat(
+            [torch.arange(s.start - s.pad, s.end - s.pad, device=device).repeat(len(s.rows)) for s in spans]
+        )
+        more = -total % READ_MULTIPLE  # positions of nobody: fewer rows of a matrix product than that round otherwise
+        turn = self.angles(F.pad(place, (0, more)))
+        x = F.pad(self.embed(tokens), (0, 0, 0, more)) if more else self.embed(tokens)
+        seen = self.attention(spans[0].size, device)
+        attend = Padded(spans, device) if device.type == "cuda" and len(spans) > 1 else RowByRow(spans, seen)
         *blocks, last = self.blocks
         kept: list = [None] * len(self.blocks) if memory is None else memory
         for block, own in zip(blocks, kept, strict=False):
-            x = block(x, cos, sin, None, own, span, seen)
+            x = block(x, turn, attend, own)
         if read is None:
-            return self.norm(last(x, cos, sin, None, kept[-1], span, seen))
-        counts = read.sum(1)
+            return self.norm(last(x, turn, attend, kept[-1])[:total])
+        size = torch.tensor([s.size for s in spans for _ in s.rows], device=device)
+        row = torch.arange(len(size), device=device).repeat_interleave(size, output_size=total)
+        counts = torch.zeros_like(size).index_add_(0, row, read.long())
         width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
-        if width >= length or seen is not None:
-            return self.norm(last(x, cos, sin, None, kept[-1], span, seen)[read])
-        index = torch.argsort(read, dim=1, descending=True, stable=True)[
-            :, :width
-        ]  # the read positions first, in order
-        valid = torch.arange(width, device=tokens.device) < counts.unsqueeze(1)
-        return self.norm(last(x, cos, sin, index, kept[-1], span)[valid])
+        if width == 0 or seen is not None:
+            return self.norm(last(x, turn, attend, kept[-1])[:total][read])
+        found = read.nonzero().squeeze(1)
+        number = torch.arange(len(found), device=device) - (counts.cumsum(0) - counts)[row[found]]
+        slots = row[found] * width + number
+        at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # others are read by nobody
+        return self.norm(last(x, turn, attend, kept[-1], at, width)[slots])
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:
         """Raw logits at every position, not shifted."""

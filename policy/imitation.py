@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.tasks import Prompts
-from dlm.environment import Observation, TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.observation import Observation
 from policy.rollout import Reward, policy_log_probs
 from policy.unmasker import PolicyNetwork, PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dlm.environment import Observation
+from dlm.observation import Observation
 from policy.actions import FOR_SAMPLING, FixedCount
 
 REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
-from dlm.environment import Observation
+from dlm.observation import Observation
 
 MASK, FRESH = "░", "bold green"
 

@@ -1,7 +1,7 @@
 """The loop: observe, decide where and what, commit; rows that are finished leave.
 
 Direct, confidence, threshold, learned and autoregressive decoding are choices of *where* and *what* (`samplers/where.py`,
-`dlm.environment.TokenRule`); nothing else differs.
+`dlm.token_rule.TokenRule`); nothing else differs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.environment import Decision, Observation, TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.observation import Decision, Observation
 from samplers.samples import Samples, Trajectory
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.environment import Observation
+from dlm.observation import Observation
 
 TIE = 1e-5  # scores closer than this to the last one taken are equal: the tie stream orders them, not rounding
 

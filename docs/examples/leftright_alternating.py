@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.environment import Observation
+from dlm.observation import Observation
 from samplers.where import nothing
 
 

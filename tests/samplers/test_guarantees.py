@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlm.draws import Draws
-from dlm.environment import Decision, TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.observation import Decision
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE, best
 from tests.enumerable import RandomLM, TableLM, fits

@@ -1,0 +1,149 @@
+"""What a rule or a policy sees of the environment and asks of it, and what it answers: observation, readout, decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.masked_lm import MaskedLM
+from dlm.token_rule import TokenRule
+
+
+@dataclass
+class Readout:
+    """What the model says, dense over the canvas and valid where it was read: the k best tokens with their
+    log-probabilities at temperature 1, best first, and the entropy (nats) where asked for."""
+
+    top_tokens: Int[Tensor, "row position best"]
+    top_log_probs: Float[Tensor, "row position best"]
+    entropy: Float[Tensor, "row position"] | None
+
+    def cut(self, best: int) -> Readout:
+        """The `best` first tokens only: more may have been read for somebody else."""
+        return Readout(self.top_tokens[..., :best], self.top_log_probs[..., :best], self.entropy)
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What an observation asks of: the environment, or its part behind the prompt."""
+
+    model: MaskedLM
+    allowed: int | Tensor | None  # evaluations that a row may cost
+    prompt_length: int
+
+    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
+
+    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]: ...
+
+    def draw(
+        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+    ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
+
+    def log_prob(
+        self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]: ...
+
+
+@dataclass
+class Decision:
+    """Which positions to write and what: `order` 0 untouched, else the rank of the pick (from 1); `tokens` valid at the picks;
+    log-probabilities of the choice of positions and of the tokens drawn, 0 where the rule is deterministic."""
+
+    order: Int[Tensor, "row position"]
+    tokens: Int[Tensor, "row position"]
+    log_where: Float[Tensor, "row"]
+    log_what: Float[Tensor, "row"]
+
+
+@dataclass
+class Observation:
+    """The state of the rows that are still being decoded, and the means to ask the model about it.
+
+    row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
+    began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
+    writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
+    last: the evaluation at hand is the last that the row's budget allows, so that all its masks are written from it; with a
+    budget, time is 1 / (evaluations left), the one at hand among them, which tells a policy what it may spend.
+    """
+
+    environment: Readable = field(repr=False)
+    tokens: Int[Tensor, "row position"]
+    masked: Bool[Tensor, "row position"]
+    writable: Bool[Tensor, "row position"]
+    row_id: Int[Tensor, "row"]
+    row_step: Int[Tensor, "row"]
+    block_step: Int[Tensor, "row"]
+    block_masks: Int[Tensor, "row"]
+    evaluations: Int[Tensor, "row"]
+    to_write: Int[Tensor, "row"]
+    time: Float[Tensor, "row"]
+    done: Bool[Tensor, "row"]
+    last: Bool[Tensor, "row"]
+    steps: int
+    start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
+    alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
+
+    def response(self) -> Observation:
+        """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
+        first = self.environment.prompt_length
+        if first == 0:
+            return self
+        return replace(
+            self, environment=Response(self.environment, first), tokens=self.tokens[:, first:],
+            masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
+        )  # fmt: skip
+
+    def read(self, where: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
+        return self.environment.read(where, best, entropy)
+
+    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        """Hidden states where asked, zero elsewhere."""
+        known = self.environment.hidden(where)[..., : self.environment.model.hidden_size]  # guided: the prompted half
+        return known.masked_fill(~where.unsqueeze(-1), 0.0)
+
+    def draw(
+        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+    ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
+        return self.environment.draw(where, rule, draws)
+
+    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        return self.environment.log_prob(where, text)
+
+    def count(self) -> Int[Tensor, "row"]:
+        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps."""
+        even, extra = self.block_masks // self.steps, self.block_masks % self.steps
+        return torch.minimum(even + (self.block_step < extra), self.writable.sum(1))
+
+
+class Response:
+    """An environment as seen from the end of the prompt on: what is asked of it and what it says begin there."""
+
+    def __init__(self, environment: Readable, first: int):
+        self.whole, self.first = environment, first
+        self.model, self.allowed, self.prompt_length = environment.model, environment.allowed, 0
+
+    def _whole(self, where: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
+        return F.pad(where, (self.first, 0))
+
+    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+        whole = self.whole.read(self._whole(where), best, entropy)
+        entropies = None if whole.entropy is None else whole.entropy[:, self.first :]
+        return Readout(whole.top_tokens[:, self.first :], whole.top_log_probs[:, self.first :], entropies)
+
+    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        return self.whole.hidden(self._whole(where))[:, self.first :]
+
+    def draw(
+        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+    ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
+        tokens, log_what = self.whole.draw(self._whole(where), rule, draws)
+        return tokens[:, self.first :], log_what
+
+    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        return self.whole.log_prob(self._whole(where), F.pad(text, (self.first, 0)))
