@@ -18,8 +18,9 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
