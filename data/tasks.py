@@ -24,10 +24,16 @@ class Prompts:
     text: Int[Tensor, "row position"] | None = None
     prompt_length: int = 0  # columns before the first position to write: prompts, padded on the left
     start: Int[Tensor, "row"] | None = None  # where each row begins behind its padding
+    first_row: int = 0  # number of the first row in the whole batch, of which each process decodes its share
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row."""
-        return self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
+        repeated = self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
+        return replace(repeated, first_row=times * self.first_row)
+
+    def share(self, part: slice) -> Prompts:
+        """One process's part of the batch."""
+        return replace(self.take(torch.arange(len(self.canvas))[part]), first_row=part.start)
 
     def to(self, device: torch.device) -> Prompts:
         """Canvas, text and start on the device; `rows` stay where they are."""
@@ -83,9 +89,9 @@ class PuzzleTask:
 class TextTask:
     """Unconditional text: blank canvases; clean rows come from the data set."""
 
-    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, rank: int, world: int):
+    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int):
         self.length, self.mask_id = length, mask_id
-        self.rows, valid, self.tokenizer = training_data(data, length, seed, rank, world)
+        self.rows, valid, self.tokenizer = training_data(data, length, seed)
         self.valid_rows = valid
         self.valid = self.prompts(valid_rows, 0)
         self.held_out = Prompts(self.prompts(len(valid), 0).canvas, {}, valid)

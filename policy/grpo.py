@@ -17,12 +17,13 @@ from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_r
 from policy.rollout import Steps, policy_log_probs
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
+from training.processes import ALONE, Processes
 
 
 class GRPO:
-    """algorithm: group_size, inner_updates, clip, advantage_std, kl."""
+    """algorithm: group_size, inner_updates, clip, advantage_std, kl. Groups are whole in each of the processes."""
 
-    def __init__(self, algorithm: DictConfig, network: nn.Module):
+    def __init__(self, algorithm: DictConfig, network: nn.Module, processes: Processes = ALONE):
         self.algorithm = algorithm
         if algorithm.group_size < 2:
             raise ValueError(

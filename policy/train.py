@@ -1,7 +1,7 @@
 """Training a policy on a frozen model: rollouts and clipped updates (GRPO, PPO), the variational bound, or a teacher.
 
 One iteration: draw prompts, decode them with the policy, score, update the policy alone on what it read. Batches are global
-over processes; gradients are averaged; a process with nothing to learn from still joins.
+over processes, whose number changes nothing; gradients are averaged; a process with nothing to learn from still joins.
 """
 
 from __future__ import annotations
@@ -77,25 +77,27 @@ def clipped_iteration(
     model: MaskedLM, learner: Learner, task: Task, reward: Reward, algorithm: GRPO | PPO,
     config: DictConfig, rows: int, step: int,
 ) -> dict[str, float]:  # fmt: skip
-    """One batch of rollouts and its inner updates. Inner updates take the whole batch, in chunks of
+    """One batch of rollouts, `rows` of them here, and its inner updates. Inner updates take the whole batch, in chunks of
     training.chunk active steps that bound memory."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
+    seed, processes = step_seed(config.seed, step), learner.processes
     group = config.algorithm.group_size
     draw = task.texts if teacher_forced(reward) else task.prompts
-    prompts = draw(rows // group, seed).repeat(group).to(learner.processes.device)
+    everybody = processes.world * rows // group
+    mine = processes.part(everybody)
+    prompts = draw(everybody, seed).share(mine).repeat(group).to(processes.device)
     unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
-    budget = budgets(config, rows // group, learner.processes.device, seed)
+    budget = budgets(config, everybody, processes.device, seed)
     samples, scored = rollout(
         model, unmasker, rule, prompts, config.sampling.discrete_steps, reward, seed, True, decoding(config, task),
-        budget=None if budget is None else budget.repeat_interleave(group),
+        budget=None if budget is None else budget[mine].repeat_interleave(group),
     )  # fmt: skip
     steps = algorithm.prepare(samples, scored, learner.network, unmasker.law)
     metrics = summary(samples, scored, model.mask_id)
-    anybody = learner.processes.mean({"steps": float(len(steps))})["steps"] > 0
+    anybody = processes.mean({"steps": float(len(steps))})["steps"] > 0
     for _ in range(config.algorithm.inner_updates if anybody else 0):
         total = 0.0
-        for index in torch.arange(len(steps), device=learner.processes.device).split(config.training.chunk):
+        for index in torch.arange(len(steps), device=processes.device).split(config.training.chunk):
             loss = algorithm.loss(learner.network, unmasker.law, steps.take(index))
             loss.backward()
             total += float(loss.detach())
@@ -107,9 +109,11 @@ def imitation_iteration(
     model: MaskedLM, learner: Learner, task: Task, teaching: DictConfig, config: DictConfig, rows: int, step: int
 ) -> dict[str, float]:  # fmt: skip
     """One update from a teacher's rollouts (policy/imitation.py)."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
-    prompts = task.prompts(rows, seed).to(learner.processes.device)
-    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, getattr(task, "stop_id", None))
+    seed, processes = step_seed(config.seed, step), learner.processes
+    everybody = processes.world * rows
+    prompts = task.prompts(everybody, seed).share(processes.part(everybody)).to(processes.device)
+    stop_id = getattr(task, "stop_id", None)
+    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, stop_id, processes)
     return {"loss": loss, **learner.update()}
 
 
@@ -123,15 +127,19 @@ def warm_start(model: MaskedLM, learner: Learner, task: Task, config: DictConfig
 def variational_iteration(
     model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int, step: int
 ) -> dict[str, float]:
-    """One update on `rows` clean rows, in training.accum parts."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
-    tokens, given = (x.to(learner.processes.device) for x in task.clean(rows, seed))
+    """One update on `rows` clean rows here, in training.accum parts."""
+    seed, processes = step_seed(config.seed, step), learner.processes
+    tokens, given = task.clean(processes.world * rows, seed)
     parts = list(zip(tokens.chunk(config.training.accum), given.chunk(config.training.accum), strict=True))
     bound = 0.0
-    for number, (part, fixed) in enumerate(parts):
-        draws = Draws(seed * 1009 + number)
+    for number, both in enumerate(parts):
+        mine = processes.part(len(both[0]))
+        part, fixed = (x[mine].to(processes.device) for x in both)
+        draws = Draws(seed * 1009 + number, first=mine.start)
         path = masking_path(model, learner.network, part, fixed, config.sampling.discrete_steps, draws)
-        loss, negative_bound = bound_loss(learner.network, path, fixed, config.algorithm.reinforce)
+        loss, negative_bound = bound_loss(
+            learner.network, path, fixed, config.algorithm.reinforce, processes.everywhere
+        )
         (loss / len(parts)).backward()
         bound += float(negative_bound) / len(parts)
     return {"loss": bound, **learner.update()}
@@ -197,7 +205,7 @@ def train(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
             "plackett_luce"
         )
-    algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
+    algorithm = CLIPPED[name](config.algorithm, network, processes) if name in CLIPPED else None
     warm_updates = config.algorithm.warm_start.updates if algorithm else 0
     if name == "imitation" or warm_updates:
         check_teacher(config.algorithm if name == "imitation" else config.algorithm.warm_start, task.valid)
@@ -209,7 +217,7 @@ def train(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes
     )
     first = 0
-    if (state := run.restore()) is not None:
+    if (state := run.restore("policy_model")) is not None:
         network.load_state_dict(state["policy_model"])
         learner.optimiser.adamw.load_state_dict(state["optimizer"])
         learner.average.load_state_dict(state["ema"])
@@ -221,7 +229,7 @@ def train(
         losses = warm_start(model, learner, task, config, rows)
         warm = config.algorithm.warm_start
         run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
-        algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
+        algorithm = CLIPPED[name](config.algorithm, network, processes)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)
@@ -247,9 +255,12 @@ def train(
             with torch.no_grad():
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)
-        if snapshot or done % training.snapshot_freq_for_preemption == 0:
+        stop = processes.stop_asked()
+        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
             reference = algorithm.reference if isinstance(algorithm, GRPO) else None
             run.save(checkpoint(network, reference, learner, task, done), snapshot)
+        if stop:
+            run.stop(done)
 
 
 def checkpoint(
