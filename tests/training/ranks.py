@@ -26,6 +26,8 @@ def half_constant(rollout):
 
     def rewarded(*arguments, **settings):
         samples, reward = rollout(*arguments, **settings)
+        if samples.trajectory is None:  # an evaluation
+            return samples, reward
         earned = samples.tokens.float().mean(1)
         rank = dist.get_rank() if dist.is_initialized() else 0
         if rank == 1:
@@ -44,13 +46,16 @@ def run(case: dict, rank: int, directory: Path) -> None:
     seen = {"forwards": 0}
 
     def kept(model, *rest):
-        before = model.hidden_rows
+        def counted(forward):
+            def counting(*arguments):
+                seen["forwards"] += 1
+                return forward(*arguments)
 
-        def counted(*arguments):
-            seen["forwards"] += 1
-            return before(*arguments)
+            return counting
 
-        model.hidden_rows = counted
+        for name in ("hidden_rows", "hidden_span"):
+            if hasattr(model, name):
+                setattr(model, name, counted(getattr(model, name)))
         network = rest[0] if case["script"] == "train_policy" else model
         train(model, *rest)
         weights = [p.detach().clone() for p in network.parameters()]
