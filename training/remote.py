@@ -44,14 +44,13 @@ class Remote:
         if "@" in url.split("://")[1].split("/")[0]:
             raise ValueError("a URL of a run must hold no user or password; set them in the environment")
         try:
-            with reachable(url):
-                opened = fsspec.url_to_fs(url)
-        except ValueError as error:
-            if not isinstance(error.__cause__, ImportError):
-                raise
+            opened = fsspec.url_to_fs(url)
+        except ImportError as error:
             raise ValueError(
-                f"{url} needs a package that is not installed ({error.__cause__}); for s3:// run pip install -e '.[s3]'"
-            ) from error.__cause__
+                f"{url} needs a package that is not installed ({error}); for s3:// run pip install -e '.[s3]'"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{url} is no URL that fsspec opens ({error}); use s3://BUCKET/PREFIX, say") from error
         self.url = url
         self.files, self.root = cast(AbstractFileSystem, opened[0]), str(opened[1]).rstrip("/")
         self.sent: dict[str, int] = {}
