@@ -8,6 +8,7 @@ t-DCE subtracts a term that does not depend on the network and only adds varianc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +154,7 @@ def variational_loss(
     log_mask: Float[Tensor, "row step"],
     length: Int[Tensor, "row"],
     reinforce: float,
+    everywhere: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(loss to differentiate, negative bound) of the two-channel policy, both in nats per token.
 
@@ -161,12 +163,14 @@ def variational_loss(
     is a score function: the return from a step on, minus the batch mean as baseline (which holds the row itself: the term shrinks
     by 1 - 1 / rows, without bias otherwise), times the gradient of log_mask.
     `reinforce` scales that term (genpolicy's RADD version has none, which leaves its masking channel untrained).
-    Steps run in masking order, from the clean text to the blank canvas.
+    Steps run in masking order, from the clean text to the blank canvas. everywhere: from this process's rows to those of all
+    processes that share the batch.
     """
     terms = (log_token + log_unmask - log_mask) / length.unsqueeze(1)
     bound = terms.sum(1).mean()
     returns = terms.detach().flip(1).cumsum(1).flip(1)
-    baseline = returns.mean(0, keepdim=True) if len(returns) > 1 else torch.zeros_like(returns)
+    batch = returns if everywhere is None else everywhere(returns)
+    baseline = batch.mean(0, keepdim=True) if len(batch) > 1 else torch.zeros_like(returns)
     score = ((returns - baseline) * log_mask).sum(1).mean()
     direct = (log_unmask / length.unsqueeze(1)).sum(1).mean()
     return -(direct + reinforce * score), -bound.detach()

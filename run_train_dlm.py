@@ -97,7 +97,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         start = None if config.init is None else load_model(config.init, group.device, config.model.dtype)
         tokenizer = start[0].tokenizer if start else None
         length = start[0].max_length if start else config.model.length
-        rows, valid, tokenizer = training_data(config.data, length, config.seed, group.rank, group.world, tokenizer)
+        rows, valid, tokenizer = training_data(config.data, length, config.seed, tokenizer)
         if start:
             (model, noise), description = start, stored_config(start[0])
         else:

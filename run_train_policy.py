@@ -39,6 +39,7 @@ from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.published import translated
 from training.run import Run, resumed_config
+from training.sharding import shard
 from training.usage import check_overrides, check_settings, exit_on_bad_input
 
 
@@ -157,20 +158,21 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         kind = OmegaConf.select(config, "dlm.model_type")
-        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype, kind)
+        where = "cpu" if config.model.sharded else group.device
+        model, _ = load_model(shipped(config.dlm.path), where, config.model.dtype, kind)
         if config.data.kind == "sudoku":
             task: Task = PuzzleTask(config.data)
         elif config.data.kind == "chain":
             task = ChainTask(config.data, config.eval.batch_size)
         elif config.data.kind == "questions":
-            task = QuestionTask(model, config.data, config.seed, group.rank, group.world)
+            task = QuestionTask(model, config.data, config.seed)
         else:
             length = config.sampling.length or model.max_length
-            task = TextTask(
-                config.data, length, model.mask_id, config.eval.batch_size, config.seed, group.rank, group.world
-            )
+            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed)
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
+        if config.model.sharded:  # after the policy, which may copy some of its blocks
+            shard(model.backbone, model.backbone.blocks, "body", torch.zeros(1, 1, dtype=torch.long), group)
         reward = build_reward(config, model, task, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())

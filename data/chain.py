@@ -128,11 +128,11 @@ def is_right(text: Int[Tensor, "row position"], answer: Int[Tensor, "row"]) -> F
 
 
 class ChainRows:
-    """Clean rows for ever, the prompt given; batch number n of each process is a function of (seed, n, rank) alone."""
+    """Clean rows for ever, the prompt given; batch number n is a function of (seed, n) alone."""
 
-    def __init__(self, steps: int, length: int, keep: float, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, steps: int, length: int, keep: float, seed: int):
         self.steps, self.length, self.keep = steps, length, keep
-        self.seed, self.rank, self.world, self.drawn = seed, rank, world, 0
+        self.seed, self.drawn = seed, 0
         self.prompt = prompt_length(steps)
 
     def rows(self, count: int, generator: torch.Generator, held_out: bool = False) -> Int[Tensor, "row position"]:
@@ -143,7 +143,7 @@ class ChainRows:
 
     def next(self, batch: int) -> Int[Tensor, "row position"]:
         self.drawn += 1
-        seed = (self.seed * 1_000_003 + self.drawn - 1) * self.world + self.rank
+        seed = self.seed * 1_000_003 + self.drawn - 1
         return self.rows(batch, torch.Generator().manual_seed(seed))
 
     def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:

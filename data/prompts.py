@@ -19,10 +19,16 @@ class Prompts:
     text: Int[Tensor, "row position"] | None = None
     prompt_length: int = 0  # columns before the first position to write: prompts, padded on the left
     start: Int[Tensor, "row"] | None = None  # where each row begins behind its padding
+    first_row: int = 0  # number of the first row in the whole batch, of which each process decodes its share
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row."""
-        return self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
+        repeated = self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
+        return replace(repeated, first_row=times * self.first_row)
+
+    def share(self, part: slice) -> Prompts:
+        """One process's part of the batch."""
+        return replace(self.take(torch.arange(len(self.canvas))[part]), first_row=part.start)
 
     def to(self, device: torch.device) -> Prompts:
         """Canvas, text and start on the device; `rows` stay where they are."""

@@ -14,17 +14,17 @@ from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 
 
 class SudokuRows:
-    """Full grids for ever; batch number n of each process is a function of (seed, n, rank) alone."""
+    """Full grids for ever; batch number n is a function of (seed, n) alone."""
 
-    def __init__(self, stream: SudokuStream, seed: int, rank: int, world: int):
-        self.stream, self.seed, self.rank, self.world, self.drawn = stream, seed, rank, world, 0
+    def __init__(self, stream: SudokuStream, seed: int):
+        self.stream, self.seed, self.drawn = stream, seed, 0
 
     def next(self, batch: int) -> Int[Tensor, "row cell"]:
         return self.stream.grids(batch, self._generator())
 
     def _generator(self) -> torch.Generator:
         self.drawn += 1
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.drawn - 1) * self.world + self.rank)
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn - 1)
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}
@@ -60,22 +60,23 @@ def end_of_text(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world: int = 1, tokenizer=None):
+def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
     """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack).
 
-    tokenizer: of the model that is trained further; None takes the one that `data` names.
+    Every process draws the whole batch and takes its share (training/processes.py), so that what is drawn does not depend on how
+    many there are. tokenizer: of the model that is trained further; None takes the one that `data` names.
     """
     if data.kind == "sudoku":
         box = tuple(data.box)
         stream = SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box)
-        rows = (SudokuPuzzleRows if data.keep_clues else SudokuRows)(stream, seed, rank, world)
+        rows = (SudokuPuzzleRows if data.keep_clues else SudokuRows)(stream, seed)
         return (
             rows,
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
             SudokuTokenizer(box),
         )
     if data.kind == "chain":
-        rows = ChainRows(data.steps, data.answer_length, data.keep, seed, rank, world)
+        rows = ChainRows(data.steps, data.answer_length, data.keep, seed)
         valid = rows.rows(data.valid_rows, torch.Generator().manual_seed(2), held_out=True)
         return rows, valid, chain_tokenizer()
     tokenizer = tokenizer or text_tokenizer(data)
@@ -88,7 +89,7 @@ def training_data(data: DictConfig, length: int, seed: int, rank: int = 0, world
         return pack(texts, tokenizer, length, eos, data.cache_dir)
 
     return (
-        EndlessRows(cut(data.train, "train"), seed, rank, world),
+        EndlessRows(cut(data.train, "train"), seed),
         cut(data.valid, "valid")[: data.valid_rows],
         tokenizer,
     )

@@ -54,9 +54,9 @@ class PuzzleTask:
 class TextTask:
     """Unconditional text: blank canvases; clean rows come from the data set."""
 
-    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, rank: int, world: int):
+    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int):
         self.length, self.mask_id = length, mask_id
-        self.rows, valid, self.tokenizer = training_data(data, length, seed, rank, world)
+        self.rows, valid, self.tokenizer = training_data(data, length, seed)
         self.valid_rows = valid
         self.valid = self.prompts(valid_rows, 0)
         self.held_out = Prompts(self.prompts(len(valid), 0).canvas, {}, valid)
@@ -139,7 +139,7 @@ class QuestionTask:
     Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
     """
 
-    def __init__(self, model: Reader, data: DictConfig, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, model: Reader, data: DictConfig, seed: int):
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length
@@ -159,7 +159,7 @@ class QuestionTask:
                 f"data.valid_rows={data.valid_rows} leaves none of {len(self.questions)} questions to learn from; lower it"
             )
         shuffled = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(0))
-        self.rows = EndlessRows(shuffled[data.valid_rows :, None], seed, rank, world)
+        self.rows = EndlessRows(shuffled[data.valid_rows :, None], seed)
         self.valid = self.held_out = self.made(shuffled[: data.valid_rows])
 
     def _is_kept(self, prompt: str, row: str, dataset: str, longest: int | None) -> bool:

@@ -2,8 +2,8 @@
 
 Packing is the usual one (GPT-2, SEDD, RADD): documents are joined with the end-of-text token and cut into rows of equal
 length, so a row may begin in the middle of a document. `documents` begins every row at a document instead, which small
-models of short stories want. Rows are drawn by `EndlessRows`, whose place in the stream is one number, the same on
-every rank: a run that was killed goes on with the very next batch, also with another number of ranks.
+models of short stories want. Rows are drawn by `EndlessRows`, whose place in the stream is one number: a run that was
+killed goes on with the very next batch, also with another number of processes.
 """
 
 import hashlib
@@ -174,28 +174,27 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 class EndlessRows:
-    """Shuffled batches of rows without end; a new permutation each epoch, every row once an epoch over all ranks.
+    """Shuffled batches of rows without end; a new permutation each epoch, every row once an epoch.
 
-    The stream of rows is a pure function of `seed`; rank r of W takes rows r, r + W, r + 2W, ... of it, so the ranks
-    together read it in order and never meet. A batch may span two epochs.
+    The stream of rows is a pure function of `seed`. A batch may span two epochs.
     """
 
-    def __init__(self, rows: Int[Tensor, "row position"], seed: int = 0, rank: int = 0, world_size: int = 1):
-        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
-        self.epoch = self.position = 0  # where the next batch of all ranks starts
+    def __init__(self, rows: Int[Tensor, "row position"], seed: int = 0):
+        self.rows, self.seed = rows, seed
+        self.epoch = self.position = 0  # where the next batch starts
         self._permutations: dict[int, Int[Tensor, " row"]] = {}
 
     def next(self, batch: int) -> Int[Tensor, "batch position"]:
-        """The next `batch` rows of this rank, int64."""
-        places = self.position + self.rank + self.world_size * torch.arange(batch)
+        """The next `batch` rows, int64."""
+        places = self.position + torch.arange(batch)
         epochs, places = self.epoch + places // len(self.rows), places % len(self.rows)
         chosen = torch.cat([self._permutation(e)[places[epochs == e]] for e in epochs.unique().tolist()])
-        ahead = self.position + self.world_size * batch
+        ahead = self.position + batch
         self.epoch, self.position = self.epoch + ahead // len(self.rows), ahead % len(self.rows)
         return self.rows[chosen].long()
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the stream: epoch, rows of it already drawn by all ranks, seed and number of rows."""
+        """The place in the stream: epoch, rows of it already drawn, seed and number of rows."""
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": len(self.rows)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -38,10 +38,12 @@ def _uniform(z: Int[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
 @dataclass(frozen=True)
 class Draws:
     """All draws of a run. `seed` any integer. start: where each row begins on the canvas, whose positions are counted from there,
-    so that padding changes no draw."""
+    so that padding changes no draw. first: added to every row id; the rows of a process are numbered through the whole batch, so
+    that how many processes share it changes no draw."""
 
     seed: int
     start: Int[Tensor, "row"] | None = None
+    first: int = 0
 
     def keys(self, stream: str, *counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """One 64-bit key for each tuple of counters."""
@@ -55,7 +57,7 @@ class Draws:
         self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int
     ) -> Float64[Tensor, "row position"]:
         """One number in (0, 1) for each row and position."""
-        keys = self.keys(stream, row_id, row_step).unsqueeze(1)
+        keys = self.keys(stream, row_id + self.first, row_step).unsqueeze(1)
         position = torch.arange(1, positions + 1, device=row_id.device)
         if self.start is not None:
             position = position - self.start.unsqueeze(1)
@@ -79,7 +81,7 @@ class Draws:
         The race of p / E, with E exponential, is the Gumbel trick without its second logarithm. Every token has its own
         number, so a change of 1e-5 in one logit moves no other token (the inverse of the distribution function would).
         """
-        keys = self.keys("what", row_id, row_step, position)
+        keys = self.keys("what", row_id + self.first, row_step, position)
         tokens = torch.arange(1, logits.shape[1] + 1, device=logits.device) * _GOLDEN
         rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
         winners = []

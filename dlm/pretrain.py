@@ -82,12 +82,19 @@ def loss_of(
     noise: Noise | None,
     generator: torch.Generator,
     given: Bool[Tensor, "row position"] | None = None,
+    part: slice = slice(None),
 ) -> Float[Tensor, ""]:
-    """One Monte Carlo value of the objective on a batch, with its gradient; nats per token."""
+    """One Monte Carlo value of the objective on a batch, with its gradient; nats per token.
+
+    part: the rows of `tokens` to run. The noise is drawn for all, so that who runs them changes nothing.
+    """
     if loss == "ar":
+        tokens = tokens[part]
         assert isinstance(model, CausalLM)
         return next_token_loss(model.next_token_logits(tokens), tokens)
-    masked, weight = (x.to(tokens.device) for x in corrupt(loss, len(tokens), tokens.shape[1], noise, generator, given))
+    noisy = corrupt(loss, len(tokens), tokens.shape[1], noise, generator, given)
+    masked, weight = (x[part].to(tokens.device) for x in noisy)
+    tokens = tokens[part]
     hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
     log_prob = model.head(hidden).log_softmax(-1).gather(1, tokens[masked].unsqueeze(1)).squeeze(1)
     return denoising_loss(log_prob, masked.nonzero()[:, 0], weight, tokens.shape[1])
@@ -163,7 +170,7 @@ def train(
     optimiser = Optimiser(parameters, config.optim, training.n_iters)
     average = MovingAverage(parameters, training.ema)
     first = 0
-    if (state := run.restore()) is not None:
+    if (state := run.restore("model")) is not None:
         model.load_backbone(state["model"])
         optimiser.adamw.load_state_dict(state["optimizer"])
         average.load_state_dict(state["ema"])
@@ -171,12 +178,13 @@ def train(
         first = state["step"]
     for step in range(first, training.n_iters):
         torch.manual_seed(step_seed(config.seed, step, processes.rank))  # dropout
-        generator = torch.Generator().manual_seed(step_seed(config.seed, step, processes.rank))
+        generator = torch.Generator().manual_seed(step_seed(config.seed, step))
         total = 0.0
         for _ in range(training.accum):
-            part = share // training.accum
-            batch, given = rows.next_puzzles(part) if isinstance(rows, Puzzles) else (rows.next(part), None)
-            loss = loss_of(model, batch.to(processes.device), config.loss, noise, generator, given) / training.accum
+            size = training.batch_size // training.accum  # of all processes
+            batch, given = rows.next_puzzles(size) if isinstance(rows, Puzzles) else (rows.next(size), None)
+            batch = batch.to(processes.device)
+            loss = loss_of(model, batch, config.loss, noise, generator, given, processes.part(size)) / training.accum
             loss.backward()
             total += float(loss.detach())
         total = processes.mean({"loss": total})["loss"]
@@ -204,7 +212,8 @@ def train(
             with torch.no_grad():
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)
-        if snapshot or done % training.snapshot_freq_for_preemption == 0:
+        stop = processes.stop_asked()
+        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
             run.save(
                 {
                     "model": model.backbone_state(),
@@ -215,3 +224,5 @@ def train(
                 },
                 snapshot,
             )
+        if stop:
+            run.stop(done)

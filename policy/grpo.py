@@ -19,12 +19,13 @@ from policy.experts import Rollouts, joined
 from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
+from training.processes import ALONE, Processes
 
 
 class GRPO:
-    """algorithm: group_size, inner_updates, clip, advantage_std, kl, experts."""
+    """algorithm: group_size, inner_updates, clip, advantage_std, kl, experts. Groups are whole in each of the processes."""
 
-    def __init__(self, algorithm: DictConfig, network: nn.Module):
+    def __init__(self, algorithm: DictConfig, network: nn.Module, processes: Processes = ALONE):
         self.algorithm = algorithm
         if algorithm.group_size < 2:
             raise ValueError(

@@ -28,6 +28,7 @@ from policy.unmasker import PolicyNetwork, PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Trajectory
 from samplers.where import WHERE, best, by_ties, nothing, top_probability
+from training.processes import ALONE, Processes
 
 RULES = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
 EXPERTS = (*RULES, "answers")
@@ -91,12 +92,12 @@ class Expert:
         return self.rule.choose(observation, draws)
 
 
-def learn_picks(network: nn.Module, law, part: Trajectory, steps: int) -> Float[Tensor, ""]:
+def learn_picks(network: nn.Module, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
     """The rule's picks: their negative log-likelihood, a mean over `steps` steps."""
     return -policy_log_probs(network, law, part)[0].sum() / steps
 
 
-def learn_answers(network: nn.Module, part: Trajectory, masks: int, wrong: float) -> Float[Tensor, ""]:
+def learn_answers(network: nn.Module, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
     """Which best tokens are right (`part.inputs["right"]`): weighted binary cross-entropy, a mean over `masks` masks."""
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
     scores, right = network.scores(**inputs), part.inputs["right"]  # pyright: ignore[reportCallIssue]
@@ -106,10 +107,11 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: int, wrong: float
 
 def teacher_loss(
     model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
-    stop_id: int | None = None, reward: Reward | None = None,
+    stop_id: int | None = None, processes: Processes = ALONE, reward: Reward | None = None,
 ) -> float:  # fmt: skip
     """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. stop_id: the token at which rows end.
-    teaching: {expert, setting, block_length}. reward: rollouts that it gives nothing are left out; without any, no gradients."""
+    teaching: {expert, setting, block_length}. processes: who share the batch, over all of which the loss is a mean. reward:
+    rollouts that it gives nothing are left out; without any, no gradients."""
     inputs = network.inputs  # pyright: ignore
     environment = UnmaskingEnvironment(
         model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id,
@@ -125,23 +127,27 @@ def teacher_loss(
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
         teacher = Expert(network, teacher)  # pyright: ignore[reportArgumentType]
-    strategy = Strategy(teacher, rule)  # pyright: ignore[reportArgumentType]
-    samples = sample(environment, strategy, prompts.canvas, seed, record=record, start=prompts.start)  # pyright: ignore
+    samples = sample(
+        environment, Strategy(teacher, rule), prompts.canvas, seed, record=record, start=prompts.start,  # pyright: ignore
+        first_row=prompts.first_row,
+    )  # fmt: skip
     trajectory = samples.trajectory
     assert trajectory is not None
     if reward is not None:
         earns = reward(samples, prompts.rows).total.to(trajectory.row.device) > 0
         trajectory = trajectory.take(earns[trajectory.row].nonzero().squeeze(1))
-        if len(trajectory.row) == 0:
-            return 0.0
+    counts = {"steps": float(len(trajectory.row)), "masks": float(trajectory.writable.sum())}
+    counts = processes.mean(counts)  # gradients are averaged over processes: what they divide by is too
+    if len(trajectory.row) == 0:
+        return 0.0
     law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
     total = 0.0
     for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):
         part = trajectory.take(index)
         if teaching.expert == "answers":
-            loss = learn_answers(network, part, int(trajectory.writable.sum()), float(teaching.setting))
+            loss = learn_answers(network, part, counts["masks"], float(teaching.setting))
         else:
-            loss = learn_picks(network, law, part, len(trajectory.row))
+            loss = learn_picks(network, law, part, counts["steps"])
         loss.backward()
         total += float(loss.detach())
     return total

@@ -14,15 +14,16 @@ from losses import clipped_policy_loss, gae, value_loss
 from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
+from training.processes import ALONE, Processes
 
 
 class PPO:
-    """algorithm: inner_updates, clip, gae_decay, value_weight."""
+    """algorithm: inner_updates, clip, gae_decay, value_weight. processes: who share the batch."""
 
-    def __init__(self, algorithm: DictConfig, network: nn.Module):
+    def __init__(self, algorithm: DictConfig, network: nn.Module, processes: Processes = ALONE):
         if getattr(network, "value_proj", None) is None:
             raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
-        self.algorithm = algorithm
+        self.algorithm, self.processes = algorithm, processes
 
     def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law, chunk: int = 1024) -> Steps:
         """All steps, with advantage, value target and weight; values are those of the network before its update, `chunk` steps at
@@ -30,6 +31,7 @@ class PPO:
         assert samples.trajectory is not None
         trajectory = samples.trajectory
         if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
+            self.processes.moments(trajectory.log_where)
             return Steps(trajectory, trajectory.log_where, trajectory.log_where, trajectory.log_where)
         _, value = recomputed(network, law, trajectory, chunk, value=True)
         assert value is not None
@@ -39,8 +41,9 @@ class PPO:
             last = trajectory.step == ends[trajectory.row]
             earned = torch.where(last, reward.total[trajectory.row], 0.0)
         advantage, target = gae(earned, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
-        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-        return Steps(trajectory, advantage, torch.full_like(advantage, 1 / len(advantage)), target)
+        count, mean, deviation = self.processes.moments(advantage)
+        advantage = (advantage - mean) / (deviation + 1e-8)
+        return Steps(trajectory, advantage, torch.full_like(advantage, 1 / count), target)
 
     def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
         """Of one chunk of steps; chunks add up to the loss of the batch."""

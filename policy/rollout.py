@@ -78,7 +78,9 @@ def rollout(
         assert prompts.text is not None
         strategy = TeacherForced(unmasker, prompts.text)
     look = unmasker.network.inputs if record else None
-    samples = sample(environment, strategy, prompts.canvas, seed, record=look, start=prompts.start)
+    samples = sample(
+        environment, strategy, prompts.canvas, seed, record=look, start=prompts.start, first_row=prompts.first_row
+    )
     return samples, reward(samples, prompts.rows)
 
 

@@ -1,7 +1,7 @@
 """Training a policy on a frozen model: rollouts and clipped updates (GRPO, PPO), the variational bound, or a teacher.
 
 One iteration: draw prompts, decode them with the policy, score, update the policy alone on what it read. Batches are global
-over processes; gradients are averaged; a process with nothing to learn from still joins.
+over processes, whose number changes nothing; gradients are averaged; a process with nothing to learn from still joins.
 """
 
 from __future__ import annotations
@@ -105,15 +105,18 @@ def clipped_iteration(
     model: MaskedLM, learner: Learner, task: Task, reward: Reward, algorithm: GRPO | PPO,
     config: DictConfig, rows: int, step: int,
 ) -> dict[str, float]:  # fmt: skip
-    """One batch of rollouts and its inner updates. Inner updates take the whole batch, in chunks of
+    """One batch of rollouts, `rows` of them here, and its inner updates. Inner updates take the whole batch, in chunks of
     training.chunk active steps that bound memory."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
+    seed, processes = step_seed(config.seed, step), learner.processes
     group = config.algorithm.group_size
     draw = task.texts if teacher_forced(reward) else task.prompts
-    asked = with_alpha(draw(rows // group, seed), config, seed).to(learner.processes.device)
+    everybody = processes.world * rows // group
+    mine = processes.part(everybody)
+    asked = with_alpha(draw(everybody, seed), config, seed).share(mine).to(processes.device)
     unmasker = PolicyUnmasker(learner.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
     rule = TokenRule(config.sampling.temperature)
-    budget = budgets(config, rows // group, learner.processes.device, seed)
+    budget = budgets(config, everybody, processes.device, seed)
+    budget = None if budget is None else budget[mine]
     samples, scored = rollout(
         model, unmasker, rule, asked.repeat(group), config.sampling.discrete_steps, reward, seed, True,
         decoding(config, task), budget=None if budget is None else budget.repeat_interleave(group),
@@ -126,10 +129,10 @@ def clipped_iteration(
         )
         metrics |= expert_metrics(more["experts"], scored)
     steps = algorithm.prepare(samples, scored, learner.network, unmasker.law, **more)
-    anybody = learner.processes.mean({"steps": float(len(steps))})["steps"] > 0
+    anybody = processes.mean({"steps": float(len(steps))})["steps"] > 0
     for _ in range(config.algorithm.inner_updates if anybody else 0):
         total = 0.0
-        for index in torch.arange(len(steps), device=learner.processes.device).split(config.training.chunk):
+        for index in torch.arange(len(steps), device=processes.device).split(config.training.chunk):
             loss = algorithm.loss(learner.network, unmasker.law, steps.take(index))
             loss.backward()
             total += float(loss.detach())
@@ -143,11 +146,15 @@ def imitation_iteration(
 ) -> dict[str, float]:  # fmt: skip
     """One update from a teacher's rollouts (policy/imitation.py), or, with a reward, from those that it rewards; none where there
     are none in any process."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
-    prompts = with_alpha(task.prompts(rows, seed), config, seed).to(learner.processes.device)
-    loss = teacher_loss(model, learner.network, prompts, teaching, config, seed, getattr(task, "stop_id", None), reward)
+    seed, processes = step_seed(config.seed, step), learner.processes
+    everybody = processes.world * rows
+    prompts = with_alpha(task.prompts(everybody, seed), config, seed).share(processes.part(everybody))
+    loss = teacher_loss(
+        model, learner.network, prompts.to(processes.device), teaching, config, seed, getattr(task, "stop_id", None), processes,
+        reward,
+    )  # fmt: skip
     taught = any(parameter.grad is not None for parameter in learner.network.parameters())
-    anybody = learner.processes.mean({"taught": float(taught)})["taught"] > 0
+    anybody = processes.mean({"taught": float(taught)})["taught"] > 0
     return {"loss": loss, **(learner.update() if anybody else {})}
 
 
@@ -163,15 +170,19 @@ def warm_start(
 def variational_iteration(
     model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int, step: int
 ) -> dict[str, float]:
-    """One update on `rows` clean rows, in training.accum parts."""
-    seed = step_seed(config.seed, step, learner.processes.rank)
-    tokens, given = (x.to(learner.processes.device) for x in task.clean(rows, seed))
+    """One update on `rows` clean rows here, in training.accum parts."""
+    seed, processes = step_seed(config.seed, step), learner.processes
+    tokens, given = task.clean(processes.world * rows, seed)
     parts = list(zip(tokens.chunk(config.training.accum), given.chunk(config.training.accum), strict=True))
     bound = 0.0
-    for number, (part, fixed) in enumerate(parts):
-        draws = Draws(seed * 1009 + number)
+    for number, both in enumerate(parts):
+        mine = processes.part(len(both[0]))
+        part, fixed = (x[mine].to(processes.device) for x in both)
+        draws = Draws(seed * 1009 + number, first=mine.start)
         path = masking_path(model, learner.network, part, fixed, config.sampling.discrete_steps, draws)
-        loss, negative_bound = bound_loss(learner.network, path, fixed, config.algorithm.reinforce)
+        loss, negative_bound = bound_loss(
+            learner.network, path, fixed, config.algorithm.reinforce, processes.everywhere
+        )
         (loss / len(parts)).backward()
         bound += float(negative_bound) / len(parts)
     return {"loss": bound, **learner.update()}
@@ -246,7 +257,7 @@ def train(
             "plackett_luce"
         )
     check_alphas(config, network, reward)
-    algorithm = CLIPPED[name](config.algorithm, network) if name in CLIPPED else None
+    algorithm = CLIPPED[name](config.algorithm, network, processes) if name in CLIPPED else None
     if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
         check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
     warm_updates = config.algorithm.warm_start.updates if algorithm else 0
@@ -264,7 +275,7 @@ def train(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes
     )
     first = 0
-    if (state := run.restore()) is not None:
+    if (state := run.restore("policy_model")) is not None:
         network.load_state_dict(state["policy_model"])
         learner.optimiser.adamw.load_state_dict(state["optimizer"])
         learner.average.load_state_dict(state["ema"])
@@ -276,7 +287,7 @@ def train(
         losses = warm_start(model, learner, task, config, rows, only_rewarded)
         warm = config.algorithm.warm_start
         run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
-        algorithm = CLIPPED[name](config.algorithm, network)  # a KL is to where the policy starts from
+        algorithm = CLIPPED[name](config.algorithm, network, processes)  # a KL is to where the policy starts from
     for step in range(first, training.n_iters):
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)
@@ -302,9 +313,12 @@ def train(
             with torch.no_grad():
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)
-        if snapshot or done % training.snapshot_freq_for_preemption == 0:
+        stop = processes.stop_asked()
+        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
             reference = algorithm.reference if isinstance(algorithm, GRPO) else None
             run.save(checkpoint(network, reference, learner, task, done), snapshot)
+        if stop:
+            run.stop(done)
 
 
 def checkpoint(

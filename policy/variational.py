@@ -9,6 +9,7 @@ positions stay. A network without a masking channel masks uniformly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +88,14 @@ def reverse(order: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
 
 
 def bound_loss(
-    network: nn.Module, path: MaskingPath, given: Bool[Tensor, "row position"], reinforce: float
+    network: nn.Module,
+    path: MaskingPath,
+    given: Bool[Tensor, "row position"],
+    reinforce: float,
+    everywhere: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(loss, negative bound in nats per token) of a path, by the network as it is now; only the network runs."""
+    """(loss, negative bound in nats per token) of a path, by the network as it is now; only the network runs.
+    everywhere: see `variational_loss`."""
     law = FixedCount()
     log_mask, log_unmask = [], []
     for k, (order, eligible) in enumerate(zip(path.order, path.eligible, strict=True)):
@@ -98,4 +104,6 @@ def bound_loss(
         scores = network.scores(**path.inputs[k + 1])  # pyright: ignore[reportCallIssue]
         log_unmask.append(law.log_prob(scores, masked_after, reverse(order), **law_settings(network)))  # pyright: ignore[reportArgumentType]
     length = (~given).sum(1).clamp(min=1)
-    return variational_loss(path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce)
+    return variational_loss(
+        path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce, everywhere
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -84,14 +84,16 @@ def sample(
     record: Callable[[Observation], dict[str, Tensor]] | None = None,
     on_step: Callable[[Observation, Int[Tensor, "active"]], None] | None = None,
     start: Int[Tensor, "row"] | None = None,
+    first_row: int = 0,
 ) -> Samples:
     """Decode every row of `canvas`.
 
-    row_id names the rows for the draws (default: their numbers); start: where each row begins behind its padding; `record`
-    returns what the trajectory keeps of each step at which there was a choice; `on_step` sees each new observation and the rows'
-    places in `canvas` (progress, a live view).
+    row_id names the rows for the draws (default: their numbers, counted from first_row on: that of the first one in a batch that
+    several processes share); start: where each row begins behind its padding; `record` returns what the trajectory keeps of each
+    step at which there was a choice; `on_step` sees each new observation and the rows' places in `canvas` (progress, a live
+    view).
     """
-    draws = Draws(seed)
+    draws = Draws(seed, first=first_row)
     started = time.perf_counter()
     observation = environment.reset(canvas, row_id, start)
     first = environment.prompt_length  # a trajectory is of what a policy sees: the positions behind the prompt
@@ -110,7 +112,7 @@ def sample(
             place = place[going_on]
             observation = environment.select(going_on)
         if observation.start is not None:
-            draws = Draws(seed, observation.start)
+            draws = replace(draws, start=observation.start)
         decision = strategy.decide(observation, draws)
         if record is not None:
             step = {

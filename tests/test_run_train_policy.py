@@ -1,10 +1,9 @@
-"""run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, resuming, refusals, two processes."""
+"""run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, resuming, refusals."""
 
 import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -364,24 +363,9 @@ def test_resuming_with_another_configuration_lists_the_differences(tiny, tmp_pat
         run(tmp_path / "nothing", "resume=RUN")
 
 
-def command(*arguments: str, processes: int = 0) -> tuple[list[str], dict[str, str]]:
-    launch = [sys.executable]
-    if processes:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        launch += [
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--master-addr",
-            "127.0.0.1",
-            "--master-port",
-            str(port),
-        ]
+def command(*arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return [*launch, *arguments], environment
+    return [sys.executable, *arguments], environment
 
 
 def test_a_killed_run_goes_on(tiny, tmp_path):
@@ -404,6 +388,34 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     assert saved(directory)["step"] < 30
+    run(directory, "resume=RUN")
+    assert record(directory) == record(whole)
+    assert_equal(saved(directory), saved(whole))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "variational"])
+def test_sigterm_saves_and_ends_with_143(algorithm, tiny, tmp_path, monkeypatch, capsys):
+    """In the middle of step 2 of 4: the step is finished, saved and gone on from, as if nothing had been."""
+    overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "training.n_iters=4"]
+    overrides += ["training.eval_freq=4", "training.snapshot_freq=4", "sampling.discrete_steps=2"]
+    whole = run(tmp_path / "whole", *overrides)
+    name = "clipped_iteration" if algorithm == "grpo" else "variational_iteration"
+    iteration = getattr(policy.train, name)
+
+    def interrupted(*arguments):
+        if arguments[-1] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iteration(*arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(policy.train, name, interrupted)
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path / "stopped", *overrides)
+    monkeypatch.undo()
+    assert left.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    directory = tmp_path / "stopped"
+    told = f"stopped by SIGTERM after step 2, which is saved; resume={directory} goes on"
+    assert told in capsys.readouterr().out and saved(directory)["step"] == 2
     run(directory, "resume=RUN")
     assert record(directory) == record(whole)
     assert_equal(saved(directory), saved(whole))
@@ -464,53 +476,3 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
         run(tmp_path / "run", *tiny["small"], *QUICK, *overrides)
     state = saved(tmp_path / "run")
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["policy_model"].values())
-
-
-# ------------------------------------------------------------------------------------------ two processes
-
-RANKS = """
-import sys
-import torch
-from hydra import compose, initialize_config_dir
-import policy.train as loops
-from rewards.rules import RewardOutput
-
-# rank 1 never solves anything: all its advantages are zero
-inner = loops.rollout
-def rollout(*arguments, **settings):
-    samples, reward = inner(*arguments, **settings)
-    rank = torch.distributed.get_rank()
-    made = torch.arange(len(reward.total)).float() if rank == 0 else torch.zeros(len(reward.total))
-    return samples, RewardOutput(made, reward.terms)
-loops.rollout = rollout
-import run_train_policy
-train = run_train_policy.train
-def and_check(model, network, *rest):
-    train(model, network, *rest)
-    flat = torch.cat([p.detach().flatten() for p in network.parameters()])
-    both = [torch.empty_like(flat) for _ in range(2)]
-    torch.distributed.all_gather(both, flat)
-    assert torch.equal(*both), "the processes have different weights"
-run_train_policy.train = and_check
-with initialize_config_dir(sys.argv[1], version_base=None):
-    config = compose("train_policy", sys.argv[2:])
-run_train_policy.main(config, sys.argv[2:])
-"""
-
-
-@pytest.mark.slow  # gloo was once seen to abort a child at its very end on a busy machine; run by hand
-@pytest.mark.parametrize("algorithm", ["variational", "grpo", "ppo"])
-def test_two_processes(algorithm, tiny, tmp_path):
-    """They end with equal weights; under grpo one of them has nothing to learn from and joins all the same."""
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    directory = tmp_path / "run"
-    overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "wandb.mode=disabled"]
-    overrides += ["algorithm.group_size=4"] if algorithm == "grpo" else []
-    overrides += ["policy=dit_confidence", *DIT] if algorithm == "ppo" else []
-    arguments = [str(ROOT / "configs"), *(o.replace("RUN", str(directory)) for o in overrides)]
-    argv, environment = command(str(script), *arguments, processes=2)
-    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert record(directory)[2]["grad_norm"] > 0 and saved(directory)["step"] == 2
-    assert len((directory / "logs" / "run.log").read_text().splitlines()) >= 2

@@ -1,12 +1,15 @@
 """One process or many under torchrun: gloo on CPU, nccl on CUDA. Gradients are averaged by one flat all-reduce an update.
 
 That is data parallelism without a wrapper: the networks here are called by several methods, which a DistributedDataParallel
-module would not see, and a process with nothing to learn from (all advantages zero) still joins the sum.
+module would not see, and a process with nothing to learn from (all advantages zero) still joins the sum. Every batch is drawn
+whole, by the number of its step alone, and each process takes its share: what is learnt does not depend on how many they are.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,22 +19,37 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
+    """rank: this one's number; world: how many there are; device: where this one computes.
+
+    join: run before anything is exchanged; where the frozen model is sharded, it takes part in the others' forwards until all
+    have come here (training/sharding.py). stopping: this process was told to stop (SIGTERM).
+    """
+
     rank: int
     world: int
     device: torch.device
+    join: Callable[[], None] | None = None
+    stopping: bool = False
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace the tensor by its sum over processes."""
+        if self.world > 1:
+            if self.join is not None:
+                self.join()
+            dist.all_reduce(tensor)
+        return tensor
+
     def average_(self, tensors: list[Tensor]) -> None:
         """Replace the tensors by their mean over processes."""
         if self.world == 1:
             return
-        flat = _flatten_dense_tensors(tensors)
-        dist.all_reduce(flat)
+        flat = self.sum_(_flatten_dense_tensors(tensors))
         flat /= self.world
         for tensor, mean in zip(tensors, _unflatten_dense_tensors(flat, tensors), strict=True):
             tensor.copy_(mean)
@@ -40,21 +58,41 @@ class Processes:
         """Mean of each value over processes."""
         if self.world == 1:
             return values
-        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        if self.device.type == "cuda":
-            flat = flat.float()
-        dist.all_reduce(flat)
+        flat = self.sum_(torch.tensor(list(values.values()), dtype=torch.float64, device=self.device))
         return dict(zip(values, (flat / self.world).tolist(), strict=True))
+
+    def moments(self, values: Tensor) -> tuple[float, Tensor, Tensor]:
+        """(how many a process has on average, their mean, their standard deviation) of all processes' values, [N] here."""
+        total = torch.stack((values.new_tensor(float(len(values))).double(), values.double().sum()))
+        count, whole = self.sum_(total)
+        mean = whole / count.clamp(min=1)
+        squares = self.sum_((values.double() - mean).square().sum())
+        deviation = (squares / count.clamp(min=1)).sqrt()
+        return float(count) / self.world, mean.to(values.dtype), deviation.to(values.dtype)
+
+    def everywhere(self, values: Tensor) -> Tensor:
+        """Rows of all processes, in the order of the batch; each has as many, `values` here."""
+        if self.world == 1:
+            return values
+        whole = values.new_zeros(self.world, *values.shape)
+        whole[self.rank] = values
+        return self.sum_(whole).flatten(0, 1)  # what the others hold is zero here, so that the sum is exact
 
     def broadcast(self, value: str) -> str:
         """The first process's string, everywhere."""
         box = [value]
         if self.world > 1:
+            if self.join is not None:
+                self.join()
             dist.broadcast_object_list(box)
         return box[0]
 
+    def barrier(self) -> None:
+        """Wait for the others: gloo aborts a process whose peer has left."""
+        self.sum_(torch.zeros(1, device=self.device))
+
     def share(self, batch: int, what: str) -> int:
-        """This process's part of a global batch."""
+        """This process's part of a global batch: how many rows."""
         if batch < 1:
             raise ValueError(f"{what}={batch} must be at least 1")
         if batch % self.world:
@@ -63,10 +101,28 @@ class Processes:
             )
         return batch // self.world
 
+    def part(self, batch: int) -> slice:
+        """This process's part of a batch of so many rows: which."""
+        size = batch // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def stop_asked(self) -> bool:
+        """Whether any process was told to stop: all hear the same answer."""
+        return float(self.sum_(torch.tensor([float(self.stopping)], device=self.device))) > 0
+
+    def hear(self, *signal_and_frame) -> None:
+        """SIGTERM (a preemption, `kill`): the run ends after its iteration. Launchers may send it twice."""
+        if self.first and not self.stopping:
+            os.write(2, b"SIGTERM: the run saves and ends after this iteration\n")
+        self.stopping = True
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
 
 @contextmanager
 def processes(device: str = "auto"):
-    """Join the process group that torchrun describes, or be the only process; leave it at the end.
+    """Join the process group that torchrun describes, or be the only process; leave it at the end. SIGTERM is heard meanwhile.
 
     `device`: auto (CUDA where there is one), cpu, cuda.
     """
@@ -78,10 +134,12 @@ def processes(device: str = "auto"):
         torch.cuda.set_device(where)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    group = Processes(rank, world, where)
+    before = signal.signal(signal.SIGTERM, group.hear)
     try:
-        yield Processes(rank, world, where)
-        if world > 1:
-            dist.barrier()  # gloo aborts a process whose peer has left
+        yield group
+        group.barrier()
     finally:
+        signal.signal(signal.SIGTERM, before)
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -2,13 +2,18 @@
 
 RUN/.hydra/{config,overrides}.yaml   RUN/checkpoints/checkpoint_N.pth   RUN/checkpoints-meta/checkpoint.pth (resume)
 RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/run.log   RUN/wandb/
+
+Where RUN is a URL (s3://bucket/prefix), the run is made under output/ and copied there after each save (training/remote.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from training.processes import Processes
+from training.remote import RESUME, Remote, is_url
 from training.usage import composed, readable
 
 MAY_CHANGE = (
@@ -25,35 +31,41 @@ MAY_CHANGE = (
     "wandb.mode",
     "training.log_freq",
 )  # on resume; anything else is another run
+PLACES = ("run_dir", "resume")  # say where a run is, not what it is
 
 
 def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictConfig:
     """The configuration to run: `config` itself, or, where `resume` names a run, the one that run was started with; keys that did
     not exist then have today's values. name: of the configuration, train_policy or train_dlm.
 
-    Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE`.
-    Raises ValueError that lists the differences.
+    Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE`. resume=auto goes on with the run
+    that is in run_dir, and begins one there where there is none. Raises ValueError that lists the differences.
     """
+    if config.resume == "auto":
+        if not config.run_dir:
+            raise ValueError("resume=auto looks for a run in run_dir; give run_dir=DIRECTORY too")
+        config.resume = config.run_dir if holds_run(config.run_dir) else None
     if not config.resume:
         return config
-    path = Path(config.resume) / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"resume={config.resume} is not a run directory: {path} does not exist")
-    saved = OmegaConf.load(path)
+    if not holds_run(config.resume):
+        raise ValueError(
+            f"resume={config.resume} is not a run directory: {config.resume}/.hydra/config.yaml does not exist"
+        )
+    saved = OmegaConf.load(io.StringIO(content(config.resume, CONFIG).decode()))
     assert isinstance(saved, DictConfig)
     if missing := sorted({"dlm", "algorithm"} & config.keys() ^ {"dlm", "algorithm"} & saved.keys()):
         raise ValueError(
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
         )
     differences = []
-    started_with = OmegaConf.load(path.with_name("overrides.yaml"))
+    started_with = OmegaConf.load(io.StringIO(content(config.resume, ".hydra/overrides.yaml").decode()))
     today = composed(name, list(started_with))
     OmegaConf.set_struct(today, False)
     saved = OmegaConf.merge(today, saved)
     assert isinstance(saved, DictConfig)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
-        if key == "resume":
+        if key == "resume" or (key == "run_dir" and config.run_dir == config.resume):
             continue
         if key == "experiment":  # not a value of the configuration: what it sets is
             if override not in started_with:
@@ -73,18 +85,43 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     return saved
 
 
+CONFIG = ".hydra/config.yaml"
+
+
+def holds_run(place: str) -> bool:
+    return Remote(place).holds(CONFIG) if is_url(place) else (Path(place) / CONFIG).is_file()
+
+
+def content(place: str, name: str) -> bytes:
+    """A file of a run, in a directory or at a URL."""
+    return Remote(place).read(name) if is_url(place) else (Path(place) / name).read_bytes()
+
+
+def identity(place: str) -> str:
+    """Which run it is: a digest of the configuration that it was started with, but for what may change."""
+    config = OmegaConf.load(io.StringIO(content(place, CONFIG).decode()))
+    for key in (*PLACES, *MAY_CHANGE):
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, None)
+    return hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:16]
+
+
 class Run:
     """The directory of one training run; only the first process writes."""
 
     def __init__(self, config: DictConfig, overrides: list[str], processes: Processes):
         self.config, self.processes = config, processes
         stamp = time.strftime("%Y.%m.%d/%H%M%S")
-        directory = str(config.resume or config.run_dir or f"output/{stamp}")
-        if processes.first and not config.resume and Path(directory, ".hydra").exists():
-            if config.run_dir:
-                raise ValueError(
-                    f"run_dir={directory} holds a run; resume={directory} goes on with it, another run_dir starts a new one"
-                )
+        asked = config.resume or config.run_dir
+        url = next((place for place in (asked, config.run_dir) if is_url(place)), None)
+        self.remote = Remote(url) if url and processes.first else None
+        directory = str(asked) if asked and not is_url(asked) else f"output/{stamp}"
+        if processes.first and not config.resume and config.run_dir and holds_run(config.run_dir):
+            raise ValueError(
+                f"run_dir={config.run_dir} holds a run; resume={config.run_dir} goes on with it, another run_dir starts a "
+                "new one"
+            )
+        if processes.first and directory != str(asked) and Path(directory).exists():
             directory += f"-{os.getpid()}"  # two runs began in one second
         self.directory = Path(processes.broadcast(directory))
         self.started = time.perf_counter()
@@ -96,6 +133,11 @@ class Run:
         if not config.resume:
             OmegaConf.save(config, self.directory / ".hydra" / "config.yaml")
             OmegaConf.save(OmegaConf.create(overrides), self.directory / ".hydra" / "overrides.yaml")
+        elif self.remote and is_url(config.resume):
+            self.remote.fetch(self.directory)
+        self.identity = identity(str(self.directory))
+        if self.remote:
+            self.remote.send(self.directory)  # a bucket that cannot be written to says so now
         if config.wandb.mode != "disabled":
             import wandb  # seconds to import: only where it is used
 
@@ -106,7 +148,7 @@ class Run:
                 mode=os.environ.get("WANDB_MODE", config.wandb.mode),  # pyright: ignore[reportArgumentType]
                 config=OmegaConf.to_container(config, resolve=True),  # pyright: ignore[reportArgumentType]
             )
-        self.say(f"run directory {self.directory}")
+        self.say(f"run directory {self.directory}" + (f", copied to {self.remote.url}" if self.remote else ""))
 
     def say(self, text: str) -> None:
         """One line to the terminal and to logs/run.log."""
@@ -136,35 +178,73 @@ class Run:
             raise FloatingPointError(f"the {name} is {value} at step {step}; {where}")
 
     def save(self, state: dict[str, Any], snapshot: bool) -> None:
-        """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` where it is a snapshot; both atomically."""
+        """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` where it is a snapshot; both atomically. A storage
+        that is out of reach is tried again at the next save; at the last, it is an error."""
         if not self.processes.first:
             return
-        targets = [self.directory / "checkpoints-meta" / "checkpoint.pth"]
+        state["run"] = self.identity
+        targets = [self.directory / RESUME]
         if snapshot:
             targets.append(self.directory / "checkpoints" / f"checkpoint_{state['step']}.pth")
         for target in targets:
             part = target.with_suffix(".part")
             torch.save(state, part)
             part.replace(target)
+        if self.remote:
+            try:
+                self.remote.send(self.directory)
+            except ValueError as error:
+                self.say(f"not copied, tried again at the next save: {error}")
 
-    def restore(self) -> dict[str, Any] | None:
-        """What the resume checkpoint holds, or None for a new run."""
-        path = self.directory / "checkpoints-meta" / "checkpoint.pth"
-        if not self.config.resume or not path.exists():
+    def restore(self, holds: str) -> dict[str, Any] | None:
+        """What the resume checkpoint holds, or None for a new run. holds: what must be in it.
+
+        Raises ValueError for a file that is damaged, no checkpoint of this script, or another run's.
+        """
+        if not self.config.resume:
             return None
-        with readable(path):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        place = str(self.config.resume)
+        if is_url(place):
+            kept = Remote(place).checkpoint()  # by each process: they may share no disk
+            source = None if kept is None else io.BytesIO(kept)
+        else:
+            source = path if (path := Path(place) / RESUME).exists() else None
+        if source is None:
+            return None
+        with readable(f"{place}/{RESUME}"):
+            state = torch.load(source, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {holds, "optimizer", "ema", "step"} <= state.keys():
+            found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"{place}/{RESUME} holds {found}, expected {holds!r}, 'optimizer', 'ema' and 'step': it is no checkpoint of "
+                f"this script; put back the run's own, or copy the newest of {place}/checkpoints there"
+            )
+        if state.pop("run", None) not in (None, identity(place)):
+            raise ValueError(
+                f"{place}/{RESUME} is a checkpoint of another run than {place}/{CONFIG} describes; put back the run's own, "
+                f"or copy the newest of {place}/checkpoints there"
+            )
         if state["step"] >= self.config.training.n_iters:
             self.say(
                 f"already at step {state['step']} of {self.config.training.n_iters}; training.n_iters=N goes further"
             )
         return state
 
+    def stop(self, step: int) -> None:
+        """Leave, after SIGTERM and a save, with the status that it has in a shell: 143. All processes together."""
+        place = self.remote.url if self.remote else self.directory
+        self.say(f"stopped by SIGTERM after step {step}, which is saved; resume={place} goes on")
+        self.close()
+        self.processes.barrier()
+        raise SystemExit(128 + signal.SIGTERM)
+
     def close(self) -> None:
+        if self.remote:
+            self.remote.send(self.directory)
         if self.wandb is not None:
             self.wandb.finish()
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each step and process: a resumed run needs no saved generator."""
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A seed of its own for each step: a resumed run needs no saved generator. rank: for what may differ between processes."""
     return (seed * 1_000_003 + step) * 4_099 + rank

@@ -103,7 +103,7 @@ def check_device(device: str) -> None:
 
 
 @contextmanager
-def readable(file: Path):
+def readable(file: Path | str):
     """A checkpoint that is cut off or is none ends in one sentence that names it."""
     try:
         yield

@@ -125,14 +125,6 @@ def test_a_batch_may_span_many_epochs():
     assert (drawn.sort(1).values == torch.arange(3)).all()
 
 
-def test_ranks_share_the_stream():
-    alone = EndlessRows(numbered(11), seed=5)
-    ranks = [EndlessRows(numbered(11), seed=5, rank=rank, world_size=3) for rank in range(3)]
-    for _ in range(7):
-        together = torch.stack([rank.next(2) for rank in ranks], dim=1).flatten(0, 1)
-        assert torch.equal(together, alone.next(6))
-
-
 def test_a_restored_stream_goes_on_with_the_same_batches():
     endless = EndlessRows(numbered(10), seed=7)
     for _ in range(4):

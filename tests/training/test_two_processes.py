@@ -1,4 +1,4 @@
-"""Two gloo processes take the steps that one process takes on the mean of their gradients."""
+"""Two gloo processes learn what one process learns: the same rows, the same rollouts, the same weights."""
 
 import json
 import os
@@ -10,82 +10,125 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlm.pretrain import loss_of
-from tests.training.two_processes import BATCH, SEED, STEPS, SomeRows, config, network
-from training.optim import Optimiser
+from tests.training import ranks
 from training.processes import Processes
-from training.run import step_seed
 
 ROOT = Path(__file__).parents[2]
+# No clipping and a large eps: AdamW would neither see gradients that are all too large by one factor, nor leave rounding small.
+STEPS = ["optim.eps=0.1", "optim.lr=0.05", "optim.warmup=0", "optim.grad_clip=1000", "optim.schedule=constant"]
+SHORT = ["device=cpu", "wandb.mode=disabled", "training.n_iters=2", "training.log_freq=1", "training.eval_freq=2",
+         "training.snapshot_freq=2"]  # fmt: skip
+POLICY = [*STEPS, *SHORT, "eval.batch_size=4", "training.batch_size=8"]
+DIT = ["policy=dit_confidence", "policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8",
+       "policy.smart_init=-1"]  # fmt: skip
+CHAIN = ["dlm=chain", "data=chain", *DIT, *POLICY, "sampling.discrete_steps=6", "sampling.temperature=1"]
+EARN = ["reward=right", "reward.alpha=1.0", "reward.additive=true"]  # what is fast earns something, right or not
+SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzzles=4", "reward=puzzle", *POLICY,
+          "sampling.discrete_steps=4"]  # fmt: skip
+CASES = {
+    "grpo": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "algorithm.warm_start.updates=1"],
+    "budgets": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "sampling.budgets=[2,4,6]"],
+    "ppo": ["algorithm=ppo", *EARN, *CHAIN],
+    "variational": ["algorithm=variational", "policy=hidden_mlp", *SUDOKU, "training.accum=2"],
+    "answers": ["algorithm=imitation", "policy=hidden_mlp", *SUDOKU],
+    "texts": ["algorithm=grpo", "algorithm.group_size=2", "algorithm.action=fixed", "reward=bound", "sampling.length=8",
+              *DIT, *POLICY, "sampling.discrete_steps=3"],
+    "half_constant": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN],
+    "sharded": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "model.sharded=true"],
+    "sharded_cache": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "model.sharded=true",
+                      "sampling.block_length=4", "sampling.cache=dual"],
+    "sharded_radd": ["algorithm=variational", "policy=hidden_mlp", *SUDOKU, "model.sharded=true"],
+    "chain": ["experiment=chain", *STEPS, *SHORT, "training.batch_size=8", "training.accum=2", "data.valid_rows=8",
+              "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2"],
+    "boards": ["experiment=sudoku6", *STEPS, *SHORT, "training.batch_size=8", "model.hidden_size=16", "model.n_blocks=1",
+               "model.n_heads=2", "model.dropout=0.0", "data.base_grids=5", "data.valid_grids=4", "loss=k_DCE"],
+    "causal": ["experiment=stories_causal", *STEPS, *SHORT, "training.batch_size=4", "model.hidden_size=16",
+               "model.n_blocks=1", "model.n_heads=2", "model.dropout=0.0", "data.train=STORIES", "data.valid=STORIES"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The directory that two processes have written to."""
-    directory = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
+    """(of two processes, of one): directories with what each case ended with."""
+    two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
+    stories = two / "stories.jsonl"
+    stories.write_text("".join(json.dumps({"text": f"Story {n} " * (n + 3)}) + "\n" for n in range(12)))
+    sockets = [socket.socket() for _ in CASES]
+    for free in sockets:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.training.two_processes", str(directory)]
-    started = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return directory
+    cases = [
+        {"name": name, "script": "train_dlm" if name in ("chain", "boards", "causal") else "train_policy",
+         "overrides": [o.replace("STORIES", str(stories)) for o in overrides], "port": str(free.getsockname()[1]),
+         "half_constant": name == "half_constant"}
+        for (name, overrides), free in zip(CASES.items(), sockets, strict=True)
+    ]  # fmt: skip
+    for free in sockets:
+        free.close()
+    (two / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "tests.training.ranks", str(two / "cases.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in "01":
+        with open(two / f"{rank}.log", "w") as log:
+            started.append(subprocess.Popen([*command, rank], cwd=ROOT, env=environment, stdout=log, stderr=log))
+    try:
+        for case in cases:
+            case["overrides"] = [o for o in case["overrides"] if o != "model.sharded=true"]
+            ranks.run(case, 0, one)
+        for rank, process in enumerate(started):
+            assert process.wait(timeout=200) == 0, (two / f"{rank}.log").read_text()[-3000:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return two, one
 
 
-def one_process_on_the_mean():
-    """The parameters after the same steps, by hand: both shares' gradients, their mean, one update."""
-    model = network().requires_grad_(True).train()
-    settings, sources = config("unused"), [SomeRows(0), SomeRows(1)]
-    parameters = list(model.parameters())
-    optimiser = Optimiser(parameters, settings.optim, STEPS)
-    losses = []
-    for step in range(STEPS):
-        values = []
-        for rank, rows in enumerate(sources):
-            generator = torch.Generator().manual_seed(step_seed(SEED, step, rank))
-            loss = loss_of(model, rows.next(BATCH // 2), "lambda_DCE", None, generator)
-            (loss / 2).backward()
-            values.append(float(loss.detach()))
-        Optimiser.gradients(parameters)
-        optimiser.step(step)
-        losses.append(sum(values) / 2)
-    return [p.detach() for p in parameters], losses
+def metrics(run: Path) -> dict[tuple[int, str], float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {(line["step"], name): value for line in lines for name, value in line.items() if name != "seconds"}
 
 
-def test_two_processes_take_the_steps_of_one(finished):
-    first, second = (torch.load(finished / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    expected, losses = one_process_on_the_mean()
-    start = list(network().parameters())
-    for ours, theirs, by_hand, before in zip(first["parameters"], second["parameters"], expected, start, strict=True):
+def left(directory: Path, name: str, rank: int = 0) -> dict:
+    return torch.load(directory / f"{name}.{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_learn_what_one_learns(name, finished):
+    two, one = finished
+    first, second, alone = left(two, name, 0), left(two, name, 1), left(one, name)
+    for ours, theirs, expected in zip(first["weights"], second["weights"], alone["weights"], strict=True):
         assert torch.equal(ours, theirs)  # the processes never drift apart
-        assert (ours - by_hand).abs().max() < 1e-5
-        assert (by_hand - before).abs().max() > 1e-3  # there were steps to agree on
-    lines = map(json.loads, (finished / "run0" / "metrics.jsonl").read_text().splitlines())
-    assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(losses, rel=1e-4)
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+    both, single = metrics(two / name), metrics(one / name)
+    assert both.keys() == single.keys()
+    assert both == {key: pytest.approx(value, rel=1e-3, abs=1e-5) for key, value in single.items()}
+    assert any(
+        value > 0 for (_, metric), value in single.items() if metric == "grad_norm"
+    )  # there was something to learn
+
+
+def test_rollouts_are_the_same_rows(finished):
+    """Rewards and evaluations are means over whole rows: a row that was decoded otherwise would show."""
+    two, one = (metrics(directory / "grpo") for directory in finished)
+    assert len({two[step, "nfe"] for step in (1, 2)}) > 1
+    for step in (1, 2):
+        assert two[step, "nfe"] == one[step, "nfe"]
+        assert two[step, "reward"] == pytest.approx(one[step, "reward"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded_cache", "sharded_radd"])
+def test_a_sharded_model_is_halved_and_both_make_as_many_forwards_as_the_slower_needs(name, finished):
+    two, one = finished
+    halves, whole = [left(two, name, rank) for rank in (0, 1)], left(one, name)
+    assert halves[0]["backbone"] < whole["backbone"] and halves[1]["backbone"] < whole["backbone"]
+    assert halves[0]["forwards"] != halves[1]["forwards"]  # the first evaluates, and rows end when they end
 
 
 def test_only_the_first_process_writes(finished):
-    assert not (finished / "run1").exists()
-    said = [torch.load(finished / f"rank{rank}.pt", weights_only=True)["said"] for rank in (0, 1)]
-    assert (
-        said[0]
-        == said[1]
-        == {"directory": str(finished / "run0"), "mean": {"rank": 0.5, "one": 1.0}, "share": BATCH // 2}
-    )
+    two, _ = finished
+    record = (two / "grpo" / "metrics.jsonl").read_text().splitlines()
+    assert sum('"reward"' in line for line in record) == 2
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused():
@@ -95,10 +138,23 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused():
         Processes(0, 2, torch.device("cpu")).share(5, "training.batch_size")
 
 
+def test_parts_cover_a_batch():
+    parts = [Processes(rank, 3, torch.device("cpu")).part(12) for rank in range(3)]
+    assert [row for part in parts for row in range(12)[part]] == list(range(12))
+
+
 def test_one_process_changes_nothing():
-    alone, gradient = Processes(0, 1, torch.device("cpu")), torch.ones(2)
-    alone.average_([gradient])
-    assert gradient.tolist() == [1, 1]
+    alone, values = Processes(0, 1, torch.device("cpu")), torch.tensor([1.0, 2.0, 6.0])
+    alone.average_([values])
+    assert values.tolist() == [1, 2, 6]
     assert alone.mean({"loss": 3.0}) == {"loss": 3.0}
     assert alone.broadcast("here") == "here"
-    assert alone.first
+    assert alone.first and not alone.stop_asked()
+    count, mean, deviation = alone.moments(values)
+    assert (count, float(mean), float(deviation)) == (3, 3, pytest.approx(float(values.std(correction=0))))
+
+
+def test_one_process_cannot_shard(tmp_path):
+    case = {"name": "alone", "script": "train_policy", "overrides": CASES["sharded"]}
+    with pytest.raises(ValueError, match="model.sharded=true splits the model over processes and there is one"):
+        ranks.run(case, 0, tmp_path)

@@ -1,0 +1,59 @@
+"""A frozen network whose blocks are split over the processes (FSDP2), each made whole only while it runs.
+
+A rollout takes as many forwards as its rows need, so the processes would not meet in the same ones. Before each forward the
+processes count who has one; whoever has none, because its rows are finished, runs the network on one token so that the others get
+its part of the weights, until everybody has come to the next exchange. Outputs are those of the whole network, bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from training.processes import Processes
+
+
+def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: Tensor, processes: Processes) -> None:
+    """Split `blocks` of `network` over the processes; what else it holds is whole on each process's device.
+
+    forward: the method, of tensors, that runs each block once; example: the smallest input that it takes.
+    Raises ValueError for one process alone, whose part would be the whole.
+    """
+    if processes.world == 1:
+        raise ValueError(
+            "model.sharded=true splits the model over processes and there is one; start several "
+            "(torchrun --nproc-per-node N), or leave it out"
+        )
+    mesh = init_device_mesh(processes.device.type, (processes.world,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        if hasattr(block, "at"):  # a last block that is asked at some positions only
+            register_fsdp_forward_method(block, "at")
+    whole = set(network.parameters()) - set(blocks.parameters())
+    for parameter in whole:
+        parameter.data = parameter.data.to(processes.device)
+    fully_shard(
+        network, mesh=mesh, ignored_params=whole
+    )  # the root: lets a block's weights come while the one before runs
+    register_fsdp_forward_method(network, forward)
+    run = getattr(network, forward)
+
+    def anybody(here: bool) -> bool:
+        count = torch.tensor([float(here)], device=processes.device)
+        dist.all_reduce(count)
+        return float(count) > 0
+
+    def in_step(*arguments, **settings) -> Tensor:
+        anybody(True)
+        return run(*arguments, **settings)
+
+    @torch.no_grad()
+    def join() -> None:
+        while anybody(False):
+            run(example.to(processes.device))
+
+    setattr(network, forward, in_step)
+    processes.join = join
