@@ -66,7 +66,7 @@ def dream_config(config: dict, length: int | None = None) -> dict:
     }  # fmt: skip
 
 
-def mask_of(tokenizer: PreTrainedTokenizerBase) -> int:
+def mask_of(tokenizer: object) -> int:
     """The mask's id: the tokenizer's own, or the first one past its tokens, which is then given to it."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
@@ -106,7 +106,7 @@ def ahead_at(step: int, anneal: int) -> float:
     return min(1.0, step / anneal) if anneal else 1.0
 
 
-def adapter_config(base: str, mask_id: int | None, rank: int, alpha: float, dropout: float, targets: list[str]) -> dict:
+def adapter_config(base: str, mask_id: int | None, rank: int, alpha: int | float, dropout: int | float, targets: list[str]) -> dict:
     """adapter_config.json in peft's layout. mask_id: whose row of the embedding is trained too; None: none is."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(
