@@ -279,7 +279,10 @@ def base(tmp_path_factory):
     directory = tmp_path_factory.mktemp("causal") / "base"
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tokenizer), "tie_word_embeddings": True})).save_pretrained(directory)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": len(tokenizer), "tie_word_embeddings": True}))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(5.0)  # so that a frozen head can tell tokens apart
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -363,9 +366,9 @@ def test_a_policy_writes_on_an_adapted_model(bases):
         assert (sample(UnmaskingEnvironment(model, 4), strategy, torch.full((2, 12), model.mask_id)).tokens < 40).all()
 
 
-@pytest.mark.parametrize("lora, share", [([], 0.8), (LORA, 0.97)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora, share", [([], 0.8), (LORA, 0.9)], ids=["full", "lora"])
 def test_the_loss_falls(base, texts, tmp_path, lora, share):
-    """Rank 2 on a random frozen head does not get far; single losses vary by less than one percent."""
+    """Rank 2 on a random frozen head does not get as far."""
     run = train(base, texts, *lora, f"run_dir={tmp_path / 'run'}", "training.n_iters=60", "adapt.anneal=20", "training.eval_freq=60",
                 "training.snapshot_freq=60", "training.batch_size=8", "optim.lr=0.02", "training.log_freq=1")  # fmt: skip
     fell = list(losses(run).values())
