@@ -106,7 +106,9 @@ def ahead_at(step: int, anneal: int) -> float:
     return min(1.0, step / anneal) if anneal else 1.0
 
 
-def adapter_config(base: str, mask_id: int | None, rank: int, alpha: int | float, dropout: int | float, targets: list[str]) -> dict:
+def adapter_config(
+    base: str, mask_id: int | None, rank: int, alpha: int | float, dropout: int | float, targets: list[str]
+) -> dict:
     """adapter_config.json in peft's layout. mask_id: whose row of the embedding is trained too; None: none is."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(

@@ -140,7 +140,9 @@ def test_the_share_of_what_follows_that_is_seen():
     assert ahead_at(0, 0) == 1.0
     with torch.device("meta"):
         backbone = run_train_dlm.build_model(
-            {"model_type": "Dream", **SHAPE, "rope_theta": 1e4, "tie_word_embeddings": True, "mask_token_id": 5}, "float32", None
+            {"model_type": "Dream", **SHAPE, "rope_theta": 1e4, "tie_word_embeddings": True, "mask_token_id": 5},
+            "float32",
+            None,
         )[0].backbone
     backbone.train().ahead = 0.25
     torch.manual_seed(0)
@@ -197,7 +199,11 @@ def test_an_adapter_comes_back_merged_as_it_was_saved(bases, kind, tmp_path):
     known = model.log_probs(tokens).detach()
     assert (known - adapted(directory).log_probs(tokens)).nan_to_num().abs().max() > 0.1  # it does something
     save_model(model, model.config, tmp_path, torch.float32)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     again, noise = load_model(tmp_path, model_type="Dream")
     assert type(again) is LlamaLM and noise is not None and again.mask_id == 40 and not again.training
     assert not any("lora" in name for name, _ in again.named_parameters())
@@ -210,7 +216,9 @@ def test_an_adapter_comes_back_merged_as_it_was_saved(bases, kind, tmp_path):
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for its old name
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers for its old name
 def test_peft_reads_the_adapter_on_the_model_of_transformers(bases, tmp_path):
     """With causal attention peft's model and ours are the same."""
     from peft import PeftModel
@@ -238,7 +246,9 @@ def test_a_base_that_is_gone_or_another_one_is_named(bases, tmp_path):
     with pytest.raises(ValueError, match="made for another base than .*base: config.json differs in num_hidden_layers"):
         load_model(tmp_path / "adapter")
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"is an adapter and its base .*base cannot be had .*; set base_model_name_or_path in .*json"):
+    with pytest.raises(
+        ValueError, match=r"is an adapter and its base .*base cannot be had .*; set base_model_name_or_path in .*json"
+    ):
         load_model(tmp_path / "adapter")
 
 
@@ -249,7 +259,11 @@ def test_an_adapters_keys_are_checked_strictly(bases, tmp_path):
     weights = load_file(file)
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert name in weights and "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta" in weights
-    for damaged in ({k: v for k, v in weights.items() if k != name}, weights | {"more": torch.zeros(1)}, weights | {name: torch.zeros(3, 32)}):
+    for damaged in (
+        {k: v for k, v in weights.items() if k != name},
+        weights | {"more": torch.zeros(1)},
+        weights | {name: torch.zeros(3, 32)},
+    ):
         save_file(damaged, file)
         with pytest.raises(ValueError, match="the adapter does not fit its adapter_config.json or its base"):
             load_model(tmp_path)
@@ -291,7 +305,13 @@ def base(tmp_path_factory):
 def texts(tmp_path_factory):
     """Few and simple sentences, so that a loss can fall."""
     file = tmp_path_factory.mktemp("texts") / "few.jsonl"
-    file.write_text("".join(json.dumps({"text": f"The {a} saw the {b}. " * 4}) + "\n" for a in ("cat", "dog", "girl") for b in ("boy", "sun")))
+    file.write_text(
+        "".join(
+            json.dumps({"text": f"The {a} saw the {b}. " * 4}) + "\n"
+            for a in ("cat", "dog", "girl")
+            for b in ("boy", "sun")
+        )
+    )
     return file
 
 
@@ -321,7 +341,10 @@ def test_a_run_is_loaded_sampled_from_and_goes_on_bit_for_bit(base, texts, tmp_p
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())
     trained = {"embed.token_adapter.trainable_tokens_delta"} | {
-        f"blocks.{n}.{part}.lora_{side}.weight" for n in range(3) for part in ("query", "value", "down") for side in "AB"
+        f"blocks.{n}.{part}.lora_{side}.weight"
+        for n in range(3)
+        for part in ("query", "value", "down")
+        for side in "AB"
     }
     assert not lora or set(ours["model"]) == trained  # the base is frozen, and not saved again
     assert (whole / "model" / "adapter_model.safetensors").is_file() == bool(lora)
@@ -377,7 +400,14 @@ def test_the_loss_falls(base, texts, tmp_path, lora, share):
 
 def test_a_causal_run_of_ours_is_adapted_and_one_adapter_starts_the_next(base, texts, tmp_path):
     """From scratch and causal; then masked, by an adapter on it; then another adapter on what that is."""
-    small = ["model=causal", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=24", "data.tokenizer=" + str(base)]
+    small = [
+        "model=causal",
+        "model.hidden_size=16",
+        "model.n_blocks=1",
+        "model.n_heads=2",
+        "model.length=24",
+        "data.tokenizer=" + str(base),
+    ]
     causal = train("null", texts, *small, "loss=ar", f"run_dir={tmp_path / 'causal'}")
     first = train(causal, texts, *LORA, f"run_dir={tmp_path / 'first'}")
     second = train(first, texts, *LORA, f"run_dir={tmp_path / 'second'}")

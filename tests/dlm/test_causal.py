@@ -71,7 +71,9 @@ def test_keys_and_values_are_exact(saved):
         row = torch.tensor([[3, 1, 2, 4]])
         for _ in range(11):
             row = torch.cat((row, saved[1](input_ids=row).logits[:, -1:].argmax(-1)), 1)
-    model_greedy = sample(UnmaskingEnvironment(model, 11, prompt_length=3), Strategy(Leftmost(), TokenRule(0.0)), canvas[:1])
+    model_greedy = sample(
+        UnmaskingEnvironment(model, 11, prompt_length=3), Strategy(Leftmost(), TokenRule(0.0)), canvas[:1]
+    )
     assert model_greedy.tokens[0].tolist() == row[0, 1:].tolist()
 
 
@@ -98,7 +100,14 @@ def random_shards(directory, layers, width, dtype):
     """A LLaDA of random weights, a shard a layer, and one of almost no size: 64 width^2 bytes a layer in float32."""
     directory.mkdir()
     config = json.loads((Path(__file__).parents[1] / "vectors" / "llada-tiny" / "config.json").read_text())
-    config |= {"d_model": width, "n_layers": layers, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 4 * width, "vocab_size": 128}
+    config |= {
+        "d_model": width,
+        "n_layers": layers,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 4 * width,
+        "vocab_size": 128,
+    }
     config |= {"embedding_size": 128, "mask_token_id": 120, "weight_tying": False}
     (directory / "config.json").write_text(json.dumps(config))
     rest = {name: torch.zeros(shape, dtype=dtype) for name, shape in (
@@ -108,7 +117,9 @@ def random_shards(directory, layers, width, dtype):
              "ff_proj": (4 * width, width), "up_proj": (4 * width, width), "ff_out": (width, 4 * width),
              "attn_norm": (width,), "ff_norm": (width,)}  # fmt: skip
     shards = {"shard-rest.safetensors": rest} | {
-        f"shard-{n}.safetensors": {f"model.transformer.blocks.{n}.{part}.weight": torch.randn(shape).to(dtype) for part, shape in parts.items()}
+        f"shard-{n}.safetensors": {
+            f"model.transformer.blocks.{n}.{part}.weight": torch.randn(shape).to(dtype) for part, shape in parts.items()
+        }
         for n in range(layers)
     }
     for name, weights in shards.items():
