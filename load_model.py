@@ -1,8 +1,8 @@
 """load_model(path_or_hub_id, device) -> (model, noise): a frozen MaskedLM and its noise schedule (None for a causal model).
 
 Takes a hub id, a directory with config.json and safetensors (sharded or not; or pytorch_model.bin), a run of ours or of RADD's
-(its averaged weights), one .pth of a run, or `smollm2`. Published checkpoints of RADD, MDLM, LLaDA, Dream and of any causal
-model of transformers load unmodified; keys are checked strictly; no remote code runs.
+(its averaged weights), one .pth of a run, an adapter (merged into its base), or `smollm2`. Published checkpoints of RADD, MDLM,
+LLaDA, Dream and of any causal model of transformers load unmodified; keys are checked strictly; no remote code runs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
+from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, peft_name
 from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM
 from dlm.noise import Noise, build_noise
 from dlm.packaged import SMOLLM2, smollm2_folder
-from dlm.published import KEYS, build_llama, fold_mdlm, published_names, radd_config
+from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
+from model.llama import published_name
 from model.radd import RADD
 from training.usage import readable
 
@@ -58,13 +60,11 @@ def load_model(
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
     path = str(smollm2_folder()) if str(path) == SMOLLM2 else str(path)
-    shared = (Path(path) / "config.json").is_file()  # what save_model writes; a run keeps it one level down
-    if path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not shared):
+    if _is_run(path):
         config, state, tokenizer = _read_run(Path(path))
     else:
-        with readable(Path(path) / "config.json"):
-            config = json.loads(_fetch(path, "config.json").read_text())
-        state, tokenizer = None, _tokenizer(path, config)
+        config, state = _read_config(path), None
+        tokenizer = _tokenizer(path, config)
     found = family(config)
     if model_type is not None and found != model_type:
         raise ValueError(
@@ -72,8 +72,10 @@ def load_model(
             f"choose the dlm= of {found}, or give a {model_type} checkpoint"
         )
     noise: Noise | None = build_noise(config.get("noise", {"type": "loglinear"}))
-    if found in KEYS:
-        model: MaskedLM = build_llama(config, dtype, tokenizer, path, "meta")
+    if "peft_type" in config:
+        model: MaskedLM = _adapted(path, config, state, dtype, tokenizer, torch.device(device))
+    elif found in KEYS:
+        model = build_llama(config, dtype, tokenizer, path, "meta")
         _load_streaming(model, path, state, torch.device(device))  # pyright: ignore[reportArgumentType]
     elif "model_type" in config and found != "mdlm":
         model, noise = _causal(path, config, state, dtype, tokenizer), None
@@ -91,6 +93,61 @@ def load_model(
         _load_strictly(backbone, _weights(path) if state is None else state, path)
         model = RaddLM(backbone, dtype, tokenizer, path)
     return model.requires_grad_(False).eval().to(device), noise
+
+
+def load_bidirectional(
+    path: str, device: str | torch.device = "cpu", dtype: str = "float32", length: int | None = None
+) -> LlamaLM:
+    """What a masked-diffusion model is trained from: a causal Llama or Qwen2 in Dream's layout, without a mask (`give_mask`), its
+    weights streamed in; or a model that is of that layout already. length: of the canvas; None: the model's.
+
+    Raises ValueError for a model of another shape.
+    """
+    folder = str(smollm2_folder()) if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
+    config = _read_config(folder)
+    if family(config) == "Dream":
+        loaded = load_model(path, device, dtype)[0]
+        assert isinstance(loaded, LlamaLM)
+        return loaded
+    model = build_llama(dream_config(config, length), dtype, _tokenizer(folder, config), path, "meta")
+    _load_streaming(model, folder, None, torch.device(device))
+    return model.requires_grad_(False).eval()
+
+
+def is_causal(path: str) -> bool:
+    """Whether a model that can be loaded is one of transformers' causal ones, by its config.json."""
+    folder = SMOLLM2 if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
+    return folder == SMOLLM2 or family(_read_config(folder)) not in (*MODEL_TYPES, "radd")
+
+
+def _adapted(
+    path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer, device: torch.device
+) -> LlamaLM:
+    """The adapter at `path` on its base, merged. state: that of a run, under our names; None: the adapter's file."""
+    folder = str(_model_folder(path)) if _is_run(path) else path
+    adapter = json.loads(_fetch(folder, "adapter_config.json").read_text())
+    base = adapter["base_model_name_or_path"]
+    try:
+        model = load_bidirectional(base, device, dtype, config["max_position_embeddings"])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is an adapter and its base {base} cannot be had ({error}); set base_model_name_or_path in "
+            f"{Path(folder) / 'adapter_config.json'} to where it is"
+        ) from error
+    if model.mask_id == NO_MASK:
+        give_mask(model, config["mask_token_id"])
+    config = {name: value for name, value in config.items() if name != "peft_type"}
+    if wrong := sorted(name for name in config if model.config.get(name) != config[name]):
+        raise ValueError(f"{path} was made for another base than {base}: config.json differs in {', '.join(wrong)}")
+    model.tokenizer, model.model_id = tokenizer, path
+    with_adapter = AdapterLM(model, adapter)
+    if state is None:
+        with readable(Path(folder) / "adapter_model.safetensors"):
+            saved = load_file(_fetch(folder, "adapter_model.safetensors"))
+        ours = {peft_name(name): name for name in with_adapter.backbone_state()}
+        state = {ours.get(name, name): tensor for name, tensor in saved.items()}
+    with_adapter.load_backbone(state)
+    return with_adapter.merged()
 
 
 def family(config: dict) -> str:
@@ -112,21 +169,26 @@ def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | 
 
 
 def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`."""
+    """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`; of a model with an
+    adapter that alone, in peft's layout."""
     directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, AdapterLM):
+        config = {**config, "peft_type": model.adapter["peft_type"]}
+        (directory / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = dict(
         model.backbone.named_parameters()
     )  # buffers (rotary frequencies) stay float32: they multiply positions
     state = {name: tensor.detach().to("cpu", dtype if name in weights else tensor.dtype)
              for name, tensor in model.backbone_state().items()}  # fmt: skip
-    if isinstance(model, LlamaLM):
+    if isinstance(model, AdapterLM):
+        state = {peft_name(name): tensor.to("cpu", dtype) for name, tensor in state.items()}
+    elif isinstance(model, LlamaLM):
         state = {published: state[name] for name, published in published_names(model).items()}
     elif getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, directory / "model.safetensors", {"format": "pt"}
-    )
+    file = "adapter_model.safetensors" if isinstance(model, AdapterLM) else "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / file, {"format": "pt"})
     if isinstance(model.tokenizer, PreTrainedTokenizerBase):
         model.tokenizer.save_pretrained(directory)
 
@@ -160,11 +222,14 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
     own = {published: name for name, published in names.items()}
     expected, weights = model.backbone.state_dict(), {}
     files = [None] if state is not None else _safetensors(path)
+    tied_head = published_name("head.weight", KEYS[model.config["model_type"]])  # some checkpoints hold it all the same
     unexpected, wrong = [], []
     for file in files:
         with readable(Path(path)), nullcontext() if file is None else safe_open(file, "pt") as opened:
             for name in state if opened is None else opened.keys():  # pyright: ignore[reportOptionalIterable]
                 tensor = state[name] if opened is None else opened.get_tensor(name)  # pyright: ignore[reportOptionalSubscript]
+                if name.endswith(OLD_BUFFERS) or (model.backbone.shape.tied and name == tied_head):
+                    continue
                 if name not in own:
                     unexpected.append(name)
                 elif tensor.shape != expected[own[name]].shape:
@@ -178,6 +243,21 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
     model.backbone.load_state_dict(weights, assign=True)
     if model.backbone.shape.tied:
         model.backbone.head.weight = model.backbone.embed.weight
+
+
+def _is_run(path: str) -> bool:
+    """A run or one .pth of it; where config.json stands beside .hydra, a directory to share."""
+    return path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not (Path(path) / "config.json").is_file())
+
+
+def _model_folder(path: str) -> Path:
+    """RUN/model, of a run or of one of its .pth files."""
+    return (Path(path).parent.parent if path.endswith(".pth") else Path(path)) / "model"
+
+
+def _read_config(path: str) -> dict:
+    with readable(Path(path) / "config.json"):
+        return json.loads(_fetch(path, "config.json").read_text())
 
 
 def _safetensors(path: str) -> list[Path]:
@@ -286,11 +366,16 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"
         )
     state = saved["model"]
+    if "peft_type" in config:
+        state = dict(zip(state, saved["ema"]["shadow_params"], strict=True))
+        return config, state, _tokenizer(str(run / "model"), config)
     with torch.device("meta"):
         template = build_model(config, "float32", None)[0].backbone
     names = [name for name, _ in template.named_parameters()]
     state.update(zip(names, saved["ema"]["shadow_params"], strict=True))
-    if "model_type" in config and config.get("tie_word_embeddings"):
+    if family(config) in KEYS and template.shape.tied:
+        state["head.weight"] = state["embed.weight"]
+    elif "model_type" in config and config.get("tie_word_embeddings"):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return (
         config,

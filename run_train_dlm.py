@@ -1,6 +1,7 @@
-"""Pre-train or fine-tune a backbone.
+"""Pre-train or fine-tune a backbone, or make a masked-diffusion model of a causal one.
 
     python run_train_dlm.py experiment=stories
+    python run_train_dlm.py experiment=adapt_smollm2
     torchrun --nproc-per-node 8 run_train_dlm.py experiment=radd_owt model.dtype=bfloat16
     python run_train_dlm.py resume=output/2026.01.31/120000
 
@@ -18,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.rows import end_of_text, training_data
 from data.sudoku import is_solved
+from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
+from dlm.noise import Noise, build_noise
 from dlm.pretrain import train
 from evaluation.text import distinct_n, unigram_entropy
-from load_model import build_model, load_model, save_model
+from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
@@ -88,31 +91,61 @@ def stored_config(model: MaskedLM) -> dict:
     return dict(config) if isinstance(config, dict) else config.to_dict()
 
 
+def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
+    """The model `init`; None where there is none. A causal one is adapted where the loss is one of masked models."""
+    if config.init is None:
+        return None
+    if config.loss == "ar" or not is_causal(config.init):
+        return load_model(config.init, device, config.model.dtype)
+    model = load_bidirectional(config.init, device, length=config.adapt.length)
+    model.dtype = getattr(torch, config.model.dtype)  # of the computation; weights are trained in float32
+    return model, build_noise({"type": "loglinear"})
+
+
+def with_adapter(model: MaskedLM, config: DictConfig, new_mask: bool) -> MaskedLM:
+    """The model with `lora`'s updates to train, its own weights frozen. new_mask: train the mask's row of the embedding too."""
+    if not isinstance(model, LlamaLM) or not model.shifted:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} needs init=MODEL, a causal Llama or Qwen2 or a Dream; {config.init} is none"
+        )
+    targets = list(config.lora.target_modules)
+    mask_id = model.mask_id if new_mask else None
+    lora = config.lora
+    return AdapterLM(model, adapter_config(config.init, mask_id, lora.rank, lora.alpha, lora.dropout, targets))
+
+
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
     check_settings(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        start = None if config.init is None else load_model(config.init, group.device, config.model.dtype)
+        start = starting_model(config, group.device)
         tokenizer = start[0].tokenizer if start else None
         length = start[0].max_length if start else config.model.length
         rows, valid, tokenizer = training_data(config.data, length, config.seed, tokenizer)
+        adapted = start is not None and start[0].mask_id == NO_MASK
         if start:
-            (model, noise), description = start, stored_config(start[0])
+            model, noise = start
+            if adapted:
+                give_mask(model, mask_of(tokenizer))  # pyright: ignore[reportArgumentType]
+            model.tokenizer = model.tokenizer or tokenizer
+            description = stored_config(model)
         else:
             description = model_config(config, tokenizer)
             model, noise = build_model(description, config.model.dtype, tokenizer)
-        model.to(group.device)
+        model.to(group.device).requires_grad_(True)
+        if config.lora.rank is not None:
+            model = with_adapter(model, config, adapted)
         run = Run(config, overrides, group)
-        size = sum(p.numel() for p in model.parameters())
-        run.say(f"{size:,} parameters, vocabulary {model.vocab_size}, {len(valid)} held-out rows")
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows")
 
         def on_snapshot(step: int, model: MaskedLM) -> dict[str, float]:
             save_model(model, description, run.directory / "model")
             return write_samples(model, config, run.directory / "samples" / f"iter_{step}")
 
-        train(model, noise, rows, valid, config, run, group, on_snapshot)
+        train(model, noise, rows, valid, config, run, group, on_snapshot, config.adapt.anneal if adapted else 0)
         run.close()
         return run.directory
 

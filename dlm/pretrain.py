@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from dlm.adapt import ahead_at
 from dlm.masked_lm import CausalLM, MaskedLM
 from dlm.noise import Noise
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss
@@ -149,9 +150,12 @@ def train(
     run: Run,
     processes: Processes,
     on_snapshot: Callable[[int, MaskedLM], dict[str, float]],
+    anneal: int = 0,
 ) -> None:
-    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot.
+    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot. What requires a gradient is
+    trained.
 
+    anneal: updates in which attention opens from causal to full (dlm/adapt.py); it is full where the model is evaluated.
     Raises ValueError for an unknown loss or a batch that does not divide, FloatingPointError for a loss that is not finite.
     """
     if config.loss not in LOSSES:
@@ -165,7 +169,7 @@ def train(
     share = processes.share(training.batch_size, "training.batch_size")
     if share % training.accum:
         raise ValueError(f"a process's batch of {share} is not divisible by training.accum={training.accum}")
-    model.requires_grad_(True).train()
+    model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = Optimiser(parameters, config.optim, training.n_iters)
     average = MovingAverage(parameters, training.ema)
@@ -179,6 +183,8 @@ def train(
     for step in range(first, training.n_iters):
         torch.manual_seed(step_seed(config.seed, step, processes.rank))  # dropout
         generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+        if anneal:
+            model.backbone.ahead = ahead_at(step, anneal)
         total = 0.0
         for _ in range(training.accum):
             size = training.batch_size // training.accum  # of all processes
@@ -190,7 +196,7 @@ def train(
         total = processes.mean({"loss": total})["loss"]
         run.check(total, step)
         processes.average_(Optimiser.gradients(parameters))
-        metrics = {"loss": total, **optimiser.step(step)}
+        metrics = {"loss": total, **optimiser.step(step)} | ({"ahead": model.backbone.ahead} if anneal else {})
         run.check(metrics["grad_norm"], step, "gradient norm")
         average.update(parameters)
         done = step + 1

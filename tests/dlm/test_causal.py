@@ -1,0 +1,144 @@
+"""Causal models of transformers, of every shape: as saved, with an exact key-value cache; and what memory streaming takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import CausalLM
+from load_model import load_model
+from samplers.loop import Strategy, sample
+from samplers.where import Leftmost
+
+ENDS = {"vocab_size": 31, "bos_token_id": 3, "eos_token_id": 3}
+KINDS = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 17},
+    "llama": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "max_position_embeddings": 17},
+    # TinyStories' shape; the window of the local layer is shorter than a row
+    "gpt_neo": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]],
+                "window_size": 4, "max_position_embeddings": 17},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def saved(request, tmp_path_factory):
+    """(directory, the model of transformers)."""
+    directory = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **ENDS, **KINDS[request.param])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # so that what was attended shows
+    model.save_pretrained(directory, max_shard_size="8KB")
+    return directory, model
+
+
+def test_a_saved_model_predicts_as_transformers_does(saved):
+    directory, known = saved
+    assert (directory / "model.safetensors.index.json").is_file()
+    model, noise = load_model(directory)
+    assert isinstance(model, CausalLM) and noise is None and (model.mask_id, model.max_length) == (31, 16)
+    tokens = torch.randint(31, (3, 16))
+    with torch.no_grad():
+        logits = known(input_ids=torch.cat((torch.full((3, 1), 3), tokens[:, :-1]), 1)).logits
+    assert (model.log_probs(tokens) - logits.log_softmax(-1)).abs().max() < 1e-5
+
+
+def test_keys_and_values_are_exact(saved):
+    """The same tokens, greedy and drawn, with prompts of different lengths; with the cache each position runs once."""
+    model, _ = load_model(saved[0])
+    canvas = torch.full((4, 14), model.mask_id)
+    canvas[0, :3], canvas[1, :3], canvas[2, 2:3] = torch.tensor([1, 2, 4]), torch.tensor([5, 6, 7]), 9
+    start = torch.tensor([0, 0, 2, 3])
+    for rule in (TokenRule(0.0), TokenRule()):
+        written, ran = {}, {}
+        for kept in (True, False):
+            environment = UnmaskingEnvironment(model, 11, prompt_length=3)
+            assert environment.exact and environment.cache_kind == "causal"
+            environment.cache_kind = "causal" if kept else None
+            written[kept] = sample(environment, Strategy(Leftmost(), rule), canvas, 3, start=start).tokens
+            ran[kept] = environment.positions_run
+        assert torch.equal(written[True], written[False]) and ran[True] < ran[False] / 3
+    with torch.no_grad():  # and greedy is what a plain loop over the model of transformers writes
+        row = torch.tensor([[3, 1, 2, 4]])
+        for _ in range(11):
+            row = torch.cat((row, saved[1](input_ids=row).logits[:, -1:].argmax(-1)), 1)
+    model_greedy = sample(
+        UnmaskingEnvironment(model, 11, prompt_length=3), Strategy(Leftmost(), TokenRule(0.0)), canvas[:1]
+    )
+    assert model_greedy.tokens[0].tolist() == row[0, 1:].tolist()
+
+
+MEASURED = """
+import json, re, sys
+from pathlib import Path
+import torch
+import load_model
+
+def kilobytes(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+load_model.load_model(sys.argv[1], dtype=sys.argv[3])  # what loading imports
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+before = kilobytes("VmRSS")
+model = load_model.load_model(sys.argv[2], dtype=sys.argv[3])[0]
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+touched = sum(float(p.sum()) for p in model.parameters())  # what is mapped and was never read takes no memory yet
+print(json.dumps({"ratio": (kilobytes("VmHWM") - before) * 1024 / size, "size": size}))
+"""
+
+
+def random_shards(directory, layers, width, dtype):
+    """A LLaDA of random weights, a shard a layer, and one of almost no size: 64 width^2 bytes a layer in float32."""
+    directory.mkdir()
+    config = json.loads((Path(__file__).parents[1] / "vectors" / "llada-tiny" / "config.json").read_text())
+    config |= {
+        "d_model": width,
+        "n_layers": layers,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 4 * width,
+        "vocab_size": 128,
+    }
+    config |= {"embedding_size": 128, "mask_token_id": 120, "weight_tying": False}
+    (directory / "config.json").write_text(json.dumps(config))
+    rest = {name: torch.zeros(shape, dtype=dtype) for name, shape in (
+        ("model.transformer.wte.weight", (128, width)), ("model.transformer.ln_f.weight", (width,)),
+        ("model.transformer.ff_out.weight", (128, width)))}  # fmt: skip
+    parts = {"q_proj": (width, width), "k_proj": (width, width), "v_proj": (width, width), "attn_out": (width, width),
+             "ff_proj": (4 * width, width), "up_proj": (4 * width, width), "ff_out": (width, 4 * width),
+             "attn_norm": (width,), "ff_norm": (width,)}  # fmt: skip
+    shards = {"shard-rest.safetensors": rest} | {
+        f"shard-{n}.safetensors": {
+            f"model.transformer.blocks.{n}.{part}.weight": torch.randn(shape).to(dtype) for part, shape in parts.items()
+        }
+        for n in range(layers)
+    }
+    for name, weights in shards.items():
+        save_file(weights, directory / name)
+    listed = {tensor: name for name, weights in shards.items() for tensor in weights}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read as Linux tells it")
+@pytest.mark.parametrize("stored, asked", [("bfloat16", "float32"), ("float32", "float32"), ("float32", "bfloat16")])
+def test_streaming_shards_takes_little_more_memory_than_the_weights(tmp_path, stored, asked):
+    """In a fresh process: 200 MB of float32 (100 of bfloat16) in 16 shards; the peak rises by less than 1.2 times the weights."""
+    random_shards(tmp_path / "small", 1, 16, getattr(torch, stored))
+    random_shards(tmp_path / "large", 16, 448, getattr(torch, stored))
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", MEASURED, tmp_path / "small", tmp_path / "large", asked], cwd=root, text=True,
+                         capture_output=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=240)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    measured = json.loads(run.stdout)
+    assert measured["size"] > (190e6 if asked == "float32" else 95e6)
+    assert 0.9 < measured["ratio"] < 1.2, measured
