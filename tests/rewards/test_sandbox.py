@@ -186,7 +186,7 @@ def test_a_bubblewrap_that_makes_no_sandbox_is_refused_with_its_reason(monkeypat
 @pytest.mark.parametrize("unsandboxed", [pytest.param(False, marks=needs_bwrap), True])
 def test_nothing_lives_on(unsandboxed):
     marker = f"unmask-{time.time_ns()}"
-    running = lambda: marker in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    running = lambda: marker in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     start = f"import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])"
     seen = []
     with ThreadPoolExecutor(1) as pool:
@@ -195,7 +195,8 @@ def test_nothing_lives_on(unsandboxed):
         while not done.done():
             seen.append(running())
             time.sleep(0.1)
-    assert any(seen) and "not done" in done.result()[0].reason
+    assert any(seen), done.result()
+    assert "not done" in done.result()[0].reason
     leaves = Program(start, "assert child.poll() is None")
     assert run_programs([leaves], unsandboxed)[0].passed
     for _ in range(50):
