@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import secrets
 import shutil
@@ -60,9 +59,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program: seconds of wall clock and of CPU, bytes of address space a process, bytes a file, processes and threads."""
+    """Of one program: seconds of the processor (and twice as many by the clock, so that a busy machine makes nothing wrong),
+    bytes of address space a process, bytes a file, processes and threads."""
 
-    seconds: float | int = 5
+    seconds: int = 5
     memory: int = 2**30
     file: int = 2**24
     processes: int = 8
@@ -98,7 +98,7 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
     packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
     job = {
         "code": program.code, "tests": program.tests, "token": token, "packages": packages if program.packages else None,
-        "cpu": math.ceil(limits.seconds), "memory": limits.memory, "file": limits.file,
+        "cpu": limits.seconds, "memory": limits.memory, "file": limits.file,
         # Of one user's processes: each program of a root is a user of its own, other users' sandboxes count by themselves.
         "processes": None if unsandboxed else limits.processes,
         "user": 10**9 + secrets.randbelow(10**9) if root else None,
@@ -115,9 +115,9 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
         ) as process,
     ):  # fmt: skip
         try:
-            _, complained = process.communicate(json.dumps(job).encode(), timeout=limits.seconds)
+            _, complained = process.communicate(json.dumps(job).encode(), timeout=2 * limits.seconds)
         except subprocess.TimeoutExpired:
-            return Verdict(False, f"not done after {limits.seconds:g} seconds")
+            return Verdict(False, f"not done after {2 * limits.seconds} seconds")
         finally:
             if process.returncode is None or unsandboxed:  # an unsandboxed program may leave others behind
                 with contextlib.suppress(ProcessLookupError):
@@ -128,6 +128,8 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
         return Verdict(True)
     if complaint.startswith("bwrap:"):  # the program's own errors go nowhere: this is no verdict on it
         raise SandboxError(f"bwrap makes no sandbox here ({complaint.splitlines()[0]}); mend that, or {WAY_OUT}")
+    if process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        return Verdict(False, f"not done after {limits.seconds} seconds of the processor")
     return Verdict(False, told or complaint[-500:] or f"ended with status {process.returncode} before the last test")
 
 

@@ -21,7 +21,6 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     limits = {
-        resource.RLIMIT_CPU: job["cpu"],
         resource.RLIMIT_AS: job["memory"],
         resource.RLIMIT_FSIZE: job["file"],
         resource.RLIMIT_CORE: 0,
@@ -34,6 +33,9 @@ def main() -> None:
         os.setuid(job["user"])
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (job["cpu"], job["cpu"] + 1)
+    )  # a signal that has a name, then one without appeal
     if job["packages"]:
         sys.path.append(job["packages"])
     module = types.ModuleType("solution")  # so that tests may say `from solution import ...`

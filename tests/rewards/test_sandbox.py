@@ -86,8 +86,9 @@ def test_written_files_are_gone_with_the_program():
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("while True: pass", "not done after 1 seconds"),
-        ("import time; time.sleep(60)", "not done after 1 seconds"),
+        ("while True: pass", "not done after"),
+        ("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", ""),
+        ("import time; time.sleep(60)", "not done after 2 seconds"),
         ("held = bytearray(2**34)", "MemoryError"),
         ("open('/tmp/large', 'wb').write(bytes(2**25))", "File too large"),
         ("for n in range(40): open(f'/tmp/{n}', 'wb').write(bytes(2**22))", "No space left"),
@@ -97,7 +98,7 @@ def test_written_files_are_gone_with_the_program():
 )
 def test_what_bounds_a_program(code, reason):
     started = time.monotonic()
-    given = verdict(code, limits=Limits(seconds=1) if "not done" in reason else QUICK)
+    given = verdict(code, limits=Limits(seconds=1) if "while" in code or "sleep" in code else QUICK)
     assert not given.passed and reason in given.reason
     assert time.monotonic() - started < 20
 
@@ -155,7 +156,7 @@ def test_installed_packages_on_request():
 
 @pytest.mark.parametrize("code", ["while True: pass", "import os; os._exit(0)", "held = bytearray(2**34)"])
 def test_unsandboxed_programs_are_bounded_too(code):
-    given = run_programs([Program("def f(): return 1", "assert f() == 1"), Program(code, "")], True, Limits(seconds=3))
+    given = run_programs([Program("def f(): return 1", "assert f() == 1"), Program(code, "")], True, Limits(seconds=2))
     assert [v.passed for v in given] == [True, False]
 
 
@@ -186,12 +187,14 @@ def test_a_bubblewrap_that_makes_no_sandbox_is_refused_with_its_reason(monkeypat
 @pytest.mark.parametrize("unsandboxed", [pytest.param(False, marks=needs_bwrap), True])
 def test_nothing_lives_on(unsandboxed):
     marker = f"unmask-{time.time_ns()}"
-    running = lambda: marker in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+    running = lambda: (
+        marker in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+    )
     start = f"import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])"
     seen = []
     with ThreadPoolExecutor(1) as pool:
         stays = Program(start, "child.wait()")
-        done = pool.submit(run_programs, [stays], unsandboxed, Limits(seconds=3))
+        done = pool.submit(run_programs, [stays], unsandboxed, Limits(seconds=2))
         while not done.done():
             seen.append(running())
             time.sleep(0.1)
