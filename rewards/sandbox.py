@@ -59,7 +59,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program: seconds of the processor (and twice as many by the clock, so that a busy machine makes nothing wrong),
+    """Of one program: seconds of the processor (and six times as many by the clock: a busy machine makes nothing wrong),
     bytes of address space a process, bytes a file, processes and threads."""
 
     seconds: int = 5
@@ -115,9 +115,9 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
         ) as process,
     ):  # fmt: skip
         try:
-            _, complained = process.communicate(json.dumps(job).encode(), timeout=2 * limits.seconds)
+            _, complained = process.communicate(json.dumps(job).encode(), timeout=6 * limits.seconds)
         except subprocess.TimeoutExpired:
-            return Verdict(False, f"not done after {2 * limits.seconds} seconds")
+            return Verdict(False, f"not done after {6 * limits.seconds} seconds")
         finally:
             if process.returncode is None or unsandboxed:  # an unsandboxed program may leave others behind
                 with contextlib.suppress(ProcessLookupError):

@@ -88,7 +88,7 @@ def test_written_files_are_gone_with_the_program():
     [
         ("while True: pass", "not done after"),
         ("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", ""),
-        ("import time; time.sleep(60)", "not done after 2 seconds"),
+        ("import time; time.sleep(60)", "not done after 6 seconds"),
         ("held = bytearray(2**34)", "MemoryError"),
         ("open('/tmp/large', 'wb').write(bytes(2**25))", "File too large"),
         ("for n in range(40): open(f'/tmp/{n}', 'wb').write(bytes(2**22))", "No space left"),
@@ -100,7 +100,7 @@ def test_what_bounds_a_program(code, reason):
     started = time.monotonic()
     given = verdict(code, limits=Limits(seconds=1) if "while" in code or "sleep" in code else QUICK)
     assert not given.passed and reason in given.reason
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
 
 
 @needs_bwrap
@@ -194,7 +194,7 @@ def test_nothing_lives_on(unsandboxed):
     seen = []
     with ThreadPoolExecutor(1) as pool:
         stays = Program(start, "child.wait()")
-        done = pool.submit(run_programs, [stays], unsandboxed, Limits(seconds=2))
+        done = pool.submit(run_programs, [stays], unsandboxed, Limits(seconds=1))
         while not done.done():
             seen.append(running())
             time.sleep(0.1)
