@@ -122,7 +122,7 @@ def test_what_is_not_there(name, split, message):
 
 def test_without_reasoning_gym_its_names_say_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ValueError, match="'countdown'.* pip install reasoning-gym"):
+    with pytest.raises(ValueError, match="'countdown'.*pip install reasoning-gym"):
         load_questions("countdown", "test")
 
 
