@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from data.questions import DATASETS, canvases, load_questions
+from data.questions import DATASETS, canvases, check_runnable, load_questions, right
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from evaluation.intervals import wilson
@@ -35,7 +35,7 @@ from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import WHERE
 from training.usage import exit_on_bad_input
 
-ALL = ("gsm8k", "math")
+ALL = ("gsm8k", "math", "humaneval", "mbpp")
 SAMPLING_MODES = {
     "bernoulli-argmax": "bernoulli_argmax",
     "dpls": "plackett_luce",
@@ -69,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
         "--datasets", "--dataset", default="chain", help=f"of {', '.join(DATASETS)}; all is {','.join(ALL)}"
     )
     made.add_argument("--data_dir", help="holds NAME/test.jsonl, for machines without a hub")
+    made.add_argument("--math_by", default="verify", choices=("verify", "string"), help="how answers of MATH compare")
+    made.add_argument(
+        "--unsandboxed",
+        action="store_true",
+        help="run what a model wrote with your own rights where there is no bubblewrap",
+    )
     made.add_argument("--temperatures", "--temperature_policy", default="1.0", help="of the policy")
     made.add_argument("--alpha", help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3")
     made.add_argument("--budget", help="evaluations that a sample may cost, one evaluation each: 2,4,8")
@@ -134,7 +140,8 @@ def rules(arguments: argparse.Namespace, model: MaskedLM) -> dict[str, Unmasker]
 def evaluate(job: Job, model: MaskedLM, arguments: argparse.Namespace, directory: Path) -> list[dict]:
     """Records of all samples of one job, those of an earlier, interrupted call among them."""
     count = arguments.n_test or (512 if job.dataset == "chain" else None)
-    questions = load_questions(job.dataset, "test", arguments.data_dir, count)
+    questions = load_questions(job.dataset, "test", arguments.data_dir, count, arguments.math_by)
+    check_runnable(questions, arguments.unsandboxed)
     length = arguments.gen_length or (24 if job.dataset == "chain" else 256)
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "generations.jsonl"
@@ -143,9 +150,7 @@ def evaluate(job: Job, model: MaskedLM, arguments: argparse.Namespace, directory
     with file.open("a", encoding="utf-8") as out:
         for rows in torch.arange(len(done), len(questions)).split(arguments.batch_size):
             asked = [questions[row] for row in rows.tolist()]
-            prompts = canvases(model, [question.prompt for question in asked], length).to(
-                next(model.parameters()).device
-            )
+            prompts = canvases(model, asked, length).to(next(model.parameters()).device)
             environment = UnmaskingEnvironment(
                 model, arguments.steps or length, arguments.block_length, prompt_length=prompts.prompt_length,
                 stop_id=model.tokenizer.eos_token_id, cache=arguments.cache, refresh=arguments.refresh,
@@ -157,10 +162,11 @@ def evaluate(job: Job, model: MaskedLM, arguments: argparse.Namespace, directory
             )
             seconds = (time.perf_counter() - started) / len(rows)
             texts = model.tokenizer.batch_decode(samples.tokens[:, prompts.prompt_length :])
+            solved = right(asked, texts, arguments.unsandboxed)
             for place, (row, question) in enumerate(zip(rows.tolist(), asked, strict=True)):
                 record = {
                     "row": row, "question": question.prompt, "generation": texts[place], "ground_truth": question.truth,
-                    "right": bool(question.is_right(texts[place], question.truth)),
+                    "right": solved[place],
                     "nfe": int(samples.evaluations[place]), "tokens": int(samples.generated[place]), "seconds": seconds,
                 }  # fmt: skip
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")

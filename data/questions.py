@@ -1,15 +1,28 @@
-"""Questions with known answers: GSM8K and MATH from the hub or from files, and chain arithmetic, which needs neither.
+"""Questions with known answers, for training and for evaluation: GSM8K, MATH, code with tests, reasoning-gym, chain arithmetic.
 
-A file is JSONL with `question` and `answer`. Prompts of a batch have different lengths: they are padded on the left, and the
-model never sees the padding. The instructions are those of "Learning Unmasking Policies" (2512.09106), the same while a policy is
-trained and while it is evaluated (there they differ).
+    questions = load_questions("gsm8k", "test", count=100)
+    prompts = canvases(model, questions, length=256)
+    solved = right(questions, texts)               # programs of a batch run at the same time, in a sandbox
+
+Data sets come from the hub or from DIR/NAME/SPLIT.jsonl; those of reasoning-gym and chain arithmetic are made on the spot, from
+other seeds in training than in tests. Prompts of a batch have different lengths: they are padded on the left, and the model never
+sees the padding. Instructions and prefixes are those of "Learning Unmasking Policies" (2512.09106) in kind; the instructions are
+the same while a policy is trained and while it is evaluated (there they differ).
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
+import inspect
 import json
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,20 +33,44 @@ from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
 from data.prompts import Prompts
-from rewards.answers import CHECKS
+from rewards.answers import CHECKS, has_format, is_right_expression, plain_answer
+from rewards.code import CodeTruth, code_program, with_calls
+from rewards.sandbox import Program, check_sandbox, run_programs
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
+EXPERT = "You are an expert Python programmer."
 INSTRUCTIONS = {
     "gsm8k": REASONING,
     "math": REASONING
     + "\nYou are a math expert. Solve the problem step by step and wrap the final answer in \\boxed{}.",
+    "humaneval": f"{EXPERT} Complete this function so that it does what its docstring says.",
+    "mbpp": f"{EXPERT} Write a Python function for the task below. It has to pass the tests that follow.",
+    "kodcode": EXPERT,
 }
-# (hub id, its configuration, question and answer columns)
+CODE_PREFIX = "Here is the completed function:\n```python\n"
+# (hub id, its configuration, its columns). Files of GSM8K and MATH have `question` and `answer`, the others the same columns.
 HUB = {
-    "gsm8k": ("openai/gsm8k", "main", "question", "answer"),
-    "math": ("ankner/math-500", None, "problem", "solution"),
+    "gsm8k": ("openai/gsm8k", "main", ("question", "answer")),
+    "math": ("ankner/math-500", None, ("problem", "solution")),
+    "humaneval": ("openai/openai_humaneval", None, ("prompt", "test", "entry_point")),
+    "mbpp": ("google-research-datasets/mbpp", "full", ("text", "code", "test_list", "test_setup_code")),
+    "kodcode": ("KodCode/KodCode-Light-RL-10K", None, ("question", "test", "test_info")),
 }
-DATASETS = (*HUB, "chain")
+GYM = ("countdown", "gsm_symbolic", "sudoku")
+DATASETS = (*HUB, "chain", *GYM, "rg:NAME")
+MBPP_IDS = {
+    "prompt": (1, 10),
+    "test": (11, 510),
+    "validation": (511, 600),
+    "train": (601, 974),
+}  # of the published file
+KODCODE_HELD_OUT = 500  # the hub has one split: its last questions are the test
+GYM_SEEDS = {
+    "train": 0,
+    "validation": 500_000_000,
+    "test": 1_000_000_000,
+}  # question n of a split is a function of seed + n
+MADE = 512  # questions of a data set without end, where no count is given
 
 
 @runtime_checkable
@@ -47,42 +84,220 @@ class Reader(Protocol):
 
 @dataclass
 class Question:
-    """prompt: what is asked, as the model is to see it; truth: what `is_right` compares with."""
+    """prompt: what is asked, as the model is to see it; truth: what `is_right(text, truth)` compares with; prefix: how the answer
+    begins, already written behind the chat template, and no part of `text`; program: where a program has to run to tell, it."""
 
     prompt: str
     truth: str
     is_right: Callable[[str, str], bool]
+    prefix: str = ""
+    dataset: str = ""
+    program: Callable[[str, str], Program] | None = None
 
 
-def load_questions(name: str, split: str, data_dir: str | None = None, count: int | None = None) -> list[Question]:
+def load_questions(
+    name: str, split: str, data_dir: str | None = None, count: int | None = None, math_by: str = "verify"
+) -> list[Question]:
     """The first `count` questions of a data set. data_dir: holds NAME/SPLIT.jsonl (or DIR/NAME500/...), looked at before the hub.
 
-    Raises ValueError for an unknown name, and, where the hub cannot be reached, one that says how to give a directory.
+    name: one of DATASETS, or any data set of reasoning-gym, as NAME or rg:NAME. count: of those made on the spot, 512 by default.
+    math_by: `verify` or `string`, see `is_right_expression`.
+    Raises ValueError for an unknown name, a file that lacks a column, and, where the hub cannot be reached, one that says how to
+    give a directory.
     """
     if name == "chain":
-        return _chain_questions(count or 512, split)
+        return _chain_questions(count or MADE, split)
     if name not in HUB:
-        raise ValueError(f"data set {name!r} is unknown; use one of {', '.join(DATASETS)}")
-    hub_id, configuration, question, answer = HUB[name]
-    local = [] if data_dir is None else [Path(data_dir) / folder / f"{split}.jsonl" for folder in (name, f"{name}500")]
-    file = next((path for path in local if path.is_file()), None)
-    if file is not None:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        pairs = [(row["question"], row["answer"]) for row in rows]
-    elif data_dir is not None:
+        return _gym_questions(name.removeprefix("rg:"), split, count or MADE)
+    rows = _rows(name, split, data_dir)
+    if name == "kodcode":
+        return _kodcode_questions(rows, count)
+    if name == "humaneval":
+        return [_humaneval_question(row) for row in rows[:count]]
+    if name == "mbpp":
+        return [_mbpp_question(row) for row in rows[:count]]
+    check = partial(is_right_expression, by=math_by) if name == "math" else CHECKS[name]
+    prefix = "<reasoning>\n" if split == "test" else ""  # as published: written for the model in evaluation alone
+    return [Question(f"{INSTRUCTIONS[name]}\n\n{row['question']}", row["answer"], check, prefix, name)
+            for row in rows[:count]]  # fmt: skip
+
+
+def right(questions: Sequence[Question], texts: Sequence[str], unsandboxed: bool = False) -> list[bool]:
+    """Whether each text answers its question. Programs run at the same time, in the sandbox unless `unsandboxed`.
+
+    Raises SandboxError where a program would have to run and there is no sandbox."""
+    pairs = list(zip(questions, texts, strict=True))
+    programs = {place: question.program(text, question.truth)
+                for place, (question, text) in enumerate(pairs) if question.program}  # fmt: skip
+    verdicts = dict(zip(programs, run_programs(list(programs.values()), unsandboxed), strict=True))
+    return [verdicts[place].passed if place in verdicts else bool(question.is_right(text, question.truth))
+            for place, (question, text) in enumerate(pairs)]  # fmt: skip
+
+
+def formatted(questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
+    """Whether each text, its prefix before it, is `<reasoning>` and `<answer>`, each once and closed, and nothing else."""
+    return [has_format(question.prefix + text) for question, text in zip(questions, texts, strict=True)]
+
+
+def check_runnable(questions: Sequence[Question], unsandboxed: bool = False) -> None:
+    """Raises SandboxError, before any text is written, where `right` would."""
+    if not unsandboxed and any(question.program for question in questions):
+        check_sandbox()
+
+
+def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
+    """Rows of a data set, from the directory if one is given, else from the hub; GSM8K and MATH as `question` and `answer`."""
+    hub_id, configuration, columns = HUB[name]
+    asked: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
+    if data_dir is not None:
+        return _local_rows(name, split, Path(data_dir), asked)
+    whole = "train" if name == "kodcode" else split
+    try:
+        loaded = load_dataset(hub_id, configuration, split=whole)
+    except Exception as error:  # whatever keeps it from us, the way out is the same
         raise ValueError(
-            f"{data_dir} holds none of {', '.join(map(str, local))}; JSONL with `question` and `answer` is expected"
+            f"{hub_id} cannot be had ({type(error).__name__}); give --data_dir DIR with DIR/{name}/{split}.jsonl "
+            f"(a line: {_line(asked)})"
+        ) from error
+    rows: list[dict[str, Any]] = [dict(zip(asked, (row[column] for column in columns), strict=True)) for row in loaded]  # pyright: ignore
+    if name == "kodcode":
+        return rows[-KODCODE_HELD_OUT:] if split == "test" else rows[:-KODCODE_HELD_OUT]
+    return rows
+
+
+def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    files = [directory / folder / f"{split}.jsonl" for folder in (name, f"{name}500")]
+    if name == "mbpp":
+        files[1] = directory / name / "mbpp.jsonl"  # as published: all splits in one
+    file = next((path for path in files if path.is_file()), None)
+    if file is None:
+        told = " and ".join(f"`{column}`" for column in columns)
+        raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {told} is expected")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(f"{file}, line {number}, lacks {', '.join(missing)}; a line is {_line(columns)}")
+    if file.name == "mbpp.jsonl":
+        if split not in MBPP_IDS:
+            raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")
+        low, high = MBPP_IDS[split]
+        rows = [row for row in rows if low <= row["task_id"] <= high]
+    return rows
+
+
+def _line(columns: tuple[str, ...]) -> str:
+    return "{" + ", ".join(f'"{column}":' for column in columns) + "}"
+
+
+def _code_question(name: str, prompt: str, truth: CodeTruth) -> Question:
+    return Question(prompt, truth.dumps(), CHECKS[name], CODE_PREFIX + truth.before, name, code_program)
+
+
+def _humaneval_question(row: dict[str, Any]) -> Question:
+    prompt = f"{INSTRUCTIONS['humaneval']}\n\n```python\n{row['prompt'].rstrip()}\n```"
+    tests = f"{row['test']}\ncheck({row['entry_point']})"
+    return _code_question("humaneval", prompt, CodeTruth(row["prompt"].rstrip() + "\n", row["entry_point"], tests))
+
+
+def _mbpp_question(row: dict[str, Any]) -> Question:
+    """The name asked for is the one of the reference's functions that the first test calls."""
+    tests = row["test_list"]
+    defined = re.findall(r"^(?:def|class)\s+(\w+)", row["code"], re.MULTILINE)
+    entry = next((name for name in reversed(defined) if re.search(rf"\b{name}\s*\(", tests[0])), None)
+    if entry is None:
+        raise ValueError(
+            f"the first test of an MBPP row calls nothing that its code defines: {tests[0]!r}; mend that row"
         )
-    else:
+    prompt = f"{INSTRUCTIONS['mbpp']}\n\n{row['text'].strip()}\n\n" + "\n".join(tests)
+    return _code_question("mbpp", prompt, CodeTruth("", entry, "\n".join([row["test_setup_code"], *tests])))
+
+
+def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Question]:
+    """Those whose tests can be called and import what is here; says on stderr how many are left out."""
+    left_out: list[str] = []
+
+    def made():
+        for row in rows:
+            tests = with_calls(row["test"])
+            missing = [module for module in _imported(tests) if importlib.util.find_spec(module) is None]
+            if tests and not missing:
+                told = row["test_info"][0]
+                truth = CodeTruth(told["function_declaration"].rstrip() + "\n", told["function_name"], tests, True)
+                yield _code_question("kodcode", f"{INSTRUCTIONS['kodcode']}\n\n{row['question'].strip()}", truth)
+            else:
+                left_out.append(f"no {', '.join(missing)} here" if missing else "tests with fixtures")
+
+    questions = list(islice(made(), count))
+    if left_out:
+        why = ", ".join(dict.fromkeys(left_out))
+        print(f"kodcode: {len(left_out)} questions are left out, their tests cannot run ({why})", file=sys.stderr)
+    return questions
+
+
+def _imported(tests: str) -> set[str]:
+    """Top-level packages outside the standard library that tests import; `solution` is what is tested."""
+    names = set()
+    for node in ast.walk(ast.parse(tests)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"solution"}
+
+
+def _gym_questions(name: str, split: str, count: int) -> list[Question]:
+    """Made by reasoning-gym. Right is what it gives full marks, Countdown and gsm_symbolic by our own rules. Where its score
+    evaluates the answer as Python, that happens in the sandbox."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ValueError(
+            f"data set {name!r} is unknown; use one of {', '.join(DATASETS)}; those of reasoning-gym (rg:NAME) need "
+            "`pip install reasoning-gym`"
+        )
+    import reasoning_gym  # slow to import, and an extra: only where it is asked for
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS as KNOWN
+
+    if name not in KNOWN or name == "composite":
+        near = difflib.get_close_matches(name, [*DATASETS, *KNOWN], n=1)
+        raise ValueError(
+            f"data set {name!r} is unknown; use one of {', '.join(DATASETS)}, NAME being a data set of reasoning-gym"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    if split not in GYM_SEEDS:
+        raise ValueError(f"{name} has no split {split!r}; use one of {', '.join(GYM_SEEDS)}")
+    data = reasoning_gym.create_dataset(name, seed=GYM_SEEDS[split], size=count)
+    evaluates = re.search(r"\b(eval|exec|parse_expr)\(", inspect.getsource(sys.modules[type(data).__module__]))
+    own_score = type(data).score_answer is not ProceduralDataset.score_answer
+
+    def full_marks(entry: dict[str, Any], text: str, truth: str) -> bool:
         try:
-            loaded = load_dataset(hub_id, configuration, split=split)
-        except Exception as error:  # whatever keeps it from us, the way out is the same
-            raise ValueError(
-                f"{hub_id} cannot be had ({type(error).__name__}); give --data_dir DIR with DIR/{name}/{split}.jsonl "
-                '(a line: {"question":, "answer":})'
-            ) from error
-        pairs = [(row[question], row[answer]) for row in loaded]  # pyright: ignore
-    return [Question(f"{INSTRUCTIONS[name]}\n\n{asked}", truth, CHECKS[name]) for asked, truth in pairs[:count]]
+            return data.score_answer(plain_answer(text), entry) > 0.999
+        except Exception:  # not every score expects what a model may write
+            return False
+
+    def scored(index: int, text: str, truth: str) -> Program:
+        return Program("", f"""
+import reasoning_gym
+data = reasoning_gym.create_dataset({name!r}, seed={GYM_SEEDS[split]}, size={count})
+assert data.score_answer({plain_answer(text)!r}, data[{index}]) > 0.999
+""", packages=True)  # fmt: skip
+
+    def in_sandbox(index: int, text: str, truth: str) -> bool:
+        return run_programs([scored(index, text, truth)])[0].passed
+
+    questions = []
+    for index, entry in enumerate(data):
+        prompt, truth = f"{REASONING}\n\n{entry['question']}", str(entry["answer"])
+        if name == "countdown":
+            truth = json.dumps({key: entry["metadata"][key] for key in ("numbers", "target")})
+        if name in CHECKS:
+            questions.append(Question(prompt, truth, CHECKS[name], dataset=name))
+        elif evaluates and own_score:
+            check, program = partial(in_sandbox, index), partial(scored, index)
+            questions.append(Question(prompt, truth, check, dataset=name, program=program))
+        else:
+            questions.append(Question(prompt, truth, partial(full_marks, entry), dataset=name))
+    return questions
 
 
 def _chain_questions(count: int, split: str) -> list[Question]:
@@ -93,21 +308,27 @@ def _chain_questions(count: int, split: str) -> list[Question]:
         words = text.split("<eos>")[0].split()
         return "=" in words and words[words.index("=") + 1 :][:1] == [truth]
 
-    return [Question(str(tokenizer.decode(row)), str(truth), is_right)
+    return [Question(str(tokenizer.decode(row)), str(truth), is_right, dataset="chain")
             for row, truth in zip(problems.prompts().tolist(), truths, strict=True)]  # fmt: skip
 
 
-def encode(model: Reader, prompt: str) -> list[int]:
-    """A user's message in the tokenizer's chat template, the answer to follow; the bare text where it has none."""
+def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:
+    """A user's message in the tokenizer's chat template, then how the answer begins; where it has none, the bare text of both."""
     if getattr(model.tokenizer, "chat_template", None):
         message = [{"role": "user", "content": prompt}]
         prompt = model.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    return model.tokenizer.encode(prompt, add_special_tokens=False)
+    elif prefix:
+        prompt += "\n\n"
+    return model.tokenizer.encode(prompt + prefix, add_special_tokens=False)
 
 
-def canvases(model: Reader, prompts: list[str], length: int) -> Prompts:
-    """Prompts padded on the left, `length` masks behind them. ValueError names the row of a prompt that does not fit."""
-    tokens: list[list[int]] = [encode(model, prompt) for prompt in prompts]
+def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:
+    """Prompts padded on the left, `length` masks behind them; of questions, with their prefix.
+
+    Raises ValueError, which names the row, for a prompt that does not fit or holds the mask token."""
+    tokens = [
+        encode(model, each) if isinstance(each, str) else encode(model, each.prompt, each.prefix) for each in prompts
+    ]
     for row, own in enumerate(tokens):
         if len(own) + length > model.max_length:
             raise ValueError(
@@ -121,8 +342,3 @@ def canvases(model: Reader, prompts: list[str], length: int) -> Prompts:
         canvas[row, :width] = torch.tensor([0] * (width - len(own)) + own)
     start: Int[Tensor, "row"] = torch.tensor([width - len(own) for own in tokens])
     return Prompts(canvas, {}, None, width, start)
-
-
-def right(questions: list[Question], texts: list[str]) -> list[bool]:
-    """Whether each text answers its question, by the check of that question's data set."""
-    return [question.is_right(text, question.truth) for question, text in zip(questions, texts, strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
 from data.prompts import Prompts
-from data.questions import Reader, canvases, encode, load_questions, right
+from data.questions import Question, Reader, canvases, check_runnable, encode, load_questions, right
 from data.rows import training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 from data.text import EndlessRows
@@ -135,7 +135,7 @@ class QuestionTask:
     all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
 
     data: datasets, data_dir, count, answer_length (positions to write), max_prompt_length, valid_rows (held out of the training
-    questions). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
+    questions), unsandboxed (programs run without a sandbox). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
     Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
     """
 
@@ -147,27 +147,30 @@ class QuestionTask:
         self.datasets = list(data.datasets)
         if not self.datasets or len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"data.datasets={self.datasets} must name at least one data set, and each once")
-        self.questions, self.dataset_of = [], []
+        self.unsandboxed = data.unsandboxed
+        self.questions: list[Question] = []
+        self.dataset_of: list[int] = []
         self.left_out = Counter()
         for number, name in enumerate(self.datasets):
             for row, question in enumerate(load_questions(name, "train", data.data_dir, data.count)):
-                if self._is_kept(question.prompt, f"{name} row {row}", name, data.max_prompt_length):
+                if self._is_kept(question, f"{name} row {row}", data.max_prompt_length):
                     self.questions.append(question)
                     self.dataset_of.append(number)
         if data.valid_rows >= len(self.questions):
             raise ValueError(
                 f"data.valid_rows={data.valid_rows} leaves none of {len(self.questions)} questions to learn from; lower it"
             )
+        check_runnable(self.questions, self.unsandboxed)
         shuffled = torch.randperm(len(self.questions), generator=torch.Generator().manual_seed(0))
         self.rows = EndlessRows(shuffled[data.valid_rows :, None], seed)
         self.valid = self.held_out = self.made(shuffled[: data.valid_rows])
 
-    def _is_kept(self, prompt: str, row: str, dataset: str, longest: int | None) -> bool:
-        tokens = encode(self.model, prompt)
+    def _is_kept(self, question: Question, row: str, longest: int | None) -> bool:
+        prompt, tokens = question.prompt, encode(self.model, question.prompt, question.prefix)
         if self.model.mask_id in tokens:
             raise ValueError(f"{row} ({prompt[-60:]!r}) holds the mask token as text; take it out")
         if longest is not None and len(tokens) > longest:
-            self.left_out[dataset] += 1
+            self.left_out[question.dataset] += 1
             return False
         if len(tokens) + self.length > self.model.max_length:
             raise ValueError(
@@ -188,7 +191,7 @@ class QuestionTask:
 
     def made(self, index: Int[Tensor, "row"]) -> Prompts:
         """Prompts of those questions, padded on the left."""
-        prompts = canvases(self.model, [self.questions[number].prompt for number in index.tolist()], self.length)
+        prompts = canvases(self.model, [self.questions[number] for number in index.tolist()], self.length)
         prompts.rows = {"question": index, "dataset": torch.tensor(self.dataset_of)[index]}
         return prompts
 
@@ -216,7 +219,7 @@ class QuestionTask:
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
         """1 where the answer is right by the check of its own data set, else 0."""
         asked = [self.questions[number] for number in rows["question"].tolist()]
-        return torch.tensor(right(asked, self.written(tokens)), dtype=torch.float32)
+        return torch.tensor(right(asked, self.written(tokens), self.unsandboxed), dtype=torch.float32)
 
     def state_dict(self) -> dict:
         return self.rows.state_dict()

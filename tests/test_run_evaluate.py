@@ -14,6 +14,8 @@ from data.questions import canvases, load_questions
 from load_model import load_model
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence
+from rewards import sandbox
+from rewards.sandbox import check_sandbox
 from run_evaluate import main
 
 ROOT = Path(__file__).parents[1]
@@ -143,3 +145,27 @@ def test_a_file_of_questions_in_place_of_the_hub(tmp_path):
     (question,) = load_questions("gsm8k", "test", str(tmp_path))
     assert question.prompt.endswith("1+1?") and "<answer>" in question.prompt
     assert question.is_right("<answer>2</answer>", question.truth) and not question.is_right("3", question.truth)
+
+
+def test_all_is_text_and_code():
+    assert run_evaluate.ALL == ("gsm8k", "math", "humaneval", "mbpp")
+
+
+def test_code_is_refused_before_any_work_without_a_sandbox(tmp_path, monkeypatch, capsys):
+    check_sandbox.cache_clear()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    monkeypatch.setattr(run_evaluate, "sample", lambda *given, **named: pytest.fail("texts were written"))
+    argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--save_path", str(tmp_path)]  # fmt: skip
+    assert main(argv) == 1
+    assert "install it" in (told := capsys.readouterr().err) and "--unsandboxed" in told
+
+
+def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
+    """The model's words replaced by a right and a wrong function; nothing else is."""
+    texts = iter(["def add(a, b):\n    return a + b\n```\nDone.", "def add(a, b):\n    return 0\n```"])
+    model, _ = load_model(ROOT / "example" / "stories")
+    monkeypatch.setattr(run_evaluate, "load_model", lambda *given: (model, None))
+    monkeypatch.setattr(model.tokenizer, "batch_decode", lambda tokens: [next(texts)])
+    argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
+    assert main(argv) == 0
+    assert [float(row["accuracy"]) for row in read(tmp_path / "detailed_results.csv")] == [1.0, 0.0]

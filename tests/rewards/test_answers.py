@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from rewards.answers import boxed, has_format, is_right_expression, is_right_number, number_answer, numbers, plain
+from rewards.answers import (
+    CHECKS,
+    boxed,
+    countdown_value,
+    has_format,
+    is_right_countdown,
+    is_right_expression,
+    is_right_number,
+    number_answer,
+    numbers,
+    plain,
+    plain_answer,
+)
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -77,7 +89,16 @@ def test_an_unknown_comparison_is_refused():
 
 def test_the_format():
     assert has_format("<reasoning>a</reasoning>\n<answer>b</answer>\n")
-    assert not has_format("<answer>b</answer>")
+    assert has_format("<reasoning>a</reasoning><answer>b</answer><|eot_id|><|endoftext|>")
+    for text in (
+        "<answer>b</answer>",
+        "<reasoning>a</reasoning>",
+        "<reasoning>a<answer>b</answer>",
+        "<reasoning>a</reasoning><answer>b</answer><answer>c</answer>",
+        "<reasoning>a</reasoning><answer>b</answer> and more",
+        "<answer>b</answer><reasoning>a</reasoning>",
+    ):
+        assert not has_format(text)
     assert plain(r"x=\tfrac12") == r"\frac{1}{2}"
 
 
@@ -85,3 +106,57 @@ def test_the_format():
 def test_every_truth_of_gsm8k_is_right_by_itself():
     rows = [json.loads(line) for line in (SHARED / "gsm8k" / "test.jsonl").read_text().splitlines()]
     assert all(is_right_number(row["answer"], row["answer"]) for row in rows)
+
+
+def test_an_answer_without_a_form_of_its_own():
+    assert plain_answer("<answer>1</answer> no <answer>\n2\n</answer><|eot_id|>") == "2"
+    assert plain_answer(" 3 + 4 <|endoftext|><|endoftext|>") == "3 + 4"
+    assert plain_answer("<answer>never closed") == "never closed"
+
+
+@pytest.mark.parametrize(
+    ("expression", "value", "used"),
+    [
+        ("94*4 - 61 - 6", 309, [94, 4, 61, 6]),
+        ("(1 + 2) * -3", -9, [1, 2, 3]),
+        ("1 / 3 * 3", 1, [1, 3, 3]),
+        ("6 × 4 ÷ 2 − 1", 11, [6, 4, 2, 1]),
+    ],
+)
+def test_values_of_countdown(expression, value, used):
+    assert countdown_value(expression) == (value, used)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "1 +", "2 ** 3", "1 / 0", "1 // 2", "x + 1", "f(1)", "1.0 + 2", "True + 1", "'a' * 3", "1 + 2 = 3", "(1, 2)", "1 if 2 else 3",
+     "__import__('os').system('true')", "1+" * 400 + "1", "(" * 300 + "1" + ")" * 300, "\0"],
+)  # fmt: skip
+def test_what_is_no_expression_of_countdown(expression):
+    found = countdown_value(expression)
+    assert found is None
+
+
+def test_countdown_uses_each_number_as_it_is_told():
+    every = json.dumps({"numbers": [6, 61, 94, 4], "target": 309})
+    some = json.dumps({"numbers": [6, 61, 94, 4, 5], "target": 309, "all": False})
+    right = "<reasoning>94*4</reasoning><answer>94*4 - 61 - 6</answer>"
+    assert is_right_countdown(right, every) and is_right_countdown(right, some)
+    assert not is_right_countdown(right, json.dumps({"numbers": [6, 61, 94, 4, 5], "target": 309}))
+    for wrong in (
+        "309",
+        "94*4 - 61 - 3 - 3",
+        "94*4 - 61 - 7",
+        "94*4 - 61 - 6 = 309",
+        "6*61 - 94 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 1",
+    ):
+        assert not is_right_countdown(wrong, every) and not is_right_countdown(wrong, some)
+
+
+def test_a_power_without_end_is_wrong_in_time():
+    assert not is_right_expression(r"\boxed{9^{9^{9^{9}}}}", r"\boxed{3}")
+
+
+def test_checks_by_name():
+    assert CHECKS["gsm8k"]("so 5", "#### 5") and CHECKS["gsm_symbolic"]("<answer>1,288</answer>", "1288")
+    assert set(CHECKS) == {"gsm8k", "math", "humaneval", "mbpp", "kodcode", "countdown", "gsm_symbolic"}
