@@ -10,6 +10,7 @@ import pytest
 
 import run_evaluate
 from data.questions import canvases, load_questions
+from evaluation.candidates import checkpoint_files
 from load_model import load_model
 from run_evaluate import main
 
@@ -91,11 +92,11 @@ def test_checkpoints_that_are_not_there_are_listed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for number in (50, 100):
         (tmp_path / "checkpoints" / f"checkpoint_{number}.pth").touch()
-    named = lambda asked: [file.name for file in run_evaluate.checkpoint_files(tmp_path, asked)]
+    named = lambda asked: [file.name for file in checkpoint_files(tmp_path, asked)]
     assert named("first") == ["checkpoint_50.pth"] and named("last") == ["checkpoint_100.pth"]
     assert named("100,50") == ["checkpoint_100.pth", "checkpoint_50.pth"]
     with pytest.raises(ValueError, match=r"\[7\] not there; .* has 50, 100"):
-        run_evaluate.checkpoint_files(tmp_path, "50,7")
+        checkpoint_files(tmp_path, "50,7")
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path):
