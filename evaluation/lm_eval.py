@@ -212,8 +212,8 @@ class UnmaskLM(TemplateLM):
         return out
 
     def _length(self, asked: int, context: int) -> int:
-        """Positions to write, in whole blocks: what the task asks for where it fits behind the context; of a long context the left
-        is cut off, so that half of the model is left to write."""
+        """Positions to write, in whole blocks: what the task asks for where it fits behind the context; of a long context the
+        left is cut off, so that half of the model is left to write."""
         block = self.config.sampler.block_length or 1
         most = max(self.max_length - context, self.max_length // 2, block) // block * block
         return min(-(-asked // block) * block, most)
