@@ -263,16 +263,10 @@ def report(results: dict[tuple[str, str], list[tuple[dict, list[dict]]]], base: 
     points = [{"name": f"{row['series']} {row['dataset']}", "x": row["evaluations_mean"], "y": row["accuracy_mean"],
                "lo": row["accuracy_low"], "hi": row["accuracy_high"]} for row in summary]  # fmt: skip
     plot_pareto(points, base / "pareto.png", y_label="right answers")
-    shown = (
-        "accuracy_mean",
-        "accuracy_low",
-        "accuracy_high",
-        "evaluations_mean",
-        "seconds_mean",
-        "generated_tokens_mean",
-    )
+    shown = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
+             "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
     print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
-                  **{key.removesuffix("_mean"): row[key] for key in shown}} for row in summary], title=title)  # fmt: skip
+                  **{name: row[key] for name, key in shown.items()}} for row in summary], title=title)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def print_table(records: Sequence[dict], title: str = "", console: Console | Non
     columns = _columns(records)
     for column in columns:
         numeric = all(isinstance(record.get(column, 0), int | float) for record in records)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         table.add_row(*(_show(record.get(column, "")) for column in columns))
     (console or Console()).print(table)
