@@ -26,7 +26,7 @@ from data.questions import DATASETS, canvases, load_questions
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates
-from evaluation.decoding import Decoding
+from evaluation.decoding import Decoding, answer_lengths
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, merge, shard
 from evaluation.report import plot_pareto, print_table, write_csv
@@ -178,11 +178,12 @@ def evaluate(
             )
             seconds = (time.perf_counter() - started) / len(rows)
             texts = model.tokenizer.batch_decode(samples.tokens[:, prompts.prompt_length :])
+            lengths = answer_lengths(model, samples.tokens[:, prompts.prompt_length :])
             for place, (row, question) in enumerate(zip(rows.tolist(), asked, strict=True)):
                 record = {
                     "row": row, "question": question.prompt, "generation": texts[place], "ground_truth": question.truth,
                     "right": bool(question.is_right(texts[place], question.truth)),
-                    "nfe": int(samples.evaluations[place]), "tokens": int(samples.generated[place]), "seconds": seconds,
+                    "nfe": int(samples.evaluations[place]), "tokens": int(lengths[place]), "seconds": seconds,
                 }  # fmt: skip
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()

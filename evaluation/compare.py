@@ -5,7 +5,8 @@
 Each DIR is one that run_evaluate.py wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
 generations. For each data set that both hold: the difference of accuracy and of evaluations (A - B) with a 95 % paired bootstrap
 interval over questions, seeds averaged; and McNemar's exact test (1947; two-sided): of the questions that only one of them got
-right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often.
+right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often,
+in as many seeds as both have: a mean over more seeds than the other's differs from it without being worse.
 Prints a table, then one line of JSON.
 """
 
@@ -49,6 +50,13 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
     return found
 
 
+def disagreements(first: list[list[dict]], second: list[list[dict]]) -> tuple[int, int, int]:
+    """(seeds, questions that `first` got right more often, those that `second` did), in as many seeds as both have."""
+    common = min(len(first), len(second))
+    ours, theirs = (seeds_averaged(seeds[:common], "right") for seeds in (first, second))
+    return common, int((ours > theirs).sum()), int((ours < theirs).sum())
+
+
 def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float | int]:
     """Figures of one data set; `first`, `second`: the records of each seed. ValueError where the questions are not the same."""
     asked = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
@@ -56,12 +64,12 @@ def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, floa
         raise ValueError(f"the questions differ ({len(asked[0])} and {len(asked[1])}); evaluate both on the same ones")
     right = [seeds_averaged(seeds, "right") for seeds in (first, second)]
     evaluations = [seeds_averaged(seeds, "nfe") for seeds in (first, second)]
-    better, worse = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
+    common, better, worse = disagreements(first, second)
     return {
         "questions": len(right[0]), "seeds_a": len(first), "seeds_b": len(second),
         "accuracy_a": float(right[0].mean()), "accuracy_b": float(right[1].mean()),
         **_named("accuracy_difference", paired_difference(*right)),
-        "only_a_right": better, "only_b_right": worse, "mcnemar_p": mcnemar(better, worse),
+        "mcnemar_seeds": common, "only_a_right": better, "only_b_right": worse, "mcnemar_p": mcnemar(better, worse),
         "evaluations_a": float(evaluations[0].mean()), "evaluations_b": float(evaluations[1].mean()),
         **_named("evaluations_difference", paired_difference(*evaluations)),
     }  # fmt: skip

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Int
+from torch import Tensor
+
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 
@@ -43,3 +46,11 @@ def end_tokens(model: MaskedLM) -> list[int]:
         return []
     turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     return [end] if turn is None or turn in (end, model.tokenizer.unk_token_id) else [end, turn]
+
+
+def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
+    """Tokens before each row's first end of sequence: padding that is written behind it is no text."""
+    ends = end_tokens(model)
+    if not ends:
+        return tokens.new_full((len(tokens),), tokens.shape[1])
+    return ((tokens == ends[0]).cumsum(1) == 0).sum(1)

@@ -62,6 +62,7 @@ def test_a_rule_swept_over_seeds(tmp_path):
             answer = record["generation"].split("<eos>")[0].split()
             right = "=" in answer and answer[answer.index("=") + 1 :][:1] == [record["ground_truth"]]
             assert record["right"] == right and 6 <= record["nfe"] <= 24
+            assert record["tokens"] == len(answer)  # what stands before the end of sequence
     summary = read(tmp_path / "summary_statistics.csv")
     assert [row["num_seeds"] for row in summary] == ["2", "2"]
     assert (tmp_path / "pareto.png").stat().st_size > 10_000

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluation.compare import compare, evaluations_in, main, mcnemar
+from evaluation.compare import compare, disagreements, evaluations_in, main, mcnemar
 from evaluation.intervals import paired_difference
 
 
@@ -49,7 +49,20 @@ def test_one_seed_is_mcnemar_and_seeds_are_averaged():
     again = records([1, 0, 1, 0, 1, 1])
     two = compare([first, again], [second])
     assert two["accuracy_a"] == pytest.approx((5 + 4) / 12) and two["seeds_a"] == 2
-    assert (two["only_a_right"], two["only_b_right"]) == (4, 2)  # question 1: half against one
+    assert (two["mcnemar_seeds"], two["only_a_right"], two["only_b_right"]) == (1, 4, 1)  # as many seeds as both have
+    both = compare([first, again], [second, records([0, 1, 1, 0, 1, 0])])
+    assert (both["mcnemar_seeds"], both["only_a_right"], both["only_b_right"]) == (2, 4, 2)
+    assert both["mcnemar_p"] == pytest.approx(binomtest(4, 6).pvalue)
+
+
+def test_more_seeds_of_the_same_thing_are_no_difference():
+    draw, repeated = np.random.default_rng(0), 400
+    low = 0
+    for _ in range(repeated):
+        seeds = [records(draw.random(60) < 0.8) for _ in range(4)]
+        _, better, worse = disagreements(seeds[:3], seeds[3:])
+        low += mcnemar(better, worse) < 0.05
+    assert low <= 0.05 * repeated + 4.5 * (0.05 * 0.95 * repeated) ** 0.5
 
 
 def test_other_questions_are_refused():
@@ -76,7 +89,7 @@ def test_the_command_reads_what_an_evaluation_wrote(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"several rules; give one of .*threshold-0.5, .*threshold-0.9"):
         evaluations_in(tmp_path / "b")
     (found,) = main(Namespace(a=tmp_path / "a", b=tmp_path / "b" / "threshold-0.9"))
-    assert found["seeds_a"] == 2 and found["only_a_right"] == 3 and found["mcnemar_p"] == 0.25
+    assert found["seeds_a"] == 2 and found["only_a_right"] == 2 and found["mcnemar_p"] == 0.5
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["comparisons"] == [found]
     alone = evaluations_in(tmp_path / "b" / "threshold-0.9_chain_seed1")
