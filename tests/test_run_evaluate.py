@@ -286,7 +286,7 @@ def test_one_file_by_a_configuration(tmp_path):
     said = run_evaluate.parser().parse_args([*argv, "--config", "chain_grpo", "--output_dir", "x"])
     config = run_evaluate.configuration(said)
     assert config.dlm.path == "example/chain" and run_evaluate.decoding_of(said, config, "chain").length == 24
-    config.dlm.model_type = "Dream"
+    OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
     OmegaConf.save(config, file)
     with pytest.raises(ValueError, match="example/chain is a llada checkpoint .* configuration is for Dream"):
         main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")])
