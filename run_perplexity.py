@@ -4,7 +4,8 @@
     python run_perplexity.py --model example/stories --data stories
 
 Masked models: Monte Carlo of the lambda-DCE bound with `--noises` low-discrepancy mask rates a row, with its standard error over
-rows; causal models: exact. Text is packed into rows of the model's length, as in RADD's zero-shot table.
+rows; causal models: exact. A figure that is not a finite number (the error of a single row, say) is null. Text is packed into
+rows of the model's length, as in RADD's zero-shot table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from data.rows import end_of_text
 from data.text import load_texts, pack
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from dlm.pretrain import row_bounds
+from evaluation.sampling import finite
 from load_model import load_model
 from training.usage import check_device, exit_on_bad_input
 
@@ -30,6 +32,11 @@ def nats_per_token(model: MaskedLM, rows: torch.Tensor, noises: int, batch: int,
         return -sequence_log_prob(model, rows, batch).mean(1)
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([row_bounds(model, part, noises, generator) for part in rows.split(batch)])
+
+
+def exp(nats: float) -> float:
+    """math.exp, infinite where no double holds it."""
+    return math.exp(nats) if nats < 709.0 else nats * math.inf
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -56,10 +63,11 @@ def main(arguments: argparse.Namespace) -> None:
             model, rows[: arguments.rows].to(device), arguments.noises, arguments.batch_size, arguments.seed
         )
         mean, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
-        print(json.dumps({
-            "data": name, "split": arguments.split, "rows": len(values), "perplexity": math.exp(mean),
+        record = {
+            "data": name, "split": arguments.split, "rows": len(values), "perplexity": exp(mean),
             "nats_per_token": mean, "standard_error": error, "noises": arguments.noises,
-        }))  # fmt: skip
+        }  # fmt: skip
+        print(json.dumps(finite(record), allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -135,7 +135,8 @@ class QuestionTask:
     all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
 
     data: datasets, data_dir, count, answer_length (positions to write), max_prompt_length, valid_rows (held out of the training
-    questions), unsandboxed (programs run without a sandbox). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
+    questions), unsandboxed (programs run without a sandbox). Prompts longer than max_prompt_length tokens are left out and
+    counted, never cut.
     Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
     """
 

@@ -22,6 +22,7 @@ Point = tuple[float | int, float | int]  # cost, quality
 # Okabe and Ito's colours, told apart by colour-blind readers too; a marker each, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
 
 
 def pareto_frontier(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
@@ -69,8 +70,15 @@ def plot_pareto(
     figure.savefig(path)
 
 
+def style(place: int) -> tuple[str, str, str]:
+    """Colour, marker and line of the method at `place`. After every eight the markers move on by one and the line changes, so
+    that a colour never returns with the marker that it had (up to 64 methods)."""
+    turn, number = divmod(place, len(COLOURS))
+    return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], LINES[turn % len(LINES)]
+
+
 def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: bool) -> None:
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    colour, marker, dashes = style(place)
     frontier = pareto_frontier([(record["x"], record["y"]) for record in records], higher_is_better)
     for record in records:
         strength = 1.0 if (record["x"], record["y"]) in frontier else 0.3
@@ -79,7 +87,7 @@ def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: 
         if strength < 1:
             axes.plot(record["x"], record["y"], marker, color=colour, markersize=4.5, alpha=strength, markeredgewidth=0)
     axes.plot(
-        *zip(*frontier, strict=True), color=colour, marker=marker, markersize=5.5, linewidth=1.6,
+        *zip(*frontier, strict=True), color=colour, marker=marker, linestyle=dashes, markersize=5.5, linewidth=1.6,
         markeredgecolor="white", markeredgewidth=0.6, label=records[0]["name"],
     )  # fmt: skip
 
@@ -90,7 +98,7 @@ def print_table(records: Sequence[dict], title: str = "", console: Console | Non
     columns = _columns(records)
     for column in columns:
         numeric = all(isinstance(record.get(column, 0), int | float) for record in records)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         table.add_row(*(_show(record.get(column, "")) for column in columns))
     (console or Console()).print(table)

@@ -2,21 +2,32 @@
 
 import csv
 import json
+import re
+import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import run_evaluate
 from data.questions import canvases, load_questions
+from evaluation.candidates import ALIASES, candidates, checkpoint_files
+from evaluation.few_shot import with_examples, worked
+from evaluation.generations import merge, read_records
+from evaluation.intervals import bootstrap_mean, wilson
+from evaluation.summary import IDENTITY, result_row, summary_row
 from load_model import load_model
-from policy.checkpoints import save_policy
+from policy.checkpoints import load_policy, save_policy
 from policy.networks import DitConfidence
 from rewards import sandbox
 from rewards.sandbox import check_sandbox
 from run_evaluate import main
+from samplers.where import WHERE, Threshold
+from training.usage import composed
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--n_test", "6", "--batch_size", "4", "--gen_length", "24"]
@@ -54,6 +65,7 @@ def test_a_rule_swept_over_seeds(tmp_path):
             answer = record["generation"].split("<eos>")[0].split()
             right = "=" in answer and answer[answer.index("=") + 1 :][:1] == [record["ground_truth"]]
             assert record["right"] == right and 6 <= record["nfe"] <= 24
+            assert record["tokens"] == len(answer)  # what stands before the end of sequence
     summary = read(tmp_path / "summary_statistics.csv")
     assert [row["num_seeds"] for row in summary] == ["2", "2"]
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
@@ -67,7 +79,12 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     argv = ["--policy_path", str(tmp_path / "many"), *TINY, "--seeds", "1"]
     assert main([*argv, "--alpha", "0,3", "--budget", "1,3", "--save_path", str(tmp_path / "out")]) == 0
     rows = read(tmp_path / "out" / "detailed_results.csv")
-    assert [row["name"] for row in rows] == ["many-T1-a0-K1", "many-T1-a0-K3", "many-T1-a3-K1", "many-T1-a3-K3"]
+    assert [row["name"] for row in rows] == [
+        "many-T1-a0-budget1",
+        "many-T1-a0-budget3",
+        "many-T1-a3-budget1",
+        "many-T1-a3-budget3",
+    ]
     assert [float(row["evaluations"]) for row in rows[::2]] == [1, 1]
     assert all(float(row["evaluations"]) <= 3 for row in rows)
     with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
@@ -82,7 +99,7 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
     main([*argv, str(tmp_path / "cut")])
     file = tmp_path / "cut" / "confidence_chain_seed42" / "generations.jsonl"
     lines = file.read_text().splitlines()
-    file.write_text("\n".join(lines[:4]) + "\n")
+    file.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])  # killed within a line
     asked = []
     sample = run_evaluate.sample
     monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(len(a[2])) or sample(*a, **k))
@@ -101,6 +118,14 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
         (["--strategy", "treshold", "--settings", "1"], "did you mean 'threshold'"),
         (["nowhere"], "is not a run"),
         ([], "exactly one of"),
+        (["--strategy", "random", "--datasets", "chain,gsm8"], "data set gsm8 is unknown"),
+        (["--strategy", "random", "--settings", "4"], "random has no setting to sweep; give --steps"),
+        (["--strategy", "threshold", "--settings", "1.5"], r"\[1.5\] of threshold must be from 0 to 1.0"),
+        (["--strategy", "random", "--seeds", "1;2"], "whole numbers"),
+        (["--strategy", "random", "--few_shot", "2"], "worked answers, which chain lacks"),
+        (["--strategy", "policy"], "give RUN or --policy_path"),
+        (["--strategy", "random", "--config", "nothing.yaml"], "nothing.yaml does not exist"),
+        (["--strategy", "random", "--n_test", "0"], "--n_test 0 must be at least 1"),
         (["--strategy", "random", "--model_path", "example/nothing"], "example/nothing"),
     ],
 )
@@ -113,11 +138,11 @@ def test_checkpoints_that_are_not_there_are_listed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for number in (50, 100):
         (tmp_path / "checkpoints" / f"checkpoint_{number}.pth").touch()
-    named = lambda asked: [file.name for file in run_evaluate.checkpoint_files(tmp_path, asked)]
+    named = lambda asked: [file.name for file in checkpoint_files(tmp_path, asked)]
     assert named("first") == ["checkpoint_50.pth"] and named("last") == ["checkpoint_100.pth"]
     assert named("100,50") == ["checkpoint_100.pth", "checkpoint_50.pth"]
     with pytest.raises(ValueError, match=r"\[7\] not there; .* has 50, 100"):
-        run_evaluate.checkpoint_files(tmp_path, "50,7")
+        checkpoint_files(tmp_path, "50,7")
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path):
@@ -169,3 +194,221 @@ def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
     argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 0
     assert [float(row["accuracy"]) for row in read(tmp_path / "detailed_results.csv")] == [1.0, 0.0]
+
+
+def strip(file):
+    """The records of a file without their times."""
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()]
+
+
+def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
+    argv = ["--strategy", "confidence", *TINY, "--n_test", "2", "--save_path", str(tmp_path)]
+    assert main(argv) == 0
+    before = strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl")
+    assert main([*argv, "--block_length", "4"]) == 1
+    assert "holds an evaluation with block_length=None (now 4); give another --save_path" in capsys.readouterr().err
+    assert strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl") == before
+    assert main([*argv, "--batch_size", "1"]) == 0  # changes nothing
+    (tmp_path / "confidence_chain_seed42" / "settings.json").unlink()
+    assert main(argv) == 1
+    assert "holds generations without settings.json" in capsys.readouterr().err
+
+
+def test_damaged_lines_are_named(tmp_path):
+    (tmp_path / "generations.jsonl").write_text('{"row": 0}\nrow 1\n{"row": 2}\n')
+    with pytest.raises(ValueError, match=r"generations.jsonl, line 2 is no JSON"):
+        read_records(tmp_path)
+    (tmp_path / "generations.jsonl").write_text('{"row": 1}\n{"ro')
+    (tmp_path / "generations.rank0.jsonl").write_text('{"row": 2}\n')
+    (tmp_path / "generations.rank1.jsonl").write_text('{"row": 0, "text": "\u2028"}\n')
+    assert [record["row"] for record in merge(tmp_path)] == [0, 1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["generations.jsonl"]
+    assert [record["row"] for record in read_records(tmp_path)] == [0, 1, 2]
+
+
+def test_two_processes_answer_what_one_does(tmp_path):
+    argv = [
+        "--strategy",
+        "random",
+        "--steps",
+        "6",
+        *TINY,
+        "--n_test",
+        "5",
+        "--device",
+        "cpu",
+        "--token_temperature",
+        "1",
+    ]
+    main([*argv, "--save_path", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+               "run_evaluate.py", *argv, "--save_path", str(tmp_path / "two")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name = "random-K6_chain_seed42"
+    assert strip(tmp_path / "two" / name / "generations.jsonl") == strip(tmp_path / "one" / name / "generations.jsonl")
+    assert not list((tmp_path / "two" / name).glob("*rank*"))
+    same = [{k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "two" / "detailed_results.csv")]
+    assert same == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "one" / "detailed_results.csv")
+    ]
+
+
+def test_one_process_goes_on_where_several_stopped(tmp_path, monkeypatch):
+    argv = ["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]
+    main(argv)
+    directory = tmp_path / "confidence_chain_seed42"
+    whole, lines = strip(directory / "generations.jsonl"), (directory / "generations.jsonl").read_text().splitlines()
+    (directory / "generations.jsonl").unlink()
+    for rank in range(3):
+        (directory / f"generations.rank{rank}.jsonl").write_text("\n".join(lines[rank:5:3]) + "\n")
+    asked = []
+    sample = run_evaluate.sample
+    monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(a[4].tolist()) or sample(*a, **k))
+    main(argv)
+    assert asked == [[5]] and strip(directory / "generations.jsonl") == whole
+
+
+def make_run(directory):
+    """A run of run_train_policy.py on chain arithmetic, in blocks of 6 with a cache, with two checkpoints."""
+    network = load_policy(ROOT / "example/chain_policy")
+    (directory / "checkpoints").mkdir(parents=True)
+    for number in (10, 20):
+        saved = {"policy_model": network.state_dict(), "config": network._hub_mixin_config}
+        torch.save(saved, directory / "checkpoints" / f"checkpoint_{number}.pth")
+    (directory / ".hydra").mkdir()
+    config = composed("train_policy", ["experiment=chain_grpo"])
+    config.sampling.update(block_length=6, cache="dual", length=12)
+    OmegaConf.save(config, directory / ".hydra" / "config.yaml")
+    return directory
+
+
+def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
+    run = make_run(tmp_path / "run")
+    argv = [
+        str(run),
+        "--checkpoints",
+        "first,last",
+        "--temperatures",
+        "1.0,0.5",
+        "--n_test",
+        "3",
+        "--save_path",
+        str(tmp_path / "out"),
+    ]
+    assert main(argv) == 0
+    rows = read(tmp_path / "out" / "detailed_results.csv")
+    assert [(row["checkpoint"], row["temperature"]) for row in rows] == [
+        (c, t) for c in ("10", "20") for t in ("1.0", "0.5")
+    ]
+    assert {(row["block_length"], row["cache"], row["sampling_mode"]) for row in rows} == {
+        ("6", "dual", "bernoulli-argmax")
+    }
+    assert all(float(row["generated_tokens"]) <= 12 for row in rows)
+    settings = json.loads((tmp_path / "out" / "run-checkpoint_20-T1_chain_seed42" / "settings.json").read_text())
+    assert settings["model"] == "example/chain" and settings["length"] == 12 and len(settings["weights"]) == 16
+    said = run_evaluate.parser().parse_args(
+        [str(run), "--block_length", "12", "--cache", "none", "--gen_length", "24", "--save_path", "x"]
+    )
+    found = run_evaluate.decoding_of(said, run_evaluate.configuration(said), "chain")
+    assert (found.block_length, found.cache, found.refresh, found.length) == (12, None, None, 24)
+
+
+def test_one_file_by_a_configuration(tmp_path):
+    file = make_run(tmp_path / "run") / ".hydra" / "config.yaml"
+    policy = ROOT / "example/chain_policy/model.safetensors"
+    argv = [
+        "--policy_path",
+        str(policy),
+        "--dataset",
+        "chain",
+        "--seed",
+        "42",
+        "--temperature_policy",
+        "1.0",
+        "--n_test",
+        "2",
+    ]
+    assert main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")]) == 0
+    (row,) = read(tmp_path / "out" / "detailed_results.csv")
+    assert (row["name"], row["block_length"]) == ("chain_policy-T1", "6")
+    said = run_evaluate.parser().parse_args([*argv, "--config", "chain_grpo", "--output_dir", "x"])
+    config = run_evaluate.configuration(said)
+    assert config.dlm.path == "example/chain" and run_evaluate.decoding_of(said, config, "chain").length == 24
+    OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
+    OmegaConf.save(config, file)
+    with pytest.raises(ValueError, match="example/chain is a llada checkpoint .* configuration is for Dream"):
+        main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")])
+
+
+def test_the_published_names_of_rules_are_ours(tmp_path):
+    published = ["--remasking", "low_confidence", "--diffusion_steps", "4,8", "--output_dir", str(tmp_path / "a")]
+    ours = ["--strategy", "top_prob", "--steps", "4,8", "--save_path", str(tmp_path / "b")]
+    for argv in (published, ours):
+        assert main([*argv, *TINY, "--n_test", "2", "--dataset", "chain"]) == 0
+    for steps in (4, 8):
+        name = f"top_prob-K{steps}_chain_seed42/generations.jsonl"
+        assert strip(tmp_path / "a" / name) == strip(tmp_path / "b" / name)
+        assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
+    model, _ = load_model(ROOT / "example" / "chain")
+    said = run_evaluate.parser().parse_args(
+        ["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--save_path", "x"]
+    )
+    assert [(one.name, one.rule, one.budget) for one in candidates(said, model, None)] == [
+        ("threshold-0.7-budget2", Threshold(0.7), 2),
+        ("threshold-0.7-budget4", Threshold(0.7), 4),
+    ]
+    assert set(ALIASES.values()) <= set(WHERE) and not set(ALIASES) & set(WHERE)
+
+
+def test_statistics_over_seeds():
+    seeds = [[1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]]
+    records = [[{"row": row, "right": bool(hit), "nfe": 4 + seed, "tokens": 10, "seconds": 0.5} for row, hit in enumerate(own)]
+               for seed, own in enumerate(seeds)]  # fmt: skip
+    settings = dict.fromkeys(IDENTITY) | {"name": "rule"}
+    rows = [result_row(settings | {"seed": seed}, own) for seed, own in enumerate(records)]
+    assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.5]
+    assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == wilson(3, 4)[1:]
+    found = summary_row(rows, records)
+    assert found["num_seeds"] == 3 and found["samples"] == 4
+    assert found["accuracy_mean"] == pytest.approx(7 / 12) and found["accuracy_std"] == pytest.approx(
+        statistics.stdev([0.75, 0.5, 0.5])
+    )
+    assert (found["accuracy_min"], found["accuracy_max"]) == (0.5, 0.75)
+    assert (
+        found["evaluations_mean"],
+        found["evaluations_std"],
+        found["evaluations_min"],
+        found["evaluations_max"],
+    ) == (5, 1, 4, 6)
+    assert found["seconds_mean"] == 0.5 and found["generated_tokens_max"] == 10
+    assert (found["accuracy_low"], found["accuracy_high"]) == bootstrap_mean([2 / 3, 1, 0, 2 / 3])[1:]
+    assert summary_row(rows[:1], records[:1])["accuracy_std"] == 0
+
+
+def test_worked_examples_stand_before_a_question(tmp_path):
+    lines = {"train": [("2+2?", "Add <<2+2=4>>4.\n#### 4"), ("1+2?", "#### 3")], "test": [("1+1?", "two #### 2")]}
+    (tmp_path / "gsm8k").mkdir()
+    for split, own in lines.items():
+        text = "".join(json.dumps({"question": asked, "answer": answer}) + "\n" for asked, answer in own)
+        (tmp_path / "gsm8k" / f"{split}.jsonl").write_text(text)
+    (question,) = with_examples(
+        load_questions("gsm8k", "test", str(tmp_path)), load_questions("gsm8k", "train", str(tmp_path), 1)
+    )
+    shown, asked = question.prompt.split("</answer>\n\n", 1)[0], question.prompt
+    assert asked.endswith("1+1?") and "2+2?\n<reasoning>\nAdd 4.\n</reasoning>\n<answer>\n4\n</answer>\n\n" in asked
+    assert "1+2?" not in asked and shown and question.truth == "two #### 2"
+    assert worked("so \\boxed{7}") == "<reasoning>\nso \\boxed{7}\n</reasoning>"
+
+
+def test_every_command_of_the_pages_is_understood():
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    found = {
+        words
+        for page in pages
+        for words in re.findall(r"run_evaluate\.py ([^\n`|]+)", page.read_text())
+        if "--" in words
+    }
+    assert len(found) > 5
+    for words in found:
+        run_evaluate.check(run_evaluate.parser().parse_args(shlex.split(words, comments=True)))

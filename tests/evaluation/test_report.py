@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from evaluation.replay import replay_html
-from evaluation.report import pareto_frontier, plot_pareto, print_table, write_csv, write_json
+from evaluation.report import pareto_frontier, plot_pareto, print_table, style, write_csv, write_json
 
 RECORDS = [
     {"name": name, "x": cost, "y": quality, "lo": quality - 0.05, "hi": quality + 0.05}
@@ -124,3 +124,10 @@ def test_replay_refuses_what_it_cannot_draw():
         replay_html({"a": written()}, str, grid_columns=4)
     with pytest.raises(ValueError, match="at least one"):
         replay_html({}, str)
+
+
+def test_no_two_of_many_methods_look_alike():
+    looks = [style(place) for place in range(64)]
+    assert len({(colour, marker) for colour, marker, _ in looks}) == 64
+    assert len({colour for colour, _, _ in looks[:8]}) == len({marker for _, marker, _ in looks[:8]}) == 8
+    assert {line for _, _, line in looks[:8]} == {"-"} and looks[8][2] != "-"

@@ -1,0 +1,164 @@
+"""What an evaluation compares: the checkpoints of a run, one policy, or a published rule, each with a sweep of its settings."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dlm.masked_lm import MaskedLM
+from policy.build import RULE_SETTINGS, check_alpha, check_known, shipped, strategy_name
+from policy.checkpoints import check_fits, load_policy
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Unmasker
+from samplers.where import WHERE
+
+SAMPLING_MODES = {
+    "bernoulli-argmax": "bernoulli_argmax",
+    "dpls": "plackett_luce",
+    "threshold": "threshold",
+    "fixed": "fixed",
+}
+EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the law trained with
+ALIASES = {"fastdllm": "threshold", "low_confidence": "top_prob", "margin": "confidence", "eb": "entropy_bound"}
+ADAPTIVE = ("threshold", "factor", "entropy_bound", "first_hitting")  # rules that take as many steps as they need
+
+
+@dataclass
+class Candidate:
+    """name: of its directories; series: of its line in the plot; the settings that it is one of a sweep of, None where it has
+    none; weights: a hash of a policy's."""
+
+    name: str
+    series: str
+    rule: Unmasker
+    checkpoint: int | None = None
+    sampling_mode: str | None = None
+    setting: float | None = None
+    temperature: float | None = None
+    beta: float | None = None
+    steps: int | None = None
+    budget: int | None = None
+    alpha: float | None = None
+    weights: str | None = None
+
+
+def numbers(text: str, flag: str, kind: type = float) -> list:
+    """The numbers of a comma-separated flag. ValueError names the flag."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{flag} {text!r} must be numbers, separated by commas") from error
+
+
+def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
+    """Everything that the command line asks for; `config`: of the run or of --config, for what is not said."""
+    found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, config)
+    if alphas := numbers(arguments.alphas, "--alphas"):
+        found = [Candidate(**vars(one) | {"name": f"{one.name}-a{a:g}", "alpha": a}) for one in found for a in alphas]
+    if budgets := numbers(arguments.budgets, "--budgets", int):
+        found = [
+            Candidate(**vars(one) | {"name": f"{one.name}-budget{b}", "budget": b}) for one in found for b in budgets
+        ]
+    for one in found:
+        check_alpha(getattr(one.rule, "network", None), one.alpha)
+    return found
+
+
+def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
+    name = ALIASES.get(arguments.strategy, arguments.strategy)
+    check_known(name)
+    if name not in WHERE:
+        raise ValueError("--strategy policy needs its policy: give RUN or --policy_path instead")
+    strategy_name(name, model)
+    settings, steps = numbers(arguments.settings, "--settings"), numbers(arguments.steps, "--steps", int)
+    found = [Candidate(name, name, WHERE[name]())]
+    if name in RULE_SETTINGS:
+        if not settings:
+            raise ValueError(f"--strategy {name} needs --settings, such as 0.5,0.9")
+        highest = 1.0 if name == "threshold" else float("inf")
+        if wrong := [value for value in settings if not 0 <= value <= highest]:
+            raise ValueError(f"--settings {wrong} of {name} must be from 0 to {highest}; change them")
+        found = [Candidate(f"{name}-{value:g}", name, WHERE[name](value), setting=value) for value in settings]
+    elif settings:
+        raise ValueError(f"{name} has no setting to sweep; give --steps, such as 4,8,16")
+    return found if name in ADAPTIVE else _in_steps(found, steps)
+
+
+def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:
+    if any(count < 1 for count in steps):
+        raise ValueError(f"--steps {steps} must be at least 1; change them")
+    if not steps:
+        return found
+    return [Candidate(**vars(one) | {"name": f"{one.name}-K{k}", "steps": k}) for one in found for k in steps]
+
+
+def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
+    trained = EVALUATED_AS.get(str(OmegaConf.select(config or OmegaConf.create(), "algorithm.action")))
+    mode = arguments.sampling_mode or trained or "bernoulli-argmax"
+    thresholds = numbers(arguments.settings, "--settings") if mode == "threshold" else [0.5]
+    if mode != "threshold" and arguments.settings:
+        raise ValueError(f"--settings of a policy are those of --sampling_mode threshold, not of {mode}")
+    temperatures = numbers(arguments.temperatures, "--temperatures")
+    betas = numbers(arguments.betas, "--betas")
+    found = []
+    for name, checkpoint, file in _policy_files(arguments):
+        network = load_policy(file)
+        check_fits(network, model)
+        network.to(next(model.parameters()).device)
+        weights = weights_hash(network)
+        for temperature in temperatures:
+            for beta in betas:
+                for threshold in thresholds or [0.5]:
+                    rule = PolicyUnmasker(network, SAMPLING_MODES[mode], temperature, beta, threshold)
+                    words = [f"{name}-T{temperature:g}"]
+                    words += (
+                        [] if mode == "bernoulli-argmax" else [mode + (f"{threshold:g}" if mode == "threshold" else "")]
+                    )
+                    words += [] if beta == 1 else [f"B{beta:g}"]
+                    found.append(Candidate(
+                        "-".join(words), f"{name} {mode}", rule, checkpoint, mode,
+                        threshold if mode == "threshold" else None, temperature, beta, weights=weights,
+                    ))  # fmt: skip
+    steps = numbers(arguments.steps, "--steps", int)
+    return _in_steps(found, steps) if mode == "fixed" else found
+
+
+def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, Path]]:
+    """(name, checkpoint, file) of each."""
+    if arguments.run:
+        run = Path(arguments.run)
+        files = [(int(file.stem.split("_")[1]), file) for file in checkpoint_files(run, arguments.checkpoints)]
+        return [(f"{run.name}-checkpoint_{number}", number, file) for number, file in files]
+    path = Path(shipped(arguments.policy_path))
+    named = path.parent if path.name == "model.safetensors" else path  # the file that every directory has
+    return [(named.stem if named.suffix in (".pth", ".safetensors") else named.name, None, path)]
+
+
+def checkpoint_files(run: Path, asked: str) -> list[Path]:
+    """The checkpoints asked for. ValueError lists those present."""
+    numbered = {int(file.stem.split("_")[1]): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
+    if not numbered:
+        raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of run_train_policy.py")
+    found = []
+    for word in (word.strip() for word in asked.split(",")):
+        if word in ("first", "last"):
+            found.append((min if word == "first" else max)(numbered))
+        else:
+            found.append(int(word) if word.isdigit() else word)
+    if missing := [number for number in found if number not in numbered]:
+        present = ", ".join(map(str, sorted(numbered)))
+        raise ValueError(f"checkpoints {asked!r}: {missing} not there; {run} has {present} (or first, last)")
+    return [numbered[number] for number in dict.fromkeys(found)]
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """Of a policy's weights: whether two evaluations are of the same one."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""Two evaluations of the same questions against each other: is the difference more than chance?
+
+    python -m evaluation.compare DIR_A DIR_B
+
+Each DIR is one that run_evaluate.py wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
+generations. For each data set that both hold: the difference of accuracy and of evaluations (A - B) with a 95 % paired bootstrap
+interval over questions, seeds averaged; and McNemar's exact test (1947; two-sided): of the questions that only one of them got
+right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often,
+in as many seeds as both have: a mean over more seeds than the other's differs from it without being worse.
+Prints a table, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from evaluation.generations import read_records
+from evaluation.intervals import Interval, paired_difference
+from evaluation.report import print_table
+from evaluation.summary import seeds_averaged
+from training.usage import exit_on_bad_input
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value: twice the smaller tail of a fair coin tossed for each question that they disagree on."""
+    total = only_first + only_second
+    tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
+    """Data set -> the records of each seed. ValueError where there are none, or of more than one rule."""
+    directories = [path] if (path / "settings.json").is_file() else sorted(path.glob("*/"))
+    if not path.is_dir():  # SAVE_PATH/NAME, whose directories end in data set and seed
+        directories = sorted(path.parent.glob(f"{path.name}_*_seed*/"))
+    found: dict[str, list[list[dict]]] = {}
+    names = set()
+    for directory in directories:
+        file = directory / "settings.json"
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if settings is not None:
+            names.add(settings["name"])
+            found.setdefault(settings["dataset"], []).append(read_records(directory))
+    if len(names) != 1:
+        told = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
+        raise ValueError(f"{path} holds {told if names else 'no evaluation of run_evaluate.py; give its --save_path'}")
+    return found
+
+
+def disagreements(first: list[list[dict]], second: list[list[dict]]) -> tuple[int, int, int]:
+    """(seeds, questions that `first` got right more often, those that `second` did), in as many seeds as both have."""
+    common = min(len(first), len(second))
+    ours, theirs = (seeds_averaged(seeds[:common], "right") for seeds in (first, second))
+    return common, int((ours > theirs).sum()), int((ours < theirs).sum())
+
+
+def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float | int]:
+    """Figures of one data set; `first`, `second`: the records of each seed. ValueError where the questions are not the same."""
+    asked = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
+    if asked[0] != asked[1]:
+        raise ValueError(f"the questions differ ({len(asked[0])} and {len(asked[1])}); evaluate both on the same ones")
+    right = [seeds_averaged(seeds, "right") for seeds in (first, second)]
+    evaluations = [seeds_averaged(seeds, "nfe") for seeds in (first, second)]
+    common, better, worse = disagreements(first, second)
+    return {
+        "questions": len(right[0]), "seeds_a": len(first), "seeds_b": len(second),
+        "accuracy_a": float(right[0].mean()), "accuracy_b": float(right[1].mean()),
+        **_named("accuracy_difference", paired_difference(*right)),
+        "mcnemar_seeds": common, "only_a_right": better, "only_b_right": worse, "mcnemar_p": mcnemar(better, worse),
+        "evaluations_a": float(evaluations[0].mean()), "evaluations_b": float(evaluations[1].mean()),
+        **_named("evaluations_difference", paired_difference(*evaluations)),
+    }  # fmt: skip
+
+
+def _named(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def main(arguments: argparse.Namespace) -> list[dict]:
+    first, second = evaluations_in(arguments.a), evaluations_in(arguments.b)
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise ValueError(f"no data set is in both: {', '.join(first)} and {', '.join(second)}; evaluate both on one")
+    records = [{"dataset": name, **compare(first[name], second[name])} for name in shared]
+    figures = [{"measure": key, **{record["dataset"]: record[key] for record in records}} for key in records[0]]
+    print_table(figures[1:], title=f"A {arguments.a}, B {arguments.b}")
+    print(json.dumps({"a": str(arguments.a), "b": str(arguments.b), "comparisons": records}, allow_nan=False))
+    return records
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("a", type=Path, metavar="DIR_A")
+    parser.add_argument("b", type=Path, metavar="DIR_B")
+    with exit_on_bad_input():
+        main(parser.parse_args())

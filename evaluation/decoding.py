@@ -1,0 +1,57 @@
+"""How the positions behind a prompt are decoded, whatever the rule: what run_evaluate.py and evaluation/lm_eval.py share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """length: positions to write; steps: of rules that write equal parts (None: one a position); block_length: None is one block;
+    the rest as in dlm.environment. A row ends at its end of sequence."""
+
+    length: int
+    steps: int | None = None
+    block_length: int | None = None
+    cache: str | None = None
+    refresh: int | None = None
+    budget: int | None = None
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    guidance: float | int = 0.0
+    alpha: float | None = None
+
+    def environment(self, model: MaskedLM, prompt_length: int) -> UnmaskingEnvironment:
+        """For canvases with `prompt_length` columns of prompt. ValueError for what this model has not."""
+        ends = end_tokens(model)
+        if (self.logits_eos_inf or self.confidence_eos_eot_inf) and not ends:
+            raise ValueError(f"{model.model_id} has no end of sequence; leave the eos settings out")
+        return UnmaskingEnvironment(
+            model, self.steps or self.length, self.block_length, budget=self.budget, prompt_length=prompt_length,
+            stop_id=ends[0] if ends else None, never=ends[:1] if self.logits_eos_inf else (),
+            last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
+            refresh=self.refresh, alpha=self.alpha,
+        )  # fmt: skip
+
+
+def end_tokens(model: MaskedLM) -> list[int]:
+    """End of sequence, and of a turn where the tokenizer has such a token; empty where it has neither."""
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    if end is None:
+        return []
+    turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    return [end] if turn is None or turn in (end, model.tokenizer.unk_token_id) else [end, turn]
+
+
+def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
+    """Tokens before each row's first end of sequence: padding that is written behind it is no text."""
+    ends = end_tokens(model)
+    if not ends:
+        return tokens.new_full((len(tokens),), tokens.shape[1])
+    return ((tokens == ends[0]).cumsum(1) == 0).sum(1)

@@ -1,0 +1,23 @@
+"""Worked examples in front of a question, for base models: from the train split, in the format that is asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from data.questions import Question
+
+WORKED = ("gsm8k", "math")  # data sets whose answers are worked out
+
+
+def with_examples(questions: list[Question], examples: list[Question]) -> list[Question]:
+    """Each question behind worked examples, which answer in the format that is asked for."""
+    shown = [f"{example.prompt}\n{worked(example.truth)}\n\n" for example in examples]
+    return [replace(question, prompt="".join([*shown, question.prompt])) for question in questions]
+
+
+def worked(answer: str) -> str:
+    """A worked answer of GSM8K (`... #### 72`) or MATH in the format of the instructions."""
+    steps, _, result = re.sub(r"<<[^<>]*>>", "", answer).partition("####")
+    said = f"<reasoning>\n{steps.strip()}\n</reasoning>"
+    return f"{said}\n<answer>\n{result.strip()}\n</answer>" if result else said

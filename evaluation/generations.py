@@ -1,0 +1,81 @@
+"""The files of one evaluation: a line of JSON a sample, so that an evaluation that was killed goes on where it stopped.
+
+DIR/settings.json               what decides the samples; an evaluation of other settings is refused there
+DIR/generations.jsonl           a line a sample; by question once all are there
+DIR/generations.rankN.jsonl     the lines of one of several processes, until the first one merges them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from training.processes import Processes
+
+
+def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
+    """Make or enter the directory; the questions that are answered there already. All processes call it and learn the same.
+
+    ValueError where the directory holds an evaluation of other settings, or lines that cannot be read.
+    """
+    told: dict = {}
+    if group.first:
+        try:
+            check_settings(directory, settings)
+            told = {"done": [record["row"] for record in read_records(directory)]}
+        except ValueError as error:
+            told = {"error": str(error)}
+    told = json.loads(group.broadcast(json.dumps(told)))
+    if "error" in told:
+        raise ValueError(told["error"])
+    return set(told["done"])
+
+
+def check_settings(directory: Path, settings: dict) -> None:
+    """Write settings.json, or compare with the one that is there. ValueError names what differs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "settings.json"
+    if not file.is_file():
+        if next(directory.glob("generations*.jsonl"), None):
+            raise ValueError(f"{directory} holds generations without settings.json; give another --save_path")
+        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(settings))
+    if differing := [key for key in there | asked if there.get(key) != asked.get(key)]:
+        told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
+        raise ValueError(f"{directory} holds an evaluation with {told}; give another --save_path")
+
+
+def read_records(directory: Path) -> list[dict]:
+    """The records of all samples so far, by question. Half a line at the end of a file, left by a kill, is cut off."""
+    records = {}
+    for file in sorted(directory.glob("generations*.jsonl")):
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            file.write_bytes(whole)
+        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number} is no JSON; take the line out, or the directory") from error
+            records[record["row"]] = record
+    return [records[row] for row in sorted(records)]
+
+
+def shard(directory: Path, group: Processes) -> Path:
+    """Where this process writes."""
+    return directory / ("generations.jsonl" if group.world == 1 else f"generations.rank{group.rank}.jsonl")
+
+
+def merge(directory: Path) -> list[dict]:
+    """Everything into generations.jsonl, by question; a kill at any moment loses nothing. Returns the records."""
+    records = read_records(directory)
+    whole = directory / "generations.part"
+    whole.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    os.replace(whole, directory / "generations.jsonl")
+    for file in directory.glob("generations.rank*.jsonl"):
+        file.unlink()
+    return records

@@ -1,0 +1,257 @@
+"""lm-evaluation-harness with our models: its own command line, with `unmask` among its models.
+
+    python -m evaluation.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
+
+--model_args: path (all that load_model takes), dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
+block_length, cache, ...; policy=PATH is strategy=policy with policy.path=PATH); samples, seed: of the likelihood bound;
+record=FILE: a line of JSON for each log-likelihood, with its standard error.
+
+* generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string.
+  Temperature: that of --model_args, else the task's.
+* loglikelihood, loglikelihood_rolling: exact for causal models, else a lower bound by Monte Carlo (evaluation/likelihood.py).
+  Bounds are looser or tighter from text to text: they rank choices only as well as the standard error and that slack allow.
+* is_greedy: whether decoding by the strategy at temperature 0, without blocks, writes exactly this text (the most likely next
+  tokens, for a causal model). It is what `acc` of LAMBADA and exact match of multiple choice read; greedy=false leaves it out.
+
+What differs from the harness's own `hf`: a causal model always has its start token in front (`add_bos_token=True` there).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from data.tasks import Prompts
+from dlm.masked_lm import MaskedLM
+from evaluation.decoding import Decoding
+from evaluation.likelihood import Likelihood, log_likelihoods, windows
+from load_model import load_model
+from policy.build import build_strategy, shipped
+from samplers.loop import Strategy, sample
+from samplers.samples import Samples
+from training.usage import check_device, composed, exit_on_bad_input
+
+try:
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import setup_logging
+except ImportError as error:
+    raise SystemExit(f"error: lm-evaluation-harness is needed ({error}): pip install -e '.[lm-eval]'") from error
+
+
+@register_model("unmask")
+class UnmaskLM(TemplateLM):
+    """See the module. Every request's likelihood, with its standard error, is kept in `likelihoods`."""
+
+    def __init__(
+        self, path: str = "example/stories", dtype: str = "float32", device: str | None = None, batch_size: int | str = 32,
+        max_batch_size: int | None = None, samples: int = 128, seed: int = 0, greedy: bool = True,
+        record: str | None = None, policy: str | None = None, **sampler: Any,
+    ):  # fmt: skip
+        super().__init__()
+        check_device(device or "auto")
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(chosen if device in (None, "auto") else device)
+        self.model: MaskedLM = load_model(shipped(str(path)), self._device, dtype)[0]
+        self.tokenizer = self.model.tokenizer
+        if self.tokenizer is None:
+            raise ValueError(f"the tokenizer of {path} cannot be loaded, and tasks are text; add tokenizer.json")
+        if policy is not None:
+            sampler |= {"strategy": "policy", "policy.path": policy}
+        overrides = [f"sampler.{key}={'null' if value is None else value}" for key, value in sampler.items()]
+        self.config = composed("sample", overrides)
+        self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
+        self.strategy = build_strategy(self.config, self.model)
+        self._decoding(self.config.sampler.block_length or 1).environment(self.model, 0)  # refuses what does not fit
+        if (self.config.sampler.block_length or 1) > self.max_length:
+            raise ValueError(f"block_length is more than the model's {self.max_length} positions; change it")
+        # `auto` asks for as many as fit: memory here is bounded whatever the batch
+        self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 32
+        self.samples, self.seed, self.check_greedy = samples, seed, greedy
+        self.record = None if record is None else Path(record)
+        self.likelihoods: list[Likelihood] = []
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.model.max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.model.model_id.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Without special tokens: what stands in front of a text is the model's own business."""
+        tokens = self.tokenizer.encode(string, add_special_tokens=False)
+        if self.model.mask_id in tokens:
+            raise ValueError(f"{string[:80]!r} holds the mask token as text; take it out")
+        return tokens
+
+    # ---------------------------------------------------------------------------------------------- likelihood
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        pairs = []
+        for context, continuation in (request.args for request in requests):
+            encoded = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            pairs.append(((context, continuation), *encoded))
+        return self._loglikelihood_tokens(pairs)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        texts = []
+        for (_, text), context, continuation in requests:
+            room = self.max_length - len(continuation)
+            if room < 0:
+                raise ValueError(
+                    f"{text[:80]!r} has {len(continuation)} tokens, more than the model's {self.max_length}"
+                )
+            texts.append((context[max(0, len(context) - room) :], continuation))
+        found = log_likelihoods(self.model, texts, self.samples, self.seed, max(self.batch_size, self.samples))
+        greedy = [bool(one.greedy) for one in found]
+        if self.check_greedy and not self.model.causal:
+            greedy = self.writes(texts)
+        self._keep([words for words, _, _ in requests], found, greedy)
+        return [(one.log_prob, own) for one, own in zip(found, greedy, strict=True)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """A long text in windows of the model's length, one token of context each, the last with as much as there is room for."""
+        texts, owner = [], []
+        for number, (text,) in enumerate(request.args for request in requests):
+            tokens = self.tok_encode(text)
+            for first, scored, end in windows(len(tokens), self.max_length):
+                texts.append((tokens[first:scored], tokens[scored:end]))
+                owner.append(number)
+        found = log_likelihoods(self.model, texts, self.samples, self.seed, max(self.batch_size, self.samples))
+        sums, squares = [0.0] * len(requests), [0.0] * len(requests)
+        for number, one in zip(owner, found, strict=True):
+            sums[number] += one.log_prob
+            squares[number] += one.standard_error**2
+        whole = [Likelihood(total, square**0.5, None) for total, square in zip(sums, squares, strict=True)]
+        self._keep([("", request.args[0]) for request in requests], whole, [None] * len(requests))
+        return sums
+
+    def writes(self, texts: list[tuple[list[int], list[int]]]) -> list[bool]:
+        """Whether the strategy at temperature 0 writes each continuation behind its context."""
+        out = [True] * len(texts)
+        by_length: dict[int, list[int]] = {}
+        for number, (_, continuation) in enumerate(texts):
+            by_length.setdefault(len(continuation), []).append(number)
+        by_length.pop(0, None)
+        for length, numbers in by_length.items():
+            for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
+                prompts = left_padded(self.model, [texts[number][0] for number in part], length)
+                samples = self._decode(prompts, length, 0.0, part, blocks=False)
+                written = samples.tokens[:, prompts.prompt_length :].tolist()
+                for number, tokens in zip(part, written, strict=True):
+                    out[number] = tokens == texts[number][1]
+        return out
+
+    def _keep(self, words: list[tuple[str, str]], found: list[Likelihood], greedy: list[Any]) -> None:
+        self.likelihoods += found
+        if self.record is None:
+            return
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        with self.record.open("a", encoding="utf-8") as out:
+            for (context, text), one, own in zip(words, found, greedy, strict=True):
+                line = {"context": context, "text": text, "log_prob": one.log_prob, "standard_error": one.standard_error,
+                        "is_greedy": own}  # fmt: skip
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results."""
+        errors = [one.standard_error for one in self.likelihoods]
+        info = {"model_id": self.model.model_id, "sampler": OmegaConf.to_container(self.config.sampler)}
+        if not errors:
+            return info
+        return info | {
+            "likelihood": "exact" if self.model.causal else "lower bound by Monte Carlo",
+            "likelihood_samples": 1 if self.model.causal else self.samples,
+            "likelihood_standard_error_mean": sum(errors) / len(errors),
+            "likelihood_standard_error_max": max(errors),
+        }
+
+    # ---------------------------------------------------------------------------------------------- generation
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        out = [""] * len(requests)
+        contexts = [self.tok_encode(request.args[0]) for request in requests]
+        groups: dict[tuple[str, int], list[int]] = {}
+        for number, request in enumerate(requests):
+            length = self._length(int(normalize_gen_kwargs(request.args[1])["max_gen_toks"]), len(contexts[number]))
+            groups.setdefault((json.dumps(request.args[1], sort_keys=True), length), []).append(number)
+        for (_, length), numbers in groups.items():
+            asked = normalize_gen_kwargs(requests[numbers[0]].args[1])
+            temperature = self.config.sampler.temperature if self.told_temperature else asked.get("temperature", 0.0)
+            room = self.max_length - length
+            for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
+                shown = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
+                prompts = left_padded(self.model, shown, length)
+                samples = self._decode(prompts, length, float(temperature), part)
+                for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
+                    text = self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id))
+                    out[number] = postprocess_generated_text(text, asked["until"], None)
+                    self.cache_hook.add_partial("generate_until", requests[number].args, out[number])
+        return out
+
+    def _length(self, asked: int, context: int) -> int:
+        """Positions to write, in whole blocks: what the task asks for where it fits behind the context; of a long context the
+        left is cut off, so that half of the model is left to write."""
+        block = self.config.sampler.block_length or 1
+        most = max(self.max_length - context, self.max_length // 2, block) // block * block
+        return min(-(-asked // block) * block, most)
+
+    def _decoding(self, length: int, blocks: bool = True) -> Decoding:
+        sampler = self.config.sampler
+        steps = length if self.model.causal or not self.told_steps else int(sampler.steps)
+        return Decoding(
+            length, steps, sampler.block_length if blocks else None, sampler.cache, sampler.refresh, sampler.budget,
+            sampler.logits_eos_inf, sampler.confidence_eos_eot_inf, float(sampler.guidance),
+        )  # fmt: skip
+
+    def _decode(
+        self, prompts: Prompts, length: int, temperature: float, rows: list[int], blocks: bool = True
+    ) -> Samples:
+        """By the strategy; rows: the requests' numbers, so that a request's draws do not hang on its batch."""
+        prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
+        environment = self._decoding(length, blocks).environment(self.model, prompts.prompt_length)
+        strategy = Strategy(self.strategy.where, replace(self.strategy.what, temperature=temperature))
+        return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
+
+
+def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prompts:
+    """Contexts padded on the left, `length` masks behind them; the padding is never seen."""
+    width = max(len(context) for context in contexts)
+    canvas = torch.full((len(contexts), width + length), model.mask_id)
+    for row, context in enumerate(contexts):
+        canvas[row, :width] = torch.tensor([0] * (width - len(context)) + context, dtype=torch.long)
+    return Prompts(canvas, {}, None, width, torch.tensor([width - len(context) for context in contexts]))
+
+
+def cut(tokens: list[int], end: int | None) -> list[int]:
+    """What stands before the end of sequence."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+if __name__ == "__main__":
+    setup_logging()
+    harness = HarnessCLI()
+    with exit_on_bad_input():
+        harness.execute(harness.parse_args())

@@ -1,0 +1,190 @@
+"""Our models under lm-evaluation-harness: its own command line on a local task, and the numbers that it is given."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.questions import load_questions
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from evaluation.likelihood import log_likelihoods
+from load_model import load_model
+from samplers.loop import Strategy, sample
+from samplers.where import WHERE
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
+
+ROOT = Path(__file__).parents[2]
+DOCS = [json.loads(line) for line in (ROOT / "tests/evaluation/tasks/stories.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def harness():
+    return importlib.import_module("evaluation.lm_eval")
+
+
+def requests(kind, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
+
+
+def test_its_own_command_line(tmp_path):
+    command = [
+        sys.executable, "-m", "evaluation.lm_eval", "--model", "unmask", "--model_args",
+        f"path=example/stories,strategy=confidence,steps=6,samples=16,record={tmp_path}/record.jsonl",
+        "--tasks", "unmask_choice,unmask_generate,unmask_rolling", "--include_path", "tests/evaluation/tasks",
+        "--output_path", str(tmp_path / "out"), "--log_samples", "--device", "cpu", "--batch_size", "4",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(file.read_text())
+    model, _ = load_model(ROOT / "example/stories")
+    encode = lambda text: model.tokenizer.encode(text, add_special_tokens=False)
+    right = 0
+    for doc in DOCS:
+        # a single token is scored exactly; the pair splits where the whole text is cut
+        whole = [(encode(doc["context"]), encode(doc["context"] + choice)[len(encode(doc["context"])) :])
+                 for choice in doc["choices"]]  # fmt: skip
+        own, other = log_likelihoods(model, whole, 16)
+        right += own.log_prob > other.log_prob
+    assert results["results"]["unmask_choice"]["acc,none"] == right / len(DOCS)
+    texts = [doc["context"] + doc["choices"][0] for doc in DOCS]
+    bounds = log_likelihoods(model, [([], encode(text)) for text in texts], 16)
+    words = sum(len(text.split()) for text in texts)
+    perplexity = float(torch.tensor(-sum(one.log_prob for one in bounds) / words).exp())
+    assert results["results"]["unmask_rolling"]["word_perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
+    info = results["config"]
+    assert info["likelihood"] == "lower bound by Monte Carlo" and info["likelihood_samples"] == 16
+    assert info["likelihood_standard_error_max"] >= info["likelihood_standard_error_mean"] > 0
+    assert info["sampler"]["strategy"] == "confidence" and info["sampler"]["steps"] == 6
+    lines = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * len(DOCS) and {line["standard_error"] for line in lines[:8:2]} == {0.0}
+    (logged,) = (tmp_path / "out").rglob("samples_unmask_generate_*.jsonl")
+    answers = [json.loads(line)["resps"][0][0] for line in logged.read_text().splitlines()]
+    assert len(answers) == len(DOCS) and all(answers) and not any("." in answer for answer in answers)
+
+
+def test_generation_is_that_of_the_sampler(harness):
+    lm = harness.UnmaskLM(path="example/stories", strategy="top_prob", steps=5, device="cpu")
+    asked = {"until": [" the", "!"], "max_gen_toks": 10, "do_sample": False}
+    contexts = [doc["context"] for doc in DOCS]
+    found = lm.generate_until(requests("generate_until", *((context, asked) for context in contexts)))
+    for context, text in zip(contexts, found, strict=True):
+        tokens = lm.tok_encode(context)
+        canvas = torch.tensor([tokens + [lm.model.mask_id] * 10])
+        environment = UnmaskingEnvironment(lm.model, 5, prompt_length=len(tokens), stop_id=lm.eot_token_id)
+        written = (
+            sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), canvas).tokens[0, len(tokens) :].tolist()
+        )
+        whole = lm.tokenizer.decode(harness.cut(written, lm.eot_token_id))
+        assert text == whole.split(" the")[0].split("!")[0]
+    assert any(" the" not in text for text in found)
+
+
+def test_temperature_and_length_come_from_the_task_unless_they_are_given(harness):
+    context = DOCS[0]["context"]
+    drawn = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    twice = requests("generate_until", (context, drawn), (context, drawn))
+    first, second = harness.UnmaskLM(path="example/stories", device="cpu").generate_until(twice)
+    assert first != second  # each request has draws of its own
+    first, second = harness.UnmaskLM(
+        path="example/stories", strategy="top_prob", temperature=0, device="cpu"
+    ).generate_until(twice)
+    assert first == second
+    lm = harness.UnmaskLM(path="example/stories", block_length=8, device="cpu")
+    assert [lm._length(*asked) for asked in ((1, 0), (8, 9), (9, 9), (999, 20), (999, 200), (9, 300))] == [
+        8,
+        8,
+        16,
+        232,
+        128,
+        16,
+    ]
+
+
+def test_a_policy_with_blocks_and_a_cache_answers_chain_arithmetic(harness):
+    questions = load_questions("chain", "test", None, 8)
+    asked = requests(
+        "generate_until", *((question.prompt, {"until": ["<eos>"], "max_gen_toks": 24}) for question in questions)
+    )
+    ways = {
+        "policy": {"policy": "example/chain_policy", "policy.action": "bernoulli_argmax"},
+        "blocks": {"strategy": "threshold", "threshold": 0.5, "block_length": 4, "cache": "dual"},
+    }
+    for name, way in ways.items():
+        lm = harness.UnmaskLM(path="example/chain", device="cpu", **way)
+        texts = lm.generate_until(asked)
+        right = [
+            question.truth == text.split("=")[1].split()[0]
+            for question, text in zip(questions, texts, strict=True)
+            if "=" in text
+        ]
+        assert sum(right) >= 6, (name, texts)
+
+
+def test_greedy_is_what_the_decoder_writes(harness):
+    lm = harness.UnmaskLM(path="example/stories", strategy="top_prob", device="cpu", samples=4)
+    context = lm.tok_encode("Once upon a time, there was a little")
+    canvas = torch.tensor([[*context, *[lm.model.mask_id] * 3]])
+    environment = UnmaskingEnvironment(lm.model, 3, prompt_length=len(context))
+    text = sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), canvas).tokens[0, -3:].tolist()
+    other = [*text[:2], text[2] + 1]
+    assert lm.writes([(context, text), (context, other), (context, [])]) == [True, False, True]
+    pairs = [(("", ""), context, text), (("", ""), context, other)]
+    assert [greedy for _, greedy in lm._loglikelihood_tokens(pairs)] == [True, False]
+    lm.check_greedy = False
+    assert [greedy for _, greedy in lm._loglikelihood_tokens(pairs)] == [False, False]
+
+
+def test_a_causal_model_scores_as_the_harness_does_itself(harness):
+    from lm_eval.models.huggingface import HFLM
+
+    path = str(ROOT / "example/stories_causal")
+    theirs = HFLM(pretrained=path, add_bos_token=True, device="cpu", dtype="float32", batch_size=1)
+    ours = harness.UnmaskLM(path="example/stories_causal", device="cpu")
+    asked = requests(
+        "loglikelihood", *((doc["context"], choice) for doc in DOCS for choice in doc["choices"]), ("", " girl")
+    )
+    for own, expected in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked, disable_tqdm=True), strict=True):
+        assert own[0] == pytest.approx(expected[0], abs=1e-3) and own[1] == expected[1]
+    theirs = HFLM(
+        pretrained=path, device="cpu", dtype="float32", batch_size=1
+    )  # its start token is in front here anyway
+    rolling = requests("loglikelihood_rolling", *((doc["context"],) for doc in DOCS))
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+        theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
+    )
+
+
+def test_bad_input(harness):
+    make = lambda **given: harness.UnmaskLM(**{"path": "example/stories", "device": "cpu", **given})
+    for given, message in [
+        ({"strategy": "treshold"}, "did you mean 'threshold'"),
+        ({"treshold": 0.9}, "did you mean sampler.threshold"),
+        ({"path": "example/nothing"}, "example/nothing"),
+        ({"path": "example/stories_causal", "strategy": "confidence"}, "this one is causal; use leftmost"),
+        ({"cache": "triple"}, "cache='triple' is unknown"),
+        ({"block_length": 300}, "more than the model's 256 positions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(**given)
+    with pytest.raises(ValueError, match="more than the model's 256"):
+        make(samples=2).loglikelihood(requests("loglikelihood", ("Once", " girl" * 300)))
+
+
+def test_without_the_harness_it_says_how_to_install_it(monkeypatch):
+    for name in [name for name in sys.modules if name == "lm_eval" or name.startswith("lm_eval.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "evaluation.lm_eval", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install -e '.\[lm-eval\]'"):
+        importlib.import_module("evaluation.lm_eval")
