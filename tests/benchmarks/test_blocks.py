@@ -11,7 +11,7 @@ from load_model import load_model
 
 TINY = Path(__file__).parents[1] / "vectors" / "llada-tiny"
 DECODINGS = [case for case in json.loads((TINY / "generate.json").read_text()) if not case["steps"]]
-SMALL = blocks.Shape(64, 2, 2, 128, 16_384, prompt=16, length=48, block=16, rows=4, repeats=2)
+SMALL = blocks.Shape(64, 2, 2, 128, 65_536, prompt=16, length=48, block=16, rows=4, repeats=2)  # costs are the head's
 CACHES = ("none", "prefix", "dual")
 
 
@@ -34,7 +34,7 @@ def test_ours_writes_the_same_tokens_in_less_time(cache):
     model = blocks.build(SMALL)
     record = blocks.against_plain(model, SMALL, cache, 0.9)
     assert record["same"] == SMALL.repeats
-    assert record["high"] > 1.2
+    assert record["high"] > 1.2  # the better of two: the checks of shapes, on in tests, cost ours more
 
 
 @pytest.mark.parametrize("cache", [None, "prefix", "dual"])
