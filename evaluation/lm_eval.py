@@ -108,7 +108,8 @@ class UnmaskLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = []
-        for context, continuation in (request.args for request in requests):
+        for request in requests:
+            context, continuation = _arguments(request)
             encoded = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
             pairs.append(((context, continuation), *encoded))
         return self._loglikelihood_tokens(pairs)
@@ -192,13 +193,15 @@ class UnmaskLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         out = [""] * len(requests)
-        contexts = [self.tok_encode(request.args[0]) for request in requests]
+        contexts = [self.tok_encode(_arguments(request)[0]) for request in requests]
         groups: dict[tuple[str, int], list[int]] = {}
         for number, request in enumerate(requests):
-            length = self._length(int(normalize_gen_kwargs(request.args[1])["max_gen_toks"]), len(contexts[number]))
-            groups.setdefault((json.dumps(request.args[1], sort_keys=True), length), []).append(number)
+            length = self._length(
+                int(normalize_gen_kwargs(_arguments(request)[1]).get("max_gen_toks", 0)), len(contexts[number])
+            )
+            groups.setdefault((json.dumps(_arguments(request)[1], sort_keys=True), length), []).append(number)
         for (_, length), numbers in groups.items():
-            asked = normalize_gen_kwargs(requests[numbers[0]].args[1])
+            asked = normalize_gen_kwargs(_arguments(requests[numbers[0]])[1])
             temperature = self.config.sampler.temperature if self.told_temperature else asked.get("temperature", 0.0)
             room = self.max_length - length
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
@@ -207,7 +210,7 @@ class UnmaskLM(TemplateLM):
                 samples = self._decode(prompts, length, float(temperature), part)
                 for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
                     text = self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id))
-                    out[number] = postprocess_generated_text(text, asked["until"], None)
+                    out[number] = postprocess_generated_text(text, asked.get("until", []), None)
                     self.cache_hook.add_partial("generate_until", requests[number].args, out[number])
         return out
 
@@ -234,6 +237,11 @@ class UnmaskLM(TemplateLM):
         environment = self._decoding(length, blocks).environment(self.model, prompts.prompt_length)
         strategy = Strategy(self.strategy.where, replace(self.strategy.what, temperature=temperature))
         return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    """What a request asks, whose declared type is empty."""
+    return tuple(request.args)
 
 
 def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prompts:
