@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
-from model.llama import LlamaBlock, LlamaShape
+from model.llama import LlamaBlock, LlamaShape, RowByRow, Span
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
 
 
@@ -102,13 +102,15 @@ class DitHidden(nn.Module, PyTorchModelHubMixin):
             assert alpha is not None
             of_row = of_row + self.alpha_embedding(alpha)
         condition = self.mask_embedding(masked.long()) + of_row[:, None]
-        cos, sin = self.angles(masked.shape[1], masked.device)
+        rows, length = masked.shape
+        cos, sin = self.angles(length, masked.device)
+        turn, whole = (cos.repeat(rows, 1), sin.repeat(rows, 1)), RowByRow([Span(list(range(rows)), 0, 0, length)])
         x = hidden.float()
         for number, (norm, ada) in enumerate(zip(self.norms, self.ada_linears, strict=True)):
             scale, shift = ada(condition).chunk(2, dim=-1)
             x = norm(x) * (1 + scale) + shift
             if number < len(self.transformer_blocks):
-                x = self.transformer_blocks[number](x, cos, sin)
+                x = self.transformer_blocks[number](x.flatten(0, 1), turn, whole).unflatten(0, (rows, length))
         return x
 
     def forward(

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import data.questions
 from load_model import load_model
 from policy.checkpoints import load_policy
-from tests.questions import backbone, questions
+from tests.tiny_text import backbone, questions
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
 from tests.training.test_run import train
 from training.usage import composed
@@ -75,14 +74,8 @@ def check(directory: Path, experiment: str) -> None:
     assert "Respond in the following format" in shown or "Python" in shown
 
 
-def skip_where_unknown(datasets) -> None:
-    if missing := set(datasets) - set(data.questions.DATASETS):
-        pytest.skip(f"{missing} is not among data.questions.DATASETS")
-
-
 @pytest.mark.parametrize("experiment", QUESTIONS)
 def test_questions(experiment, tiny, tmp_path):
-    skip_where_unknown(composed("train_policy", [f"experiment={experiment}"]).data.datasets)
     check(run(tmp_path / "run", *small(experiment, tiny)), experiment)
 
 
@@ -90,7 +83,6 @@ def test_questions(experiment, tiny, tmp_path):
 @pytest.mark.parametrize("experiment", ["llada_bl32", "llada_bl256", "dream_bl32", "dream_bl256"])
 def test_the_four_settings_by_ppo_and_on_the_union_with_code(experiment, more, tiny, tmp_path):
     words = small(experiment, tiny, *more)
-    skip_where_unknown(composed("train_policy", words).data.datasets)
     check(run(tmp_path / "run", *words), experiment)
 
 

@@ -126,6 +126,7 @@ def assert_equal(one, other):
 
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "chain_grpo": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
+    "chain_budget": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
     "chain_alphas": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
     "chain_expert_steering": [
         *GROUPS,
@@ -431,7 +432,7 @@ def test_sigterm_saves_and_ends_with_143(algorithm, tiny, tmp_path, monkeypatch,
         ("small", ["training.batch_size=6", "training.accum=4"], "batch of 6 is not divisible by training.accum=4"),
         ("small", ["algorithm=grpo", "algorithm.group_size=1"], "algorithm.group_size=1 must be at least 2"),
         ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational, imitation"),
-        ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, hidden_mlp"),
+        ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, dit_hidden, hidden_mlp"),
         ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of bound, likelihood, puzzle"),
         ("small", ["reward=likelihood"], "reward=likelihood reads text and this data has none; use reward=puzzle"),
         ("small", ["algorithm=imitation", "algorithm.expert=leftmost"], "expert='leftmost' is unknown; use one of threshold"),

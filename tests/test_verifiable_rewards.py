@@ -12,7 +12,7 @@ from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
 from samplers.loop import Strategy, sample
 from samplers.where import Threshold
-from tests.questions import backbone, questions
+from tests.tiny_text import backbone, questions
 from tests.test_run_train_policy import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
 from training.published import translated
 
@@ -103,6 +103,7 @@ def test_chain_arithmetic_is_a_data_set_like_the_others(tmp_path):
         "answer_length": 24,
         "max_prompt_length": None,
         "valid_rows": 8,
+        "unsandboxed": False,
     }
     task = QuestionTask(model, OmegaConf.create(data), 0)
     prompts = task.prompts(100, 0)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from data.questions import encode
 from data.tasks import QuestionTask
 from load_model import load_model
-from tests.questions import backbone, questions
+from tests.tiny_text import backbone, questions
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -22,10 +22,10 @@ def directory(tmp_path_factory):
     return questions(tmp_path_factory.mktemp("data"))
 
 
-def task(model, directory, seed=0, rank=0, world=1, **changes):
+def task(model, directory, seed=0, **changes):
     settings = {"datasets": ["gsm8k", "math"], "data_dir": str(directory), "count": None, "answer_length": 8,
-                "max_prompt_length": None, "valid_rows": 3}  # fmt: skip
-    return QuestionTask(model, OmegaConf.create(settings | changes), seed, rank, world)
+                "max_prompt_length": None, "valid_rows": 3, "unsandboxed": False}  # fmt: skip
+    return QuestionTask(model, OmegaConf.create(settings | changes), seed)
 
 
 def test_prompts_are_padded_on_the_left_and_know_their_question(model, directory):

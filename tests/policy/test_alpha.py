@@ -96,7 +96,8 @@ def test_a_reward_counts_speed_by_the_alpha_of_the_row():
     evaluations = torch.tensor([1, 2, 4, 8, 8, 3])
     each = [float(speed_factor(evaluations[i : i + 1], 8, float(alpha))) for i, alpha in enumerate(ALPHAS)]
     torch.testing.assert_close(speed_factor(evaluations, 8, ALPHAS), torch.tensor(each))
-    reward = VerifiedReward(lambda tokens, rows: torch.ones(6), 1.0)
+    task = SimpleNamespace(datasets=["own"], right=lambda tokens, rows: torch.ones(6), written=lambda tokens: [])
+    reward = VerifiedReward(task, 1.0, ["correct_times_speed"], [1.0])
     finished = SimpleNamespace(tokens=BLANK, prompt=MODEL.mask_id != BLANK, evaluations=evaluations)
     assert reward(finished, {"alpha": ALPHAS}).total.tolist() == pytest.approx(each)
     assert torch.equal(reward(finished, {}).total, speed_factor(evaluations, 8, 1.0))

@@ -112,7 +112,7 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
         for i, j in trajectory.writable.nonzero().tolist()
     ]
     expected = torch.stack(terms).mean()
-    loss = learn_answers(network, trajectory, len(terms), wrong)
+    loss = learn_answers(network, trajectory, float(len(terms)), wrong)
     torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -270,7 +270,7 @@ def test_select_copies_drops_and_reorders_everything_of_a_row():
     observation = environment.step(Strategy(WHERE["random"](), TokenRule()).decide(observation, Draws(0)))
     readout = observation.read(observation.writable, 2, entropy=True)
     index = torch.tensor([3, 1, 1])
-    names = {field.name for field in fields(observation)} - {"environment", "steps", "time", "start"}
+    names = {field.name for field in fields(observation)} - {"environment", "steps", "time", "start", "alpha"}
     expected = {name: getattr(observation, name)[index] for name in names}
     top, entropy = readout.top_log_probs[index], readout.entropy[index]
     selected = environment.select(index)

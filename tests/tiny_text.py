@@ -39,7 +39,7 @@ def backbone(name: str, directory: Path, max_length: int = 512, favours: str = "
 
 
 def questions(directory: Path) -> Path:
-    """Training files of gsm8k and math, of eight and six questions; the last of each is long."""
+    """Training files of gsm8k, math and kodcode, of eight, six and six questions; the last of the first two are long."""
     rows = {
         "gsm8k": [
             (f"{n} of {n % 2} = ?" + " Why?" * 30 * (n == 7), f"It is {1 + 6 * (n % 2)}.\n#### {1 + 6 * (n % 2)}")
@@ -51,4 +51,8 @@ def questions(directory: Path) -> Path:
         (directory / name).mkdir(parents=True)
         text = "".join(json.dumps({"question": asked, "answer": answer}) + "\n" for asked, answer in pairs)
         (directory / name / "train.jsonl").write_text(text)
+    (directory / "kodcode").mkdir()
+    shared = Path(__file__).parent / "questions" / "kodcode" / "train.jsonl"
+    usable = shared.read_text().splitlines(keepends=True)[0]
+    (directory / "kodcode" / "train.jsonl").write_text(usable * 6)
     return directory
