@@ -64,7 +64,7 @@ def build(shape: Shape) -> LlamaLM:
     network.reset_parameters()
     for block in network.blocks:
         for part, factor in ((block.query, SHARPER), (block.out, WIDER), (block.down, WIDER)):
-            part.weight.mul_(factor)
+            part.weight.mul_(factor)  # pyright: ignore
     network.head.weight *= SPREAD
     return LlamaLM(network, shape.vocabulary - 1, shape.prompt + max(shape.length, LONG)).eval()
 
