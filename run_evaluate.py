@@ -206,7 +206,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The data sets and seeds asked for. ValueError for what no evaluation could have, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
-    names = list(ALL) if arguments.datasets == "all" else arguments.datasets.split(",")
+    names: list[str] = [*ALL] if arguments.datasets == "all" else arguments.datasets.split(",")
     if unknown := [name for name in names if name not in DATASETS]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
     if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):

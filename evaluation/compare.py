@@ -68,10 +68,10 @@ def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, floa
     return {
         "questions": len(right[0]), "seeds_a": len(first), "seeds_b": len(second),
         "accuracy_a": float(right[0].mean()), "accuracy_b": float(right[1].mean()),
-        **_named("accuracy_difference", paired_difference(*right)),
+        **_named("accuracy_difference", paired_difference(right[0], right[1])),
         "mcnemar_seeds": common, "only_a_right": better, "only_b_right": worse, "mcnemar_p": mcnemar(better, worse),
         "evaluations_a": float(evaluations[0].mean()), "evaluations_b": float(evaluations[1].mean()),
-        **_named("evaluations_difference", paired_difference(*evaluations)),
+        **_named("evaluations_difference", paired_difference(evaluations[0], evaluations[1])),
     }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ class UnmaskLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = []
-        for context, continuation in (request.args for request in requests):
+        for context, continuation in arguments_of(requests):
             encoded = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
             pairs.append(((context, continuation), *encoded))
         return self._loglikelihood_tokens(pairs)
@@ -134,7 +134,7 @@ class UnmaskLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """A long text in windows of the model's length, one token of context each, the last with as much as there is room for."""
         texts, owner = [], []
-        for number, (text,) in enumerate(request.args for request in requests):
+        for number, (text,) in enumerate(arguments_of(requests)):
             tokens = self.tok_encode(text)
             for first, scored, end in windows(len(tokens), self.max_length):
                 texts.append((tokens[first:scored], tokens[scored:end]))
@@ -145,7 +145,7 @@ class UnmaskLM(TemplateLM):
             sums[number] += one.log_prob
             squares[number] += one.standard_error**2
         whole = [Likelihood(total, square**0.5, None) for total, square in zip(sums, squares, strict=True)]
-        self._keep([("", request.args[0]) for request in requests], whole, [None] * len(requests))
+        self._keep([("", text) for (text,) in arguments_of(requests)], whole, [None] * len(requests))
         return sums
 
     def writes(self, texts: list[tuple[list[int], list[int]]]) -> list[bool]:
@@ -192,13 +192,15 @@ class UnmaskLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         out = [""] * len(requests)
-        contexts = [self.tok_encode(request.args[0]) for request in requests]
+        arguments = arguments_of(requests)
+        contexts = [self.tok_encode(context) for context, _ in arguments]
         groups: dict[tuple[str, int], list[int]] = {}
-        for number, request in enumerate(requests):
-            length = self._length(int(normalize_gen_kwargs(request.args[1])["max_gen_toks"]), len(contexts[number]))
-            groups.setdefault((json.dumps(request.args[1], sort_keys=True), length), []).append(number)
+        for number, (_, wished) in enumerate(arguments):
+            settings: Any = normalize_gen_kwargs(wished)
+            length = self._length(settings["max_gen_toks"], len(contexts[number]))
+            groups.setdefault((json.dumps(wished, sort_keys=True), length), []).append(number)
         for (_, length), numbers in groups.items():
-            asked = normalize_gen_kwargs(requests[numbers[0]].args[1])
+            asked: Any = normalize_gen_kwargs(arguments[numbers[0]][1])
             temperature = self.config.sampler.temperature if self.told_temperature else asked.get("temperature", 0.0)
             room = self.max_length - length
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
@@ -208,7 +210,7 @@ class UnmaskLM(TemplateLM):
                 for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
                     text = self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id))
                     out[number] = postprocess_generated_text(text, asked["until"], None)
-                    self.cache_hook.add_partial("generate_until", requests[number].args, out[number])
+                    self.cache_hook.add_partial("generate_until", arguments[number], out[number])
         return out
 
     def _length(self, asked: int, context: int) -> int:
@@ -234,6 +236,11 @@ class UnmaskLM(TemplateLM):
         environment = self._decoding(length, blocks).environment(self.model, prompts.prompt_length)
         strategy = Strategy(self.strategy.where, replace(self.strategy.what, temperature=temperature))
         return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
+
+
+def arguments_of(requests: list[Instance]) -> list[tuple[Any, ...]]:
+    """(context, continuation), (text,), or (context, settings of generation) of each request."""
+    return [tuple(request.args) for request in requests]
 
 
 def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prompts:
