@@ -3,7 +3,7 @@
     python -m evaluation.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
 
 --model_args: path (all that load_model takes), dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
-block_length, cache, ...; policy=PATH is strategy=policy with policy.path=PATH); samples, seed: of the likelihood bound;
+block_length, cache, policy.path, policy.action, ...); samples, seed: of the likelihood bound;
 record=FILE: a line of JSON for each log-likelihood, with its standard error.
 
 * generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string.
@@ -54,7 +54,7 @@ class UnmaskLM(TemplateLM):
     def __init__(
         self, path: str = "example/stories", dtype: str = "float32", device: str | None = None, batch_size: int | str = 32,
         max_batch_size: int | None = None, samples: int = 128, seed: int = 0, greedy: bool = True,
-        record: str | None = None, policy: str | None = None, **sampler: Any,
+        record: str | None = None, **sampler: Any,
     ):  # fmt: skip
         super().__init__()
         check_device(device or "auto")
@@ -64,8 +64,6 @@ class UnmaskLM(TemplateLM):
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and tasks are text; add tokenizer.json")
-        if policy is not None:
-            sampler |= {"strategy": "policy", "policy.path": policy}
         overrides = [f"sampler.{key}={'null' if value is None else value}" for key, value in sampler.items()]
         self.config = composed("sample", overrides)
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
