@@ -3,7 +3,7 @@
     python -m evaluation.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
 
 --model_args: path (all that load_model takes), dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
-block_length, cache, ...; policy=PATH is strategy=policy with policy.path=PATH); samples, seed: of the likelihood bound;
+block_length, cache, policy.path, policy.action, ...); samples, seed: of the likelihood bound;
 record=FILE: a line of JSON for each log-likelihood, with its standard error.
 
 * generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string.
@@ -54,7 +54,7 @@ class UnmaskLM(TemplateLM):
     def __init__(
         self, path: str = "example/stories", dtype: str = "float32", device: str | None = None, batch_size: int | str = 32,
         max_batch_size: int | None = None, samples: int = 128, seed: int = 0, greedy: bool = True,
-        record: str | None = None, policy: str | None = None, **sampler: Any,
+        record: str | None = None, **sampler: Any,
     ):  # fmt: skip
         super().__init__()
         check_device(device or "auto")
@@ -64,8 +64,6 @@ class UnmaskLM(TemplateLM):
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and tasks are text; add tokenizer.json")
-        if policy is not None:
-            sampler |= {"strategy": "policy", "policy.path": policy}
         overrides = [f"sampler.{key}={'null' if value is None else value}" for key, value in sampler.items()]
         self.config = composed("sample", overrides)
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
@@ -108,8 +106,7 @@ class UnmaskLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = []
-        for request in requests:
-            context, continuation = _arguments(request)
+        for context, continuation in arguments_of(requests):
             encoded = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
             pairs.append(((context, continuation), *encoded))
         return self._loglikelihood_tokens(pairs)
@@ -135,7 +132,7 @@ class UnmaskLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """A long text in windows of the model's length, one token of context each, the last with as much as there is room for."""
         texts, owner = [], []
-        for number, (text,) in enumerate(request.args for request in requests):
+        for number, (text,) in enumerate(arguments_of(requests)):
             tokens = self.tok_encode(text)
             for first, scored, end in windows(len(tokens), self.max_length):
                 texts.append((tokens[first:scored], tokens[scored:end]))
@@ -146,7 +143,7 @@ class UnmaskLM(TemplateLM):
             sums[number] += one.log_prob
             squares[number] += one.standard_error**2
         whole = [Likelihood(total, square**0.5, None) for total, square in zip(sums, squares, strict=True)]
-        self._keep([("", request.args[0]) for request in requests], whole, [None] * len(requests))
+        self._keep([("", text) for (text,) in arguments_of(requests)], whole, [None] * len(requests))
         return sums
 
     def writes(self, texts: list[tuple[list[int], list[int]]]) -> list[bool]:
@@ -193,15 +190,15 @@ class UnmaskLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         out = [""] * len(requests)
-        contexts = [self.tok_encode(_arguments(request)[0]) for request in requests]
+        arguments = arguments_of(requests)
+        contexts = [self.tok_encode(context) for context, _ in arguments]
         groups: dict[tuple[str, int], list[int]] = {}
-        for number, request in enumerate(requests):
-            length = self._length(
-                int(normalize_gen_kwargs(_arguments(request)[1]).get("max_gen_toks", 0)), len(contexts[number])
-            )
-            groups.setdefault((json.dumps(_arguments(request)[1], sort_keys=True), length), []).append(number)
+        for number, (_, wished) in enumerate(arguments):
+            settings: Any = normalize_gen_kwargs(wished)
+            length = self._length(settings["max_gen_toks"], len(contexts[number]))
+            groups.setdefault((json.dumps(wished, sort_keys=True), length), []).append(number)
         for (_, length), numbers in groups.items():
-            asked = normalize_gen_kwargs(_arguments(requests[numbers[0]])[1])
+            asked: Any = normalize_gen_kwargs(arguments[numbers[0]][1])
             temperature = self.config.sampler.temperature if self.told_temperature else asked.get("temperature", 0.0)
             room = self.max_length - length
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
@@ -210,8 +207,8 @@ class UnmaskLM(TemplateLM):
                 samples = self._decode(prompts, length, float(temperature), part)
                 for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
                     text = self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id))
-                    out[number] = postprocess_generated_text(text, asked.get("until", []), None)
-                    self.cache_hook.add_partial("generate_until", requests[number].args, out[number])
+                    out[number] = postprocess_generated_text(text, asked["until"], None)
+                    self.cache_hook.add_partial("generate_until", arguments[number], out[number])
         return out
 
     def _length(self, asked: int, context: int) -> int:
@@ -239,9 +236,9 @@ class UnmaskLM(TemplateLM):
         return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
 
 
-def _arguments(request: Instance) -> tuple[Any, ...]:
-    """What a request asks, whose declared type is empty."""
-    return tuple(request.args)
+def arguments_of(requests: list[Instance]) -> list[tuple[Any, ...]]:
+    """(context, continuation), (text,), or (context, settings of generation) of each request."""
+    return [tuple(request.args) for request in requests]
 
 
 def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prompts:

@@ -6,8 +6,8 @@ import pytest
 
 from load_model import load_model
 from policy.checkpoints import load_policy
-from tests.tiny_text import backbone, questions
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
+from tests.tiny_text import backbone, questions
 from tests.training.test_run import train
 from training.usage import composed
 
@@ -32,7 +32,7 @@ def test_every_experiment_is_run_by_a_test():
     of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
     of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
     assert of_backbones | of_policies == FILES.keys() and not of_backbones & of_policies
-    assert of_backbones == BACKBONES.keys()
+    assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
 
 

@@ -327,6 +327,11 @@ def losses(run, name="loss"):
     return {line["step"]: line[name] for line in lines if name in line}
 
 
+def test_the_experiment_runs_on_a_small_causal_model(base, texts, tmp_path):
+    directory = train(base, texts, "experiment=adapt_smollm2", "training.n_iters=2", f"run_dir={tmp_path / 'run'}")
+    assert (directory / "model" / "adapter_model.safetensors").is_file() and losses(directory).keys() == {1, 2}
+
+
 @pytest.mark.parametrize("lora", [[], LORA], ids=["full", "lora"])
 def test_a_run_is_loaded_sampled_from_and_goes_on_bit_for_bit(base, texts, tmp_path, lora):
     before = load_file(base / "model.safetensors")

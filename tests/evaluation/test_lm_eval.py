@@ -117,7 +117,7 @@ def test_a_policy_with_blocks_and_a_cache_answers_chain_arithmetic(harness):
         "generate_until", *((question.prompt, {"until": ["<eos>"], "max_gen_toks": 24}) for question in questions)
     )
     ways = {
-        "policy": {"policy": "example/chain_policy", "policy.action": "bernoulli_argmax"},
+        "policy": {"strategy": "policy", "policy.path": "example/chain_policy", "policy.action": "bernoulli_argmax"},
         "blocks": {"strategy": "threshold", "threshold": 0.5, "block_length": 4, "cache": "dual"},
     }
     for name, way in ways.items():
