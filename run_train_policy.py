@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
+from model.llama import BidirectionalLlama, Span
 from model.radd import RADD
 from policy.build import shipped
 from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
@@ -172,7 +173,10 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
         if config.model.sharded:  # after the policy, which may copy some of its blocks
-            shard(model.backbone, model.backbone.blocks, "body", torch.zeros(1, 1, dtype=torch.long), group)
+            token = torch.zeros(1, dtype=torch.long, device=group.device)
+            llama = isinstance(model.backbone, BidirectionalLlama)
+            forward, example = ("run", (token, None, [Span([0], 0, 0, 1)])) if llama else ("body", (token[None],))
+            shard(model.backbone, model.backbone.blocks, forward, example, group)
         reward = build_reward(config, model, task, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())

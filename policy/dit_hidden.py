@@ -109,7 +109,7 @@ class DitHidden(nn.Module, PyTorchModelHubMixin):
         for number, (norm, ada) in enumerate(zip(self.norms, self.ada_linears, strict=True)):
             scale, shift = ada(condition).chunk(2, dim=-1)
             x = norm(x) * (1 + scale) + shift
-            if number < len(self.transformer_blocks):
+            if rows and number < len(self.transformer_blocks):  # a process with nothing to learn from has no rows
                 x = self.transformer_blocks[number](x.flatten(0, 1), turn, whole).unflatten(0, (rows, length))
         return x
 

@@ -16,10 +16,10 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from training.processes import Processes
 
 
-def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: Tensor, processes: Processes) -> None:
+def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: tuple, processes: Processes) -> None:
     """Split `blocks` of `network` over the processes; what else it holds is whole on each process's device.
 
-    forward: the method, of tensors, that runs each block once; example: the smallest input that it takes.
+    forward: the method, of tensors, that runs each block once; example: the smallest arguments that it takes.
     Raises ValueError for one process alone, whose part would be the whole.
     """
     if processes.world == 1:
@@ -53,7 +53,7 @@ def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: Tens
     @torch.no_grad()
     def join() -> None:
         while anybody(False):
-            run(example.to(processes.device))
+            run(*example)
 
     setattr(network, forward, in_step)
     processes.join = join

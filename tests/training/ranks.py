@@ -47,13 +47,13 @@ def run(case: dict, rank: int, directory: Path) -> None:
 
     def kept(model, *rest):
         def counted(forward):
-            def counting(*arguments):
+            def counting(*arguments, **settings):
                 seen["forwards"] += 1
-                return forward(*arguments)
+                return forward(*arguments, **settings)
 
             return counting
 
-        for name in ("hidden_rows", "hidden_span"):
+        for name in ("hidden_rows", "hidden_spans"):
             if hasattr(model, name):
                 setattr(model, name, counted(getattr(model, name)))
         network = rest[0] if case["script"] == "train_policy" else model

@@ -80,7 +80,7 @@ def finished(tmp_path_factory):
             case["overrides"] = [o for o in case["overrides"] if o != "model.sharded=true"]
             ranks.run(case, 0, one)
         for rank, process in enumerate(started):
-            assert process.wait(timeout=200) == 0, (two / f"{rank}.log").read_text()[-3000:]
+            assert process.wait(timeout=600) == 0, (two / f"{rank}.log").read_text()[-3000:]
     finally:
         for process in started:
             process.kill()
