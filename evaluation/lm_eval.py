@@ -57,9 +57,10 @@ class UnmaskLM(TemplateLM):
         record: str | None = None, **sampler: Any,
     ):  # fmt: skip
         super().__init__()
-        check_device(device or "auto")
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(chosen if device in (None, "auto") else device)
+        if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+            device = "auto"  # the harness asks for cuda:0 where nothing is said
+        check_device(device)
+        self._device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         self.model: MaskedLM = load_model(shipped(str(path)), self._device, dtype)[0]
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:

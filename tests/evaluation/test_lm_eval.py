@@ -40,7 +40,7 @@ def test_its_own_command_line(tmp_path):
         sys.executable, "-m", "evaluation.lm_eval", "--model", "unmask", "--model_args",
         f"path=example/stories,strategy=confidence,steps=6,samples=16,record={tmp_path}/record.jsonl",
         "--tasks", "unmask_choice,unmask_generate,unmask_rolling", "--include_path", "tests/evaluation/tasks",
-        "--output_path", str(tmp_path / "out"), "--log_samples", "--device", "cpu", "--batch_size", "4",
+        "--output_path", str(tmp_path / "out"), "--log_samples", "--batch_size", "4",
     ]  # fmt: skip
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
