@@ -68,7 +68,7 @@ def test_with_exact_conditionals_the_bound_is_the_likelihood():
 
 
 def test_k_DCE_masks_every_subset_as_often_as_it_should():
-    masked, weight = corrupt("k_DCE", 12_000, 3, None, torch.Generator().manual_seed(1))
+    masked, weight, _ = corrupt("k_DCE", 12_000, 3, None, torch.Generator().manual_seed(1))
     assert torch.equal(weight, 3 / masked.sum(1))
     fits(
         masked.long(),
@@ -79,7 +79,7 @@ def test_k_DCE_masks_every_subset_as_often_as_it_should():
 @pytest.mark.parametrize("noise", [LogLinearNoise(), GeometricNoise(1e-4, 20.0)], ids=str)
 def test_t_DCE_masks_at_the_rate_that_its_weight_belongs_to(noise):
     """Small weight, many masks: at weight sigma' / (exp(sigma) - 1) the mask probability is 1 - exp(-sigma)."""
-    masked, weight = corrupt("t_DCE", 4000, 50, noise, torch.Generator().manual_seed(2))
+    masked, weight, _ = corrupt("t_DCE", 4000, 50, noise, torch.Generator().manual_seed(2))
     times = torch.linspace(1e-3, 1, 20_001, dtype=torch.float64)
     sigma, rate = noise(times)
     weights, shares = (rate / torch.expm1(sigma)).float(), -torch.expm1(-sigma)
@@ -96,7 +96,7 @@ def test_t_DCE_masks_at_the_rate_that_its_weight_belongs_to(noise):
 def test_what_is_given_is_never_masked(loss):
     given = torch.rand(500, 6, generator=torch.Generator().manual_seed(5)) < 0.5
     given[0] = True
-    masked, weight = corrupt(loss, 500, 6, LogLinearNoise(), torch.Generator().manual_seed(6), given)
+    masked, weight, _ = corrupt(loss, 500, 6, LogLinearNoise(), torch.Generator().manual_seed(6), given)
     assert not (masked & given).any()
     assert masked[~given].float().mean() > 0.3
     assert weight.isfinite().all()
@@ -106,7 +106,7 @@ def test_masked_CE_is_the_mean_over_masked_positions():
     generator = torch.Generator().manual_seed(3)
     shares = corrupt("masked_CE", 300, 2000, None, generator)[0].float().mean(1).sort().values
     assert (shares - torch.linspace(0, 1, 300)).abs().max() < 0.05
-    masked, weight = corrupt("masked_CE", 40, 6, None, generator)
+    masked, weight, _ = corrupt("masked_CE", 40, 6, None, generator)
     log_prob = torch.randn(int(masked.sum()))
     value = denoising_loss(log_prob, masked.nonzero()[:, 0], weight, 6)
     assert float(value) == pytest.approx(-float(log_prob.mean()), rel=1e-5)
@@ -126,7 +126,7 @@ def test_gradients_flow_only_where_tokens_are_masked(loss):
     model = inconsistent(vocabulary=3, length=LENGTH, seed=1)
     rows = ROWS[torch.arange(5) % 3]
     loss_of(model, rows, loss, LogLinearNoise(), torch.Generator().manual_seed(4)).backward()
-    masked, _ = corrupt(loss, 5, LENGTH, LogLinearNoise(), torch.Generator().manual_seed(4))
+    masked, *_ = corrupt(loss, 5, LENGTH, LogLinearNoise(), torch.Generator().manual_seed(4))
     expected = torch.zeros(model.table.shape[:2], dtype=torch.bool)
     expected[
         model.state(rows.masked_fill(masked, model.mask_id)).unsqueeze(1).expand(-1, LENGTH)[masked],
