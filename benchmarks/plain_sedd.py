@@ -55,7 +55,7 @@ def step_weights(
     drop: Tensor,
     slope: float | None,
     last: bool = False,
-) -> Float[Tensor, "row position columns"]:
+) -> Float[Tensor, "row position tokens"]:
     """What races for each position, unnormalised; negative weights never win. slope: of an Euler step. last: no masks."""
     columns, own = score.shape[-1], tokens.unsqueeze(-1)
     if slope is None:
@@ -68,6 +68,19 @@ def step_weights(
 
 def race(weights: Float[Tensor, "row position columns"]) -> Int[Tensor, "row position"]:
     return (weights / (1e-10 - (torch.rand_like(weights) + 1e-10).log())).argmax(-1)
+
+
+def score_entropy(
+    log_score: Float[Tensor, "row position columns"],
+    clean: Int[Tensor, "row position"],
+    noisy: Int[Tensor, "row position"],
+    sigma: Float[Tensor, "row"],
+) -> Float[Tensor, "row position"]:
+    """Of the absorbing graph, at every position; zero where nothing is masked. To be multiplied with sigma'."""
+    masked, ratio = noisy == log_score.shape[-1] - 1, 1 / torch.expm1(sigma)[:, None]
+    own = log_score.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
+    value = log_score[..., :-1].exp().sum(-1) - ratio * own + ratio * (ratio.log() - 1)
+    return torch.where(masked, value, 0.0)
 
 
 @torch.no_grad()

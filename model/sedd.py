@@ -140,11 +140,12 @@ class SEDD(
     def body(
         self,
         tokens: Int[Tensor, "row position"],
-        sigma: Float[Tensor, "row"],
+        sigma: Float[Tensor, "row"] | None = None,
         read: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "*read width"]:
-        """What the linear head reads: `[row, position, width]`, or `[M, width]` where `read`."""
+        """What the linear head reads: `[row, position, width]`, or `[M, width]` where `read`. sigma None: no noise."""
         *blocks, last = self.blocks
+        sigma = torch.zeros(len(tokens), device=tokens.device) if sigma is None else sigma
         condition = self.sigma_map(sigma)
         x = self.vocab_embed(tokens)
         cos, sin = self.rotary_emb(tokens.shape[1])

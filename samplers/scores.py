@@ -127,7 +127,7 @@ def sample_scores(
         active = changeable.any(1).nonzero().squeeze(1)
         if len(active) == 0:
             break
-        changed = _changes(model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws)
+        changed = changes(model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws)
         written_at[active] = torch.where(
             changed != tokens[active], evaluations[active].unsqueeze(1), written_at[active]
         )
@@ -143,7 +143,7 @@ def sample_scores(
     )  # fmt: skip
 
 
-def _changes(
+def changes(
     model: SeddLM,
     step: NoiseStep,
     tokens: Int[Tensor, "row position"],
