@@ -62,7 +62,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SeddBlock(nn.Module):
-    """Attention and MLP (tanh GELU, ratio 4), whose norms are shifted and scaled by the noise and whose outputs are gated by it."""
+    """Attention and MLP (tanh GELU, ratio 4); the noise shifts and scales their norms and gates what they give."""
 
     def __init__(self, width: int, heads: int, condition: int, dropout: float):
         super().__init__()

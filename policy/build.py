@@ -69,7 +69,9 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     sampler = config.sampler
     name = strategy_name(sampler.strategy, model)
     if name in PREDICTORS:
-        raise ValueError(f"strategy {name!r} decides where and what at once, on the whole canvas; run_sample.py runs it")
+        raise ValueError(
+            f"strategy {name!r} decides where and what at once, on the whole canvas; run_sample.py runs it"
+        )
     what = TokenRule(float(sampler.temperature), float(sampler.top_p), sampler.top_k)
     if name == "policy":
         policy = _policy(sampler.policy, model)

@@ -104,7 +104,9 @@ def random_radd(width=64, heads=2, vocabulary=11, blocks=2, length=128, **shape)
     return RaddLM(network).requires_grad_(False).eval()
 
 
-def random_sedd(graph="absorb", noise="loglinear", vocabulary=3, length=16, width=16, spread=0.5, scaled=None, lift=0.0):
+def random_sedd(
+    graph="absorb", noise="loglinear", vocabulary=3, length=16, width=16, spread=0.5, scaled=None, lift=0.0
+):
     """A small SEDD whose scores depend on the canvas and on the noise and sum to anything, the more the higher `lift`."""
     torch.manual_seed(0)
     shape = {"hidden_size": width, "n_blocks": 1, "n_heads": 2, "cond_dim": 8, "length": length}

@@ -60,7 +60,12 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
         "opinion": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         "causal": (causal, tokenizer),
         "sedd": (
-            {"tokens": len(tokenizer), "model": SHAPE | SEDD | {"length": 32}, "noise": NOISE, "graph": {"type": "absorb"}},
+            {
+                "tokens": len(tokenizer),
+                "model": SHAPE | SEDD | {"length": 32},
+                "noise": NOISE,
+                "graph": {"type": "absorb"},
+            },
             tokenizer,
         ),
         "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),

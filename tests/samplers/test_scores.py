@@ -152,7 +152,9 @@ def test_prompts_stay_and_a_row_does_not_depend_on_its_batch(graph, predictor):
     written = canvas == model.mask_id
     assert torch.equal(whole.tokens[~written], canvas[~written]) and torch.equal(whole.prompt, ~written)
     assert int(whole.tokens.max()) < 9 and torch.equal(whole.written_at >= 0, written)
-    parts = [sample_scores(model, predictor, 6, canvas[i], seed=3, row_id=torch.tensor(i)) for i in ([0], [4, 2], [1, 3])]
+    parts = [
+        sample_scores(model, predictor, 6, canvas[i], seed=3, row_id=torch.tensor(i)) for i in ([0], [4, 2], [1, 3])
+    ]
     tokens = torch.cat([part.tokens for part in parts])[[0, 3, 2, 4, 1]]
     assert torch.equal(tokens, whole.tokens)
     assert (whole.evaluations <= 7).all() and (graph == "absorb" or bool((whole.evaluations == 7).all()))
