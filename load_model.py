@@ -1,8 +1,8 @@
 """load_model(path_or_hub_id, device) -> (model, noise): a frozen MaskedLM and its noise schedule (None for a causal model).
 
 Takes a hub id, a directory with config.json and safetensors (sharded or not; or pytorch_model.bin), a run of ours or of RADD's
-(its averaged weights), one .pth of a run, an adapter (merged into its base), or `smollm2`. Published checkpoints of RADD, MDLM,
-LLaDA, Dream and of any causal model of transformers load unmodified; keys are checked strictly; no remote code runs.
+(its averaged weights), one .pth of a run, an adapter (merged into its base), or `smollm2`. Published checkpoints of RADD, SEDD,
+MDLM, LLaDA, Dream and of any causal model of transformers load unmodified; keys are checked strictly; no remote code runs.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
 from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, peft_name
-from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM
+from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
 from dlm.packaged import SMOLLM2, smollm2_folder
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
 from model.llama import published_name
 from model.radd import RADD
+from model.sedd import SEDD
 from training.usage import readable
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
@@ -86,12 +87,11 @@ def load_model(
         for key in ("tokens", "model"):
             if key not in config:
                 raise ValueError(
-                    f"config.json of {path} has no {key!r}; expected a RADD checkpoint or a causal model's config"
+                    f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
                 )
         with readable(Path(path) / "config.json"):
-            backbone = RADD(config)
-        _load_strictly(backbone, _weights(path) if state is None else state, path)
-        model = RaddLM(backbone, dtype, tokenizer, path)
+            model = _nested(config, noise, dtype, tokenizer, path)  # pyright: ignore[reportArgumentType]
+        _load_strictly(model.backbone, _weights(path) if state is None else state, path)
     return model.requires_grad_(False).eval().to(device), noise
 
 
@@ -117,7 +117,7 @@ def load_bidirectional(
 def is_causal(path: str) -> bool:
     """Whether a model that can be loaded is one of transformers' causal ones, by its config.json."""
     folder = SMOLLM2 if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
-    return folder == SMOLLM2 or family(_read_config(folder)) not in (*MODEL_TYPES, "radd")
+    return folder == SMOLLM2 or family(_read_config(folder)) not in (*MODEL_TYPES, "radd", "sedd")
 
 
 def _adapted(
@@ -151,8 +151,10 @@ def _adapted(
 
 
 def family(config: dict) -> str:
-    """The family by its config.json: radd, mdlm, llada, Dream, or the model_type of a causal model."""
-    return config.get("model_type", "radd")
+    """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's network is of
+    type ddit, and RADD's, without time, ddit_wot."""
+    sedd = isinstance(config.get("model"), dict) and config["model"].get("type") == "ddit"
+    return config.get("model_type", "sedd" if sedd else "radd")
 
 
 def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | None]:
@@ -165,7 +167,20 @@ def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | 
         settings = AutoConfig.for_model(**config)
         backbone = AutoModelForCausalLM.from_config(settings)
         return CausalLM(backbone, settings.bos_token_id, dtype, tokenizer), None
-    return RaddLM(RADD(config), dtype, tokenizer), build_noise(config["noise"])
+    noise = build_noise(config["noise"])
+    return _nested(config, noise, dtype, tokenizer, ""), noise
+
+
+def _nested(config: dict, noise: Noise, dtype: str, tokenizer, path: str) -> RaddLM | SeddLM:
+    """Of a config in the layout that RADD and SEDD share. A tokenizer with ids that the network has not is refused."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) > config["tokens"]:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {path or 'of this configuration'} {config['tokens']}; "
+            "they do not belong together, so give the checkpoint with its own tokenizer"
+        )
+    if family(config) == "sedd":
+        return SeddLM(SEDD(config), noise, dtype, tokenizer, path)
+    return RaddLM(RADD(config), dtype, tokenizer, path)
 
 
 def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -1,6 +1,7 @@
 """Every training objective as a pure function of tensors: denoising cross-entropies, GRPO, PPO, the variational objective.
 
-Denoising: t-DCE, lambda-DCE and k-DCE of RADD (2406.03736), plain masked cross-entropy, and next-token loss. The published
+Denoising: t-DCE, lambda-DCE and k-DCE of RADD (2406.03736), plain masked cross-entropy, SEDD's score entropy (2310.16834), and
+next-token loss. The published
 t-DCE subtracts a term that does not depend on the network and only adds variance; it is left out here. Losses are per token
 (nats), where the published code sums over a row: AdamW does not notice.
 """
@@ -44,6 +45,25 @@ def denoising_loss(
     With the weights of `dlm.pretrain.corrupt` this is the t-DCE, lambda-DCE or k-DCE bound on -log p(x) / length.
     """
     return -(weight[row] * log_prob).sum() / (len(weight) * length)
+
+
+def score_entropy_loss(
+    log_prob: Float[Tensor, "masked"],
+    log_mass: Float[Tensor, "masked"],
+    row: Int[Tensor, "masked"],
+    weight: Float[Tensor, "row"],
+    sigma: Float[Tensor, "row"],
+    length: int,
+) -> Float[Tensor, ""]:
+    """Denoising score entropy of the absorbing graph: sigma' times, over masked positions, sum_v s_v - r log s_token +
+    r (log r - 1), with r = 1 / (e^sigma - 1) and weight = sigma' r; averaged over rows * length: nats per token.
+
+    log_prob: of the token under the normalised scores; log_mass: log sum_v s_v. With excess = log_mass - log r the value is
+    weight * (e^excess - 1 - excess - log_prob): the t-DCE loss, and a penalty that is zero, with its gradient, where the scores
+    sum to what they should. So no number is large, which in the published order of terms they are at small sigma.
+    """
+    excess = log_mass + torch.expm1(sigma).log()[row].float()
+    return denoising_loss(log_prob - (torch.expm1(excess) - excess), row, weight, length)
 
 
 def next_token_loss(

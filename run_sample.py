@@ -22,14 +22,23 @@ from torch import Tensor
 
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import MaskedLM, SeddLM
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, JudgeMissing, load_judge
 from load_model import load_model
-from policy.build import STRATEGIES, build_strategy, canvas_of, check_known, shipped, strategy_name
+from policy.build import (
+    STRATEGIES,
+    build_strategy,
+    canvas_of,
+    check_known,
+    score_predictor,
+    shipped,
+    strategy_name,
+)
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
+from samplers.scores import PREDICTORS, sample_scores
 from training.usage import check_device, composed, exit_on_bad_input
 
 EXAMPLES = """
@@ -72,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to unmask")
     how.add_argument(
         "--strategy", dest="sampler.strategy", metavar="NAME",
-        help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step)",
+        help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step); of a SEDD also "
+        f"{', '.join(PREDICTORS)}",
     )  # fmt: skip
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
                      "first_hitting, threshold, factor and entropy_bound take as many as they need")  # fmt: skip
@@ -182,7 +192,8 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     model, _ = load_model(
         shipped(str(config.dlm.path)), device, config.model.dtype, OmegaConf.select(config, "dlm.model_type")
     )
-    strategy = build_strategy(config, model)
+    predictor = score_predictor(config, model)
+    strategy = None if predictor else build_strategy(config, model)
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
     canvas = canvas_of(model, **given, length=config.length).to(device)
     config = config.copy()
@@ -205,7 +216,13 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
             canvases = canvas.expand(len(rows), -1)
             view.next_batch(canvases, model.mask_id)
-            batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
+            if strategy is None:
+                assert isinstance(model, SeddLM) and predictor is not None
+                batches.append(
+                    sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, view.on_step)
+                )
+            else:
+                batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
     memory = peak_memory_mib(device)
     judge = default_judge(device) if judged and judge is None else judge
     tokens = torch.cat([batch.tokens for batch in batches]).cpu()

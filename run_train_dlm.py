@@ -34,7 +34,7 @@ from training.usage import check_overrides, check_settings, exit_on_bad_input
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
-    """What goes into config.json: RADD's published layout, or the causal model's own."""
+    """What goes into config.json: RADD's or SEDD's published layout, or the causal model's own."""
     shape = OmegaConf.to_container(config.model)
     assert isinstance(shape, dict)
     kind = shape.pop("kind")
@@ -74,17 +74,19 @@ def model_config(config: DictConfig, tokenizer) -> dict:
         }
     puzzle = {"puzzle": {"box": list(config.data.box)}} if config.data.kind == "sudoku" else {}
     vocabulary = tokenizer.vocab_size - 1 if puzzle else len(tokenizer)
+    graph = {"graph": {"type": "absorb"}} if kind == "sedd" else {}
     return {
         "tokens": vocabulary,
         "model": shape,
         "noise": OmegaConf.to_container(config.noise),
         "training": {"ema": config.training.ema, "loss_type": config.loss},
+        **graph,
         **puzzle,
     }
 
 
 def stored_config(model: MaskedLM) -> dict:
-    """config.json of a loaded model: RADD's dictionary as it was, or that of the causal model."""
+    """config.json of a loaded model: RADD's or SEDD's dictionary as it was, or that of the causal model."""
     if isinstance(model, LlamaLM):
         return model.config
     config = model.backbone.config

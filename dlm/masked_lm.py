@@ -1,6 +1,7 @@
 """MaskedLM: a network that, given a canvas with masks, predicts the token at every position. Frozen when sampled from.
 
-Three kinds here. `RaddLM` (RADD; MDLM, folded) and `LlamaLM` (LLaDA, Dream): bidirectional, one evaluation predicts every mask.
+Four kinds here. `RaddLM` (RADD; MDLM, folded), `SeddLM` and `LlamaLM` (LLaDA, Dream): bidirectional, one evaluation predicts
+every mask.
 `CausalLM`: any causal model of `transformers`,
 which is the case with one legal order: the prediction for a position is read one to its left, and masks are never embedded,
 because only the leftmost one may be asked for (`mask_id` is a virtual id past the vocabulary).
@@ -16,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from dlm.noise import Noise
 from model.llama import BidirectionalLlama, Memory, Span
 from model.radd import RADD, READ_MULTIPLE
+from model.sedd import SEDD
 
 # Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
 POSITIONS_PER_FORWARD = {"cpu": 1024, "cuda": 65_536}
@@ -31,7 +35,8 @@ class MaskedLM(nn.Module):
 
     vocab_size: number of logit columns, the mask's among them where the network has one (it is -inf everywhere);
     mask_id: the id that stands for a mask on the canvas; max_length: the longest canvas; hidden_size: width of `hidden`;
-    tokenizer: encode / decode, or None; time_conditioned: whether `hidden` needs sigma; causal: one order, leftmost first.
+    tokenizer: encode / decode, or None; time_conditioned: whether `hidden` looks at sigma (None: that of the canvas); causal: one
+    order, leftmost first.
     """
 
     vocab_size: int
@@ -137,6 +142,56 @@ class RaddLM(MaskedLM):
     def hidden_rows(self, tokens, read, sigma):
         with self.autocast(tokens.device):
             return self.backbone.body(tokens, read)
+
+
+class SeddLM(MaskedLM):
+    """SEDD as a MaskedLM: at a mask the scores of the tokens, normalised, are p(token | canvas, sigma).
+
+    The sigma of a canvas, where none is given, is that at which as many of its positions are masked on average:
+    1 - exp(-sigma) = masked share, within the schedule. It is a function of the canvas, and so is what is read.
+    On the uniform graph there are no masks: `mask_id` is past the vocabulary and stands for what is to be written; only
+    `samplers/scores.py` samples such a model.
+    """
+
+    time_conditioned = True
+
+    def __init__(self, backbone: SEDD, noise: Noise, dtype: str = "float32", tokenizer=None, model_id: str = ""):
+        super().__init__(backbone, dtype)
+        self.noise, self.graph = noise, backbone.graph
+        self.most = float(noise(torch.tensor(1.0))[0])  # total noise of the schedule
+        self.vocab_size, self.mask_id = backbone.columns, backbone.config["tokens"]
+        self.max_length = backbone.config["model"]["length"]
+        self.hidden_size = backbone.config["model"]["hidden_size"]
+        self.tokenizer, self.model_id = tokenizer, model_id
+
+    def sigma_of(self, share: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """The total noise at which this share of the positions is masked, at most the schedule's."""
+        return (-torch.log1p(-share.double())).clamp(max=self.most).float()
+
+    def hidden_rows(self, tokens, read, sigma):
+        if sigma is None:
+            if self.graph == "uniform":
+                raise ValueError(
+                    "this SEDD is of the uniform graph, which has no masks to unmask; use --strategy euler or analytic"
+                )
+            sigma = self.sigma_of((tokens == self.mask_id).double().mean(1))
+        if bool((sigma < 0).any()) or bool((sigma > self.most * (1 + 1e-5)).any()):
+            raise ValueError(
+                f"sigma from {float(sigma.min()):.4g} to {float(sigma.max()):.4g} is outside the schedule, which goes from 0 to "
+                f"{self.most:.4g}; give total noise (not time), or the masked share by `sigma_of`"
+            )
+        with self.autocast(tokens.device):
+            return self.backbone.body(tokens, sigma.float(), read)
+
+    def head(self, hidden):
+        if self.graph == "absorb":
+            return super().head(hidden)
+        with self.autocast(hidden.device):
+            return self.backbone.head(self.padded(hidden))[: len(hidden)].float()
+
+    def log_scale(self, sigma: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """What is added to the head's logits for log-scores."""
+        return self.backbone.log_scale(sigma)
 
 
 class LlamaLM(MaskedLM):
@@ -289,6 +344,26 @@ def sequence_log_prob(
             torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape)
         )
     return torch.cat(out)
+
+
+def mass_and_logit(
+    model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"]
+) -> tuple[Float[Tensor, "read"], Float[Tensor, "read"]]:
+    """logsumexp of the head's logits, and the logit of `tokens`: their difference is the log-probability of the token.
+
+    Logits exist for a chunk of positions at a time, in the backward pass too, which makes them again.
+    """
+
+    def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
+        logits = model.head(states)
+        return torch.stack((logits.logsumexp(1), logits.gather(1, targets.unsqueeze(1)).squeeze(1)))
+
+    chunk = model.chunk(hidden.device)
+    if len(hidden) <= chunk:
+        return of_chunk(hidden, tokens).unbind(0)  # pyright: ignore[reportReturnType]
+    pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
+    parts = [checkpoint(of_chunk, *piece, use_reentrant=False) for piece in pieces]
+    return torch.cat(parts, 1).unbind(0)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:

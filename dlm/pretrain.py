@@ -1,7 +1,8 @@
-"""Pre-training and fine-tuning of a backbone: t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
+"""Pre-training and fine-tuning of a backbone: score entropy, t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
 
 RADD (2406.03736), appendix; times are low-discrepancy within each part of a batch that goes through the model at once. Only
-masked positions go through the head, so no `[rows, length, vocabulary]` tensor exists for a masked model.
+masked positions go through the head, a chunk at a time, so no `[rows, length, vocabulary]` tensor exists for a masked model.
+A model that looks at the noise is told what it is on average for the whole canvas, also where some positions are given.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dlm.adapt import ahead_at
-from dlm.masked_lm import CausalLM, MaskedLM
+from dlm.masked_lm import CausalLM, MaskedLM, SeddLM, mass_and_logit
 from dlm.noise import Noise
-from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss
+from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
-LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
+LOSSES = ("DSE", "t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
 
 
 @runtime_checkable
@@ -48,11 +49,12 @@ def corrupt(
     noise: Noise | None,
     generator: torch.Generator,
     given: Bool[Tensor, "row position"] | None = None,
-) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "row"]]:
-    """Which positions are masked, and the weight of each masked position's cross-entropy, row by row.
+) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "row"], Float[Tensor, "row"]]:
+    """Which positions are masked, the weight of each masked position's cross-entropy, row by row, and the probability with
+    which a position that is not given was masked.
 
     given: positions that are never masked (the clues of puzzles); the bounds are then conditional on them.
-    t_DCE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
+    t_DCE, DSE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
     lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
     k_DCE: k ~ U{1..n}, n the positions that are not given, exactly k of them masked, weight n / k.
     masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
@@ -63,17 +65,17 @@ def corrupt(
     if loss == "k_DCE":
         free = torch.full((rows,), length) if given is None else length - given.sum(1)
         count = (torch.rand(rows, generator=generator, dtype=torch.float64) * free).ceil().long()
-        return mask_exactly(uniforms, count), free / count.clamp(min=1)
+        return mask_exactly(uniforms, count), free / count.clamp(min=1), count / torch.as_tensor(free).clamp(min=1)
     times = low_discrepancy_times(rows, torch.rand((), generator=generator, dtype=torch.float64))
-    if loss == "t_DCE":
+    if loss in ("t_DCE", "DSE"):
         assert noise is not None
         sigma, rate = noise(times)
-        masked = uniforms < -torch.expm1(-sigma).unsqueeze(1)
-        return masked, (rate / torch.expm1(sigma)).float()
+        share = -torch.expm1(-sigma)
+        return uniforms < share.unsqueeze(1), (rate / torch.expm1(sigma)).float(), share
     masked = uniforms < times.unsqueeze(1)
     if loss == "lambda_DCE":
-        return masked, (1 / times).float()
-    return masked, torch.full((rows,), rows * length / max(1, int(masked.sum())))
+        return masked, (1 / times).float(), times
+    return masked, torch.full((rows,), rows * length / max(1, int(masked.sum()))), times
 
 
 def loss_of(
@@ -93,12 +95,21 @@ def loss_of(
         tokens = tokens[part]
         assert isinstance(model, CausalLM)
         return next_token_loss(model.next_token_logits(tokens), tokens)
-    noisy = corrupt(loss, len(tokens), tokens.shape[1], noise, generator, given)
-    masked, weight = (x[part].to(tokens.device) for x in noisy)
-    tokens = tokens[part]
-    hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked)
-    log_prob = model.head(hidden).log_softmax(-1).gather(1, tokens[masked].unsqueeze(1)).squeeze(1)
-    return denoising_loss(log_prob, masked.nonzero()[:, 0], weight, tokens.shape[1])
+    length = tokens.shape[1]
+    noisy = corrupt(loss, len(tokens), length, noise, generator, given)
+    masked, weight, share = (x[part].to(tokens.device) for x in noisy)
+    tokens, row = tokens[part], masked.nonzero()[:, 0]
+    sigma = None
+    if isinstance(model, SeddLM):
+        free = 1.0 if given is None else 1 - given[part].double().mean(1).to(tokens.device)
+        sigma = model.sigma_of(share * free)
+    hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked, sigma)
+    mass, logit = mass_and_logit(model, hidden, tokens[masked])
+    if loss != "DSE":
+        return denoising_loss(logit - mass, row, weight, length)
+    assert isinstance(model, SeddLM)
+    own = -torch.log1p(-share)
+    return score_entropy_loss(logit - mass, mass + model.log_scale(own)[row].float(), row, weight, own, length)
 
 
 @torch.no_grad()
@@ -164,6 +175,10 @@ def train(
         kind = "causal" if model.causal else "masked"
         raise ValueError(
             f"loss={config.loss} does not fit a {kind} model; loss=ar is for causal ones and for them only"
+        )
+    if config.loss == "DSE" and not isinstance(model, SeddLM):
+        raise ValueError(
+            "loss=DSE is for SEDD, whose scores need not sum to what they should; on any other model it is t_DCE: use that"
         )
     training = config.training
     share = processes.share(training.batch_size, "training.batch_size")

@@ -91,6 +91,59 @@ def attend(
     return rearrange(out, "row head read width -> row read (head width)")
 
 
+def attention(
+    normed: Float[Tensor, "row position width"],
+    qkv: nn.Linear,
+    heads: int,
+    cos: Float[Tensor, "position half"],
+    sin: Float[Tensor, "position half"],
+) -> Float[Tensor, "row position width"]:
+    """Self-attention of what is normed already, before the projection out."""
+    query, key, value = rearrange(
+        qkv(normed), "row position (three head width) -> three row position head width", three=3, head=heads
+    )
+    return attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
+
+
+def attention_at(
+    normed: Float[Tensor, "row position width"],
+    qkv: nn.Linear,
+    heads: int,
+    cos: Float[Tensor, "position half"],
+    sin: Float[Tensor, "position half"],
+    index: Int[Tensor, "row read"],
+) -> Float[Tensor, "row read width"]:
+    """`attention` at `index` only: keys and values everywhere, queries there."""
+    width = normed.shape[-1]
+    weight_query, weight_key_value = qkv.weight.split((width, 2 * width))
+    query = rearrange(
+        F.linear(taken(normed, index), weight_query), "row read (head width) -> row read head width", head=heads
+    )
+    key, value = rearrange(
+        F.linear(normed, weight_key_value), "row position (two head width) -> two row position head width",
+        two=2, head=heads,
+    )  # fmt: skip
+    return attend(rotate(query, cos[index], sin[index]), rotate(key, cos, sin), value)
+
+
+def taken(x: Float[Tensor, "row position width"], index: Int[Tensor, "row read"]) -> Float[Tensor, "row read width"]:
+    """The positions `index` of each row."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def read_places(
+    read: Bool[Tensor, "row position"],
+) -> tuple[Int[Tensor, "row longest"], Bool[Tensor, "row longest"]] | None:
+    """The positions read of each row, in order and padded to the row that has most, and which are no padding; None where that
+    would be all of them."""
+    counts = read.sum(1)
+    width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
+    if width >= read.shape[1]:
+        return None
+    index = torch.argsort(read, dim=1, descending=True, stable=True)[:, :width]
+    return index, torch.arange(width, device=read.device) < counts.unsqueeze(1)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP (tanh GELU, ratio 4)."""
 
@@ -110,12 +163,7 @@ class Block(nn.Module):
         cos: Float[Tensor, "position half"],
         sin: Float[Tensor, "position half"],
     ) -> Float[Tensor, "row position width"]:
-        query, key, value = rearrange(
-            self.attn_qkv(self.norm1(x)), "row position (three head width) -> three row position head width",
-            three=3, head=self.heads,
-        )  # fmt: skip
-        out = attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
-        return self._rest(x, out)
+        return self._rest(x, attention(self.norm1(x), self.attn_qkv, self.heads, cos, sin))
 
     def at(
         self,
@@ -125,19 +173,8 @@ class Block(nn.Module):
         index: Int[Tensor, "row read"],
     ) -> Float[Tensor, "row read width"]:
         """This block's output at `index` only: keys and values everywhere, queries and MLP there."""
-        normed = self.norm1(x)
-        width = x.shape[-1]
-        weight_query, weight_key_value = self.attn_qkv.weight.split((width, 2 * width))
-        expanded = index.unsqueeze(-1).expand(-1, -1, width)
-        query = rearrange(
-            F.linear(normed.gather(1, expanded), weight_query), "row read (head width) -> row read head width", head=self.heads
-        )  # fmt: skip
-        key, value = rearrange(
-            F.linear(normed, weight_key_value), "row position (two head width) -> two row position head width",
-            two=2, head=self.heads,
-        )  # fmt: skip
-        out = attend(rotate(query, cos[index], sin[index]), rotate(key, cos, sin), value)
-        return self._rest(x.gather(1, expanded), out)
+        out = attention_at(self.norm1(x), self.attn_qkv, self.heads, cos, sin, index)
+        return self._rest(taken(x, index), out)
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.attn_out(attended))
@@ -201,14 +238,10 @@ class RADD(
             x = block(x, cos, sin)
         if read is None:
             return last(x, cos, sin)
-        counts = read.sum(1)
-        width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
-        if width >= tokens.shape[1]:
+        places = read_places(read)
+        if places is None:
             return last(x, cos, sin)[read]
-        index = torch.argsort(read, dim=1, descending=True, stable=True)[
-            :, :width
-        ]  # the read positions first, in order
-        valid = torch.arange(width, device=tokens.device) < counts.unsqueeze(1)
+        index, valid = places
         return last.at(x, cos, sin, index)[valid]  # pyright: ignore[reportCallIssue]
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from data.sudoku import SudokuTokenizer
 from dlm.environment import TokenRule
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import MaskedLM, SeddLM
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy
+from samplers.scores import PREDICTORS
 from samplers.where import WHERE
 
 ROOT = Path(__file__).parents[1]
-STRATEGIES = (*WHERE, "policy")
+STRATEGIES = (*WHERE, "policy")  # and, for SEDD, PREDICTORS
 ACTIONS = (
     "fixed",
     "bernoulli_argmax",
@@ -47,16 +48,17 @@ def shipped(path: str) -> str:
 
 def check_known(name: str | None) -> None:
     """Refuse an unknown strategy, with the nearest name."""
-    if name is not None and name not in STRATEGIES:
-        nearest = difflib.get_close_matches(str(name), STRATEGIES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(STRATEGIES)}"
-        )
+    known = (*STRATEGIES, *PREDICTORS)
+    if name is not None and name not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(known)}")
 
 
 def strategy_name(name: str | None, model: MaskedLM) -> str:
     """The strategy to use: the default is direct, for a causal model leftmost, its only legal order."""
     check_known(name)
+    if name in PREDICTORS and not isinstance(model, SeddLM):
+        raise ValueError(f"strategy {name!r} steps on the scores of a SEDD, and this model is none; use direct")
     if model.causal and name not in (None, "leftmost"):
         raise ValueError(f"strategy {name!r} needs a masked model and this one is causal; use leftmost")
     return name or ("leftmost" if model.causal else "direct")
@@ -66,6 +68,10 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     """Where and what, as `config.sampler` says. Raises ValueError for anything that it or this model does not allow."""
     sampler = config.sampler
     name = strategy_name(sampler.strategy, model)
+    if name in PREDICTORS:
+        raise ValueError(
+            f"strategy {name!r} decides where and what at once, on the whole canvas; run_sample.py runs it"
+        )
     what = TokenRule(float(sampler.temperature), float(sampler.top_p), sampler.top_k)
     if name == "policy":
         policy = _policy(sampler.policy, model)
@@ -79,6 +85,24 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     if not isinstance(sampler[key], int | float) or not 0 <= sampler[key] <= highest:
         raise ValueError(f"sampler.{key}={sampler[key]} must be a number from 0 to {highest}; change it")
     return Strategy(WHERE[name](float(sampler[key])), what)
+
+
+def score_predictor(config: DictConfig, model: MaskedLM) -> str | None:
+    """The predictor where the strategy is one of SEDD's own samplers; None otherwise. Raises ValueError for settings that it has
+    not: it samples the scores' own law."""
+    sampler = config.sampler
+    name = strategy_name(sampler.strategy, model)
+    if name not in PREDICTORS:
+        return None
+    neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "guidance": 0, "budget": None, "block_length": None, "cache": None,
+               "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
+               "confidence_eos_eot_inf": False}  # fmt: skip
+    if wrong := [f"sampler.{key}={sampler[key]}" for key, value in neutral.items() if sampler[key] != value]:
+        raise ValueError(
+            f"strategy {name!r} samples the model's own scores on the whole canvas; leave {', '.join(wrong)} out, or use "
+            "another strategy"
+        )
+    return name
 
 
 def check_alpha(network: object, alpha: object) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from dlm.observation import Observation
+from samplers.scores import Seen
 
 MASK, FRESH = "░", "bold green"
 
@@ -93,7 +94,7 @@ class LiveView:
         self.batch_masks = int((canvases == mask_id).sum())
         self.shown = canvases[0]
 
-    def _on_step(self, observation: Observation, place: Int[Tensor, "active"]) -> None:
+    def _on_step(self, observation: Observation | Seen, place: Int[Tensor, "active"]) -> None:
         written = self.written + self.batch_masks - int(observation.masked.sum())  # rows that left have no masks
         speed = written / (perf_counter() - self.started)
         self.bar.update(self.task, completed=written, nfe=observation.evaluations.max().item(), speed=speed)

@@ -8,9 +8,12 @@ import torch
 from scipy.stats import chi2, norm
 from torch import nn
 
-from dlm.masked_lm import MaskedLM, RaddLM
+from dlm.masked_lm import MaskedLM, RaddLM, SeddLM
+from dlm.noise import GeometricNoise, LogLinearNoise
 from model.radd import RADD
+from model.sedd import SEDD
 
+NOISES = {"loglinear": LogLinearNoise(), "geometric": GeometricNoise(1e-3, 10.0)}
 TIE = 1e-5  # as the rules promise, not as the code says
 
 
@@ -99,6 +102,22 @@ def random_radd(width=64, heads=2, vocabulary=11, blocks=2, length=128, **shape)
     nn.init.normal_(network.output_layer.linear.weight, std=0.3)
     nn.init.normal_(network.vocab_embed.embedding)
     return RaddLM(network).requires_grad_(False).eval()
+
+
+def random_sedd(
+    graph="absorb", noise="loglinear", vocabulary=3, length=16, width=16, spread=0.5, scaled=None, lift=0.0
+):
+    """A small SEDD whose scores depend on the canvas and on the noise and sum to anything, the more the higher `lift`."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": width, "n_blocks": 1, "n_heads": 2, "cond_dim": 8, "length": length}
+    shape["scale_by_sigma"] = graph == "absorb" if scaled is None else scaled
+    network = SEDD({"tokens": vocabulary, "graph": {"type": graph}, "model": shape})
+    for name, parameter in network.named_parameters():
+        if "adaLN" in name or "output_layer.linear" in name:
+            nn.init.normal_(parameter, std=spread)
+    nn.init.normal_(network.vocab_embed.embedding)
+    network.output_layer.linear.bias.data += lift
+    return SeddLM(network, NOISES[noise]).requires_grad_(False).eval()
 
 
 # ------------------------------------------------------------------------- laws: canvas -> probability, in plain Python

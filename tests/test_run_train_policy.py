@@ -24,6 +24,7 @@ from policy.networks import DitConfidence, HiddenMLP
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
+SEDD = {"type": "ddit", "cond_dim": 8, "scale_by_sigma": True}
 NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
 QUICK = [
     "run_dir=RUN",
@@ -58,6 +59,15 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
         "text": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         "opinion": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         "causal": (causal, tokenizer),
+        "sedd": (
+            {
+                "tokens": len(tokenizer),
+                "model": SHAPE | SEDD | {"length": 32},
+                "noise": NOISE,
+                "graph": {"type": "absorb"},
+            },
+            tokenizer,
+        ),
         "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),
         "small": (board(2, 2) | {"noise": NOISE}, SudokuTokenizer((2, 2))),
     }
@@ -74,6 +84,7 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     text = [f"data.{split}={stories}" for split in ("train", "valid")]
     return {
         "text": [f"dlm.path={root / 'text'}", f"reward.judge={root / 'causal'}", *text],
+        "sedd": [f"dlm.path={root / 'sedd'}", "data=stories", *text],
         "unjudged": [f"dlm.path={root / 'text'}", *text],
         "opinion": [f"dlm.path={root / 'opinion'}", *text],  # unjudged too
         "sudoku": [f"dlm.path={root / 'sudoku'}", "data.base_puzzles=4", "data.valid_puzzles=2"],
@@ -136,6 +147,7 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
         *DIT,
         "chain",
     ],
+    "policy_sedd": [*GROUPS, "sampling.length=8", WARM, *DIT, "sedd"],
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
     "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],

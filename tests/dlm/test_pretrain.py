@@ -6,10 +6,12 @@ from math import comb
 import pytest
 import torch
 
+import dlm.masked_lm
+from benchmarks.plain_sedd import score_entropy
 from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.pretrain import corrupt, evaluate, loss_of, row_bounds
-from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss
-from tests.enumerable import any_order_bound, dependent_joint, fits, from_joint, inconsistent, random_radd
+from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
+from tests.enumerable import any_order_bound, dependent_joint, fits, from_joint, inconsistent, random_radd, random_sedd
 
 LENGTH = 3
 MODEL = inconsistent(vocabulary=3, length=LENGTH, seed=1)
@@ -68,7 +70,7 @@ def test_with_exact_conditionals_the_bound_is_the_likelihood():
 
 
 def test_k_DCE_masks_every_subset_as_often_as_it_should():
-    masked, weight = corrupt("k_DCE", 12_000, 3, None, torch.Generator().manual_seed(1))
+    masked, weight, _ = corrupt("k_DCE", 12_000, 3, None, torch.Generator().manual_seed(1))
     assert torch.equal(weight, 3 / masked.sum(1))
     fits(
         masked.long(),
@@ -79,7 +81,7 @@ def test_k_DCE_masks_every_subset_as_often_as_it_should():
 @pytest.mark.parametrize("noise", [LogLinearNoise(), GeometricNoise(1e-4, 20.0)], ids=str)
 def test_t_DCE_masks_at_the_rate_that_its_weight_belongs_to(noise):
     """Small weight, many masks: at weight sigma' / (exp(sigma) - 1) the mask probability is 1 - exp(-sigma)."""
-    masked, weight = corrupt("t_DCE", 4000, 50, noise, torch.Generator().manual_seed(2))
+    masked, weight, _ = corrupt("t_DCE", 4000, 50, noise, torch.Generator().manual_seed(2))
     times = torch.linspace(1e-3, 1, 20_001, dtype=torch.float64)
     sigma, rate = noise(times)
     weights, shares = (rate / torch.expm1(sigma)).float(), -torch.expm1(-sigma)
@@ -96,7 +98,7 @@ def test_t_DCE_masks_at_the_rate_that_its_weight_belongs_to(noise):
 def test_what_is_given_is_never_masked(loss):
     given = torch.rand(500, 6, generator=torch.Generator().manual_seed(5)) < 0.5
     given[0] = True
-    masked, weight = corrupt(loss, 500, 6, LogLinearNoise(), torch.Generator().manual_seed(6), given)
+    masked, weight, _ = corrupt(loss, 500, 6, LogLinearNoise(), torch.Generator().manual_seed(6), given)
     assert not (masked & given).any()
     assert masked[~given].float().mean() > 0.3
     assert weight.isfinite().all()
@@ -106,7 +108,7 @@ def test_masked_CE_is_the_mean_over_masked_positions():
     generator = torch.Generator().manual_seed(3)
     shares = corrupt("masked_CE", 300, 2000, None, generator)[0].float().mean(1).sort().values
     assert (shares - torch.linspace(0, 1, 300)).abs().max() < 0.05
-    masked, weight = corrupt("masked_CE", 40, 6, None, generator)
+    masked, weight, _ = corrupt("masked_CE", 40, 6, None, generator)
     log_prob = torch.randn(int(masked.sum()))
     value = denoising_loss(log_prob, masked.nonzero()[:, 0], weight, 6)
     assert float(value) == pytest.approx(-float(log_prob.mean()), rel=1e-5)
@@ -126,7 +128,7 @@ def test_gradients_flow_only_where_tokens_are_masked(loss):
     model = inconsistent(vocabulary=3, length=LENGTH, seed=1)
     rows = ROWS[torch.arange(5) % 3]
     loss_of(model, rows, loss, LogLinearNoise(), torch.Generator().manual_seed(4)).backward()
-    masked, _ = corrupt(loss, 5, LENGTH, LogLinearNoise(), torch.Generator().manual_seed(4))
+    masked, *_ = corrupt(loss, 5, LENGTH, LogLinearNoise(), torch.Generator().manual_seed(4))
     expected = torch.zeros(model.table.shape[:2], dtype=torch.bool)
     expected[
         model.state(rows.masked_fill(masked, model.mask_id)).unsqueeze(1).expand(-1, LENGTH)[masked],
@@ -160,3 +162,83 @@ def test_the_next_token_loss():
     logits, tokens = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
     by_hand = -sum(logits[b, i].log_softmax(0)[tokens[b, i + 1]] for b in range(2) for i in range(3)) / 6
     assert torch.allclose(next_token_loss(logits, tokens), by_hand)
+
+
+# ------------------------------------------------------------------------------------------------------ score entropy
+
+
+def noisy_batch(model, noise, rows=64):
+    """Tokens, what is masked, the noise of each row."""
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(model.vocab_size - 1, (rows, 5), generator=generator)
+    masked, weight, share = corrupt("DSE", rows, 5, noise, torch.Generator().manual_seed(8))
+    return tokens, masked, weight, -torch.log1p(-share)
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled by sigma", "raw"])
+@pytest.mark.parametrize("noise", ["loglinear", "geometric"])
+def test_DSE_is_the_dense_formula_with_its_gradient(noise, scaled):
+    model = random_sedd("absorb", noise, vocabulary=4, scaled=scaled).requires_grad_(True)
+    tokens, masked, weight, sigma = noisy_batch(model, model.noise)
+    canvas = tokens.masked_fill(masked, model.mask_id)
+    log_score = model.backbone(canvas, sigma.float()).double()
+    entropy = score_entropy(log_score, tokens, canvas, sigma)
+    rate = (weight.double() * torch.expm1(sigma)).unsqueeze(1)  # sigma' of each row
+    dense = (rate * entropy).sum() / tokens.numel()
+    expected = torch.autograd.grad(dense, list(model.parameters()))
+    ours = loss_of(model, tokens, "DSE", model.noise, torch.Generator().manual_seed(8))
+    assert float(ours.detach()) == pytest.approx(float(dense.detach()), rel=2e-4)
+    for found, known in zip(torch.autograd.grad(ours, list(model.parameters())), expected, strict=True):
+        assert (found - known).norm() <= 1e-3 * known.norm() + 1e-5
+
+
+@pytest.mark.parametrize("noise", ["loglinear", "geometric"])
+def test_DSE_of_normalised_scores_is_t_DCE(noise):
+    """Where the scores sum to 1 / (e^sigma - 1), value and gradient in what is normalised are those of the cross-entropy."""
+    sigma, weight, row = torch.rand(6).double() * 3 + 0.01, torch.rand(6), torch.tensor([0, 0, 1, 2, 4, 5])
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 3, 4, 8])
+    log_prob = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
+    ratio = -torch.expm1(sigma).log()
+    log_mass = (logits.log_softmax(1) + ratio[row, None]).logsumexp(1)
+    score = score_entropy_loss(log_prob, log_mass, row, weight, sigma, 3)
+    cross = denoising_loss(log_prob, row, weight, 3)
+    assert torch.allclose(score, cross)
+    grads = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (score, cross)]
+    assert torch.allclose(*grads, atol=1e-12) and grads[0].abs().max() > 1e-3
+
+
+def test_DSE_is_least_where_the_mass_is_right_and_is_finite_at_the_least_noise():
+    noise = GeometricNoise(1e-4, 20.0)
+    sigma, rate = noise(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    weight, row = (rate / torch.expm1(sigma)).float(), torch.arange(3)
+    right = -torch.expm1(sigma).log().float()
+    values = [score_entropy_loss(torch.zeros(3), right + d, row, weight, sigma, 1) for d in (-1.0, 0.0, 1.0)]
+    assert float(values[1].abs()) < 1e-5
+    assert values[0] > 0.1 and values[2] > 0.1
+
+
+@pytest.mark.parametrize("loss", ["DSE", "t_DCE", "lambda_DCE", "k_DCE"])
+def test_a_vocabulary_in_chunks_is_the_whole_vocabulary(loss, monkeypatch):
+    model = random_sedd(vocabulary=6).requires_grad_(True)
+    tokens = torch.randint(6, (24, 8), generator=torch.Generator().manual_seed(3))
+    whole, chunked = [], []
+    for into, size in ((whole, 10**6), (chunked, 16 * 7)):
+        monkeypatch.setitem(dlm.masked_lm.LOGITS_PER_CHUNK, "cpu", size)
+        value = loss_of(model, tokens, loss, model.noise, torch.Generator().manual_seed(1))
+        into += [value, *torch.autograd.grad(value, list(model.parameters()))]
+    for one, other in zip(whole, chunked, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_the_model_is_told_the_noise_of_the_whole_canvas_where_some_of_it_is_given():
+    model, told = random_sedd(vocabulary=6, length=100), []
+    body = model.backbone.body
+    model.backbone.body = lambda tokens, sigma, read: told.append(sigma) or body(tokens, sigma, read)
+    given = torch.zeros(8, 100, dtype=torch.bool)
+    given[4:, :80] = True
+    tokens = torch.zeros(8, 100, dtype=torch.long)
+    loss_of(model, tokens, "t_DCE", model.noise, torch.Generator().manual_seed(1), given)
+    sigma, share = torch.cat(told), corrupt("t_DCE", 8, 100, model.noise, torch.Generator().manual_seed(1), given)[2]
+    share = share * torch.tensor([1.0] * 4 + [0.2] * 4)
+    assert torch.allclose(-torch.expm1(-sigma), share.float(), atol=1e-5)

@@ -1,0 +1,171 @@
+"""SEDD's own samplers: Euler and analytic (Tweedie) steps on a schedule of noise, and the denoising step at its end.
+
+Lou et al. (2310.16834), section 4. At each of `steps` equally spaced times every position to write keeps its token or takes
+another; a last step, at the time LAST, takes the noise that is left. So a row costs steps + 1 evaluations, fewer where its last
+mask is gone before. Scores are not normalised: with what probability a position changes depends on their sum over the vocabulary.
+What differs from the published code: nothing of size [row, position, vocabulary] exists, since of the positions that can change
+only the sum is taken, a chunk at a time, and a token is drawn only where something changes, by an exact draw in float64; rows
+whose last mask is gone are not evaluated. The law is the same. On the absorbing graph only masks change; on the uniform one
+(published: score_{v} for every token v, none of them a mask) all positions to write do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.masked_lm import SeddLM
+from dlm.noise import Noise
+from samplers.samples import Samples
+
+PREDICTORS = ("euler", "analytic")
+LAST = 1e-5  # time of the last step
+
+
+@dataclass(frozen=True)
+class NoiseStep:
+    """sigma: total noise of the canvas; drop: how much of it this step takes away; slope: sigma' times the step in time, for an
+    Euler step (None: analytic); last: the denoising step."""
+
+    sigma: float
+    drop: float
+    slope: float | None
+    last: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a viewer is shown after a step (samplers/live.py), of the rows that were active."""
+
+    tokens: Int[Tensor, "row position"]
+    masked: Bool[Tensor, "row position"]
+    evaluations: Int[Tensor, "row"]
+    row_step: Int[Tensor, "row"]
+
+
+def noise_steps(noise: Noise, predictor: str, steps: int) -> Iterator[NoiseStep]:
+    """From time 1 to LAST in equal steps of time, and the last one."""
+    times = torch.linspace(1, LAST, steps + 1, dtype=torch.float64)
+    sigma, rate = noise(times)
+    sizes = (rate[:-1] * (times[:-1] - times[1:])).tolist()
+    sigmas = sigma.tolist()
+    for now, following, size in zip(sigmas[:-1], sigmas[1:], sizes, strict=True):
+        yield NoiseStep(now, now - following, size if predictor == "euler" else None, False)
+    yield NoiseStep(sigmas[-1], sigmas[-1], None, True)
+
+
+def absorbing_change(
+    log_scores: Float[Tensor, "read columns"], step: NoiseStep
+) -> tuple[Float[Tensor, "read columns"], Float64[Tensor, "read"]]:
+    """Of masked positions: log-weights of the tokens to change to, and the probability that it is changed at all. The published
+    formula can give "stays" a negative weight, which is never drawn: the probability is then one."""
+    if step.last:
+        return log_scores, torch.ones(len(log_scores), dtype=torch.float64, device=log_scores.device)
+    factor = math.log(step.slope) if step.slope is not None else math.log(math.expm1(step.drop))
+    return log_scores, (log_scores.logsumexp(1).double() + factor).exp().clamp(max=1)
+
+
+def uniform_change(
+    log_scores: Float[Tensor, "read columns"], current: Int[Tensor, "read"], step: NoiseStep
+) -> tuple[Float[Tensor, "read columns"], Float64[Tensor, "read"]]:
+    """The same on the uniform graph, where a position holds the token `current`; negative weights are never drawn."""
+    own, columns = current.unsqueeze(1), log_scores.shape[1]
+    scores = log_scores.scatter(1, own, 0.0).exp()  # of a canvas to itself the ratio is one
+    if step.slope is not None:
+        weights = (scores * (step.slope / columns)).scatter_(1, own, 0.0)
+        stays = 1 - weights.sum(1)
+    else:
+        kept, move = math.exp(-step.drop), -math.expm1(-step.drop) / columns
+        weights = ((scores - move * scores.sum(1, keepdim=True)) / kept).clamp_(min=0)
+        stays = weights.gather(1, own).squeeze(1) * (1 - (columns - 1) * move)
+        weights = (weights * move).scatter_(1, own, 0.0)
+    leaves = weights.sum(1).double()
+    return weights.log(), leaves / (leaves + stays.double().clamp(min=0))
+
+
+@torch.no_grad()
+def sample_scores(
+    model: SeddLM,
+    predictor: str,
+    steps: int,
+    canvas: Int[Tensor, "row position"],
+    seed: int = 0,
+    row_id: Int[Tensor, "row"] | None = None,
+    on_step: Callable[[Seen, Int[Tensor, "active"]], None] | None = None,
+) -> Samples:
+    """Write every mask of `canvas`; what else stands on it stays.
+
+    predictor: euler or analytic; row_id names the rows for the draws, so that a row does not depend on its batch; `on_step` sees
+    the canvases of active rows and their places.
+    """
+    if predictor not in PREDICTORS:
+        raise ValueError(f"predictor={predictor!r} is unknown; use one of {', '.join(PREDICTORS)}")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    rows, length = canvas.shape
+    if length > model.max_length:
+        raise ValueError(f"the canvas has {length} positions, more than the model's {model.max_length}; shorten it")
+    started, draws, absorbing = time.perf_counter(), Draws(seed), model.graph == "absorb"
+    row_id = torch.arange(rows, device=canvas.device) if row_id is None else row_id
+    to_write, tokens = canvas == model.mask_id, canvas.clone()
+    evaluations = torch.zeros(rows, dtype=torch.long, device=canvas.device)
+    written_at = torch.full_like(canvas, -1)
+    if not absorbing:  # all noise: any token
+        uniforms = draws.uniform("noise", row_id, evaluations, length)
+        tokens = torch.where(to_write, (uniforms * model.vocab_size).long(), tokens)
+        written_at = written_at.masked_fill(to_write, 0)
+    forwards = rows_evaluated = 0
+    for step in noise_steps(model.noise, predictor, steps):
+        changeable = to_write & (tokens == model.mask_id) if absorbing else to_write
+        active = changeable.any(1).nonzero().squeeze(1)
+        if len(active) == 0:
+            break
+        changed = changes(model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws)
+        written_at[active] = torch.where(
+            changed != tokens[active], evaluations[active].unsqueeze(1), written_at[active]
+        )
+        tokens[active] = changed
+        evaluations[active] += 1
+        forwards, rows_evaluated = forwards + 1, rows_evaluated + len(active)
+        if on_step is not None:
+            masked = changed == model.mask_id
+            on_step(Seen(changed, masked, evaluations[active], evaluations[active]), active)
+    return Samples(
+        tokens, ~to_write, written_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def changes(
+    model: SeddLM,
+    step: NoiseStep,
+    tokens: Int[Tensor, "row position"],
+    changeable: Bool[Tensor, "row position"],
+    row_id: Int[Tensor, "row"],
+    row_step: Int[Tensor, "row"],
+    draws: Draws,
+) -> Int[Tensor, "row position"]:
+    """The canvases after a step."""
+    sigma = torch.full((len(tokens),), step.sigma, device=tokens.device)
+    scale = float(model.log_scale(torch.tensor(step.sigma, dtype=torch.float64)))
+    uniforms = draws.uniform("where", row_id, row_step, tokens.shape[1])
+    hidden, chunk = model.hidden(tokens, changeable, sigma), model.chunk(tokens.device)
+    after = tokens.clone()
+    for place, states in zip(changeable.nonzero().split(chunk), hidden.split(chunk), strict=True):
+        row, position = place.unbind(1)
+        log_scores = model.head(states).add_(scale)
+        if model.graph == "absorb":
+            log_weights, chance = absorbing_change(log_scores, step)
+        else:
+            log_weights, chance = uniform_change(log_scores, tokens[row, position], step)
+        changes = (uniforms[row, position] < chance).nonzero().squeeze(1)
+        row, position = row[changes], position[changes]
+        after[row, position] = draws.categorical(log_weights[changes], row_id[row], row_step[row], position)
+    return after
