@@ -68,7 +68,7 @@ def squeezed(text: str) -> str:
 
 def cleaned(text: str) -> str:
     """All passes, in this order; a second time changes nothing."""
-    return squeezed(without_unicode(with_subscripts(with_dollars(text))))
+    return squeezed(with_subscripts(without_unicode(with_dollars(text))))
 
 
 # ----------------------------------------------------------------------------------------------------------------- loading
@@ -145,7 +145,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def _pair(row: Mapping, place: str, clean=str) -> Pair:
+def _pair(row: object, place: str, clean=str) -> Pair:
     question = row.get("question") if isinstance(row, Mapping) else None
     answer = row.get("answer", row.get("solution")) if isinstance(row, Mapping) else None
     if not isinstance(question, str) or not isinstance(answer, str):
@@ -155,6 +155,8 @@ def _pair(row: Mapping, place: str, clean=str) -> Pair:
 
 def split_pairs(train: str, valid: str, cache_dir: str | Path | None = None) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and held-out ones. Two names are a data set each; the same name twice is split 80 to 20 with seed 42."""
+    if not is_answers(valid):
+        raise ValueError(f"data.train={train} has questions and answers and data.valid={valid} has not; give both")
     if train != valid:
         return load_pairs(train, cache_dir), load_pairs(valid, cache_dir)
     pairs = load_pairs(train, cache_dir)

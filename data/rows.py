@@ -68,8 +68,6 @@ def end_of_text(tokenizer) -> int:
 def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[EndlessRows, Int[Tensor, "row position"]]:
     """Rows of questions and answers. data.given (question by default): `nothing` has whole rows masked, as for pre-training.
     data.longer (drop by default): `cut` lets rows that are too long lose their end."""
-    if not is_answers(data.valid):
-        raise ValueError(f"data.train={data.train} has questions and answers and data.valid={data.valid} has not; give both")
     given, longer = OmegaConf.select(data, "given") or "question", OmegaConf.select(data, "longer") or "drop"
     for key, value, known in (("given", given, ("question", "nothing")), ("longer", longer, ("drop", "cut"))):
         if value not in known:

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 MARK = re.compile(
     r"\\(?P<side>begin|end)\s*\{(?P<name>[^{}]*)\}|\\(?:left|right)(?![A-Za-z])|\\[A-Za-z]+|\\.|\$\$?|[{}]", re.DOTALL
 )
-UNFINISHED = re.compile(r"(?:\\(?:begin|end)\s*\{[^{}]*|\\(?:begin|end)\s*|\\[A-Za-z]*|\$)$")
+UNFINISHED = re.compile(r"\\(?:(?:begin|end)\s*(?:\{[^{}]*)?|[A-Za-z]*)$")
+DOLLARS = re.compile(r"(?:^|[^\\])(?:\\\\)*(\\?)(\$+)$")
+BACKSLASHES = re.compile(r"\\+(?:[A-Za-z]+|.)", re.DOTALL)
 OPENS = {"{": "{", r"\left": "left", r"\(": "(", r"\[": "["}
 CLOSES = {"}": "{", r"\right": "left", r"\)": "(", r"\]": "["}
 SLACK = 2  # marks that one masked token may hold or begin, where nothing is known of the vocabulary
@@ -47,15 +49,13 @@ class Brackets:
             slack += 2 * bool(self.pending)  # what was begun may end in it, one way or another
             return Brackets((), max(0, self.low + open_here - slack), self.high + open_here + slack, "", self.masks + 1, True)
         text = self.pending + piece
-        if not text:
-            return self
-        tail = UNFINISHED.search(text)
-        # A backslash that is itself escaped begins nothing.
-        cut = tail.start() if tail and not _is_escaped(text, tail.start()) else len(text)
-        found = replace(self, pending=text[cut:])
-        for mark in MARK.finditer(text, 0, cut):
+        cut = _finished(text, self.fresh)
+        found, start = replace(self, pending=text[cut:], fresh=self.fresh and cut == 0), 0
+        if self.fresh and (mark := BACKSLASHES.match(text, 0, cut)):  # one in the mask would make something else of them
+            found, start = found._uncertain(), mark.end()
+        for mark in MARK.finditer(text, start, cut):
             found = found._read(mark, self.fresh and mark.start() == 0)
-        return replace(found, fresh=self.fresh and cut == 0)
+        return found
 
     def state(self, ended: bool = True) -> str:
         """ended: no more pieces will come; else any text may."""
@@ -66,13 +66,12 @@ class Brackets:
 
     def _flushed(self) -> Brackets:
         """What was pending, read as it stands: a last `$` is one, an environment without its brace is open for ever."""
+        left = replace(self, pending="")
+        if self.is_broken:
+            return self
         if self.pending == "$":
-            mark = MARK.match("$")
-            assert mark is not None
-            return replace(self, pending="")._read(mark, self.fresh)
-        if self.pending.endswith("}") or "{" not in self.pending:
-            return replace(self, pending="")
-        return replace(self, pending="", is_broken=True)
+            return left._uncertain() if self.fresh else left._dollar("$")
+        return replace(left, is_broken="{" in self.pending and not self.fresh)
 
     def _read(self, mark: re.Match, escapable: bool) -> Brackets:
         """escapable: a backslash in the mask before it may make it something else."""
@@ -80,7 +79,7 @@ class Brackets:
             return self
         text = mark[0]
         if escapable:
-            return replace(self, low=max(0, self.low - 2), high=self.high + 2)
+            return self._uncertain()
         if text[0] == "$":
             return self._dollar(text)
         if mark["side"]:
@@ -89,6 +88,10 @@ class Brackets:
         if text in OPENS:
             return self._open(OPENS[text])
         return self._close(CLOSES[text]) if text in CLOSES else self
+
+    def _uncertain(self) -> Brackets:
+        """Behind something that may open or close, or be no bracket at all."""
+        return replace(self, low=max(0, self.low - 2), high=self.high + 2)
 
     def _open(self, kind: str) -> Brackets:
         return replace(self, stack=(*self.stack, kind))
@@ -104,13 +107,21 @@ class Brackets:
         if self.stack and self.stack[-1] == "$":  # `$$` between two formulas: one ends, another begins
             return self
         if not self.stack and self.masks:  # ends something in the mask, or begins something
-            return replace(self, low=max(0, self.low - 2), high=self.high + 2)
+            return self._uncertain()
         return self._open(text)
 
 
-def _is_escaped(text: str, place: int) -> bool:
-    before = len(text[:place]) - len(text[:place].rstrip("\\"))
-    return before % 2 == 1
+def _finished(text: str, fresh: bool) -> int:
+    """How much of a text can be read before more of it is known."""
+    if fresh and re.fullmatch(r"\\+[A-Za-z]*", text):
+        return 0
+    tail = UNFINISHED.search(text)
+    if tail:
+        before = text[: tail.start()]
+        if (len(before) - len(before.rstrip("\\"))) % 2 == 0:  # else this backslash is the second of two
+            return tail.start()
+    dollars = DOLLARS.search(text)
+    return len(text) - (len(dollars[2]) - len(dollars[1])) % 2 if dollars else len(text)
 
 
 def bracket_state(pieces: Iterable[str | None], slack: int = SLACK, ended: bool = True) -> str:

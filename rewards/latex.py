@@ -43,7 +43,7 @@ CONVERTER = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True, ma
 DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
 CLOSER = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 STRAY = re.compile(r"\\[A-Za-z]|[{}^_]")
-TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\S", re.DOTALL)
+TOKEN = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|\\.|\S", re.DOTALL)
 COMMAND = re.compile(r"\\([A-Za-z]+)")
 # Names of commands and environments and what stands in text are no letters of the formula.
 NAMES = re.compile(

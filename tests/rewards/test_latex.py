@@ -137,7 +137,7 @@ def test_bonuses_are_capped_and_not_for_hollow_structures():
 def test_length_window():
     assert score("$x$")["length"] == 0.25 and score("$x+yz$")["length"] == 1
     text = "$" + "+".join(map(str, range(100, 170))) + "$"
-    assert 0 < score(text)["length"] == pytest.approx(2 - (len(text) - 2) / 200) < 1
+    assert score(text)["length"] == pytest.approx(2 - 279 / 200)
     assert score("$" + "+".join(map(str, range(100, 250))) + "$")["length"] == 0
 
 
@@ -192,10 +192,12 @@ def test_the_reward_of_rows(tokenizer):
 
 
 def test_a_row_that_cannot_be_scored_is_dropped_and_named(tokenizer, monkeypatch):
-    def broken(text, *more):
-        raise RuntimeError("no verdict") if text == "$b$" else None
+    def scored(text, *more):
+        if text == "$b$":
+            raise RuntimeError("no verdict")
+        return {"total": 1.0}
 
-    monkeypatch.setattr(rewards.latex, "score", lambda text, *more: broken(text) or {"total": 1.0})
+    monkeypatch.setattr(rewards.latex, "score", scored)
     reward = LatexReward(tokenizer, len(tokenizer))
     output = reward(finished(tokenizer, "$a$", "$b$"))
     assert output.failed == {1: "raises RuntimeError: no verdict"} and output.total[0] == 1
@@ -203,7 +205,7 @@ def test_a_row_that_cannot_be_scored_is_dropped_and_named(tokenizer, monkeypatch
         reward(finished(tokenizer, "$b$"))
 
 
-@pytest.mark.parametrize("pieces, progress", [(["$", None, "$"], 1), (["}", None], 0), ([None, "{$"], 0)])
+@pytest.mark.parametrize("pieces, progress", [(["$", None, "$"], 1), (["}", None], 0), ([None, "x{$"], 0)])
 def test_text_with_masks_is_scored_by_its_brackets(pieces, progress):
     terms = unfinished(pieces, slack=2)
     assert terms["progress"] == progress and terms["total"] == pytest.approx(0.1 * progress) and terms["valid"] == 0
