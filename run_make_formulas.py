@@ -19,7 +19,10 @@ def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) ->
     """Write both files; counts of what was written."""
     out.mkdir(parents=True, exist_ok=True)
     counts = {"train": 0, "valid": 0, "broken": 0}
-    with (out / "train.jsonl").open("w", encoding="utf-8") as train, (out / "valid.jsonl").open("w", encoding="utf-8") as valid:
+    with (
+        (out / "train.jsonl").open("w", encoding="utf-8") as train,
+        (out / "valid.jsonl").open("w", encoding="utf-8") as valid,
+    ):
         for number in range(rows):
             made, is_broken = row(seed, number, broken, depth)
             held_out = is_held_out(made["question"])

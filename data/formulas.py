@@ -20,11 +20,32 @@ from rewards.latex import is_valid
 
 Both = tuple[str, str]  # LaTeX, English
 
-VARIABLES = "a b c d k m n p q r s t u v w x y z".split()
-GREEK = "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi omega".split()
+VARIABLES = ["a", "b", "c", "d", "k", "m", "n", "p", "q", "r", "s", "t", "u", "v", "w", "x", "y", "z"]
+GREEK = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "theta",
+    "lambda",
+    "mu",
+    "pi",
+    "rho",
+    "sigma",
+    "tau",
+    "phi",
+    "omega",
+]
 FUNCTIONS = {"sin": "sine", "cos": "cosine", "tan": "tangent", "ln": "natural logarithm", "exp": "exponential"}
 SIGNS = (("+", "plus"), ("-", "minus"), (r"\cdot", "times"))
-RELATIONS = (("=", "equals"), (r"\leq", "is at most"), (r"\geq", "is at least"), ("<", "is less than"), (r"\neq", "is not"))
+RELATIONS = (
+    ("=", "equals"),
+    (r"\leq", "is at most"),
+    (r"\geq", "is at least"),
+    ("<", "is less than"),
+    (r"\neq", "is not"),
+)
 MATRICES = {"pmatrix": "matrix", "bmatrix": "matrix in brackets", "vmatrix": "determinant"}
 ORDINALS = {2: "squared", 3: "cubed"}
 HELD_OUT = 0.05
@@ -78,7 +99,10 @@ def total(random: Random, depth: int) -> Both:
     index, start, end = random.choice("ijkn"), random.choice("01"), random.choice((r"\infty", "n", "m", "N", "10"))
     command, word = random.choice(((r"\sum", "sum"), (r"\sum", "sum"), (r"\prod", "product")))
     last = "infinity" if end == r"\infty" else end
-    return f"{command}_{{{index}={start}}}^{{{end}}} {body}", f"the {word} from {index} equals {start} to {last} of {said}"
+    return (
+        f"{command}_{{{index}={start}}}^{{{end}}} {body}",
+        f"the {word} from {index} equals {start} to {last} of {said}",
+    )
 
 
 def integral(random: Random, depth: int) -> Both:
@@ -88,7 +112,10 @@ def integral(random: Random, depth: int) -> Both:
         return f"\\int {body} \\, d{variable}", f"the integral of {said} over {variable}"
     low, high = random.choice(("0", "1", "a", "-1")), random.choice(("1", "b", r"\infty", r"\pi"))
     spoken = high.lstrip("\\").replace("infty", "infinity")
-    return f"\\int_{{{low}}}^{{{high}}} {body} \\, d{variable}", f"the integral from {low} to {spoken} of {said} over {variable}"
+    return (
+        f"\\int_{{{low}}}^{{{high}}} {body} \\, d{variable}",
+        f"the integral from {low} to {spoken} of {said} over {variable}",
+    )
 
 
 def limit(random: Random, depth: int) -> Both:
@@ -207,7 +234,7 @@ def with_unknown_command(random: Random, latex: str) -> str | None:
         return None
     name = place[0]
     at = random.randrange(1, len(name))
-    wrong = f"{name[:at]}{name[at + 1]}{name[at]}{name[at + 2:]}" if at + 1 < len(name) else name + name[-1]
+    wrong = f"{name[:at]}{name[at + 1]}{name[at]}{name[at + 2 :]}" if at + 1 < len(name) else name + name[-1]
     return latex[: place.start()] + wrong + latex[place.end() :]
 
 

@@ -60,7 +60,9 @@ class TextTask:
         self.length, self.mask_id = length, mask_id
         self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
         self.valid_rows = valid
-        given = torch.arange(valid.shape[1]) < torch.as_tensor(getattr(self.rows, "prompt", 0)).expand(len(valid))[:, None]
+        given = (
+            torch.arange(valid.shape[1]) < torch.as_tensor(getattr(self.rows, "prompt", 0)).expand(len(valid))[:, None]
+        )
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)

@@ -47,11 +47,15 @@ class Brackets:
         if piece is None:
             open_here = len(self.stack)
             slack += 2 * bool(self.pending)  # what was begun may end in it, one way or another
-            return Brackets((), max(0, self.low + open_here - slack), self.high + open_here + slack, "", self.masks + 1, True)
+            return Brackets(
+                (), max(0, self.low + open_here - slack), self.high + open_here + slack, "", self.masks + 1, True
+            )
         text = self.pending + piece
         cut = _finished(text, self.fresh)
         found, start = replace(self, pending=text[cut:], fresh=self.fresh and cut == 0), 0
-        if self.fresh and (mark := BACKSLASHES.match(text, 0, cut)):  # one in the mask would make something else of them
+        if self.fresh and (
+            mark := BACKSLASHES.match(text, 0, cut)
+        ):  # one in the mask would make something else of them
             found, start = found._uncertain(), mark.end()
         for mark in MARK.finditer(text, start, cut):
             found = found._read(mark, self.fresh and mark.start() == 0)

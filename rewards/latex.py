@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from jaxtyping import Bool, Int
 from math_core import LatexError, LatexToMathML
 from torch import Tensor
@@ -49,13 +48,57 @@ COMMAND = re.compile(r"\\([A-Za-z]+)")
 NAMES = re.compile(
     r"\\(?:begin|end)\s*\{[^{}]*\}|\\(?:text\w*|mbox|math(?:rm|bf|sf|tt|it|normal)|operatorname\*?)\s*\{[^{}]*\}|\\[A-Za-z]+"
 )
-FORBIDDEN = re.compile(r"(?<!\\)(?:\\\\)*(%|\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|xdef|DeclareMathOperator)\b)")
+FORBIDDEN = re.compile(
+    r"(?<!\\)(?:\\\\)*(%|\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|xdef|DeclareMathOperator)\b)"
+)
 WORD = re.compile(r"[A-Za-z]{3,}")
-NOTHING = re.compile(r"\\(?:quad|qquad|left|right|big\w*|Big\w*|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\[\s,;:!.]")
+NOTHING = re.compile(
+    r"\\(?:quad|qquad|left|right|big\w*|Big\w*|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\[\s,;:!.]"
+)
 HOLLOW = re.compile(r"(?:\\[A-Za-z]+|[\]}^_])\s*\{\s*\}")
 WORDS = frozenset(
-    "frac sqrt sum int lim prod log exp sin cos tan alpha beta gamma delta epsilon theta lambda sigma omega infty partial "
-    "nabla cdot times left right begin end matrix pmatrix bmatrix cases text the and with from over limit".split()
+    [
+        "frac",
+        "sqrt",
+        "sum",
+        "int",
+        "lim",
+        "prod",
+        "log",
+        "exp",
+        "sin",
+        "cos",
+        "tan",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "theta",
+        "lambda",
+        "sigma",
+        "omega",
+        "infty",
+        "partial",
+        "nabla",
+        "cdot",
+        "times",
+        "left",
+        "right",
+        "begin",
+        "end",
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+        "cases",
+        "text",
+        "the",
+        "and",
+        "with",
+        "from",
+        "over",
+        "limit",
+    ]
 )
 COMMANDS = {
     "frac": "[dtc]?frac", "sqrt": "sqrt", "sum": "sum|prod", "int": "i{0,3}int|oint", "lim": "lim", "binom": "[dt]?binom",
@@ -118,7 +161,9 @@ def spans(text: str) -> tuple[list[Piece], str]:
             opener = mark[0]
             outside.append(text[start : mark.start()])
             start = place
-        elif opener == "$" and mark[0] == "$$" and text[start : mark.start()].strip():  # two formulas next to each other
+        elif (
+            opener == "$" and mark[0] == "$$" and text[start : mark.start()].strip()
+        ):  # two formulas next to each other
             pieces.append(Piece(text[start : mark.start()]))
             start = place
         elif opener and mark[0] == CLOSER[opener]:

@@ -80,7 +80,9 @@ def test_files_of_pairs(tmp_path):
     with gzip.open(tmp_path / "c.jsonl.gz", "wt") as packed:
         packed.write(file.read_text() + "\n\n")
     assert read_pairs(tmp_path / "c.jsonl.gz") == PAIRS
-    assert is_answers(str(file)) and is_answers("s1K-1.1") and not is_answers("stories") and not is_answers("gone.jsonl")
+    assert (
+        is_answers(str(file)) and is_answers("s1K-1.1") and not is_answers("stories") and not is_answers("gone.jsonl")
+    )
     (tmp_path / "text.jsonl").write_text('{"text": "a story"}\n')
     assert not is_answers(str(tmp_path / "text.jsonl"))
 
@@ -140,7 +142,9 @@ def test_s1k_through_datasets(tmp_path, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(data.answers, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"cannot be reached: .*put s1K-1\.1\.jsonl or a folder s1K-1\.1 into data\.cache_dir"):
+    with pytest.raises(
+        ValueError, match=r"cannot be reached: .*put s1K-1\.1\.jsonl or a folder s1K-1\.1 into data\.cache_dir"
+    ):
         load_pairs("s1K-1.1", tmp_path)
 
 
@@ -226,7 +230,9 @@ def test_every_backbone_learns_answers(kind, tmp_path):
     words = [w for w in TINY if not w.startswith("model.")] + start(kind, tmp_path / "model")
     run = train(*words, f"data.train={file}", f"data.valid={file}", f"run_dir={tmp_path / 'run'}")
     measures = record(run)
-    assert {"valid_loss", "sample_validity", "sample_brackets", "sample_complex", "sample_skeletons"} <= {k for _, k in measures}
+    assert {"valid_loss", "sample_validity", "sample_brackets", "sample_complex", "sample_skeletons"} <= {
+        k for _, k in measures
+    }
     for number in range(2):
         text = (run / "samples" / "iter_2" / f"sample_{number}.txt").read_text()
         assert text.startswith("Question: ") and "\nSolution:" in text

@@ -24,7 +24,12 @@ def test_both_sides_are_of_one_draw():
     made = {english: latex for latex, english in (formula(Random(seed)) for seed in range(5000))}
     assert made["the square root of c"] == r"\sqrt{c}"
     for english, latex in made.items():
-        for word, command in (("square root", r"\sqrt{"), ("choose", r"\binom"), ("the sum", r"\sum"), ("alpha", r"\alpha")):
+        for word, command in (
+            ("square root", r"\sqrt{"),
+            ("choose", r"\binom"),
+            ("the sum", r"\sum"),
+            ("alpha", r"\alpha"),
+        ):
             assert (word in english) == (command in latex), (english, latex)
 
 
@@ -60,7 +65,10 @@ def test_the_command_writes_the_same_rows_again_and_more_of_them(tmp_path, capsy
     for name, rows in (("a", 300), ("b", 300), ("more", 400)):
         run_make_formulas.main(["--rows", str(rows), "--out", str(tmp_path / name), "--broken", "0.3", "--seed", "5"])
     told = capsys.readouterr().out
-    read = {name: {side: (tmp_path / name / f"{side}.jsonl").read_text() for side in ("train", "valid")} for name in ("a", "b", "more")}
+    read = {
+        name: {side: (tmp_path / name / f"{side}.jsonl").read_text() for side in ("train", "valid")}
+        for name in ("a", "b", "more")
+    }
     assert read["a"] == read["b"] and read["more"]["train"].startswith(read["a"]["train"])
     for side, text in read["a"].items():
         pairs = [json.loads(line) for line in text.splitlines()]

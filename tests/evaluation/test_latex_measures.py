@@ -9,7 +9,14 @@ def test_measures_by_hand():
     texts = [r"$\frac{a}{b}$", r"$\frac{x}{7}$", r"$\frac{a}{b$", "$x$", r"no formula", r"$\alpha$ $\frac{1}$"]
     found = formula_measures(texts)
     assert found == pytest.approx(
-        {"validity": 3 / 6, "brackets": 4 / 6, "complex": 4 / 6, "distinct": 1.0, "skeletons": 5 / 6, "length": sum(map(len, texts)) / 6}
+        {
+            "validity": 3 / 6,
+            "brackets": 4 / 6,
+            "complex": 4 / 6,
+            "distinct": 1.0,
+            "skeletons": 5 / 6,
+            "length": sum(map(len, texts)) / 6,
+        }
     )
     assert formula_measures(["$x$"] * 4)["distinct"] == 0.25
     with pytest.raises(ValueError, match="there are no texts to measure"):
@@ -23,6 +30,8 @@ def test_bare_formulas():
     assert formulas_of(r"a $x$ b \(y\)") == ["x", "y"] and formulas_of(" x ", bare=True) == ["x"]
 
 
-@pytest.mark.parametrize("latex, bones", [(r"\frac{ab}{12 + c}", r"\frac{}{+}"), (r"x_{i}^2 \alpha", r"_{}^\alpha"), ("x", "")])
+@pytest.mark.parametrize(
+    "latex, bones", [(r"\frac{ab}{12 + c}", r"\frac{}{+}"), (r"x_{i}^2 \alpha", r"_{}^\alpha"), ("x", "")]
+)
 def test_skeletons(latex, bones):
     assert skeleton(latex) == bones

@@ -47,10 +47,39 @@ def test_there_are_sixty():
 
 # --------------------------------------------------------------------------------------------------- the published reward
 
-COMMANDS = (
-    "frac sqrt sum int lim prod alpha beta gamma delta epsilon theta lambda mu pi sigma omega phi infty partial nabla cdot times "
-    "leq geq neq approx sin cos tan log"
-).split()
+COMMANDS = [
+    "frac",
+    "sqrt",
+    "sum",
+    "int",
+    "lim",
+    "prod",
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "theta",
+    "lambda",
+    "mu",
+    "pi",
+    "sigma",
+    "omega",
+    "phi",
+    "infty",
+    "partial",
+    "nabla",
+    "cdot",
+    "times",
+    "leq",
+    "geq",
+    "neq",
+    "approx",
+    "sin",
+    "cos",
+    "tan",
+    "log",
+]
 STRUCTURES = ("frac", "sqrt", "sum", "int", "lim")
 
 
@@ -86,7 +115,9 @@ def test_the_published_reward_is_the_wrong_way_round():
     assert score(r"$\frac{1}{2}$")["total"] > 0.7 and score("x" * 100)["total"] == 0
 
 
-@pytest.mark.parametrize("text", [*GAMED[:4], "x" * 100, "sum int lim frac sqrt", "integer limit summary", "{" * 40, ""])
+@pytest.mark.parametrize(
+    "text", [*GAMED[:4], "x" * 100, "sum int lim frac sqrt", "integer limit summary", "{" * 40, ""]
+)
 def test_no_gibberish_passes_as_a_bare_formula(text):
     assert score(text, bare=True)["total"] <= 0.1
     assert score("x", bare=True)["total"] > 0.6
@@ -120,7 +151,9 @@ def test_the_error_offset_is_a_dense_term():
 
 def test_the_total_is_what_the_terms_say():
     terms = score(r"$\frac{a}{b} + \sqrt{c}$ and $\sum_{k} k$ and $}$")
-    assert terms["valid"] == pytest.approx(2 / 3) and terms["structure"] == 1 and terms["commands"] == pytest.approx(0.6)
+    assert (
+        terms["valid"] == pytest.approx(2 / 3) and terms["structure"] == 1 and terms["commands"] == pytest.approx(0.6)
+    )
     bonus = 0.15 + 0.1 * 0.6 + 0.05 - 0.3 * terms["repetition"]
     assert terms["total"] == pytest.approx(0.6 * 2 / 3 + 0.1 * terms["progress"] + 2 / 3 * bonus)
     best = score(r"$\int_0^1 \frac{\sin x}{x} \, dx = \sum_{k} \alpha_k$")
@@ -183,7 +216,9 @@ def test_the_answer_is_what_was_not_given_up_to_the_end(tokenizer):
 
 
 def test_the_reward_of_rows(tokenizer):
-    samples = finished(tokenizer, r"$\frac{1}{2}$", r"$\frac{1}$", "no formula", r"$\frac{_}{2}$", r"}_", given="Question {")
+    samples = finished(
+        tokenizer, r"$\frac{1}{2}$", r"$\frac{1}$", "no formula", r"$\frac{_}{2}$", r"}_", given="Question {"
+    )
     output = LatexReward(tokenizer, len(tokenizer))(samples)
     assert output.total[0] == pytest.approx(score(r"$\frac{1}{2}$")["total"])
     assert output.total[1:].tolist() == pytest.approx([score(r"$\frac{1}$")["total"], 0.0, 0.1, 0.0])

@@ -80,7 +80,9 @@ def test_a_row_without_a_finite_reward_has_none_and_is_named(puzzles):
 
 
 def test_no_row_with_a_reward_stops_the_run():
-    with pytest.raises(FloatingPointError, match="2 of 2 rows have no reward: the reward of row 0 is nan.*row 1 is inf"):
+    with pytest.raises(
+        FloatingPointError, match="2 of 2 rows have no reward: the reward of row 0 is nan.*row 1 is inf"
+    ):
         RewardOutput(torch.tensor([math.nan, math.inf]), {})
 
 
