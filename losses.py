@@ -67,10 +67,13 @@ def score_entropy_loss(
 
 
 def next_token_loss(
-    logits: Float[Tensor, "row position vocabulary"], tokens: Int[Tensor, "row position"]
+    logits: Float[Tensor, "row position vocabulary"],
+    tokens: Int[Tensor, "row position"],
+    given: Bool[Tensor, "row position"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of tokens[1:] given what precedes, in nats."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    """Mean cross-entropy of tokens[1:], those that are `given` left out, given what precedes, in nats."""
+    targets = tokens if given is None else tokens.masked_fill(given.to(tokens.device), -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
 
 
 # ------------------------------------------------------------------------------------------------------------------ policies
@@ -79,10 +82,16 @@ def next_token_loss(
 def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool) -> Float[Tensor, "group member"]:
     """Reward minus the mean of its group; divided by the group's standard deviation in GRPO (2402.03300), not in Dr. GRPO
     (2503.20783), which is what Apple's policies are trained with. Exactly 0 where all rewards of a group are equal (the mean
-    in float32 need not be one of them)."""
-    equal = (reward == reward[:, :1]).all(1, keepdim=True)
-    centred = (reward - reward.mean(1, keepdim=True)).masked_fill(equal, 0.0)
-    return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4) if divide_by_std else centred
+    in float32 need not be one of them). A member whose reward is NaN has none: its advantage is 0, and the others are compared
+    without it."""
+    scored = ~reward.isnan()
+    low = reward.masked_fill(~scored, math.inf).amin(1, keepdim=True)
+    high = reward.masked_fill(~scored, -math.inf).amax(1, keepdim=True)
+    centred = (reward - reward.nanmean(1, keepdim=True)).masked_fill(~scored | (low >= high), 0.0)
+    if not divide_by_std:
+        return centred
+    deviation = ((centred**2).sum(1, keepdim=True) / scored.sum(1, keepdim=True).clamp(min=1)).sqrt()
+    return centred / (deviation + 1e-4)
 
 
 def step_advantages(

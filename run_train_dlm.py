@@ -15,8 +15,11 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from data.answers import AnswerRows
 from data.rows import end_of_text, training_data
 from data.sudoku import is_solved
 from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
@@ -24,8 +27,11 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
 from dlm.pretrain import train
+from evaluation.latex import formula_measures
 from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
+from policy.build import shipped
+from rewards.latex import written
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
@@ -94,14 +100,25 @@ def stored_config(model: MaskedLM) -> dict:
 
 
 def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
-    """The model `init`; None where there is none. A causal one is adapted where the loss is one of masked models."""
+    """The model `init`, by default that of `dlm`; None where there is none. A causal one is adapted where the loss is one of masked
+    models."""
     if config.init is None:
         return None
-    if config.loss == "ar" or not is_causal(config.init):
-        return load_model(config.init, device, config.model.dtype)
-    model = load_bidirectional(config.init, device, length=config.adapt.length)
+    init = shipped(config.init)
+    if config.loss == "ar" or not is_causal(init):
+        return load_model(init, device, config.model.dtype)
+    model = load_bidirectional(init, device, length=config.adapt.length)
     model.dtype = getattr(torch, config.model.dtype)  # of the computation; weights are trained in float32
     return model, build_noise({"type": "loglinear"})
+
+
+def check_tokens(model: MaskedLM, tokenizer, named: str) -> None:
+    """Refuse the data's tokenizer for a model that came without one and has another vocabulary."""
+    if not model.causal and not model.mask_id <= len(tokenizer) <= model.vocab_size:
+        raise ValueError(
+            f"data.tokenizer={named} has {len(tokenizer)} tokens and the model, which came without a tokenizer, writes "
+            f"{model.mask_id}; give the model's own"
+        )
 
 
 def with_adapter(model: MaskedLM, config: DictConfig, new_mask: bool) -> MaskedLM:
@@ -129,6 +146,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         adapted = start is not None and start[0].mask_id == NO_MASK
         if start:
             model, noise = start
+            if model.tokenizer is None and config.data.kind == "text":
+                check_tokens(model, tokenizer, config.data.tokenizer)
             if adapted:
                 give_mask(model, mask_of(tokenizer))  # pyright: ignore[reportArgumentType]
             model.tokenizer = model.tokenizer or tokenizer
@@ -141,24 +160,32 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             model = with_adapter(model, config, adapted)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows")
+        out = f"; {rows.left_out} rows left out, longer than {length} tokens" if getattr(rows, "left_out", 0) else ""
+        run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows{out}")
+        prompts = None
+        if isinstance(rows, AnswerRows):
+            given = torch.arange(length) < rows.prompt.unsqueeze(1)
+            prompts = valid.masked_fill(~given, model.mask_id)[: config.eval.samples]
 
         def on_snapshot(step: int, model: MaskedLM) -> dict[str, float]:
             save_model(model, description, run.directory / "model")
-            return write_samples(model, config, run.directory / "samples" / f"iter_{step}")
+            return write_samples(model, config, run.directory / "samples" / f"iter_{step}", prompts)
 
         train(model, noise, rows, valid, config, run, group, on_snapshot, config.adapt.anneal if adapted else 0)
         run.close()
         return run.directory
 
 
-def write_samples(model: MaskedLM, config: DictConfig, directory: Path) -> dict[str, float]:
-    """A few samples of the model as it is, and their entropy, distinct bigrams and (boards) share solved."""
-    rows, length = config.eval.samples, model.max_length
-    canvas = torch.full((rows, length), model.mask_id, device=next(model.parameters()).device)
+def write_samples(
+    model: MaskedLM, config: DictConfig, directory: Path, prompts: Int[Tensor, "row position"] | None = None
+) -> dict[str, float]:
+    """A few samples of the model as it is; their entropy, distinct bigrams and, of boards, the share solved, of answers to
+    held-out questions, how well their formulas are written. prompts: canvases to write on; None: blank ones."""
+    device, length = next(model.parameters()).device, model.max_length
+    canvas = torch.full((config.eval.samples, length), model.mask_id) if prompts is None else prompts
     steps = length if model.causal else min(config.eval.steps, length)
     strategy = Strategy(Leftmost() if model.causal else Direct(), TokenRule())
-    tokens = sample(UnmaskingEnvironment(model, steps), strategy, canvas).tokens.cpu()
+    tokens = sample(UnmaskingEnvironment(model, steps), strategy, canvas.to(device)).tokens.cpu()
     directory.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(tokens.tolist()):
         text = " ".join(map(str, row)) if model.tokenizer is None else model.tokenizer.decode(row)
@@ -166,6 +193,9 @@ def write_samples(model: MaskedLM, config: DictConfig, directory: Path) -> dict[
     measures = {"sample_entropy": float(unigram_entropy(tokens).mean()), "sample_distinct_2": distinct_n(tokens, 2)}
     if config.data.kind == "sudoku":
         measures["sample_solved"] = float(is_solved(tokens, tuple(config.data.box)).float().mean())
+    if prompts is not None:
+        answers = written(tokens, canvas != model.mask_id, model.tokenizer, model.mask_id)
+        measures |= {f"sample_{name}": value for name, value in formula_measures(answers).items()}
     return measures
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from data.answers import is_answers
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from load_model import load_model
@@ -34,6 +35,7 @@ from policy.networks import HiddenBlocks, HiddenMLP
 from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.bound import BoundReward
+from rewards.latex import LatexReward
 from rewards.likelihood import LikelihoodReward
 from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
@@ -105,7 +107,7 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
 
 def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
     """reward.name: puzzle (Sudoku solved), times a speed factor; right (functions of whether the answer is); likelihood (under a
-    causal judge on the same tokens); bound."""
+    causal judge on the same tokens); latex (validity of formulas); bound."""
     reward = config.reward
     if reward.name == "puzzle":
         if not isinstance(task, PuzzleTask):
@@ -119,8 +121,14 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
         if not isinstance(task, ChainTask | QuestionTask):
             raise ValueError("reward=right needs questions with known answers; use data=gsm8k_math, say, or data=chain")
         return VerifiedReward(task, reward.alpha, list(reward.functions), list(reward.weights))
+    if reward.name == "latex":
+        if not isinstance(task, TextTask | QuestionTask):
+            raise ValueError(
+                "reward=latex reads text and this data has none; use data=latex, say, or reward=puzzle or right"
+            )
+        return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.weights, tuple(reward.window))
     if reward.name != "likelihood":
-        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, likelihood, puzzle, right")
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, latex, likelihood, puzzle, right")
     if not isinstance(task, TextTask):
         raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
@@ -169,7 +177,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             task = QuestionTask(model, config.data, config.seed)
         else:
             length = config.sampling.length or model.max_length
-            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed)
+            own = model.tokenizer if is_answers(config.data.train) else None
+            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
         if config.model.sharded:  # after the policy, which may copy some of its blocks

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Int
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from data.answers import AnswerRows, encode_pairs, is_answers, row_text, split_pairs
 from data.chain import ChainRows, chain_tokenizer
 from data.sudoku import SudokuStream, SudokuTokenizer, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
@@ -44,7 +45,11 @@ class SudokuPuzzleRows(SudokuRows):
 def text_tokenizer(data: DictConfig):
     """data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
     if str(data.tokenizer).startswith("bpe:"):
-        return train_bpe(load_texts(data.train, "train", data.cache_dir)["text"], int(data.tokenizer[4:]))
+        if is_answers(data.train):
+            texts = map(row_text, split_pairs(data.train, data.valid, data.cache_dir)[0])
+        else:
+            texts = load_texts(data.train, "train", data.cache_dir)["text"]
+        return train_bpe(texts, int(data.tokenizer[4:]))
     try:
         return AutoTokenizer.from_pretrained(data.tokenizer)
     except (OSError, ValueError) as error:
@@ -60,8 +65,27 @@ def end_of_text(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
+def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[EndlessRows, Int[Tensor, "row position"]]:
+    """Rows of questions and answers. data.given (question by default): `nothing` has whole rows masked, as for pre-training.
+    data.longer (drop by default): `cut` lets rows that are too long lose their end."""
+    given, longer = OmegaConf.select(data, "given") or "question", OmegaConf.select(data, "longer") or "drop"
+    for key, value, known in (("given", given, ("question", "nothing")), ("longer", longer, ("drop", "cut"))):
+        if value not in known:
+            raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
+    eos, parts = end_of_text(tokenizer), split_pairs(data.train, data.valid, data.cache_dir)
+    train, valid = (encode_pairs(pairs, tokenizer, length, eos, longer == "cut") for pairs in parts)
+    held_out = valid[0][: data.valid_rows]
+    if given == "nothing":
+        rows = EndlessRows(train[0], seed)
+    else:
+        rows = AnswerRows(train[0], train[1], valid[1][: data.valid_rows], seed)
+    rows.left_out = train[2] + valid[2]
+    return rows, held_out
+
+
 def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
-    """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack).
+    """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack;
+    questions with answers, where data.train names some: see data/answers.py).
 
     Every process draws the whole batch and takes its share (training/processes.py), so that what is drawn does not depend on how
     many there are. tokenizer: of the model that is trained further; None takes the one that `data` names.
@@ -80,6 +104,8 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
         valid = rows.rows(data.valid_rows, torch.Generator().manual_seed(2), held_out=True)
         return rows, valid, chain_tokenizer()
     tokenizer = tokenizer or text_tokenizer(data)
+    if is_answers(data.train):
+        return *answer_rows(data, length, seed, tokenizer), tokenizer
     eos = end_of_text(tokenizer)
 
     def cut(name: str, split: str) -> Int[Tensor, "row position"]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
 from data.prompts import Prompts
 from data.questions import Question, Reader, canvases, check_runnable, encode, load_questions, right
@@ -52,23 +53,37 @@ class PuzzleTask:
 
 
 class TextTask:
-    """Unconditional text: blank canvases; clean rows come from the data set."""
+    """Text: blank canvases, or, where `data` has questions and answers (data/answers.py), canvases that begin with a question;
+    clean rows come from the data set. tokenizer: in place of the one that `data` names."""
 
-    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int):
+    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
-        self.rows, valid, self.tokenizer = training_data(data, length, seed)
+        self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
         self.valid_rows = valid
-        self.valid = self.prompts(valid_rows, 0)
-        self.held_out = Prompts(self.prompts(len(valid), 0).canvas, {}, valid)
+        given = (
+            torch.arange(valid.shape[1]) < torch.as_tensor(getattr(self.rows, "prompt", 0)).expand(len(valid))[:, None]
+        )
+        self.held_out = self.asked(valid, given)
+        answers = isinstance(self.rows, AnswerRows)
+        self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
+
+    def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
+        """Canvases of rows of which only what is given can be seen."""
+        return Prompts(tokens.masked_fill(~given, self.mask_id), {}, tokens)
 
     def prompts(self, count: int, seed: int) -> Prompts:
+        """Blank canvases, or the next training questions."""
+        if isinstance(self.rows, AnswerRows):
+            return self.texts(count, seed)
         return Prompts(torch.full((count, self.length), self.mask_id), {})
 
     def texts(self, count: int, seed: int) -> Prompts:
-        """Blank canvases and training rows to be revealed on them."""
-        return Prompts(self.prompts(count, seed).canvas, {}, self.rows.next(count))
+        """The next training rows, to be revealed on their canvases."""
+        return self.asked(*self.clean(count, seed))
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+        if isinstance(self.rows, AnswerRows):
+            return self.rows.next_puzzles(count)
         tokens = self.rows.next(count)
         return tokens, torch.zeros_like(tokens, dtype=torch.bool)
 

@@ -181,6 +181,7 @@ class EndlessRows:
 
     def __init__(self, rows: Int[Tensor, "row position"], seed: int = 0):
         self.rows, self.seed = rows, seed
+        self.left_out = 0  # rows that did not fit
         self.epoch = self.position = 0  # where the next batch starts
         self._permutations: dict[int, Int[Tensor, " row"]] = {}
 

@@ -94,7 +94,7 @@ def loss_of(
     if loss == "ar":
         tokens = tokens[part]
         assert isinstance(model, CausalLM)
-        return next_token_loss(model.next_token_logits(tokens), tokens)
+        return next_token_loss(model.next_token_logits(tokens), tokens, None if given is None else given[part])
     length = tokens.shape[1]
     noisy = corrupt(loss, len(tokens), length, noise, generator, given)
     masked, weight, share = (x[part].to(tokens.device) for x in noisy)
@@ -139,15 +139,15 @@ def row_bounds(
 @torch.no_grad()
 def evaluate(
     model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0,
-    prompt: int = 0,
+    prompt: int | Int[Tensor, "row"] = 0,
 ) -> float:  # fmt: skip
-    """Mean loss over held-out rows with fixed noise, their first `prompt` positions given: comparable between steps and runs."""
+    """Mean loss over held-out rows with fixed noise, their first `prompt` positions given (one number, or one a row): comparable
+    between steps and runs."""
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    parts = valid.split(batch)
+    given = torch.arange(valid.shape[1]) < torch.as_tensor(prompt).expand(len(valid)).unsqueeze(1)
     total = 0.0
-    for part in parts:
-        given = (torch.arange(part.shape[1]) < prompt).expand_as(part) if prompt else None
+    for part, given in zip(valid.split(batch), given.split(batch), strict=True):
         total += float(loss_of(model, part.to(device), loss, noise, generator, given)) * len(part)
     return total / len(valid)
 

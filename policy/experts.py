@@ -72,12 +72,12 @@ def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, 
     """Means for the log: what the experts earn, what it costs them, and what they earn more than the policy."""
     if not experts:
         return {}
-    reward = float(torch.stack([reward.total.mean() for _, reward in experts]).mean())
+    reward = float(torch.stack([reward.total.nanmean() for _, reward in experts]).mean())
     evaluations = float(torch.stack([samples.evaluations.float().mean() for samples, _ in experts]).mean())
     return {
         "expert_reward": reward,
         "expert_nfe": evaluations,
-        "expert_lead": reward - float(own.total.mean()),
+        "expert_lead": reward - float(own.total.nanmean()),
     }
 
 

@@ -30,6 +30,8 @@ class PPO:
         a time."""
         assert samples.trajectory is not None
         trajectory = samples.trajectory
+        if reward.failed:  # rows without a reward teach nothing
+            trajectory = trajectory.take((~reward.total.isnan())[trajectory.row].nonzero().squeeze(1))
         if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
             self.processes.moments(trajectory.log_where)
             return Steps(trajectory, trajectory.log_where, trajectory.log_where, trajectory.log_where)

@@ -134,7 +134,8 @@ def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, f
     shown = ("evaluations", "still_masked")
     still = (samples.tokens == mask_id).any(1).float().mean()
     return {
-        "reward": float(reward.total.mean()),
+        "reward": float(reward.total.nanmean()),
+        "reward_failed": float(len(reward.failed)),
         "nfe": float(samples.evaluations.float().mean()),
         "still_masked": float(still),
-    } | {name: float(term.float().mean()) for name, term in reward.terms.items() if name not in shown}
+    } | {name: float(term.float().nanmean()) for name, term in reward.terms.items() if name not in shown}

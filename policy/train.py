@@ -6,6 +6,7 @@ over processes, whose number changes nothing; gradients are averaged; a process 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -121,6 +122,8 @@ def clipped_iteration(
         model, unmasker, rule, asked.repeat(group), config.sampling.discrete_steps, reward, seed, True,
         decoding(config, task), budget=None if budget is None else budget.repeat_interleave(group),
     )  # fmt: skip
+    if scored.failed:
+        print(f"iteration {step}: {scored.told()}", file=sys.stderr, flush=True)
     metrics = summary(samples, scored, model.mask_id)
     more: dict = {"chunk": config.training.chunk}
     if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
@@ -212,7 +215,7 @@ def evaluate(
         if not own.any():  # fewer held-out prompts than alphas
             continue
         measures[f"eval_nfe_alpha_{alpha:g}"] = float(samples.evaluations[own].float().mean())
-        measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].mean())
+        measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].nanmean())
     if teacher_forced(reward):  # those rows hold the data's text: what is shown is written by the model
         environment = UnmaskingEnvironment(model, config.sampling.discrete_steps)
         samples = sample(environment, Strategy(unmasker, rule), task.valid.first(4).to(device).canvas)

@@ -4,7 +4,8 @@ The speed factor and both ways to combine it follow Jazbec et al., "Learning Unm
 Models" (arXiv 2512.09106). What differs: length and evaluations are counted per row, over the positions to generate.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -28,20 +29,46 @@ class Finished(Protocol):
 @dataclass
 class RewardOutput:
     """Reward of each row and the terms it is made of, and, where it is earned step by step, that of each recorded step.
-    Raises FloatingPointError if a reward is NaN or infinite."""
+
+    A row whose reward is not finite has none: it is NaN, so that `losses.group_advantages` leaves it out of its group, and `failed`
+    says why. Raises FloatingPointError if no row has a reward, or where it is earned step by step and one has none.
+    """
 
     total: Float[Tensor, " row"]
     terms: dict[str, Float[Tensor, " row"]] = field(default_factory=dict)
     steps: Float[Tensor, " N"] | None = None
+    failed: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self):
         wrong = (~torch.isfinite(self.total)).nonzero().flatten().tolist()
+        for row in wrong:
+            terms = {name: term[row].item() for name, term in self.terms.items()}
+            self.failed.setdefault(row, f"is {self.total[row].item()} (terms {terms}), expected a finite number")
         if wrong:
-            terms = {name: term[wrong[0]].item() for name, term in self.terms.items()}
-            raise FloatingPointError(
-                f"the reward of row {wrong[0]} is {self.total[wrong[0]].item()} (terms {terms}), expected a finite "
-                f"number; check that row."
-            )
+            self.total = self.total.masked_fill(~torch.isfinite(self.total), torch.nan)
+            if len(wrong) == len(self.total) or self.steps is not None:
+                raise FloatingPointError(f"{self.told()}; check those rows")
+
+    def told(self) -> str:
+        """How many rows have no reward, and why the first three have none."""
+        named = "; ".join(f"the reward of row {row} {reason}" for row, reason in list(self.failed.items())[:3])
+        return f"{len(self.failed)} of {len(self.total)} rows have no reward: {named}"
+
+
+def each_row(score: Callable[[int], Mapping[str, float]], rows: Sequence[int], device: torch.device) -> RewardOutput:
+    """Rewards row by row: `score` gives the terms of a row, `total` among them. A row on which it raises has none."""
+    found: list[Mapping[str, float]] = []
+    failed: dict[int, str] = {}
+    for place, row in enumerate(rows):
+        try:
+            found.append(score(row))
+        except Exception as error:  # rewards may be anybody's code, and one row must not end a run
+            found.append({"total": math.nan})
+            failed[place] = f"raises {type(error).__name__}: {error}"
+    names = max(found, key=len).keys()
+    columns = [[terms.get(name, math.nan) for terms in found] for name in names]
+    values = dict(zip(names, torch.tensor(columns, dtype=torch.float32, device=device), strict=True))
+    return RewardOutput(values.pop("total"), values, failed=failed)
 
 
 def sudoku_solved(tokens: Int[Tensor, "row cell"], box: Box) -> Float[Tensor, " row"]:

@@ -21,10 +21,11 @@ OWN_SIZES = {  # in place of DIT
     "llada_dit_hidden": ["policy.time_embed_dim=8"],
     "llada_expert_steering": [*DIT, "algorithm.experts.block_length=2"],
 }
+FORMULAS = ["data.train=FORMULAS", "data.valid=FORMULAS", "data.tokenizer=bpe:260"]
 SUDOKU = ["data.base_grids=4", "data.valid_grids=2"]
 BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place of their model and data
-    "chain": ["data.valid_rows=4"], "radd_owt": TEXT, "stories": TEXT, "stories_causal": TEXT,
-    "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
+    "chain": ["data.valid_rows=4"], "latex": FORMULAS, "latex_sft": FORMULAS, "radd_owt": TEXT, "stories": TEXT,
+    "stories_causal": TEXT, "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
 }  # fmt: skip
 
 
@@ -40,7 +41,10 @@ def test_every_experiment_is_run_by_a_test():
 def test_backbones(experiment, tmp_path):
     stories = tmp_path / "stories.jsonl"
     stories.write_text('{"text": "One day a fox met a hen. They ate a pie and were glad."}\n' * 8)
-    words = [word.replace("STORIES", str(stories)) for word in (*TINY, *FEW, *BACKBONES[experiment])]
+    formulas = tmp_path / "formulas.jsonl"
+    formulas.write_text('{"question": "x over y", "answer": "$\\\\frac{x}{y}$"}\n' * 8)
+    words = [*TINY, *FEW, *BACKBONES[experiment]]
+    words = [word.replace("STORIES", str(stories)).replace("FORMULAS", str(formulas)) for word in words]
     directory = train(f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *words)
     assert load_model(directory)[0].hidden_size == 16
 

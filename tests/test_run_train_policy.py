@@ -21,6 +21,7 @@ from data.text import load_texts
 from load_model import build_model, save_model
 from policy.checkpoints import POLICIES, load_policy, save_policy
 from policy.networks import DitConfidence, HiddenMLP
+from tests.training.test_run import train as train_dlm
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
@@ -489,3 +490,28 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
         run(tmp_path / "run", *tiny["small"], *QUICK, *overrides)
     state = saved(tmp_path / "run")
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["policy_model"].values())
+
+
+def test_policies_learn_by_the_validity_of_formulas(tmp_path):
+    """On a tiny base of formulas, whose questions are given; a task without text is refused."""
+    file = tmp_path / "formulas.jsonl"
+    file.write_text('{"question": "x over y", "answer": "$\\\\frac{x}{y}$"}\n' * 12)
+    answers = [f"data.train={file}", f"data.valid={file}"]
+    model = train_dlm("experiment=latex_sft", *answers, "data.tokenizer=bpe:260", f"run_dir={tmp_path / 'model'}",
+                      "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=48", "training.n_iters=1",
+                      "training.snapshot_freq=1", "training.batch_size=4", "eval.samples=2", "device=cpu", "wandb.mode=disabled")  # fmt: skip
+    words = [
+        "reward=latex",
+        "algorithm=grpo",
+        "policy=dit_confidence",
+        f"dlm.path={model}",
+        "sampling.discrete_steps=4",
+    ]
+    directory = run(tmp_path / "run", *words, "data=latex", *answers, "training.batch_size=16", *DIT, *QUICK)
+    metrics = record(directory)
+    assert {"reward", "valid", "progress", "structure", "commands", "length", "repetition", "reward_failed"} <= metrics[
+        1
+    ].keys()
+    assert metrics[1]["reward_failed"] == 0 and metrics[2]["eval_still_masked"] == 0
+    with pytest.raises(ValueError, match="reward=latex reads text and this data has none"):
+        run(tmp_path / "other", "experiment=sudoku6_grpo", "reward=latex", *DIT, *QUICK)

@@ -53,7 +53,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         )
     saved = OmegaConf.load(io.StringIO(content(config.resume, CONFIG).decode()))
     assert isinstance(saved, DictConfig)
-    if missing := sorted({"dlm", "algorithm"} & config.keys() ^ {"dlm", "algorithm"} & saved.keys()):
+    if missing := sorted({"policy", "algorithm"} & config.keys() ^ {"policy", "algorithm"} & saved.keys()):
         raise ValueError(
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
         )

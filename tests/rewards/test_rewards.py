@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sudoku import make
+from losses import group_advantages
 from rewards.bound import BoundReward
 from rewards.likelihood import LikelihoodReward, unigram_entropy
-from rewards.rules import PuzzleReward, RewardOutput, speed_factor, sudoku_solved
+from rewards.rules import PuzzleReward, RewardOutput, each_row, speed_factor, sudoku_solved
 
 torch.set_num_threads(1)
 BOX = (2, 2)
@@ -65,16 +66,39 @@ def test_changed_clues_are_no_solution_but_any_grid_will_do_without_rows(puzzles
     assert PuzzleReward(BOX, 1.0)(samples).terms["solved"].tolist() == [1, 0, 0, 1]
 
 
-def test_nan_is_refused_by_row(puzzles):
-    with pytest.raises(FloatingPointError, match="row 1 is nan.*'solved': 3.0"):
-        RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
+def test_a_row_without_a_finite_reward_has_none_and_is_named(puzzles):
+    output = RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
+    assert output.failed.keys() == {1} and "is nan (terms {'solved': 3.0})" in output.failed[1]
+    assert output.told().startswith("1 of 2 rows have no reward: the reward of row 1 is nan")
     samples = finished(puzzles, [1, 1, 1, 1])
     samples.prompt = samples.prompt.clone()
     samples.prompt[1] = True  # nothing to generate: the speed of that row is not defined
-    with pytest.raises(FloatingPointError, match="row 1 is nan"):
-        PuzzleReward(BOX, 1.0)(samples)
-    with pytest.raises(FloatingPointError, match="row 2 is -inf"):
-        LikelihoodReward(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(finished(puzzles, [1, 1, 1, 1]))
+    assert PuzzleReward(BOX, 1.0)(samples).failed.keys() == {1}
+    judged = LikelihoodReward(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(finished(puzzles, [1] * 4))
+    assert judged.failed.keys() == {2} and "is -inf" in judged.failed[2]
+    assert judged.total.isnan().tolist() == [False, False, True, False]
+
+
+def test_no_row_with_a_reward_stops_the_run():
+    with pytest.raises(
+        FloatingPointError, match="2 of 2 rows have no reward: the reward of row 0 is nan.*row 1 is inf"
+    ):
+        RewardOutput(torch.tensor([math.nan, math.inf]), {})
+
+
+def test_a_row_whose_reward_raises_is_dropped_counted_and_named():
+    def score(row):
+        if row == 7:
+            raise KeyError("no such answer")
+        return {"total": math.nan if row == 5 else row / 8, "length": float(row)}
+
+    output = each_row(score, [4, 5, 6, 7], torch.device("cpu"))
+    assert output.total[[0, 2]].tolist() == [0.5, 0.75] and output.total[[1, 3]].isnan().all()
+    assert output.terms["length"][:3].tolist() == [4, 5, 6] and output.terms["length"].isnan().tolist() == [0, 0, 0, 1]
+    assert output.failed[3] == "raises KeyError: 'no such answer'" and output.failed[1].startswith("is nan")
+    assert torch.equal(group_advantages(output.total.view(1, 4), False), torch.tensor([[-0.125, 0, 0.125, 0]]))
+    with pytest.raises(FloatingPointError, match="2 of 2 rows have no reward.*row 0 raises KeyError"):
+        each_row(score, [7, 7], torch.device("cpu"))
 
 
 @settings(max_examples=50, deadline=None)

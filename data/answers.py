@@ -1,0 +1,226 @@
+r"""Questions with answers to learn from (SFT): rows `Question: ...\nSolution: ...`, the question given and only the answer masked.
+
+As SEDD-LaTeX-RLHF prepares s1K-1.1 (2501.19393): its rows, its cleaning, 80 % to train on and 20 % held out with seed 42, rows
+filled up with the end of text. What differs: there the loss runs over the question too; rows longer than the canvas are dropped
+and counted (there, and with data.longer=cut here, they lose their end); `\log{x}` stays as it is (there: `\log_{x}`, a base).
+
+The fill is part of the answer, so that a model that writes on a canvas of fixed length learns where to stop.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data.text import EndlessRows
+
+# Our name (and that of a file or folder in data.cache_dir) -> hub id.
+HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}
+SPLIT_SEED, HELD_OUT = 42, 0.2
+
+Pair = tuple[str, str]
+
+# ---------------------------------------------------------------------------------------------------------------- cleaning
+
+SYMBOLS = {
+    "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\epsilon", "θ": r"\theta", "λ": r"\lambda",
+    "μ": r"\mu", "π": r"\pi", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau", "φ": r"\phi", "ω": r"\omega", "Γ": r"\Gamma",
+    "Δ": r"\Delta", "Σ": r"\Sigma", "Ω": r"\Omega", "∞": r"\infty", "≤": r"\leq", "≥": r"\geq", "≠": r"\neq",
+    "≈": r"\approx", "≡": r"\equiv", "∈": r"\in", "∉": r"\notin", "⊂": r"\subset", "⊆": r"\subseteq", "∪": r"\cup",
+    "∩": r"\cap", "∑": r"\sum", "∏": r"\prod", "∫": r"\int", "∂": r"\partial", "∇": r"\nabla", "√": r"\sqrt", "×": r"\times",
+    "÷": r"\div", "·": r"\cdot", "±": r"\pm", "→": r"\to", "⇒": r"\Rightarrow", "∀": r"\forall", "∃": r"\exists",
+    "−": "-", "′": "'", "²": "^{2}", "³": "^{3}", "°": r"^{\circ}",
+}  # fmt: skip
+SUBSCRIPTED = re.compile(r"\\(delta|alpha|beta|gamma|sum|int|lim)\{")
+
+
+def with_dollars(text: str) -> str:
+    r"""`\[..\]` becomes `$$..$$`, `\(..\)` becomes `$..$`; `\\[2pt]` and `\\(` are ends of lines and stay."""
+    marks = {r"\[": "$$", r"\]": "$$", r"\(": "$", r"\)": "$"}
+    return re.sub(r"\\\\|\\[\[\]()]", lambda found: marks.get(found[0], found[0]), text)
+
+
+def with_subscripts(text: str) -> str:
+    r"""`\alpha{i}` becomes `\alpha_{i}`; so delta, beta, gamma, sum, int and lim."""
+    return SUBSCRIPTED.sub(r"\\\1_{", text)
+
+
+def without_unicode(text: str) -> str:
+    """Greek letters and signs as commands, a space behind a command that a letter follows."""
+    written = re.sub("|".join(map(re.escape, SYMBOLS)), lambda found: f"{SYMBOLS[found[0]]}\0", text)
+    return re.sub(r"(?<=[A-Za-z])\0(?=[A-Za-z])", " ", written).replace("\0", "")
+
+
+def squeezed(text: str) -> str:
+    """Spaces in a row are one, blank lines none; none at the ends of lines."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def cleaned(text: str) -> str:
+    """All passes, in this order; a second time changes nothing."""
+    return squeezed(with_subscripts(without_unicode(with_dollars(text))))
+
+
+# ----------------------------------------------------------------------------------------------------------------- loading
+
+
+def is_answers(name: str) -> bool:
+    """Whether a data set is one of questions with answers: a known name, or a JSONL file whose first row has a `question`."""
+    path = Path(name)
+    if name in HUB:
+        return True
+    if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
+        return False
+    with _open(path) as file:
+        return '"question"' in file.readline()
+
+
+def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
+    """(question, answer) of every row. name: a key of HUB, or a JSONL file.
+
+    A key of HUB is looked for as DIR/NAME.jsonl and as the folder DIR/NAME (of `save_to_disk`, or of parquet files) in cache_dir,
+    then on the hub; its rows are cleaned. Raises ValueError where it cannot be reached, and for a row of a file that has no
+    question and answer, with its line.
+    """
+    if name not in HUB:
+        return read_pairs(Path(name))
+    folder = Path(cache_dir or ".") / name
+    if cache_dir is not None and (file := folder.with_name(f"{name}.jsonl")).is_file():
+        return [(cleaned(question), cleaned(answer)) for question, answer in read_pairs(file)]
+    try:
+        if cache_dir is not None and folder.is_dir():
+            rows = _folder(folder)
+        else:
+            rows = load_dataset(HUB[name], split="train", cache_dir=None if cache_dir is None else str(cache_dir))
+    except OSError as error:
+        raise ValueError(
+            f"the data set '{name}' (hub id {HUB[name]}) cannot be reached: check the network, or put {name}.jsonl or a folder "
+            f"{name} into data.cache_dir, which is {cache_dir}"
+        ) from error
+    return [_pair(row, f"{name} row {number}", cleaned) for number, row in enumerate(rows)]  # pyright: ignore
+
+
+def _folder(folder: Path) -> Dataset:
+    """A folder of `save_to_disk`, or one with parquet files somewhere in it."""
+    files = sorted(map(str, folder.rglob("*.parquet")))
+    if files:
+        return load_dataset("parquet", data_files=files, split="train")  # pyright: ignore[reportReturnType]
+    rows = load_from_disk(str(folder))
+    return rows["train"] if isinstance(rows, DatasetDict) else rows
+
+
+def _open(path: Path):
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a .jsonl or .jsonl.gz file with fields `question` and `answer` (or `solution`); empty lines are passed over.
+
+    Raises ValueError that names the line which is no JSON or lacks one of them.
+    """
+    pairs = []
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path} line {number} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
+                ) from error
+            pairs.append(_pair(row, f"{path} line {number}"))
+    if not pairs:
+        raise ValueError(f"{path} has no rows; give a file with a question and an answer a line")
+    return pairs
+
+
+def _pair(row: object, place: str, clean=str) -> Pair:
+    question = row.get("question") if isinstance(row, Mapping) else None
+    answer = row.get("answer", row.get("solution")) if isinstance(row, Mapping) else None
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise ValueError(f'{place} has no texts "question" and "answer" (or "solution"); add them')
+    return clean(question), clean(answer)
+
+
+def split_pairs(train: str, valid: str, cache_dir: str | Path | None = None) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and held-out ones. Two names are a data set each; the same name twice is split 80 to 20 with seed 42."""
+    if not is_answers(valid):
+        raise ValueError(f"data.train={train} has questions and answers and data.valid={valid} has not; give both")
+    if train != valid:
+        return load_pairs(train, cache_dir), load_pairs(valid, cache_dir)
+    pairs = load_pairs(train, cache_dir)
+    if len(pairs) < 2:
+        raise ValueError(f"{train} has one row and a part of it is to be held out; give data.valid another file")
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    held_out = max(1, round(HELD_OUT * len(pairs)))
+    return [pairs[n] for n in order[held_out:]], [pairs[n] for n in order[:held_out]]
+
+
+# -------------------------------------------------------------------------------------------------------------------- rows
+
+
+def prompt_text(question: str) -> str:
+    """What is given."""
+    return f"Question: {question}\nSolution:"
+
+
+def row_text(pair: Pair) -> str:
+    """What a tokenizer is trained on."""
+    return f"{prompt_text(pair[0])} {pair[1]}"
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, length: int, eos_id: int, cut: bool
+) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row"], int]:
+    """(tokens, how many of each row are its question, rows that did not fit). Question and answer are encoded each by itself, so
+    that a question has the same tokens with an answer and without. Answers end with, and are filled up with, the end of text.
+
+    Rows of more than `length` tokens, their end of text among them, are dropped, or, cut, lose their end. A question that leaves
+    no room for an answer is dropped always. Raises ValueError where nothing is left.
+    """
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []  # pyright: ignore
+
+    questions, answers = ids([prompt_text(q) for q, _ in pairs]), ids([f" {a}" for _, a in pairs])
+    rows, prompts = [], []
+    for question, answer in zip(questions, answers, strict=True):
+        row = [*question, *answer, eos_id]
+        if len(question) < length and (cut or len(row) <= length):
+            rows.append((row + [eos_id] * (length - len(row)))[:length])
+            prompts.append(len(question))
+    if not rows:
+        raise ValueError(
+            f"none of {len(pairs)} rows fits {length} positions; give a longer canvas, or shorter questions (data.longer=cut "
+            "shortens answers only)"
+        )
+    return torch.tensor(rows), torch.tensor(prompts), len(pairs) - len(rows)
+
+
+class AnswerRows(EndlessRows):
+    """Shuffled rows without end, their questions given. `prompt`: positions of each held-out row that are."""
+
+    def __init__(
+        self, tokens: Int[Tensor, "row position"], given: Int[Tensor, "row"], prompt: Int[Tensor, "held_out"], seed: int
+    ):
+        super().__init__(torch.cat((given.unsqueeze(1), tokens), 1), seed)
+        self.prompt = prompt
+
+    def next(self, batch: int) -> Int[Tensor, "batch position"]:
+        return super().next(batch)[:, 1:]
+
+    def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
+        """Rows, and which of their positions are the question."""
+        rows = super().next(batch)
+        return rows[:, 1:], torch.arange(rows.shape[1] - 1) < rows[:, :1]

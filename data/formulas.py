@@ -1,0 +1,281 @@
+r"""LaTeX formulas with descriptions in plain English, without end: fractions, roots, powers, sums, integrals, limits, matrices,
+binomials, cases, Greek letters, subscripts, within each other.
+
+    {"question": "the square root of a plus 1 over b", "answer": "$\\sqrt{\\frac{a + 1}{b}}$"}
+
+Both sides are written from one draw of a grammar; row number n is a function of (seed, n). A share of rows is broken in one of the
+ways in which models break formulas: a brace or an argument is missing, a command does not exist, `\left` and `\right` or the ends
+of an environment do not match. math-core finds every other row valid, and every broken one not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from itertools import accumulate
+from random import Random
+
+from rewards.latex import is_valid
+
+Both = tuple[str, str]  # LaTeX, English
+
+VARIABLES = ["a", "b", "c", "d", "k", "m", "n", "p", "q", "r", "s", "t", "u", "v", "w", "x", "y", "z"]
+GREEK = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "theta",
+    "lambda",
+    "mu",
+    "pi",
+    "rho",
+    "sigma",
+    "tau",
+    "phi",
+    "omega",
+]
+FUNCTIONS = {"sin": "sine", "cos": "cosine", "tan": "tangent", "ln": "natural logarithm", "exp": "exponential"}
+SIGNS = (("+", "plus"), ("-", "minus"), (r"\cdot", "times"))
+RELATIONS = (
+    ("=", "equals"),
+    (r"\leq", "is at most"),
+    (r"\geq", "is at least"),
+    ("<", "is less than"),
+    (r"\neq", "is not"),
+)
+MATRICES = {"pmatrix": "matrix", "bmatrix": "matrix in brackets", "vmatrix": "determinant"}
+ORDINALS = {2: "squared", 3: "cubed"}
+HELD_OUT = 0.05
+
+# ----------------------------------------------------------------------------------------------------------------- grammar
+
+
+def letter(random: Random) -> Both:
+    draw = random.random()
+    if draw < 0.25:
+        name = random.choice(GREEK)
+        return f"\\{name}", name
+    name = random.choice(VARIABLES)
+    if draw < 0.4:
+        index = random.choice("ijkn012")
+        return f"{name}_{{{index}}}", f"{name} sub {index}"
+    return name, name
+
+
+def atom(random: Random) -> Both:
+    if random.random() < 0.3:
+        number = str(random.randrange(1, 10) if random.random() < 0.8 else random.randrange(10, 100))
+        return number, number
+    return letter(random)
+
+
+def fraction(random: Random, depth: int) -> Both:
+    (top, above), (bottom, below) = term(random, depth - 1), term(random, depth - 1)
+    return f"\\frac{{{top}}}{{{bottom}}}", f"{above} over {below}"
+
+
+def root(random: Random, depth: int) -> Both:
+    inside, said = term(random, depth - 1)
+    if random.random() < 0.25:
+        degree = random.choice((3, 4, 5))
+        return f"\\sqrt[{degree}]{{{inside}}}", f"the root of degree {degree} of {said}"
+    return f"\\sqrt{{{inside}}}", f"the square root of {said}"
+
+
+def power(random: Random, depth: int) -> Both:
+    base, said = letter(random)
+    if random.random() < 0.6:
+        number = random.choice((2, 3))
+        return f"{base}^{{{number}}}", f"{said} {ORDINALS[number]}"
+    exponent, raised = term(random, depth - 1)
+    return f"{base}^{{{exponent}}}", f"{said} to the power {raised}"
+
+
+def total(random: Random, depth: int) -> Both:
+    body, said = term(random, depth - 1)
+    index, start, end = random.choice("ijkn"), random.choice("01"), random.choice((r"\infty", "n", "m", "N", "10"))
+    command, word = random.choice(((r"\sum", "sum"), (r"\sum", "sum"), (r"\prod", "product")))
+    last = "infinity" if end == r"\infty" else end
+    return (
+        f"{command}_{{{index}={start}}}^{{{end}}} {body}",
+        f"the {word} from {index} equals {start} to {last} of {said}",
+    )
+
+
+def integral(random: Random, depth: int) -> Both:
+    body, said = term(random, depth - 1)
+    variable = random.choice("xtuy")
+    if random.random() < 0.3:
+        return f"\\int {body} \\, d{variable}", f"the integral of {said} over {variable}"
+    low, high = random.choice(("0", "1", "a", "-1")), random.choice(("1", "b", r"\infty", r"\pi"))
+    spoken = high.lstrip("\\").replace("infty", "infinity")
+    return (
+        f"\\int_{{{low}}}^{{{high}}} {body} \\, d{variable}",
+        f"the integral from {low} to {spoken} of {said} over {variable}",
+    )
+
+
+def limit(random: Random, depth: int) -> Both:
+    body, said = term(random, depth - 1)
+    variable, end = random.choice("xnth"), random.choice(("0", "1", r"\infty"))
+    spoken = end.lstrip("\\").replace("infty", "infinity")
+    return f"\\lim_{{{variable} \\to {end}}} {body}", f"the limit as {variable} goes to {spoken} of {said}"
+
+
+def function(random: Random, depth: int) -> Both:
+    name = random.choice(list(FUNCTIONS))
+    inside, said = term(random, depth - 1)
+    return f"\\{name}\\left({inside}\\right)", f"the {FUNCTIONS[name]} of {said}"
+
+
+def bracketed(random: Random, depth: int) -> Both:
+    inside, said = expression(random, depth - 1)
+    left, right, word = random.choice((("(", ")", "parentheses"), ("[", "]", "brackets"), ("|", "|", "absolute value")))
+    spoken = f"the absolute value of {said}" if left == "|" else f"in {word} {said}"
+    return f"\\left{left}{inside}\\right{right}", spoken
+
+
+def binomial(random: Random, depth: int) -> Both:
+    (top, above), (bottom, below) = atom(random), atom(random)
+    return f"\\binom{{{top}}}{{{bottom}}}", f"{above} choose {below}"
+
+
+def derivative(random: Random, depth: int) -> Both:
+    body, said = letter(random)
+    variable = random.choice("xtu")
+    sign, word = random.choice((("d", "derivative"), (r"\partial ", "partial derivative")))
+    return f"\\frac{{{sign}{body}}}{{{sign}{variable}}}", f"the {word} of {said} by {variable}"
+
+
+def matrix(random: Random, depth: int) -> Both:
+    name = random.choice(list(MATRICES))
+    cells = [[atom(random) for _ in range(2)] for _ in range(2)]
+    body = r" \\ ".join(" & ".join(latex for latex, _ in row) for row in cells)
+    said = " and ".join(" ".join(english for _, english in row) for row in cells)
+    return f"\\begin{{{name}}} {body} \\end{{{name}}}", f"the {MATRICES[name]} of rows {said}"
+
+
+def cases(random: Random, depth: int) -> Both:
+    (one, first), (two, second) = atom(random), atom(random)
+    variable = random.choice("xtn")
+    body = f"{one} & {variable} > 0 \\\\ {two} & {variable} \\leq 0"
+    return (
+        f"\\begin{{cases}} {body} \\end{{cases}}",
+        f"{first} if {variable} is more than 0 and {second} if {variable} is at most 0",
+    )
+
+
+NESTED: dict[Callable[[Random, int], Both], int] = {
+    fraction: 6, root: 4, power: 5, total: 3, integral: 3, limit: 2, function: 3, bracketed: 3, binomial: 1, derivative: 1,
+    matrix: 2, cases: 1,
+}  # fmt: skip
+DRAWN = list(NESTED)
+CUMULATIVE = list(accumulate(NESTED.values()))
+
+
+def term(random: Random, depth: int) -> Both:
+    """A term in which at most `depth` structures stand within each other."""
+    if depth <= 0 or random.random() < 0.3:
+        return atom(random)
+    return random.choices(DRAWN, cum_weights=CUMULATIVE)[0](random, depth)
+
+
+def expression(random: Random, depth: int) -> Both:
+    """One term or two."""
+    latex, english = term(random, depth)
+    if random.random() < 0.5:
+        sign, word = random.choice(SIGNS)
+        right, said = term(random, depth - 1)
+        latex, english = f"{latex} {sign} {right}", f"{english} {word} {said}"
+    return latex, english
+
+
+def formula(random: Random, depth: int = 2) -> Both:
+    """A formula and its description: a structure, maybe with another term, maybe one side of a relation."""
+    latex, english = random.choices(DRAWN, cum_weights=CUMULATIVE)[0](random, random.randint(1, depth))
+    if random.random() < 0.4:
+        sign, word = random.choice(SIGNS)
+        right, said = atom(random)
+        latex, english = f"{latex} {sign} {right}", f"{english} {word} {said}"
+    if random.random() < 0.3:
+        sign, word = random.choice(RELATIONS)
+        left, said = letter(random)
+        latex, english = f"{left} {sign} {latex}", f"{said} {word} {english}"
+    return latex, english
+
+
+# ---------------------------------------------------------------------------------------------------------------- breaking
+
+
+def _pick(random: Random, pattern: str, latex: str) -> re.Match | None:
+    found = list(re.finditer(pattern, latex))
+    return random.choice(found) if found else None
+
+
+def without_brace(random: Random, latex: str) -> str | None:
+    """A brace is missing."""
+    place = _pick(random, r"[{}]", latex)
+    return place and latex[: place.start()] + latex[place.end() :]
+
+
+def without_argument(random: Random, latex: str) -> str | None:
+    r"""An argument is missing: the innermost last one of a command, an exponent or an index."""
+    place = _pick(random, r"(?<=\})\{[^{}]*\}|(?<=\\sqrt)\{[^{}]*\}|(?<=[\^_])\{[^{}]*\}", latex)
+    return place and latex[: place.start()] + latex[place.end() :]
+
+
+def with_unknown_command(random: Random, latex: str) -> str | None:
+    """Two letters of a command have changed places, or its last one is doubled."""
+    place = _pick(random, r"\\[a-zA-Z]{2,}", latex)
+    if place is None:
+        return None
+    name = place[0]
+    at = random.randrange(1, len(name))
+    wrong = f"{name[:at]}{name[at + 1]}{name[at]}{name[at + 2 :]}" if at + 1 < len(name) else name + name[-1]
+    return latex[: place.start()] + wrong + latex[place.end() :]
+
+
+def without_side(random: Random, latex: str) -> str | None:
+    r"""One of a pair of `\left` and `\right` is missing."""
+    place = _pick(random, r"\\(?:left|right)(?=[()\[\]|])", latex)
+    return place and latex[: place.start()] + latex[place.end() :]
+
+
+def without_end(random: Random, latex: str) -> str | None:
+    """An environment is not closed, or by another one's end."""
+    place = _pick(random, r"\\end\{[a-z]*\}", latex)
+    other = random.choice(("", r"\end{matrix}", r"\end{array}"))
+    return place and latex[: place.start()] + other + latex[place.end() :]
+
+
+BREAKING = (without_brace, without_argument, with_unknown_command, without_side, without_end)
+
+
+def broken(random: Random, latex: str) -> str:
+    """The formula, broken in one of these ways. The first that applies, in a random order, and leaves no valid formula."""
+    for how in random.sample(BREAKING, len(BREAKING)):
+        wrong = how(random, latex)
+        if wrong is not None and not is_valid(wrong):
+            return wrong
+    return latex + "}"
+
+
+# -------------------------------------------------------------------------------------------------------------------- rows
+
+
+def row(seed: int, number: int, share: float, depth: int = 2) -> tuple[dict[str, str], bool]:
+    """Row `number`, a question and an answer, and whether the answer is broken, which it is with probability `share`."""
+    random = Random(seed * 1_000_003 + number)
+    latex, english = formula(random, depth)
+    is_broken = random.random() < share
+    if is_broken:
+        latex = broken(random, latex)
+    return {"question": english, "answer": f"${latex}$"}, is_broken
+
+
+def is_held_out(question: str) -> bool:
+    """One question in twenty, by a hash of it alone: rows never change sides, and no question is on both."""
+    return int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) < HELD_OUT * 2**32

@@ -1,0 +1,290 @@
+r"""A reward for LaTeX: is every formula of a text valid, and if so, is it more than the shortest one.
+
+    python -m rewards.latex FILE [--bare]      # one line of a text file is one text
+
+Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, or, bare, the whole text. Each is judged by math-core, whose verdicts are KaTeX's
+(docs/latex.md); how far a broken one is right is a dense term. Bonuses are capped and paid for valid formulas only:
+
+    total = .6 valid + .1 progress + valid (.15 structure + .1 commands + .05 length - .3 repetition)
+
+valid: share of the pieces that are (a text without a formula has none); progress: mean share of a piece before its first error;
+structure: of fractions, roots, sums, integrals, limits, binomials, matrices, up to 3 kinds; commands: up to 5 different ones;
+length: 1 inside a window of characters; repetition: share of four-token runs, or of formulas, that were there before.
+
+What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best score, 1.0,
+and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid formula: LaTeX outside of
+a formula, an empty one, words in place of letters, comments and definitions of commands are broken pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from jaxtyping import Bool, Int
+from math_core import LatexError, LatexToMathML
+from torch import Tensor
+
+from rewards.brackets import bracket_state, marks_per_token, pieces_of
+from rewards.rules import Finished, RewardOutput, each_row
+
+LONGEST = 2000  # characters; math-core reads recursively, and some 5,000 of `\sqrt\sqrt...` overflow its stack
+WEIGHTS = {"valid": 0.6, "progress": 0.1, "structure": 0.15, "commands": 0.1, "length": 0.05, "repetition": 0.3}
+WINDOW = (4, 200)  # characters of formulas
+FREE_REPETITION = 0.2  # matrices and sums repeat this much
+
+CONVERTER = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True, macros={"mbox": r"\text{#1}"})
+DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
+CLOSER = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
+STRAY = re.compile(r"\\[A-Za-z]|[{}^_]")
+TOKEN = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|\\.|\S", re.DOTALL)
+COMMAND = re.compile(r"\\([A-Za-z]+)")
+# Names of commands and environments and what stands in text are no letters of the formula.
+NAMES = re.compile(
+    r"\\(?:begin|end)\s*\{[^{}]*\}|\\(?:text\w*|mbox|math(?:rm|bf|sf|tt|it|normal)|operatorname\*?)\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
+FORBIDDEN = re.compile(
+    r"(?<!\\)(?:\\\\)*(%|\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|xdef|DeclareMathOperator)\b)"
+)
+WORD = re.compile(r"[A-Za-z]{3,}")
+NOTHING = re.compile(
+    r"\\(?:quad|qquad|left|right|big\w*|Big\w*|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\[\s,;:!.]"
+)
+HOLLOW = re.compile(r"(?:\\[A-Za-z]+|[\]}^_])\s*\{\s*\}")
+WORDS = frozenset(
+    [
+        "frac",
+        "sqrt",
+        "sum",
+        "int",
+        "lim",
+        "prod",
+        "log",
+        "exp",
+        "sin",
+        "cos",
+        "tan",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "theta",
+        "lambda",
+        "sigma",
+        "omega",
+        "infty",
+        "partial",
+        "nabla",
+        "cdot",
+        "times",
+        "left",
+        "right",
+        "begin",
+        "end",
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+        "cases",
+        "text",
+        "the",
+        "and",
+        "with",
+        "from",
+        "over",
+        "limit",
+    ]
+)
+COMMANDS = {
+    "frac": "[dtc]?frac", "sqrt": "sqrt", "sum": "sum|prod", "int": "i{0,3}int|oint", "lim": "lim", "binom": "[dt]?binom",
+}  # fmt: skip
+STRUCTURE = {name: re.compile(rf"\\(?:{command})(?![A-Za-z])") for name, command in COMMANDS.items()} | {
+    "matrix": re.compile(r"\\begin\s*\{(?:[pbBvV]?matrix|array|cases)\*?\}")
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one formula. progress: share of it before the first error, 1 where there is none."""
+
+    valid: bool
+    progress: float
+    reason: str = ""
+
+
+@lru_cache(maxsize=100_000)
+def verdict(formula: str) -> Verdict:
+    """Whether a formula, without its dollars, is one: math-core takes it, something stands in it, and it is no prose."""
+    if len(formula) > LONGEST:
+        return Verdict(False, 0.0, f"longer than {LONGEST} characters")
+    if forbidden := FORBIDDEN.search(formula):
+        return Verdict(False, forbidden.start(1) / len(formula), f"{forbidden[1]} is not for formulas")
+    rest = NOTHING.sub(" ", formula)
+    if not re.search(r"\\[A-Za-z]|[^\W_]", rest):
+        return Verdict(False, 0.0, "nothing stands in it")
+    if word := next((w[0] for w in WORD.finditer(NAMES.sub(" ", formula)) if len(w[0]) > 4 or w[0] in WORDS), None):
+        return Verdict(False, 0.0, f"{word!r} is a word")
+    try:
+        CONVERTER.convert_with_local_state(formula, displaystyle=True)
+    except LatexError as error:
+        place, _, reason = str(error).partition(": ")
+        return Verdict(False, min(1.0, int(place) / len(formula)), reason)
+    return Verdict(True, 1.0)
+
+
+def is_valid(formula: str) -> bool:
+    """Whether a formula, without its dollars, is valid."""
+    return verdict(formula).valid
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A formula of a text without its delimiters; closed: whether its end stands there."""
+
+    text: str
+    closed: bool = True
+
+
+def spans(text: str) -> tuple[list[Piece], str]:
+    r"""(formulas, everything else) of a text. A formula whose end is missing runs to the end of the text. `\$` is a dollar."""
+    pieces: list[Piece] = []
+    outside: list[str] = []
+    opener, start, place = "", 0, 0
+    while mark := DELIMITER.search(text, place):
+        place = mark.end()
+        if not opener and mark[0] in CLOSER:
+            opener = mark[0]
+            outside.append(text[start : mark.start()])
+            start = place
+        elif (
+            opener == "$" and mark[0] == "$$" and text[start : mark.start()].strip()
+        ):  # two formulas next to each other
+            pieces.append(Piece(text[start : mark.start()]))
+            start = place
+        elif opener and mark[0] == CLOSER[opener]:
+            pieces.append(Piece(text[start : mark.start()]))
+            opener, start = "", place
+    if opener:
+        pieces.append(Piece(text[start:], closed=False))
+    else:
+        outside.append(text[start:])
+    return pieces, " ".join(outside)
+
+
+def structures(formula: str) -> set[str]:
+    """Which kinds of structure stand in it."""
+    return {name for name, pattern in STRUCTURE.items() if pattern.search(formula)}
+
+
+def repetition(formulas: Sequence[str]) -> float:
+    """In [0, 1]: share of the four-token runs that were there before, above what is free; or of formulas that were."""
+    tokens = TOKEN.findall(" ".join(formulas))
+    runs = list(zip(*(tokens[start:] for start in range(4)), strict=False))
+    again = 1 - len(set(runs)) / len(runs) if runs else 0.0
+    copies = 1 - len(set(formulas)) / len(formulas) if formulas else 0.0
+    return max(copies, max(0.0, again - FREE_REPETITION) / (1 - FREE_REPETITION))
+
+
+def score(
+    text: str, bare: bool = False, weights: Mapping[str, float] = WEIGHTS, window: tuple[int, int] = WINDOW
+) -> dict[str, float]:
+    """The terms of a text and `total`. bare: the text is a formula, without dollars."""
+    pieces, outside = ([Piece(text)], "") if bare else spans(text)
+    verdicts = [verdict(piece.text) if piece.closed else Verdict(False, 0.0, "not closed") for piece in pieces]
+    if STRAY.search(outside) or re.search(r"\\[)\]]", outside):
+        verdicts.append(Verdict(False, 0.0, "LaTeX outside of a formula"))
+    good = [piece.text for piece, judged in zip(pieces, verdicts, strict=False) if judged.valid]
+    filled = [formula for formula in good if not HOLLOW.search(formula)]
+    low, high = window
+    length = sum(map(len, good))
+    kinds = set().union(*map(structures, filled))
+    commands = {name for formula in filled for name in COMMAND.findall(formula)}
+    terms = {
+        "valid": len(good) / max(1, len(verdicts)),
+        "progress": sum(judged.progress for judged in verdicts) / max(1, len(verdicts)),
+        "structure": min(len(kinds), 3) / 3,
+        "commands": min(len(commands), 5) / 5,
+        "length": min(1.0, length / low, max(0.0, 2 - length / high)),
+        "repetition": repetition(good),
+    }
+    bonus = sum(weights[name] * terms[name] for name in ("structure", "commands", "length"))
+    bonus -= weights["repetition"] * terms["repetition"]
+    total = weights["valid"] * terms["valid"] + weights["progress"] * terms["progress"] + terms["valid"] * bonus
+    return {"total": total, **terms}
+
+
+def unfinished(pieces: Sequence[str | None], slack: int, weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
+    """The terms of a text with masks left: nothing is valid yet, and progress is whether its brackets can still match."""
+    progress = float(bracket_state(pieces, slack) != "broken")
+    return {"total": weights["progress"] * progress, **dict.fromkeys(WEIGHTS, 0.0), "progress": progress}
+
+
+def written(
+    tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer, mask_id: int
+) -> list[str]:
+    """What stands at the positions that were not given, up to the end of text; masks are left out."""
+    stop, texts = tokenizer.eos_token_id, []
+    for row, prompt in zip(tokens.tolist(), given.tolist(), strict=True):
+        ids = [token for token, is_given in zip(row, prompt, strict=True) if not is_given]
+        texts.append([t for t in (ids[: ids.index(stop)] if stop in ids else ids) if t != mask_id])
+    return tokenizer.batch_decode(texts, skip_special_tokens=True)
+
+
+class LatexReward:
+    """The reward of what a model wrote at the positions that were not given. Every term is logged; rows with masks left are
+    scored by their brackets (term `still_masked`). A row that cannot be scored has no reward (`each_row`)."""
+
+    def __init__(
+        self, tokenizer, mask_id: int, bare: bool = False, weights: Mapping[str, float] = WEIGHTS,
+        window: tuple[int, int] = WINDOW,
+    ):  # fmt: skip
+        if wrong := sorted(weights.keys() ^ WEIGHTS.keys()):
+            raise ValueError(f"reward.weights: {', '.join(wrong)} unknown or missing; give {', '.join(WEIGHTS)}")
+        if not 0 < window[0] <= window[1]:
+            raise ValueError(f"reward.window={list(window)} must be two numbers above 0, the smaller first")
+        self.tokenizer, self.mask_id, self.bare = tokenizer, mask_id, bare
+        self.weights, self.window = dict(weights), window
+        self.slack = marks_per_token(tokenizer)
+
+    def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
+        texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
+        masked = (samples.tokens == self.mask_id).any(1).tolist()
+
+        def terms(row: int) -> dict[str, float]:
+            if masked[row]:
+                left = samples.tokens[row][~samples.prompt[row]].tolist()
+                found = unfinished(pieces_of(left, self.tokenizer, self.mask_id), self.slack, self.weights)
+            else:
+                found = score(texts[row], self.bare, self.weights, self.window)
+            return {**found, "still_masked": float(masked[row])}
+
+        return each_row(terms, range(len(texts)), samples.tokens.device)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The terms of each line and their means, as a table."""
+    parser = argparse.ArgumentParser(prog="rewards.latex", description="Scores the lines of a text file.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--bare", action="store_true", help="a line is a formula, without dollars")
+    options = parser.parse_args(arguments)
+    if not options.file.is_file():
+        parser.error(f"there is no file {options.file}; give a text file, one text a line")
+    lines = [line for line in options.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        parser.error(f"{options.file} has no text; give one with a text a line")
+    scores = [score(line, options.bare) for line in lines]
+    print("  ".join(f"{name:>10}" for name in scores[0]) + "  text")
+    for line, terms in zip(lines, scores, strict=True):
+        print("  ".join(f"{value:10.3f}" for value in terms.values()) + f"  {line[:60]}")
+    means = {name: sum(terms[name] for terms in scores) / len(scores) for name in scores[0]}
+    print("  ".join(f"{value:10.3f}" for value in means.values()) + f"  mean of {len(lines)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
