@@ -67,7 +67,12 @@ def chain_setting(record):
 
 @pytest.mark.parametrize(
     "method, setting, block",
-    [("threshold", "0.5", 24), ("threshold", "0.4", 4), ("chain_policy", "T=0.5", 24), ("chain_budget", "T=0.5, budget 6", 24)],
+    [
+        ("threshold", "0.5", 24),
+        ("threshold", "0.4", 4),
+        ("chain_policy", "T=0.5", 24),
+        ("chain_budget", "T=0.5, budget 6", 24),
+    ],
 )
 def test_chain_arithmetic(method, setting, block):
     """Problems of another seed than the written ones."""
