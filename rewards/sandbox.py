@@ -30,7 +30,8 @@ RUNNER = Path(__file__).with_name("sandbox_runner.py")
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")  # shared libraries
 PACKAGES = "/packages"
 WAY_OUT = (
-    "install it (apt install bubblewrap, version 0.7 or later), or give --unsandboxed (unsandboxed=True), with which programs "
+    "install it (apt install bubblewrap, version 0.7 or later), or give --unsandboxed (in training data.unsandboxed=true), with "
+    "which programs "
     "that a model wrote run with your own rights, bounded in time and memory alone"
 )
 

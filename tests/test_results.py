@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.chain import Setting, measure, problems
 from data.sudoku import blanked, is_solved, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import sequence_log_prob
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 BOX = (2, 3)
 SUDOKU = json.loads((ROOT / "docs/results/sudoku/sudoku.json").read_text())
 RECORDS, CONTEST = SUDOKU["records"], SUDOKU["contest"]
+CHAIN = json.loads((ROOT / "docs/results/chain/chain.json").read_text())
 STORIES = [json.loads(line) for line in (ROOT / "docs/results/stories/stories.jsonl").read_text().splitlines()]
 
 
@@ -52,6 +54,33 @@ def test_sudoku_by_the_best_policy_within_so_many_evaluations(count):
     rate, evaluations = solves(rule, 200, record["budget"])
     assert rate.low <= record["high"] and record["low"] <= rate.high
     assert abs(evaluations - record["nfe"]) < 0.3
+
+
+def chain_setting(record):
+    """What a written record of chain arithmetic was measured with."""
+    if record["method"] == "threshold":
+        return Setting("threshold", record["setting"], Threshold(float(record["setting"])), block=record["block"])
+    temperature, _, budget = record["setting"].removeprefix("T=").partition(", budget ")
+    rule = PolicyUnmasker(load_policy(ROOT / "example" / record["method"]), "bernoulli_argmax", float(temperature))
+    return Setting(record["method"], record["setting"], rule, budget=int(budget) if budget else None)
+
+
+@pytest.mark.parametrize(
+    "method, setting, block",
+    [
+        ("threshold", "0.5", 24),
+        ("threshold", "0.4", 4),
+        ("chain_policy", "T=0.5", 24),
+        ("chain_budget", "T=0.5, budget 6", 24),
+    ],
+)
+def test_chain_arithmetic(method, setting, block):
+    """Problems of another seed than the written ones."""
+    record = next(r for r in CHAIN["records"] if (r["method"], r["setting"], r["block"]) == (method, setting, block))
+    model, _ = load_model(ROOT / "example/chain")
+    again = measure(model, chain_setting(record), [problems(200, 4711)])
+    assert again["low"] <= record["high"] and record["low"] <= again["high"]
+    assert abs(again["nfe"] - record["nfe"]) < 0.5
 
 
 def of_rule(name, key):

@@ -39,12 +39,22 @@ VALUES = {
     },
     "bf16": {"true": ["model.dtype=bfloat16"], "false": ["model.dtype=float32"]},
 }
-# What theirs implies where the command does not say otherwise.
+# What theirs implies where the command does not say otherwise: of a key (with that value), overrides of ours.
 IMPLIED = {
-    "sampling_mode=dpls": "policy.smart_init=0.0",
-    "dataset": "data=questions",
-    "reward_functions": "reward=right",
+    "sampling_mode=dpls": ["policy.smart_init=0.0"],
+    "block_length=32": ["eval.temperature=0.5"],
+    "block_length=256": ["eval.temperature=1.0"],
+    "dataset": ["data=questions"],
+    "reward_functions": ["reward=right"],
 }
+# And where it names no experiment, whose business that is: theirs are all of GRPO, on one policy.
+GRPO_KEYS = ("sampling_mode", "num_generations", "num_iterations", "epsilon", "beta")
+WITHOUT_EXPERIMENT = {key: ["algorithm=grpo", "policy=dit_confidence"] for key in GRPO_KEYS}
+WITHOUT_EXPERIMENT |= {
+    key: ["policy=dit_confidence"] for key in KEYS if key.startswith("policy_") and key != "policy_type"
+}
+WITHOUT_EXPERIMENT |= {"alpha_compute_reward": ["reward=right", "data=gsm8k_math"],
+                       "reward_functions": ["data=gsm8k_math"]}  # fmt: skip
 
 
 def translated(words: list[str]) -> list[str]:
@@ -57,9 +67,12 @@ def translated(words: list[str]) -> list[str]:
             earlier, by = said_by.setdefault(_key(override), (override, word))
             if _value(earlier) != _value(override):
                 raise ValueError(f"{by} and {word} both set {_key(override)}, to different values; leave one out")
-    for said in (*theirs, *(word.partition("=")[0] for word in theirs)):
-        if said in IMPLIED:
-            said_by.setdefault(_key(IMPLIED[said]), (IMPLIED[said], said))
+    alone = {} if "experiment" in said_by else WITHOUT_EXPERIMENT
+    for word in theirs:
+        key, _, value = word.partition("=")
+        implied = [*IMPLIED.get(f"{key}={value.lower()}", []), *IMPLIED.get(key, []), *alone.get(key, [])]
+        for override in implied:
+            said_by.setdefault(_key(override), (override, word))
     return [*ours, *(override for override, by in said_by.values() if by not in ours)]
 
 

@@ -85,6 +85,11 @@ def check_settings(config: DictConfig) -> None:
         isinstance(budgets, ListConfig) and len(budgets) and all(isinstance(b, int) and b >= 1 for b in budgets)
     ):
         raise ValueError(f"sampling.budgets={budgets} must be a list of evaluations, each at least 1, such as [2,4,8]")
+    if budgets is not None and config.sampling.block_length is not None:
+        raise ValueError(
+            "sampling.budgets ends with one evaluation that writes all that is left, which sampling.block_length would not let "
+            "it; leave one out"
+        )
     check_device(str(config.device))
 
 

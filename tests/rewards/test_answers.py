@@ -59,6 +59,12 @@ def test_a_number_is_right_whatever_its_spelling():
     assert not is_right_number("", truth)
 
 
+def test_what_stands_behind_the_end_is_no_answer():
+    assert is_right_number("The answer is 5.<|endoftext|> foo 7", "#### 5")
+    assert is_right_expression(r"\boxed{\frac12}<|endoftext|>\boxed{3}", r"\boxed{0.5}")
+    assert not is_right_number("<answer>\u22125</answer>", "5") and is_right_number("so 18-24", "24")
+
+
 def test_boxes_are_matched_by_their_braces():
     assert boxed(r"\boxed{\frac{1}{2}} and more") == r"\frac{1}{2}"
     assert boxed(r"\fbox{a} \boxed{b{c}d}") == "b{c}d"

@@ -29,6 +29,21 @@ def test_no_rule_passes_its_budget_and_none_leaves_a_mask(name):
         assert not (samples.tokens == MODEL.mask_id).any()
 
 
+@pytest.mark.parametrize("budget", [2, 3, 5])
+def test_guidance_counts_twice_within_a_budget(budget):
+    environment = UnmaskingEnvironment(MODEL, 12, budget=budget, prompt_length=2, guidance=0.5)
+    canvas = torch.cat((torch.zeros(6, 2, dtype=torch.long), BLANK[:, 2:]), 1)
+    for rule in (ONE_BY_ONE, PolicyUnmasker(policy())):
+        samples = sample(environment, Strategy(rule, TokenRule()), canvas)
+        assert int(samples.evaluations.max()) == budget - budget % 2 and not (samples.tokens == MODEL.mask_id).any()
+
+
+@pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf")])
+def test_guidance_is_a_weight(guidance):
+    with pytest.raises(ValueError, match="must be a finite number of at least 0"):
+        UnmaskingEnvironment(MODEL, 12, guidance=guidance)
+
+
 def test_the_last_evaluation_writes_all_that_is_left():
     samples = sample(UnmaskingEnvironment(MODEL, 12, budget=4), Strategy(ONE_BY_ONE, TokenRule(0.0)), BLANK)
     assert samples.evaluations.tolist() == [4] * 6

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 import training.published
-from training.published import IMPLIED, KEYS, VALUES, translated
+from training.published import IMPLIED, KEYS, VALUES, WITHOUT_EXPERIMENT, translated
 from training.usage import check_settings, composed
 
 TYPED = shlex.split(
@@ -45,7 +45,7 @@ def test_a_whole_command_line_of_theirs():
 def test_every_key_is_typed_above():
     typed = {word.split("=")[0] for word in TYPED}
     assert KEYS.keys() | VALUES.keys() <= typed | {"per_device_train_batch_size"}
-    assert {said.split("=")[0] for said in IMPLIED} <= KEYS.keys() | VALUES.keys()
+    assert {said.split("=")[0] for said in (*IMPLIED, *WITHOUT_EXPERIMENT)} <= KEYS.keys() | VALUES.keys()
 
 
 @pytest.mark.parametrize("value", VALUES["dataset"])
@@ -61,6 +61,18 @@ def test_dpls_starts_as_likely_as_stop_unless_told_otherwise():
     for own in ("policy_smart_init=-1.0", "policy.smart_init=-1.0"):
         config = composed("train_policy", translated(["experiment=llada_bl32", "sampling_mode=dpls", own]))
         assert config.policy.smart_init == -1.0 and config.algorithm.action == "plackett_luce"
+
+
+def test_their_keys_need_no_experiment():
+    words = ["model_path=example/chain", "sampling_mode=DPLS", "block_length=256", "alpha_compute_reward=0.3"]
+    config = composed("train_policy", translated(words))
+    assert (config.algorithm.name, config.algorithm.action, config.reward.name) == ("grpo", "plackett_luce", "right")
+    assert (config.policy.policy_type, config.policy.smart_init) == ("dit_confidence", 0.0)
+    assert list(config.data.datasets) == ["gsm8k", "math"] and config.eval.temperature == 1.0
+    config = composed(
+        "train_policy", translated(["experiment=llada_bl32_ppo", "block_length=256", "sampling_mode=bernoulli"])
+    )
+    assert (config.algorithm.name, config.eval.temperature) == ("ppo", 1.0)
 
 
 def test_a_batch_per_device_is_multiplied_by_the_processes(monkeypatch):
