@@ -158,7 +158,7 @@ class SeddLM(MaskedLM):
     def __init__(self, backbone: SEDD, noise: Noise, dtype: str = "float32", tokenizer=None, model_id: str = ""):
         super().__init__(backbone, dtype)
         self.noise, self.graph = noise, backbone.graph
-        self.most = float(noise(torch.tensor(1.0))[0])  # total noise of the schedule
+        self.most = float(noise(torch.tensor(1.0, device="cpu"))[0])  # of the schedule, at its end
         self.vocab_size, self.mask_id = backbone.columns, backbone.config["tokens"]
         self.max_length = backbone.config["model"]["length"]
         self.hidden_size = backbone.config["model"]["hidden_size"]
