@@ -3,8 +3,9 @@
     python run_make_formulas.py --rows 50000 --out output/formulas
     python run_make_formulas.py --rows 50000 --out output/formulas --broken 0.3 --seed 1
 
-Writes train.jsonl and valid.jsonl, a {"question", "answer"} a line. `--broken` is the share of answers that are no valid formulas, so
-that there is something left to learn by reward. The same seed gives the same rows, and more of them begin with the same ones.
+Writes train.jsonl and valid.jsonl, a {"question", "answer"} a line. `--broken` is the share of answers that are no valid
+formulas, so that there is something left to learn by reward. The same seed gives the same rows,
+and more of them begin with the same ones.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from data.formulas import is_held_out, row
 
 
-def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) -> dict[str, float]:
+def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) -> dict[str, int]:
     """Write both files; counts of what was written."""
     out.mkdir(parents=True, exist_ok=True)
     counts = {"train": 0, "valid": 0, "broken": 0}

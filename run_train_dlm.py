@@ -100,8 +100,8 @@ def stored_config(model: MaskedLM) -> dict:
 
 
 def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
-    """The model `init`, by default that of `dlm`; None where there is none. A causal one is adapted where the loss is one of masked
-    models."""
+    """The model `init`, by default that of `dlm`; None where there is none. A causal one is adapted where the loss is one of
+    masked models."""
     if config.init is None:
         return None
     init = shipped(config.init)
@@ -160,7 +160,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             model = with_adapter(model, config, adapted)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        out = f"; {rows.left_out} rows left out, longer than {length} tokens" if getattr(rows, "left_out", 0) else ""
+        left_out = getattr(rows, "left_out", 0)
+        out = f"; {left_out} rows left out, longer than {length} tokens" if left_out else ""
         run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows{out}")
         prompts = None
         if isinstance(rows, AnswerRows):

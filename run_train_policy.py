@@ -126,7 +126,7 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
             raise ValueError(
                 "reward=latex reads text and this data has none; use data=latex, say, or reward=puzzle or right"
             )
-        return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.weights, tuple(reward.window))
+        return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.terms, tuple(reward.window))
     if reward.name != "likelihood":
         raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, latex, likelihood, puzzle, right")
     if not isinstance(task, TextTask):

@@ -1,4 +1,4 @@
-r"""Questions with answers to learn from (SFT): rows `Question: ...\nSolution: ...`, the question given and only the answer masked.
+r"""Questions with answers to learn from (SFT): rows `Question: ...\nSolution: ...`, only the answer masked.
 
 As SEDD-LaTeX-RLHF prepares s1K-1.1 (2501.19393): its rows, its cleaning, 80 % to train on and 20 % held out with seed 42, rows
 filled up with the end of text. What differs: there the loss runs over the question too; rows longer than the canvas are dropped

@@ -1,11 +1,11 @@
 r"""LaTeX formulas with descriptions in plain English, without end: fractions, roots, powers, sums, integrals, limits, matrices,
 binomials, cases, Greek letters, subscripts, within each other.
 
-    {"question": "the square root of a plus 1 over b", "answer": "$\\sqrt{\\frac{a + 1}{b}}$"}
+    {"question": "s is at most 2 over u sub n", "answer": "$s \\leq \\frac{2}{u_{n}}$"}
 
-Both sides are written from one draw of a grammar; row number n is a function of (seed, n). A share of rows is broken in one of the
-ways in which models break formulas: a brace or an argument is missing, a command does not exist, `\left` and `\right` or the ends
-of an environment do not match. math-core finds every other row valid, and every broken one not.
+Both sides are written from one draw of a grammar; row number n is a function of (seed, n). A share of rows is broken in one of
+the ways in which models break formulas: a brace or an argument is missing, a command does not exist, `\left` and `\right` or the
+ends of an environment do not match. math-core finds every other row valid, and every broken one not.
 """
 
 from __future__ import annotations

@@ -75,10 +75,8 @@ def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[En
     eos, parts = end_of_text(tokenizer), split_pairs(data.train, data.valid, data.cache_dir)
     train, valid = (encode_pairs(pairs, tokenizer, length, eos, longer == "cut") for pairs in parts)
     held_out = valid[0][: data.valid_rows]
-    if given == "nothing":
-        rows = EndlessRows(train[0], seed)
-    else:
-        rows = AnswerRows(train[0], train[1], valid[1][: data.valid_rows], seed)
+    answers = AnswerRows(train[0], train[1], valid[1][: data.valid_rows], seed)
+    rows = EndlessRows(train[0], seed) if given == "nothing" else answers
     rows.left_out = train[2] + valid[2]
     return rows, held_out
 

@@ -145,9 +145,9 @@ def evaluate(
     between steps and runs."""
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    given = torch.arange(valid.shape[1]) < torch.as_tensor(prompt).expand(len(valid)).unsqueeze(1)
+    prompts = torch.arange(valid.shape[1]) < torch.as_tensor(prompt).expand(len(valid)).unsqueeze(1)
     total = 0.0
-    for part, given in zip(valid.split(batch), given.split(batch), strict=True):
+    for part, given in zip(valid.split(batch), prompts.split(batch), strict=True):
         total += float(loss_of(model, part.to(device), loss, noise, generator, given)) * len(part)
     return total / len(valid)
 

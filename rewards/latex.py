@@ -2,8 +2,8 @@ r"""A reward for LaTeX: is every formula of a text valid, and if so, is it more 
 
     python -m rewards.latex FILE [--bare]      # one line of a text file is one text
 
-Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, or, bare, the whole text. Each is judged by math-core, whose verdicts are KaTeX's
-(docs/latex.md); how far a broken one is right is a dense term. Bonuses are capped and paid for valid formulas only:
+Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, or, bare, the whole text. Each is judged by math-core, whose verdicts are
+KaTeX's (docs/latex.md); how far a broken one is right is a dense term. Bonuses are capped and paid for valid formulas only:
 
     total = .6 valid + .1 progress + valid (.15 structure + .1 commands + .05 length - .3 repetition)
 
@@ -11,9 +11,9 @@ valid: share of the pieces that are (a text without a formula has none); progres
 structure: of fractions, roots, sums, integrals, limits, binomials, matrices, up to 3 kinds; commands: up to 5 different ones;
 length: 1 inside a window of characters; repetition: share of four-token runs, or of formulas, that were there before.
 
-What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best score, 1.0,
-and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid formula: LaTeX outside of
-a formula, an empty one, words in place of letters, comments and definitions of commands are broken pieces.
+What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best score,
+1.0, and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid formula: LaTeX
+outside of a formula, an empty one, words in place of letters, comments and definitions of commands are broken pieces.
 """
 
 from __future__ import annotations
@@ -51,55 +51,17 @@ NAMES = re.compile(
 FORBIDDEN = re.compile(
     r"(?<!\\)(?:\\\\)*(%|\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|xdef|DeclareMathOperator)\b)"
 )
-WORD = re.compile(r"[A-Za-z]{3,}")
+WORD = re.compile(
+    r"(?<![A-Za-z])(?:[A-Za-z]{5,}|(?:"
+    r"frac|sqrt|sum|int|lim|prod|log|exp|sin|cos|tan|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|"
+    r"omega|infty|partial|nabla|cdot|times|left|right|begin|end|matrix|pmatrix|bmatrix|cases|text|the|and|"
+    r"with|from|over|limit"
+    r")(?![A-Za-z]))"
+)
 NOTHING = re.compile(
     r"\\(?:quad|qquad|left|right|big\w*|Big\w*|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\[\s,;:!.]"
 )
 HOLLOW = re.compile(r"(?:\\[A-Za-z]+|[\]}^_])\s*\{\s*\}")
-WORDS = frozenset(
-    [
-        "frac",
-        "sqrt",
-        "sum",
-        "int",
-        "lim",
-        "prod",
-        "log",
-        "exp",
-        "sin",
-        "cos",
-        "tan",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "theta",
-        "lambda",
-        "sigma",
-        "omega",
-        "infty",
-        "partial",
-        "nabla",
-        "cdot",
-        "times",
-        "left",
-        "right",
-        "begin",
-        "end",
-        "matrix",
-        "pmatrix",
-        "bmatrix",
-        "cases",
-        "text",
-        "the",
-        "and",
-        "with",
-        "from",
-        "over",
-        "limit",
-    ]
-)
 COMMANDS = {
     "frac": "[dtc]?frac", "sqrt": "sqrt", "sum": "sum|prod", "int": "i{0,3}int|oint", "lim": "lim", "binom": "[dt]?binom",
 }  # fmt: skip
@@ -127,8 +89,8 @@ def verdict(formula: str) -> Verdict:
     rest = NOTHING.sub(" ", formula)
     if not re.search(r"\\[A-Za-z]|[^\W_]", rest):
         return Verdict(False, 0.0, "nothing stands in it")
-    if word := next((w[0] for w in WORD.finditer(NAMES.sub(" ", formula)) if len(w[0]) > 4 or w[0] in WORDS), None):
-        return Verdict(False, 0.0, f"{word!r} is a word")
+    if word := WORD.search(NAMES.sub(" ", formula)):
+        return Verdict(False, 0.0, f"{word[0]!r} is a word")
     try:
         CONVERTER.convert_with_local_state(formula, displaystyle=True)
     except LatexError as error:
@@ -244,7 +206,7 @@ class LatexReward:
         window: tuple[int, int] = WINDOW,
     ):  # fmt: skip
         if wrong := sorted(weights.keys() ^ WEIGHTS.keys()):
-            raise ValueError(f"reward.weights: {', '.join(wrong)} unknown or missing; give {', '.join(WEIGHTS)}")
+            raise ValueError(f"reward.terms: {', '.join(wrong)} unknown or missing; give {', '.join(WEIGHTS)}")
         if not 0 < window[0] <= window[1]:
             raise ValueError(f"reward.window={list(window)} must be two numbers above 0, the smaller first")
         self.tokenizer, self.mask_id, self.bare = tokenizer, mask_id, bare

@@ -30,8 +30,8 @@ class Finished(Protocol):
 class RewardOutput:
     """Reward of each row and the terms it is made of, and, where it is earned step by step, that of each recorded step.
 
-    A row whose reward is not finite has none: it is NaN, so that `losses.group_advantages` leaves it out of its group, and `failed`
-    says why. Raises FloatingPointError if no row has a reward, or where it is earned step by step and one has none.
+    A row whose reward is not finite has none: it is NaN, so that `losses.group_advantages` leaves it out of its group, and
+    `failed` says why. Raises FloatingPointError if no row has a reward, or where it is earned step by step and one has none.
     """
 
     total: Float[Tensor, " row"]

@@ -248,7 +248,7 @@ def test_text_with_masks_is_scored_by_its_brackets(pieces, progress):
 
 def test_settings_that_do_not_fit_are_refused():
     words = chain_tokenizer()
-    with pytest.raises(ValueError, match=r"reward\.weights: speed unknown or missing"):
+    with pytest.raises(ValueError, match=r"reward\.terms: speed unknown or missing"):
         LatexReward(words, 0, weights={**WEIGHTS, "speed": 1.0})
     with pytest.raises(ValueError, match=r"reward\.window=\[9, 3\] must be two numbers"):
         LatexReward(words, 0, window=(9, 3))
