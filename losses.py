@@ -56,13 +56,21 @@ def next_token_loss(
 # ------------------------------------------------------------------------------------------------------------------ policies
 
 
-def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool) -> Float[Tensor, "group member"]:
+def group_advantages(
+    reward: Float[Tensor, "group member"], divide_by_std: bool, valid: Bool[Tensor, "group member"] | None = None
+) -> Float[Tensor, "group member"]:
     """Reward minus the mean of its group; divided by the group's standard deviation in GRPO (2402.03300), not in Dr. GRPO
     (2503.20783), which is what Apple's policies are trained with. Exactly 0 where all rewards of a group are equal (the mean
-    in float32 need not be one of them)."""
-    equal = (reward == reward[:, :1]).all(1, keepdim=True)
-    centred = (reward - reward.mean(1, keepdim=True)).masked_fill(equal, 0.0)
-    return centred / (reward.std(1, keepdim=True, correction=0) + 1e-4) if divide_by_std else centred
+    in float32 need not be one of them). valid: members that have a reward; the others are no part of their group, and 0."""
+    if valid is None:
+        valid = torch.ones_like(reward, dtype=torch.bool)
+    count = valid.sum(1, keepdim=True).clamp(min=1)
+    known = reward.masked_fill(~valid, 0.0)
+    highest = reward.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+    lowest = reward.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    centred = (known - known.sum(1, keepdim=True) / count).masked_fill(~valid | (highest <= lowest), 0.0)
+    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / (deviation + 1e-4) if divide_by_std else centred
 
 
 def step_advantages(
