@@ -204,9 +204,9 @@ class ScoreEntropy(Elbo):
 @dataclass
 class Sandwich(Elbo):
     """The ELBO, or, for rows to push down, mix * upper + (1 - mix) * ELBO with upper the sum over positions of
-    log(mean over views of weight * p(token)^beta) / beta, never below the ELBO of the same views. Pushing an ELBO down may only
-    make the bound worse; pushing `upper` down makes the row less likely. The mean stands inside a logarithm: biased low with few
-    samples. A position that no view masks adds nothing."""
+    log(mean over views of weight * p(token)^beta) / beta, which is above the ELBO on average over many views (Jensen; on log p it is
+    a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less likely.
+    The mean stands inside a logarithm: biased low with few samples. A position that no view masks adds nothing."""
 
     beta: float = 1.0
     mix: float = 0.5
