@@ -1,8 +1,8 @@
 """Reinforcement learning of a masked-diffusion model itself: PPO, GRPO, and Diffusion-DPO on preference pairs.
 
     python run_train_rl.py experiment=chain_rl
-    python run_train_rl.py init=RUN algorithm=ppo rl.batch_size=4 rl.kl_beta=0.1 rl.ppo_epochs=3 rl.reward_freq=10
-    python run_train_rl.py init=RUN algorithm=vrpo data=pairs data.pairs=pairs.jsonl
+    python run_train_rl.py init=RUN rl.algorithm=ppo rl.batch_size=4 rl.kl_beta=0.1 rl.ppo_epochs=3 rl.reward_freq=10
+    python run_train_rl.py init=RUN rl.algorithm=vrpo data=pairs data.pairs=pairs.jsonl
     torchrun --nproc-per-node 8 run_train_rl.py init=RUN rl.batch_size=64
     python run_train_rl.py resume=output/2026.01.31/120000
 
@@ -11,6 +11,7 @@ Writes a run directory (see training/run.py); RUN/model is what load_model, run_
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -45,7 +46,7 @@ def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
 def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
     """(to learn from, held out)."""
     if config.data.kind != "pairs":
-        raise ValueError("algorithm=vrpo learns from preference pairs; give data=pairs data.pairs=FILE")
+        raise ValueError("rl.algorithm=vrpo learns from preference pairs; give data=pairs data.pairs=FILE")
     length = config.data.length or model.max_length
     if length > model.max_length:
         raise ValueError(f"data.length={length} is more than the model's {model.max_length}; lower it")
@@ -58,18 +59,18 @@ def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
     return pairs.take(torch.arange(kept)), pairs.take(torch.arange(kept, len(pairs)))
 
 
-def build(config: DictConfig, model: MaskedLM, noise, run: Run, group: Processes):
+def build(config: DictConfig, model: MaskedLM, noise, group: Processes):
     """(learner, algorithm) as the configuration says."""
     estimator = build_estimator(config, model, noise)
     learner = new_learner(model, config, group)
     reference = Reference(model) if config.rl.kl_beta else None
-    if config.algorithm == "vrpo":
+    if config.rl.algorithm == "vrpo":
         algorithm: Algorithm = Preferences(model, learner, reference, estimator, *pairs_of(config, model), config)
         return learner, algorithm
     task = build_task(config, model)
     check_data(config, model, task)
     reward = build_reward(config, model, task, group)
-    return learner, Rollouts(model, learner, reference, estimator, task, reward, config, run)
+    return learner, Rollouts(model, learner, reference, estimator, task, reward, config)
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
@@ -80,15 +81,16 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         kind = None if config.init else OmegaConf.select(config, "dlm.model_type")
-        config.init = config.init or config.dlm.path
-        path = shipped(config.init)
+        if config.init is not None:
+            config.dlm.path = config.init
+        path = shipped(config.dlm.path)
         model, noise = load_model(path, group.device, config.model.dtype, kind)
         description = stored_config(model)
         model = trained(model, config, path)
+        learner, algorithm = build(config, model, noise, group)
         run = Run(config, overrides, group)
-        learner, algorithm = build(config, model, noise, run, group)
         size = sum(p.numel() for p in learner.optimiser.parameters)
-        run.say(f"{size:,} parameters of {config.init} learn by {config.algorithm}, likelihoods by {config.rl.estimator}")
+        run.say(f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}")
 
         def on_snapshot(step: int, model: MaskedLM) -> None:
             save_model(model, description, run.directory / "model", torch.float32)
@@ -105,6 +107,7 @@ def entry(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input():
+    with exit_on_bad_input():  # `algorithm` is a group of configurations, of policies: here it is a key
+        sys.argv[1:] = [f"rl.{word}" if word.startswith("algorithm=") else word for word in sys.argv[1:]]
         check_overrides("train_rl")
     entry()

@@ -192,6 +192,7 @@ class AdapterLM(LlamaLM):
         return model
 
 
-def peft_name(name: str) -> str:
-    """Our name of an adapter's tensor in peft's layout, for the causal model of transformers."""
-    return "base_model.model." + published_name(name, DREAM_KEYS)
+def peft_name(name: str, keys: dict[str, str] = DREAM_KEYS) -> str:
+    """Our name of an adapter's tensor in peft's layout; keys: of the base's layout (Dream's is that of the causal models of
+    transformers)."""
+    return "base_model.model." + published_name(name, keys)

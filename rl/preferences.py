@@ -9,6 +9,8 @@ reference are read on the same masks, which takes most of the noise out of the d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -59,7 +61,7 @@ class Preferences:
     def said(self, model: MaskedLM, tokens: Tensor, views: Views) -> Tensor:
         return log_likelihood(model, self.estimator, tokens, views, self.config.training.chunk)
 
-    def iteration(self, step: int) -> dict[str, float]:
+    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
         """One update."""
         size, beta = self.config.rl.batch_size, self.config.rl.kl_beta
         part = self.processes.part(size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from omegaconf import DictConfig
@@ -49,10 +49,12 @@ from training.run import Run, step_seed
 ALGORITHMS = ("grpo", "ppo", "vrpo")
 
 
+@runtime_checkable
 class Algorithm(Protocol):
-    """What the loop asks for: updates of one iteration, figures and samples of held-out rows, and a state that resumes it."""
+    """What the loop asks for: updates of one iteration (`say`: a line for the log), figures and samples of held-out rows, and a
+    state that resumes it."""
 
-    def iteration(self, step: int) -> dict[str, float]: ...
+    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]: ...
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]: ...
 
@@ -107,16 +109,16 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
 
 def check_rl(config: DictConfig) -> None:
     """Refuse, before any work, what cannot be trained. Raises ValueError."""
-    if config.algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm={config.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    if config.rl.algorithm not in ALGORITHMS:
+        raise ValueError(f"rl.algorithm={config.rl.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     rl = config.rl
     if rl.ratio not in RATIOS:
         raise ValueError(f"rl.ratio={rl.ratio!r} is unknown; use one of {', '.join(RATIOS)}")
-    if config.algorithm == "grpo" and rl.group_size < 2:
+    if config.rl.algorithm == "grpo" and rl.group_size < 2:
         raise ValueError(f"rl.group_size={rl.group_size} must be at least 2: advantages compare rollouts of a prompt")
-    if config.algorithm == "vrpo" and rl.estimator in ("trajectory", "published"):
+    if config.rl.algorithm == "vrpo" and rl.estimator in ("trajectory", "published"):
         raise ValueError(f"rl.estimator={rl.estimator} is of texts that were sampled and pairs are not; use elbo")
-    if config.algorithm == "vrpo" and not rl.kl_beta > 0:
+    if config.rl.algorithm == "vrpo" and not rl.kl_beta > 0:
         raise ValueError(f"rl.kl_beta={rl.kl_beta} multiplies the margin of vrpo; give a number above 0, such as 0.1")
     if rl.estimator == "trajectory" and config.sampling.strategy in ("confidence_noisy", "policy"):
         raise ValueError(
@@ -130,10 +132,10 @@ class Rollouts:
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
-        config: DictConfig, run: Run,
+        config: DictConfig,
     ):  # fmt: skip
         self.model, self.learner, self.reference, self.estimator = model, learner, reference, estimator
-        self.task, self.reward, self.config, self.run = task, reward, config, run
+        self.task, self.reward, self.config = task, reward, config
         self.processes = learner.processes
         self.strategy = strategy_of(config, model)
         self.rows = self.processes.share(config.rl.batch_size, "rl.batch_size")
@@ -145,7 +147,7 @@ class Rollouts:
         self.batch: Batch | None = None
         self.baseline: float | None = None  # the running mean of the rewards, for PPO
 
-    def draw(self, step: int) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+    def draw(self, step: int, say: Callable[[str], None]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
         """Rollouts of the weights as they are; what they said on the canvases of the batch; and how they fared."""
         seed, group = step_seed(self.config.seed, step), self.config.rl.group_size
         everybody = self.processes.world * self.rows // group
@@ -156,7 +158,7 @@ class Rollouts:
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
         for failure in failures:
-            self.run.say(f"step {step + 1}: no reward for {failure}; dropped")
+            say(f"step {step + 1}: no reward for {failure}; dropped")
         advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
         batch = Batch(
             samples.tokens, writable(prompts, self.model.mask_id), samples.written_at, prompts.start, advantage, scored.valid,
@@ -178,7 +180,7 @@ class Rollouts:
     def advantages(self, reward: torch.Tensor, valid: torch.Tensor, mean: float) -> torch.Tensor:
         """GRPO: against the group. PPO: against the running mean, over the deviation of the batch of all processes."""
         rl = self.config.rl
-        if self.config.algorithm == "grpo":
+        if self.config.rl.algorithm == "grpo":
             grouped = (x.view(-1, rl.group_size) for x in (reward, valid))
             rewards, known = grouped
             return group_advantages(rewards, rl.advantage_std, known).flatten()
@@ -187,11 +189,11 @@ class Rollouts:
         _, _, deviation = self.processes.moments(reward[valid])
         return ((reward - before) / (deviation + 1e-4)).masked_fill(~valid, 0.0)
 
-    def iteration(self, step: int) -> dict[str, float]:
+    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
         """rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
         rl, metrics, said = self.config.rl, {}, None
         if self.batch is None or step % rl.reward_freq == 0:
-            self.batch, said, metrics = self.draw(step)
+            self.batch, said, metrics = self.draw(step, say)
         batch = self.batch
         assert batch.old is not None
         old, reference = batch.old, batch.reference
@@ -254,7 +256,7 @@ class Rollouts:
 def new_learner(model: MaskedLM, config: DictConfig, processes: Processes) -> Learner:
     """What requires a gradient is trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    each = 1 if config.algorithm == "vrpo" else config.rl.ppo_epochs
+    each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
     optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
     return Learner(model, optimiser, MovingAverage(parameters, config.training.ema), processes)
 
@@ -277,7 +279,7 @@ def train(
         algorithm.load_state_dict(state["algorithm"])
         first, learner.updates = state["step"], state["updates"]
     for step in range(first, training.n_iters):
-        metrics = processes.mean(algorithm.iteration(step))
+        metrics = processes.mean(algorithm.iteration(step, run.say))
         run.check(metrics["loss"], step)
         run.check(metrics["grad_norm"], step, "gradient norm")
         done = step + 1
