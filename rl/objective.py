@@ -46,10 +46,9 @@ def backward(
     values = known_terms(model, estimator, tokens, views, chunk, start) if known is None else known
     values = values.detach().requires_grad_()
     loss = loss_at(values)
-    if len(views) == 0:
-        return float(loss.detach())
     (derivative,) = torch.autograd.grad(loss, values)
-    for part in derivative.any(1).nonzero().squeeze(1).split(chunk):
+    needed = derivative.any(1).nonzero().squeeze(1)
+    for part in needed.split(chunk) if len(needed) else ():
         again = terms(model, estimator, tokens, views.take(part), start)
         (again * derivative[part]).sum().backward()
     return float(loss.detach())

@@ -147,12 +147,12 @@ def test_a_reward_that_fails_on_all_rows_stops_the_run(how, evens, tmp_path):
 
 
 def write_pairs(path: Path, count: int, seed: int) -> Path:
-    """Right answers against wrong ones."""
+    """Answers that begin with `=` against those that end with it."""
     problems = chains(count, 2, torch.Generator().manual_seed(seed))
     tokenizer, values = chain_tokenizer(), problems.values()[:, -1]
     lines = []
     for prompt, value in zip(tokenizer.batch_decode(problems.prompts()), values.tolist(), strict=True):
-        lines.append({"prompt": prompt, "chosen": f"= {value} <eos>", "rejected": f"= {(value + 3) % 7} <eos>"})
+        lines.append({"prompt": prompt, "chosen": f"= {value} <eos>", "rejected": f"{value} = <eos>"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -98,6 +98,16 @@ def test_the_published_estimator_has_no_gradient():
     assert gradients == [] and loss == pytest.approx(0.0005, abs=1e-3)
 
 
+def test_nothing_to_learn_is_no_gradient_and_no_evaluation():
+    model = random_radd()
+    tokens = torch.randint(11, (2, 8), generator=torch.Generator().manual_seed(1))
+    views = Elbo(2).views(torch.ones_like(tokens, dtype=torch.bool), Draws(1))
+    old, said = log_likelihood(model, Elbo(2), tokens, views), known_terms(model, Elbo(2), tokens, views, 8)
+    model.requires_grad_(True)
+    loss = backward(model, Elbo(2), tokens, views, lambda new: (0 * (new - old)).sum(), 8, known=said)
+    assert loss == 0 and all(p.grad is None for p in model.parameters())
+
+
 def test_rows_of_weight_zero_are_left_out():
     new, free = torch.tensor([[0.1, -0.2], [torch.inf, torch.nan]], requires_grad=True), torch.ones(2, 2, dtype=torch.bool)
     old = torch.zeros(2, 2)
