@@ -106,7 +106,7 @@ def load_bidirectional(
     """
     folder = str(smollm2_folder()) if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
     config = _read_config(folder)
-    if family(config) == "Dream":
+    if family(config) in KEYS:
         loaded = load_model(path, device, dtype)[0]
         assert isinstance(loaded, LlamaLM)
         return loaded
@@ -129,7 +129,7 @@ def _adapted(
     adapter = json.loads(_fetch(folder, "adapter_config.json").read_text())
     base = adapter["base_model_name_or_path"]
     try:
-        model = load_bidirectional(base, device, dtype, config["max_position_embeddings"])
+        model = load_bidirectional(base, device, dtype, config.get("max_position_embeddings"))
     except ValueError as error:
         raise ValueError(
             f"{path} is an adapter and its base {base} cannot be had ({error}); set base_model_name_or_path in "
@@ -145,7 +145,8 @@ def _adapted(
     if state is None:
         with readable(Path(folder) / "adapter_model.safetensors"):
             saved = load_file(_fetch(folder, "adapter_model.safetensors"))
-        ours = {peft_name(name): name for name in with_adapter.backbone_state()}
+        keys = KEYS[family(config)]
+        ours = {peft_name(name, keys): name for name in with_adapter.backbone_state()}
         state = {ours.get(name, name): tensor for name, tensor in saved.items()}
     with_adapter.load_backbone(state)
     return with_adapter.merged()
@@ -198,7 +199,8 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     state = {name: tensor.detach().to("cpu", dtype if name in weights else tensor.dtype)
              for name, tensor in model.backbone_state().items()}  # fmt: skip
     if isinstance(model, AdapterLM):
-        state = {peft_name(name): tensor.to("cpu", dtype) for name, tensor in state.items()}
+        keys = KEYS[config["model_type"]]
+        state = {peft_name(name, keys): tensor.to("cpu", dtype) for name, tensor in state.items()}
     elif isinstance(model, LlamaLM):
         state = {published: state[name] for name, published in published_names(model).items()}
     elif getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names

@@ -79,11 +79,14 @@ def next_token_loss(
 # ------------------------------------------------------------------------------------------------------------------ policies
 
 
-def group_advantages(reward: Float[Tensor, "group member"], divide_by_std: bool) -> Float[Tensor, "group member"]:
+def group_advantages(
+    reward: Float[Tensor, "group member"], divide_by_std: bool, valid: Bool[Tensor, "group member"] | None = None
+) -> Float[Tensor, "group member"]:
     """Reward minus the mean of its group; divided by the group's standard deviation in GRPO (2402.03300), not in Dr. GRPO
     (2503.20783), which is what Apple's policies are trained with. Exactly 0 where all rewards of a group are equal (the mean
     in float32 need not be one of them). A member whose reward is NaN has none: its advantage is 0, and the others are compared
-    without it."""
+    without it; so are those that are not `valid`."""
+    reward = reward if valid is None else reward.masked_fill(~valid, math.nan)
     scored = ~reward.isnan()
     low = reward.masked_fill(~scored, math.inf).amin(1, keepdim=True)
     high = reward.masked_fill(~scored, -math.inf).amax(1, keepdim=True)

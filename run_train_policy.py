@@ -142,6 +142,19 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
 
 
+def build_task(config: DictConfig, model: MaskedLM) -> Task:
+    """What `data` describes, as prompts for this model."""
+    if config.data.kind == "sudoku":
+        return PuzzleTask(config.data)
+    if config.data.kind == "chain":
+        return ChainTask(config.data, config.eval.batch_size)
+    if config.data.kind == "questions":
+        return QuestionTask(model, config.data, config.seed)
+    length = config.sampling.length or model.max_length
+    own = model.tokenizer if is_answers(config.data.train) else None
+    return TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
+
+
 def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
     """Refuse, before any work, a model that has no masks to choose among, or data of another vocabulary."""
     if model.causal:
@@ -169,16 +182,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         kind = OmegaConf.select(config, "dlm.model_type")
         where = "cpu" if config.model.sharded else group.device
         model, _ = load_model(shipped(config.dlm.path), where, config.model.dtype, kind)
-        if config.data.kind == "sudoku":
-            task: Task = PuzzleTask(config.data)
-        elif config.data.kind == "chain":
-            task = ChainTask(config.data, config.eval.batch_size)
-        elif config.data.kind == "questions":
-            task = QuestionTask(model, config.data, config.seed)
-        else:
-            length = config.sampling.length or model.max_length
-            own = model.tokenizer if is_answers(config.data.train) else None
-            task = TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
+        task = build_task(config, model)
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
         if config.model.sharded:  # after the policy, which may copy some of its blocks

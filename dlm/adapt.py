@@ -9,6 +9,7 @@ the head's column of the mask is never read.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,15 @@ class AdapterLM(LlamaLM):
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    @contextmanager
+    def without_adapter(self):
+        """The frozen model as it was before the adapter, for as long as it lasts."""
+        self.tuner[0].disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.tuner[0].enable_adapter_layers()
+
     def merged(self) -> LlamaLM:
         """The model with the updates added to its weights; this one must not be used any more."""
         backbone: Any = self.tuner[0].merge_and_unload()
@@ -182,6 +192,7 @@ class AdapterLM(LlamaLM):
         return model
 
 
-def peft_name(name: str) -> str:
-    """Our name of an adapter's tensor in peft's layout, for the causal model of transformers."""
-    return "base_model.model." + published_name(name, DREAM_KEYS)
+def peft_name(name: str, keys: dict[str, str] = DREAM_KEYS) -> str:
+    """Our name of an adapter's tensor in peft's layout; keys: of the base's layout (Dream's is that of the causal models of
+    transformers)."""
+    return "base_model.model." + published_name(name, keys)

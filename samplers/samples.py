@@ -46,6 +46,13 @@ class Samples:
     seconds: float
     trajectory: Trajectory | None = None
 
+    def take(self, index: Int[Tensor, "kept"]) -> Samples:
+        """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
+        return Samples(
+            self.tokens[index], self.prompt[index], self.written_at[index], self.evaluations[index], self.steps[index],
+            self.forwards, self.rows_evaluated, self.seconds,
+        )  # fmt: skip
+
     @property
     def generated(self) -> Int[Tensor, "row"]:
         return (self.written_at >= 0).sum(1)

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,16 @@ class Processes:
         whole = values.new_zeros(self.world, *values.shape)
         whole[self.rank] = values
         return self.sum_(whole).flatten(0, 1)  # what the others hold is zero here, so that the sum is exact
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, in the order of their numbers: names, lists of strings."""
+        if self.world == 1:
+            return [value]
+        if self.join is not None:
+            self.join()
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
 
     def broadcast(self, value: str) -> str:
         """The first process's string, everywhere."""

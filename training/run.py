@@ -53,7 +53,8 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         )
     saved = OmegaConf.load(io.StringIO(content(config.resume, CONFIG).decode()))
     assert isinstance(saved, DictConfig)
-    if missing := sorted({"policy", "algorithm"} & config.keys() ^ {"policy", "algorithm"} & saved.keys()):
+    own = {"policy", "algorithm", "rl"}  # by which the training scripts are told apart
+    if missing := sorted(own & config.keys() ^ own & saved.keys()):
         raise ValueError(
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
         )
@@ -169,6 +170,24 @@ class Run:
         if show:
             shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.say(f"step {step:6d} {shown} ({record['seconds']:.0f} s)")
+
+    def samples(self, step: int, records: list[dict[str, Any]]) -> None:
+        """samples/iter_N: a text a file, and all that is known of each (`text`, rewards) as a line of samples.jsonl; a table in
+        wandb."""
+        if not self.processes.first:
+            return
+        directory = self.directory / "samples" / f"iter_{step}"
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, record in enumerate(records):
+            (directory / f"sample_{number}.txt").write_text(record["text"] + "\n", encoding="utf-8")
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (directory / "samples.jsonl").write_text(lines, encoding="utf-8")
+        if self.wandb is not None and records:
+            import wandb
+
+            columns = list(records[0])
+            table = wandb.Table(columns=columns, data=[[record.get(name) for name in columns] for record in records])
+            self.wandb.log({"samples": table}, step=step)
 
     def check(self, value: float, step: int, name: str = "loss") -> None:
         """Raises FloatingPointError where the loss (or `name`) is not a number, naming the step and the last good checkpoint."""

@@ -48,11 +48,12 @@ WHOLE = (
     "training.snapshot_freq", "training.snapshot_freq_for_preemption", "eval.batch_size", "sampling.discrete_steps",
     "sampling.length", "sampling.block_length", "sampling.refresh", "algorithm.group_size", "algorithm.inner_updates",
     "policy.num_heads", "policy.hidden_dim", "policy.num_blocks", "data.answer_length", "data.max_prompt_length", "data.count",
-    "data.valid_rows",
+    "data.valid_rows", "sampling.steps", "eval.samples", "rl.batch_size", "rl.group_size", "rl.ppo_epochs", "rl.reward_freq",
+    "rl.num_sigma_samples",
 )  # fmt: skip
 NUMBERS = (
     "optim.lr", "optim.weight_decay", "optim.grad_clip", "training.ema", "sampling.temperature", "reward.alpha", "algorithm.kl",
-    "algorithm.clip", "eval.temperature",
+    "algorithm.clip", "eval.temperature", "rl.ppo_clip", "rl.kl_beta", "rl.baseline_decay", "rl.sandwich.beta", "rl.sandwich.mix",
 )  # fmt: skip
 LISTS = {"reward.functions": str, "reward.weights": float, "data.datasets": str}
 CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "cosine")}

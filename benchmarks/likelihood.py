@@ -1,0 +1,178 @@
+"""Estimators of a row's log-likelihood: bias, spread and evaluations, on a model that can be enumerated and on a shipped one.
+
+    python -m benchmarks.likelihood
+    python -m benchmarks.likelihood --model example/chain --rows 8 --draws 64 --out docs/results/likelihood
+
+Enumerable: conditionals that no joint has, 3 tokens on 3 positions, all 27 texts; each estimator against the exact log-likelihood
+of the any-order model, log of the mean over orders of p(text written one by one in that order), and against its own target.
+Shipped: the reasoning base on texts of its own kind, prompts given; the reference is the any-order bound by --exact counts. The
+error of a difference is that of log p(right text) - log p(the same with a wrong result), both on the same masks: what training
+compares. Writes --out DIR/likelihood.json, prints tables, ends with flat JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import permutations, product
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from data.chain import MODULUS, chains, prompt_length
+from dlm.draws import Draws
+from dlm.likelihood import Coupled, Elbo, Estimator, MeanField, Published, Sandwich, log_likelihood
+from dlm.masked_lm import MaskedLM
+from evaluation.report import print_table, write_json
+from load_model import load_model
+
+STEPS, LENGTH = 8, 24  # of a problem of chain arithmetic, and of its answer
+
+
+class Table(MaskedLM):
+    """A random distribution for each canvas and position: no joint has these conditionals."""
+
+    def __init__(self, vocabulary: int, length: int, seed: int = 0):
+        super().__init__(nn.Identity())
+        self.mask_id, self.vocab_size, self.hidden_size, self.max_length = vocabulary, vocabulary + 1, 2, length
+        generator = torch.Generator().manual_seed(seed)
+        self.table = (1.5 * torch.randn(self.vocab_size**length, length, vocabulary, generator=generator)).log_softmax(
+            -1
+        )
+
+    def state(self, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
+        return (tokens * self.vocab_size ** torch.arange(self.max_length - 1, -1, -1)).sum(1)
+
+    def hidden_rows(self, tokens, read, sigma):
+        row, position = read.nonzero().unbind(1)
+        return torch.stack((self.state(tokens)[row], position), 1).float()
+
+    def head(self, hidden):
+        state, position = hidden.long().unbind(1)
+        return nn.functional.pad(self.table[state, position], (0, 1), value=-torch.inf)
+
+    def exact(self, texts: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        """log of the mean over orders of the probability of each text."""
+        by_order = []
+        for order in permutations(range(self.max_length)):
+            canvas, total = torch.full_like(texts, self.mask_id), torch.zeros(len(texts))
+            for position in order:
+                token = texts[:, position]
+                total += self.table[self.state(canvas), position].gather(1, token.unsqueeze(1)).squeeze(1)
+                canvas[:, position] = token
+            by_order.append(total)
+        return torch.stack(by_order).logsumexp(0) - torch.tensor(float(len(by_order))).log()
+
+
+def estimators() -> dict[str, Estimator]:
+    """What is compared: about the same evaluations, and fewer."""
+    return {
+        "elbo, times, 4 single": Elbo(4, False, False),
+        "elbo, times, 4 in pairs": Elbo(4, False, True),
+        "elbo, counts, 1": Elbo(1),
+        "elbo, counts, 4 single": Elbo(4, True, False),
+        "elbo, counts, 4 in pairs": Elbo(4),
+        "elbo, counts, 16 in pairs": Elbo(16),
+        "mean_field": MeanField(),
+        "mean_field, prompt masked": MeanField(4, 0.15),
+        "coupled, 1 pair": Coupled(1),
+        "coupled, 2 pairs": Coupled(2),
+        "sandwich, 4, pushed down": Sandwich(4),
+        "sandwich, 16, pushed down": Sandwich(16),
+        "published": Published(),
+    }
+
+
+def measured(
+    model: MaskedLM, estimator: Estimator, texts: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], draws: int,
+    push_down: bool,
+) -> tuple[Float[Tensor, "row draw"], float]:  # fmt: skip
+    """`draws` estimates of each text, and the evaluations of one."""
+    tokens, where = texts.repeat_interleave(draws, 0), free.repeat_interleave(draws, 0)
+    views = estimator.views(where, Draws(1))
+    down = torch.full((len(tokens),), push_down)
+    found = log_likelihood(model, estimator, tokens, views, 512, down).sum(1)
+    return found.double().view(len(texts), draws), len(views) / len(tokens)
+
+
+def enumerable(draws: int) -> list[dict]:
+    """Against the exact log-likelihood, all 27 texts."""
+    model = Table(3, 3)
+    texts = torch.tensor(list(product(range(3), repeat=3)))
+    exact = model.exact(texts).double()
+    records = []
+    for name, estimator in estimators().items():
+        if "prompt" in name:
+            continue
+        found, evaluations = measured(
+            model, estimator, texts, torch.ones_like(texts, dtype=torch.bool), draws, "down" in name
+        )
+        records.append(
+            {
+                "estimator": name,
+                "evaluations": round(evaluations, 2),
+                "bias": float((found.mean(1) - exact).mean()),
+                "largest_bias": float((found.mean(1) - exact).abs().max()),
+                "deviation": float(found.var(1).mean().sqrt()),
+            }
+        )
+    return records
+
+
+def shipped(path: str, rows: int, draws: int, exact: int) -> list[dict]:
+    """Against the any-order bound by many counts, texts of chain arithmetic; and the error of a difference on shared masks."""
+    model, _ = load_model(path)
+    problems = chains(rows, STEPS, torch.Generator().manual_seed(3), held_out=True)
+    kept = torch.rand(rows, STEPS, generator=torch.Generator().manual_seed(3)) < 0.7
+    texts = torch.cat((problems.prompts(), problems.answers(kept, LENGTH)), 1)
+    result = prompt_length(STEPS) + 2 * kept.sum(1) + 1
+    wrong = texts.clone()
+    wrong[torch.arange(rows), result] = (wrong[torch.arange(rows), result] + 1) % MODULUS
+    free = (torch.arange(texts.shape[1]) >= prompt_length(STEPS)).expand_as(texts)
+    bound, _ = measured(model, Elbo(exact), texts, free, 1, False)
+    records = []
+    for name, estimator in estimators().items():
+        found, evaluations = measured(model, estimator, texts, free, draws, "down" in name)
+        other, _ = measured(model, estimator, wrong, free, draws, "down" in name)
+        records.append(
+            {
+                "estimator": name,
+                "evaluations": round(evaluations, 2),
+                "bias": float((found - bound).mean()),
+                "deviation": float(found.var(1).mean().sqrt()),
+                "difference": float((found - other).mean()),
+                "difference_deviation": float((found - other).var(1).mean().sqrt()),
+            }
+        )
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bias, spread and evaluations of the likelihood estimators.")
+    parser.add_argument("--model", default="example/chain", help="a model of chain arithmetic (example/chain)")
+    parser.add_argument("--rows", type=int, default=8, help="texts of the shipped model (8)")
+    parser.add_argument(
+        "--draws", type=int, default=64, help="estimates of each text (64; 32 times as many when enumerated)"
+    )
+    parser.add_argument(
+        "--exact", type=int, default=960, help="masks of the bound that the shipped model is held against (960)"
+    )
+    parser.add_argument("--out", default="docs/results/likelihood", help="where likelihood.json goes")
+    arguments = parser.parse_args()
+    tables = {
+        "enumerable": enumerable(32 * arguments.draws),
+        "shipped": shipped(arguments.model, arguments.rows, arguments.draws, arguments.exact),
+    }
+    for title, records in tables.items():
+        print_table(records, title)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    write_json(tables, Path(arguments.out) / "likelihood.json")
+    flat = {f"{title}_{r['estimator'].replace(', ', '_').replace(' ', '_')}_deviation": round(r["deviation"], 3)
+            for title, records in tables.items() for r in records}  # fmt: skip
+    print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The gradient of an objective of estimated log-likelihoods, some canvases at a time.
+
+An objective may bend what many canvases of a row add up to (a ratio, a logarithm), so it is differentiated in two stages: first
+what each canvas says, without a graph; the objective's derivative in these numbers; then canvas by canvas once more, each with
+its derivative as weight. Memory is that of one chunk of canvases, whatever the number of masks (as BGPO, 2510.11683, has by a
+linear bound; this is exact). Canvases whose derivative is zero (no advantage, clipped) are not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dlm.likelihood import Estimator, Views, known_terms, terms
+from dlm.masked_lm import MaskedLM
+from losses import clipped_policy_loss, kl_to_reference
+
+RATIOS = ("sequence", "token")
+
+
+def backward(
+    model: MaskedLM,
+    estimator: Estimator,
+    tokens: Int[Tensor, "row position"],
+    views: Views,
+    loss_of: Callable[[Float[Tensor, "row position"]], Float[Tensor, ""]],
+    chunk: int,
+    push_down: Bool[Tensor, "row"] | None = None,
+    start: Int[Tensor, "row"] | None = None,
+    known: Float[Tensor, "view position"] | None = None,
+) -> float:
+    """Add the gradient of loss_of(estimate) to the parameters'; returns the loss. known: `terms` under the weights as they are,
+    where somebody has them."""
+
+    def loss_at(values: Float[Tensor, "view position"]) -> Float[Tensor, ""]:
+        return loss_of(estimator.combine(values, views, len(tokens), push_down))
+
+    if known is None and 0 < len(views) <= chunk:
+        loss = loss_at(terms(model, estimator, tokens, views, start))
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+    values = known_terms(model, estimator, tokens, views, chunk, start) if known is None else known
+    values = values.detach().requires_grad_()
+    loss = loss_at(values)
+    (derivative,) = torch.autograd.grad(loss, values)
+    needed = derivative.any(1).nonzero().squeeze(1)
+    for part in needed.split(chunk) if len(needed) else ():
+        again = terms(model, estimator, tokens, views.take(part), start)
+        (again * derivative[part]).sum().backward()
+    return float(loss.detach())
+
+
+def policy_loss(
+    new: Float[Tensor, "row position"],
+    old: Float[Tensor, "row position"],
+    reference: Float[Tensor, "row position"] | None,
+    free: Bool[Tensor, "row position"],
+    advantage: Float[Tensor, "row"],
+    weight: Float[Tensor, "row"],
+    ratio: str,
+    clip: float,
+    kl_beta: float,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The clipped surrogate and kl_beta times the k3 estimate of the KL to the reference, and what the log shows of them.
+
+    Estimates are divided by the positions of a row that could be written, so that the two ratios have one gradient where new and
+    old agree: `token` clips each position by itself, `sequence` the row, by the exponential of its mean. weight: of each row;
+    0 leaves it out.
+    """
+    positions = free.sum(1, keepdim=True).clamp(min=1)
+    if ratio == "sequence":
+        new, old = ((x / positions).sum(1, keepdim=True) for x in (new, old))
+        reference = None if reference is None else (reference / positions).sum(1, keepdim=True)
+        each = weight.unsqueeze(1)
+    else:
+        each = weight.unsqueeze(1) * free / positions
+    spread = advantage.unsqueeze(1).expand_as(each)
+    kept = each.flatten() > 0
+    flat = lambda x: x.flatten()[kept]
+    loss = clipped_policy_loss(flat(new), flat(old), flat(spread), flat(each), clip)
+    change = (flat(new) - flat(old)).detach().exp()
+    beyond = ((change - 1).abs() > clip).float()
+    shown = {"clipped": float((beyond * flat(each)).sum())}
+    if reference is not None:
+        kl = (flat(each) * kl_to_reference(flat(new), flat(reference))).sum()
+        shown["kl"] = float(kl.detach())
+        loss = loss + kl_beta * kl
+    return loss, shown

@@ -1,0 +1,163 @@
+"""Rollouts of the diffusion model and what they earn: the batch that PPO and GRPO learn from.
+
+A reward is code of somebody else's about texts that nobody foresaw: where it raises, or says NaN, of one row, that row is dropped
+from its group, counted and named, and the others are learnt from. Where it fails on every row, the run stops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from data.tasks import Prompts
+from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
+from dlm.likelihood import Estimator, Views
+from dlm.masked_lm import MaskedLM
+from policy.build import build_strategy
+from policy.rollout import Reward
+from samplers.loop import Strategy, sample
+from samplers.samples import Samples
+from training.processes import Processes
+
+
+@dataclass
+class Batch:
+    """Finished rows to learn from, B of them in this process.
+
+    free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
+    padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
+    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole batch.
+    """
+
+    tokens: Int[Tensor, "row position"]
+    free: Bool[Tensor, "row position"]
+    written_at: Int[Tensor, "row position"]
+    start: Int[Tensor, "row"] | None
+    advantage: Float[Tensor, "row"]
+    valid: Bool[Tensor, "row"]
+    seed: int
+    first_row: int
+    old: Float[Tensor, "row position"] | None = None
+    reference: Float[Tensor, "row position"] | None = None
+
+    def views(self, estimator: Estimator) -> Views:
+        """The same canvases, whenever they are asked for; none of rows that are not valid."""
+        views = estimator.views(self.free, Draws(self.seed, first=self.first_row), self.written_at)
+        return views.take(self.valid[views.row].nonzero().squeeze(1))
+
+    @property
+    def push_down(self) -> Bool[Tensor, "row"]:
+        return self.advantage < 0
+
+    def whole(self, processes: Processes) -> dict[str, Tensor | int | None]:
+        """The rows of all processes, to be saved."""
+        state: dict[str, Tensor | int | None] = {"seed": self.seed}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and value.dtype == torch.bool:
+                value = processes.everywhere(value.long()).bool()
+            elif isinstance(value, Tensor):
+                value = processes.everywhere(value)
+            if field.name not in ("seed", "first_row"):
+                state[field.name] = value
+        return state
+
+    @classmethod
+    def share(cls, state: dict, processes: Processes) -> Batch:
+        """This process's part of what was saved."""
+        part = processes.part(len(state["tokens"]))
+        values = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
+                  for name, value in state.items()}  # fmt: skip
+        return cls(**values, first_row=part.start)
+
+
+def strategy_of(config: DictConfig, model: MaskedLM) -> Strategy:
+    """What `sampling` asks for, by any of the samplers' strategies. ValueError for what cannot be learnt from."""
+    sampling = config.sampling
+    if not sampling.temperature > 0:
+        raise ValueError(
+            f"sampling.temperature={sampling.temperature} writes the same text every time, and nothing can be learnt from "
+            "that; give a number above 0, such as 1"
+        )
+    settings = {**OmegaConf.to_container(sampling), "top_p": 1.0, "top_k": 0}  # pyright: ignore[reportGeneralTypeIssues]
+    return build_strategy(OmegaConf.create({"sampler": settings}), model)
+
+
+def decode(
+    model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, stop_id: int | None, seed: int
+) -> Samples:
+    """The prompts, decoded as `sampling` says; a row ends where the task's texts do."""
+    environment = UnmaskingEnvironment(
+        model, sampling.steps, sampling.block_length, prompt_length=prompts.prompt_length, stop_id=stop_id,
+        cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
+    )  # fmt: skip
+    return sample(environment, strategy, prompts.canvas, seed, start=prompts.start, first_row=prompts.first_row)
+
+
+@dataclass
+class Scored:
+    """Rewards of rows: total, the terms that they are made of, which rows have one, and why the others have none."""
+
+    total: Float[Tensor, "row"]
+    terms: dict[str, Float[Tensor, "row"]]
+    valid: Bool[Tensor, "row"]
+    failures: list[str]
+
+
+def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: int = 0) -> Scored:
+    """All rows together; where that fails, each by itself, so that one bad row costs no other."""
+    count, device = len(samples.tokens), samples.tokens.device
+    try:
+        output = reward(samples, rows)
+        return Scored(output.total.to(device), output.terms, torch.ones(count, dtype=torch.bool, device=device), [])
+    except Exception:  # whatever a reward may raise
+        pass
+    total = torch.zeros(count, device=device)
+    valid = torch.zeros(count, dtype=torch.bool, device=device)
+    terms: dict[str, Tensor] = {}
+    failures = []
+    for number in range(count):
+        index = torch.tensor([number], device=device)
+        one = {name: value[number : number + 1] for name, value in rows.items()}
+        try:
+            output = reward(samples.take(index), one)
+        except Exception as error:
+            failures.append(f"row {first_row + number}: {type(error).__name__}: {error}")
+            continue
+        total[number], valid[number] = float(output.total), True
+        for name, term in output.terms.items():
+            terms.setdefault(name, torch.zeros(count, device=device))[number] = float(term)
+    return Scored(total, terms, valid, failures)
+
+
+def reward_metrics(scored: Scored, samples: Samples, processes: Processes) -> tuple[dict[str, float], list[str]]:
+    """Means over the rows of all processes that have a reward, and why the others have none. Raises FloatingPointError where
+    none has."""
+    every = processes.gather((sorted(scored.terms), scored.failures))
+    names = sorted({name for own, _ in every for name in own})
+    failures = [failure for _, own in every for failure in own]
+    valid = scored.valid.float()
+    missing = torch.zeros_like(valid)
+    values = {name: scored.terms.get(name, missing).to(valid.device).float() for name in names}
+    values |= {"reward": scored.total, "nfe": samples.evaluations.float()}
+    sums = {name: float((value * valid).sum()) for name, value in values.items()}
+    means = processes.mean({"count": float(valid.sum()), **sums})
+    count = means.pop("count")
+    if count == 0:
+        raise FloatingPointError(
+            f"the reward failed on all {len(failures)} rows ({failures[0]}); there is nothing to learn from: mend the reward"
+        )
+    return {name: value / count for name, value in means.items()} | {"reward_failed": float(len(failures))}, failures
+
+
+def writable(prompts: Prompts, mask_id: int) -> Bool[Tensor, "row position"]:
+    """What may be written on the canvases; padding is none of it."""
+    free = prompts.canvas == mask_id
+    if prompts.start is None:
+        return free
+    return free & (torch.arange(free.shape[1], device=free.device) >= prompts.start.unsqueeze(1))

@@ -1,0 +1,315 @@
+"""Training the diffusion model itself: PPO and GRPO on rollouts (this module), Diffusion-DPO on pairs (rl/preferences.py).
+
+One iteration: decode prompts with the weights as they are, score the texts, and make `rl.ppo_epochs` updates on the clipped ratio
+of estimated likelihoods (dlm/likelihood.py), held near the model that training started from by a k3 KL. GRPO (2402.03300)
+compares rollouts of one prompt. A text is one action here, so PPO's critic is a baseline: the running mean of the rewards.
+
+What differs from SEDD-LaTeX-RLHF: likelihoods are read on masked canvases, so there is a gradient; new, old and reference are
+read on the same ones; the KL is one; advantages are normalised; every process steps; the moving average and the clipping of
+gradients are applied. The network stays in evaluation mode: with dropout the first ratio would not be 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from omegaconf import DictConfig
+
+from data.tasks import Task
+from dlm.adapt import AdapterLM
+from dlm.likelihood import (
+    ESTIMATORS,
+    Coupled,
+    Elbo,
+    Estimator,
+    MeanField,
+    Published,
+    ReplayedTrajectory,
+    Sandwich,
+    ScoreEntropy,
+    check_estimator,
+    known_terms,
+)
+from dlm.masked_lm import MaskedLM
+from dlm.noise import Noise
+from evaluation.text import distinct_n
+from losses import group_advantages
+from policy.rollout import Reward
+from policy.train import Learner
+from rl.objective import RATIOS, backward, policy_loss
+from rl.rollouts import Batch, decode, reward_metrics, score, strategy_of, writable
+from training.optim import MovingAverage, Optimiser
+from training.processes import Processes
+from training.run import Run, step_seed
+
+ALGORITHMS = ("grpo", "ppo", "vrpo")
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """What the loop asks for: updates of one iteration (`say`: a line for the log), figures and samples of held-out rows, and a
+    state that resumes it."""
+
+    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]: ...
+
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Reference:
+    """The model as it was before the first update: a frozen copy, or, of a model with an adapter, the model without it."""
+
+    def __init__(self, model: MaskedLM):
+        self.model = model
+        self.copy = None if isinstance(model, AdapterLM) else copy.deepcopy(model).requires_grad_(False)
+
+    @contextmanager
+    def __call__(self):
+        if self.copy is not None:
+            yield self.copy
+            return
+        assert isinstance(self.model, AdapterLM)
+        with self.model.without_adapter():
+            yield self.model
+
+
+def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) -> Estimator:
+    """rl.estimator with its settings. ValueError for an unknown one, and for what the model or the sampler does not allow."""
+    rl, samples = config.rl, config.rl.num_sigma_samples
+    if rl.estimator not in ESTIMATORS:
+        raise ValueError(f"rl.estimator={rl.estimator!r} is unknown; use one of {', '.join(ESTIMATORS)}")
+    if rl.masks not in ("counts", "times"):
+        raise ValueError(f"rl.masks={rl.masks!r} is unknown; use counts or times")
+    if not 0 <= rl.prompt_mask < 1:
+        raise ValueError(f"rl.prompt_mask={rl.prompt_mask} must be from 0 to below 1; change it")
+    counts, antithetic = rl.masks == "counts", bool(rl.antithetic)
+    low, high = rl.coupled
+    if not 0 < low < high < 1:
+        raise ValueError(f"rl.coupled=[{low},{high}] must be two shares in order, between 0 and 1; change it")
+    kinds: dict[str, Callable[[], Estimator]] = {
+        "elbo": lambda: Elbo(samples, counts, antithetic),
+        "mean_field": lambda: MeanField(samples, float(rl.prompt_mask)),
+        "coupled": lambda: Coupled(samples, float(low), float(high)),
+        "score_entropy": lambda: ScoreEntropy(samples, False, antithetic, noise),  # pyright: ignore[reportArgumentType]
+        "sandwich": lambda: Sandwich(samples, counts, antithetic, float(rl.sandwich.beta), float(rl.sandwich.mix)),
+        "trajectory": lambda: ReplayedTrajectory(float(config.sampling.temperature)),
+        "published": Published,
+    }
+    estimator = kinds[rl.estimator]()
+    check_estimator(estimator, model)
+    return estimator
+
+
+def check_rl(config: DictConfig) -> None:
+    """Refuse, before any work, what cannot be trained. Raises ValueError."""
+    if config.rl.algorithm not in ALGORITHMS:
+        raise ValueError(f"rl.algorithm={config.rl.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    rl = config.rl
+    if rl.ratio not in RATIOS:
+        raise ValueError(f"rl.ratio={rl.ratio!r} is unknown; use one of {', '.join(RATIOS)}")
+    if config.rl.algorithm == "grpo" and rl.group_size < 2:
+        raise ValueError(f"rl.group_size={rl.group_size} must be at least 2: advantages compare rollouts of a prompt")
+    if config.rl.algorithm == "vrpo" and rl.estimator in ("trajectory", "published"):
+        raise ValueError(f"rl.estimator={rl.estimator} is of texts that were sampled and pairs are not; use elbo")
+    if config.rl.algorithm == "vrpo" and not rl.kl_beta > 0:
+        raise ValueError(f"rl.kl_beta={rl.kl_beta} multiplies the margin of vrpo; give a number above 0, such as 0.1")
+    if rl.estimator == "trajectory" and config.sampling.strategy in ("confidence_noisy", "policy"):
+        raise ValueError(
+            f"rl.estimator=trajectory with sampling.strategy={config.sampling.strategy}: its choice of positions is drawn from "
+            "the model, and that part would be missing; use another strategy, or rl.estimator=elbo"
+        )
+
+
+class Rollouts:
+    """PPO and GRPO. Batches are whole over processes, each of which decodes its share; groups are whole in each of them."""
+
+    def __init__(
+        self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
+        config: DictConfig,
+    ):  # fmt: skip
+        self.model, self.learner, self.reference, self.estimator = model, learner, reference, estimator
+        self.task, self.reward, self.config = task, reward, config
+        self.processes = learner.processes
+        self.strategy = strategy_of(config, model)
+        self.rows = self.processes.share(config.rl.batch_size, "rl.batch_size")
+        if self.rows % config.rl.group_size:
+            raise ValueError(
+                f"a process's batch of {self.rows} rollouts is not divisible by rl.group_size={config.rl.group_size}; change "
+                "either"
+            )
+        self.batch: Batch | None = None
+        self.baseline: float | None = None  # the running mean of the rewards, for PPO
+
+    def draw(self, step: int, say: Callable[[str], None]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+        """Rollouts of the weights as they are; what they said on the canvases of the batch; and how they fared."""
+        seed, group = step_seed(self.config.seed, step), self.config.rl.group_size
+        everybody = self.processes.world * self.rows // group
+        asked = self.task.prompts(everybody, seed).share(self.processes.part(everybody)).to(self.processes.device)
+        prompts = asked.repeat(group)
+        stop = getattr(self.task, "stop_id", None)
+        samples = decode(self.model, self.strategy, prompts, self.config.sampling, stop, seed)
+        scored = score(self.reward, samples, prompts.rows, prompts.first_row)
+        metrics, failures = reward_metrics(scored, samples, self.processes)
+        for failure in failures:
+            say(f"step {step + 1}: no reward for {failure}; dropped")
+        advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
+        batch = Batch(
+            samples.tokens, writable(prompts, self.model.mask_id), samples.written_at, prompts.start, advantage, scored.valid,
+            seed, prompts.first_row,
+        )  # fmt: skip
+        views = batch.views(self.estimator)
+        said = self.said(self.model, batch, views)
+        batch.old = self.estimator.combine(said, views, len(batch.tokens), batch.push_down)
+        if self.reference is not None:
+            with self.reference() as reference:
+                of_reference = self.said(reference, batch, views)
+            batch.reference = self.estimator.combine(of_reference, views, len(batch.tokens), batch.push_down)
+        return batch, said, metrics
+
+    def said(self, model: MaskedLM, batch: Batch, views) -> torch.Tensor:
+        """`known_terms` of the batch."""
+        return known_terms(model, self.estimator, batch.tokens, views, self.config.training.chunk, batch.start)
+
+    def advantages(self, reward: torch.Tensor, valid: torch.Tensor, mean: float) -> torch.Tensor:
+        """GRPO: against the group. PPO: against the running mean, over the deviation of the batch of all processes."""
+        rl = self.config.rl
+        if self.config.rl.algorithm == "grpo":
+            grouped = (x.view(-1, rl.group_size) for x in (reward, valid))
+            rewards, known = grouped
+            return group_advantages(rewards, rl.advantage_std, known).flatten()
+        before = mean if self.baseline is None else self.baseline
+        self.baseline = rl.baseline_decay * before + (1 - rl.baseline_decay) * mean
+        _, _, deviation = self.processes.moments(reward[valid])
+        return ((reward - before) / (deviation + 1e-4)).masked_fill(~valid, 0.0)
+
+    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
+        """rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
+        rl, metrics, said = self.config.rl, {}, None
+        if self.batch is None or step % rl.reward_freq == 0:
+            self.batch, said, metrics = self.draw(step, say)
+        batch = self.batch
+        assert batch.old is not None
+        old, reference = batch.old, batch.reference
+        count = self.processes.mean({"valid": float(batch.valid.sum())})["valid"]  # of a process, on average
+        weight = batch.valid.float() / count
+        views = batch.views(self.estimator)
+        if self.reference is None:  # what has no advantage has nothing to say
+            index = batch.advantage[views.row].nonzero().squeeze(1)
+            views, said = views.take(index), None if said is None else said[index]
+        shown: dict[str, float] = {}
+
+        def loss_of(new):
+            loss, seen = policy_loss(
+                new, old, reference, batch.free, batch.advantage, weight, rl.ratio, rl.ppo_clip, rl.kl_beta
+            )
+            shown.update(seen)
+            return loss
+
+        for epoch in range(rl.ppo_epochs):
+            known = said if epoch == 0 else None
+            loss = backward(
+                self.model, self.estimator, batch.tokens, views, loss_of, self.config.training.chunk, batch.push_down,
+                batch.start, known,
+            )  # fmt: skip
+            metrics |= {"loss": loss, **shown, **self.learner.update()}
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Held-out prompts, decoded and scored: means, and a record of the first rows."""
+        prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
+        stop = getattr(self.task, "stop_id", None)
+        samples = decode(self.model, self.strategy, prompts, self.config.sampling, stop, 0)
+        scored = score(self.reward, samples, prompts.rows)
+        alone = Processes(0, 1, self.processes.device)
+        metrics, _ = reward_metrics(scored, samples, alone)
+        written = samples.tokens[:, prompts.prompt_length :]
+        metrics["distinct"] = len(torch.unique(written, dim=0)) / len(written)
+        metrics["distinct_2"] = distinct_n(written.cpu(), 2)
+        records = []
+        for number in range(min(self.config.eval.samples, len(written))):
+            ids = samples.tokens[number].tolist()
+            text = " ".join(map(str, ids)) if self.task.tokenizer is None else self.task.tokenizer.decode(ids)
+            terms = {name: float(term[number]) for name, term in scored.terms.items()}
+            reward = float(scored.total[number]) if bool(scored.valid[number]) else None
+            records.append({"text": text, "reward": reward, **terms})
+        return {f"eval_{name}": value for name, value in metrics.items()}, records
+
+    def state_dict(self):
+        reused = self.batch is not None and self.config.rl.reward_freq > 1
+        whole = self.batch.whole(self.processes) if reused and self.batch is not None else None
+        return {"task": self.task.state_dict(), "baseline": self.baseline, "batch": whole}
+
+    def load_state_dict(self, state):
+        self.task.load_state_dict(state["task"])
+        self.baseline = state["baseline"]
+        self.batch = None if state["batch"] is None else Batch.share(state["batch"], self.processes)
+
+
+def new_learner(model: MaskedLM, config: DictConfig, processes: Processes) -> Learner:
+    """What requires a gradient is trained."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
+    optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
+    return Learner(model, optimiser, MovingAverage(parameters, config.training.ema), processes)
+
+
+def train(
+    model: MaskedLM,
+    learner: Learner,
+    algorithm: Algorithm,
+    config: DictConfig,
+    run: Run,
+    on_snapshot: Callable[[int, MaskedLM], None],
+) -> None:
+    """The loop. Raises FloatingPointError for a loss that is not finite, or a reward that fails on all rows."""
+    training, processes, parameters = config.training, learner.processes, learner.optimiser.parameters
+    first = 0
+    if (state := run.restore("model")) is not None:
+        model.load_backbone(state["model"])
+        learner.optimiser.adamw.load_state_dict(state["optimizer"])
+        learner.average.load_state_dict(state["ema"])
+        algorithm.load_state_dict(state["algorithm"])
+        first, learner.updates = state["step"], state["updates"]
+    for step in range(first, training.n_iters):
+        metrics = processes.mean(algorithm.iteration(step, run.say))
+        run.check(metrics["loss"], step)
+        run.check(metrics["grad_norm"], step, "gradient norm")
+        done = step + 1
+        last = done == training.n_iters
+        run.log(done, metrics, show=done % training.log_freq == 0 or last)
+        snapshot = done % training.snapshot_freq == 0 or last
+        if snapshot or done % training.eval_freq == 0:
+            kept = [p.detach().clone() for p in parameters]
+            learner.average.copy_to(parameters)
+            if processes.first:
+                measures, records = algorithm.evaluate()
+                run.log(done, measures)
+                if snapshot:
+                    run.samples(done, records)
+                    on_snapshot(done, model)
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
+        stop = processes.stop_asked()
+        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
+            run.save(
+                {
+                    "model": model.backbone_state(),
+                    "optimizer": learner.optimiser.adamw.state_dict(),
+                    "ema": learner.average.state_dict(),
+                    "algorithm": algorithm.state_dict(),
+                    "updates": learner.updates,
+                    "step": done,
+                },
+                snapshot,
+            )
+        if stop:
+            run.stop(done)

@@ -1,0 +1,115 @@
+"""Reinforcement learning of a masked-diffusion model itself: PPO, GRPO, and Diffusion-DPO on preference pairs.
+
+    python run_train_rl.py experiment=chain_rl
+    python run_train_rl.py init=RUN rl.algorithm=ppo rl.batch_size=4 rl.kl_beta=0.1 rl.ppo_epochs=3 rl.reward_freq=10
+    python run_train_rl.py init=RUN rl.algorithm=vrpo data=pairs data.pairs=pairs.jsonl
+    torchrun --nproc-per-node 8 run_train_rl.py init=RUN rl.batch_size=64
+    python run_train_rl.py resume=output/2026.01.31/120000
+
+Writes a run directory (see training/run.py); RUN/model is what load_model, run_sample.py and init= read.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from data.pairs import Pairs, load_pairs
+from dlm.adapt import AdapterLM, adapter_config
+from dlm.masked_lm import LlamaLM, MaskedLM
+from load_model import load_model, save_model
+from policy.build import shipped
+from rl.preferences import Preferences
+from rl.train import Algorithm, Reference, Rollouts, build_estimator, check_rl, new_learner, train
+from run_train_dlm import stored_config
+from run_train_policy import build_reward, build_task, check_data
+from training.processes import Processes, processes
+from training.run import Run, resumed_config
+from training.usage import check_overrides, check_settings, exit_on_bad_input
+
+
+def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
+    """The model with its weights, or the updates that `lora` adds to them, to be trained."""
+    if config.lora.rank is None:
+        return model.float().requires_grad_(True)
+    if not isinstance(model, LlamaLM):
+        raise ValueError(f"lora.rank={config.lora.rank} is for LLaDA and Dream and {path} is neither; leave it out")
+    lora = config.lora
+    return AdapterLM(model, adapter_config(path, None, lora.rank, lora.alpha, lora.dropout, list(lora.target_modules)))
+
+
+def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
+    """(to learn from, held out)."""
+    if config.data.kind != "pairs":
+        raise ValueError("rl.algorithm=vrpo learns from preference pairs; give data=pairs data.pairs=FILE")
+    length = config.data.length or model.max_length
+    if length > model.max_length:
+        raise ValueError(f"data.length={length} is more than the model's {model.max_length}; lower it")
+    pairs = load_pairs(config.data.pairs, model.tokenizer, length, model.mask_id)
+    if config.data.valid_pairs is not None:
+        return pairs, load_pairs(config.data.valid_pairs, model.tokenizer, length, model.mask_id)
+    kept = len(pairs) - max(1, round(config.data.held_out * len(pairs)))
+    if kept < 1:
+        raise ValueError(f"{config.data.pairs} has {len(pairs)} pairs, too few to hold some out; give data.valid_pairs")
+    return pairs.take(torch.arange(kept)), pairs.take(torch.arange(kept, len(pairs)))
+
+
+def build(config: DictConfig, model: MaskedLM, noise, group: Processes):
+    """(learner, algorithm) as the configuration says."""
+    estimator = build_estimator(config, model, noise)
+    learner = new_learner(model, config, group)
+    reference = Reference(model) if config.rl.kl_beta else None
+    if config.rl.algorithm == "vrpo":
+        algorithm: Algorithm = Preferences(model, learner, reference, estimator, *pairs_of(config, model), config)
+        return learner, algorithm
+    task = build_task(config, model)
+    check_data(config, model, task)
+    reward = build_reward(config, model, task, group)
+    return learner, Rollouts(model, learner, reference, estimator, task, reward, config)
+
+
+def main(config: DictConfig, overrides: list[str]) -> Path:
+    """Train; returns the run directory."""
+    config = resumed_config(config, overrides, "train_rl")
+    check_settings(config)
+    check_rl(config)
+    with processes(config.device) as group:
+        torch.manual_seed(config.seed)
+        kind = None if config.init else OmegaConf.select(config, "dlm.model_type")
+        if config.init is not None:
+            config.dlm.path = config.init
+        path = shipped(config.dlm.path)
+        model, noise = load_model(path, group.device, config.model.dtype, kind)
+        description = stored_config(model)
+        model = trained(model, config, path)
+        learner, algorithm = build(config, model, noise, group)
+        run = Run(config, overrides, group)
+        size = sum(p.numel() for p in learner.optimiser.parameters)
+        run.say(
+            f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}"
+        )
+
+        def on_snapshot(step: int, model: MaskedLM) -> None:
+            save_model(model, description, run.directory / "model", torch.float32)
+
+        train(model, learner, algorithm, config, run, on_snapshot)
+        run.close()
+        return run.directory
+
+
+@hydra.main(config_path="configs", config_name="train_rl", version_base=None)
+def entry(config: DictConfig) -> None:
+    with exit_on_bad_input():
+        main(config, list(HydraConfig.get().overrides.task))
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():  # `algorithm` is a group of configurations, of policies: here it is a key
+        sys.argv[1:] = [f"rl.{word}" if word.startswith("algorithm=") else word for word in sys.argv[1:]]
+        check_overrides("train_rl")
+    entry()
