@@ -137,7 +137,7 @@ class ExactScores(SeddLM):
 @pytest.mark.parametrize("graph", ["absorb", "uniform"])
 def test_with_exact_scores_the_analytic_sampler_gives_the_law_of_the_data(graph, steps):
     law = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    model = ExactScores(law, graph, GeometricNoise(1e-3, 20.0))
+    model = ExactScores(law, graph, GeometricNoise(1e-3, 6.0))  # at 20 float32 scores tell nothing
     tokens = sample_scores(model, "analytic", steps, torch.full((20_000, 1), model.mask_id)).tokens
     fits(tokens, {(token,): float(p) for token, p in enumerate(law)})
 
