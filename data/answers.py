@@ -10,7 +10,6 @@ The fill is part of the answer, so that a model that writes on a canvas of fixed
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.text import EndlessRows
+from data.text import EndlessRows, json_lines
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
 HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}
@@ -81,7 +80,7 @@ def is_answers(name: str) -> bool:
         return True
     if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
         return False
-    with _open(path) as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         return '"question"' in file.readline()
 
 
@@ -119,27 +118,12 @@ def _folder(folder: Path) -> Dataset:
     return rows["train"] if isinstance(rows, DatasetDict) else rows
 
 
-def _open(path: Path):
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a .jsonl or .jsonl.gz file with fields `question` and `answer` (or `solution`); empty lines are passed over.
 
     Raises ValueError that names the line which is no JSON or lacks one of them.
     """
-    pairs = []
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
-                ) from error
-            pairs.append(_pair(row, f"{path} line {number}"))
+    pairs = [_pair(row, place) for place, row in json_lines(path)]
     if not pairs:
         raise ValueError(f"{path} has no rows; give a file with a question and an answer a line")
     return pairs

@@ -6,7 +6,9 @@ models of short stories want. Rows are drawn by `EndlessRows`, whose place in th
 killed goes on with the very next batch, also with another number of processes.
 """
 
+import gzip
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -46,7 +49,8 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
 
     name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
     document a line), `.jsonl` or `.jsonl.gz` (field "text"), or a directory written by `save_to_disk`.
-    split: train, valid or test; a local file is its own split. Raises ValueError where the data cannot be reached.
+    split: train, valid or test; a local file is its own split. Raises ValueError where the data cannot be reached, or a line of
+    it is no JSON.
     """
     local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
     column = "text"
@@ -59,7 +63,13 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
                 f"there is no file {local} for the data set '{name}': give the path of a file that exists."
             )
         builder = "text" if local.suffix == ".txt" else "json"
-        texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)  # pyright: ignore
+        try:
+            texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)  # pyright: ignore
+        except DatasetGenerationError:
+            if builder == "json":
+                for _ in json_lines(local):  # ends at the line that is none
+                    pass
+            raise
     else:
         where, column = HUB.get(name, ({"path": name}, "text"))
         hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
@@ -77,6 +87,21 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
     texts = texts.select_columns([column])
     texts = texts if column == "text" else texts.rename_column(column, "text")
     return texts.filter(_not_empty, input_columns="text")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """(where it stands, what it says) of each line of a .jsonl or .jsonl.gz file; empty lines are passed over. Raises ValueError
+    that names the line which is no JSON."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path} line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path} line {number} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
+                ) from error
 
 
 def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:

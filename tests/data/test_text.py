@@ -136,3 +136,11 @@ def test_a_restored_stream_goes_on_with_the_same_batches():
     assert all(torch.equal(batch, restored.next(4)) for batch in ahead)
     with pytest.raises(ValueError, match="resume with the same data"):
         EndlessRows(numbered(9)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])
+def test_a_line_that_is_no_json_is_named(tmp_path, name):
+    text = '{"text": "a"}\n\n{"text": "b\n{"text": "c"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    with pytest.raises(ValueError, match=r"line 3 is not JSON \(.*mend or remove that line"):
+        load_texts(str(tmp_path / name), "train", tmp_path / "cache")
