@@ -16,16 +16,28 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from data.questions import DATASETS, canvases, check_runnable, load_questions, right
+from data.questions import (
+    DATASETS,
+    Question,
+    canvases,
+    check_questions,
+    check_runnable,
+    load_questions,
+    questions_hash,
+    right,
+)
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
-from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates
+from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from evaluation.decoding import Decoding, answer_lengths
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, merge, shard
@@ -40,6 +52,9 @@ from training.processes import Processes, processes
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
 
 ALL = ("gsm8k", "math", "humaneval", "mbpp")
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("run", nargs="?", help="a training run: its checkpoints are evaluated on its model")
-    made.add_argument("--checkpoints", default="last", help="first, last, or numbers: 50,100")
+    made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
     made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
     made.add_argument(
         "--strategy", "--remasking", help=f"a rule in place of a policy: {', '.join(WHERE)}; also {', '.join(ALIASES)}"
@@ -84,8 +99,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--few_shot", type=int, default=0, help=f"worked examples before a question ({', '.join(WORKED)})"
     )
-    made.add_argument("--temperatures", "--temperature_policy", default="1.0", help="of the policy")
-    made.add_argument("--betas", default="1.0", help="of the policy: factors of the probabilities of bernoulli-argmax")
+    made.add_argument(
+        "--temperatures",
+        "--temperature_policy",
+        help="of the policy (default: eval.temperature of the configuration, else 1)",
+    )
+    made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
     made.add_argument("--token_temperature", type=float, default=0.0, help="0 writes the most likely token")
     made.add_argument("--seeds", "--seed", default="42")
     made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
@@ -96,11 +115,15 @@ def parser() -> argparse.ArgumentParser:
         help="of rules that write equal parts, one evaluation each: 4,8,16 (default: one a position)",
     )  # fmt: skip
     made.add_argument(
-        "--budgets", "--budget", default="", help="evaluations that a sample may cost, one evaluation of the rule each"
+        "--budgets",
+        "--budget",
+        default="",
+        help="evaluations that a sample may cost, one evaluation of the rule each; none (default: those a run was trained with)",
     )
     made.add_argument(
-        "--alphas", "--alpha", default="", help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3"
-    )
+        "--alphas", "--alpha", default="",
+        help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3 (default: those trained with)",
+    )  # fmt: skip
     made.add_argument("--cache", choices=("prefix", "dual", "none"), help="default: the configuration's, else none")
     made.add_argument("--refresh", type=int, help="evaluations after which a cached row runs whole again")
     made.add_argument("--logits_eos_inf", action="store_true", help="never write the end of sequence")
@@ -152,33 +175,49 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
     )  # fmt: skip
 
 
-def settings_of(job: Job, arguments: argparse.Namespace, model_path: str, dtype: str) -> dict:
+def settings_of(
+    job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str
+) -> dict:
     """What decides the samples of a job."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
     decoding = {key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha")}
     asked = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
-    return own | {"dataset": job.dataset, "seed": job.seed, "model": model_path, "dtype": dtype} | decoding | asked
+    of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
+    return own | of | {"model": model_path, "dtype": dtype} | decoding | asked
 
 
-def evaluate(
-    job: Job, model: MaskedLM, arguments: argparse.Namespace, directory: Path, done: set[int], group: Processes
-) -> None:
-    """Answer this process's part of the questions that have no answer yet; a line each goes to its file."""
+def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> list[Question]:
+    """What a job asks. ValueError for a question that does not fit the model, or whose answer cannot be judged here."""
     count = arguments.n_test or (512 if job.dataset == "chain" else None)
     questions = load_questions(job.dataset, "test", arguments.data_dir, count, arguments.math_by)
     check_runnable(questions, arguments.unsandboxed)
     if arguments.few_shot:
         examples = load_questions(job.dataset, "train", arguments.data_dir, arguments.few_shot)
         questions = with_examples(questions, examples)
-    length = job.decoding.length
+    check_questions(model, questions, job.decoding.length)
+    return questions
+
+
+def evaluate(
+    job: Job,
+    questions: list[Question],
+    settings: dict,
+    model: MaskedLM,
+    arguments: argparse.Namespace,
+    group: Processes,
+) -> int:
+    """Answer this process's part of the questions that have no answer yet; a line each goes to its file. Returns their number."""
+    directory = Path(arguments.save_path) / job.directory
+    done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
+    todo = todo[group.rank :: group.world]
     strategy = Strategy(job.candidate.rule, TokenRule(arguments.token_temperature))
-    if len(todo[group.rank :: group.world]) == 0:
-        return
+    if len(todo) == 0:
+        return 0
     with shard(directory, group).open("a", encoding="utf-8") as out:
-        for rows in todo[group.rank :: group.world].split(arguments.batch_size):
+        for rows in todo.split(arguments.batch_size):
             asked = [questions[row] for row in rows.tolist()]
-            prompts = canvases(model, asked, length).to(next(model.parameters()).device)
+            prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
             environment = job.decoding.environment(model, prompts.prompt_length)
             started = time.perf_counter()
             samples = sample(
@@ -193,29 +232,35 @@ def evaluate(
                     "row": row, "question": question.prompt, "generation": texts[place], "ground_truth": question.truth,
                     "right": solved[place],
                     "nfe": int(samples.evaluations[place]), "tokens": int(lengths[place]), "seconds": seconds,
+                    "exact": environment.exact, "drift": environment.drift,
                 }  # fmt: skip
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
+    return len(todo)
 
 
-def finished(job: Job, model: MaskedLM, arguments: argparse.Namespace, settings: dict, group: Processes) -> bool:
-    """Whether every process has answered its part of a job; one that could not says why, and the other jobs still count."""
-    directory = Path(arguments.save_path) / job.directory
-    failed = False
+def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
+    """What `work` returns, once every process has done it; None where one could not: it says why, and other jobs still count."""
+    found = None
     try:
-        done = begin(directory, settings, group)
-        evaluate(job, model, arguments, directory, done, group)
+        found = work()
     except ValueError as error:
-        failed = True
-        print(f"{directory.name}: {error}", file=sys.stderr)
-    return group.mean({"failed": float(failed)})["failed"] == 0  # waits for all
+        print(f"{name}: {error}", file=sys.stderr)
+    failed = group.mean({"failed": float(found is None)})["failed"]  # waits for all
+    return None if failed else found
 
 
 def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The data sets and seeds asked for. ValueError for what no evaluation could have, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
-    names: list[str] = list(ALL) if arguments.datasets == "all" else arguments.datasets.split(",")
+    unread = () if arguments.run else ("checkpoints",)
+    if arguments.strategy:
+        unread = ("checkpoints", "temperatures", "betas", "sampling_mode", "alphas")
+    if idle := [f"--{key}" for key in unread if getattr(arguments, key)]:
+        given = "--strategy" if arguments.strategy else "--policy_path"
+        raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
+    names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
     if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):
@@ -226,11 +271,13 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
             raise ValueError(f"--{key} {value} must be at least {least}; change it")
     if arguments.dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {arguments.dtype} must be float32, bfloat16 or float16; change it")
+    if not 0 <= arguments.guidance < float("inf"):
+        raise ValueError(f"--guidance {arguments.guidance} must be a finite number of at least 0; change it")
+    TokenRule(arguments.token_temperature)  # refuses one that is none
     check_device(arguments.device)
-    try:
-        return names, [int(seed) for seed in arguments.seeds.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--seeds {arguments.seeds!r} must be whole numbers, separated by commas") from error
+    if not (seeds := numbers(arguments.seeds, "--seeds", int)):
+        raise ValueError("--seeds must be whole numbers, separated by commas; give one at least")
+    return names, seeds
 
 
 def main(argv: list[str]) -> int:
@@ -249,12 +296,17 @@ def main(argv: list[str]) -> int:
             for dataset in names:
                 decoding = decoding_of(arguments, config, dataset)
                 decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
+                decoding.check(model)
                 jobs += [Job(one, dataset, seed, decoding) for seed in seeds]
         results: dict[tuple[str, str], list[tuple[dict, list[dict]]]] = {}
         answered = 0
         for job in jobs:
-            settings = settings_of(job, arguments, path, dtype)
-            if not finished(job, model, arguments, settings, group):
+            questions = together(partial(questions_of, job, model, arguments), job.directory, group)
+            if questions is None:
+                continue
+            settings = settings_of(job, questions, arguments, path, dtype)
+            work = partial(evaluate, job, questions, settings, model, arguments, group)
+            if together(work, job.directory, group) is None:
                 continue
             answered += 1
             if group.first:

@@ -113,19 +113,23 @@ def problems(count: int, seed: int) -> Chains:
 
 @torch.no_grad()
 def gate(model: MaskedLM, count: int) -> dict[str, float]:
-    """What must hold before a policy is trained: a written step and the answer, each masked alone, are known from the rest;
-    blocks of two solve the task."""
+    """What must hold before a policy is trained: a written step, one that follows the step written before it, and the answer,
+    each masked alone, are known from the rest; blocks of two solve the task."""
     held_out = problems(count, 6001)
     kept = torch.rand(held_out.step.shape, generator=torch.Generator().manual_seed(1)) < 0.7
     text, prompt = held_out.answers(kept, LENGTH), prompt_length(PROBLEM_STEPS)
-    right = {"step": [], "answer": []}
+    right = {"step": [], "next_step": [], "answer": []}
     for place in range(1, LENGTH, 2):
         canvas = torch.cat((held_out.prompts(), text), 1)
         canvas[:, prompt + place] = MASK
         hit = model.log_probs(canvas)[:, prompt + place].argmax(-1) == text[:, place]
         is_answer = kept.sum(1) == place // 2
         right["answer"].append(hit[is_answer])
-        right["step"].append(hit[~is_answer & (text[:, place] < MODULUS)])
+        is_step = ~is_answer & (text[:, place] < MODULUS)
+        right["step"].append(hit[is_step])
+        number = [(kept & (kept.cumsum(1) == n)).long().argmax(1) for n in (place // 2, place // 2 + 1)]
+        follows = number[1] == (number[0] + 1 if place > 1 else 0)
+        right["next_step"].append(hit[is_step & follows])
     blocks = measure(model, Setting("threshold", "0.7", Threshold(0.7), block=2), [held_out])
     return {**{f"gate_{name}": float(torch.cat(hits).float().mean()) for name, hits in right.items()},
             "gate_blocks_of_two": blocks["right"]}  # fmt: skip

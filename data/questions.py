@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -323,6 +324,32 @@ def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:
     return model.tokenizer.encode(prompt + prefix, add_special_tokens=False)
 
 
+def check_prompt(
+    model: Reader, tokens: list[int], length: int, name: str, prompt: str, advice: str = "shorten it"
+) -> None:
+    """Refuse a prompt that holds the mask token, or leaves fewer than `length` positions to write. ValueError shows its end."""
+    shown = f"{name} ({prompt[-60:]!r})"
+    if model.mask_id in tokens:
+        raise ValueError(f"{shown} holds the mask token as text; take it out")
+    if len(tokens) + length > model.max_length:
+        raise ValueError(
+            f"{shown} has {len(tokens)} tokens, with {length} to write more than the model's {model.max_length}; {advice}"
+        )
+
+
+def check_questions(model: Reader, questions: Sequence[Question], length: int) -> None:
+    """Refuse a question that no canvas can hold. ValueError names its row in the data set."""
+    for row, question in enumerate(questions):
+        tokens = encode(model, question.prompt, question.prefix)
+        check_prompt(model, tokens, length, f"{question.dataset} row {row}", question.prompt)
+
+
+def questions_hash(questions: Sequence[Question]) -> str:
+    """Of what is asked and what is right: whether two evaluations are of the same questions."""
+    told = [(question.prompt, question.truth, question.prefix) for question in questions]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
 def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:
     """Prompts padded on the left, `length` masks behind them; of questions, with their prefix.
 
@@ -330,13 +357,8 @@ def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length:
     tokens = [
         encode(model, each) if isinstance(each, str) else encode(model, each.prompt, each.prefix) for each in prompts
     ]
-    for row, own in enumerate(tokens):
-        if len(own) + length > model.max_length:
-            raise ValueError(
-                f"prompt {row} has {len(own)} tokens, with {length} to write more than the model's {model.max_length}; shorten it"
-            )
-        if model.mask_id in own:
-            raise ValueError(f"prompt {row} holds the mask token as text; take it out")
+    for row, (own, each) in enumerate(zip(tokens, prompts, strict=True)):
+        check_prompt(model, own, length, f"prompt {row}", each if isinstance(each, str) else each.prompt)
     width = max(len(own) for own in tokens)
     canvas = torch.full((len(tokens), width + length), model.mask_id)
     for row, own in enumerate(tokens):

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
 from data.prompts import Prompts
-from data.questions import Question, Reader, canvases, check_runnable, encode, load_questions, right
+from data.questions import Question, Reader, canvases, check_prompt, check_runnable, encode, load_questions, right
 from data.rows import training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 from data.text import EndlessRows
@@ -182,17 +182,12 @@ class QuestionTask:
         self.valid = self.held_out = self.made(shuffled[: data.valid_rows])
 
     def _is_kept(self, question: Question, row: str, longest: int | None) -> bool:
-        prompt, tokens = question.prompt, encode(self.model, question.prompt, question.prefix)
-        if self.model.mask_id in tokens:
-            raise ValueError(f"{row} ({prompt[-60:]!r}) holds the mask token as text; take it out")
+        tokens = encode(self.model, question.prompt, question.prefix)
         if longest is not None and len(tokens) > longest:
             self.left_out[question.dataset] += 1
             return False
-        if len(tokens) + self.length > self.model.max_length:
-            raise ValueError(
-                f"{row} ({prompt[-60:]!r}) has {len(tokens)} tokens, with data.answer_length={self.length} more than the "
-                f"model's {self.model.max_length}; lower data.max_prompt_length, which leaves long prompts out"
-            )
+        advice = "lower data.max_prompt_length, which leaves long prompts out, or data.answer_length"
+        check_prompt(self.model, tokens, self.length, row, question.prompt, advice)
         return True
 
     def __str__(self) -> str:

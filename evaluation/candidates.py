@@ -48,25 +48,41 @@ class Candidate:
 
 
 def numbers(text: str, flag: str, kind: type = float) -> list:
-    """The numbers of a comma-separated flag. ValueError names the flag."""
+    """The numbers of a comma-separated flag, each once: the same evaluation twice is no second one. ValueError names the flag."""
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        return list(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
     except ValueError as error:
-        raise ValueError(f"{flag} {text!r} must be numbers, separated by commas") from error
+        whole = "whole " if kind is int else ""
+        raise ValueError(f"{flag} {text!r} must be {whole}numbers, separated by commas") from error
 
 
 def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
     """Everything that the command line asks for; `config`: of the run or of --config, for what is not said."""
     found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, config)
-    if alphas := numbers(arguments.alphas, "--alphas"):
+    alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, config)
+    if alphas:
         found = [Candidate(**vars(one) | {"name": f"{one.name}-a{a:g}", "alpha": a}) for one in found for a in alphas]
-    if budgets := numbers(arguments.budgets, "--budgets", int):
+    if budgets:
         found = [
             Candidate(**vars(one) | {"name": f"{one.name}-budget{b}", "budget": b}) for one in found for b in budgets
         ]
     for one in found:
         check_alpha(getattr(one.rule, "network", None), one.alpha)
     return found
+
+
+def _alphas_and_budgets(
+    arguments: argparse.Namespace, rule: Unmasker, config: DictConfig | None
+) -> tuple[list[float], list[int]]:
+    """Those asked for; of a policy else those that it was trained with."""
+    alphas = numbers(arguments.alphas, "--alphas")
+    budgets = [] if arguments.budgets == "none" else numbers(arguments.budgets, "--budgets", int)
+    if isinstance(rule, PolicyUnmasker) and config is not None:
+        if not arguments.alphas and getattr(rule.network, "alpha_embedding", None) is not None:
+            alphas = [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or ()]
+        if not arguments.budgets:
+            budgets = list(OmegaConf.select(config, "sampling.budgets") or ())
+    return alphas, budgets
 
 
 def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
@@ -86,7 +102,9 @@ def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
         found = [Candidate(f"{name}-{value:g}", name, WHERE[name](value), setting=value) for value in settings]
     elif settings:
         raise ValueError(f"{name} has no setting to sweep; give --steps, such as 4,8,16")
-    return found if name in ADAPTIVE else _in_steps(found, steps)
+    if name in ADAPTIVE and steps:
+        raise ValueError(f"{name} takes as many steps as it needs; leave --steps out, or give --budgets")
+    return _in_steps(found, steps)
 
 
 def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:
@@ -103,8 +121,13 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
     thresholds = numbers(arguments.settings, "--settings") if mode == "threshold" else [0.5]
     if mode != "threshold" and arguments.settings:
         raise ValueError(f"--settings of a policy are those of --sampling_mode threshold, not of {mode}")
-    temperatures = numbers(arguments.temperatures, "--temperatures")
-    betas = numbers(arguments.betas, "--betas")
+    steps = numbers(arguments.steps, "--steps", int)
+    if mode != "fixed" and steps:
+        raise ValueError(f"--steps of a policy are those of --sampling_mode fixed, not of {mode}; leave them out")
+    trained_at = OmegaConf.select(config or OmegaConf.create(), "eval.temperature")
+    temperatures = numbers(arguments.temperatures or "", "--temperatures")
+    temperatures = temperatures or [1.0 if trained_at is None else float(trained_at)]
+    betas = numbers(arguments.betas or "", "--betas") or [1.0]
     found = []
     for name, checkpoint, file in _policy_files(arguments):
         network = load_policy(file)
@@ -124,15 +147,16 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
                         "-".join(words), f"{name} {mode}", rule, checkpoint, mode,
                         threshold if mode == "threshold" else None, temperature, beta, weights=weights,
                     ))  # fmt: skip
-    steps = numbers(arguments.steps, "--steps", int)
-    return _in_steps(found, steps) if mode == "fixed" else found
+    return _in_steps(found, steps)
 
 
 def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, Path]]:
     """(name, checkpoint, file) of each."""
     if arguments.run:
         run = Path(arguments.run)
-        files = [(int(file.stem.split("_")[1]), file) for file in checkpoint_files(run, arguments.checkpoints)]
+        files = [
+            (int(file.stem.split("_")[1]), file) for file in checkpoint_files(run, arguments.checkpoints or "last")
+        ]
         return [(f"{run.name}-checkpoint_{number}", number, file) for number, file in files]
     path = Path(shipped(arguments.policy_path))
     named = path.parent if path.name == "model.safetensors" else path  # the file that every directory has

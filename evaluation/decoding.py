@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -38,6 +39,11 @@ class Decoding:
             last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
             refresh=self.refresh, alpha=self.alpha,
         )  # fmt: skip
+
+    def check(self, model: MaskedLM) -> None:
+        """Before any work: ValueError for what this model has not, and for blocks or steps that do not divide the length."""
+        canvas = torch.full((1, self.length), model.mask_id, device=next(model.parameters()).device)
+        self.environment(model, 0).reset(canvas)
 
 
 def end_tokens(model: MaskedLM) -> list[int]:

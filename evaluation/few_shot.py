@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from data.questions import Question
+from rewards.answers import boxed
 
 WORKED = ("gsm8k", "math")  # data sets whose answers are worked out
 
@@ -17,7 +18,9 @@ def with_examples(questions: list[Question], examples: list[Question]) -> list[Q
 
 
 def worked(answer: str) -> str:
-    """A worked answer of GSM8K (`... #### 72`) or MATH in the format of the instructions."""
+    """A worked answer of GSM8K (`... #### 72`) or MATH (`... \\boxed{72} ...`) in the format of the instructions."""
     steps, _, result = re.sub(r"<<[^<>]*>>", "", answer).partition("####")
+    if not result and (inside := boxed(answer)) is not None:
+        result = f"\\boxed{{{inside}}}"
     said = f"<reasoning>\n{steps.strip()}\n</reasoning>"
     return f"{said}\n<answer>\n{result.strip()}\n</answer>" if result else said

@@ -65,6 +65,8 @@ class UnmaskLM(TemplateLM):
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and tasks are text; add tokenizer.json")
+        if "stop" in sampler:
+            raise ValueError("stop has no effect here: a row always ends at its end of sequence; leave it out")
         overrides = [f"sampler.{key}={'null' if value is None else value}" for key, value in sampler.items()]
         self.config = composed("sample", overrides)
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
@@ -225,6 +227,7 @@ class UnmaskLM(TemplateLM):
         return Decoding(
             length, steps, sampler.block_length if blocks else None, sampler.cache, sampler.refresh, sampler.budget,
             sampler.logits_eos_inf, sampler.confidence_eos_eot_inf, float(sampler.guidance),
+            sampler.alpha,
         )  # fmt: skip
 
     def _decode(

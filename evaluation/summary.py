@@ -16,11 +16,14 @@ IDENTITY = (
 
 
 def result_row(settings: dict, records: Sequence[dict]) -> dict:
-    """One row of detailed_results.csv: what was evaluated, means over questions, a 95 % Wilson interval of the accuracy."""
+    """One row of detailed_results.csv: what was evaluated, means over questions, a 95 % Wilson interval of the accuracy.
+
+    exact, drift: whether all readouts were the model's own, and how far those of a cache were off (dlm/environment.py)."""
     right = wilson(sum(record["right"] for record in records), len(records))
     means = {name: float(np.mean([record[key] for record in records])) for name, key in MEASURES.items()}
     return {
-        **{key: settings[key] for key in IDENTITY}, "seed": settings["seed"], "samples": len(records),
+        **{key: settings[key] for key in IDENTITY}, "exact": all(record["exact"] for record in records),
+        "drift": _mean([record["drift"] for record in records]), "seed": settings["seed"], "samples": len(records),
         "accuracy": means.pop("accuracy"), "accuracy_low": right.low, "accuracy_high": right.high, **means,
     }  # fmt: skip
 
@@ -28,7 +31,8 @@ def result_row(settings: dict, records: Sequence[dict]) -> dict:
 def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict:
     """Over the seeds of one rule on one data set: mean, standard deviation (of a sample; 0 for one seed), least and most of each
     measure; and of the mean accuracy a 95 % bootstrap interval over questions, the seeds of a question averaged."""
-    out = {key: rows[0][key] for key in IDENTITY} | {"num_seeds": len(rows), "samples": len(records[0])}
+    out = {key: rows[0][key] for key in (*IDENTITY, "exact")}
+    out |= {"drift": _mean([row["drift"] for row in rows]), "num_seeds": len(rows), "samples": len(records[0])}
     for measure in MEASURES:
         values = np.array([row[measure] for row in rows])
         out |= {
@@ -39,6 +43,12 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
         }
     interval = bootstrap_mean(seeds_averaged(records, "right"))
     return out | {"accuracy_low": interval.low, "accuracy_high": interval.high}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def seeds_averaged(records: Sequence[Sequence[dict]], key: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 import run_evaluate
-from data.questions import canvases, load_questions
+from data.questions import canvases, check_questions, load_questions
 from evaluation.candidates import ALIASES, candidates, checkpoint_files
 from evaluation.few_shot import with_examples, worked
 from evaluation.generations import merge, read_records
@@ -89,8 +89,13 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     assert all(float(row["evaluations"]) <= 3 for row in rows)
     with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
         main([*argv, "--save_path", str(tmp_path / "none")])
-    with pytest.raises(ValueError, match="alpha=1.0 is read by policies"):
-        main(["--strategy", "random", "--alpha", "1", *TINY, "--save_path", str(tmp_path / "rule")])
+    config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampling": {"budgets": [1, 2]}})
+    said = run_evaluate.parser().parse_args([*argv, "--save_path", "x"])
+    model, _ = load_model(ROOT / "example" / "chain")
+    trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
+    assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
+    said = run_evaluate.parser().parse_args([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
+    assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
 
 
 def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
@@ -127,11 +132,66 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
         (["--strategy", "random", "--config", "nothing.yaml"], "nothing.yaml does not exist"),
         (["--strategy", "random", "--n_test", "0"], "--n_test 0 must be at least 1"),
         (["--strategy", "random", "--model_path", "example/nothing"], "example/nothing"),
+        (["--strategy", "random", "--guidance", "nan"], "--guidance nan must be a finite number"),
+        (["--strategy", "random", "--guidance", "-1"], "--guidance -1.0 must be a finite number of at least 0"),
+        (["--strategy", "random", "--token_temperature", "-1"], "temperature=-1.0 must be 0"),
+        (["--strategy", "random", "--temperatures", "0.5"], "--temperatures would do nothing with --strategy"),
+        (["--strategy", "random", "--betas", "1", "--alphas", "1"], "--betas, --alphas would do nothing"),
+        (["--strategy", "random", "--sampling_mode", "dpls"], "--sampling_mode would do nothing"),
+        (["--strategy", "random", "--checkpoints", "last"], "--checkpoints would do nothing with --strategy"),
+        (["--policy_path", "x", "--checkpoints", "last"], "--checkpoints would do nothing with --policy_path"),
+        (["--policy_path", "example/chain_policy", "--alphas", "1"], "alpha=1.0 is read by policies"),
+        (
+            ["--policy_path", "example/chain_policy", "--steps", "4"],
+            "--steps of a policy are those of --sampling_mode fixed",
+        ),
+        (["--strategy", "threshold", "--settings", "0.5", "--steps", "4"], "threshold takes as many steps as it needs"),
+        (["--strategy", "random", "--block_length", "5"], "block_length=5 does not divide the length 24"),
+        (["--strategy", "random", "--steps", "4,5", "--block_length", "6"], "steps=5 is not divisible by the 4 blocks"),
+        (["--strategy", "random", "--refresh", "2"], "refresh=2 must be at least 1 evaluation, and needs a cache"),
+        (["--strategy", "random", "--budgets", "2", "--block_length", "4"], "not with blocks"),
+        (["--strategy", "random", "--seeds", ","], "give one at least"),
     ],
 )
 def test_bad_input(argv, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         main([*argv, "--save_path", str(tmp_path)])
+    assert not list(tmp_path.iterdir())  # the corrected command finds nothing in its way
+
+
+def test_the_same_evaluation_twice_is_no_second_one(tmp_path):
+    argv = ["--strategy", "threshold", "--settings", "0.5,0.50", "--seeds", "42,42", "--datasets", "chain,chain"]
+    assert main([*argv, *TINY, "--save_path", str(tmp_path)]) == 0
+    (row,) = read(tmp_path / "summary_statistics.csv")
+    assert (row["num_seeds"], row["exact"], row["drift"]) == ("1", "True", "")
+
+
+def test_a_cache_says_how_far_it_was_off(tmp_path):
+    argv = ["--strategy", "confidence", "--block_length", "12", "--cache", "dual", "--refresh", "2", *TINY]
+    assert main([*argv, "--save_path", str(tmp_path)]) == 0
+    whole = json.loads((tmp_path / "confidence_chain_seed42" / "generations.json").read_text())
+    (row,) = read(tmp_path / "summary_statistics.csv")
+    assert whole["metrics"]["exact"] is False and row["exact"] == "False"
+    assert 0 < float(row["drift"]) == whole["metrics"]["drift"] < 1
+
+
+def test_other_questions_are_refused_and_bad_ones_named_before_any_work(tmp_path, monkeypatch, capsys):
+    model, _ = load_model(ROOT / "example" / "stories")
+    monkeypatch.setattr(run_evaluate, "load_model", lambda *given: (model, None))
+    argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--steps", "1", "--batch_size", "1"]
+    argv += ["--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
+    file = tmp_path / "gsm8k" / "test.jsonl"
+    file.parent.mkdir()
+
+    def status(*questions):
+        file.write_text("".join(json.dumps({"question": asked, "answer": "#### 2"}) + "\n" for asked in questions))
+        return main(argv), capsys.readouterr().err
+
+    assert "gsm8k row 1 (" in (told := status("1?", "Why? " * 200)[1]) and "Why? ') has" in told
+    assert not (tmp_path / "out").exists()
+    assert status("1?", "2?")[0] == 0 == status("1?", "2?")[0]
+    code, told = status("1?", "3?")
+    assert code == 1 and "holds an evaluation with questions=" in told
 
 
 def test_checkpoints_that_are_not_there_are_listed(tmp_path):
@@ -146,7 +206,7 @@ def test_checkpoints_that_are_not_there_are_listed(tmp_path):
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path):
-    command = [sys.executable, "run_evaluate.py", "--strategy", "random", "--datasets", "gsm8k", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
+    command = [sys.executable, "run_evaluate.py", "--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "JSONL with `question` and `answer`" in done.stderr and "Traceback" not in done.stderr
@@ -158,10 +218,16 @@ def test_prompts_are_padded_on_the_left_and_what_does_not_fit_names_its_row():
     prompts = canvases(model, [asked[0], "3 A +1 ?"], 24)
     assert prompts.prompt_length == 18 and prompts.start.tolist() == [0, 14]
     assert (prompts.canvas[:, 18:] == model.mask_id).all()
-    with pytest.raises(ValueError, match="prompt 1 has 18 tokens, with 30 to write more than the model's 42"):
+    with pytest.raises(
+        ValueError, match=r"prompt 1 \('.* \?'\) has 18 tokens, with 30 to write more than the model's 42"
+    ):
         canvases(model, ["3 ?", asked[0]], 30)
-    with pytest.raises(ValueError, match="prompt 0 holds the mask token"):
+    with pytest.raises(ValueError, match=r"prompt 0 \('3 <mask> \?'\) holds the mask token"):
         canvases(model, ["3 <mask> ?"], 24)
+    asked = load_questions("chain", "test", None, 2)
+    asked[1].prompt = "3 <mask> ?"
+    with pytest.raises(ValueError, match=r"chain row 1 \('3 <mask> \?'\) holds the mask token"):
+        check_questions(model, asked, 24)
 
 
 def test_a_file_of_questions_in_place_of_the_hub(tmp_path):
@@ -180,7 +246,7 @@ def test_code_is_refused_before_any_work_without_a_sandbox(tmp_path, monkeypatch
     check_sandbox.cache_clear()
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     monkeypatch.setattr(run_evaluate, "sample", lambda *given, **named: pytest.fail("texts were written"))
-    argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--save_path", str(tmp_path)]  # fmt: skip
+    argv = ["--strategy", "random", "--datasets", "mbpp", "--gen_length", "8", "--data_dir", str(ROOT / "tests" / "questions"), "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 1
     assert "install it" in (told := capsys.readouterr().err) and "--unsandboxed" in told
 
@@ -307,6 +373,11 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     assert all(float(row["generated_tokens"]) <= 12 for row in rows)
     settings = json.loads((tmp_path / "out" / "run-checkpoint_20-T1_chain_seed42" / "settings.json").read_text())
     assert settings["model"] == "example/chain" and settings["length"] == 12 and len(settings["weights"]) == 16
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    OmegaConf.update(config, "eval.temperature", 0.5)
+    model, _ = load_model(ROOT / "example" / "chain")
+    said = run_evaluate.parser().parse_args([str(run), "--save_path", "x"])
+    assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]
     said = run_evaluate.parser().parse_args(
         [str(run), "--block_length", "12", "--cache", "none", "--gen_length", "24", "--save_path", "x"]
     )
@@ -363,7 +434,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
 
 def test_statistics_over_seeds():
     seeds = [[1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]]
-    records = [[{"row": row, "right": bool(hit), "nfe": 4 + seed, "tokens": 10, "seconds": 0.5} for row, hit in enumerate(own)]
+    records = [[{"row": row, "right": bool(hit), "nfe": 4 + seed, "tokens": 10, "seconds": 0.5, "exact": False, "drift": [None, 0.25][row % 2]} for row, hit in enumerate(own)]
                for seed, own in enumerate(seeds)]  # fmt: skip
     settings = dict.fromkeys(IDENTITY) | {"name": "rule"}
     rows = [result_row(settings | {"seed": seed}, own) for seed, own in enumerate(records)]
@@ -371,6 +442,7 @@ def test_statistics_over_seeds():
     assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == wilson(3, 4)[1:]
     found = summary_row(rows, records)
     assert found["num_seeds"] == 3 and found["samples"] == 4
+    assert found["exact"] is False and found["drift"] == rows[0]["drift"] == 0.25
     assert found["accuracy_mean"] == pytest.approx(7 / 12) and found["accuracy_std"] == pytest.approx(
         statistics.stdev([0.75, 0.5, 0.5])
     )
@@ -398,7 +470,8 @@ def test_worked_examples_stand_before_a_question(tmp_path):
     shown, asked = question.prompt.split("</answer>\n\n", 1)[0], question.prompt
     assert asked.endswith("1+1?") and "2+2?\n<reasoning>\nAdd 4.\n</reasoning>\n<answer>\n4\n</answer>\n\n" in asked
     assert "1+2?" not in asked and shown and question.truth == "two #### 2"
-    assert worked("so \\boxed{7}") == "<reasoning>\nso \\boxed{7}\n</reasoning>"
+    shown = worked("We have $x=2$. So $\\boxed{2}$.")
+    assert shown == "<reasoning>\nWe have $x=2$. So $\\boxed{2}$.\n</reasoning>\n<answer>\n\\boxed{2}\n</answer>"
 
 
 def test_every_command_of_the_pages_is_understood():

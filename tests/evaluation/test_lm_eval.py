@@ -14,6 +14,8 @@ from data.questions import load_questions
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from evaluation.likelihood import log_likelihoods
 from load_model import load_model
+from policy.checkpoints import save_policy
+from policy.networks import DitConfidence
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 
@@ -109,6 +111,18 @@ def test_temperature_and_length_come_from_the_task_unless_they_are_given(harness
         128,
         16,
     ]
+
+
+def test_alpha_reaches_the_policy_and_stop_is_refused(harness, tmp_path):
+    torch.manual_seed(0)
+    network = DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, smart_init=0.0, alpha_conditioned=True)
+    save_policy(network, tmp_path / "many")
+    way = {"strategy": "policy", "policy.path": str(tmp_path / "many"), "policy.action": "bernoulli_argmax"}
+    lm = harness.UnmaskLM(path="example/chain", device="cpu", alpha=3, **way)
+    assert lm._decoding(24).alpha == 3
+    assert len(lm.generate_until(requests("generate_until", ("3 A +1 ?", {"until": [], "max_gen_toks": 8})))) == 1
+    with pytest.raises(ValueError, match="stop has no effect here"):
+        harness.UnmaskLM(path="example/chain", device="cpu", stop=True)
 
 
 def test_a_policy_with_blocks_and_a_cache_answers_chain_arithmetic(harness):
