@@ -31,7 +31,8 @@ class Batch:
 
     free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
     padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
-    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole batch.
+    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole
+    batch.
     """
 
     tokens: Int[Tensor, "row position"]
