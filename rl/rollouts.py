@@ -74,7 +74,7 @@ class Batch:
         part = processes.part(len(state["tokens"]))
         values = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
                   for name, value in state.items()}  # fmt: skip
-        return cls(**values, first_row=part.start)
+        return cls(**values, first_row=part.start)  # pyright: ignore[reportArgumentType]
 
 
 def strategy_of(config: DictConfig, model: MaskedLM) -> Strategy:

@@ -186,7 +186,7 @@ class Run:
             import wandb
 
             columns = list(records[0])
-            table = wandb.Table(columns=columns, data=[[record.get(name) for name in columns] for record in records])
+            table = wandb.Table(columns=[*columns], data=[[record.get(name) for name in columns] for record in records])
             self.wandb.log({"samples": table}, step=step)
 
     def check(self, value: float, step: int, name: str = "loss") -> None:
