@@ -90,7 +90,9 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         learner, algorithm = build(config, model, noise, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in learner.optimiser.parameters)
-        run.say(f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}")
+        run.say(
+            f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}"
+        )
 
         def on_snapshot(step: int, model: MaskedLM) -> None:
             save_model(model, description, run.directory / "model", torch.float32)

@@ -38,7 +38,9 @@ class Table(MaskedLM):
         super().__init__(nn.Identity())
         self.mask_id, self.vocab_size, self.hidden_size, self.max_length = vocabulary, vocabulary + 1, 2, length
         generator = torch.Generator().manual_seed(seed)
-        self.table = (1.5 * torch.randn(self.vocab_size**length, length, vocabulary, generator=generator)).log_softmax(-1)
+        self.table = (1.5 * torch.randn(self.vocab_size**length, length, vocabulary, generator=generator)).log_softmax(
+            -1
+        )
 
     def state(self, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
         return (tokens * self.vocab_size ** torch.arange(self.max_length - 1, -1, -1)).sum(1)
@@ -104,7 +106,9 @@ def enumerable(draws: int) -> list[dict]:
     for name, estimator in estimators().items():
         if "prompt" in name:
             continue
-        found, evaluations = measured(model, estimator, texts, torch.ones_like(texts, dtype=torch.bool), draws, "down" in name)
+        found, evaluations = measured(
+            model, estimator, texts, torch.ones_like(texts, dtype=torch.bool), draws, "down" in name
+        )
         records.append(
             {
                 "estimator": name,
@@ -149,8 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Bias, spread and evaluations of the likelihood estimators.")
     parser.add_argument("--model", default="example/chain", help="a model of chain arithmetic (example/chain)")
     parser.add_argument("--rows", type=int, default=8, help="texts of the shipped model (8)")
-    parser.add_argument("--draws", type=int, default=64, help="estimates of each text (64; 32 times as many when enumerated)")
-    parser.add_argument("--exact", type=int, default=960, help="masks of the bound that the shipped model is held against (960)")
+    parser.add_argument(
+        "--draws", type=int, default=64, help="estimates of each text (64; 32 times as many when enumerated)"
+    )
+    parser.add_argument(
+        "--exact", type=int, default=960, help="masks of the bound that the shipped model is held against (960)"
+    )
     parser.add_argument("--out", default="docs/results/likelihood", help="where likelihood.json goes")
     arguments = parser.parse_args()
     tables = {

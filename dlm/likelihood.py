@@ -19,7 +19,7 @@ complements. Which quantity each one estimates: docs/likelihood.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -183,7 +183,7 @@ class ScoreEntropy(Elbo):
     levels. The scores of a position need not add up to what the noise level says, and the difference is charged. noise: the
     schedule that the model was trained with."""
 
-    noise: Noise = LogLinearNoise()
+    noise: Noise = field(default_factory=LogLinearNoise)
     scores = True
 
     def views(self, free, draws, written_at=None):
@@ -194,8 +194,9 @@ class ScoreEntropy(Elbo):
         return Views(row, masked, masked, rate.float() / self.samples, sigma.float()).with_something_to_read()
 
     def term(self, mass, logit, sigma):
-        """-(sum of scores - r log score(token) + r (log r - 1)), r = 1 / (e^sigma - 1) the true score of the token. mass and logit
-        are of log-scores."""
+        """-(sum of scores - r log score(token) + r (log r - 1)), r = 1 / (e^sigma - 1) the true score of the token. mass and
+        logit are of log-scores."""
+        assert sigma is not None
         log_ratio = -torch.expm1(sigma).log()
         ratio = log_ratio.exp()
         return ratio * logit - mass.exp() - ratio * (log_ratio - 1)
@@ -204,8 +205,8 @@ class ScoreEntropy(Elbo):
 @dataclass
 class Sandwich(Elbo):
     """The ELBO, or, for rows to push down, mix * upper + (1 - mix) * ELBO with upper the sum over positions of
-    log(mean over views of weight * p(token)^beta) / beta, which is above the ELBO on average over many views (Jensen; on log p it is
-    a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less likely.
+    log(mean over views of weight * p(token)^beta) / beta, which is above the ELBO on average over many views (Jensen; on log p it
+    is a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less likely.
     The mean stands inside a logarithm: biased low with few samples. A position that no view masks adds nothing."""
 
     beta: float = 1.0
@@ -337,6 +338,4 @@ def log_likelihood(
     start: Int[Tensor, "row"] | None = None,
 ) -> Float[Tensor, "row position"]:
     """The estimate for each row, position by position, without a gradient: nats. Its sum over a row is that of log p(row)."""
-    return estimator.combine(
-        known_terms(model, estimator, tokens, views, chunk, start), views, len(tokens), push_down
-    )
+    return estimator.combine(known_terms(model, estimator, tokens, views, chunk, start), views, len(tokens), push_down)

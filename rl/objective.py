@@ -80,7 +80,10 @@ def policy_loss(
         each = weight.unsqueeze(1) * free / positions
     spread = advantage.unsqueeze(1).expand_as(each)
     kept = each.flatten() > 0
-    flat = lambda x: x.flatten()[kept]
+
+    def flat(values: Tensor) -> Tensor:
+        return values.flatten()[kept]
+
     loss = clipped_policy_loss(flat(new), flat(old), flat(spread), flat(each), clip)
     change = (flat(new) - flat(old)).detach().exp()
     beyond = ((change - 1).abs() > clip).float()

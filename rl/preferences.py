@@ -26,9 +26,7 @@ from rl.objective import backward
 from training.run import step_seed
 
 
-def margins(
-    new: Float[Tensor, "row position"], reference: Float[Tensor, "row position"]
-) -> Float[Tensor, "pair"]:
+def margins(new: Float[Tensor, "row position"], reference: Float[Tensor, "row position"]) -> Float[Tensor, "pair"]:
     """How much likelier the chosen answer has become than the rejected one: nats. Chosen rows first, then the rejected ones."""
     gain = (new - reference).sum(1)
     chosen, rejected = gain.chunk(2)
@@ -88,7 +86,9 @@ class Preferences:
     @torch.no_grad()
     def evaluate(self):
         """Held-out pairs, always on the same masks."""
-        tokens, views = self.rows(self.held_out.take(torch.arange(len(self.held_out))[: self.config.eval.batch_size]), 0)
+        tokens, views = self.rows(
+            self.held_out.take(torch.arange(len(self.held_out))[: self.config.eval.batch_size]), 0
+        )
         with self.reference() as reference:
             before = self.said(reference, tokens, views)
         measures = self.measures(margins(self.said(self.model, tokens, views), before))

@@ -7,6 +7,7 @@ from its group, counted and named, and the others are learnt from. Where it fail
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,7 +32,8 @@ class Batch:
 
     free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
     padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
-    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole batch.
+    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole
+    batch.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -71,7 +73,7 @@ class Batch:
     def share(cls, state: dict, processes: Processes) -> Batch:
         """This process's part of what was saved."""
         part = processes.part(len(state["tokens"]))
-        values = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
+        values: dict[str, Any] = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
                   for name, value in state.items()}  # fmt: skip
         return cls(**values, first_row=part.start)
 
@@ -135,9 +137,7 @@ def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: 
     return Scored(total, terms, valid, failures)
 
 
-def reward_metrics(
-    scored: Scored, samples: Samples, processes: Processes
-) -> tuple[dict[str, float], list[str]]:
+def reward_metrics(scored: Scored, samples: Samples, processes: Processes) -> tuple[dict[str, float], list[str]]:
     """Means over the rows of all processes that have a reward, and why the others have none. Raises FloatingPointError where
     none has."""
     every = processes.gather((sorted(scored.terms), scored.failures))

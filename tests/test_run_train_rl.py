@@ -252,6 +252,7 @@ def test_the_command_itself_says_what_is_wrong(tmp_path):
 
 # ------------------------------------------------------------------------------------------ it learns
 
+
 def rewards(directory: Path) -> list[float]:
     return [entry["reward"] for _, entry in sorted(record(directory).items()) if "reward" in entry]
 

@@ -185,7 +185,7 @@ class Run:
         if self.wandb is not None and records:
             import wandb
 
-            columns = list(records[0])
+            columns: list[Any] = list(records[0])
             table = wandb.Table(columns=columns, data=[[record.get(name) for name in columns] for record in records])
             self.wandb.log({"samples": table}, step=step)
 

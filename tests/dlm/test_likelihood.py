@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
 from dlm.likelihood import (
     ESTIMATORS,
     Coupled,
@@ -21,7 +22,6 @@ from dlm.likelihood import (
     log_likelihood,
     terms,
 )
-from dlm.environment import UnmaskingEnvironment
 from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.token_rule import TokenRule
 from samplers.loop import Strategy, sample
@@ -197,7 +197,9 @@ def test_the_published_estimator_is_zero_without_a_gradient(model):
     assert not terms(model, Published(), torch.tensor([ROW] * 3), views).requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in ("trajectory", "published", "score_entropy")])
+@pytest.mark.parametrize(
+    "name", [name for name in ESTIMATORS if name not in ("trajectory", "published", "score_entropy")]
+)
 def test_a_row_does_not_know_its_batch_nor_its_process(name):
     """The masks of a row are a function of its number in the whole batch."""
     estimator, free = ESTIMATORS[name](), torch.ones(6, 9, dtype=torch.bool)

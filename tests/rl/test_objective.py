@@ -15,7 +15,9 @@ from tests.enumerable import inconsistent, random_radd
 def trajectories(model):
     """[(tokens, written_at)] of every order and text, one position a step, the order uniform."""
     length, vocabulary = model.length, model.mask_id
-    return [(text, order) for order in permutations(range(length)) for text in product(range(vocabulary), repeat=length)]
+    return [
+        (text, order) for order in permutations(range(length)) for text in product(range(vocabulary), repeat=length)
+    ]
 
 
 def law(model, all_of_them):
@@ -109,7 +111,10 @@ def test_nothing_to_learn_is_no_gradient_and_no_evaluation():
 
 
 def test_rows_of_weight_zero_are_left_out():
-    new, free = torch.tensor([[0.1, -0.2], [torch.inf, torch.nan]], requires_grad=True), torch.ones(2, 2, dtype=torch.bool)
+    new, free = (
+        torch.tensor([[0.1, -0.2], [torch.inf, torch.nan]], requires_grad=True),
+        torch.ones(2, 2, dtype=torch.bool),
+    )
     old = torch.zeros(2, 2)
     advantage, weight = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
     for ratio in ("sequence", "token"):

@@ -22,7 +22,11 @@ POLICY = [*STEPS, *SHORT, "eval.batch_size=4", "training.batch_size=8"]
 DIT = ["policy=dit_confidence", "policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8",
        "policy.smart_init=-1"]  # fmt: skip
 CHAIN = ["dlm=chain", "data=chain", *DIT, *POLICY, "sampling.discrete_steps=6", "sampling.temperature=1"]
-EARN = ["reward=right", "reward.alpha=1.0", "reward.functions=[correct_minus_cost]"]  # what is fast earns something, right or not
+EARN = [
+    "reward=right",
+    "reward.alpha=1.0",
+    "reward.functions=[correct_minus_cost]",
+]  # what is fast earns something, right or not
 SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzzles=4", "reward=puzzle", *POLICY,
           "sampling.discrete_steps=4"]  # fmt: skip
 RL = ["reward=right", "reward.functions=[correct_minus_cost]", "reward.alpha=1.0", "eval.batch_size=4", "rl.batch_size=8",
