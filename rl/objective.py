@@ -81,8 +81,8 @@ def policy_loss(
     spread = advantage.unsqueeze(1).expand_as(each)
     kept = each.flatten() > 0
 
-    def flat(x):
-        return x.flatten()[kept]
+    def flat(values: Tensor) -> Tensor:
+        return values.flatten()[kept]
 
     loss = clipped_policy_loss(flat(new), flat(old), flat(spread), flat(each), clip)
     change = (flat(new) - flat(old)).detach().exp()

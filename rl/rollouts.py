@@ -7,6 +7,7 @@ from its group, counted and named, and the others are learnt from. Where it fail
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,7 +73,7 @@ class Batch:
     def share(cls, state: dict, processes: Processes) -> Batch:
         """This process's part of what was saved."""
         part = processes.part(len(state["tokens"]))
-        values = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
+        values: dict[str, Any] = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
                   for name, value in state.items()}  # fmt: skip
         return cls(**values, first_row=part.start)  # pyright: ignore[reportArgumentType]
 

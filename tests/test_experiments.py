@@ -7,6 +7,7 @@ import pytest
 from load_model import load_model
 from policy.checkpoints import load_policy
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
+from tests.test_run_train_rl import run as run_rl
 from tests.tiny_text import backbone, questions
 from tests.training.test_run import train
 from training.usage import composed
@@ -27,12 +28,18 @@ BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place o
     "chain": ["data.valid_rows=4"], "latex": FORMULAS, "latex_sft": FORMULAS, "radd_owt": TEXT, "stories": TEXT,
     "stories_causal": TEXT, "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
 }  # fmt: skip
+RL = {  # experiments of run_train_rl.py
+    "chain_rl": ["data.steps=2", "data.answer_length=4", "sampling.steps=4"],
+}
 
 
 def test_every_experiment_is_run_by_a_test():
     of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
     of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
-    assert of_backbones | of_policies == FILES.keys() and not of_backbones & of_policies
+    of_rl = {name for name, text in FILES.items() if "run_train_rl.py" in text}
+    assert of_backbones | of_policies | of_rl == FILES.keys()
+    assert len(of_backbones) + len(of_policies) + len(of_rl) == len(FILES)
+    assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
 
@@ -47,6 +54,15 @@ def test_backbones(experiment, tmp_path):
     words = [word.replace("STORIES", str(stories)).replace("FORMULAS", str(formulas)) for word in words]
     directory = train(f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *words)
     assert load_model(directory)[0].hidden_size == 16
+
+
+@pytest.mark.parametrize("experiment", RL)
+def test_rl(experiment, tmp_path):
+    few = [word for word in FEW if not word.startswith("eval.steps")]
+    directory = run_rl(tmp_path / "run", f"experiment={experiment}", "run_dir=RUN", *few, "rl.batch_size=4", "rl.group_size=2",
+                       *RL[experiment])  # fmt: skip
+    assert {"eval_reward", "kl"} <= record(directory)[2].keys() and load_model(directory)[0].hidden_size
+    assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
 
 
 @pytest.fixture(scope="module")

@@ -252,9 +252,6 @@ def test_the_command_itself_says_what_is_wrong(tmp_path):
 
 # ------------------------------------------------------------------------------------------ it learns
 
-LEARN = ["experiment=chain_rl", "run_dir=RUN", "device=cpu", "eval.batch_size=64", "data.steps=2", "data.answer_length=6",
-         "sampling.steps=3", "training.ema=0.9"]  # fmt: skip
-
 
 def rewards(directory: Path) -> list[float]:
     return [entry["reward"] for _, entry in sorted(record(directory).items()) if "reward" in entry]
@@ -271,10 +268,9 @@ def test_a_reward_that_anybody_can_earn_is_earned_and_the_published_estimator_st
 
 @pytest.mark.slow
 def test_right_answers_become_more_frequent(tmp_path):
-    """Chain arithmetic in half as many steps as there are positions; the published estimator changes nothing."""
-    ours, published = (run(tmp_path / name, "experiment=chain_rl", "run_dir=RUN", "device=cpu", f"rl.estimator={name}")
-                       for name in ("elbo", "published"))  # fmt: skip
-    before, after = rewards(ours)[:5], rewards(ours)[-5:]
-    assert sum(after) / 5 > sum(before) / 5 + 0.15
+    """Chain arithmetic from left to right at temperature 1, by the shipped experiment; the published estimator changes nothing."""
+    ours, published = (run(tmp_path / name, "experiment=chain_rl", "run_dir=RUN", "device=cpu", f"rl.estimator={name}",
+                           "training.n_iters=12") for name in ("trajectory", "published"))  # fmt: skip
+    assert sum(rewards(ours)[-3:]) / 3 > sum(rewards(ours)[:3]) / 3 + 0.25
     flat = rewards(published)
-    assert abs(sum(flat[-20:]) - sum(flat[:20])) / 20 < 0.05
+    assert abs(sum(flat[-6:]) - sum(flat[:6])) / 6 < 0.1

@@ -185,8 +185,8 @@ class Run:
         if self.wandb is not None and records:
             import wandb
 
-            columns = list(records[0])
-            table = wandb.Table(columns=[*columns], data=[[record.get(name) for name in columns] for record in records])
+            columns: list[Any] = list(records[0])
+            table = wandb.Table(columns=columns, data=[[record.get(name) for name in columns] for record in records])
             self.wandb.log({"samples": table}, step=step)
 
     def check(self, value: float, step: int, name: str = "loss") -> None:

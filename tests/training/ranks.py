@@ -15,10 +15,11 @@ from hydra import compose, initialize_config_dir
 import policy.train
 import run_train_dlm
 import run_train_policy
+import run_train_rl
 from rewards.rules import RewardOutput
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm}
+SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm, "train_rl": run_train_rl}
 
 
 def half_constant(rollout):

@@ -29,6 +29,9 @@ EARN = [
 ]  # what is fast earns something, right or not
 SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzzles=4", "reward=puzzle", *POLICY,
           "sampling.discrete_steps=4"]  # fmt: skip
+RL = ["reward=right", "reward.functions=[correct_minus_cost]", "reward.alpha=1.0", "eval.batch_size=4", "rl.batch_size=8",
+      "rl.group_size=2", "rl.ppo_epochs=2", "sampling.strategy=threshold", "sampling.threshold=0.4", "data.steps=2",
+      "data.answer_length=6"]  # fmt: skip
 CASES = {
     "grpo": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "algorithm.warm_start.updates=1"],
     "budgets": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "sampling.budgets=[2,4,6]"],
@@ -42,6 +45,8 @@ CASES = {
     "sharded_cache": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "model.sharded=true",
                       "sampling.block_length=4", "sampling.cache=dual"],
     "sharded_radd": ["algorithm=variational", "policy=hidden_mlp", *SUDOKU, "model.sharded=true"],
+    "rl_grpo": [*STEPS, *SHORT, *RL, "rl.estimator=elbo", "rl.reward_freq=2"],
+    "rl_ppo": [*STEPS, *SHORT, *RL, "rl.algorithm=ppo", "rl.estimator=trajectory", "rl.ratio=token"],
     "chain": ["experiment=chain", *STEPS, *SHORT, "training.batch_size=8", "training.accum=2", "data.valid_rows=8",
               "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2"],
     "boards": ["experiment=sudoku6", *STEPS, *SHORT, "training.batch_size=8", "model.hidden_size=16", "model.n_blocks=1",
@@ -61,7 +66,8 @@ def finished(tmp_path_factory):
     for free in sockets:
         free.bind(("127.0.0.1", 0))
     cases = [
-        {"name": name, "script": "train_dlm" if name in ("chain", "boards", "causal") else "train_policy",
+        {"name": name, "script": "train_rl" if name.startswith("rl_") else "train_dlm" if name in ("chain", "boards", "causal")
+         else "train_policy",
          "overrides": [o.replace("STORIES", str(stories)) for o in overrides], "port": str(free.getsockname()[1]),
          "half_constant": name == "half_constant"}
         for (name, overrides), free in zip(CASES.items(), sockets, strict=True)
