@@ -206,8 +206,8 @@ class ScoreEntropy(Elbo):
 class Sandwich(Elbo):
     """The ELBO, or, for rows to push down, mix * upper + (1 - mix) * ELBO with upper the sum over positions of
     log(mean over views of weight * p(token)^beta) / beta, which is above the ELBO on average over many views (Jensen; on log p it
-    is a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less likely.
-    The mean stands inside a logarithm: biased low with few samples. A position that no view masks adds nothing."""
+    is a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less
+    likely. The mean stands inside a logarithm: biased low with few samples. A position that no view masks adds nothing."""
 
     beta: float = 1.0
     mix: float = 0.5
