@@ -76,12 +76,12 @@ def _alphas_and_budgets(
 ) -> tuple[list[float], list[int]]:
     """Those asked for; of a policy else those that it was trained with."""
     alphas = numbers(arguments.alphas, "--alphas")
-    budgets = [] if arguments.budgets == "none" else numbers(arguments.budgets, "--budgets", int)
+    budgets = numbers("" if arguments.budgets == "none" else arguments.budgets, "--budgets", int)
     if isinstance(rule, PolicyUnmasker) and config is not None:
         if not arguments.alphas and getattr(rule.network, "alpha_embedding", None) is not None:
             alphas = [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or ()]
         if not arguments.budgets:
-            budgets = list(OmegaConf.select(config, "sampling.budgets") or ())
+            budgets = [int(budget) for budget in OmegaConf.select(config, "sampling.budgets") or ()]
     return alphas, budgets
 
 

@@ -26,7 +26,7 @@ class Decoding:
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
     guidance: float | int = 0.0
-    alpha: float | None = None
+    alpha: float | int | None = None
 
     def environment(self, model: MaskedLM, prompt_length: int) -> UnmaskingEnvironment:
         """For canvases with `prompt_length` columns of prompt. ValueError for what this model has not."""
