@@ -155,7 +155,8 @@ def _adapted(
 def family(config: dict) -> str:
     """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's network is of
     type ddit, and RADD's, without time, ddit_wot."""
-    sedd = isinstance(config.get("model"), dict) and config["model"].get("type") == "ddit"
+    shape = config.get("model")
+    sedd = isinstance(shape, dict) and shape.get("type") == "ddit" and "radd" not in str(shape.get("name"))
     return config.get("model_type", "sedd" if sedd else "radd")
 
 

@@ -116,7 +116,9 @@ def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: 
     count, device = len(samples.tokens), samples.tokens.device
     try:
         output = reward(samples, rows)
-        return Scored(output.total.to(device), output.terms, torch.ones(count, dtype=torch.bool, device=device), [])
+        total = output.total.to(device)
+        failures = [f"row {first_row + row}: {reason}" for row, reason in output.failed.items()]
+        return Scored(total.nan_to_num(0.0), output.terms, ~total.isnan(), failures)
     except Exception:  # whatever a reward may raise
         pass
     total = torch.zeros(count, device=device)

@@ -105,7 +105,7 @@ def test_links_lead_somewhere(page):
 def test_every_name_in_configs_exists():
     for page, text in PAGES.items():
         for group in ("experiment", "algorithm", "policy", "reward", "dlm"):
-            for name in re.findall(rf"(?<![\w.]){group}=([a-z]\w*)\b(?!/)", text):
+            for name in re.findall(rf"(?<![\w./]){group}=([a-z]\w*)\b(?!/)", text):
                 if (group, name, page) != ("reward", "palindrome", "docs/adding.md"):
                     assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{page}: {group}={name}"
 

@@ -30,7 +30,7 @@ from dlm.pretrain import evaluate, loss_of
 from load_model import load_model
 from losses import next_token_loss
 from tests.enumerable import random_radd
-from tests.questions import backbone
+from tests.tiny_text import backbone
 from tests.training.test_run import record, train
 from training.usage import composed
 

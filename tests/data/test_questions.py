@@ -96,7 +96,8 @@ def test_the_hub_is_asked_by_the_published_names(monkeypatch):
 def test_an_unreachable_data_set_says_how_to_give_a_path(name, monkeypatch):
     monkeypatch.setattr(questions, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no route")))
     with pytest.raises(
-        ValueError, match=rf"cannot be had \(ConnectionError\); give --data_dir DIR with DIR/{name}/test.jsonl"
+        ValueError,
+        match=rf"cannot be had \(ConnectionError\); give a directory .--data_dir DIR, .* with DIR/{name}/test.jsonl",
     ):
         load_questions(name, "test")
 
