@@ -234,7 +234,9 @@ def test_directories_that_are_no_checkpoint(tmp_path, checkpoint):
     ):
         load_model(checkpoint)
     (checkpoint / "config.json").write_text(json.dumps({"model": {}}))
-    with pytest.raises(ValueError, match="has no 'tokens'; expected a RADD checkpoint or a causal model's config"):
+    with pytest.raises(
+        ValueError, match="has no 'tokens'; expected a RADD or SEDD checkpoint or a causal model's config"
+    ):
         load_model(checkpoint)
     (checkpoint / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(ValueError, match="has a config.json but its weights cannot be had"):
