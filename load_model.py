@@ -74,7 +74,8 @@ def load_model(
                     f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
                 )
         state = _weights(path) if state is None else state
-        config = config | ({"model_type": "sedd"} if NOISE_EMBEDDING in state else {})
+        if NOISE_EMBEDDING in state:
+            config["model_type"] = "sedd"
     found = family(config)
     if model_type is not None and found != model_type:
         raise ValueError(
