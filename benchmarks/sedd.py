@@ -5,8 +5,8 @@
 The shape of SEDD-small, random weights, one thread, the analytic sampler, no prompt. A step of 4 rows is measured at canvases
 spread over the decoding, both loops on the same ones by turns. The dense loop does a row at a time, so that its memory is
 that of one row. An update is the score-entropy loss of 4 rows and its gradients, with the vocabulary a chunk at a time and with
-all logits at once; its memory is counted above weights and gradients. Most of it is what the body keeps for its gradients, the same
-for both and printed by itself. Each figure of memory is that of a fresh process. Prints tables, ends with flat JSON.
+all logits at once; its memory is counted above weights and gradients. Most of it is what the body keeps for its gradients, the
+same for both and printed by itself. Each figure of memory is that of a fresh process. Prints tables, ends with flat JSON.
 """
 
 from __future__ import annotations
