@@ -41,6 +41,7 @@ from training.usage import readable
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
+NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
 OLD_BUFFERS = (
     "attn.bias",
     "attention.bias",
@@ -67,6 +68,15 @@ def load_model(
     else:
         config, state = _read_config(path), None
         tokenizer = _tokenizer(path, config)
+    if family(config) == "radd":  # or SEDD, whose config.json can be the same to a letter: the weights tell
+        for key in ("tokens", "model"):
+            if key not in config:
+                raise ValueError(
+                    f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
+                )
+        state = _weights(path) if state is None else state
+        if NOISE_EMBEDDING in state:
+            config["model_type"] = "sedd"
     found = family(config)
     if model_type is not None and found != model_type:
         raise ValueError(
@@ -79,17 +89,12 @@ def load_model(
     elif found in KEYS:
         model = build_llama(config, dtype, tokenizer, path, "meta")
         _load_streaming(model, path, state, torch.device(device))  # pyright: ignore[reportArgumentType]
-    elif "model_type" in config and found != "mdlm":
+    elif found not in ("radd", "sedd", "mdlm"):
         model, noise = _causal(path, config, state, dtype, tokenizer), None
     else:
         if found == "mdlm":
             config = radd_config(config)
             state = fold_mdlm(_weights(path))
-        for key in ("tokens", "model"):
-            if key not in config:
-                raise ValueError(
-                    f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
-                )
         with readable(Path(path) / "config.json"):
             model = _nested(config, noise, dtype, tokenizer, path)  # pyright: ignore[reportArgumentType]
         _load_strictly(model.backbone, _weights(path) if state is None else state, path)
@@ -153,11 +158,9 @@ def _adapted(
 
 
 def family(config: dict) -> str:
-    """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's network is of
-    type ddit, and RADD's, without time, ddit_wot."""
-    shape = config.get("model")
-    sedd = isinstance(shape, dict) and shape.get("type") == "ddit" and "radd" not in str(shape.get("name"))
-    return config.get("model_type", "sedd" if sedd else "radd")
+    """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's published
+    config.json does not tell it from RADD's; once loaded, and where we wrote it, it does."""
+    return config.get("model_type", "radd")
 
 
 def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | None]:
@@ -166,7 +169,7 @@ def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | 
         model = build_llama(config, dtype, tokenizer, "")
         model.backbone.reset_parameters()
         return model, build_noise({"type": "loglinear"})
-    if "model_type" in config:
+    if family(config) not in ("radd", "sedd"):
         settings = AutoConfig.for_model(**config)
         backbone = AutoModelForCausalLM.from_config(settings)
         return CausalLM(backbone, settings.bos_token_id, dtype, tokenizer), None
@@ -355,7 +358,7 @@ def _tokenizer(path: str, config: dict):
     local = Path(path).is_dir()
     if local and not (Path(path) / "tokenizer.json").is_file():
         return None
-    if family(config) in KEYS and local:  # transformers does not know these names, and says so at length
+    if family(config) in (*KEYS, "sedd") and local:  # transformers does not know these names, and says so at length
         return PreTrainedTokenizerFast.from_pretrained(path)
     try:
         return AutoTokenizer.from_pretrained(path if local or "model_type" in config else PUBLISHED_TOKENIZER)
@@ -385,6 +388,8 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"
         )
     state = saved["model"]
+    if family(config) == "radd" and NOISE_EMBEDDING in state:
+        config["model_type"] = "sedd"
     if "peft_type" in config:
         state = dict(zip(state, saved["ema"]["shadow_params"], strict=True))
         return config, state, _tokenizer(str(run / "model"), config)

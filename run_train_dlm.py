@@ -80,13 +80,13 @@ def model_config(config: DictConfig, tokenizer) -> dict:
         }
     puzzle = {"puzzle": {"box": list(config.data.box)}} if config.data.kind == "sudoku" else {}
     vocabulary = tokenizer.vocab_size - 1 if puzzle else len(tokenizer)
-    graph = {"graph": {"type": "absorb"}} if kind == "sedd" else {}
+    sedd = {"model_type": "sedd", "graph": {"type": "absorb"}} if kind == "sedd" else {}
     return {
         "tokens": vocabulary,
         "model": shape,
         "noise": OmegaConf.to_container(config.noise),
         "training": {"ema": config.training.ema, "loss_type": config.loss},
-        **graph,
+        **sedd,
         **puzzle,
     }
 

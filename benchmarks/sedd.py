@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.sedd
 
 The shape of SEDD-small, random weights, one thread, the analytic sampler, no prompt. A step of 4 rows is measured at canvases
-spread over the decoding, both loops on the same ones by turns. The dense loop does a row at a time, which is its faster and
-smaller way. An update is the score-entropy loss of one row and its gradients, with the vocabulary a chunk at a time and with all
-logits at once; its memory is counted above weights and gradients. Each figure of memory is that of a fresh process. Prints
-tables, ends with flat JSON.
+spread over the decoding, both loops on the same ones by turns. The dense loop does a row at a time, so that its memory is
+that of one row. An update is the score-entropy loss of 4 rows and its gradients, with the vocabulary a chunk at a time and with
+all logits at once; its memory is counted above weights and gradients. Most of it is what the body keeps for its gradients, the
+same for both and printed by itself. Each figure of memory is that of a fresh process. Prints tables, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from samplers.scores import NoiseStep, changes
 
 SPREAD = (6, 2)  # eighths of the time that are left at the steps measured
 STEPS = 64
-PARTS = ("sample", "dense", "update", "dense_update")
+PARTS = ("sample", "dense", "body", "update", "dense_update")
 
 
 @dataclass
@@ -107,12 +107,16 @@ def memory(shape: Shape, part: str) -> dict[str, float]:
     """MiB above the loaded model at the peak of one part; of an update, above weights and gradients."""
     model = build(shape)
     canvas = canvases(shape, 4)
-    if "update" in part:
+    if part in ("body", "update", "dense_update"):
         model.requires_grad_(True)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        rows = canvases(shape, 0)[:1]
+        rows = canvases(shape, 0)
         loaded = resident_mib("VmRSS")
+        if part == "body":
+            kept = model.hidden(rows, torch.ones_like(rows, dtype=torch.bool))
+            assert kept.requires_grad  # and so is alive with all that its gradient needs
+            return {"mib": resident_mib("VmRSS") - loaded}
         loss = (our_update if part == "update" else dense_update)(model, rows)
         loss.backward()
         return {"mib": resident_mib("VmHWM") - loaded, "loss": float(loss.detach())}

@@ -23,7 +23,7 @@ from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
-LOSSES = ("DSE", "t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "ar")
+LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "DSE", "ar")
 
 
 @runtime_checkable

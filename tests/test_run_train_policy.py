@@ -25,7 +25,7 @@ from tests.training.test_run import train as train_dlm
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
-SEDD = {"type": "ddit", "cond_dim": 8, "scale_by_sigma": True}
+SEDD = {"cond_dim": 8, "scale_by_sigma": True}
 NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
 QUICK = [
     "run_dir=RUN",
@@ -66,6 +66,7 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
                 "model": SHAPE | SEDD | {"length": 32},
                 "noise": NOISE,
                 "graph": {"type": "absorb"},
+                "model_type": "sedd",
             },
             tokenizer,
         ),

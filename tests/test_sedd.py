@@ -109,6 +109,34 @@ def test_another_family_and_an_unknown_graph_are_refused(tmp_path):
             load_model(tmp_path / "m")
 
 
+def test_the_weights_tell_a_sedd_from_a_radd_whose_config_is_the_same(tmp_path):
+    shutil.copytree(VECTORS, tmp_path / "m", copy_function=shutil.copyfile)
+    config = json.loads((VECTORS / "config.json").read_text())
+    for scaled in (True, False):
+        config["model"]["scale_by_sigma"] = scaled
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+        assert isinstance(load_model(tmp_path / "m", model_type="sedd")[0], SeddLM)
+    assert not isinstance(load_model(VECTORS.parent / "radd-tiny")[0], SeddLM)
+    with pytest.raises(ValueError, match="is a radd checkpoint by its config.json"):
+        load_model(VECTORS.parent / "radd-tiny", model_type="sedd")
+
+
+def test_a_run_of_the_published_training_is_read(tmp_path):
+    """.hydra/config.yaml, the raw weights under their names, the averaged ones in a list."""
+    state = torch.load(VECTORS / "pytorch_model.bin", weights_only=True)
+    model = load_model(VECTORS)[0]
+    names = [name for name, _ in model.backbone.named_parameters()]
+    averaged = [state[name] * 2 for name in names]
+    saved = {"model": state, "ema": {"shadow_params": averaged, "decay": 0.9, "num_updates": 1}, "step": 1}
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "checkpoints-meta").mkdir()
+    shutil.copyfile(VECTORS / "config.json", tmp_path / ".hydra" / "config.yaml")  # JSON is YAML
+    torch.save(saved, tmp_path / "checkpoints-meta" / "checkpoint.pth")
+    read, _ = load_model(tmp_path)
+    assert isinstance(read, SeddLM)
+    assert all(torch.equal(p, a) for p, a in zip(read.backbone.parameters(), averaged, strict=True))
+
+
 def test_saving_keeps_the_published_names(tmp_path):
     model, _ = load_model(VECTORS)
     save_model(model, stored_config(model), tmp_path, torch.float32)
