@@ -3,6 +3,7 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 import run_train_policy
 from dlm.environment import TokenRule
@@ -104,8 +105,11 @@ def test_a_run_from_before_a_key_was_added_goes_on_and_the_other_script_refuses_
 
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"tokens": 3, "model": {"hidden_size": 4}}')
-    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    save_file({"head": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         load_policy(tmp_path)
