@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dlm.draws import Draws
-from dlm.masked_lm import MaskedLM
+from dlm.masked_lm import MaskedLM, mass_and_logit
 from dlm.noise import LogLinearNoise, Noise
 
 
@@ -272,22 +271,6 @@ def check_estimator(estimator: Estimator, model: MaskedLM) -> None:
             "score_entropy reads unnormalised scores, which SEDD has and this model has not (its probabilities are "
             "normalised); use elbo, of which it is then a special case"
         )
-
-
-def mass_and_logit(
-    model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"], temperature: float | int = 1.0
-) -> tuple[Float[Tensor, "read"], Float[Tensor, "read"]]:
-    """logsumexp of the head's logits at a temperature, and the logit of `tokens`. Logits exist for a chunk of positions at a
-    time, in the backward pass too, which makes them again."""
-
-    def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
-        logits = model.head(states) / temperature
-        return torch.stack((logits.logsumexp(1), logits.gather(1, targets.unsqueeze(1)).squeeze(1)))
-
-    size = model.chunk(hidden.device)
-    parts = zip(hidden.split(size), tokens.split(size), strict=True)
-    found = torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts], 1)  # pyright: ignore
-    return found[0], found[1]
 
 
 def terms(

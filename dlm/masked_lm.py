@@ -347,15 +347,16 @@ def sequence_log_prob(
 
 
 def mass_and_logit(
-    model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"]
+    model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"], temperature: float | int = 1.0
 ) -> tuple[Float[Tensor, "read"], Float[Tensor, "read"]]:
-    """logsumexp of the head's logits, and the logit of `tokens`: their difference is the log-probability of the token.
+    """logsumexp of the head's logits at a temperature, and the logit of `tokens`: their difference is the log-probability of the
+    token.
 
     Logits exist for a chunk of positions at a time, in the backward pass too, which makes them again.
     """
 
     def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
-        logits = model.head(states)
+        logits = model.head(states) / temperature
         return torch.stack((logits.logsumexp(1), logits.gather(1, targets.unsqueeze(1)).squeeze(1)))
 
     chunk = model.chunk(hidden.device)
