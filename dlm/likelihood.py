@@ -226,19 +226,31 @@ class Sandwich(Elbo):
 class ReplayedTrajectory(Estimator):
     """log-probability of the tokens of every step given the canvas that they were drawn on, one view for each step of a row, at
     the temperature of the sampler. Exact for rules that choose positions without drawing from the model: a blind rule's
-    choice does not depend on the weights and cancels, a greedy one's does not change by a small step."""
+    choice does not depend on the weights and cancels, a greedy one's does not change by a small step. steps: of a row's n
+    steps, that many are read, spread evenly from a random start, and weigh n / steps: the same mean; None reads all."""
 
     temperature: float | int = 1.0
+    steps: int | None = None
 
     def views(self, free, draws, written_at=None):
         assert written_at is not None, "a trajectory is of rows that were sampled"
         steps = int(written_at.max()) + 1
         wrote = torch.zeros(len(free), steps + 1, dtype=torch.bool, device=free.device)
         wrote.scatter_(1, torch.where(written_at < 0, steps, written_at), True)
-        row, step = wrote[:, :steps].nonzero().unbind(1)
+        wrote = wrote[:, :steps]
+        weight = torch.ones(len(free), device=free.device)
+        if self.steps is not None:
+            count, rows = wrote.sum(1), torch.arange(len(free), device=free.device)
+            rate = (self.steps / count.clamp(min=1).double()).clamp(max=1.0)
+            start = draws.uniform("mask", rows, torch.zeros_like(rows), 1)
+            number = wrote.cumsum(1)  # of a step, among those of its row, from 1 on
+            before, after = (((number - back) * rate.unsqueeze(1) - start).ceil() for back in (1, 0))
+            wrote = wrote & ((after > before) | (rate == 1).unsqueeze(1))
+            weight = (1 / rate).float()
+        row, step = wrote.nonzero().unbind(1)
         when = written_at[row]
         masked = free[row] & ((when >= step.unsqueeze(1)) | (when < 0))
-        return Views(row, masked, when == step.unsqueeze(1), torch.ones(len(row), device=free.device))
+        return Views(row, masked, when == step.unsqueeze(1), weight[row])
 
 
 @dataclass

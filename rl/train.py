@@ -90,6 +90,8 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
     if not 0 <= rl.prompt_mask < 1:
         raise ValueError(f"rl.prompt_mask={rl.prompt_mask} must be from 0 to below 1; change it")
     counts, antithetic = rl.masks == "counts", bool(rl.antithetic)
+    if rl.replayed_steps is not None and rl.replayed_steps < 1:
+        raise ValueError(f"rl.replayed_steps={rl.replayed_steps} must be at least 1, or null to read every step")
     low, high = rl.coupled
     if not 0 < low < high < 1:
         raise ValueError(f"rl.coupled=[{low},{high}] must be two shares in order, between 0 and 1; change it")
@@ -99,7 +101,7 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
         "coupled": lambda: Coupled(samples, float(low), float(high)),
         "score_entropy": lambda: ScoreEntropy(samples, False, antithetic, noise),  # pyright: ignore[reportArgumentType]
         "sandwich": lambda: Sandwich(samples, counts, antithetic, float(rl.sandwich.beta), float(rl.sandwich.mix)),
-        "trajectory": lambda: ReplayedTrajectory(float(config.sampling.temperature)),
+        "trajectory": lambda: ReplayedTrajectory(float(config.sampling.temperature), rl.replayed_steps),
         "published": Published,
     }
     estimator = kinds[rl.estimator]()

@@ -191,6 +191,25 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
     torch.testing.assert_close(found, due, atol=1e-4, rtol=1e-4)
 
 
+def test_some_steps_of_a_trajectory_stand_for_all_of_them(model):
+    many, length = 4000, 3
+    tokens, written_at = torch.tensor([ROW]).repeat(many, 1), torch.tensor([[0, 2, 1]]).repeat(many, 1)
+    free = torch.ones(many, length, dtype=torch.bool)
+
+    def estimated(steps):
+        estimator = ReplayedTrajectory(steps=steps)
+        views = estimator.views(free, Draws(3), written_at)
+        return log_likelihood(model, estimator, tokens, views, 100_000).sum(1).double(), views
+
+    exact, _ = estimated(None)
+    for steps in (1, 2):
+        some, views = estimated(steps)
+        assert (torch.bincount(views.row, minlength=many) == steps).all()
+        assert abs(float(some.mean() - exact[0])) < 4 * float(some.std()) / many**0.5
+    for steps in (3, 8):
+        assert torch.equal(estimated(steps)[0], exact)
+
+
 def test_the_published_estimator_is_zero_without_a_gradient(model):
     assert (estimates(model, Published(), many=3) == 0).all()
     views = Published().views(torch.ones(3, 3, dtype=torch.bool), Draws(0))
