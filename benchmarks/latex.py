@@ -1,0 +1,126 @@
+"""Formulas before and after reinforcement learning: validity, structure, variety, length, and how far the model went.
+
+    python -m benchmarks.latex --models SFT=example/latex_sft RL=example/latex_rl RL=RUN/model RL=RUN/model published=RUN/model
+    python -m benchmarks.latex --models SFT=RUN/model --steps 8 16 32
+
+Questions that no model saw are drawn by `row` of data/formulas.py, from a seed of their own and of the held-out side; each model
+answers them --seeds times at temperature 1, in random order, in --steps steps. Models of one name are training seeds of one
+thing.
+The first one is the reference: KL is the mean over a model's own answers of the difference of both models' log-probabilities of
+the tokens as they were drawn, in nats an answer; positions are drawn blindly, so that this is the KL between the two samplers.
+Intervals are 95 %: Wilson's for validity. Writes --out DIR/latex.json, prints a table, ends with flat JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from data.answers import encode_pairs
+from data.formulas import is_held_out, row
+from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
+from dlm.likelihood import ReplayedTrajectory, log_likelihood
+from dlm.masked_lm import MaskedLM
+from dlm.token_rule import TokenRule
+from evaluation.intervals import wilson
+from evaluation.latex import formula_measures
+from evaluation.report import print_table, write_json
+from load_model import load_model
+from samplers.loop import Strategy, sample
+from samplers.samples import Samples
+from samplers.where import Random
+
+SEED = 77  # of the questions: the corpora are made with other ones
+SHOWN = ("validity", "brackets", "complex", "distinct", "skeletons", "length")
+
+
+def questions(count: int, model: MaskedLM, length: int) -> Int[Tensor, "row position"]:
+    """Canvases of held-out questions, those left out whose own answer would not fit."""
+    assert model.tokenizer is not None
+    pairs, number = [], 0
+    while len(pairs) < 2 * count:
+        made, _ = row(SEED, number, 0.0)
+        pairs += [(made["question"], made["answer"])] if is_held_out(made["question"]) else []
+        number += 1
+    tokens, given, _ = encode_pairs(pairs, model.tokenizer, length, model.tokenizer.eos_token_id, False)
+    blank = torch.arange(length) >= given.unsqueeze(1)
+    return tokens.masked_fill(blank, model.mask_id)[:count]
+
+
+@torch.no_grad()
+def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, seed: int) -> tuple[Samples, list[str]]:
+    """Answers at temperature 1, and their texts up to the end of text."""
+    assert model.tokenizer is not None
+    samples = sample(UnmaskingEnvironment(model, steps), Strategy(Random(), TokenRule(1.0)), canvas, seed)
+    texts = []
+    for tokens, prompt in zip(samples.tokens.tolist(), samples.prompt.sum(1).tolist(), strict=True):
+        answer = tokens[prompt:]
+        end = answer.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in answer else len(answer)
+        texts.append(model.tokenizer.decode(answer[:end]))
+    return samples, texts
+
+
+def distinct_trigrams(texts: list[str]) -> float:
+    """Different runs of three characters over all of them."""
+    grams = [text[place : place + 3] for text in texts for place in range(len(text) - 2)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+@torch.no_grad()
+def kl(model: MaskedLM, reference: MaskedLM, samples: Samples) -> float:
+    """Nats an answer between the two samplers, over answers of `model`."""
+    estimator, free = ReplayedTrajectory(), ~samples.prompt
+    views = estimator.views(free, Draws(0), samples.written_at)
+    ours, theirs = (log_likelihood(m, estimator, samples.tokens, views, 256).sum(1) for m in (model, reference))
+    return float((ours - theirs).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="+", default=["SFT=example/latex_sft", "RL=example/latex_rl"], metavar="NAME=PATH"
+    )
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--seeds", type=int, default=3, help="of sampling")
+    parser.add_argument("--steps", type=int, nargs="+", default=[16])
+    parser.add_argument("--out", default="docs/results/latex")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    named = [entry.partition("=")[::2] for entry in arguments.models]
+    loaded = [(name, load_model(path)[0]) for name, path in named]
+    reference = loaded[0][1]
+    canvas = questions(arguments.prompts, reference, reference.max_length)
+    records, examples = [], []
+    for steps in arguments.steps:
+        for number, (name, model) in enumerate(loaded):
+            runs = [answered(model, canvas, steps, seed) for seed in range(arguments.seeds)]
+            measures = [formula_measures(texts) for _, texts in runs]
+            mean = {key: sum(measure[key] for measure in measures) / len(measures) for key in SHOWN}
+            answers = len(canvas) * len(runs)
+            rate = wilson(round(mean["validity"] * answers), answers)
+            records.append({
+                "model": name, "training_seed": sum(other == name for other, _ in named[:number]), "steps": steps,
+                **mean, "low": rate.low, "high": rate.high,
+                "distinct_3": sum(distinct_trigrams(texts) for _, texts in runs) / len(runs),
+                "kl": 0.0 if number == 0 else sum(kl(model, reference, samples) for samples, _ in runs) / len(runs),
+            })  # fmt: skip
+            examples += [{"model": name, "steps": steps, "text": text} for text in runs[0][1][:20]]
+    print_table(records, title=f"{arguments.prompts} held-out questions, {arguments.seeds} sampling seeds")
+    flat = {}
+    for name in dict.fromkeys(name for name, _ in named):
+        own = [record for record in records if record["model"] == name and record["steps"] == arguments.steps[0]]
+        flat |= {f"{name}_{key}": round(sum(r[key] for r in own) / len(own), 4) for key in (*SHOWN, "distinct_3", "kl")}
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json({"result": flat, "records": records, "examples": examples}, out / "latex.json")
+    print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    main()
