@@ -39,6 +39,7 @@ from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
+from samplers.where import ADAPTIVE
 from training.usage import check_device, composed, exit_on_bad_input
 
 EXAMPLES = """
@@ -176,8 +177,11 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
         ends = [eos] if turn is None or turn == model.tokenizer.unk_token_id else [eos, turn]
     masks = (canvas == model.mask_id).nonzero().squeeze(1)
     in_blocks = sampler.block_length is not None or sampler.cache is not None
+    steps = (
+        max(1, len(masks)) if sampler.strategy in ADAPTIVE else sampler.steps
+    )  # blocks need not divide what says nothing
     return UnmaskingEnvironment(
-        model, sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if in_blocks else 0,
+        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if in_blocks else 0,
         stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
         refresh=sampler.refresh, alpha=sampler.alpha,

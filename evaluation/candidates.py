@@ -15,7 +15,7 @@ from policy.build import RULE_SETTINGS, check_alpha, check_known, shipped, strat
 from policy.checkpoints import check_fits, load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Unmasker
-from samplers.where import WHERE
+from samplers.where import ADAPTIVE, WHERE
 
 SAMPLING_MODES = {
     "bernoulli-argmax": "bernoulli_argmax",
@@ -25,7 +25,6 @@ SAMPLING_MODES = {
 }
 EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the law trained with
 ALIASES = {"fastdllm": "threshold", "low_confidence": "top_prob", "margin": "confidence", "eb": "entropy_bound"}
-ADAPTIVE = ("threshold", "factor", "entropy_bound", "first_hitting")  # rules that take as many steps as they need
 
 
 @dataclass

@@ -30,6 +30,7 @@ BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place o
 }  # fmt: skip
 RL = {  # experiments of run_train_rl.py
     "chain_rl": ["data.steps=2", "data.answer_length=4", "sampling.steps=4"],
+    "latex_rl": ["data.train=FORMULAS", "data.valid=FORMULAS", "sampling.steps=4"],
 }
 
 
@@ -44,14 +45,19 @@ def test_every_experiment_is_run_by_a_test():
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
 
 
+def some_formulas(directory: Path) -> Path:
+    """A corpus of one formula."""
+    formulas = directory / "formulas.jsonl"
+    formulas.write_text('{"question": "x over y", "answer": "$\\\\frac{x}{y}$"}\n' * 8)
+    return formulas
+
+
 @pytest.mark.parametrize("experiment", BACKBONES)
 def test_backbones(experiment, tmp_path):
     stories = tmp_path / "stories.jsonl"
     stories.write_text('{"text": "One day a fox met a hen. They ate a pie and were glad."}\n' * 8)
-    formulas = tmp_path / "formulas.jsonl"
-    formulas.write_text('{"question": "x over y", "answer": "$\\\\frac{x}{y}$"}\n' * 8)
     words = [*TINY, *FEW, *BACKBONES[experiment]]
-    words = [word.replace("STORIES", str(stories)).replace("FORMULAS", str(formulas)) for word in words]
+    words = [word.replace("STORIES", str(stories)).replace("FORMULAS", str(some_formulas(tmp_path))) for word in words]
     directory = train(f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *words)
     assert load_model(directory)[0].hidden_size == 16
 
@@ -59,8 +65,9 @@ def test_backbones(experiment, tmp_path):
 @pytest.mark.parametrize("experiment", RL)
 def test_rl(experiment, tmp_path):
     few = [word for word in FEW if not word.startswith("eval.steps")]
+    words = [word.replace("FORMULAS", str(some_formulas(tmp_path))) for word in RL[experiment]]
     directory = run_rl(tmp_path / "run", f"experiment={experiment}", "run_dir=RUN", *few, "rl.batch_size=4", "rl.group_size=2",
-                       *RL[experiment])  # fmt: skip
+                       *words)  # fmt: skip
     assert {"eval_reward", "kl"} <= record(directory)[2].keys() and load_model(directory)[0].hidden_size
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
 

@@ -102,6 +102,11 @@ def test_policies_and_their_actions(models, network, action):
     assert record["nfe"] == 3 if action is None else 1 <= record["nfe"] <= 12
 
 
+def test_a_rule_that_takes_as_many_steps_as_it_needs_takes_any_blocks(models):
+    _, _, record = draw("--model", models["text"], "--strategy", "threshold", "--steps", "5", "sampler.block_length=4")
+    assert 3 <= record["nfe"] <= 12
+
+
 def test_a_causal_model_goes_from_the_left_one_token_a_step(models):
     tokens, _, record = draw("--model", models["causal"], "--prompt", "The cat")
     assert record["strategy"] == "leftmost" and record["steps"] == 12 and tokens.shape == (1, 12)

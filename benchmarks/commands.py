@@ -1,0 +1,114 @@
+"""Every command of reasoning work, once, on the shipped reasoning base: sampling with blocks and caches, each way to train a
+policy, evaluation, comparison, two processes, the model itself. Writes each command, its last lines and its seconds to --out.
+
+    python -m benchmarks.commands
+
+Numbers are tiny: that everything runs on weights that mean something is shown, not what training brings (docs/results/chain.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+COMMANDS = r"""
+# Sampling: blocks, caches, rules, policies
+$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4
+$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=prefix
+$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=dual sampler.refresh=2
+$SAMPLE --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax
+$SAMPLE --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax \
+  sampler.block_length=8 sampler.cache=dual
+$SAMPLE --strategy policy --policy example/chain_budget sampler.policy.action=bernoulli_argmax sampler.budget=4
+# Training a policy
+$TRAIN run_dir=RUNS/grpo alpha_compute_reward=1
+$TRAIN run_dir=RUNS/ppo algorithm=ppo
+$TRAIN run_dir=RUNS/additive 'reward.functions=[correct_minus_cost]'
+$TRAIN run_dir=RUNS/dpls sampling_mode=dpls
+$TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden
+$TRAIN run_dir=RUNS/projection policy=dit_projection
+$TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
+$TRAIN run_dir=RUNS/alphas experiment=chain_alphas
+$TRAIN run_dir=RUNS/budget experiment=chain_budget
+$TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
+python run_train_policy.py resume=RUNS/grpo training.n_iters=3
+torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
+# Evaluation
+$EVALUATE RUNS/grpo --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
+$EVALUATE --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 --save_path RUNS/policy
+$EVALUATE --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
+$EVALUATE --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
+$EVALUATE --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
+$EVALUATE --strategy random --steps 2,4,8 --save_path RUNS/random
+torchrun --nproc-per-node 2 $EVALUATE --strategy top_prob --steps 8 --save_path RUNS/shared
+python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
+python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
+  --tasks unmask_rolling --include_path tests/evaluation/tasks --limit 2
+# The model itself
+python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \
+  wandb.mode=disabled run_dir=RUNS/rl
+python run_train_dlm.py experiment=chain init=example/chain training.n_iters=5 training.log_freq=5 \
+  training.batch_size=16 wandb.mode=disabled run_dir=RUNS/base
+"""
+SHORT = {
+    "$SAMPLE": 'python run_sample.py --model example/chain --prompt "3 A +3 B *2 C +1 D *3 E +1 F *2 G +3 H *3 ?" --steps 24 '
+    "--num_samples 2 --batch_size 2 --no-eval sampler.stop=true sampler.temperature=0",
+    "$TRAIN": "python run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
+    "algorithm.warm_start.updates=2 eval.batch_size=16 wandb.mode=disabled",
+    "$EVALUATE": "python run_evaluate.py --datasets chain --n_test 40",
+}
+LAST = 8  # lines of each that are kept
+
+
+def ran(command: str, runs: Path) -> tuple[int, float, list[str]]:
+    """(status, seconds, last lines) of a command, in this environment."""
+    for name, long in SHORT.items():
+        command = command.replace(name, long.removeprefix("python ") if command.startswith("torchrun") else long)
+    words = shlex.split(command.replace("RUNS", str(runs)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = time.perf_counter()
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PATH": path, "COLUMNS": "110"})
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    lines = [line.replace(str(runs), "RUNS") for line in lines if line and not line.startswith(("wandb:", "W1"))]
+    return done.returncode, time.perf_counter() - started, lines[-LAST:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="docs/results/commands.md")
+    parser.add_argument("--only", default="", help="commands that hold this text")
+    arguments = parser.parse_args()
+    parts, failed = [], 0
+    with tempfile.TemporaryDirectory() as directory:
+        for line in COMMANDS.strip().replace("\\\n ", "").splitlines():
+            if line.startswith("#"):
+                parts.append(f"#{line}\n")
+            elif arguments.only in line:
+                status, seconds, lines = ran(line, Path(directory))
+                failed += status != 0
+                print(
+                    f"{'ok' if status == 0 else 'FAILED':6} {seconds:5.0f} s  {line}",
+                    *(lines if status else ()),
+                    sep="\n",
+                )
+                parts.append("\n".join(["```", f"$ {line}", *lines, "```", f"{seconds:.0f} s\n"]))
+    head = [
+        "# Every command of reasoning work, on the shipped base\n", "```bash\npython -m benchmarks.commands\n```\n",
+        "Tiny numbers: what is shown is that each one runs on the shipped weights, the last lines that it prints, and its\n"
+        "seconds on a busy core. `RUNS` is a directory, and\n", "```bash",
+        *(f"{name[1:]}='{words}'" for name, words in SHORT.items()), "```\n",
+    ]  # fmt: skip
+    Path(arguments.out).write_text("\n".join([*head, *parts]))
+    if failed:
+        raise SystemExit(f"{failed} commands failed")
+
+
+if __name__ == "__main__":
+    main()
