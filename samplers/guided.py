@@ -59,17 +59,23 @@ class Reward(Protocol):
     ) -> Float[Tensor, "row"]: ...
 
 
-@runtime_checkable
-class Values(Protocol):
+class Values:
     """What each candidate is worth. rows: rows that the reward has read so far."""
 
-    rows: int
+    rows = 0
+
+    def read_ahead(self, observation: Observation) -> None:
+        """Ask the model, before anybody else does, for what this needs besides: the canvas then runs once."""
 
     def __call__(
         self, observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], tokens: Int[Tensor, "n k"]
-    ) -> Float[Tensor, "n k"]: ...
+    ) -> Float[Tensor, "n k"]:
+        """Of the tokens written at each (row, position), nothing else written."""
+        raise NotImplementedError
 
-    def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]: ...
+    def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]:
+        """Of canvases that continue the observed rows, as many of each, one row's after the other's."""
+        raise ValueError("this reward values single tokens, not several that are written together; use positions=independent")
 
 
 def closed_up(
@@ -77,7 +83,7 @@ def closed_up(
 ) -> tuple[Int[Tensor, "row longest"], Bool[Tensor, "row longest"]]:
     """The kept tokens of each row from column 0 on, in their order; 0 and False behind them."""
     count = keep.sum(1)
-    order = (~keep).long().argsort(1, stable=True)[:, : max(int(count.max()), 1)]
+    order = (~keep).long().argsort(dim=1, stable=True)[:, : max(int(count.max()), 1)]
     real = torch.arange(order.shape[1], device=tokens.device) < count.unsqueeze(1)
     return tokens.gather(1, order).masked_fill(~real, 0), real
 
@@ -99,48 +105,50 @@ def written_out(
     return canvases.scatter(2, position[:, None, None].expand(-1, tokens.shape[1], 1), tokens.unsqueeze(2))
 
 
-class OfRows:
-    """A reward that reads whole rows, many a call. A subclass says what `read` makes of kept positions."""
+class OfRows(Values):
+    """A reward that reads whole rows, many a call. reads: full, prefix or mask. A subclass says what it makes of them."""
 
-    rows = 0
+    reads: str
+
+    def read(self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]) -> Float[Tensor, "n"]:
+        raise NotImplementedError
+
+    def _fills(self, observation: Observation) -> bool:
+        return self.reads == "full" and not observation.environment.model.causal
+
+    def read_ahead(self, observation):
+        if self._fills(observation):
+            observation.read(observation.masked, 1)
 
     def __call__(self, observation, row, position, tokens):
         canvases = written_out(observation, row, position, tokens).flatten(0, 1)
         return self._score(observation, canvases, row.repeat_interleave(tokens.shape[1])).view(tokens.shape)
 
     def of_canvases(self, observation, canvases):
-        """Of canvases that continue the observed rows, as many of each, one row's after the other's."""
         of = torch.arange(len(observation.tokens), device=canvases.device)
         return self._score(observation, canvases, of.repeat_interleave(len(canvases) // max(1, len(of))))
 
     def _score(
         self, observation: Observation, canvases: Int[Tensor, "n position"], of: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        return self.read(canvases, behind_padding(observation, of) & (canvases != observation.environment.model.mask_id))
-
-    def read(
-        self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]
-    ) -> Float[Tensor, "n"]:
-        raise NotImplementedError
+        """of: the observed row that each canvas continues."""
+        keep, masked = behind_padding(observation, of), canvases == observation.environment.model.mask_id
+        if self._fills(observation):
+            canvases = torch.where(masked, observation.read(observation.masked, 1).top_tokens[..., 0][of], canvases)
+        elif self.reads != "mask":
+            keep = keep & ~masked
+        self.rows += len(canvases)
+        return self.read(canvases, keep)
 
 
 class Canvases(OfRows):
     """A reward of the model's own token ids."""
 
     def __init__(self, reward: Reward):
-        self.reward = reward
-
-    def _score(self, observation, canvases, of):
-        if self.reward.kind == "mask":
-            return self.read(canvases, behind_padding(observation, of))
-        if self.reward.kind == "full" and not observation.environment.model.causal:
-            likely = observation.read(observation.masked, 1).top_tokens[..., 0]
-            canvases = torch.where(canvases == observation.environment.model.mask_id, likely[of], canvases)
-        return super()._score(observation, canvases, of)
+        self.reward, self.reads = reward, reward.kind
 
     def read(self, canvases, keep):
         tokens, real = closed_up(canvases, keep)
-        self.rows += len(tokens)
         size = max(1, POSITIONS_PER_CALL[tokens.device.type] // tokens.shape[1])
         pieces = zip(tokens.split(size), real.split(size), strict=True)
         return torch.cat([self.reward.score(part, there).float() for part, there in pieces])
@@ -154,11 +162,11 @@ class Texts(OfRows):
         score_texts: Callable[[list[str], list[str]], Tensor],
         decode: Callable[[list[list[int]]], list[str]],
         first: int,
+        reads: str = "full",
     ):
-        self.score_texts, self.decode, self.first = score_texts, decode, first
+        self.score_texts, self.decode, self.first, self.reads = score_texts, decode, first, reads
 
     def read(self, canvases, keep):
-        self.rows += len(canvases)
         sides = []
         for side in (slice(0, self.first), slice(self.first, None)):
             pieces = zip(canvases[:, side].tolist(), keep[:, side].tolist(), strict=True)
@@ -166,11 +174,11 @@ class Texts(OfRows):
         return self.score_texts(*sides).float().to(canvases.device)
 
 
-class Siblings:
+class Siblings(Values):
     """A causal reward: the text is read once, its candidates side by side in one row (`samplers/siblings.py`)."""
 
     def __init__(self, score_siblings: Callable[..., Tensor]):
-        self.score_siblings, self.rows = score_siblings, 0
+        self.score_siblings = score_siblings
 
     def __call__(self, observation, row, position, tokens):
         written = observation.tokens[row] != observation.environment.model.mask_id
@@ -178,16 +186,12 @@ class Siblings:
         self.rows += len(row)
         return self.score_siblings(prefixes, tokens, real).float()
 
-    def of_canvases(self, observation, canvases):
-        raise ValueError("candidates of a causal model are one token each; use positions=independent")
 
-
-@dataclass
-class HeadValues:
+class HeadValues(Values):
     """A vocabulary head on the model's own hidden states: one product gives the value of every token at every position."""
 
-    head: nn.Module
-    rows: int = 0
+    def __init__(self, head: nn.Module):
+        self.head = head
 
     def __call__(self, observation, row, position, tokens):
         where = torch.zeros_like(observation.masked)
@@ -196,9 +200,6 @@ class HeadValues:
         chunk = observation.environment.model.chunk(hidden.device)
         pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
         return torch.cat([self.head(states).gather(1, few).float() for states, few in pieces])
-
-    def of_canvases(self, observation, canvases):
-        raise ValueError("a vocabulary head values single tokens, not several written together; use positions=independent")
 
 
 @dataclass
@@ -213,6 +214,7 @@ class Guided:
     temperature: float | int = 1.0
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
         order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
         log_what = torch.zeros(len(order), device=order.device)
         row, position = (order > 0).nonzero().unbind(1)
@@ -237,6 +239,7 @@ class GuidedPair:
     temperature: float | int = 1.0
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
         order, log_where = self.where.choose(observation, draws)
         row, position = (order > 0).nonzero().unbind(1)
         best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
@@ -270,6 +273,7 @@ class JointProposals:
     temperature: float | int = 1.0
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
         order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
         seeds = (replace(draws, seed=draws.seed + number * PROPOSAL) for number in range(self.count))
         proposals = torch.stack([observation.draw(order > 0, self.what, one)[0] for one in seeds], 1)
@@ -315,7 +319,7 @@ def drawn(
     return chosen, logits.log_softmax(1).gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 
-def check_guide(k: int, beta: float, columns: int) -> None:
+def check_guide(k: object, beta: object, columns: int) -> None:
     """ValueError for a k or beta that no model has. columns: tokens that the model can write."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= columns:
         raise ValueError(f"k={k} must be a whole number from 1 to the model's {columns} tokens; change it")
