@@ -59,6 +59,40 @@ class Reward(Protocol):
     ) -> Float[Tensor, "row"]: ...
 
 
+@dataclass(frozen=True)
+class Template:
+    """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer, which
+    begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own mask."""
+
+    front: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    first: int = 0
+    end: int | None = None
+    mask: int | None = None
+
+    def placed(
+        self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]
+    ) -> tuple[Int[Tensor, "n longer"], Bool[Tensor, "n longer"]]:
+        """Canvases and what is kept of them, with the template's tokens."""
+        if not self.front and not self.between:
+            return canvases, keep
+        more = [canvases.new_tensor(tokens).expand(len(canvases), -1) for tokens in (self.front, self.between)]
+        both = zip(more, (canvases[:, : self.first], canvases[:, self.first :]), strict=True)
+        kept = zip(more, (keep[:, : self.first], keep[:, self.first :]), strict=True)
+        return (
+            torch.cat([part for pair in both for part in pair], 1),
+            torch.cat([part for one, side in kept for part in (torch.ones_like(one, dtype=torch.bool), side)], 1),
+        )
+
+    def until_end(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
+        """What stands before the answer's end, and the end."""
+        if self.end is None:
+            return torch.ones_like(canvases, dtype=torch.bool)
+        ends = canvases == self.end
+        ends[:, : self.first] = False
+        return ends.cumsum(1) - ends.long() == 0
+
+
 class Values:
     """What each candidate is worth. rows: rows that the reward has read so far."""
 
@@ -109,6 +143,7 @@ class OfRows(Values):
     """A reward that reads whole rows, many a call. reads: full, prefix or mask. A subclass says what it makes of them."""
 
     reads: str
+    template: Template
 
     def read(self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]) -> Float[Tensor, "n"]:
         raise NotImplementedError
@@ -135,8 +170,12 @@ class OfRows(Values):
         keep, masked = behind_padding(observation, of), canvases == observation.environment.model.mask_id
         if self._fills(observation):
             canvases = torch.where(masked, observation.read(observation.masked, 1).top_tokens[..., 0][of], canvases)
-        elif self.reads != "mask":
+        elif self.reads == "mask":
+            canvases = canvases if self.template.mask is None else canvases.masked_fill(masked, self.template.mask)
+        else:
             keep = keep & ~masked
+        if self.reads != "mask":
+            keep = keep & self.template.until_end(canvases)
         self.rows += len(canvases)
         return self.read(canvases, keep)
 
@@ -144,31 +183,33 @@ class OfRows(Values):
 class Canvases(OfRows):
     """A reward of the model's own token ids."""
 
-    def __init__(self, reward: Reward):
-        self.reward, self.reads = reward, reward.kind
+    def __init__(self, reward: Reward, template: Template | None = None):
+        self.reward, self.reads, self.template = reward, reward.kind, template or Template()
 
     def read(self, canvases, keep):
-        tokens, real = closed_up(canvases, keep)
+        tokens, real = closed_up(*self.template.placed(canvases, keep))
         size = max(1, POSITIONS_PER_CALL[tokens.device.type] // tokens.shape[1])
         pieces = zip(tokens.split(size), real.split(size), strict=True)
         return torch.cat([self.reward.score(part, there).float() for part, there in pieces])
 
 
 class Texts(OfRows):
-    """A reward of text, or of another tokenizer: candidates are decoded. first: where the answer begins behind the prompt."""
+    """A reward of text, or of another tokenizer: candidates are decoded. template: of the model's own ids; the end is no text."""
 
     def __init__(
         self,
         score_texts: Callable[[list[str], list[str]], Tensor],
         decode: Callable[[list[list[int]]], list[str]],
-        first: int,
+        template: Template,
         reads: str = "full",
     ):
-        self.score_texts, self.decode, self.first, self.reads = score_texts, decode, first, reads
+        self.score_texts, self.decode, self.template, self.reads = score_texts, decode, template, reads
 
     def read(self, canvases, keep):
-        sides = []
-        for side in (slice(0, self.first), slice(self.first, None)):
+        sides, first = [], self.template.first
+        if self.template.end is not None:
+            keep = keep & (canvases != self.template.end)
+        for side in (slice(0, first), slice(first, None)):
             pieces = zip(canvases[:, side].tolist(), keep[:, side].tolist(), strict=True)
             sides.append(self.decode([[t for t, kept in zip(*piece, strict=True) if kept] for piece in pieces]))
         return self.score_texts(*sides).float().to(canvases.device)
@@ -177,12 +218,13 @@ class Texts(OfRows):
 class Siblings(Values):
     """A causal reward: the text is read once, its candidates side by side in one row (`samplers/siblings.py`)."""
 
-    def __init__(self, score_siblings: Callable[..., Tensor]):
-        self.score_siblings = score_siblings
+    def __init__(self, score_siblings: Callable[..., Tensor], template: Template | None = None):
+        self.score_siblings, self.template = score_siblings, template or Template()
 
     def __call__(self, observation, row, position, tokens):
         written = observation.tokens[row] != observation.environment.model.mask_id
-        prefixes, real = closed_up(observation.tokens[row], written & behind_padding(observation, row))
+        keep = written & behind_padding(observation, row)
+        prefixes, real = closed_up(*self.template.placed(observation.tokens[row], keep))
         self.rows += len(row)
         return self.score_siblings(prefixes, tokens, real).float()
 

@@ -8,7 +8,7 @@ import torch
 
 from dlm.environment import UnmaskingEnvironment
 from dlm.token_rule import TokenRule
-from samplers.guided import METHODS, Canvases, Guided, GuidedPair, HeadValues, JointProposals, Texts, check_guide
+from samplers.guided import METHODS, Canvases, Guided, GuidedPair, HeadValues, JointProposals, Template, Texts, check_guide
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint, inconsistent
@@ -108,7 +108,7 @@ def test_the_laws_differ_from_the_unguided_one_and_from_each_other():
     laws = [guided_law(MASKED, "random", 3, 3, lambda c, p, lp, b=beta, kind=kind: independent(
         MASKED, HashReward(kind, seed=5), c, p, lp, 3, b, 1.0)) for kind, beta in
         (("mask", 0.0), ("mask", 1.5), ("prefix", 1.5), ("full", 1.5))]  # fmt: skip
-    laws.append(guided_law(MASKED, "random", 3, 3, lambda c, p, lp: pair(MASKED, HashReward("mask", seed=5), c, p, lp, 3, 1.5, 1.0)))
+    laws.append(guided_law(MASKED, "random", 1, 3, lambda c, p, lp: pair(MASKED, HashReward("mask", seed=5), c, p, lp, 3, 1.5, 1.0)))
     for i, one in enumerate(laws):
         for other in laws[i + 1 :]:
             assert sum(abs(one.get(x, 0) - other.get(x, 0)) for x in one.keys() | other.keys()) / 2 > 0.02
@@ -193,10 +193,29 @@ def test_texts_are_split_into_prompt_and_answer():
     decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
     model = RandomLM(6)
     canvas = torch.tensor([[0, 1, 6, 6], [0, 2, 6, 6]])
-    strategy = Guided(WHERE["leftmost"](), Texts(score, decode, 2), 1.0, 6)
+    strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=2), "prefix"), 1.0, 6)
     sample(UnmaskingEnvironment(model, 2, prompt_length=2), strategy, canvas, start=torch.tensor([0, 1]))
     assert set(seen[:12]) == {(prompt, token) for prompt in ("ab", "c") for token in "abcdef"}
     assert {(prompt, len(text)) for prompt, text in seen[12:]} == {("ab", 2), ("c", 2)}
+
+
+def test_a_reward_reads_by_its_template():
+    """Tokens in front and between, nothing behind the answer's end, its own mask: what it was trained on, and nothing else."""
+    model = RandomLM(6)
+    canvas = torch.tensor([[4, 5, 6, 6], [3, 4, 6, 6]])
+    full = HashReward("full")
+    template = Template(front=(11,), between=(12,), first=2, end=0)
+    sample(UnmaskingEnvironment(model, 2, prompt_length=2), Guided(WHERE["leftmost"](), Canvases(full, template), 1.0, 6), canvas,
+           start=torch.tensor([0, 1]))  # fmt: skip
+    first = full.seen[:12]
+    assert {text[:4] for text in first if text[1] == 4 and text[2] == 5} == {(11, 4, 5, 12)}
+    assert {text[:3] for text in first if text[2] == 12} == {(11, 4, 12)}
+    ended = [text for text in full.seen if 0 in text]
+    assert ended and all(text.index(0) == len(text) - 1 for text in ended)
+    masks = HashReward("mask")
+    sample(UnmaskingEnvironment(model, 2), Guided(WHERE["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3), canvas[:1])
+    assert all(len(text) == 4 and 6 not in text for text in masks.seen) and (4, 5) == masks.seen[0][:2]
+    assert {text.count(9) for text in masks.seen[:3]} == {1}
 
 
 def test_the_published_settings():
