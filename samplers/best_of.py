@@ -23,20 +23,20 @@ def best_of(
     strategy: Decoder,
     canvas: Int[Tensor, "row position"],
     count: int,
-    reward: Callable[[Samples], Float[Tensor, "many"]],
+    reward: Callable[[Int[Tensor, "many position"], Int[Tensor, "many"] | None], Tensor],
     seed: int = 0,
     row_id: Int[Tensor, "row"] | None = None,
     start: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, Float[Tensor, "row count"]]:
     """The best sample of each row, whose evaluations are those of all N; and the rewards of all.
 
-    reward: of finished samples. Raises FloatingPointError where it is no number.
+    reward: of finished canvases and where each begins. Raises FloatingPointError where it is no number.
     """
     row_id = torch.arange(len(canvas), device=canvas.device) if row_id is None else row_id
     many = (row_id.unsqueeze(1) * count + torch.arange(count, device=canvas.device)).flatten()
     starts = None if start is None else start.repeat_interleave(count)
     samples = sample(environment, strategy, canvas.repeat_interleave(count, 0), seed, many, start=starts)
-    rewards = reward(samples).view(-1, count)
+    rewards = reward(samples.tokens, starts).view(-1, count)
     if not bool(torch.isfinite(rewards).all()):
         raise FloatingPointError("the reward of a sample is not a finite number; check the reward model")
     best = rewards.argmax(1) + torch.arange(len(canvas), device=canvas.device) * count
