@@ -1,10 +1,11 @@
 """Preferences as rows that a reward model learns from: whole answers, prefixes of one length, or canvases under one mask.
 
-Partial rewards are those of PARGS ("A Critical Look At Tokenwise Reward-Guided Text Generation", 2406.07780): a Bradley-Terry model
-of answers that were cut at the same length. What differs: rows are token ids, cut as ids and never decoded and encoded again, and
-an answer that was cut has no end of sequence behind it; lengths go up to that of the shorter answer, since none is padded; pieces
-that are equal are dropped and counted; one template, `encode`, serves training and decoding. For masked models both answers stand
-on a canvas filled up with the end of sequence, under one mask that is drawn for the pair: at random, as a prefix, or in blocks.
+Partial rewards are those of PARGS ("A Critical Look At Tokenwise Reward-Guided Text Generation", 2406.07780): a Bradley-Terry
+model of answers that were cut at the same length. What differs: rows are token ids, cut as ids and never decoded and encoded
+again, and an answer that was cut has no end of sequence behind it; lengths go up to that of the shorter answer, since none is
+padded; pieces that are equal are dropped and counted; one template, `encode`, serves training and decoding. For masked models
+both answers stand on a canvas filled up with the end of sequence, under one mask that is drawn for the pair: at random, as a
+prefix, or in blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from data.text import json_lines
 KINDS = ("full", "prefix", "mask")
 SHAPES = ("random", "prefix", "block")
 BLOCKS = (4, 8, 16, 32)
-# Our name -> arguments of `load_dataset`, and the name of its held-out split. TL;DR's is the parquet copy: it was made by a script.
+# Our name -> arguments of `load_dataset`, and the name of its held-out split. TL;DR's is the parquet copy of what a script made.
 HUB = {
     "tldr": (
         {"path": "openai/summarize_from_feedback", "data_dir": "comparisons", "revision": "refs/convert/parquet"},
@@ -33,18 +34,20 @@ HUB = {
     "hh": ({"path": "Anthropic/hh-rlhf"}, "test"),
 }
 ASSISTANT = "\n\nAssistant:"
-ROW = Features({
-    "chosen_ids": List(Value("int32")), "rejected_ids": List(Value("int32")), "length": Value("int32"), "masked": Value("float32"),
-})  # fmt: skip
+IDS = List(Value("int32"))
+ROW = Features({"chosen_ids": IDS, "rejected_ids": IDS, "length": Value("int32"), "masked": Value("float32")})
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, the answer that was preferred and the one that was not. An answer stands right behind its prompt."""
+    """A prompt, the answer that was preferred and the one that was not. An answer stands right behind its prompt; one that does
+    not end was cut off, and has no end of sequence."""
 
     prompt: str
     chosen: str
     rejected: str
+    chosen_ends: bool = True
+    rejected_ends: bool = True
 
 
 # ----------------------------------------------------------------------------------------------------------------- loading
@@ -80,9 +83,10 @@ def load_preferences(
 ) -> tuple[list[Preference], Counter[str]]:
     """The preferences of a data set, and how many of its rows were dropped, by reason: `identical` sides, `no post`, ...
 
-    name: `tldr`, `hh`, or a JSONL file of ours (fields prompt, chosen, rejected), which is its own split. A data set is looked for
-    as the folder cache_dir/NAME (of `save_to_disk`), then on the hub. split: train or valid. count: so many rows, drawn by `seed`
-    (None: all). Raises ValueError for data that cannot be reached, for a broken line, and where nothing is left.
+    name: `tldr`, `hh`, or a JSONL file of ours (fields prompt, chosen, rejected, and chosen_ends and rejected_ends where one was
+    cut off), which is its own split. A data set is looked for as the folder cache_dir/NAME (of `save_to_disk`), then on the hub.
+    split: train or valid. count: so many rows, drawn by `seed` (None: all). Raises ValueError for data that cannot be reached,
+    for a broken line, and where nothing is left.
     """
     if name not in HUB:
         path = Path(name)
@@ -117,7 +121,7 @@ def load_preferences(
 def _of_line(place: str, record: object) -> Preference:
     if not isinstance(record, dict) or not all(isinstance(record.get(field), str) for field in FIELDS):
         raise ValueError(f"{place}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
-    return Preference(*(record[field] for field in FIELDS))
+    return Preference(*(record[field] for field in FIELDS), *(record.get(f"{side}_ends", True) for side in FIELDS[1:]))
 
 
 def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> Dataset:
@@ -254,8 +258,8 @@ def preference_rows(
     parts: list[Dataset] = []
     longest = max_length if canvas is None else min(canvas, max_length)
     for number, preference in enumerate(preferences):
-        prompt, chosen = encode(tokenizer, preference.prompt, preference.chosen)
-        _, rejected = encode(tokenizer, preference.prompt, preference.rejected)
+        prompt, chosen = encode(tokenizer, preference.prompt, preference.chosen, preference.chosen_ends)
+        _, rejected = encode(tokenizer, preference.prompt, preference.rejected, preference.rejected_ends)
         if len(prompt) + max(len(chosen), len(rejected)) > longest:
             dropped[f"longer than {longest}"] += 1
             continue

@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,7 +181,7 @@ class ProfanityReward:
     loaded only where they are those of the pinned wheel, bit for bit."""
 
     VERSION = "1.9.1"
-    SHA256 = {
+    SHA256: ClassVar = {
         "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
         "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     }
