@@ -7,6 +7,7 @@ that agrees with it the longest, token for token, so that rows may leave, change
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ Memory = list[tuple[Tensor, Tensor]]  # keys and values of each layer, [row, hea
 class SiblingCache:
     """Rewards of the tokens that could follow a text, exactly as the model gives them for each text alone.
 
-    model: a causal sequence classifier of transformers with one label (GPT2ForSequenceClassification and its like), whose reward
-    is a linear function of the hidden state of the last token. positions: tokens run so far.
+    trunk: a causal model of transformers without its head; score: the reward by the last token's hidden state, [.., d] -> [..].
+    positions: tokens run so far.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model: Any = model
+    def __init__(self, trunk: PreTrainedModel, score: Callable[[Tensor], Tensor]):
+        self.trunk: Any = trunk
+        self.score = score
         self.positions = 0
         self.memory: Memory = []
         self.tokens = torch.zeros(0, 0, dtype=torch.long)
@@ -52,14 +54,14 @@ class SiblingCache:
             key, value = (part[:, :, :past] if self._in_place(slot) else part[slot, :, :past] for part in pair)
             if past:
                 cache.update(key, value, layer)
-        dtype = next(self.model.parameters()).dtype
+        dtype = next(self.trunk.parameters()).dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-        states = self.model.base_model(
+        states = self.trunk(
             input_ids=inputs, position_ids=places, attention_mask=mask.unsqueeze(1), past_key_values=cache, use_cache=True
         ).last_hidden_state
         self.positions += inputs.numel()
         self._keep(cache, tokens, kept, length, past, new)
-        return self.model.score(states[:, new:]).squeeze(-1).float()
+        return self.score(states[:, new:]).float()
 
     def _in_place(self, slot: Int[Tensor, "row"]) -> bool:
         return len(slot) == len(self.length) and bool((slot == torch.arange(len(slot), device=slot.device)).all())
