@@ -3,8 +3,8 @@
     python run_guide.py experiment=pargs_smollm2_decode out=output/guide
     python run_guide.py dlm=stories prompts.file=prompts.jsonl out=DIR rewards.full=RUN rewards.partial=RUN sampler.steps=16
 
-DIR has generation_METHOD.json ([{"prompt", "result"}]) of each method, rewards.csv (a row a prompt, a column a method: reward under
-the selector) and costs.csv (a row a method: evaluations and reward rows a token, seconds). One line of
+DIR has generation_METHOD.json ([{"prompt", "result"}]) of each method, rewards.csv (a row a prompt, a column a method: reward
+under the selector) and costs.csv (a row a method: evaluations and reward rows a token, seconds). One line of
 DIR/METHOD/generations.jsonl a prompt, written as its batch finishes: what was killed goes on where it stopped.
 """
 
@@ -76,7 +76,7 @@ def decoder_of(config: DictConfig, model: MaskedLM, first: int) -> Guide:
 
 
 def environment_of(config: DictConfig, model: MaskedLM, length: int, first: int) -> UnmaskingEnvironment:
-    """A causal model and rules of one position a step take as many steps as there are tokens; a row ends at its end of sequence."""
+    """A causal model takes as many steps as there are tokens; a row ends at its end of sequence."""
     sampler = config.sampler
     return UnmaskingEnvironment(
         model, length if model.causal else sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=first,

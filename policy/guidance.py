@@ -103,7 +103,9 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int) -> Guide:
         if isinstance(guide.samples, bool) or not isinstance(guide.samples, int) or guide.samples < 1:
             raise ValueError(f"sampler.guide.samples={guide.samples} must be a whole number of at least 1; change it")
         if what.temperature == 0 and guide.samples > 1:
-            raise ValueError("best_of_n at temperature 0 would draw the same sample each time; raise sampler.temperature")
+            raise ValueError(
+                "best_of_n at temperature 0 would draw the same sample each time; raise sampler.temperature"
+            )
         reward = asked_reward(guide.reward, name, model)
         score = score_finished(reward, model, first)
         return Guide(Strategy(where, what), best=(guide.samples, score))
@@ -123,7 +125,9 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int) -> Guide:
     if guide.positions == "independent":
         return Guide(Guided(where, values, beta, guide.k, temperature), values)
     if model.causal:
-        raise ValueError(f"sampler.guide.positions={guide.positions} is of a masked model; a causal one writes one position")
+        raise ValueError(
+            f"sampler.guide.positions={guide.positions} is of a masked model; a causal one writes one position"
+        )
     if guide.positions == "pair":
         if sampler.budget is not None:
             raise ValueError("positions=pair writes one position a step, whatever the budget; leave sampler.budget out")
@@ -155,7 +159,9 @@ def asked_reward(path: str | None, strategy: str, model: MaskedLM) -> RewardMode
 def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> Values:
     """How the reward of strategy `name` reads candidates."""
     if guide.read not in (None, *READS):
-        raise ValueError(f"sampler.guide.read={guide.read!r} is unknown; use one of {', '.join(READS)}, or leave it out")
+        raise ValueError(
+            f"sampler.guide.read={guide.read!r} is unknown; use one of {', '.join(READS)}, or leave it out"
+        )
     if name == "value_head":
         return HeadValues(asked_head(guide.reward, model))
     reward = asked_reward(guide.reward, name, model)
@@ -163,11 +169,13 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
     if kind not in METHODS[name].reads:
         fitting = " or ".join(each for each, method in METHODS.items() if kind in method.reads)
         raise ValueError(
-            f"strategy {name!r} takes a reward that was trained on {' or '.join(METHODS[name].reads)} rows and {guide.reward} is of "
-            f"kind {kind!r}; use {fitting}, or give another reward"
+            f"strategy {name!r} takes a reward that was trained on {' or '.join(METHODS[name].reads)} rows and {guide.reward} "
+            f"is of kind {kind!r}; use {fitting}, or give another reward"
         )
     if kind == "mask" and model.causal:
-        raise ValueError(f"{guide.reward} was trained on canvases with masks, and a causal model has none; give a prefix reward")
+        raise ValueError(
+            f"{guide.reward} was trained on canvases with masks, and a causal model has none; give a prefix reward"
+        )
     same = isinstance(reward, RewardModel) and model.tokenizer is not None and shares_tokens(reward, model.tokenizer)
     cacheable = isinstance(reward, ClassifierReward) and reward.causal and model.causal
     if guide.read in ("siblings", "rows") and not same:
@@ -183,7 +191,9 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
     end = getattr(model.tokenizer, "eos_token_id", None)
     if not same or guide.read == "texts":
         if kind == "mask":
-            raise ValueError(f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids")
+            raise ValueError(
+                f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
+            )
         own = Template(first=first, end=end)
         return Texts(partial_texts(reward), model.tokenizer.batch_decode, own, kind)
     assert isinstance(reward, RewardModel)

@@ -1,4 +1,4 @@
-"""Decoding guided by a reward: where as any rule says; what is drawn from p(v) * exp(beta * r(text with v)) over the k best tokens.
+"""Decoding guided by a reward: where as any rule says; what from p(v) * exp(beta * r(text with v)) over the k best tokens.
 
 ARGS (2402.01694), PARGS (2406.07780), FaRMA (2502.04517), and for several positions at once proposals in the manner of SVDD
 (2408.08252). What differs: all candidates of a step are one batch (`Canvases`), one row of siblings against kept keys and values
@@ -61,8 +61,8 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Template:
-    """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer, which
-    begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own mask."""
+    """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer,
+    which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own."""
 
     front: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
@@ -109,7 +109,9 @@ class Values:
 
     def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]:
         """Of canvases that continue the observed rows, as many of each, one row's after the other's."""
-        raise ValueError("this reward values single tokens, not several that are written together; use positions=independent")
+        raise ValueError(
+            "this reward values single tokens, not several that are written together; use positions=independent"
+        )
 
 
 def closed_up(
@@ -246,8 +248,8 @@ class HeadValues(Values):
 
 @dataclass
 class Guided:
-    """What is written at each position that the rule picks is drawn from softmax((log p + beta * r) / temperature) over the k best
-    tokens there, the other positions still masked: exact where one position is written at a time, by independent tilts else."""
+    """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens there, the
+    other positions still masked: exact where one position is written at a time, by independent tilts else."""
 
     where: Unmasker
     values: Values
@@ -271,8 +273,8 @@ class Guided:
 
 @dataclass
 class GuidedPair:
-    """Position and token together: (i, v) drawn from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule
-    picks and the k best tokens of each. One position of a row is written a step."""
+    """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule picks
+    and the k best tokens of each. One position of a row is written a step."""
 
     where: Unmasker
     values: Values
@@ -289,7 +291,9 @@ class GuidedPair:
         spread = torch.full((rows, length, self.k), -torch.inf, device=scores.device)
         names = torch.zeros(rows, length, self.k, dtype=torch.long, device=scores.device)
         spread[row, position] = scores
-        names[row, position] = own(observation, row, position).unsqueeze(1) * observation.environment.model.vocab_size + best
+        names[row, position] = (
+            own(observation, row, position).unsqueeze(1) * observation.environment.model.vocab_size + best
+        )
         picked = (order > 0).any(1).nonzero().squeeze(1)
         place = torch.full_like(picked, CHOICE)
         chosen, log_q = drawn(
@@ -304,8 +308,8 @@ class GuidedPair:
 
 @dataclass
 class JointProposals:
-    """All positions of a step together: `count` proposals from the model, one of which is kept with probability softmax(beta * r).
-    As count grows this is the tilt of the joint law. log_what is NaN: the law of what is kept has no closed form."""
+    """All positions of a step together: `count` proposals from the model, one kept with probability softmax(beta * r). As count
+    grows this is the tilt of the joint law. log_what is NaN: the law of what is kept has no closed form."""
 
     where: Unmasker
     values: Values

@@ -57,7 +57,11 @@ class SiblingCache:
         dtype = next(self.trunk.parameters()).dtype
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
         states = self.trunk(
-            input_ids=inputs, position_ids=places, attention_mask=mask.unsqueeze(1), past_key_values=cache, use_cache=True
+            input_ids=inputs,
+            position_ids=places,
+            attention_mask=mask.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
         self.positions += inputs.numel()
         self._keep(cache, tokens, kept, length, past, new)
@@ -110,7 +114,9 @@ class SiblingCache:
             self.memory = [(key[:, :, : past + new], value[:, :, : past + new]) for key, value in pairs]  # pyright: ignore
             return
         place = torch.arange(longest, device=tokens.device)
-        source = torch.where(place < kept.unsqueeze(1), place, past + place - kept.unsqueeze(1)).clamp(max=past + new - 1)
+        source = torch.where(place < kept.unsqueeze(1), place, past + place - kept.unsqueeze(1)).clamp(
+            max=past + new - 1
+        )
         row = torch.arange(len(kept), device=tokens.device).unsqueeze(1)
         self.memory = [
             (key[row, :, source].transpose(1, 2), value[row, :, source].transpose(1, 2)) for key, value in pairs

@@ -15,7 +15,9 @@ from transformers import (
 from rewards.models import VocabularyHead
 
 
-def reward(directory: Path, tokenizer: PreTrainedTokenizerFast, kind: str = "full", causal: bool = True, seed: int = 0) -> str:
+def reward(
+    directory: Path, tokenizer: PreTrainedTokenizerFast, kind: str = "full", causal: bool = True, seed: int = 0
+) -> str:
     """A sequence classifier of two layers on this tokenizer; rewards spread by about one. kind mask: with one token more."""
     torch.manual_seed(seed)
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)

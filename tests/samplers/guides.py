@@ -27,7 +27,9 @@ class HashReward:
 
     def of(self, tokens):
         """Of one text, in plain Python."""
-        return float(self.values[sum((t + 1) * int(m) for t, m in zip(tokens, self.multipliers.tolist(), strict=False)) % 1024])
+        return float(
+            self.values[sum((t + 1) * int(m) for t, m in zip(tokens, self.multipliers.tolist(), strict=False)) % 1024]
+        )
 
 
 class TableHead(nn.Module):
@@ -97,7 +99,9 @@ def independent(model, reward, canvas, places, log_probs, k, beta, temperature, 
     """[(probability, tokens at places)]: each place tilted by itself."""
     sides = []
     for i in places:
-        pairs = candidates(model, reward, canvas, i, log_probs[i], k, beta, of_token and (lambda v, i=i: of_token(canvas, i, v)))
+        pairs = candidates(
+            model, reward, canvas, i, log_probs[i], k, beta, of_token and (lambda v, i=i: of_token(canvas, i, v))
+        )
         sides.append(list(zip([v for v, _ in pairs], softmax([s for _, s in pairs], temperature), strict=True)))
     return [(float(np.prod([p for _, p in one])), places, [v for v, _ in one]) for one in product(*sides)]
 

@@ -8,7 +8,17 @@ import torch
 
 from dlm.environment import UnmaskingEnvironment
 from dlm.token_rule import TokenRule
-from samplers.guided import METHODS, Canvases, Guided, GuidedPair, HeadValues, JointProposals, Template, Texts, check_guide
+from samplers.guided import (
+    METHODS,
+    Canvases,
+    Guided,
+    GuidedPair,
+    HeadValues,
+    JointProposals,
+    Template,
+    Texts,
+    check_guide,
+)
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint, inconsistent
@@ -16,7 +26,9 @@ from tests.samplers.guides import HashReward, TableHead, guided_law, independent
 
 ROWS = 20_000
 CAUSAL = RandomLM(vocabulary=4, causal=True, seed=3, spread=1.0)
-CAUSAL.rows += 1e-3 * torch.randn(CAUSAL.rows.shape, generator=torch.Generator().manual_seed(1))  # no ties: k is a choice
+CAUSAL.rows += 1e-3 * torch.randn(
+    CAUSAL.rows.shape, generator=torch.Generator().manual_seed(1)
+)  # no ties: k is a choice
 MASKED = inconsistent(vocabulary=4, length=3, seed=2)
 UNTIED = RandomLM(6, seed=1)
 UNTIED.rows += 1e-3 * torch.randn(UNTIED.rows.shape, generator=torch.Generator().manual_seed(2))
@@ -31,16 +43,22 @@ def sampled(model, strategy, steps, length=3, canvas=None, rows=ROWS, seed=0):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "full"])
-@pytest.mark.parametrize("k, beta, temperature", [(3, 2.0, 1.0), (4, -1.0, 1.0), (3, 1.0, 0.7), (2, 1.0, 0.0), (1, 3.0, 1.0)])
+@pytest.mark.parametrize(
+    "k, beta, temperature", [(3, 2.0, 1.0), (4, -1.0, 1.0), (3, 1.0, 0.7), (2, 1.0, 0.0), (1, 3.0, 1.0)]
+)
 def test_a_causal_model_samples_the_tilted_law(kind, k, beta, temperature):
     reward = HashReward(kind, seed=4)
-    step = lambda canvas, places, log_probs: independent(CAUSAL, reward, canvas, places, log_probs, k, beta, temperature)
+    step = lambda canvas, places, log_probs: independent(
+        CAUSAL, reward, canvas, places, log_probs, k, beta, temperature
+    )
     law = guided_law(CAUSAL, "leftmost", 3, 3, step)
     fits(sampled(CAUSAL, Guided(WHERE["leftmost"](), Canvases(reward), beta, k, temperature), 3).tokens, law)
 
 
 @pytest.mark.parametrize("kind", ["mask", "prefix", "full"])
-@pytest.mark.parametrize("rule, steps", [("random", 3), ("confidence", 3), ("leftmost", 3), ("random", 2), ("entropy", 1)])
+@pytest.mark.parametrize(
+    "rule, steps", [("random", 3), ("confidence", 3), ("leftmost", 3), ("random", 2), ("entropy", 1)]
+)
 def test_a_masked_model_samples_the_tilted_law_one_position_or_several_a_step(kind, rule, steps):
     reward = HashReward(kind, seed=5)
     step = lambda canvas, places, log_probs: independent(MASKED, reward, canvas, places, log_probs, 3, 1.5, 1.0)
@@ -108,7 +126,11 @@ def test_the_laws_differ_from_the_unguided_one_and_from_each_other():
     laws = [guided_law(MASKED, "random", 3, 3, lambda c, p, lp, b=beta, kind=kind: independent(
         MASKED, HashReward(kind, seed=5), c, p, lp, 3, b, 1.0)) for kind, beta in
         (("mask", 0.0), ("mask", 1.5), ("prefix", 1.5), ("full", 1.5))]  # fmt: skip
-    laws.append(guided_law(MASKED, "random", 1, 3, lambda c, p, lp: pair(MASKED, HashReward("mask", seed=5), c, p, lp, 3, 1.5, 1.0)))
+    laws.append(
+        guided_law(
+            MASKED, "random", 1, 3, lambda c, p, lp: pair(MASKED, HashReward("mask", seed=5), c, p, lp, 3, 1.5, 1.0)
+        )
+    )
     for i, one in enumerate(laws):
         for other in laws[i + 1 :]:
             assert sum(abs(one.get(x, 0) - other.get(x, 0)) for x in one.keys() | other.keys()) / 2 > 0.02
@@ -130,7 +152,10 @@ def strategy_of(rng, model, reward):
     k, beta, temperature = rng.choice([1, 2, 3]), rng.choice([0.5, 2.0]), rng.choice([0.0, 0.7, 1.0])
     kinds = [Guided(where, Canvases(reward), beta, k, temperature)]
     if not model.causal:
-        kinds += [GuidedPair(where, Canvases(reward), beta, k, temperature), JointProposals(where, Canvases(reward), beta, 3)]
+        kinds += [
+            GuidedPair(where, Canvases(reward), beta, k, temperature),
+            JointProposals(where, Canvases(reward), beta, 3),
+        ]
     return rng.choice(kinds)
 
 
@@ -213,15 +238,21 @@ def test_a_reward_reads_by_its_template():
     ended = [text for text in full.seen if 0 in text]
     assert ended and all(text.index(0) == len(text) - 1 for text in ended)
     masks = HashReward("mask")
-    sample(UnmaskingEnvironment(model, 2), Guided(WHERE["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3), canvas[:1])
-    assert all(len(text) == 4 and 6 not in text for text in masks.seen) and (4, 5) == masks.seen[0][:2]
+    sample(
+        UnmaskingEnvironment(model, 2),
+        Guided(WHERE["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3),
+        canvas[:1],
+    )
+    assert all(len(text) == 4 and 6 not in text for text in masks.seen) and masks.seen[0][:2] == (4, 5)
     assert {text.count(9) for text in masks.seen[:3]} == {1}
 
 
 def test_the_published_settings():
     assert METHODS["args"].beta == 1 and METHODS["args"].temperature == 0
     assert METHODS["args_stochastic"].temperature == 0.7 and METHODS["pargs"].beta == 2
-    assert METHODS["pargs"].temperature == 1 and METHODS["pargs_g"] == METHODS["pargs_g"].__class__(("prefix", "mask"), 1.0, 0.0)
+    assert METHODS["pargs"].temperature == 1 and METHODS["pargs_g"] == METHODS["pargs_g"].__class__(
+        ("prefix", "mask"), 1.0, 0.0
+    )
 
 
 @pytest.mark.parametrize("k", [0, 7, True, 2.5])
