@@ -4,6 +4,8 @@
     python run_evaluate.py --policy_path X/model.safetensors --config E --dataset gsm8k --seed 42 --output_dir DIR
     python run_evaluate.py --strategy threshold --settings 0.5,0.7,0.9 --model_path example/chain --datasets chain --save_path DIR
     torchrun --nproc-per-node 2 run_evaluate.py RUN --datasets gsm8k --save_path DIR
+    python run_evaluate.py --task reward --help      answers of run_guide.py under rewards
+    python run_evaluate.py --task pairwise --help    two files of answers, by a judge
 
 One line of DIR/NAME/generations.jsonl a sample, written as its batch finishes: an evaluation that was killed goes on where it
 stopped. At the end DIR has detailed_results.csv (a row a rule, data set and seed), summary_statistics.csv (mean, std, min, max of
@@ -37,6 +39,7 @@ from data.questions import (
 )
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from evaluation import pairwise, reward_task
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from evaluation.decoding import Decoding, answer_lengths
 from evaluation.few_shot import WORKED, with_examples
@@ -280,7 +283,14 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     return names, seeds
 
 
+TASKS = {"reward": reward_task.main, "pairwise": pairwise.main}
+
+
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["--task"]:
+        if argv[1:2] == [] or argv[1] not in TASKS:
+            raise ValueError(f"--task {' '.join(argv[1:2])} is unknown; use one of {', '.join(TASKS)}, or leave it out")
+        return TASKS[argv[1]](argv[2:])
     arguments = parser().parse_args(argv)
     names, seeds = check(arguments)
     config = configuration(arguments)

@@ -2,6 +2,7 @@
 
     python run_sample.py --strategy direct --batch_size 1 --steps 16
     python run_sample.py --strategy confidence --num_samples 64 --batch_size 16 --steps 32 --json record.json
+    python run_sample.py dlm=stories_causal --strategy pargs --reward RUN --prompt "One day" --num_samples 4 --batch_size 4
 
 Every flag is shorthand for a key of configs/sample.yaml; any other key is set Hydra's way: `sampler.temperature=0.9`.
 """
@@ -35,6 +36,7 @@ from policy.build import (
     shipped,
     strategy_name,
 )
+from policy.guidance import GUIDED, POSITIONS, build_guide, unmask_rule
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
@@ -83,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--strategy", dest="sampler.strategy", metavar="NAME",
         help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step); of a SEDD also "
-        f"{', '.join(PREDICTORS)}",
+        f"{', '.join(PREDICTORS)}; guided by a reward: {', '.join(GUIDED)}",
     )  # fmt: skip
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
                      "first_hitting, threshold, factor and entropy_bound take as many as they need")  # fmt: skip
@@ -96,6 +98,21 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a trained policy for strategy policy (example/014609)",
     )
+    guided = parser.add_argument_group(f"guided by a reward ({', '.join(GUIDED)})")
+    guided.add_argument(
+        "--reward", dest="sampler.guide.reward", metavar="RUN_OR_ID",
+        help="a run of run_train_reward.py, a sequence classifier, vader, profanity, ...; of value_head: a run with such a head",
+    )  # fmt: skip
+    guided.add_argument("--beta", dest="sampler.guide.beta", type=float, metavar="B", help="its weight (as published)")
+    guided.add_argument("--k", dest="sampler.guide.k", type=int, metavar="N", help="tokens that are candidates (10)")
+    guided.add_argument(
+        "--unmask", dest="sampler.guide.unmask", metavar="NAME",
+        help="which masks of a masked model are written next, a strategy above that needs no policy (confidence)",
+    )  # fmt: skip
+    guided.add_argument(
+        "--positions", dest="sampler.guide.positions", metavar="NAME",
+        help=f"of several positions a step: {', '.join(POSITIONS)} (independent)",
+    )  # fmt: skip
     what = parser.add_argument_group("what to write")
     what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
     what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
@@ -138,7 +155,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 def check(config: DictConfig) -> None:
     """Refuse what no model could be asked for. Raises ValueError."""
-    check_known(config.sampler.strategy)
+    check_known(config.sampler.strategy, GUIDED)
     for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
@@ -196,12 +213,18 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     model, _ = load_model(
         shipped(str(config.dlm.path)), device, config.model.dtype, OmegaConf.select(config, "dlm.model_type")
     )
-    predictor = score_predictor(config, model)
-    strategy = None if predictor else build_strategy(config, model)
+    guided = config.sampler.strategy in GUIDED
+    predictor = None if guided else score_predictor(config, model)
+    strategy = None if guided or predictor else build_strategy(config, model)
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
     canvas = canvas_of(model, **given, length=config.length).to(device)
     config = config.copy()
-    config.sampler.strategy, config.length = strategy_name(config.sampler.strategy, model), len(canvas)
+    guide = build_guide(config, model, int((canvas == model.mask_id).nonzero()[0])) if guided else None
+    config.length = len(canvas)
+    if guided:
+        config.sampler.guide.unmask = unmask_rule(config.sampler.guide.unmask, model)
+    else:
+        config.sampler.strategy = strategy_name(config.sampler.strategy, model)
     config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
     config.num_samples = config.num_samples or config.batch_size
     environment = build_environment(config, model, canvas)
@@ -220,7 +243,9 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
             canvases = canvas.expand(len(rows), -1)
             view.next_batch(canvases, model.mask_id)
-            if strategy is None:
+            if guide is not None:
+                batches.append(guide.decode(environment, canvases, config.seed, rows, on_step=view.on_step))
+            elif strategy is None:
                 assert isinstance(model, SeddLM) and predictor is not None
                 batches.append(
                     sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, view.on_step)
@@ -241,6 +266,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         **quality(tokens, texts, judge, model.tokenizer),
         **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
         **cost(batches),
+        **({} if guide is None else {"reward_rows": guide.reward_rows}),
         "exact": environment.exact,
         "drift": environment.drift,
         "peak_memory_mib": memory,

@@ -359,8 +359,13 @@ def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length:
     ]
     for row, (own, each) in enumerate(zip(tokens, prompts, strict=True)):
         check_prompt(model, own, length, f"prompt {row}", each if isinstance(each, str) else each.prompt)
+    return padded_left(tokens, length, model.mask_id)
+
+
+def padded_left(tokens: Sequence[list[int]], length: int, mask_id: int) -> Prompts:
+    """Prompts of token ids, padded on the left, `length` masks behind them."""
     width = max(len(own) for own in tokens)
-    canvas = torch.full((len(tokens), width + length), model.mask_id)
+    canvas = torch.full((len(tokens), width + length), mask_id)
     for row, own in enumerate(tokens):
         canvas[row, :width] = torch.tensor([0] * (width - len(own)) + own)
     start: Int[Tensor, "row"] = torch.tensor([width - len(own) for own in tokens])

@@ -75,18 +75,22 @@ class Draws:
         row_id: Int[Tensor, "read"],
         row_step: Int[Tensor, "read"],
         position: Int[Tensor, "read"],
+        names: Int[Tensor, "read vocabulary"] | None = None,
     ) -> Int[Tensor, "read"]:
-        """One token from softmax(logits) at each position read, by an exponential race in float64.
+        """One column from softmax(logits) at each position read, by an exponential race in float64.
 
         The race of p / E, with E exponential, is the Gumbel trick without its second logarithm. Every token has its own
         number, so a change of 1e-5 in one logit moves no other token (the inverse of the distribution function would).
+        names: the token of each column, where the columns are a few of the vocabulary in some order; None: column 0 is token 0.
         """
         keys = self.keys("what", row_id + self.first, row_step, position)
-        tokens = torch.arange(1, logits.shape[1] + 1, device=logits.device) * _GOLDEN
-        rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        columns = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0) if names is None else names
+        tokens = (columns + 1) * _GOLDEN
+        rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
         winners = []
-        for part, key in zip(logits.split(rows), keys.split(rows), strict=True):
+        pieces = tokens.expand(len(logits), -1).split(rows)
+        for part, key, token in zip(logits.split(rows), keys.split(rows), pieces, strict=True):
             weight = (part - part.amax(1, keepdim=True)).exp_()
-            exponential = _uniform(_mix(key.unsqueeze(1) + tokens)).log_().neg_()
+            exponential = _uniform(_mix(key.unsqueeze(1) + token)).log_().neg_()
             winners.append(torch.div(weight, exponential, out=exponential).argmax(1))
         return torch.cat(winners) if winners else torch.empty(0, dtype=torch.long, device=logits.device)

@@ -42,7 +42,7 @@ class MovingAverage:
 
 
 class Optimiser:
-    """AdamW + linear warm-up (+ cosine to zero over `total` steps where asked) + clipping; one `step` an update."""
+    """AdamW + linear warm-up (+ linear or cosine to zero over `total` steps where asked) + clipping; one `step` an update."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], config, total: int):
         self.parameters = [p for p in parameters if p.requires_grad]
@@ -54,6 +54,8 @@ class Optimiser:
     def learning_rate(self, step: int) -> float:
         """Of update number `step`, counted from 0."""
         warm = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
+        if self.config.schedule == "linear":
+            warm *= max(0.0, 1 - step / self.total)
         if self.config.schedule == "cosine":
             warm *= 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, step / self.total)))))
         return self.config.lr * warm

@@ -56,7 +56,7 @@ NUMBERS = (
     "algorithm.clip", "eval.temperature", "rl.ppo_clip", "rl.kl_beta", "rl.baseline_decay", "rl.sandwich.beta", "rl.sandwich.mix",
 )  # fmt: skip
 LISTS = {"reward.functions": str, "reward.weights": float, "data.datasets": str}
-CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "cosine")}
+CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "linear", "cosine")}
 
 
 def check_settings(config: DictConfig) -> None:

@@ -1,0 +1,74 @@
+"""Prompts to be continued, from a file or from the published test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import load_dataset, load_from_disk
+
+from data.preferences import split_talk
+from data.text import json_lines
+
+# Our name -> arguments of `load_dataset`.
+HUB = {
+    "tldr": {"path": "CarperAI/openai_summarize_tldr", "split": "test"},
+    "hh": {"path": "Anthropic/hh-rlhf", "split": "test"},
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """label: the answer of the data set, where it has one."""
+
+    prompt: str
+    label: str | None = None
+
+
+def load_asked(name: str, count: int | None = None, seed: int = 42, cache_dir: str | None = None) -> list[Asked]:
+    """Different prompts, in an order drawn by `seed`; `count` of them (None: all).
+
+    name: `tldr` or `hh` (the folder cache_dir/NAME_prompts of `save_to_disk`, else from the hub), or JSONL with the field prompt
+    and, where there is an answer to compare with, label; a file of preference pairs is one. ValueError for what cannot be read,
+    for a broken line, and for fewer than `count` prompts.
+    """
+    rows = _of_file(Path(name)) if name not in HUB else [_of_row(name, row) for row in _hub_rows(name, cache_dir)]
+    asked = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
+    if count is not None and count > len(asked):
+        raise ValueError(f"{name} has {len(asked)} different prompts and prompts.count is {count}; lower it")
+    order = np.random.default_rng(seed).permutation(len(asked))[:count].tolist()
+    return [asked[number] for number in order]
+
+
+def _of_file(path: Path) -> list[Asked]:
+    if not path.is_file():
+        raise ValueError(f"the prompts {path} are no file; give {', '.join(HUB)}, or JSONL with the field prompt")
+    rows = []
+    for place, record in json_lines(path):
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise ValueError(f"{place}: expected the text prompt; mend or delete the line")
+        rows.append(Asked(record["prompt"], record.get("label")))
+    return rows
+
+
+def _hub_rows(name: str, cache_dir: str | None) -> Sequence[Any]:
+    folder = None if cache_dir is None else Path(cache_dir) / f"{name}_prompts"
+    if folder is not None and folder.is_dir():
+        return load_from_disk(str(folder))  # pyright: ignore[reportReturnType]
+    try:
+        return load_dataset(**HUB[name], cache_dir=cache_dir)  # pyright: ignore
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the prompts '{name}' (hub id {HUB[name]['path']}) cannot be reached: check the network, or put a folder "
+            f"{name}_prompts of `save_to_disk` into prompts.cache_dir, which is {cache_dir}"
+        ) from error
+
+
+def _of_row(name: str, row: dict) -> Asked:
+    """As the reward model saw prompts in training (data/preferences.py): the published script puts `Context: ` before them."""
+    if name == "hh":
+        return Asked(*split_talk(row["chosen"]))
+    return Asked(row["prompt"].rstrip(), " " + row["label"].strip())

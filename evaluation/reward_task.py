@@ -1,0 +1,163 @@
+"""How good the answers of run_guide.py are: rewards with their standard error, likelihood, diversity, cost.
+
+    python run_evaluate.py --task reward --generations DIR --selector RUN --judge OTHER_RUN --model_path example/stories_causal
+
+The selector is the reward that answers were chosen by, the judge one that had no part in it: what the first gains and the second
+does not is over-optimisation. (The published script evaluates by the selector alone, and its `STD` is the deviation of prompts,
+not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row a prompt and
+a column a method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import torch
+
+from evaluation.likelihood import log_likelihoods
+from evaluation.report import print_table, write_csv
+from evaluation.text import standard_error
+from load_model import load_model
+from policy.build import shipped
+from rewards.models import TextReward, load_reward
+from training.usage import check_device
+
+PREFIX = "generation_"
+SHOWN = {
+    "method": "method", "selector_mean": "selector", "selector_se": "error", "judge_mean": "judge", "judge_se": "error ",
+    "log_likelihood_per_token": "log p", "length_mean": "tokens", "distinct_2": "distinct-2",
+    "evaluations_per_token": "NFE", "reward_rows_per_token": "rows",
+}  # fmt: skip
+
+
+def read_generations(path: Path) -> list[dict[str, str]]:
+    """[{"prompt", "result"}] of a file. ValueError for one that is none."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give a generation_METHOD.json of run_guide.py") from error
+    right = isinstance(rows, list) and rows and all(
+        isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("result"), str) for row in rows
+    )  # fmt: skip
+    if not right:
+        raise ValueError(f'{path} holds no answers; expected [{{"prompt": "...", "result": "..."}}, ...]')
+    return rows
+
+
+def load_scorer(name: str, device: str) -> TextReward:
+    """A reward of finished texts."""
+    reward = load_reward(shipped(name), device)
+    assert isinstance(reward, TextReward)
+    return reward
+
+
+def scores(reward: TextReward, rows: list[dict[str, str]], batch: int) -> list[float]:
+    """The reward of each answer."""
+    found = []
+    for part in (rows[at : at + batch] for at in range(0, len(rows), batch)):
+        found += reward.score_texts([row["prompt"] for row in part], [row["result"] for row in part]).tolist()
+    return found
+
+
+def distinct(rows: list[list[int]], n: int) -> float | None:
+    """Distinct n-grams over all n-grams of rows of different lengths; None where no row has one."""
+    grams = [tuple(row[at : at + n]) for row in rows for at in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def evaluate_method(
+    rows: list[dict[str, str]], judged: dict[str, list[float]], model, draws: int, batch: int
+) -> dict[str, float | int | None]:
+    """The figures of one method."""
+    found: dict[str, float | int | None] = {"prompts": len(rows)}
+    for name, values in judged.items():
+        tensor = torch.tensor(values, dtype=torch.float64)
+        found |= {f"{name}_mean": tensor.mean().item(), f"{name}_se": standard_error(tensor)}
+    pairs = [
+        tuple(model.tokenizer.encode(row[key], add_special_tokens=False) for key in ("prompt", "result"))
+        for row in rows
+    ]
+    lengths = torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
+    longest = model.max_length
+    written = [(prompt, answer[: max(0, longest - len(prompt))]) for prompt, answer in pairs if answer]
+    nats = [one.log_prob for one in log_likelihoods(model, written, draws, batch=batch)] if written else []
+    per_token = torch.tensor([value / len(answer) for value, (_, answer) in zip(nats, written, strict=True)])
+    found |= {
+        "log_likelihood_per_token": per_token.mean().item() if len(per_token) else None,
+        "log_likelihood_se": standard_error(per_token) if len(per_token) else None,
+        "length_mean": lengths.mean().item(), "empty": len(rows) - len(written),
+    }  # fmt: skip
+    return found | {f"distinct_{n}": distinct([answer for _, answer in pairs], n) for n in (1, 2, 3)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of --task reward."""
+    made = argparse.ArgumentParser(
+        prog="run_evaluate.py --task reward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--generations", type=Path, required=True, metavar="DIR", help="that run_guide.py wrote")
+    made.add_argument("--selector", help="the reward that answers were chosen by: a run, an id, vader, ...")
+    made.add_argument("--judge", required=True, help="a reward that had no part in it")
+    made.add_argument("--model_path", required=True, help="the unguided language model, for likelihoods")
+    made.add_argument("--draws", type=int, default=64, help="Monte Carlo samples a text of a masked model's bound")
+    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--save_path", type=Path, help="default: DIR")
+    made.add_argument("--device", default="cpu")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate a directory; 0."""
+    arguments = parser().parse_args(argv)
+    check_device(arguments.device)
+    if arguments.judge == arguments.selector:
+        raise ValueError(
+            f"--judge {arguments.judge} is the selector: it cannot see over-optimisation of itself; give another reward"
+        )
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch_size {arguments.batch_size} must be at least 1; change it")
+    files = sorted(arguments.generations.glob(f"{PREFIX}*.json"))
+    if not files:
+        raise ValueError(f"{arguments.generations} holds no {PREFIX}METHOD.json; give the directory of run_guide.py")
+    answers = {file.stem.removeprefix(PREFIX): read_generations(file) for file in files}
+    prompts = {name: [row["prompt"] for row in rows] for name, rows in answers.items()}
+    if len({tuple(own) for own in prompts.values()}) != 1:
+        raise ValueError(f"the files of {arguments.generations} answer different prompts; evaluate those of one run")
+    names = {"selector": arguments.selector, "judge": arguments.judge}
+    rewards = {name: load_scorer(path, arguments.device) for name, path in names.items() if path is not None}
+    model, _ = load_model(shipped(arguments.model_path), arguments.device)
+    if model.tokenizer is None:
+        raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded; add tokenizer.json")
+    out = arguments.save_path or arguments.generations
+    out.mkdir(parents=True, exist_ok=True)
+    cost = read_costs(arguments.generations / "costs.csv")
+    judged = {
+        name: {who: scores(reward, rows, arguments.batch_size) for who, reward in rewards.items()}
+        for name, rows in answers.items()
+    }
+    table = []
+    for name, rows in answers.items():
+        figures = evaluate_method(rows, judged[name], model, arguments.draws, arguments.batch_size)
+        table.append({"method": name, **figures, **cost.get(name, {})})
+    write_csv(table, out / "evaluation.csv")
+    for who in rewards:
+        columns = {name: judged[name][who] for name in answers}
+        rows = zip(*columns.values(), strict=True)
+        write_csv([dict(zip(columns, row, strict=True)) for row in rows], out / f"{who}.csv")
+    print_table(
+        [{new: row[old] for old, new in SHOWN.items() if old in row} for row in table], str(arguments.generations)
+    )
+    return 0
+
+
+def read_costs(file: Path) -> dict[str, dict[str, float]]:
+    """Costs of each method, where run_guide.py left them."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    kept = ("evaluations_per_token", "reward_rows_per_token", "seconds_per_token", "seconds")
+    return {row["method"]: {key: float(row[key]) for key in kept} for row in rows}

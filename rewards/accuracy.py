@@ -1,0 +1,47 @@
+"""How often a reward model prefers what was preferred: of whole answers, by length of their prefixes, by share of their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+
+from rewards.models import RewardModel, padded
+
+LENGTHS = (1, 3, 5, 9, 17, 33, 65, 129, 257)  # bins begin there
+SHARES = tuple(tenth / 10 for tenth in range(10))
+
+
+def row_margins(reward: RewardModel, rows: Dataset, batch: int = 256) -> list[float]:
+    """Score of each chosen row minus that of the rejected one."""
+    found: list[float] = []
+    for part in rows.iter(batch_size=batch):
+        chosen, rejected = (reward.score(*padded(part[f"{side}_ids"])) for side in ("chosen", "rejected"))
+        found += (chosen - rejected).tolist()
+    return found
+
+
+def accuracy(margins: Sequence[float]) -> float:
+    """Share of positive margins; a tie is half."""
+    margin = torch.tensor(margins)
+    return float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean())
+
+
+def by_bin(at: Sequence[float], margins: Sequence[float], starts: Sequence[float]) -> list[dict[str, float]]:
+    """Accuracy and number of comparisons in each bin that has any. at: where each stands; starts: where bins begin, in order."""
+    place = (
+        torch.bucketize(torch.tensor(at, dtype=torch.float64), torch.tensor(starts, dtype=torch.float64), right=True)
+        - 1
+    )
+    table = []
+    for number, start in enumerate(starts):
+        own = [margin for bin_, margin in zip(place.tolist(), margins, strict=True) if bin_ == number]
+        if own:
+            table.append({"from": float(start), "pairs": len(own), "accuracy": accuracy(own)})
+    return table
+
+
+def told(table: Sequence[dict[str, float]]) -> str:
+    """One line."""
+    return "  ".join(f"{row['from']:g}+: {row['accuracy']:.3f} ({row['pairs']})" for row in table)

@@ -1,0 +1,315 @@
+"""Rewards that were learnt, or that come in a package: one number for a text, or for a row of token ids.
+
+    load_reward("output/2026.01.31/120000")     a run of run_train_reward.py
+    load_reward("OWNER/NAME")                   any sequence classifier of transformers, or its directory, with one output
+    load_reward("OWNER/NAME#positive")          log p of that label, of a classifier with several
+    load_reward("vader")  "profanity"  "brevity"  "embedding:OWNER/NAME"  "embedding:OWNER/NAME#a text"
+
+A `RewardModel` reads ids of its own tokenizer, a `TextReward` strings; a classifier is both. Higher is better in all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from data.preferences import KINDS, encode
+
+POSITIONS = 16_384  # of a forward pass
+HEAD = "vocabulary_head.json"  # in a directory with a VocabularyHead
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """A reward of token ids of ITS OWN tokenizer. kind: full (whole answers), prefix (answers that go on) or mask (canvases with
+    masks, whose id is tokenizer.mask_token_id): what it was trained to read. `real` is False at padding."""
+
+    tokenizer: PreTrainedTokenizerFast
+    kind: str
+
+    def score(
+        self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
+    ) -> Float[Tensor, "row"]: ...
+
+
+@runtime_checkable
+class TextReward(Protocol):
+    """A reward of texts that answer prompts ("" where there are none)."""
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- classifiers
+
+
+class ClassifierReward:
+    """A sequence classifier of transformers: its one output, or the log-probability of one of several labels.
+
+    causal: whether it reads from the left (GPT-2, Llama: a linear `score` of the last token's state). Padding may stand anywhere:
+    rows are packed to the left, so that the last token is found without a padding id, and a row does not know its batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, kind: str = "full", label: int | None = None):
+        if kind not in KINDS:
+            raise ValueError(f"a reward model's kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer, self.kind, self.label = tokenizer, kind, label
+        self.causal = hasattr(model, "score")
+        self.max_length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+    @torch.no_grad()
+    def score(
+        self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
+    ) -> Float[Tensor, "row"]:
+        """float32, on the device of `tokens`."""
+        real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+        order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
+        tokens, real = tokens.gather(1, order), real.gather(1, order)
+        rows = max(1, POSITIONS // tokens.shape[1])
+        parts = zip(tokens.split(rows), real.split(rows), strict=True)
+        return torch.cat([self._score(*part) for part in parts]) if len(tokens) else tokens.new_zeros(0).float()
+
+    def _score(self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        length = real.sum(1)
+        tokens, real = (part[:, : int(length.max())].to(self.model.device) for part in (tokens, real))
+        given = {
+            "input_ids": tokens.masked_fill(~real, self.tokenizer.pad_token_id or 0),
+            "attention_mask": real.long(),
+        }
+        if self.causal:
+            states = self.model.base_model(**given, use_cache=False).last_hidden_state
+            return self.score_hidden(states[torch.arange(len(tokens)), length - 1]).to(length.device)
+        return self.value(self.model(**given).logits).to(length.device)
+
+    def score_hidden(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
+        """The reward of rows that end at a token, by its state in the last layer (causal models)."""
+        return self.value(self.model.score(hidden))
+
+    def value(self, logits: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch"]:
+        """The reward among the outputs."""
+        return logits[..., 0].float() if self.label is None else logits.float().log_softmax(-1)[..., self.label]
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+        """Finished answers, by the template of training; one that is too long loses its end."""
+        rows = [encode(self.tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        return self.score(*padded([(prompt + answer)[: self.max_length] for prompt, answer in rows]))
+
+
+def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+    """Rows of ids on one length, and which of them are real."""
+    length = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(length.max()), dtype=torch.int64)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = torch.tensor(row)
+    return tokens, torch.arange(tokens.shape[1]) < length[:, None]
+
+
+def shares_tokens(reward: RewardModel, tokenizer: Any) -> bool:
+    """Whether every token of a language model's tokenizer has the same id in the reward model's: its ids can then be scored as
+    they are."""
+    own = reward.tokenizer.get_vocab()
+    return all(own.get(token) == number for token, number in tokenizer.get_vocab().items())
+
+
+# --------------------------------------------------------------------------------------------------------- vocabulary heads
+
+
+class VocabularyHead(nn.Module):
+    """The value of every next token in one call: FaRMA's head ("Towards Cost-Effective Reward Guided Text Generation",
+    2502.04517), a linear layer on the states of a frozen language model, `trunk`; for a masked trunk the value of every token at
+    every mask. What differs: the trunk is the language model itself, so that guidance costs no model call of its own."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, trunk: str, kind: str):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, vocab_size)
+        self.trunk, self.kind = trunk, kind
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocabulary"]:
+        """The state that predicts a position (`MaskedLM.hidden`) -> the value of each token there, float32."""
+        return self.linear(hidden.float())
+
+    def save(self, directory: Path) -> None:
+        """What `load_head` reads."""
+        directory.mkdir(parents=True, exist_ok=True)
+        vocabulary, width = self.linear.weight.shape
+        settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
+        (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / "model.safetensors"
+        )
+
+
+def load_head(path: str | Path, device: str | torch.device = "cpu") -> VocabularyHead:
+    """The vocabulary head of a run, or of its directory; frozen. ValueError for a path that holds none."""
+    folder = reward_folder(str(path))
+    if not (Path(folder) / HEAD).is_file():
+        raise ValueError(f"{path} holds no vocabulary head; train one: run_train_reward.py reward.head=vocabulary")
+    head = VocabularyHead(**json.loads((Path(folder) / HEAD).read_text()))
+    head.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return head.requires_grad_(False).eval().to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------------- packages
+
+
+class VaderReward:
+    """Sentiment by VADER's lexicon and rules (Hutto and Gilbert, 2014): its `compound`, from -1 to 1. Reads the text alone."""
+
+    def __init__(self):
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # an extra: only where it is used
+
+        self.analyser = SentimentIntensityAnalyzer()
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+        return torch.tensor([self.analyser.polarity_scores(text)["compound"] for text in texts])
+
+
+class ProfanityReward:
+    """1 - p(profane) by alt-profanity-check's linear model. Its weights are a pickle, which could run anything: the two files are
+    loaded only where they are those of the pinned wheel, bit for bit."""
+
+    VERSION = "1.9.1"
+    SHA256: ClassVar = {
+        "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
+        "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
+    }
+
+    def __init__(self):
+        distribution = importlib.metadata.distribution("alt-profanity-check")
+        self.vectorizer, self.model = (
+            self._loaded(Path(str(distribution.locate_file(f"profanity_check/data/{name}")))) for name in self.SHA256
+        )
+
+    def _loaded(self, file: Path) -> Any:
+        import joblib
+
+        if hashlib.sha256(file.read_bytes()).hexdigest() != self.SHA256[file.name]:
+            raise ValueError(
+                f"{file} is not the file of alt-profanity-check {self.VERSION}, and as a pickle it is not loaded; install that "
+                f"version: pip install --force-reinstall --no-deps alt-profanity-check=={self.VERSION}"
+            )
+        return joblib.load(file)
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+        return 1 - torch.from_numpy(self.model.predict_proba(self.vectorizer.transform(texts))[:, 1]).float()
+
+
+class BrevityReward:
+    """Minus the number of words: a preference whose truth is known."""
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+        return torch.tensor([-float(len(text.split())) for text in texts])
+
+
+class EmbeddingReward:
+    """Cosine of a text and its prompt, or, given one, of a text and `target`, in the mean of an encoder's last states (as
+    sentence-transformers' models are used)."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, target: str | None = None):
+        self.model, self.tokenizer, self.target = model.requires_grad_(False).eval(), tokenizer, target
+
+    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+        others = prompts if self.target is None else [self.target]
+        return (self.embedded(texts) * self.embedded(others)).sum(1)
+
+    @torch.no_grad()
+    def embedded(self, texts: list[str]) -> Float[Tensor, "text width"]:
+        """Vectors of length 1."""
+        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        rows = [self.tokenizer.encode(text, truncation=True, max_length=longest) for text in texts]
+        tokens, real = padded(rows)
+        states = self.model(input_ids=tokens.to(self.model.device), attention_mask=real.long().to(self.model.device))
+        weight = real[:, :, None].to(self.model.device)
+        means = (states.last_hidden_state * weight).sum(1) / weight.sum(1)
+        return nn.functional.normalize(means.float(), dim=1).cpu()
+
+
+PACKAGED: dict[str, tuple[Callable[[], TextReward], str]] = {
+    "vader": (VaderReward, "vaderSentiment==3.3.2"),
+    "profanity": (ProfanityReward, f"alt-profanity-check=={ProfanityReward.VERSION}"),
+    "brevity": (BrevityReward, ""),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------- loading
+
+
+def reward_folder(path: str) -> str:
+    """RUN/model of a run of run_train_reward.py; any other path or id as it is."""
+    model = Path(path) / "model"
+    return str(model) if (Path(path) / ".hydra").is_dir() and model.is_dir() else path
+
+
+def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardModel | TextReward:
+    """A reward, frozen, by the names at the top of this module. No remote code runs, and no pickled code.
+
+    Raises ValueError that says what is to be done: nothing there, a package that is missing, several outputs and no label, a head
+    that a language model's decoding reads and nothing else does.
+    """
+    if path_or_id in PACKAGED:
+        make, requirement = PACKAGED[path_or_id]
+        try:
+            return make()
+        except ImportError as error:
+            raise ValueError(f"the reward {path_or_id} needs a package; pip install {requirement}") from error
+    name, _, part = path_or_id.partition("#")
+    if name.startswith("embedding:"):
+        model, tokenizer = _pretrained(AutoModel, name.removeprefix("embedding:"))
+        return EmbeddingReward(model.to(device), tokenizer, part or None)
+    folder = reward_folder(name)
+    if (Path(folder) / HEAD).is_file():
+        raise ValueError(
+            f"{name} is a vocabulary head: it scores the next token while its own language model decodes (load_head), and no "
+            "texts; give a reward model of reward.head=sequence"
+        )
+    model, tokenizer = _pretrained(AutoModelForSequenceClassification, folder)
+    return ClassifierReward(
+        model.to(device), tokenizer, getattr(model.config, "reward_kind", "full"), _label(model, name, part)
+    )
+
+
+def _label(model: Any, name: str, label: str) -> int | None:
+    labels = model.config.id2label
+    if model.config.num_labels == 1:
+        if label:
+            raise ValueError(f"{name} has one output and no label {label!r}; leave #{label} out")
+        return None
+    found = [int(number) for number, known in labels.items() if label in (known, str(number))]
+    if not found:
+        raise ValueError(f"{name} has the labels {', '.join(labels.values())}; say which is good: {name}#{labels[0]}")
+    return found[0]
+
+
+def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Weights and tokenizer. Weights that are missing would be random, and are refused."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"{path} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
+        )
+    try:
+        model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        known = ", ".join(PACKAGED)
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"the reward {path} is none of {known} and cannot be loaded as a model ({first}); check the name, or give a directory"
+        ) from error
+    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
+        raise ValueError(
+            f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: run_train_reward.py "
+            f"reward.init={path}"
+        )
+    return model, tokenizer

@@ -1,0 +1,223 @@
+"""A vocabulary head (rewards/models.py) from preference pairs: the value of every next token, on a frozen model's states.
+
+FaRMA's (2502.04517) for a causal model: with Q(s)[v] the value of prefix s followed by v, and pairs (w, l) behind one prompt,
+
+    loss = mean over i of -log sigmoid( Q(w_<i)[w_i] - Q(l_<i)[l_i] ),
+
+i from the first difference to the end of the shorter answer: Bradley-Terry on all prefixes of one length, in one pass. For a
+masked model (ours) both stand on canvases z(w), z(l) under one mask M, drawn anew for every pair and epoch:
+
+    loss = -log sigmoid( mean over i in M of Q(z(w))[i, w_i] - Q(z(l))[i, l_i] ).
+
+The model's own states are read where it decodes, so guidance by the head costs no call of another model.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.pairs import Pairs
+from data.preferences import SHAPES, Preference, draw_mask
+from dlm.masked_lm import MaskedLM
+from policy.train import Learner
+from rewards.models import VocabularyHead
+from training.optim import MovingAverage, Optimiser
+from training.run import Run, step_seed
+
+
+def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) -> tuple[Pairs, int]:
+    """The pairs on canvases of `length`, filled up with the end of sequence, and how many did not fit. ValueError where none is
+    left."""
+    tokenizer = model.tokenizer
+    if tokenizer is None or tokenizer.eos_token_id is None:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"{model.model_id} has no tokenizer with an end of sequence, and preferences are text; add one"
+        )
+    end: int = tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+    sides: list[list[list[int]]] = [[], []]
+    prompts = []
+    for pair in preferences:
+        prompt, *answers = ([] if not text else tokenizer.encode(text, add_special_tokens=False)
+                            for text in (pair.prompt, pair.chosen, pair.rejected))  # fmt: skip
+        if len(prompt) + max(map(len, answers)) < length and answers[0] != answers[1]:  # room for the end
+            prompts.append(len(prompt))
+            for side, answer in zip(sides, answers, strict=True):
+                row = prompt + answer
+                side.append(row + [end] * (length - len(row)))
+    if not prompts:
+        raise ValueError(
+            f"none of {len(preferences)} pairs fits a canvas of {length}; raise data.canvas, or give other pairs"
+        )
+    free = torch.arange(length) >= torch.tensor(prompts)[:, None]
+    return Pairs(torch.tensor(sides[0]), torch.tensor(sides[1]), free), len(preferences) - len(prompts)
+
+
+@dataclass
+class Entries:
+    """The values that pairs are compared by: of the chosen rows, then of the rejected ones, at the same positions.
+
+    margin: Q of what the chosen row has minus Q of what the rejected one has; row: which pair; place: which position behind its
+    prompt, from 0.
+    """
+
+    margin: Float[Tensor, "entry"]
+    row: Int[Tensor, "entry"]
+    place: Int[Tensor, "entry"]
+
+
+def compared(pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, end: int) -> Bool[Tensor, "pair position"]:
+    """Where rows are compared. Causal (masked: None): from the first difference to the end of the shorter answer; masked: at the
+    masks of pairs that differ there or in what is shown."""
+    if masked is not None:
+        return masked & (pairs.chosen != pairs.rejected).any(1, keepdim=True)
+    parted = (pairs.chosen != pairs.rejected).cumsum(1) > 0
+    ended = torch.zeros_like(pairs.free)
+    for side in (pairs.chosen, pairs.rejected):
+        over = ((side == end) & pairs.free).cumsum(1) > 0
+        ended[:, 1:] |= over[:, :-1]
+    return pairs.free & parted & ~ended
+
+
+def entries(
+    model: MaskedLM, head: VocabularyHead, pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, end: int
+) -> Entries:
+    """One pass of the frozen model over both sides; only the values of the tokens that stand there are computed."""
+    read = compared(pairs, masked, end)
+    tokens = torch.cat((pairs.chosen, pairs.rejected))
+    seen = tokens if masked is None else tokens.masked_fill(masked.repeat(2, 1), model.mask_id)
+    both = read.repeat(2, 1)
+    with torch.no_grad():
+        hidden = model.hidden(seen, both).float()
+    written = tokens[both]
+    value = (head.linear.weight[written] * hidden).sum(1) + head.linear.bias[written]
+    chosen, rejected = value.chunk(2)
+    row, position = read.nonzero(as_tuple=True)
+    return Entries(chosen - rejected, row, position - (~pairs.free).sum(1)[row])
+
+
+def margins(found: Entries, pairs: int, causal: bool) -> Float[Tensor, "comparison"]:
+    """What the loss compares: each prefix (causal), or each pair, by the mean over its masks."""
+    if causal:
+        return found.margin
+    count = torch.zeros(pairs, device=found.margin.device).index_add_(0, found.row, torch.ones_like(found.margin))
+    total = torch.zeros(pairs, device=found.margin.device).index_add(0, found.row, found.margin)
+    return (total / count.clamp(min=1))[count > 0]
+
+
+def pair_masks(pairs: Pairs, seed: int, first: int = 0) -> Bool[Tensor, "pair position"]:
+    """One mask a pair, over what stands behind its prompt; at least one position of it. first: number of the first pair."""
+    masked = torch.zeros_like(pairs.free)
+    for number, free in enumerate(pairs.free):
+        rng = np.random.default_rng((seed, first + number))
+        drawn = torch.from_numpy(draw_mask(int(free.sum()), str(rng.choice(SHAPES)), rng)).to(free.device)
+        drawn[int(rng.integers(len(drawn)))] = True
+        masked[number, free] = drawn
+    return masked
+
+
+class HeadTraining:
+    """Updates of a head on pairs, training.n_iters of them. Batches are whole over processes, each of which takes its share."""
+
+    def __init__(self, model: MaskedLM, kind: str, pairs: Pairs, held_out: Pairs, config: DictConfig, processes):
+        self.model, self.causal, self.config, self.processes = model, kind == "prefix", config, processes
+        self.pairs, self.held_out = pairs, held_out
+        self.end: int = model.tokenizer.eos_token_id  # pyright: ignore
+        trunk = str(config.init)
+        self.head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind).to(processes.device)
+        parameters = list(self.head.parameters())
+        training = config.training
+        self.updates = training.n_iters
+        self.learner = Learner(
+            self.head,
+            Optimiser(parameters, config.optim, self.updates),
+            MovingAverage(parameters, training.ema),
+            processes,
+        )
+
+    def entries(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Entries, Bool[Tensor, "pair position"] | None]:
+        """Of these pairs, and their masks (None: causal)."""
+        pairs = pairs.to(self.processes.device)
+        masked = None if self.causal else pair_masks(pairs, seed, first)
+        return entries(self.model, self.head, pairs, masked, self.end), masked
+
+    def update(self, step: int) -> dict[str, float]:
+        """One update."""
+        size = self.config.training.batch_size
+        part = self.processes.part(size)
+        mine = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
+        found, _ = self.entries(mine, step_seed(self.config.seed, step), part.start)
+        margin = margins(found, len(mine), self.causal)
+        loss = -F.logsigmoid(margin).mean()
+        loss.backward()
+        accuracy = float((margin > 0).float().mean())
+        return {"loss": float(loss.detach()), "accuracy": accuracy, **self.learner.update()}
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
+        """(loss and accuracy on held-out pairs, always under the same masks; (length or masked share, margin) of each
+        comparison)."""
+        size, kept = self.config.eval.batch_size, []
+        for first in range(0, len(self.held_out), size):
+            pairs = self.held_out.take(torch.arange(first, min(first + size, len(self.held_out))))
+            found, masked = self.entries(pairs, 0, first)
+            margin = margins(found, len(pairs), self.causal)
+            if masked is None:
+                at = found.place + 1.0
+            else:
+                share = masked.sum(1) / pairs.to(masked.device).free.sum(1)
+                at = share[found.row.unique()]
+            kept += zip(at.tolist(), margin.tolist(), strict=True)
+        margin = torch.tensor([margin for _, margin in kept])
+        return {
+            "eval_loss": float(-F.logsigmoid(margin).mean()),
+            "eval_accuracy": float((margin > 0).float().mean()),
+        }, kept
+
+    def use_average(self, run: Run, step: int) -> None:
+        """Put the moving average of the weights into the head, see how it does, and write it to RUN/model."""
+        self.learner.average.copy_to(self.head.parameters())
+        if self.processes.first:
+            run.log(step, self.evaluate()[0])
+            self.head.save(run.directory / "model")
+
+
+def train_head(training: HeadTraining, run: Run) -> None:
+    """The loop; RUN/model is the moving average. Resumes where the run has a checkpoint."""
+    config, learner, head = training.config, training.learner, training.head
+    first = 0
+    if (state := run.restore("head")) is not None:
+        head.load_state_dict(state["head"])
+        learner.optimiser.adamw.load_state_dict(state["optimizer"])
+        learner.average.load_state_dict(state["ema"])
+        first, learner.updates = state["step"], state["updates"]
+    for step in range(first, training.updates):
+        metrics = training.processes.mean(training.update(step))
+        run.check(metrics["loss"], step)
+        done = step + 1
+        last = done == training.updates
+        run.log(done, metrics, show=done % config.training.log_freq == 0 or last)
+        snapshot = done % config.training.snapshot_freq == 0 or last
+        stop = training.processes.stop_asked()
+        if snapshot or stop:
+            run.save(
+                {
+                    "head": head.state_dict(), "optimizer": learner.optimiser.adamw.state_dict(),
+                    "ema": learner.average.state_dict(), "updates": learner.updates, "step": done,
+                },
+                snapshot,
+            )  # fmt: skip
+        if stop:
+            run.stop(done)
+        if done % config.training.eval_freq == 0 and not last:
+            weights = copy.deepcopy(head.state_dict())
+            training.use_average(run, done)
+            head.load_state_dict(weights)
+    training.use_average(run, training.updates)

@@ -1,0 +1,195 @@
+"""Decode every prompt of a file with every method, guided by rewards or not.
+
+    python run_guide.py experiment=pargs_smollm2_decode out=output/guide
+    python run_guide.py dlm=stories prompts.file=prompts.jsonl out=DIR rewards.full=RUN rewards.partial=RUN sampler.steps=16
+
+DIR has generation_METHOD.json ([{"prompt", "result"}]) of each method, rewards.csv (a row a prompt, a column a method: reward
+under the selector) and costs.csv (a row a method: evaluations and reward rows a token, seconds). One line of
+DIR/METHOD/generations.jsonl a prompt, written as its batch finishes: what was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from data.prompt_file import Asked, load_asked
+from data.prompts import Prompts
+from data.questions import check_prompt, padded_left
+from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from evaluation.generations import begin, merge, shard
+from evaluation.report import print_table, write_csv, write_json
+from load_model import load_model
+from policy.build import build_strategy, check_known, shipped
+from policy.guidance import GUIDED, Guide, answer_texts, build_guide
+from rewards.models import TextReward, load_reward
+from training.processes import Processes, processes
+from training.usage import check_device, check_overrides, exit_on_bad_input
+
+
+def check_guide_run(config: DictConfig) -> None:
+    """Refuse what no run could have."""
+    check_device(str(config.device))
+    for key in ("length", "batch_size", "prompts.count"):
+        value = OmegaConf.select(config, key)
+        if value is None and key == "prompts.count":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
+    if not config.methods:
+        raise ValueError("methods is empty, so there is nothing to do; name one at least")
+    for settings in config.methods.values():
+        check_known(settings.get("strategy"), GUIDED)
+
+
+def method_config(config: DictConfig, name: str) -> DictConfig:
+    """The configuration with what one method sets."""
+    settings: Any = OmegaConf.to_container(config.methods[name], resolve=True)
+    own = OmegaConf.create({"sampler": {key: value for key, value in settings.items() if key != "path"}})
+    merged = OmegaConf.merge(OmegaConf.create({"dlm": config.dlm, "sampler": config.sampler}), own)
+    merged.dlm.path = settings.get("path") or config.dlm.path
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
+    """Prompts as they are, padded on the left, masks behind them. ValueError names the prompt that does not fit."""
+    rows = [model.tokenizer.encode(one.prompt, add_special_tokens=False) for one in asked]
+    for number, (row, one) in enumerate(zip(rows, asked, strict=True)):
+        check_prompt(model, row, length, f"prompt {number}", one.prompt, "shorten it, or lower length")
+    return padded_left(rows, length, model.mask_id)
+
+
+def decoder_of(config: DictConfig, model: MaskedLM, first: int) -> Guide:
+    """What decodes: guided, or a plain rule as a guide without a reward."""
+    if config.sampler.strategy in GUIDED:
+        return build_guide(config, model, first)
+    return Guide(build_strategy(config, model))
+
+
+def environment_of(config: DictConfig, model: MaskedLM, length: int, first: int) -> UnmaskingEnvironment:
+    """A causal model takes as many steps as there are tokens; a row ends at its end of sequence."""
+    sampler = config.sampler
+    return UnmaskingEnvironment(
+        model, length if model.causal else sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=first,
+        stop_id=getattr(model.tokenizer, "eos_token_id", None), guidance=float(sampler.guidance), cache=sampler.cache,
+        refresh=sampler.refresh,
+    )  # fmt: skip
+
+
+def decode_method(
+    name: str, config: DictConfig, method: DictConfig, model: MaskedLM, asked: list[Asked], group: Processes
+) -> list[dict[str, Any]]:
+    """The records of all prompts by one method; those that are there already are kept."""
+    directory = Path(config.out) / name
+    prompts = hashlib.sha256(json.dumps([one.prompt for one in asked]).encode()).hexdigest()[:16]
+    settings = {"sampler": OmegaConf.to_container(method.sampler, resolve=True), "model": str(method.dlm.path),
+                "length": config.length, "seed": config.seed, "prompts": prompts, "dtype": config.model.dtype}  # fmt: skip
+    done = begin(directory, settings, group)
+    todo = torch.tensor([row for row in range(len(asked)) if row not in done], dtype=torch.long)
+    todo = todo[group.rank :: group.world]
+    guides: dict[int, Guide] = {}
+    if len(todo):
+        with shard(directory, group).open("a", encoding="utf-8") as out:
+            for rows in todo.split(config.batch_size):
+                batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
+                first = batch.prompt_length
+                guide = guides.setdefault(first, decoder_of(method, model, first))
+                environment = environment_of(method, model, config.length, first)
+                before, started = guide.reward_rows, time.perf_counter()
+                samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
+                seconds, read = time.perf_counter() - started, guide.reward_rows - before
+                texts = answer_texts(model, samples.tokens[:, first:])
+                for place, row in enumerate(rows.tolist()):
+                    record = {
+                        "row": row, "prompt": asked[row].prompt, "result": texts[place],
+                        "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
+                        "reward_rows": read / len(rows), "seconds": seconds / len(rows),
+                    }  # fmt: skip
+                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                out.flush()
+    group.mean({"done": 1.0})  # waits for all
+    return merge(directory) if group.first else []
+
+
+def costs(name: str, records: list[dict[str, Any]]) -> dict[str, float | int | str]:
+    """What one method cost, for each token that it wrote."""
+    tokens = sum(record["tokens"] for record in records)
+    of = {key: sum(record[key] for record in records) for key in ("evaluations", "reward_rows", "seconds")}
+    return {
+        "method": name, "prompts": len(records), "tokens": tokens, "evaluations_per_token": of["evaluations"] / tokens,
+        "reward_rows_per_token": of["reward_rows"] / tokens, "seconds_per_token": of["seconds"] / tokens,
+        "seconds": of["seconds"],
+    }  # fmt: skip
+
+
+def reward_table(
+    selector: TextReward, asked: list[Asked], generations: dict[str, list[dict[str, Any]]], batch: int
+) -> list[dict[str, float]]:
+    """A row a prompt, a column a method, and `label` where every prompt has one: rewards under the selector."""
+    columns = {name: [record["result"] for record in records] for name, records in generations.items()}
+    if all(one.label is not None for one in asked):
+        columns["label"] = [str(one.label) for one in asked]
+    prompts = [one.prompt for one in asked]
+    found: dict[str, list[float]] = {}
+    for name, texts in columns.items():
+        parts = (slice(at, at + batch) for at in range(0, len(texts), batch))
+        found[name] = torch.cat([selector.score_texts(prompts[part], texts[part]) for part in parts]).tolist()
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+def main(config: DictConfig) -> Path:
+    """Decode; returns the directory."""
+    check_guide_run(config)
+    out = Path(config.out)
+    with processes(config.device) as group:
+        asked = load_asked(
+            str(config.prompts.file), config.prompts.count, config.prompts.seed, config.prompts.cache_dir
+        )
+        selector = None if config.selector is None else load_reward(str(config.selector), group.device)
+        assert selector is None or isinstance(selector, TextReward)
+        models: dict[str, MaskedLM] = {}
+        plans = {name: method_config(config, name) for name in config.methods}
+        for method in plans.values():  # everything wrong is said before any work
+            path = str(method.dlm.path)
+            if path not in models:
+                models[path], _ = load_model(shipped(path), group.device, config.model.dtype)
+            model = models[path]
+            if model.tokenizer is None:
+                raise ValueError(f"the tokenizer of {path} cannot be loaded, and prompts are text; add tokenizer.json")
+            first = canvases(model, asked, config.length).prompt_length
+            decoder_of(method, model, first)
+            environment_of(method, model, config.length, 0).reset(torch.full((1, config.length), model.mask_id))
+        generations = {}
+        for name, method in plans.items():
+            generations[name] = decode_method(name, config, method, models[str(method.dlm.path)], asked, group)
+            if group.first:
+                plain = [{key: record[key] for key in ("prompt", "result")} for record in generations[name]]
+                write_json(plain, out / f"generation_{name}.json")
+        if group.first:
+            table = [costs(name, records) for name, records in generations.items()]
+            write_csv(table, out / "costs.csv")
+            print_table(table, title=f"{len(asked)} prompts of {config.prompts.file}")
+            if selector is not None:
+                write_csv(reward_table(selector, asked, generations, config.batch_size), out / "rewards.csv")
+    return out
+
+
+@hydra.main(config_path="configs", config_name="guide", version_base=None)
+def entry(config: DictConfig) -> None:
+    with exit_on_bad_input():
+        main(config)
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        check_overrides("guide")
+    entry()

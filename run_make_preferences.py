@@ -1,0 +1,165 @@
+"""Make preference pairs whose truth is known: continuations of plain prompts by a language model, ranked by a reward.
+
+    python run_make_preferences.py --prefer vader --out output/preferences
+    python run_make_preferences.py --model smollm2 --prefer brevity --count 200 --out output/short
+
+A prompt is the beginning of a story; the model (causal or masked) writes `--samples` continuations of it, of which the best is
+preferred to the worst, the second best to the second worst, and so on. Pairs of equal texts, or scores, are dropped and
+counted. DIR/train.jsonl, judge.jsonl (for a held-out judge) and valid.jsonl are of different prompts; a line of JSON each:
+{"prompt", "chosen", "rejected", and of both _score, and _ends: whether it came to its end}. The same command writes the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from data.text import load_texts
+from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from load_model import load_model
+from policy.build import build_strategy, canvas_of, shipped
+from rewards.latex import written
+from rewards.models import TextReward, load_reward
+from samplers.loop import sample
+from training.usage import check_device, exit_on_bad_input
+
+SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
+
+
+def prompts_of(texts: str, words: int, count: int, seed: int) -> list[str]:
+    """The first `words` words of `count` different texts, drawn by `seed`. words=0: no prompt, so many times."""
+    if words == 0:
+        return [""] * count
+    beginnings = {" ".join(text.split()[:words]): None for text in load_texts(texts, "train")["text"]}
+    known = list(beginnings)
+    if len(known) < count:
+        raise ValueError(
+            f"{texts} has {len(known)} different beginnings of {words} words and --count is {count}; lower it"
+        )
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:count]
+    return [known[number] for number in order.tolist()]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """ends: whether the end of sequence came before the canvas was full."""
+
+    text: str
+    ends: bool
+    score: float = 0.0
+
+
+def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespace) -> list[Continuation]:
+    """`--samples` for each prompt, one prompt after the other, all on canvases of --length."""
+    sampler = {
+        "strategy": options.strategy,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": 0,
+        "alpha": None,
+    }
+    strategy = build_strategy(OmegaConf.create({"sampler": sampler}), model)
+    steps = options.length if model.causal else options.steps
+    end = model.tokenizer.eos_token_id  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    environment = UnmaskingEnvironment(model, steps, stop_id=end)
+    canvases = torch.stack([canvas_of(model, prompt or None, length=options.length) for prompt in prompts])
+    canvases = canvases.repeat_interleave(options.samples, 0).to(options.device)
+    rows = torch.arange(len(canvases), device=canvases.device)
+    found: list[Continuation] = []
+    for part in rows.split(options.batch):
+        samples = sample(environment, strategy, canvases[part], options.seed, part)
+        texts = written(samples.tokens, samples.prompt, model.tokenizer, model.mask_id)
+        ends = ((samples.tokens == end) & ~samples.prompt).any(1).tolist()
+        found += map(Continuation, texts, ends)
+        print(f"{len(found)} of {len(rows)} continuations", flush=True)
+    return found
+
+
+def ranked(prompt: str, found: list[Continuation], dropped: Counter[str]) -> list[dict[str, Any]]:
+    """Best against worst, second best against second worst, and so on."""
+    order = sorted(found, key=lambda continuation: -continuation.score)
+    pairs = []
+    for best, worst in zip(order[: len(order) // 2], reversed(order), strict=False):
+        if best.text.strip() == worst.text.strip():
+            dropped["identical"] += 1
+        elif best.score == worst.score:
+            dropped["tied"] += 1
+        else:
+            sides = (("chosen", best), ("rejected", worst))
+            scores = {f"{name}_score": side.score for name, side in sides}
+            ends = {f"{name}_ends": side.ends for name, side in sides}
+            pairs.append({"prompt": prompt, **{name: side.text for name, side in sides}, **scores, **ends})
+    return pairs
+
+
+def make_preferences(options: argparse.Namespace) -> dict[str, int]:
+    """Write the files; returns how many pairs each has, and how many were dropped."""
+    prompts = prompts_of(options.texts, options.words, options.count, options.seed)
+    reward = load_reward(options.prefer, options.device)
+    assert isinstance(reward, TextReward)  # as all that load_reward gives are
+    model, _ = load_model(shipped(options.model), options.device)
+    if model.tokenizer is None or getattr(model.tokenizer, "eos_token_id", None) is None:
+        raise ValueError(f"--model {options.model} writes no texts that end; give a language model with its tokenizer")
+    found = continuations(model, prompts, options)
+    asked = [prompt for prompt in prompts for _ in range(options.samples)]
+    scores = reward.score_texts(asked, [continuation.text for continuation in found]).tolist()
+    found = [replace(continuation, score=score) for continuation, score in zip(found, scores, strict=True)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    dropped: Counter[str] = Counter()
+    counts, first, ends = {}, 0, torch.tensor(list(SPLITS.values())).cumsum(0) * len(prompts)
+    for name, end in zip(SPLITS, ends.round().int().tolist(), strict=True):
+        pairs = []
+        for number in range(first, end):
+            own = found[number * options.samples : (number + 1) * options.samples]
+            pairs += ranked(prompts[number], own, dropped)
+        lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+        (options.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        counts[name], first = len(pairs), end
+    return {**counts, **{f"dropped_{reason}": number for reason, number in dropped.items()}}
+
+
+def main(argv: list[str]) -> dict[str, int]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a directory")
+    parser.add_argument(
+        "--prefer", default="vader", help="vader, profanity, brevity, or any reward of rewards/models.py"
+    )
+    parser.add_argument(
+        "--model", default="example/stories_causal", help="smollm2, a hub id or a directory; causal or masked"
+    )
+    parser.add_argument(
+        "--texts", default="stories", help="whose beginnings are the prompts: stories, or a file of texts"
+    )
+    parser.add_argument("--words", type=int, default=4, help="of a prompt; 0: texts without a prompt")
+    parser.add_argument("--count", type=int, default=500, help="prompts")
+    parser.add_argument("--samples", type=int, default=4, help="continuations of each")
+    parser.add_argument("--length", type=int, default=64, help="tokens of prompt and continuation together")
+    parser.add_argument("--strategy", default=None, help="of a masked model: any rule of run_sample.py")
+    parser.add_argument("--steps", type=int, default=32, help="of a masked model")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(argv)
+    check_device(options.device)
+    for name, least in (("count", 1), ("samples", 2), ("words", 0), ("steps", 1), ("batch", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}; change it")
+    counts = make_preferences(options)
+    print(", ".join(f"{name} {number}" for name, number in counts.items()) + f" pairs in {options.out}")
+    return counts
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main(sys.argv[1:])

@@ -1,0 +1,230 @@
+"""Learn a reward model from preference pairs: of whole answers, of prefixes, or of canvases with masks.
+
+    python run_make_preferences.py --prefer vader --out output/preferences
+    python run_train_reward.py data.train=output/preferences/train.jsonl reward.kind=mask
+    python run_train_reward.py init=gpt2 reward.kind=prefix data.train=tldr
+    python run_train_reward.py reward.head=vocabulary init=example/stories reward.kind=mask data.train=pairs.jsonl
+    python run_train_reward.py resume=output/2026.01.31/120000
+
+Writes a run directory (see training/run.py); RUN is what `reward=learned reward.model=RUN` reads. Sequence models learn by TRL's
+RewardTrainer, vocabulary heads by rl/vocabulary_head.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
+
+from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
+from dlm.packaged import SMOLLM2, smollm2_folder
+from load_model import load_model
+from policy.build import shipped
+from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
+from rewards.models import ClassifierReward, reward_folder
+from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
+from training.processes import Processes, processes
+from training.run import Run, resumed_config
+from training.trainers import train_by, trainer_settings
+from training.usage import check_overrides, check_settings, exit_on_bad_input
+
+HEADS = ("sequence", "vocabulary")
+
+
+def check_reward(config: DictConfig) -> None:
+    """Refuse, before any work, what no run could have."""
+    reward = config.reward
+    for key, known in (("kind", KINDS), ("head", HEADS)):
+        if reward[key] not in known:
+            raise ValueError(f"reward.{key}={reward[key]!r} is unknown; use one of {', '.join(known)}")
+    if reward.head == "vocabulary" and (config.init is None or reward.kind == "full"):
+        raise ValueError(
+            "reward.head=vocabulary is a layer on a frozen language model: give it as init, with reward.kind=prefix for a causal "
+            "one and reward.kind=mask for a masked one"
+        )
+
+
+def read_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:
+    """(to learn from, held out, rows dropped by reason)."""
+    data = config.data
+    train, dropped = load_preferences(data.train, "train", data.cache_dir, data.count, config.seed)
+    if data.valid is None and data.train not in HUB:
+        kept = len(train) - max(1, round(data.held_out * len(train)))
+        if kept < 1:
+            raise ValueError(f"{data.train} has {len(train)} pairs, too few to hold some out; give data.valid")
+        return train[:kept], train[kept:][: data.valid_count], dropped
+    held_out, of_valid = load_preferences(
+        data.valid or data.train, "valid", data.cache_dir, data.valid_count, config.seed
+    )
+    return train, held_out, dropped + of_valid
+
+
+# --------------------------------------------------------------------------------------------------------- sequence models
+
+
+def new_encoder(tokenizer: Any, config: DictConfig) -> Any:
+    """A small bidirectional encoder with rotary positions, all layers full attention, the mean of its states read: ModernBERT's
+    layers, untrained."""
+    size = config.encoder
+    end = tokenizer.eos_token_id
+    return AutoModelForSequenceClassification.from_config(
+        ModernBertConfig(
+            vocab_size=len(tokenizer), hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
+            num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, max_position_embeddings=size.max_length,
+            global_attn_every_n_layers=1, classifier_pooling="mean", num_labels=1, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=end, eos_token_id=end, cls_token_id=end, sep_token_id=end,
+        )
+    )  # fmt: skip
+
+
+def build_classifier(config: DictConfig) -> tuple[Any, Any]:
+    """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
+    Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
+    the same tokens, whose mask comes behind its vocabulary."""
+    path = config.init and shipped(str(config.init))
+    path = str(smollm2_folder()) if path == SMOLLM2 else path and reward_folder(path)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path or shipped(config.encoder.tokenizer))
+        model: Any = path and AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"init={config.init} with the tokenizer of {path or config.encoder.tokenizer} is no checkpoint of transformers that "
+            f"can be reached ({str(error).splitlines()[0]}); give another, or none for a new encoder"
+        ) from error
+    if config.reward.kind == "mask" and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if path is None:
+        model = new_encoder(tokenizer, config)
+    elif len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.reward_kind = config.reward.kind
+    if config.reward.kind == "mask" and hasattr(model, "score"):
+        raise ValueError(
+            f"reward.kind=mask reads both sides of a mask and init={config.init} is causal; use reward.kind=prefix"
+        )
+    return model, tokenizer
+
+
+def report(reward: ClassifierReward, held_out: list[Preference], config: DictConfig, max_length: int) -> dict[str, Any]:
+    """Pairwise accuracy on held-out pairs: of whole answers, by length of prefix, and, of what reads masks, by share masked."""
+    settings = {"canvas": config.data.canvas, "seed": config.seed}
+    full, _ = preference_rows(held_out, reward.tokenizer, "full", max_length, seed=config.seed)
+    prefixes, _ = preference_rows(held_out, reward.tokenizer, "prefix", max_length, 8, seed=config.seed)
+    found: dict[str, Any] = {
+        "full": accuracy(row_margins(reward, full)),
+        "by_prefix_length": by_bin(prefixes["length"], row_margins(reward, prefixes), LENGTHS),
+    }
+    if reward.kind == "mask":
+        masked, _ = preference_rows(held_out, reward.tokenizer, "mask", max_length, 8, **settings)
+        found["by_masked_share"] = by_bin(masked["masked"], row_margins(reward, masked), SHARES)
+    return found
+
+
+def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -> Path:
+    """By TRL's RewardTrainer."""
+    from trl import RewardConfig, RewardTrainer  # seconds to import: only where it is used
+
+    data, kind = config.data, config.reward.kind
+    train, held_out, dropped = read_preferences(config)
+    model, tokenizer = build_classifier(config)
+    longest = min(data.max_length, getattr(model.config, "max_position_embeddings", None) or data.max_length)
+    rows, left_out = preference_rows(train, tokenizer, kind, longest, data.rows, data.canvas, config.seed)
+    valid, _ = preference_rows(held_out, tokenizer, kind, longest, data.rows or 4, data.canvas, config.seed + 1)
+    run = Run(config, overrides, group)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    out = ", ".join(f"{number} {reason}" for reason, number in (dropped + left_out).items()) or "none"
+    run.say(
+        f"{size:,} parameters learn from {len(rows):,} pairs ({kind}) of {len(train):,} preferences; dropped: {out}"
+    )
+    settings = trainer_settings(config, run, group)
+    trainer = RewardTrainer(
+        model,
+        RewardConfig(**settings, max_length=None),
+        train_dataset=rows,
+        eval_dataset=valid,
+        processing_class=tokenizer,
+    )
+    train_by(trainer, run)
+    if group.first:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.directory / "model")
+        tokenizer.save_pretrained(run.directory / "model")
+        say_accuracy(run, report(ClassifierReward(trainer.model, tokenizer, kind), held_out, config, longest))
+    run.close()
+    return run.directory
+
+
+def say_accuracy(run: Run, found: dict[str, Any]) -> None:
+    """To accuracy.json and the log."""
+    (run.directory / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
+    for name, value in found.items():
+        run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else told(value)}")
+
+
+# -------------------------------------------------------------------------------------------------------- vocabulary heads
+
+
+def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes) -> Path:
+    """A head on the frozen model `init`."""
+    path = shipped(str(config.init))
+    model, _ = load_model(path, group.device, config.model.dtype)
+    if model.causal != (config.reward.kind == "prefix"):
+        needed = "prefix" if model.causal else "mask"
+        raise ValueError(f"reward.kind={config.reward.kind} does not fit init={config.init}; use reward.kind={needed}")
+    train, held_out, dropped = read_preferences(config)
+    length = config.data.canvas or min(config.data.max_length, model.max_length)
+    if length > model.max_length:
+        raise ValueError(f"data.canvas={length} is more than the model's {model.max_length}; lower it")
+    pairs, left_out = canvas_pairs(train, model, length)
+    valid, _ = canvas_pairs(held_out, model, length)
+    training = config.training
+    if training.n_iters is None:
+        training.n_iters = max(1, training.epochs * len(pairs) // training.batch_size)
+    head = HeadTraining(model, config.reward.kind, pairs, valid, config, group)
+    run = Run(config, overrides, group)
+    dropped["longer, or identical ids"] += left_out
+    out = ", ".join(f"{number} {reason}" for reason, number in (+dropped).items()) or "none"
+    size = sum(parameter.numel() for parameter in head.head.parameters())
+    run.say(f"{size:,} parameters learn on {config.init} from {len(pairs):,} pairs; dropped: {out}")
+    train_head(head, run)
+    if group.first:
+        _, kept = head.evaluate()
+        at, margins = zip(*kept, strict=True)
+        name, starts = ("by_prefix_length", LENGTHS) if model.causal else ("by_masked_share", SHARES)
+        say_accuracy(run, {name: by_bin(at, margins, starts)})
+    run.close()
+    return run.directory
+
+
+def main(config: DictConfig, overrides: list[str]) -> Path:
+    """Train; returns the run directory."""
+    config = resumed_config(config, overrides, "train_reward")
+    check_settings(config)
+    check_reward(config)
+    with processes(config.device) as group:
+        torch.manual_seed(config.seed)
+        train = train_vocabulary if config.reward.head == "vocabulary" else train_sequence
+        return train(config, overrides, group)
+
+
+@hydra.main(config_path="configs", config_name="train_reward", version_base=None)
+def entry(config: DictConfig) -> None:
+    with exit_on_bad_input():
+        main(config, list(HydraConfig.get().overrides.task))
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        check_overrides("train_reward")
+    entry()

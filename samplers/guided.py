@@ -1,0 +1,373 @@
+"""Decoding guided by a reward: where as any rule says; what from p(v) * exp(beta * r(text with v)) over the k best tokens.
+
+ARGS (2402.01694), PARGS (2406.07780), FaRMA (2502.04517), and for several positions at once proposals in the manner of SVDD
+(2408.08252). What differs: all candidates of a step are one batch (`Canvases`), one row of siblings against kept keys and values
+(`samplers/siblings.py`), or one product with a head on the model's own hidden states (`HeadValues`); the language model keeps its
+cache; any order of writing, so that a masked-diffusion model is guided as a causal one is; draws do not depend on the batch.
+
+A reward reads what it was trained to read (its `kind`): `mask` the canvas with its masks; `prefix` what is written, with gaps
+closed; `full` the same of a causal model, and of a masked one the canvas with the most likely token at every mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dlm.draws import Draws
+from dlm.observation import Decision, Observation
+from dlm.token_rule import TokenRule
+from samplers.loop import Unmasker, all_at_last
+
+POSITIONS_PER_CALL = {"cpu": 8192, "cuda": 131_072}  # of a reward
+CHOICE = -1  # the place of a draw that is of no single position
+PROPOSAL = 1 << 40  # between the seeds of two proposals
+
+
+@dataclass(frozen=True)
+class Method:
+    """reads: kinds of reward that the method is defined for; beta and temperature (of the tilted law; 0 takes the best): as
+    published."""
+
+    reads: tuple[str, ...]
+    beta: float
+    temperature: float
+
+
+METHODS = {
+    "args": Method(("full",), 1.0, 0.0),
+    "args_stochastic": Method(("full",), 1.0, 0.7),
+    "pargs": Method(("prefix", "mask"), 2.0, 1.0),
+    "pargs_g": Method(("prefix", "mask"), 1.0, 0.0),
+    "value_head": Method(("head",), 1.0, 1.0),
+}
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Reads the language model's own token ids. kind: full, prefix or mask."""
+
+    kind: str
+
+    def score(
+        self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
+    ) -> Float[Tensor, "row"]: ...
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer,
+    which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own."""
+
+    front: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    first: int = 0
+    end: int | None = None
+    mask: int | None = None
+
+    def placed(
+        self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]
+    ) -> tuple[Int[Tensor, "n longer"], Bool[Tensor, "n longer"]]:
+        """Canvases and what is kept of them, with the template's tokens."""
+        if not self.front and not self.between:
+            return canvases, keep
+        more = [canvases.new_tensor(tokens).expand(len(canvases), -1) for tokens in (self.front, self.between)]
+        both = zip(more, (canvases[:, : self.first], canvases[:, self.first :]), strict=True)
+        kept = zip(more, (keep[:, : self.first], keep[:, self.first :]), strict=True)
+        return (
+            torch.cat([part for pair in both for part in pair], 1),
+            torch.cat([part for one, side in kept for part in (torch.ones_like(one, dtype=torch.bool), side)], 1),
+        )
+
+    def until_end(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
+        """What stands before the answer's end, and the end."""
+        if self.end is None:
+            return torch.ones_like(canvases, dtype=torch.bool)
+        ends = canvases == self.end
+        ends[:, : self.first] = False
+        return ends.cumsum(1) - ends.long() == 0
+
+
+class Values:
+    """What each candidate is worth. rows: rows that the reward has read so far."""
+
+    rows = 0
+
+    def read_ahead(self, observation: Observation) -> None:
+        """Ask the model, before anybody else does, for what this needs besides: the canvas then runs once."""
+
+    def __call__(
+        self, observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], tokens: Int[Tensor, "n k"]
+    ) -> Float[Tensor, "n k"]:
+        """Of the tokens written at each (row, position), nothing else written."""
+        raise NotImplementedError
+
+    def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]:
+        """Of canvases that continue the observed rows, as many of each, one row's after the other's."""
+        raise ValueError(
+            "this reward values single tokens, not several that are written together; use positions=independent"
+        )
+
+
+def closed_up(
+    tokens: Int[Tensor, "row position"], keep: Bool[Tensor, "row position"]
+) -> tuple[Int[Tensor, "row longest"], Bool[Tensor, "row longest"]]:
+    """The kept tokens of each row from column 0 on, in their order; 0 and False behind them."""
+    count = keep.sum(1)
+    order = (~keep).long().argsort(dim=1, stable=True)[:, : max(int(count.max()), 1)]
+    real = torch.arange(order.shape[1], device=tokens.device) < count.unsqueeze(1)
+    return tokens.gather(1, order).masked_fill(~real, 0), real
+
+
+def behind_padding(observation: Observation, row: Int[Tensor, "n"]) -> Bool[Tensor, "n position"]:
+    """Which positions are no padding, of these rows."""
+    place = torch.arange(observation.tokens.shape[1], device=observation.tokens.device).expand(len(row), -1)
+    return place >= (0 if observation.start is None else observation.start[row].unsqueeze(1))
+
+
+def written_out(
+    observation: Observation,
+    row: Int[Tensor, "n"],
+    position: Int[Tensor, "n"],
+    tokens: Int[Tensor, "n k"],
+) -> Int[Tensor, "n k length"]:
+    """The canvas of each candidate."""
+    canvases = observation.tokens[row].unsqueeze(1).repeat(1, tokens.shape[1], 1)
+    return canvases.scatter(2, position[:, None, None].expand(-1, tokens.shape[1], 1), tokens.unsqueeze(2))
+
+
+class OfRows(Values):
+    """A reward that reads whole rows, many a call. reads: full, prefix or mask. A subclass says what it makes of them."""
+
+    reads: str
+    template: Template
+
+    def read(self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]) -> Float[Tensor, "n"]:
+        raise NotImplementedError
+
+    def _fills(self, observation: Observation) -> bool:
+        return self.reads == "full" and not observation.environment.model.causal
+
+    def read_ahead(self, observation):
+        if self._fills(observation):
+            observation.read(observation.masked, 1)
+
+    def __call__(self, observation, row, position, tokens):
+        canvases = written_out(observation, row, position, tokens).flatten(0, 1)
+        return self._score(observation, canvases, row.repeat_interleave(tokens.shape[1])).view(tokens.shape)
+
+    def of_canvases(self, observation, canvases):
+        of = torch.arange(len(observation.tokens), device=canvases.device)
+        return self._score(observation, canvases, of.repeat_interleave(len(canvases) // max(1, len(of))))
+
+    def _score(
+        self, observation: Observation, canvases: Int[Tensor, "n position"], of: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """of: the observed row that each canvas continues."""
+        keep, masked = behind_padding(observation, of), canvases == observation.environment.model.mask_id
+        if self._fills(observation):
+            canvases = torch.where(masked, observation.read(observation.masked, 1).top_tokens[..., 0][of], canvases)
+        elif self.reads == "mask":
+            canvases = canvases if self.template.mask is None else canvases.masked_fill(masked, self.template.mask)
+        else:
+            keep = keep & ~masked
+        if self.reads != "mask":
+            keep = keep & self.template.until_end(canvases)
+        self.rows += len(canvases)
+        return self.read(canvases, keep)
+
+
+class Canvases(OfRows):
+    """A reward of the model's own token ids."""
+
+    def __init__(self, reward: Reward, template: Template | None = None):
+        self.reward, self.reads, self.template = reward, reward.kind, template or Template()
+
+    def read(self, canvases, keep):
+        tokens, real = closed_up(*self.template.placed(canvases, keep))
+        size = max(1, POSITIONS_PER_CALL[tokens.device.type] // tokens.shape[1])
+        pieces = zip(tokens.split(size), real.split(size), strict=True)
+        return torch.cat([self.reward.score(part, there).float() for part, there in pieces])
+
+
+class Texts(OfRows):
+    """A reward of text, or of another tokenizer: candidates are decoded. template: of the model's own ids; the end is no text."""
+
+    def __init__(
+        self,
+        score_texts: Callable[[list[str], list[str]], Tensor],
+        decode: Callable[[list[list[int]]], list[str]],
+        template: Template,
+        reads: str = "full",
+    ):
+        self.score_texts, self.decode, self.template, self.reads = score_texts, decode, template, reads
+
+    def read(self, canvases, keep):
+        sides, first = [], self.template.first
+        if self.template.end is not None:
+            keep = keep & (canvases != self.template.end)
+        for side in (slice(0, first), slice(first, None)):
+            pieces = zip(canvases[:, side].tolist(), keep[:, side].tolist(), strict=True)
+            sides.append(self.decode([[t for t, kept in zip(*piece, strict=True) if kept] for piece in pieces]))
+        return self.score_texts(*sides).float().to(canvases.device)
+
+
+class Siblings(Values):
+    """A causal reward: the text is read once, its candidates side by side in one row (`samplers/siblings.py`)."""
+
+    def __init__(self, score_siblings: Callable[..., Tensor], template: Template | None = None):
+        self.score_siblings, self.template = score_siblings, template or Template()
+
+    def __call__(self, observation, row, position, tokens):
+        written = observation.tokens[row] != observation.environment.model.mask_id
+        keep = written & behind_padding(observation, row)
+        prefixes, real = closed_up(*self.template.placed(observation.tokens[row], keep))
+        self.rows += len(row)
+        return self.score_siblings(prefixes, tokens, real).float()
+
+
+class HeadValues(Values):
+    """A vocabulary head on the model's own hidden states: one product gives the value of every token at every position."""
+
+    def __init__(self, head: nn.Module):
+        self.head = head
+
+    def __call__(self, observation, row, position, tokens):
+        where = torch.zeros_like(observation.masked)
+        where[row, position] = True
+        hidden = observation.hidden(where)[row, position]
+        chunk = observation.environment.model.chunk(hidden.device)
+        pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
+        return torch.cat([self.head(states).gather(1, few).float() for states, few in pieces])
+
+
+@dataclass
+class Guided:
+    """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens there, the
+    other positions still masked: exact where one position is written at a time, by independent tilts else."""
+
+    where: Unmasker
+    values: Values
+    beta: float | int
+    k: int
+    temperature: float | int = 1.0
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
+        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        log_what = torch.zeros(len(order), device=order.device)
+        row, position = (order > 0).nonzero().unbind(1)
+        if len(row) == 0:
+            return Decision(order, observation.tokens, log_where, log_what)
+        best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
+        tokens = observation.tokens.clone()
+        chosen, log_q = drawn(scores, self.temperature, observation, draws, row, own(observation, row, position), best)
+        tokens[row, position] = best.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        return Decision(order, tokens, log_where, log_what.index_add(0, row, log_q))
+
+
+@dataclass
+class GuidedPair:
+    """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule picks
+    and the k best tokens of each. One position of a row is written a step."""
+
+    where: Unmasker
+    values: Values
+    beta: float | int
+    k: int
+    temperature: float | int = 1.0
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
+        order, log_where = self.where.choose(observation, draws)
+        row, position = (order > 0).nonzero().unbind(1)
+        best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
+        rows, length = order.shape
+        spread = torch.full((rows, length, self.k), -torch.inf, device=scores.device)
+        names = torch.zeros(rows, length, self.k, dtype=torch.long, device=scores.device)
+        spread[row, position] = scores
+        names[row, position] = (
+            own(observation, row, position).unsqueeze(1) * observation.environment.model.vocab_size + best
+        )
+        picked = (order > 0).any(1).nonzero().squeeze(1)
+        place = torch.full_like(picked, CHOICE)
+        chosen, log_q = drawn(
+            spread.flatten(1)[picked], self.temperature, observation, draws, picked, place, names.flatten(1)[picked]
+        )
+        where, which = chosen // self.k, chosen % self.k
+        tokens, one = observation.tokens.clone(), torch.zeros_like(order)
+        tokens[picked, where] = observation.read(order > 0, self.k).top_tokens[picked, where, which]
+        one[picked, where] = 1
+        return Decision(one, tokens, log_where, torch.zeros(rows, device=scores.device).index_add(0, picked, log_q))
+
+
+@dataclass
+class JointProposals:
+    """All positions of a step together: `count` proposals from the model, one kept with probability softmax(beta * r). As count
+    grows this is the tilt of the joint law. log_what is NaN: the law of what is kept has no closed form."""
+
+    where: Unmasker
+    values: Values
+    beta: float | int
+    count: int
+    what: TokenRule = field(default_factory=TokenRule)
+    temperature: float | int = 1.0
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        self.values.read_ahead(observation)
+        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        seeds = (replace(draws, seed=draws.seed + number * PROPOSAL) for number in range(self.count))
+        proposals = torch.stack([observation.draw(order > 0, self.what, one)[0] for one in seeds], 1)
+        scores = self.beta * self.values.of_canvases(observation, proposals.flatten(0, 1)).view(proposals.shape[:2])
+        row = torch.arange(len(order), device=order.device)
+        chosen, _ = drawn(scores, self.temperature, observation, draws, row, torch.full_like(row, CHOICE), None)
+        return Decision(order, proposals[row, chosen], log_where, torch.full_like(log_where, torch.nan))
+
+
+def tilted(
+    observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], k: int, beta: float, values: Values
+) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """The k best tokens at each place, and log p + beta * r of them. Raises FloatingPointError for a reward that is no number."""
+    where = torch.zeros_like(observation.masked)
+    where[row, position] = True
+    top = observation.read(where, k)
+    best, log_probs = top.top_tokens[row, position], top.top_log_probs[row, position]
+    found = values(observation, row, position, best)
+    if not bool(torch.isfinite(found).all()):
+        raise FloatingPointError("the reward of a candidate is not a finite number; check the reward model")
+    return best, log_probs + beta * found
+
+
+def own(observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Positions counted from where their rows begin."""
+    return position if observation.start is None else position - observation.start[row]
+
+
+def drawn(
+    scores: Float[Tensor, "n k"],
+    temperature: float | int,
+    observation: Observation,
+    draws: Draws,
+    row: Int[Tensor, "n"],
+    place: Int[Tensor, "n"],
+    names: Int[Tensor, "n k"] | None,
+) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
+    """A column of each row of scores, and its log-probability (0 for temperature 0, which takes the best)."""
+    if temperature == 0:
+        return scores.argmax(1), torch.zeros(len(scores), device=scores.device)
+    logits = scores / temperature
+    chosen = draws.categorical(logits, observation.row_id[row], observation.row_step[row], place, names)
+    return chosen, logits.log_softmax(1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+def check_guide(k: object, beta: object, columns: int) -> None:
+    """ValueError for a k or beta that no model has. columns: tokens that the model can write."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= columns:
+        raise ValueError(f"k={k} must be a whole number from 1 to the model's {columns} tokens; change it")
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not abs(beta) < float("inf"):
+        raise ValueError(f"beta={beta} must be a finite number; change it")
