@@ -1,1 +1,1 @@
-"""Twists: what is still to come, as a potential of a prefix; how they are learnt, and what bounds log Z."""
+"""Twists: learned log-potentials of unfinished text, their targets, and what is learnt from them."""
