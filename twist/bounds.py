@@ -75,9 +75,7 @@ def log_mean_weight(log_weight: Float64[Tensor, "sweep particle"]) -> Float64[Te
     return log_weight.logsumexp(1) - math.log(log_weight.shape[1])
 
 
-def importance_bounds(
-    log_weight: Float64[Tensor, "sweep particle"], exact: Float64[Tensor, "sweep"] | None
-) -> Bounds:
+def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Float64[Tensor, "sweep"] | None) -> Bounds:
     """IWAE, both sides. log_weight: of samples of q; exact: of one sample of sigma a sweep, which takes the first one's place."""
     if exact is None:
         return Bounds(log_mean_weight(log_weight), None)
@@ -104,7 +102,7 @@ def check_upper(beta: float) -> None:
     if beta != 1:
         raise ValueError(
             f"target.beta={beta}: exact samples of the target exist at beta=1 only, and without them there is no upper bound on "
-            "log Z and no KL; give eval.exact=0 for lower bounds alone"
+            "log Z and no KL; give posterior.count=0 for lower bounds alone"
         )
 
 
@@ -114,7 +112,7 @@ def accepted(log_phi: Float[Tensor, "row"], uniform: Float64[Tensor, "row"]) -> 
     if not highest <= 1e-6:
         raise ValueError(
             f"the log potential reaches {highest:.4g}, so phi is no probability and rejection gives no exact samples; take a "
-            "potential that stays below 1, or eval.exact=0"
+            "potential that stays below 1, or posterior.count=0"
         )
     return uniform.log() < log_phi.double()
 

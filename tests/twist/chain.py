@@ -17,7 +17,9 @@ class Chain:
         self.log_p = [draw(vocabulary**t, vocabulary).log_softmax(1) for t in range(length)]
         self.log_phi = torch.nn.functional.logsigmoid(draw(vocabulary**length) * 2)  # a probability
         self.sequences = torch.tensor(list(product(range(vocabulary), repeat=length)))
-        self.number = [self.numbers(self.sequences[:, :t]) for t in range(length + 1)]  # of each prefix of each sequence
+        self.number = [
+            self.numbers(self.sequences[:, :t]) for t in range(length + 1)
+        ]  # of each prefix of each sequence
 
     def numbers(self, prefix):
         """The number of each prefix [row, t]."""

@@ -119,9 +119,14 @@ def test_what_rejection_keeps_is_of_the_target(chain):
 
 
 def test_a_potential_above_one_is_refused():
-    with pytest.raises(ValueError, match="the log potential reaches 0.5, so phi is no probability .* eval.exact=0"):
+    with pytest.raises(
+        ValueError, match="the log potential reaches 0.5, so phi is no probability .* posterior.count=0"
+    ):
         accepted(torch.tensor([0.5, -1.0]), torch.full((2,), 0.5, dtype=torch.float64))
-    assert accepted(torch.tensor([-math.inf, 0.0]), torch.full((2,), 0.5, dtype=torch.float64)).tolist() == [False, True]
+    assert accepted(torch.tensor([-math.inf, 0.0]), torch.full((2,), 0.5, dtype=torch.float64)).tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_another_beta_has_no_upper_bounds():
@@ -144,7 +149,11 @@ def file(tmp_path):
 
 def test_exact_samples_come_back(file):
     again = load_posterior(file, ORIGIN)
-    assert again.tokens.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and again.given.tolist() == [[7], [8]] and again.tried == 50
+    assert (
+        again.tokens.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        and again.given.tolist() == [[7], [8]]
+        and again.tried == 50
+    )
     assert len(again) == 2 and again.rows(slice(1, 2)).given.tolist() == [[8]]
 
 

@@ -55,7 +55,9 @@ def exact_loss(method, chain, twists):
         return fudge_loss(seen.log_psi, phi.unsqueeze(1).expand_as(seen.log_psi), everywhere)
     if method == "dpg":
         return dpg_loss(seen.log_psi, seen.log_mass, target)
-    return -(drawn.exp().detach() * (ppo_rewards(seen.log_p, seen.log_q, phi).sum(1) * drawn)).sum()  # the score function
+    return -(
+        drawn.exp().detach() * (ppo_rewards(seen.log_p, seen.log_q, phi).sum(1) * drawn)
+    ).sum()  # the score function
 
 
 def prefix_kls(chain, twists):
@@ -191,7 +193,9 @@ def test_a_factor_a_prefix_changes_the_weights_of_particles_and_not_the_proposal
     moved = [(t.view(-1, chain.vocabulary) + c).flatten() for t, c in zip(twists, free, strict=True)]
     one, other = chain.densities(twists), chain.densities(moved)
     close(one.log_q, other.log_q)
-    close(final_log_weight(one.log_p, one.log_q, chain.log_phi), final_log_weight(other.log_p, other.log_q, chain.log_phi))
+    close(
+        final_log_weight(one.log_p, one.log_q, chain.log_phi), final_log_weight(other.log_p, other.log_q, chain.log_phi)
+    )
     weights = [normalised(prefix_log_weights(s.log_p, s.log_q, s.log_psi)) for s in (one, other)]
     assert float((weights[0] - weights[1]).abs().max()) > 1e-3
     target = chain.log_sigma().exp()
@@ -226,9 +230,15 @@ def test_labels_see_the_token_that_is_scored(early, chain):
     twists = chain.new_twists()
     target = chain.log_sigma().exp()
     label = torch.stack(
-        [completions(chain, t - early)[chain.number[t - early]] @ chain.log_phi.exp() for t in range(1, chain.length + 1)], 1
+        [
+            completions(chain, t - early)[chain.number[t - early]] @ chain.log_phi.exp()
+            for t in range(1, chain.length + 1)
+        ],
+        1,
     )
-    lbfgs = torch.optim.LBFGS(twists, max_iter=150, tolerance_grad=1e-14, tolerance_change=0, line_search_fn="strong_wolfe")
+    lbfgs = torch.optim.LBFGS(
+        twists, max_iter=150, tolerance_grad=1e-14, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         lbfgs.zero_grad()
@@ -237,7 +247,9 @@ def test_labels_see_the_token_that_is_scored(early, chain):
         return loss
 
     lbfgs.step(closure)
-    off = max(float((logsigmoid(t.detach()) - best).abs().max()) for t, best in zip(twists, chain.optimal[0], strict=True))
+    off = max(
+        float((logsigmoid(t.detach()) - best).abs().max()) for t, best in zip(twists, chain.optimal[0], strict=True)
+    )
     assert (off > 0.3) == bool(early) and (off < 0.1) == (not early)
 
 
