@@ -44,9 +44,7 @@ class Chosen(Draws):
             particles = len(probability)
             expected = probability * particles
             left = expected - expected.floor()
-            points = torch.cat(
-                (probability.cumsum(0), expected.cumsum(0) % 1, (left / left.sum()).cumsum(0))
-            ).nan_to_num(0)
+            points = torch.cat((probability.cumsum(0), expected.cumsum(0) % 1, (left / left.sum()).cumsum(0))).nan_to_num(0)
             points = torch.cat((points, torch.tensor([0.0, 1.0], dtype=torch.float64))).clamp(0, 1).unique()
             middles, widths = (points[1:] + points[:-1]) / 2, points[1:] - points[:-1]
             axes = 1 if scheme == "systematic" else particles

@@ -25,11 +25,7 @@ from twist.heads import TwistHead
 
 TRUNKS = ("own", "separate", "lora")
 CONDITIONS = ("none", "tokens", "class")
-HEADS = (
-    "head.",
-    "output_layer.",
-    "embed_out.",
-)  # of a trunk: never read (one that is tied is its embedding, and trained)
+HEADS = ("head.", "output_layer.", "embed_out.")  # of a trunk: never read (one that is tied is its embedding, and trained)
 
 
 class PairedMasked(MaskedLM):
@@ -53,9 +49,7 @@ class PairedCausal(CausalLM):
     """`PairedMasked` of causal models, whose keys and values are kept side by side too."""
 
     def __init__(self, model: CausalLM, trunk: CausalLM):
-        super().__init__(
-            model.backbone, model.start_id, str(model.dtype).removeprefix("torch."), model.tokenizer, model.model_id
-        )
+        super().__init__(model.backbone, model.start_id, str(model.dtype).removeprefix("torch."), model.tokenizer, model.model_id)
         self.first, self.second = model, trunk
         self.hidden_size = model.hidden_size + trunk.hidden_size
 
@@ -93,9 +87,7 @@ class TwistModel(nn.Module):
         if condition == "class" and classes < 2:
             raise ValueError(f"twist.classes={classes} must be at least 2 for a twist that is given a class")
         if state and model.causal:
-            raise ValueError(
-                "a causal model writes one token a step, whose twist is that of the state; leave state out"
-            )
+            raise ValueError("a causal model writes one token a step, whose twist is that of the state; leave state out")
         self.settings = {
             "trunk": trunk, "layers": layers, "multiplier": multiplier, "bounded": bounded, "condition": condition,
             "classes": classes, "state": state, "rank": rank,
@@ -245,17 +237,13 @@ def densities(
             logits = model.head(states).log_softmax(1)
         log_psi = twist.log_psi_next(own, given)
         index = target.unsqueeze(1)
-        return torch.stack(
-            (logits.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (logits + log_psi).logsumexp(1))
-        )
+        return torch.stack((logits.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (logits + log_psi).logsumexp(1)))
 
     columns = (hidden, features, targets.flatten()) + (() if each is None else (each,))
     found = []
     for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
         arguments = part if each is not None else (*part, None)
-        found.append(
-            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)
-        )
+        found.append(checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments))
     log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
     return log_p, log_psi, log_mass
 

@@ -191,9 +191,7 @@ def optimal(model, psi, any_order):
         for i in free if any_order else free[:1]:
             for token in range(mask):
                 following = torch.tensor([[*canvas[:i], token, *canvas[i + 1 :]]])
-                total += exp(model.table[place, i, token] + best[int(model.state(following))]) / (
-                    len(free) if any_order else 1
-                )
+                total += exp(model.table[place, i, token] + best[int(model.state(following))]) / (len(free) if any_order else 1)
         best[place] = log(total)
     return best
 
@@ -205,9 +203,7 @@ def test_optimal_twists_leave_no_variance(kind):
     truth = log_z_of(model, twist, paths(model, name, steps))
     twist.psi = optimal(model, twist.psi, any_order=kind == "masked joint")
     seen = Diagnostics()
-    found = particle_filter(
-        UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 50), 3, "every", collect=seen
-    )
+    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 50), 3, "every", collect=seen)
     assert (found.log_z - truth).abs().max() < 1e-12
     assert (torch.stack(seen.effective) - 3).abs().max() < 1e-12
     assert (seen.log_normaliser[0] - truth).abs().max() < 1e-12  # w_1 = Z, and 1 from then on
