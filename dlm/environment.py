@@ -246,7 +246,9 @@ class UnmaskingEnvironment:
         if self.cache.kind == "causal" and len(rows) > 1:
             place, first_of = self._alike(rows, needed)
             if len(first_of) < len(rows):
-                self._run_cached(rows[first_of], needed)
+                kept, asked = rows[first_of.sort().values], torch.zeros_like(needed)
+                asked[kept] = needed[kept]
+                self._run_cached(kept, asked)
                 own, like = needed[rows], rows[first_of][place]
                 self._hidden[rows] = torch.where(own.unsqueeze(2), self._hidden[like], self._hidden[rows])
                 self.cache.copy(like, rows)

@@ -91,7 +91,9 @@ class Potential(Protocol):
 
     def log_psi(self, observation: Observation) -> Float[Tensor, "row"]: ...
 
-    def final(self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]) -> Float[Tensor, "finished"]: ...
+    def final(
+        self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]
+    ) -> Float[Tensor, "finished"]: ...
 
     def select(self, index: Int[Tensor, "row"]) -> None:
         """Particles were resampled."""

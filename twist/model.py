@@ -19,13 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dlm.masked_lm import CausalLM, MaskedLM
+from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM
 from training.usage import readable
 from twist.heads import TwistHead
 
 TRUNKS = ("own", "separate", "lora")
 CONDITIONS = ("none", "tokens", "class")
-HEADS = ("head.", "output_layer.", "embed_out.")  # of a trunk: never read (one that is tied is its embedding, and trained)
+HEADS = (
+    "head.",
+    "output_layer.",
+    "embed_out.",
+)  # of a trunk: never read (one that is tied is its embedding, and trained)
 
 
 class PairedMasked(MaskedLM):
@@ -49,7 +53,9 @@ class PairedCausal(CausalLM):
     """`PairedMasked` of causal models, whose keys and values are kept side by side too."""
 
     def __init__(self, model: CausalLM, trunk: CausalLM):
-        super().__init__(model.backbone, model.start_id, str(model.dtype).removeprefix("torch."), model.tokenizer, model.model_id)
+        super().__init__(
+            model.backbone, model.start_id, str(model.dtype).removeprefix("torch."), model.tokenizer, model.model_id
+        )
         self.first, self.second = model, trunk
         self.hidden_size = model.hidden_size + trunk.hidden_size
 
@@ -87,7 +93,9 @@ class TwistModel(nn.Module):
         if condition == "class" and classes < 2:
             raise ValueError(f"twist.classes={classes} must be at least 2 for a twist that is given a class")
         if state and model.causal:
-            raise ValueError("a causal model writes one token a step, whose twist is that of the state; leave state out")
+            raise ValueError(
+                "a causal model writes one token a step, whose twist is that of the state; leave state out"
+            )
         self.settings = {
             "trunk": trunk, "layers": layers, "multiplier": multiplier, "bounded": bounded, "condition": condition,
             "classes": classes, "state": state, "rank": rank,
@@ -207,10 +215,14 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
         return trunk
     if rank < 1:
         raise ValueError(f"twist.rank={rank} must be at least 1; change it")
+    if not isinstance(model, CausalLM | LlamaLM):
+        raise ValueError(
+            f"twist.trunk=lora adapts causal models, LLaDA and Dream, and this one is a {type(model).__name__}; use separate"
+        )
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import: only where it is used
 
     linear = [name for name, module in trunk.backbone.named_modules()
-              if isinstance(module, nn.Linear) and not any(part in name for part in HEADS)]  # fmt: skip
+              if isinstance(module, nn.Linear) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), trunk.backbone)
     return trunk
 
@@ -237,15 +249,19 @@ def densities(
             logits = model.head(states).log_softmax(1)
         log_psi = twist.log_psi_next(own, given)
         index = target.unsqueeze(1)
-        return torch.stack((logits.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (logits + log_psi).logsumexp(1)))
+        return torch.stack(
+            (logits.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (logits + log_psi).logsumexp(1))
+        )
 
     columns = (hidden, features, targets.flatten()) + (() if each is None else (each,))
     found = []
     for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
         arguments = part if each is not None else (*part, None)
-        found.append(checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments))
+        found.append(
+            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)
+        )
     log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
-    return log_p, log_psi, log_mass
+    return log_p.detach(), log_psi, log_mass
 
 
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:

@@ -36,9 +36,13 @@ class TwistPotential:
     def log_psi(self, observation: Observation) -> Float[Tensor, "row"]:
         """By the scalar head. Its pass is the one that the next step needs anyway."""
         hidden = observation.hidden(observation.masked)
-        return self.twist.log_psi_state(hidden[..., -self.twist.model.hidden_size :], observation.masked, self._condition)
+        return self.twist.log_psi_state(
+            hidden[..., -self.twist.model.hidden_size :], observation.masked, self._condition
+        )
 
-    def final(self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]) -> Float[Tensor, "finished"]:
+    def final(
+        self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]
+    ) -> Float[Tensor, "finished"]:
         return self.target.log_phi(tokens, None if self._given is None else self._given[rows])
 
     def select(self, index):

@@ -47,7 +47,11 @@ class Classifier:
         found = []
         for start in range(0, len(texts), self.batch):
             encoded = self.tokenizer(
-                texts[start : start + self.batch], truncation=True, padding=True, max_length=min(limit, 512), return_tensors="pt"
+                texts[start : start + self.batch],
+                truncation=True,
+                padding=True,
+                max_length=min(limit, 512),
+                return_tensors="pt",
             ).to(device)
             inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
             found.append(self.model(**inputs).logits.float())
@@ -202,7 +206,9 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
     if kind in ("infilling", "continuation"):
         if not isinstance(model, CausalLM):
-            raise ValueError(f"target.kind={kind} asks a causal model what follows a text, and this one is masked; use a causal one")
+            raise ValueError(
+                f"target.kind={kind} asks a causal model what follows a text, and this one is masked; use a causal one"
+            )
         form = settings.get("form", "log_prob")
         if form not in CONTINUATIONS:
             raise ValueError(f"target.form={form!r} is unknown; use one of {', '.join(CONTINUATIONS)}")
