@@ -62,6 +62,9 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
     if config.mode == "samples" and not config.compare:
         raise ValueError("mode=samples shows the runs of `compare`; give compare.NAME=RUN, as often as you like")
+    for name, path in config.compare.items():
+        if path is None:
+            raise ValueError(f"compare.{name} names no run; give compare.{name}=RUN")
 
 
 def load_causal(config: DictConfig, device: torch.device) -> CausalLM:
