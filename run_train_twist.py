@@ -4,7 +4,7 @@
     python run_train_twist.py experiment=tox_collect
     python run_train_twist.py experiment=tox_ctl posterior.path=RUN/posterior.safetensors
     torchrun --nproc-per-node 8 run_train_twist.py experiment=sent_dpg training.batch_size=104
-    python run_train_twist.py experiment=infill15_samples compare.dpg=RUN compare.sixo=RUN compare.ctl=RUN
+    python run_train_twist.py experiment=infill15_samples compare=[RUN,RUN,RUN]
     python run_train_twist.py resume=output/2026.01.31/120000
 
 Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report` reads.
@@ -61,10 +61,7 @@ def check_twist(config: DictConfig) -> None:
     elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
     if config.mode == "samples" and not config.compare:
-        raise ValueError("mode=samples shows the runs of `compare`; give compare.NAME=RUN, as often as you like")
-    for name, path in config.compare.items():
-        if path is None:
-            raise ValueError(f"compare.{name} names no run; give compare.{name}=RUN")
+        raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
 
 
 def load_causal(config: DictConfig, device: torch.device) -> CausalLM:
@@ -165,8 +162,9 @@ def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
     """Infills of the twists in `compare`, for the same conditions, side by side; the model's own text first."""
     lines: dict[int, list[str]] = {}
     records = []
-    for name, path in config.compare.items():
-        twist, _ = load_twist(twist_directory(str(path)), model)
+    for path in config.compare:
+        twist, about = load_twist(twist_directory(str(path)), model)
+        name = about["method"]
         source = build_source(config, model, twist)
         if not source.condition:
             raise ValueError(
@@ -183,7 +181,7 @@ def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
                 ]
             lines[row].append(f"{name:>10} | {show(swept.canvas)}   (log phi {float(swept.log_phi[row]):.2f})")
             records.append(
-                {"text": show(swept.canvas), "name": str(name), "row": row, "log_phi": float(swept.log_phi[row])}
+                {"text": show(swept.canvas), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
             )
     for own in lines.values():
         run.say("\n".join(own) + "\n")
