@@ -40,6 +40,12 @@ class KeyValueCache:
         self.memory = [(key[index], value[index]) for key, value in self.memory]
         self.fresh, self.age = self.fresh[index], self.age[index]
 
+    def copy(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"]) -> None:
+        """`rows` are what `source` is."""
+        for key, value in self.memory:
+            key[rows], value[rows] = key[source], value[source]
+        self.fresh[rows], self.age[rows] = self.fresh[source], self.age[source]
+
     def due(self) -> Bool[Tensor, "row"]:
         """Rows that have to run whole at their next evaluation."""
         if self.kind == "causal":

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5}
+STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5, "resample": 6, "pick": 7}
 TOKENS_PER_CHUNK = 400_000  # [positions, vocabulary] hashed at a time: stays in the cache of a core
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
@@ -76,14 +76,15 @@ class Draws:
         row_step: Int[Tensor, "read"],
         position: Int[Tensor, "read"],
         names: Int[Tensor, "read vocabulary"] | None = None,
+        stream: str = "what",
     ) -> Int[Tensor, "read"]:
-        """One column from softmax(logits) at each position read, by an exponential race in float64.
+        """One token (or whatever the columns are) from softmax(logits) at each position read, by an exponential race in float64.
 
         The race of p / E, with E exponential, is the Gumbel trick without its second logarithm. Every token has its own
         number, so a change of 1e-5 in one logit moves no other token (the inverse of the distribution function would).
         names: the token of each column, where the columns are a few of the vocabulary in some order; None: column 0 is token 0.
         """
-        keys = self.keys("what", row_id + self.first, row_step, position)
+        keys = self.keys(stream, row_id + self.first, row_step, position)
         columns = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0) if names is None else names
         tokens = (columns + 1) * _GOLDEN
         rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))

@@ -178,12 +178,15 @@ class UnmaskingEnvironment:
         """The first position of each row's current block."""
         return self.prompt_length + self.block_index * self.block
 
-    def select(self, index: Int[Tensor, "kept"]) -> Observation:
-        """Keep, copy or reorder rows, with everything that is keyed by row."""
+    def select(self, index: Int[Tensor, "kept"], row_id: Int[Tensor, "kept"] | None = None) -> Observation:
+        """Keep, copy or reorder rows, with everything that is keyed by row. row_id: other names for them, so that copies of one
+        row draw apart; None: they keep theirs."""
         for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
                      "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[index])
+        if row_id is not None:
+            self.row_id = row_id
         if self.cache is not None:
             self.cache.select(index)
         if self._readout is not None:
@@ -238,8 +241,18 @@ class UnmaskingEnvironment:
         self.positions_run += times * (tokens.numel() - (0 if start is None else int(start.sum())))
 
     def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Spans of rows against the keys and values kept."""
+        """Spans of rows against the keys and values kept; where those are exact, identical canvases once."""
         assert self.cache is not None
+        if self.cache.kind == "causal" and len(rows) > 1:
+            place, first_of = self._alike(rows, needed)
+            if len(first_of) < len(rows):
+                kept, asked = rows[first_of.sort().values], torch.zeros_like(needed)
+                asked[kept] = needed[kept]
+                self._run_cached(kept, asked)
+                own, like = needed[rows], rows[first_of][place]
+                self._hidden[rows] = torch.where(own.unsqueeze(2), self._hidden[like], self._hidden[rows])
+                self.cache.copy(like, rows)
+                return
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
         self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
@@ -247,7 +260,18 @@ class UnmaskingEnvironment:
         self.positions_read += int(needed.sum())
         self.positions_run += int((last - torch.maximum(first, pad)).sum())
 
-    def _logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
+    def _alike(
+        self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
+    ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "kind"]]:
+        """The kind of each row, by its canvas, its padding and what it asks, and the place among `rows` of the first one of each."""
+        canvases = torch.cat((self.tokens[rows], needed[rows].long()), 1)
+        if self.start is not None:
+            canvases = torch.cat((canvases, self.start[rows].unsqueeze(1)), 1)
+        kinds, place = torch.unique(canvases, dim=0, return_inverse=True)
+        first = torch.full((len(kinds),), len(rows), device=rows.device)
+        return place, first.scatter_reduce_(0, place, torch.arange(len(rows), device=rows.device), "amin")
+
+    def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """The head, guidance and forbidden tokens."""
         if self.guidance:
             prompted, without = (self.model.head(half) for half in hidden.chunk(2, 1))
@@ -277,7 +301,7 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[needed]
         columns = old.top_tokens.shape[-1]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
-            logits = self._logits(part)
+            logits = self.logits(part)
             log_total = logits.logsumexp(1, keepdim=True)
             top = logits.topk(columns, dim=1)
             row, position = place.unbind(1)
@@ -292,7 +316,7 @@ class UnmaskingEnvironment:
                 self._drift += torch.stack((change.abs()[refreshed].sum(), refreshed.sum()))
                 self._read_before[row, position] = True
             old.top_tokens[row, position] = top.indices
-            old.top_log_probs[row, position] = top_log_probs
+            old.top_log_probs[row, position] = top_log_probs.float()
             if old.entropy is not None:
                 log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
                 old.entropy[row, position] = -(log_prob.exp() * log_prob).sum(1)
@@ -313,11 +337,12 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[where]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
-            logits = rule(self._logits(part))
+            logits = rule(self.logits(part))
             own = position if self.start is None else position - self.start[row]
             drawn = draws.categorical(logits, self.row_id[row], self.row_step[row], own)
             tokens[row, position] = drawn
-            log_q.index_add_(0, row, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
+            log_drawn = logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+            log_q.index_add_(0, row, log_drawn.float())
         return tokens, log_q
 
     @torch.no_grad()
@@ -327,7 +352,7 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[where]
         for place, part in zip(where.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
-            logits = self._logits(part)
+            logits = self.logits(part)
             token = text[row, position].unsqueeze(1)
             total.index_add_(0, row, logits.gather(1, token).squeeze(1) - logits.logsumexp(1))
         return total

@@ -45,6 +45,11 @@ class Readable(Protocol):
         self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
 
+    def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]: ...
+
+    @property
+    def chunk(self) -> int: ...
+
     def log_prob(
         self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
     ) -> Float[Tensor, "row"]: ...
@@ -138,6 +143,13 @@ class Response:
 
     def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
         return self.whole.hidden(self._whole(where))[:, self.first :]
+
+    def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
+        return self.whole.logits(hidden)
+
+    @property
+    def chunk(self) -> int:
+        return self.whole.chunk
 
     def draw(
         self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws

@@ -25,11 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
-HYDRA = {"run_train_policy.py": "train_policy", "run_train_dlm.py": "train_dlm", "run_train_rl.py": "train_rl"}
+HYDRA = {"run_train_policy.py": "train_policy", "run_train_dlm.py": "train_dlm", "run_train_rl.py": "train_rl",
+         "run_train_twist.py": "train_twist"}  # fmt: skip
 # A command ends with its line, or with the backtick around it. What other systems call the same stands in the tables of
 # docs/coming_from.md, in the first column.
 COMMAND = re.compile(
-    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|run_train_dlm\.py|run_train_rl\.py)([^\n`]*)"
+    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|run_train_dlm\.py|run_train_rl\.py|run_train_twist\.py)([^\n`]*)"
 )
 OTHER = re.compile(r"(\./demo|python -m benchmarks\.\w+|python run_(?:make_\w+|demo|perplexity)\.py)([^\n`]*)")
 
@@ -104,7 +105,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_name_in_configs_exists():
     for page, text in PAGES.items():
-        for group in ("experiment", "algorithm", "policy", "reward", "dlm"):
+        for group in ("experiment", "algorithm", "policy", "reward", "dlm", "target"):
             for name in re.findall(rf"(?<![\w./]){group}=([a-z]\w*)\b(?!/)", text):
                 if (group, name, page) != ("reward", "palindrome", "docs/adding.md"):
                     assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{page}: {group}={name}"

@@ -1,5 +1,6 @@
 """Every file of configs/experiment runs, in this process, with tiny numbers, tiny models and tiny data in place of its own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, r
 from tests.test_run_train_rl import run as run_rl
 from tests.tiny_text import backbone, questions
 from tests.training.test_run import train
+from tests.twist.tiny import QUICK as QUICK_TWIST
+from tests.twist.tiny import causal, classifier
+from tests.twist.tiny import run as run_twist
 from training.usage import composed
+from twist.train import epochs
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml"))}
 QUESTIONS = [name for name in FILES if name.startswith(("llada_", "dream_"))]  # on a model of 7 or 8 billion parameters
@@ -32,14 +37,21 @@ RL = {  # experiments of run_train_rl.py
     "chain_rl": ["data.steps=2", "data.answer_length=4", "sampling.steps=4"],
     "latex_rl": ["data.train=FORMULAS", "data.valid=FORMULAS", "sampling.steps=4"],
 }
+METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
+TWISTS = [  # the 29 published command lines
+    *(f"tox_{name}" for name in ("collect", *METHODS, "story")), *(f"sent_{name}" for name in ("collect", *METHODS)),
+    *(f"infill15_{name}" for name in (*METHODS, "logz", "samples")), *(f"infill2_{name}" for name in METHODS),
+]  # fmt: skip
 
 
 def test_every_experiment_is_run_by_a_test():
     of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
     of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
     of_rl = {name for name, text in FILES.items() if "run_train_rl.py" in text}
-    assert of_backbones | of_policies | of_rl == FILES.keys()
-    assert len(of_backbones) + len(of_policies) + len(of_rl) == len(FILES)
+    of_twists = {name for name, text in FILES.items() if "run_train_twist.py" in text}
+    assert of_backbones | of_policies | of_rl | of_twists == FILES.keys()
+    assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_twists) == len(FILES)
+    assert of_twists == set(TWISTS) and len(TWISTS) == 29
     assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
@@ -70,6 +82,75 @@ def test_rl(experiment, tmp_path):
                        *words)  # fmt: skip
     assert {"eval_reward", "kl"} <= record(directory)[2].keys() and load_model(directory)[0].hidden_size
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
+
+
+@pytest.fixture(scope="module")
+def causals(tmp_path_factory) -> dict[str, Path]:
+    """Tiny models of the published shapes, classifiers of as many classes, and a twist for infilling."""
+    root = tmp_path_factory.mktemp("causals")
+    found: dict[str, Path] = {kind: causal(root / kind, kind) for kind in ("gpt_neo", "gpt2")}
+    found |= {"tox": classifier(root / "tox", 1), "sent": classifier(root / "sent", 5)}
+    found["dpg"] = run_twist(root / "dpg", "experiment=infill15_dpg", *small_twist("infill15_dpg", found))
+    return found
+
+
+def small_twist(experiment: str, causals: dict[str, Path]) -> list[str]:
+    """The experiment on a tiny model of its shape, with few of everything."""
+    task = experiment.split("_")[0]
+    words = [*QUICK_TWIST, f"dlm.path={causals['gpt2' if task == 'sent' else 'gpt_neo']}", "training.updates_per_epoch=1",
+             "training.epochs=1", "eval.particles=[2]"]  # fmt: skip
+    if task == "infill15":
+        words.append("length=10")
+    if task in ("tox", "sent"):
+        words.append(f"target.classifier={causals[task]}")
+    if experiment in ("infill2_ctl", "infill15_ctl"):
+        words.append("training.particles=4")
+    if experiment == "tox_story":
+        words.append("posterior.count=0")
+    if experiment == "infill15_logz":
+        words += ["training.epochs=0", f"init={causals['dpg']}"]
+    if experiment == "infill15_samples":
+        words += [f"compare=[{causals['dpg']},{causals['dpg']}]", "samples=3"]
+    return words
+
+
+@pytest.mark.parametrize("experiment", TWISTS)
+def test_twists(experiment, causals, tmp_path, capsys):
+    directory = run_twist(tmp_path / "run", f"experiment={experiment}", *small_twist(experiment, causals))
+    if experiment.endswith("collect"):
+        assert (directory / "posterior.safetensors").is_file() and not (directory / "twist").exists()
+    elif experiment.endswith("samples"):
+        told = capsys.readouterr().out
+        assert told.count(" the model | ") == 3 and told.count(" dpg | ") == 6
+    else:
+        records = json.loads((directory / "evaluations.json").read_text())
+        assert [entry["updates"] for entry in records] == {"infill15_logz": [0], "tox_story": [0, 1]}.get(
+            experiment, [0, 1] if experiment.startswith("infill15") else [0, 2]
+        )
+        assert ("kl_q_sigma" in records[-1]) == (experiment != "tox_story")
+        assert (directory / "twist" / "model.safetensors").is_file()
+
+
+PUBLISHED_TWISTS = {  # rates, in the order of METHODS; epochs, updates, prompt's model and length
+    "tox": ([1e-4, 3e-5, 3e-5, 1e-4, 3e-5, 1e-6], 4096, "roneneldan/TinyStories-33M", 20, "separate", 1),
+    "sent": ([1e-4, 1e-4, 1e-4, 1e-3, 1e-4, 1e-5], 4096, "gpt2-medium", 10, "own", 3),
+    "infill15": ([3e-6, 3e-5, 1e-4, 1e-6, 1e-4, 3e-5], 6000, "roneneldan/TinyStories-33M", 15, "separate", 3),
+    "infill2": ([1e-4] * 5 + [3e-5], 16384, "roneneldan/TinyStories-33M", 2, "separate", 3),
+}
+
+
+@pytest.mark.parametrize("task", PUBLISHED_TWISTS)
+def test_the_twists_are_learnt_with_the_published_settings(task):
+    rates, updates, model, length, trunk, layers = PUBLISHED_TWISTS[task]
+    configs = [composed("train_twist", [f"experiment={task}_{method}"]) for method in METHODS]
+    assert [config.optim.lr for config in configs] == rates and [config.method for config in configs] == list(METHODS)
+    for config in configs:
+        assert epochs(config)[-1] == updates and config.training.batch_size == 100 and config.optim.weight_decay == 0
+        assert (config.dlm.path, config.length, config.twist.trunk, config.twist.layers) == (model, length, trunk, layers)
+        assert config.target.beta == 1 and config.posterior.count == 2000 and config.seed == 1
+    conditions = {"infill15": (10, 4), "infill2": (1, 10)}
+    if task in conditions:
+        assert (configs[0].target.tokens, configs[0].training.particles) == conditions[task]
 
 
 @pytest.fixture(scope="module")

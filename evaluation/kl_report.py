@@ -1,0 +1,211 @@
+"""Twists compared: how far each proposal is from the target, both ways, over runs of several methods and seeds.
+
+    python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER]
+
+RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, length, target). One log Z serves them all, as in Zhao
+et al. (2404.17546): the median over runs of the midpoints of their last evaluations, or the number given. Prints a table, a row a
+method: KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of
+a single run, that of its samples). DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from
+both sides against particles). The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from evaluation.intervals import Z95
+from evaluation.report import print_table, style, write_csv
+from training.usage import exit_on_bad_input
+
+NAMES = {"ctl": "CTL", "rl": "RL", "sixo": "SIXO", "fudge": "FUDGE", "dpg": "DPG", "ppo": "PPO"}
+SIDES = {"kl_q_sigma": "KL(q || sigma)", "kl_sigma_q": "KL(sigma || q)"}
+TASK = ("dlm.path", "prompt", "length", "target")
+
+
+@dataclass(frozen=True)
+class TwistRun:
+    """method, seed; task: what it was learnt for, in words; evaluations: by updates."""
+
+    path: str
+    method: str
+    seed: int
+    task: str
+    evaluations: list[dict]
+
+    @property
+    def last(self) -> dict:
+        return self.evaluations[-1]
+
+
+def read_run(path: Path) -> TwistRun:
+    """ValueError for what is no run, or one without exact samples, whose KLs nobody knows."""
+    files = [path / ".hydra" / "config.yaml", path / "evaluations.json"]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{path} is no run of run_train_twist.py with evaluations: {file} does not exist")
+    config = OmegaConf.load(files[0])
+    evaluations = sorted(json.loads(files[1].read_text()), key=lambda record: record["updates"])
+    if not evaluations or "g" not in evaluations[-1]:
+        raise ValueError(
+            f"{path} was evaluated without exact samples of its target (posterior.count=0), so there is no KL; its lower bounds "
+            f"are in {files[1]}"
+        )
+    told = {key: OmegaConf.select(config, key) for key in TASK}
+    told["target"] = OmegaConf.to_container(told["target"])
+    return TwistRun(str(path), config.method, config.seed, json.dumps(told, sort_keys=True), evaluations)
+
+
+def shared_log_z(runs: Sequence[TwistRun]) -> float:
+    """The median over runs."""
+    return median(run.last["log_z"] for run in runs)
+
+
+def kls(record: dict, log_z: float) -> dict[str, float]:
+    """Of an evaluation, with this log Z."""
+    return {"kl_q_sigma": log_z - record["f"]["value"], "kl_sigma_q": record["g"]["value"] - log_z}
+
+
+def half_width(values: Sequence[float], record: dict, side: str) -> float:
+    """Of the 95 % interval: over runs, or, of one run, over its samples."""
+    if len(values) > 1:
+        return Z95 * stdev(values) / len(values) ** 0.5
+    estimate = record["f" if side == "kl_q_sigma" else "g"]
+    return (estimate["high"] - estimate["low"]) / 2
+
+
+def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
+    """Runs of each method, in the order of NAMES. ValueError for runs of different tasks, or one seed twice."""
+    for run in runs[1:]:
+        if run.task != runs[0].task:
+            raise ValueError(f"{runs[0].path} and {run.path} are of different tasks ({runs[0].task}; {run.task}); report them apart")
+    found = {method: [run for run in runs if run.method == method] for method in NAMES}
+    for method, own in found.items():
+        seeds = [run.seed for run in own]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"two runs of {method} have the same seed ({sorted(seeds)}); an interval needs seeds that differ")
+    return {method: own for method, own in found.items() if own}
+
+
+def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
+    """A row a method."""
+    rows = []
+    for method, own in of_methods(runs).items():
+        row: dict = {"method": NAMES[method], "runs": len(own), "updates": own[0].last["updates"]}
+        for side in SIDES:
+            values = [kls(run.last, log_z)[side] for run in own]
+            row |= {side: fmean(values), f"{side}_half": half_width(values, own[0].last, side)}
+        row |= {"log_z_midpoint": fmean(run.last["log_z"] for run in own), "log_phi": fmean(run.last["score"]["value"] for run in own)}
+        rows.append(row)
+    return rows
+
+
+def latex(rows: Sequence[dict]) -> str:
+    """A tabular; the least of each column is bold."""
+    best = {side: min(row[side] for row in rows) for side in SIDES}
+    lines = [r"\begin{tabular}{lcc}", r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline"]
+    for row in rows:
+        cells = []
+        for side in SIDES:
+            number = f"{row[side]:.2f}"
+            bold = rf"\mathbf{{{number}}}" if row[side] == best[side] else number
+            cells.append(rf"${bold} \pm {row[f'{side}_half']:.2f}$")
+        lines.append(f"{row['method']} & {' & '.join(cells)} " + r"\\")
+    return "\n".join([*lines, r"\end{tabular}"]) + "\n"
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
+    """Both KLs against updates, mean over the runs of a method, with the interval as a band."""
+    figure = Figure(figsize=(8.4, 3.6), dpi=200, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (side, name) in zip(panels, SIDES.items(), strict=True):
+        for place, (method, own) in enumerate(of_methods(runs).items()):
+            colour, marker, dashes = style(place)
+            known = [{record["updates"]: record for record in run.evaluations} for run in own]
+            updates = sorted(set.intersection(*(set(records) for records in known)))
+            values = [[kls(records[at], log_z)[side] for records in known] for at in updates]
+            means = [fmean(each) for each in values]
+            half = [half_width(each, known[0][at], side) for each, at in zip(values, updates, strict=True)]
+            axes.plot(updates, means, color=colour, marker=marker, linestyle=dashes, markersize=3.5, linewidth=1.4, label=NAMES[method])
+            low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
+            axes.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        axes.set_xlabel("updates")
+        axes.set_title(name, loc="left", fontsize=10)
+        _plain(axes)
+    panels[0].set_ylabel("nats (lower is better)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
+    """log Z from both sides against the number of particles, a panel a method, at the last evaluation."""
+    methods = of_methods(runs)
+    figure = Figure(figsize=(2.2 + 2.6 * len(methods), 3.4), dpi=200, layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    kinds = [("twist", "iwae"), ("twist", "smc"), ("base", "iwae"), ("base", "smc")]
+    named = {"iwae": "importance sampling", "smc": "particle filter", "twist": "twisted", "base": "base"}
+    for axes, (method, own) in zip(panels, methods.items(), strict=True):
+        for place, (proposal, kind) in enumerate(kinds):
+            colour, marker, _ = style(place)
+            for side, dashes in (("lower", "-"), ("upper", "--")):
+                found: dict[int, list[float]] = {}
+                for bound in (b for run in own for b in run.last["bounds"]):
+                    if (bound["proposal"], bound["kind"]) == (proposal, kind) and bound[side] is not None:
+                        found.setdefault(bound["particles"], []).append(bound[side]["value"])
+                label = f"{named[proposal]}, {named[kind]}" if side == "lower" else None
+                points = sorted(found)
+                if points:
+                    axes.plot(points, [fmean(found[k]) for k in points], color=colour, marker=marker, markersize=3.5, linestyle=dashes,
+                              linewidth=1.3, label=label)  # fmt: skip
+        axes.axhline(log_z, color="#444444", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("particles")
+        axes.set_title(NAMES[method], loc="left", fontsize=10)
+        _plain(axes)
+    panels[0].set_ylabel("log Z: below (lines), above (dashes)")
+    labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels.keys(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def main(arguments: argparse.Namespace) -> list[dict]:
+    runs = [read_run(path) for path in arguments.runs]
+    log_z = shared_log_z(runs) if arguments.log_z is None else arguments.log_z
+    rows = table(runs, log_z)
+    shown = [{"method": row["method"], "runs": row["runs"], "updates": row["updates"]}
+             | {name: f"{row[side]:.2f} +- {row[f'{side}_half']:.2f}" for side, name in SIDES.items()}
+             | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"]} for row in rows]  # fmt: skip
+    print_table(shown, title=f"log Z = {log_z:.4f}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, arguments.out / "kl.csv")
+    (arguments.out / "kl.tex").write_text(latex(rows))
+    plot_curves(runs, log_z, arguments.out / "kl_curves.png")
+    plot_bounds(runs, log_z, arguments.out / "bounds.png")
+    print(latex(rows))
+    print(json.dumps({"log_z": log_z, "rows": rows}, allow_nan=False))
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path("output/kl_report"), metavar="DIR")
+    parser.add_argument("--log_z", type=float, metavar="NUMBER")
+    with exit_on_bad_input():
+        main(parser.parse_args())

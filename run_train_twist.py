@@ -1,0 +1,239 @@
+"""Learn the twists of a causal model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
+
+    python run_train_twist.py method=ctl target=infilling training.particles=10
+    python run_train_twist.py experiment=tox_collect
+    python run_train_twist.py experiment=tox_ctl posterior.path=RUN/posterior.safetensors
+    torchrun --nproc-per-node 8 run_train_twist.py experiment=sent_dpg training.batch_size=104
+    python run_train_twist.py experiment=infill15_samples compare=[RUN,RUN,RUN]
+    python run_train_twist.py resume=output/2026.01.31/120000
+
+Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dlm.masked_lm import CausalLM
+from load_model import load_model
+from policy.build import canvas_of, shipped
+from training.processes import Processes, processes
+from training.run import Run, resumed_config
+from training.usage import check_overrides, check_settings, exit_on_bad_input
+from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
+from twist.evaluate import evaluate, figures
+from twist.model import TwistModel, load_twist, save_twist
+from twist.sweeps import Source, collect_posterior
+from twist.targets import build_target
+from twist.train import TwistLearning, check_method, epochs, new_learner, new_value_head, positives_of, train
+
+MODES = ("train", "collect", "samples")
+POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
+
+
+def check_twist(config: DictConfig) -> None:
+    """Refuse, before any work, what cannot be run. Raises ValueError."""
+    if config.mode not in MODES:
+        raise ValueError(f"mode={config.mode!r} is unknown; use one of {', '.join(MODES)}")
+    for key in ("length", "training.particles", "training.updates_per_epoch", "eval.every", "eval.samples", "eval.sweeps",
+                "posterior.batch", "samples"):  # fmt: skip
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
+    for key in ("training.epochs", "posterior.count", "eval.texts"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{key}={value} must be a whole number of at least 0; change it")
+    if config.training.schedule not in ("constant", "exp2"):
+        raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
+    if not config.eval.particles or any(not isinstance(k, int) or k < 1 for k in config.eval.particles):
+        raise ValueError(f"eval.particles={config.eval.particles} must be a list of whole numbers, such as [32,500]")
+    check_method(config)
+    if config.posterior.count:
+        check_upper(float(config.target.get("beta", 1.0)))
+    elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
+        raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
+    if config.mode == "samples" and not config.compare:
+        raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
+
+
+def load_causal(config: DictConfig, device: torch.device) -> CausalLM:
+    model, _ = load_model(shipped(config.dlm.path), device, config.model.dtype)
+    if not isinstance(model, CausalLM):
+        raise ValueError(
+            f"dlm.path={config.dlm.path} is a masked model; run_train_twist.py learns twists of causal ones, so give one"
+        )
+    return model
+
+
+def twist_directory(path: str) -> str:
+    """Of a run, its twist."""
+    return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
+
+
+def build_twist(config: DictConfig, model: CausalLM) -> TwistModel:
+    """A new twist, or that of `init`, to be trained further."""
+    condition, settings = "tokens" if config.target.kind == "infilling" else "none", config.twist
+    if config.init is None:
+        twist = TwistModel(
+            model,
+            settings.trunk,
+            settings.layers,
+            settings.multiplier,
+            config.method == "fudge",
+            condition,
+            rank=settings.rank,
+        )
+        return twist.to(next(model.parameters()).device)
+    start, about = load_twist(twist_directory(config.init), model)
+    if about["twist"]["condition"] != condition or (config.method == "fudge" and not about["twist"]["bounded"]):
+        raise ValueError(
+            f"init={config.init} was learnt by {about['method']} for {about['target']['kind']}, whose head is not that of "
+            f"method={config.method} for {config.target.kind}; start without it"
+        )
+    twist = TwistModel(model, **about["twist"]).to(next(model.parameters()).device)
+    twist.load_state_dict(start.state_dict())
+    return twist
+
+
+def build_source(config: DictConfig, model: CausalLM, twist: TwistModel) -> Source:
+    """What every text begins with, how far it goes, and what it is weighed by."""
+    row = canvas_of(model, config.prompt)
+    prompt = row[row != model.mask_id]
+    settings = OmegaConf.to_container(config.target)
+    assert isinstance(settings, dict)
+    target = build_target({str(key): value for key, value in settings.items()}, model, len(prompt), config.length)
+    condition = config.target.tokens if config.target.kind == "infilling" else 0
+    return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
+
+
+def exact_samples(config: DictConfig, source: Source, run: Run, group: Processes) -> Posterior | None:
+    """Those of posterior.path, or of the run itself, collected by the first process if they are not there yet."""
+    if not config.posterior.count:
+        return None
+    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
+    origin = Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
+    file = Path(config.posterior.path or run.directory / POSTERIOR)
+    if config.posterior.path is None and group.first and not file.is_file():
+        settings = config.posterior
+        found = collect_posterior(source, settings.count, settings.batch, config.seed, settings.most)
+        found.save(file, origin)
+        run.say(f"{len(found)} exact samples of the target out of {found.tried} of the model: {file}")
+    group.barrier()
+    posterior = load_posterior(file, origin)
+    if len(posterior) < config.posterior.count:
+        raise ValueError(
+            f"{file} holds {len(posterior)} exact samples and posterior.count={config.posterior.count}; lower it, or collect more"
+        )
+    return posterior.rows(slice(config.posterior.count))
+
+
+def record_evaluation(file: Path, record: dict) -> None:
+    """Into the list in `file`; of an epoch that a resumed run evaluated again, the last counts."""
+    known = json.loads(file.read_text()) if file.is_file() else []
+    known = [other for other in known if other["updates"] != record["updates"]] + [record]
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(known, indent=1) + "\n")
+    part.replace(file)
+
+
+def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
+    """Samples of the proposal, with what each was conditioned on."""
+    given = None
+    if source.condition:
+        _, given = source.pairs(count, seed)
+        swept = source.sweep(count, 1, seed, given)
+    else:
+        swept = source.sweep(1, count, seed)
+    decode = source.model.tokenizer.decode
+    follows = [{}] * count if given is None else [{"given": decode(row.tolist())} for row in given]
+    return [{"text": decode(row.tolist()), "log_phi": float(phi), **more}
+            for row, phi, more in zip(swept.canvas, swept.log_phi, follows, strict=True)]  # fmt: skip
+
+
+def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
+    """Infills of the twists in `compare`, for the same conditions, side by side; the model's own text first."""
+    lines: dict[int, list[str]] = {}
+    records = []
+    for path in config.compare:
+        twist, about = load_twist(twist_directory(str(path)), model)
+        name = about["method"]
+        source = build_source(config, model, twist)
+        if not source.condition:
+            raise ValueError(
+                "mode=samples compares infills; give target=infilling, as the runs in `compare` were learnt for"
+            )
+        exact, given = source.pairs(config.samples, config.seed)
+        swept = source.sweep(config.samples, 1, config.seed, given)
+        for row in range(config.samples):
+            show = lambda canvas, row=row, first=source.first: model.tokenizer.decode(canvas[row, first:].tolist())
+            if row not in lines:
+                lines[row] = [
+                    f"... {model.tokenizer.decode(given[row].tolist())}",
+                    f"{'the model':>10} | {show(exact)}",
+                ]
+            lines[row].append(f"{name:>10} | {show(swept.canvas)}   (log phi {float(swept.log_phi[row]):.2f})")
+            records.append(
+                {"text": show(swept.canvas), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
+            )
+    for own in lines.values():
+        run.say("\n".join(own) + "\n")
+    run.samples(0, records)
+
+
+def main(config: DictConfig, overrides: list[str]) -> Path:
+    """Train, collect or show; returns the run directory."""
+    config = resumed_config(config, overrides, "train_twist")
+    check_settings(config)
+    check_twist(config)
+    config.training.n_iters = epochs(config)[-1]
+    with processes(config.device) as group:
+        torch.manual_seed(config.seed)
+        model = load_causal(config, group.device)
+        if config.mode == "samples":
+            run = Run(config, overrides, group)
+            compare(config, model, run)
+            run.close()
+            return run.directory
+        twist = build_twist(config, model)
+        source = build_source(config, model, twist)
+        value = new_value_head(twist, config)
+        learner = new_learner(twist, value, config, group)
+        run = Run(config, overrides, group)
+        posterior = exact_samples(config, source, run, group)
+        if config.mode == "train":
+            size = sum(p.numel() for p in learner.optimiser.parameters)
+            run.say(f"{size:,} parameters of twists of {config.dlm.path} learn by {config.method}")
+            about = {"model": config.dlm.path, "method": config.method, "target": OmegaConf.to_container(config.target),
+                     "prompt": config.prompt, "length": config.length}  # fmt: skip
+
+            def on_evaluation(done: int, epoch: int) -> dict[str, float]:
+                record = evaluate(source, posterior, config.eval, config.method, config.seed)
+                record_evaluation(run.directory / "evaluations.json", {"updates": done, "epoch": epoch, **record})
+                if config.eval.texts:
+                    run.samples(done, shown_texts(source, config.eval.texts, config.seed))
+                return figures(record)
+
+            learning = TwistLearning(source, learner, value, config, posterior)
+            train(learning, config, run, on_evaluation, lambda done: save_twist(twist, run.directory / "twist", about))
+        run.close()
+        return run.directory
+
+
+@hydra.main(config_path="configs", config_name="train_twist", version_base=None)
+def entry(config: DictConfig) -> None:
+    with exit_on_bad_input():
+        main(config, list(HydraConfig.get().overrides.task))
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        check_overrides("train_twist")
+    entry()

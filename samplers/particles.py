@@ -1,0 +1,139 @@
+"""Weighted particles: log weights as immutable values, and four ways to resample.
+
+Every scheme maps uniforms to ancestors, so that its law can be enumerated: a particle of probability W has K W children on
+average. Douc & Cappe (cs/0507025) compare them. All is in log space and float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+Scheme = Callable[
+    [Float64[Tensor, "filter particle"], Float64[Tensor, "filter particle"]], Int[Tensor, "filter particle"]
+]
+BELOW_ONE = 1 - 2.0**-53
+RESAMPLE = ("ess", "every", "never")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """log: of each particle since its filter last resampled; log_z: log of the product of the mean weights until then."""
+
+    log: Float64[Tensor, "filter particle"]
+    log_z: Float64[Tensor, "filter"]
+
+    @classmethod
+    def even(cls, filters: int, particles: int, device: torch.device) -> Weights:
+        zeros = torch.zeros(filters, particles, dtype=torch.float64, device=device)
+        return cls(zeros, zeros[:, 0].clone())
+
+    def times(self, log_factor: Float64[Tensor, "filter particle"]) -> Weights:
+        """A particle that is dead stays so, whatever the factor (-inf less -inf is none)."""
+        dead = self.log == -torch.inf
+        return Weights((self.log + log_factor).masked_fill(dead, -torch.inf), self.log_z)
+
+    @property
+    def probability(self) -> Float64[Tensor, "filter particle"]:
+        return self.log.softmax(1)
+
+    @property
+    def effective(self) -> Float64[Tensor, "filter"]:
+        """Effective sample size, 1 / sum W^2: from 1 to the number of particles."""
+        return self.probability.square().sum(1).reciprocal()
+
+    @property
+    def log_normaliser(self) -> Float64[Tensor, "filter"]:
+        """The estimate of log Z: its exponential is unbiased."""
+        return self.log_z + self.log.logsumexp(1) - math.log(self.log.shape[1])
+
+    def resampled(self, chosen: Bool[Tensor, "filter"]) -> Weights:
+        """Even again in the filters that are resampled, their mean kept in `log_z`."""
+        return Weights(
+            self.log.masked_fill(chosen.unsqueeze(1), 0.0), torch.where(chosen, self.log_normaliser, self.log_z)
+        )
+
+    def check(self, step: int) -> None:
+        """Raises FloatingPointError where no particle of a filter is alive, or a weight is no number."""
+        if bool(self.log.isnan().any()) or bool((self.log == torch.inf).any()):
+            wrong = int((self.log.isnan() | (self.log == torch.inf)).sum())
+            raise FloatingPointError(
+                f"step {step}: the log potential of {wrong} of {self.log.numel()} particles is NaN or +inf; check the twist or the "
+                "reward on such text"
+            )
+        dead = (self.log == -torch.inf).all(1)
+        if bool(dead.any()):
+            raise FloatingPointError(
+                f"step {step}: all {self.log.shape[1]} particles of {int(dead.sum())} of {len(dead)} samples have potential 0 "
+                "(log weight -inf); take more particles, temper the potential (a smaller beta), or one that is nowhere 0"
+            )
+
+
+def _pick(
+    probability: Float64[Tensor, "filter particle"], uniforms: Float64[Tensor, "filter slot"]
+) -> Int[Tensor, "filter slot"]:
+    """The inverse of the distribution function; a particle of probability 0 is never picked."""
+    cumulative = probability.cumsum(1)
+    cumulative = cumulative / cumulative[:, -1:]  # exactly 1 from the last particle that is alive on
+    return torch.searchsorted(cumulative, uniforms.clamp(max=BELOW_ONE).contiguous(), right=True)
+
+
+def _slots(probability: Float64[Tensor, "filter particle"]) -> Float64[Tensor, "particle"]:
+    return torch.arange(probability.shape[1], dtype=torch.float64, device=probability.device)
+
+
+def multinomial(probability, uniforms):
+    """Every slot by itself: the one that conditional filters are proved for."""
+    return _pick(probability, uniforms)
+
+
+def stratified(probability, uniforms):
+    """One uniform within each of K equal parts of [0, 1]."""
+    return _pick(probability, (_slots(probability) + uniforms) / probability.shape[1])
+
+
+def systematic(probability, uniforms):
+    """The same uniform in each part: the first of each filter is used."""
+    return _pick(probability, (_slots(probability) + uniforms[:, :1]) / probability.shape[1])
+
+
+def residual(probability, uniforms):
+    """floor(K W) children for certain; the slots that are left by what is left, each by itself."""
+    expected = probability * probability.shape[1]
+    certain = expected.floor().cumsum(1)
+    slots = _slots(probability).expand_as(probability).contiguous()
+    left = expected - expected.floor()
+    left = torch.where(left.sum(1, keepdim=True) > 0, left, 1.0)  # nothing left: no slot asks
+    return torch.where(slots < certain[:, -1:], torch.searchsorted(certain, slots, right=True), _pick(left, uniforms))
+
+
+SCHEMES: dict[str, Scheme] = {
+    "multinomial": multinomial,
+    "stratified": stratified,
+    "systematic": systematic,
+    "residual": residual,
+}
+
+
+def due(weights: Weights, resample: str) -> Bool[Tensor, "filter"]:
+    """Filters that resample now: all, none, or those whose effective sample size is below half of their particles."""
+    if resample == "ess":
+        return weights.effective < weights.log.shape[1] / 2
+    return torch.full_like(weights.log_z, resample == "every", dtype=torch.bool)
+
+
+def check_scheme(resample: str, scheme: str, conditional: bool) -> None:
+    """Raises ValueError for names that are unknown, and for a pinned particle with draws that are not independent."""
+    if resample not in RESAMPLE:
+        raise ValueError(f"resample={resample!r} is unknown; use one of {', '.join(RESAMPLE)}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+    if conditional and scheme != "multinomial":
+        raise ValueError(
+            f"a filter with a given path must draw every other ancestor by itself, and {scheme} does not; use multinomial"
+        )

@@ -1,0 +1,269 @@
+"""Sequential Monte Carlo around the loop: many particles a sample, weighed at each step by a potential, and resampled.
+
+A `Proposal` says where and what, and how much likelier the reference finds it: any Decoder of the core is its own reference
+(`Plain`), twisted ones are in `samplers/twisted.py`. With p(path) the reference and phi the potential of what is finished the
+target is sigma(path) = p(path) phi / Z; psi, the potential of a state, only says where particles are sent. After each step
+
+    log w += log p(step) - log q(step) + log psi(new state) - log psi(old state),      psi = phi where a row is finished,
+
+and exp(log_z) is an unbiased estimate of Z (Del Moral 2004). Without resampling this is importance sampling, and best-of-N if
+then the likeliest is kept. With a given path in the first slot (conditional SMC, Andrieu et al. 2010) that is drawn from
+sigma, exp(-log_z) is an unbiased estimate of 1 / Z. Particles that coincide share evaluations, as rows always do.
+
+What differs from twisted SMC as published (2404.17546): any order of writing, any resampling scheme, many samples at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
+from dlm.observation import Decision, Observation
+from samplers.loop import Decoder
+from samplers.particles import SCHEMES, Weights, check_scheme, due
+from samplers.samples import Samples
+
+
+@dataclass
+class Given:
+    """What rows that are pinned to a path write now. rows: which are."""
+
+    rows: Bool[Tensor, "row"]
+    order: Int[Tensor, "row position"]
+    tokens: Int[Tensor, "row position"]
+
+
+@dataclass
+class Path:
+    """One finished path a sample: its tokens, and the step at which each was written, -1 where it was given."""
+
+    tokens: Int[Tensor, "filter position"]
+    written_at: Int[Tensor, "filter position"]
+
+    def at(self, step: int, particles: int) -> Given:
+        """Of the first particle of each sample."""
+        slot = torch.arange(len(self.tokens) * particles, device=self.tokens.device)
+        each = slot // particles
+        return Given(slot % particles == 0, (self.written_at[each] == step).long(), self.tokens[each])
+
+
+@dataclass
+class Proposed:
+    """A decision, log p - log q of it, and log psi of the state that it leads to, where the proposal knows that already."""
+
+    decision: Decision
+    log_ratio: Float64[Tensor, "row"]
+    log_psi: Float64[Tensor, "row"] | None = None
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    def propose(self, observation: Observation, draws: Draws, given: Given | None) -> Proposed: ...
+
+
+@dataclass
+class Plain:
+    """Any Decoder as its own reference: p = q."""
+
+    decoder: Decoder
+
+    def propose(self, observation: Observation, draws: Draws, given: Given | None) -> Proposed:
+        decision = self.decoder.decide(observation, draws)
+        if given is not None:
+            rows = given.rows.unsqueeze(1)
+            order = torch.where(rows, given.order, decision.order)
+            decision = replace(decision, order=order, tokens=torch.where(rows, given.tokens, decision.tokens))
+        return Proposed(decision, torch.zeros(len(decision.order), dtype=torch.float64, device=decision.order.device))
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """log psi of states, log phi of what is finished. `rows` are places among all particles, sample by sample: a potential that
+    is conditioned on something a sample, or remembers something of each particle, goes by them (and by `select`)."""
+
+    def log_psi(self, observation: Observation) -> Float[Tensor, "row"]: ...
+
+    def final(
+        self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]
+    ) -> Float[Tensor, "finished"]: ...
+
+    def select(self, index: Int[Tensor, "row"]) -> None:
+        """Particles were resampled."""
+        ...
+
+
+@dataclass
+class Finish:
+    """A potential of finished rows alone: psi = 1 before (importance sampling, best-of-N)."""
+
+    log_phi: Callable[[Int[Tensor, "finished position"], Int[Tensor, "finished"]], Float[Tensor, "finished"]]
+
+    def log_psi(self, observation: Observation) -> Float[Tensor, "row"]:
+        return torch.zeros(len(observation.tokens), device=observation.tokens.device)
+
+    def final(self, tokens, rows):
+        return self.log_phi(tokens, rows)
+
+    def select(self, index):
+        pass
+
+
+@dataclass
+class Step:
+    """What a collector is shown after each step: weights before resampling, who resampled, whose child each particle is."""
+
+    number: int
+    weights: Weights
+    resampled: Bool[Tensor, "filter"]
+    ancestors: Int[Tensor, "filter particle"]
+
+
+@dataclass
+class Diagnostics:
+    """A collector: how even the weights were, and how many particles had children."""
+
+    effective: list[Float64[Tensor, "filter"]] = field(default_factory=list)
+    log_normaliser: list[Float64[Tensor, "filter"]] = field(default_factory=list)
+    resampled: list[Bool[Tensor, "filter"]] = field(default_factory=list)
+    parents: list[Int[Tensor, "filter"]] = field(default_factory=list)
+
+    def __call__(self, step: Step) -> None:
+        self.effective.append(step.weights.effective)
+        self.log_normaliser.append(step.weights.log_normaliser)
+        self.resampled.append(step.resampled)
+        ordered = step.ancestors.sort(1).values
+        self.parents.append(1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1))
+
+
+@dataclass
+class Particles:
+    """All particles of all samples, sample by sample. log_phi: of each; weights: at the end, not resampled.
+
+    Without resampling weights.log is log p(path) phi / q(path).
+    """
+
+    samples: Samples
+    weights: Weights
+    log_phi: Float64[Tensor, "row"]
+
+    @property
+    def log_z(self) -> Float64[Tensor, "filter"]:
+        return self.weights.log_normaliser
+
+    def best(self) -> Int[Tensor, "filter"]:
+        """The row of highest potential of each sample: best-of-N."""
+        filters, particles = self.weights.log.shape
+        alive = self.log_phi.view(filters, particles).masked_fill(self.weights.log == -torch.inf, -torch.inf)
+        return alive.argmax(1) + torch.arange(filters, device=alive.device) * particles
+
+    def drawn(self, draws: Draws, sample_id: Int[Tensor, "filter"] | None = None) -> Int[Tensor, "filter"]:
+        """A row of each sample, drawn by weight: of the law sigma as the number of particles grows."""
+        filters, particles = self.weights.log.shape
+        number = torch.arange(filters, device=self.weights.log.device)
+        zero = torch.zeros_like(number)
+        own = number if sample_id is None else sample_id
+        return draws.categorical(self.weights.log, own, zero, zero, stream="pick") + number * particles
+
+
+def draw_ancestors(
+    weights: Weights, scheme: str, draws: Draws, sample_id: Int[Tensor, "filter"], step: int
+) -> Int[Tensor, "filter particle"]:
+    uniforms = draws.uniform("resample", sample_id, torch.full_like(sample_id, step), weights.log.shape[1])
+    return SCHEMES[scheme](weights.probability, uniforms)
+
+
+@torch.no_grad()
+def particle_filter(
+    environment: UnmaskingEnvironment,
+    proposal: Proposal,
+    potential: Potential,
+    canvas: Int[Tensor, "filter position"],
+    particles: int,
+    resample: str = "ess",
+    scheme: str = "systematic",
+    seed: int = 0,
+    sample_id: Int[Tensor, "filter"] | None = None,
+    given: Path | None = None,
+    interval: int = 1,
+    collect: Callable[[Step], None] | None = None,
+    on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
+    draws: Draws | None = None,
+) -> Particles:
+    """Decode every row of `canvas` with `particles` particles.
+
+    resample: `ess` (below half the particles), `every` step, or `never`; scheme: one of SCHEMES, for a given path multinomial.
+    sample_id: names of the samples for the draws; given: the first particle of each sample follows it. interval: states are
+    weighed, and particles resampled, every so many steps. draws: in place of those of `seed`.
+    Raises FloatingPointError where a sample loses all its particles, and names the step.
+    """
+    check_scheme(resample, scheme, given is not None)
+    if particles < 1:
+        raise ValueError(f"particles={particles} must be at least 1")
+    if environment.stop_id is not None:
+        raise ValueError("particles are compared at one length; leave sampler.stop out")
+    started = time.perf_counter()
+    draws = draws or Draws(seed)
+    filters, device = len(canvas), canvas.device
+    sample_id = torch.arange(filters, device=device) if sample_id is None else sample_id
+    slots = (sample_id.unsqueeze(1) * particles + torch.arange(particles, device=device)).flatten()
+    every = torch.arange(len(slots), device=device)
+    observation = environment.reset(canvas.repeat_interleave(particles, 0), slots)
+    prompt = ~observation.masked
+    written_at = torch.full_like(observation.tokens, -1)
+    weights = Weights.even(filters, particles, device)
+    log_psi = torch.zeros(len(slots), dtype=torch.float64, device=device)
+    known = log_psi  # what the proposal says of the state, where it does
+    finished = torch.zeros_like(observation.done)
+    steps, number = torch.zeros_like(slots), 0
+    while not bool(observation.done.all()):
+        steps = torch.where(observation.done, steps, number + 1)
+        proposed = proposal.propose(observation, draws, None if given is None else given.at(number, particles))
+        picked = proposed.decision.order > 0
+        written_at = torch.where(picked, number, written_at)
+        observation = environment.step(proposed.decision)
+        ended, factor = bool(observation.done.all()), proposed.log_ratio
+        number += 1
+        if proposed.log_psi is not None:
+            known = torch.where(picked.any(1), proposed.log_psi, known)
+        if ended or number % interval == 0:
+            new = log_psi
+            if not ended:
+                new = potential.log_psi(observation).double() if proposed.log_psi is None else known
+                new = torch.where(finished, log_psi, new)
+            just = observation.done & ~finished
+            if bool(just.any()):
+                new = new.masked_scatter(just, potential.final(observation.tokens[just], every[just]).double())
+            factor, log_psi, finished = factor + new - log_psi, new, observation.done
+        weights = weights.times(factor.view(filters, particles))
+        weights.check(number)
+        chosen = due(weights, resample) & (not ended and number % interval == 0)
+        ancestors = every.view(filters, particles) % particles
+        if bool(chosen.any()):
+            drawn = draw_ancestors(weights, scheme, draws, sample_id, number)
+            if given is not None:
+                drawn[:, 0] = 0
+            ancestors = torch.where(chosen.unsqueeze(1), drawn, ancestors)
+        if collect is not None:
+            collect(Step(number, weights, chosen, ancestors))
+        if bool(chosen.any()):
+            weights = weights.resampled(chosen)
+            index = (ancestors + torch.arange(filters, device=device).unsqueeze(1) * particles).flatten()
+            observation = environment.select(index, slots)
+            potential.select(index)
+            log_psi, known, finished = log_psi[index], known[index], finished[index]
+            written_at, steps = written_at[index], steps[index]
+        if on_step is not None:
+            on_step(observation, every)
+    samples = Samples(
+        observation.tokens, prompt, written_at, observation.evaluations, steps,
+        environment.forwards, environment.rows_evaluated, time.perf_counter() - started,
+    )  # fmt: skip
+    return Particles(samples, weights, log_psi)

@@ -1,0 +1,140 @@
+"""Proposals that a twist bends: q(token) is p(token) psi(state with it), normalised.
+
+`TwistedTokens`: positions as a rule says, each token by its own twisted law (of a causal model: the twist-induced proposal of
+2404.17546). `TwistedJoint`: of a masked model that writes one position a step, position and token together, normalised over
+both: the rule would take any position, and the twist says which. Logits exist for a chunk of positions at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.observation import Decision, Observation
+from dlm.token_rule import TokenRule
+from samplers.loop import Unmasker, all_at_last
+from samplers.smc import Given, Proposed
+
+# log psi of the state with each token written, from the hidden states read and the rows that they are of
+Tilt = Callable[[Float[Tensor, "read width"], Int[Tensor, "read"]], Float[Tensor, "read vocabulary"]]
+
+
+def refuse_greedy(rule: TokenRule) -> None:
+    if rule.temperature == 0:
+        raise ValueError("a twist bends the law of the tokens, and temperature 0 has none; use a temperature above 0")
+
+
+@dataclass
+class Bent:
+    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi."""
+
+    token: Int[Tensor, "read"]
+    log_psi: Float64[Tensor, "read"]
+    log_mass: Float64[Tensor, "read"]
+
+
+def bend(
+    observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
+    given: Given | None = None,
+) -> Bent:  # fmt: skip
+    """Draw a token at each place from p psi (draws: None draws none, for the mass alone). given: rows that write what is given."""
+    environment, found = observation.environment, []
+    where = torch.zeros_like(observation.masked)
+    where[place[:, 0], place[:, 1]] = True
+    hidden = observation.hidden(where)[where]
+    for part, states in zip(place.split(environment.chunk), hidden.split(environment.chunk), strict=True):
+        row, position = part.unbind(1)
+        logits = rule(environment.logits(states))
+        log_psi = tilt(states, row)
+        log_total = logits.logsumexp(1)
+        bent = logits.add_(log_psi)
+        log_mass = (bent.logsumexp(1) - log_total).double()
+        if draws is None:
+            token, chosen = torch.zeros_like(row), torch.zeros_like(log_mass)
+        else:
+            token = draws.categorical(bent, observation.row_id[row], observation.row_step[row], position)
+            if given is not None:
+                token = torch.where(given.rows[row], given.tokens[row, position], token)
+            chosen = log_psi.gather(1, token.unsqueeze(1)).squeeze(1).double()
+        found.append((token, chosen, log_mass))
+    columns = [torch.cat(column) for column in zip(*found, strict=True)]
+    return Bent(*columns)
+
+
+def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: int) -> Float64[Tensor, "row"]:
+    return torch.zeros(rows, dtype=torch.float64, device=values.device).index_add_(0, row, values)
+
+
+@dataclass
+class TwistedTokens:
+    """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
+    twist of the token written, which needs that no row writes two at once."""
+
+    where: Unmasker
+    what: TokenRule
+    tilt: Tilt
+    reads_state: bool = False
+
+    def __post_init__(self):
+        refuse_greedy(self.what)
+
+    def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
+        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        if given is not None:
+            order = torch.where(given.rows.unsqueeze(1), given.order, order)
+        picked = order > 0
+        if not self.reads_state and bool((picked.sum(1) > 1).any()):
+            raise ValueError(
+                f"this twist knows what one token more is worth, and a step writes {int(picked.sum(1).max())} at once; take as "
+                "many steps as there are masks, or a twist with a state head"
+            )
+        place, rows = picked.nonzero(), len(order)
+        if len(place) == 0:
+            zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
+            decision = Decision(order, observation.tokens, log_where, zeros.float())
+            return Proposed(decision, zeros, None if self.reads_state else zeros)
+        bent = bend(observation, place, self.what, self.tilt, draws, given)
+        tokens = observation.tokens.clone()
+        tokens[place[:, 0], place[:, 1]] = bent.token
+        log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
+        log_ratio = _of_rows(bent.log_mass - bent.log_psi, place[:, 0], rows)
+        decision = Decision(order, tokens, log_where, torch.zeros_like(log_where))
+        return Proposed(decision, log_ratio, None if self.reads_state else log_psi)
+
+
+@dataclass
+class TwistedJoint:
+    """One position a step, drawn with its token from p(token at i) psi(state with it) over all that may be written."""
+
+    what: TokenRule
+    tilt: Tilt
+
+    def __post_init__(self):
+        refuse_greedy(self.what)
+
+    def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
+        writable = observation.writable
+        mass = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
+        mass[writable] = bend(observation, writable.nonzero(), self.what, self.tilt, None).log_mass
+        active = writable.any(1).nonzero().squeeze(1)
+        position = draws.categorical(
+            mass[active], observation.row_id[active], observation.row_step[active], torch.zeros_like(active), "where"
+        )
+        order = torch.zeros_like(observation.tokens)
+        order[active, position] = 1
+        if given is not None:
+            order = torch.where(given.rows.unsqueeze(1), given.order, order)
+        place = (order > 0).nonzero()
+        bent = bend(observation, place, self.what, self.tilt, draws, given)
+        tokens = observation.tokens.clone()
+        tokens[place[:, 0], place[:, 1]] = bent.token
+        log_psi = _of_rows(bent.log_psi, place[:, 0], len(order))
+        log_mass = mass[active].logsumexp(1) - writable[active].sum(1).double().log()
+        log_ratio = _of_rows(log_mass, active, len(order)) - log_psi
+        zeros = torch.zeros(len(order), device=order.device)
+        return Proposed(Decision(order, tokens, zeros, zeros), log_ratio, log_psi)

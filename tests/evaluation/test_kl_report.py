@@ -1,0 +1,96 @@
+"""The table of twists on runs whose numbers are known: one log Z, means over seeds, intervals, three formats, two plots."""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+
+from evaluation.kl_report import main, read_run, shared_log_z
+
+ROOT = Path(__file__).parents[2]
+ESTIMATE = lambda value, half=0.2: {"value": value, "low": value - half, "high": value + half}
+
+
+def write_run(directory, method, seed, f, g, log_z, prompt="Once", exact=True):
+    (directory / ".hydra").mkdir(parents=True)
+    (directory / ".hydra" / "config.yaml").write_text(
+        f"method: {method}\nseed: {seed}\nprompt: {prompt}\nlength: 3\ndlm: {{path: tiny}}\ntarget: {{kind: infilling, tokens: 1}}\n"
+    )
+    bound = lambda proposal, kind, k: {"proposal": proposal, "kind": kind, "particles": k, "lower": ESTIMATE(log_z - 1 / k),
+                                       "upper": ESTIMATE(log_z + 1 / k)}  # fmt: skip
+    records = []
+    for epoch, (own_f, own_g) in enumerate(zip(f, g, strict=True)):
+        kinds = ["iwae"] if method == "dpg" else ["iwae", "smc"]
+        bounds = [bound(p, kind, k) for p in ("twist", "base") for kind in kinds for k in (2, 8)]
+        record = {"updates": 2**epoch, "epoch": epoch, "f": ESTIMATE(own_f), "score": ESTIMATE(-1.0), "bounds": bounds, "log_z": log_z}
+        records.append(record | ({"g": ESTIMATE(own_g, 0.1)} if exact else {}))
+    (directory / "evaluations.json").write_text(json.dumps(records))
+    return directory
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        write_run(tmp_path / "a", "ctl", 0, [-4.0, -3.0], [-1.0, -1.4], -2.0),
+        write_run(tmp_path / "b", "ctl", 1, [-4.0, -3.2], [-1.0, -1.5], -2.1),
+        write_run(tmp_path / "c", "dpg", 0, [-4.0, -2.5], [-1.0, -1.9], -2.2),
+    ]
+
+
+def report(tmp_path, runs, log_z=None):
+    return main(argparse.Namespace(runs=runs, out=tmp_path / "out", log_z=log_z))
+
+
+def test_one_log_z_and_means_over_seeds(tmp_path, runs, capsys):
+    ctl, dpg = report(tmp_path, runs)
+    log_z = -2.1  # the median
+    assert (ctl["method"], ctl["runs"], ctl["updates"], dpg["method"]) == ("CTL", 2, 2, "DPG")
+    assert ctl["kl_q_sigma"] == pytest.approx(log_z + 3.1) and ctl["kl_sigma_q"] == pytest.approx(-1.45 - log_z)
+    assert ctl["kl_q_sigma_half"] == pytest.approx(1.96 * stdev([-3.0, -3.2]) / 2**0.5, rel=1e-3)
+    assert dpg["kl_q_sigma"] == pytest.approx(0.4) and dpg["kl_q_sigma_half"] == pytest.approx(0.2)
+    assert dpg["kl_sigma_q"] == pytest.approx(0.2) and dpg["kl_sigma_q_half"] == pytest.approx(0.1)
+    told = capsys.readouterr().out
+    assert "log Z = -2.1000" in told and "0.40 +- 0.20" in told
+    assert json.loads(told.splitlines()[-1])["log_z"] == log_z
+
+
+def test_three_formats_and_two_plots(tmp_path, runs):
+    rows = report(tmp_path, runs)
+    with open(tmp_path / "out" / "kl.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["kl_q_sigma"]) for line in lines] == [row["kl_q_sigma"] for row in rows]
+    tex = (tmp_path / "out" / "kl.tex").read_text()
+    assert r"DPG & $\mathbf{0.40} \pm 0.20$ & $\mathbf{0.20} \pm 0.10$ \\" in tex and "CTL & $1.00" in tex
+    for name in ("kl_curves.png", "bounds.png"):
+        assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_given_log_z_is_used(tmp_path, runs):
+    rows = report(tmp_path, runs, log_z=-2.0)
+    assert rows[1]["kl_q_sigma"] == pytest.approx(0.5)
+    assert shared_log_z([read_run(path) for path in runs]) == -2.1
+
+
+def test_the_command(tmp_path, runs):
+    command = [sys.executable, "-m", "evaluation.kl_report", *map(str, runs), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and r"\end{tabular}" in done.stdout, done.stderr
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, runs):
+    other = write_run(tmp_path / "other", "rl", 0, [-3.0], [-1.0], -2.0, prompt="Twice")
+    with pytest.raises(ValueError, match="a and .*other are of different tasks .*Once.*Twice.*; report them apart"):
+        report(tmp_path, [*runs, other])
+    twin = write_run(tmp_path / "twin", "ctl", 1, [-3.0], [-1.0], -2.0)
+    with pytest.raises(ValueError, match=r"two runs of ctl have the same seed \(\[0, 1, 1\]\)"):
+        report(tmp_path, [*runs, twin])
+    lower = write_run(tmp_path / "lower", "ctl", 2, [-3.0], [-1.0], -2.0, exact=False)
+    with pytest.raises(ValueError, match="lower was evaluated without exact samples .* so there is no KL"):
+        report(tmp_path, [lower])
+    with pytest.raises(ValueError, match="none is no run of run_train_twist.py with evaluations"):
+        report(tmp_path, [tmp_path / "none"])

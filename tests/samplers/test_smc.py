@@ -1,0 +1,248 @@
+"""The particle filter against enumeration: every draw of tokens, positions and ancestors, no Monte Carlo."""
+
+from itertools import product
+from math import exp, log
+
+import pytest
+import torch
+from torch import nn
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from samplers.loop import Strategy
+from samplers.smc import Diagnostics, Path, Plain, particle_filter
+from samplers.twisted import TwistedJoint, TwistedTokens
+from samplers.where import WHERE
+from tests.enumerable import TableLM, dependent_joint, from_joint
+from tests.every_draw import every_run
+
+
+class ExactLM(TableLM):
+    """In float64, and causal where asked: then a position looks at what is left of it."""
+
+    def __init__(self, table, causal=False):
+        super().__init__(table)
+        self.table = nn.Parameter(table.double().log_softmax(-1), requires_grad=False)
+        self.causal = causal
+        if causal:
+            self.vocab_size = self.mask_id
+
+    def state(self, tokens):
+        base = self.mask_id + 1
+        return (tokens * base ** torch.arange(self.length - 1, -1, -1)).sum(1)
+
+    def head(self, hidden):
+        state, position = hidden.long().unbind(1)
+        logits = self.table[state, position].clone()
+        return logits if self.causal else nn.functional.pad(logits, (0, 1), value=-torch.inf)
+
+
+def tables(vocabulary, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    size = (vocabulary + 1) ** length
+    table = torch.randn(size, length, vocabulary, generator=generator, dtype=torch.float64)
+    psi = 1.5 * torch.randn(size, generator=generator, dtype=torch.float64)  # log psi of each canvas
+    return table, psi
+
+
+class TableTwist:
+    """log psi of every canvas looked up; of finished ones log phi. optimal: psi* of the reference, one position a step."""
+
+    def __init__(self, model, psi):
+        self.model, self.psi = model, psi
+
+    def with_token(self, hidden):
+        state, position = hidden.long().unbind(1)
+        base, mask = self.model.mask_id + 1, self.model.mask_id
+        weight = base ** (self.model.length - 1 - position)
+        tokens = torch.arange(self.model.vocab_size)
+        return self.psi[(state - mask * weight).unsqueeze(1) + tokens.clamp(max=mask - 1) * weight.unsqueeze(1)]
+
+    def tilt(self, hidden, row):
+        return self.with_token(hidden)
+
+    def log_psi(self, observation):
+        return self.psi[self.model.state(observation.tokens)]
+
+    def final(self, tokens, rows):
+        return self.psi[self.model.state(tokens)]
+
+    def select(self, index):
+        pass
+
+
+def paths(model, name, steps):
+    """{(tokens, written_at): probability} of the rule `name`, of models whose rules write without a tie."""
+    mask, length = model.mask_id, model.length
+    found, alive = {}, {((mask,) * length, (-1,) * length): 1.0}
+    for step in range(length):
+        following = {}
+        for (state, written), chance in alive.items():
+            free = [i for i in range(length) if state[i] == mask]
+            if not free:
+                found[state, written] = found.get((state, written), 0.0) + chance
+                continue
+            log_p = model.table[int(model.state(torch.tensor([state])))]
+            count = min(length // steps + (step < length % steps), len(free))
+            if name == "leftmost":
+                choices = [(1.0, tuple(free[:count]))]
+            elif name == "first_hitting":
+                choices = [(1 / len(free), (i,)) for i in free]
+            else:
+                margins = {i: float(p[0] - p[1]) for i in free for p in [log_p[i].exp().sort(descending=True).values]}
+                choices = [(1.0, tuple(sorted(margins, key=margins.__getitem__)[::-1][:count]))]
+            for share, subset in choices:
+                for tokens in product(range(mask), repeat=len(subset)):
+                    new, at, p = list(state), list(written), chance * share
+                    for i, token in zip(subset, tokens, strict=True):
+                        new[i], at[i] = token, step
+                        p *= exp(log_p[i, token])
+                    key = (tuple(new), tuple(at))
+                    following[key] = following.get(key, 0.0) + p
+        alive = following
+    for key, chance in alive.items():
+        found[key] = found.get(key, 0.0) + chance
+    assert abs(sum(found.values()) - 1) < 1e-12
+    return found
+
+
+def case(kind, seed=0):
+    """(model, twist, name of the rule, steps, proposal) of a case."""
+    causal, length = kind.startswith("causal"), 2
+    table, psi = tables(2, length, seed)
+    model = ExactLM(table, causal)
+    twist = TableTwist(model, psi)
+    rule = TokenRule()
+    if kind == "causal base":
+        return model, twist, "leftmost", length, Plain(Strategy(WHERE["leftmost"](), rule))
+    if kind == "causal twisted":
+        return model, twist, "leftmost", length, TwistedTokens(WHERE["leftmost"](), rule, twist.tilt)
+    if kind == "masked confidence":
+        return model, twist, "confidence", length, Plain(Strategy(WHERE["confidence"](), rule))
+    if kind == "masked all at once":
+        return model, twist, "confidence", 1, TwistedTokens(WHERE["confidence"](), rule, twist.tilt, reads_state=True)
+    if kind == "masked any order":
+        return model, twist, "first_hitting", length, TwistedTokens(WHERE["first_hitting"](), rule, twist.tilt)
+    return model, twist, "first_hitting", length, TwistedJoint(rule, twist.tilt)
+
+
+KINDS = ("causal base", "causal twisted", "masked confidence", "masked all at once", "masked any order", "masked joint")
+
+
+def blank(model, rows=1):
+    return torch.full((rows, model.length), model.mask_id)
+
+
+def log_z_of(model, twist, law):
+    return log(sum(p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) for (tokens, _), p in law.items()))
+
+
+SCHEMES_OF_CAUSAL = [("every", scheme) for scheme in ("multinomial", "systematic", "stratified", "residual")]
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind, resample, scheme", [
+    *[("causal twisted", *each) for each in SCHEMES_OF_CAUSAL], ("causal twisted", "ess", "systematic"),
+    ("causal base", "never", "multinomial"), ("masked confidence", "every", "systematic"), ("masked all at once", "ess", "residual"),
+    *[slow(kind, *each) for kind in KINDS for each in [*SCHEMES_OF_CAUSAL, ("ess", "multinomial")]],
+])  # fmt: skip
+def test_the_estimate_of_z_is_unbiased_over_every_draw(kind, resample, scheme, monkeypatch):
+    model, twist, name, steps, proposal = case(kind)
+
+    def run(draws):
+        environment = UnmaskingEnvironment(model, steps)
+        return particle_filter(environment, proposal, twist, blank(model), 2, resample, scheme, draws=draws)
+
+    runs = every_run(run, monkeypatch)
+    truth = exp(log_z_of(model, twist, paths(model, name, steps)))
+    assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - truth) < 1e-12
+    if len(runs) > 1:
+        assert len({round(float(found.log_z), 9) for _, found in runs}) > 1
+
+
+@pytest.mark.parametrize("kind, resample", [
+    ("causal twisted", "every"), ("masked confidence", "every"), ("masked all at once", "never"),
+    *[slow(kind, resample) for kind in KINDS for resample in ("every", "ess", "never")],
+])  # fmt: skip
+def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, resample, monkeypatch):
+    model, twist, name, steps, proposal = case(kind)
+    law = paths(model, name, steps)
+    truth = exp(log_z_of(model, twist, law))
+    total = 0.0
+    for (tokens, written_at), p in law.items():
+        sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / truth
+        given = Path(torch.tensor([tokens]), torch.tensor([written_at]))
+
+        def run(draws, given=given):
+            environment = UnmaskingEnvironment(model, steps)
+            return particle_filter(
+                environment, proposal, twist, blank(model), 2, resample, "multinomial", given=given, draws=draws
+            )
+
+        runs = every_run(run, monkeypatch, pinned=True)
+        assert all(torch.equal(found.samples.tokens[0], given.tokens[0]) for _, found in runs)
+        assert all(torch.equal(found.samples.written_at[0], given.written_at[0]) for _, found in runs)
+        total += sigma * sum(q * exp(-float(found.log_z)) for q, found in runs)
+    assert abs(total - 1 / truth) < 1e-12 / truth
+
+
+def optimal(model, psi, any_order):
+    """psi* of one position a step: phi where a canvas is full, else the mean over what the reference writes next."""
+    best, mask, length = psi.clone(), model.mask_id, model.length
+    canvases = sorted(product(range(mask + 1), repeat=length), key=lambda canvas: canvas.count(mask))
+    for canvas in canvases:
+        free = [i for i in range(length) if canvas[i] == mask]
+        if not free:
+            continue
+        place, total = int(model.state(torch.tensor([canvas]))), 0.0
+        for i in free if any_order else free[:1]:
+            for token in range(mask):
+                following = torch.tensor([[*canvas[:i], token, *canvas[i + 1 :]]])
+                total += exp(model.table[place, i, token] + best[int(model.state(following))]) / (
+                    len(free) if any_order else 1
+                )
+        best[place] = log(total)
+    return best
+
+
+@pytest.mark.parametrize("kind", ["causal twisted", "masked joint"])
+def test_optimal_twists_leave_no_variance(kind):
+    """All draws have the same estimate, log Z, even where the conditionals are those of no joint."""
+    model, twist, name, steps, proposal = case(kind)
+    truth = log_z_of(model, twist, paths(model, name, steps))
+    twist.psi = optimal(model, twist.psi, any_order=kind == "masked joint")
+    seen = Diagnostics()
+    found = particle_filter(
+        UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 50), 3, "every", collect=seen
+    )
+    assert (found.log_z - truth).abs().max() < 1e-12
+    assert (torch.stack(seen.effective) - 3).abs().max() < 1e-12
+    assert (seen.log_normaliser[0] - truth).abs().max() < 1e-12  # w_1 = Z, and 1 from then on
+
+
+def test_base_positions_are_optimal_for_the_conditionals_of_one_joint_alone():
+    for consistent in (True, False):
+        table, psi = tables(2, 2, 1)
+        table = from_joint(dependent_joint(2, 2, seed=1)).table.detach().double() if consistent else table
+        model = ExactLM(table)
+        twist = TableTwist(model, psi)
+        truth = log_z_of(model, twist, paths(model, "first_hitting", 2))
+        twist.psi = optimal(model, psi, any_order=True)
+        proposal = TwistedTokens(WHERE["first_hitting"](), TokenRule(), twist.tilt)
+        found = particle_filter(UnmaskingEnvironment(model, 2), proposal, twist, blank(model, 50), 3, "every")
+        assert (float((found.log_z - truth).abs().max()) < 1e-6) == consistent  # from_joint keeps float32
+
+
+def test_a_constant_a_step_in_log_psi_changes_nothing_and_phi_scales_z():
+    model, twist, _, steps, proposal = case("causal twisted")
+    run = lambda: particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 20), 4, "every")
+    before = run()
+    partial = (torch.arange(len(twist.psi)) % 3) == 2  # the last position is masked
+    twist.psi = twist.psi + 0.7 * partial
+    assert torch.equal(run().samples.tokens, before.samples.tokens)
+    assert torch.allclose(run().log_z, before.log_z, atol=1e-12)
+    twist.psi = twist.psi + 2.0 * ~partial
+    assert torch.equal(run().samples.tokens, before.samples.tokens)
+    assert torch.allclose(run().log_z, before.log_z + 2.0, atol=1e-12)

@@ -1,0 +1,190 @@
+"""How far a proposal q is from the target sigma = p phi / Z: bounds on log Z from both sides, and the KL both ways.
+
+Zhao et al. (2404.17546), section 5. With w = p phi / q and samples of both laws,
+
+    F = E_q[log w] <= log Z <= E_sigma[log w] = G,    KL(q || sigma) = log Z - F,    KL(sigma || q) = G - log Z,
+
+and with K particles both sides close in: the log of the mean weight (IWAE), or of a particle filter's estimate (SMC), from below;
+the same with one exact sample of sigma among the particles from above. Exact samples come from rejection: a sample of p is kept
+with probability phi, which needs phi <= 1; a file of them says what they are of, and is refused by anything else.
+
+What differs from the paper: potentials of any scale that stay below 1 (its samplers draw classes); intervals of each KL. As there,
+upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.usage import readable
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval, by the normal law."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "sample"]) -> Estimate:
+        mean = float(values.double().mean())
+        half = Z95 * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else math.inf
+        return cls(mean, mean - half, mean + half)
+
+    def shifted(self, by: float, sign: int = 1) -> Estimate:
+        """by + sign * estimate."""
+        ends = sorted((by + sign * self.low, by + sign * self.high))
+        return Estimate(by + sign * self.value, *ends)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on log Z, one of each a sweep: in expectation lower <= log Z <= upper. upper: None where there is no exact sample."""
+
+    lower: Float64[Tensor, "sweep"]
+    upper: Float64[Tensor, "sweep"] | None
+
+    @property
+    def gap(self) -> float:
+        assert self.upper is not None
+        return float(self.upper.mean() - self.lower.mean())
+
+    @property
+    def midpoint(self) -> float:
+        assert self.upper is not None
+        return float(self.upper.mean() + self.lower.mean()) / 2
+
+
+def log_mean_weight(log_weight: Float64[Tensor, "sweep particle"]) -> Float64[Tensor, "sweep"]:
+    """The log of the mean weight of each sweep."""
+    return log_weight.logsumexp(1) - math.log(log_weight.shape[1])
+
+
+def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Float64[Tensor, "sweep"] | None) -> Bounds:
+    """IWAE, both sides. log_weight: of samples of q; exact: of one sample of sigma a sweep, which takes the first one's place."""
+    if exact is None:
+        return Bounds(log_mean_weight(log_weight), None)
+    replaced = torch.cat((exact.unsqueeze(1), log_weight[:, 1:]), 1)
+    return Bounds(log_mean_weight(log_weight), log_mean_weight(replaced))
+
+
+def closest(bounds: Mapping[str, Bounds]) -> str | None:
+    """Of bounds from both sides, those with the smallest gap: their midpoint is the estimate of log Z. None: there are none."""
+    both = {name: own.gap for name, own in bounds.items() if own.upper is not None}
+    return min(both, key=lambda name: both[name]) if both else None
+
+
+def kl_both_ways(f: Estimate, g: Estimate, log_z: float) -> tuple[Estimate, Estimate]:
+    """(KL(q || sigma), KL(sigma || q)). Intervals are those of F and G: log Z is taken as known."""
+    return f.shifted(log_z, -1), g.shifted(-log_z)
+
+
+# ------------------------------------------------------------------------------------------------------ exact samples of sigma
+
+
+def check_upper(beta: float) -> None:
+    """Refuse upper bounds, and what rests on them, where there are no exact samples. Raises ValueError."""
+    if beta != 1:
+        raise ValueError(
+            f"target.beta={beta}: exact samples of the target exist at beta=1 only, and without them there is no upper bound on "
+            "log Z and no KL; give posterior.count=0 for lower bounds alone"
+        )
+
+
+def accepted(log_phi: Float[Tensor, "row"], uniform: Float64[Tensor, "row"]) -> Bool[Tensor, "row"]:
+    """Which samples of p are samples of sigma: each with probability phi. ValueError where that is no probability."""
+    highest = float(log_phi.max())
+    if not highest <= 1e-6:
+        raise ValueError(
+            f"the log potential reaches {highest:.4g}, so phi is no probability and rejection gives no exact samples; take a "
+            "potential that stays below 1, or posterior.count=0"
+        )
+    return uniform.log() < log_phi.double()
+
+
+def model_digest(model: nn.Module) -> str:
+    """Of all weights, bit for bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What samples of sigma are of."""
+
+    prompt: tuple[int, ...]
+    length: int
+    model: str  # `model_digest`
+    target: str  # its settings, in words
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self.prompt, self.length, self.model, self.target]).encode()).hexdigest()
+
+    def differs(self, other: Origin) -> list[str]:
+        return [name for name in ("prompt", "length", "model", "target") if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Exact samples of sigma, without the prompt. given: the tokens each is conditioned on, in infilling; tried: samples of p that
+    it took (log of the share kept estimates log Z)."""
+
+    tokens: Int[Tensor, "sample position"]
+    given: Int[Tensor, "sample condition"] | None
+    tried: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor | slice) -> Posterior:
+        return Posterior(self.tokens[index], None if self.given is None else self.given[index], self.tried)
+
+    def save(self, file: Path, origin: Origin) -> None:
+        """In place when complete."""
+        tensors = {"tokens": self.tokens.cpu().contiguous()}
+        if self.given is not None:
+            tensors["given"] = self.given.cpu().contiguous()
+        about = {"prompt": list(origin.prompt), "length": origin.length, "model": origin.model, "target": origin.target}
+        metadata = {"origin": json.dumps(about), "digest": origin.digest, "tried": str(self.tried)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        save_file(tensors, part, metadata)
+        part.replace(file)
+
+
+def load_posterior(file: str | Path, origin: Origin) -> Posterior:
+    """What `Posterior.save` wrote. ValueError where it is of another prompt, length, model or target, or was changed."""
+    if not Path(file).is_file():
+        raise ValueError(f"{file} does not exist; give posterior samples that run_train_twist.py collected, or null")
+    with readable(file), safe_open(str(file), "pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        about = json.loads(metadata["origin"])
+        own = Origin(tuple(about["prompt"]), about["length"], about["model"], about["target"])
+    if metadata["digest"] != own.digest:
+        raise ValueError(f"{file} was changed: its digest is not that of what it says; collect the samples again")
+    if metadata["digest"] != origin.digest:
+        raise ValueError(
+            f"{file} holds exact samples of another {' and '.join(own.differs(origin))} than this run's; collect new ones "
+            "(mode=collect), or give those that belong to it"
+        )
+    return Posterior(tensors["tokens"].long(), tensors.get("given"), int(metadata["tried"]))

@@ -1,0 +1,132 @@
+"""An evaluation of a twist: F, G, the KL both ways, bounds on log Z from both sides, scores. One dictionary, as JSON takes it.
+
+The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling and
+by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and with
+the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has one of
+its own, and everything is a mean over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from jaxtyping import Float64
+from omegaconf import DictConfig
+from torch import Tensor
+
+from twist.bounds import Bounds, Estimate, Posterior, closest, importance_bounds, kl_both_ways
+from twist.learning import PROPOSAL_ONLY, Densities, final_log_weight
+from twist.model import densities
+from twist.sweeps import PROPOSALS, Source
+
+ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
+
+
+@torch.no_grad()
+def exact_log_weights(source: Source, posterior: Posterior) -> Float64[Tensor, "sample"]:
+    """log p phi / q of exact samples."""
+    found = []
+    for start in range(0, len(posterior), ROWS):
+        part = posterior.rows(slice(start, start + ROWS))
+        tokens = part.tokens.to(source.prompt.device)
+        given = None if part.given is None else part.given.to(tokens.device)
+        canvas = torch.cat((source.prompt.expand(len(tokens), -1), tokens), 1)
+        condition = None if given is None else source.twist.encode(given)
+        seen = Densities(*(x.double() for x in densities(source.twist, canvas, source.first, condition)))
+        found.append(final_log_weight(seen.log_p, seen.log_q, source.log_phi(canvas, given).double()))
+    return torch.cat(found)
+
+
+def proposal_samples(
+    source: Source, count: int, seed: int
+) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
+    """(log p phi / q, log phi) of samples of q, each with a condition of its own where there are conditions."""
+    weights, potentials = [], []
+    for start in range(0, count, ROWS):
+        rows = min(ROWS, count - start)
+        if source.condition:
+            _, given = source.pairs(rows, seed + 1, start)
+            swept = source.sweep(rows, 1, seed, given, start)
+        else:
+            swept = source.sweep(1, rows, seed, None, start // ROWS)
+        weights.append(swept.log_weight)
+        potentials.append(swept.log_phi)
+    return torch.cat(weights), torch.cat(potentials)
+
+
+def sandwich(
+    source: Source, posterior: Posterior | None, particles: int, sweeps: int, proposal: str, resampling: bool, seed: int
+) -> dict[str, Bounds]:
+    """Bounds by importance sampling (`iwae`) and, where the twist says something of prefixes, by particle filters (`smc`).
+
+    Each sweep has an exact sample of its own where there are any, and in infilling what that one is conditioned on."""
+    device = source.prompt.device
+    exact = given = None
+    if posterior is not None:
+        part = posterior.rows(torch.arange(sweeps) % len(posterior))
+        exact = torch.cat((source.prompt.expand(sweeps, -1), part.tokens.to(device)), 1)
+        given = None if part.given is None else part.given.to(device)
+    elif source.condition:
+        _, given = source.pairs(sweeps, seed + 2)
+    at_once, lower, upper, smc_lower, smc_upper = max(1, ROWS // particles), [], [], [], []
+    for start in range(0, sweeps, at_once):
+        rows = min(at_once, sweeps - start)
+        own, pinned = (None if x is None else x[start : start + rows] for x in (given, exact))
+        free = source.sweep(rows, particles, seed + 3, own, start, proposal)
+        lower.append(free.log_weight.view(rows, particles))
+        if pinned is not None:
+            follows = source.sweep(rows, 1, seed + 4, own, start, proposal, exact=pinned)
+            upper.append(follows.log_weight)
+        if resampling:
+            smc_lower.append(source.sweep(rows, particles, seed + 5, own, start, proposal, "every").log_z)
+            if pinned is not None:
+                smc_upper.append(source.sweep(rows, particles, seed + 6, own, start, proposal, "every", pinned).log_z)
+    found = {"iwae": importance_bounds(torch.cat(lower), torch.cat(upper) if upper else None)}
+    if resampling:
+        found["smc"] = Bounds(torch.cat(smc_lower), torch.cat(smc_upper) if smc_upper else None)
+    return found
+
+
+def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, method: str, seed: int) -> dict:
+    """One record. config: of the evaluation (`eval`); method: of the twist, which says whether particles may be resampled;
+    posterior: exact samples, None where there are none (beta is not 1)."""
+    resampling = method not in PROPOSAL_ONLY
+    weights, potentials = proposal_samples(source, config.samples, seed)
+    f = Estimate.of(weights)
+    record: dict = {
+        "f": asdict(f), "score": asdict(Estimate.of(potentials)), "kl_q_p": asdict(Estimate.of(potentials - weights)),
+        "bounds": [],
+    }  # fmt: skip
+    midpoints: dict[str, Bounds] = {}
+    for proposal in PROPOSALS:
+        for particles in config.particles:
+            found = sandwich(source, posterior, particles, config.sweeps, proposal, resampling, seed)
+            for kind, bounds in found.items():
+                sides = {"lower": bounds.lower, "upper": bounds.upper}
+                measured = {side: None if x is None else asdict(Estimate.of(x)) for side, x in sides.items()}
+                record["bounds"].append({"proposal": proposal, "kind": kind, "particles": particles, **measured})
+            if proposal == "twist" and particles == max(config.particles):
+                midpoints = found
+    record["log_z"], record["log_z_by"] = None, None
+    if config.log_z is not None:
+        record["log_z"], record["log_z_by"] = float(config.log_z), "given"
+    elif (by := closest(midpoints)) is not None:
+        record["log_z"], record["log_z_by"] = midpoints[by].midpoint, by
+    if posterior is None:
+        return record
+    g = Estimate.of(exact_log_weights(source, posterior))
+    forward, backward = kl_both_ways(f, g, record["log_z"])
+    return record | {"g": asdict(g), "kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
+
+
+def figures(record: dict) -> dict[str, float]:
+    """Of a record, what metrics.jsonl and the terminal are told."""
+    told = {
+        name: record[name]["value"]
+        for name in ("kl_q_sigma", "kl_sigma_q", "f", "g", "score", "kl_q_p")
+        if name in record
+    }
+    return {f"eval_{name}": value for name, value in told.items()} | (
+        {} if record["log_z"] is None else {"eval_log_z": record["log_z"]}
+    )

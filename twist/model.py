@@ -1,0 +1,304 @@
+"""A twist: a head, and the trunk that it reads: the frozen model's own, a trained copy of it, or the copy with LoRA.
+
+log psi(state with token v written at i) = head(hidden(state) at i)[v], for a causal model i being the next position and the state
+the text so far. A second, scalar head on the mean of the hidden states at masks says log psi of a masked model's state itself,
+for steps that write many positions. Conditions go to the head beside the hidden state: a class as one-hot, or given tokens, which
+the trunk reads as a text of their own (of a masked model: the mean of what it makes of them).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM
+from training.usage import readable
+from twist.heads import TwistHead
+
+TRUNKS = ("own", "separate", "lora")
+CONDITIONS = ("none", "tokens", "class")
+HEADS = (
+    "head.",
+    "output_layer.",
+    "embed_out.",
+)  # of a trunk: never read (one that is tied is its embedding, and trained)
+
+
+class PairedMasked(MaskedLM):
+    """A model and a twist's trunk on the same canvas: their hidden states side by side; the head is the model's."""
+
+    def __init__(self, model: MaskedLM, trunk: MaskedLM):
+        super().__init__(model.backbone, str(model.dtype).removeprefix("torch."))
+        self.vocab_size, self.mask_id, self.max_length = model.vocab_size, model.mask_id, model.max_length
+        self.tokenizer, self.model_id = model.tokenizer, model.model_id
+        self.first, self.second = model, trunk
+        self.hidden_size = model.hidden_size + trunk.hidden_size
+
+    def hidden_rows(self, tokens, read, sigma):
+        return torch.cat([part.hidden_rows(tokens, read, sigma) for part in (self.first, self.second)], 1)
+
+    def head(self, hidden):
+        return self.first.head(hidden[:, : self.first.hidden_size])
+
+
+class PairedCausal(CausalLM):
+    """`PairedMasked` of causal models, whose keys and values are kept side by side too."""
+
+    def __init__(self, model: CausalLM, trunk: CausalLM):
+        super().__init__(
+            model.backbone, model.start_id, str(model.dtype).removeprefix("torch."), model.tokenizer, model.model_id
+        )
+        self.first, self.second = model, trunk
+        self.hidden_size = model.hidden_size + trunk.hidden_size
+
+    def hidden_rows(self, tokens, read, sigma):
+        return torch.cat([part.hidden_rows(tokens, read, sigma) for part in (self.first, self.second)], 1)
+
+    def new_memory(self, rows, length, device):
+        return self.first.new_memory(rows, length, device) + self.second.new_memory(rows, length, device)
+
+    def hidden_span(self, tokens, read, memory, start, end):
+        layers = self.first.backbone.config.num_hidden_layers
+        halves = ((self.first, memory[:layers]), (self.second, memory[layers:]))
+        return torch.cat([part.hidden_span(tokens, read, own, start, end) for part, own in halves], 1)
+
+    def head(self, hidden):
+        return self.first.head(hidden[:, : self.first.hidden_size])
+
+
+class TwistModel(nn.Module):
+    """See the module. Its parameters are what is trained: the heads, and the trunk where it has its own.
+
+    trunk: own (the frozen model's), separate (a trained copy), lora (the copy, of which low-rank updates are trained);
+    layers, multiplier, bounded: of the head; condition: none, tokens or class; state: with the scalar head.
+    """
+
+    def __init__(
+        self, model: MaskedLM, trunk: str = "own", layers: int = 1, multiplier: float | int = 1.0, bounded: bool = False,
+        condition: str = "none", classes: int = 0, state: bool = False, rank: int = 4,
+    ):  # fmt: skip
+        super().__init__()
+        if trunk not in TRUNKS:
+            raise ValueError(f"twist.trunk={trunk!r} is unknown; use one of {', '.join(TRUNKS)}")
+        if condition not in CONDITIONS:
+            raise ValueError(f"twist.condition={condition!r} is unknown; use one of {', '.join(CONDITIONS)}")
+        if condition == "class" and classes < 2:
+            raise ValueError(f"twist.classes={classes} must be at least 2 for a twist that is given a class")
+        if state and model.causal:
+            raise ValueError(
+                "a causal model writes one token a step, whose twist is that of the state; leave state out"
+            )
+        self.settings = {
+            "trunk": trunk, "layers": layers, "multiplier": multiplier, "bounded": bounded, "condition": condition,
+            "classes": classes, "state": state, "rank": rank,
+        }  # fmt: skip
+        self._model = [model]  # a list: the frozen model's parameters are not the twist's
+        self.trunk = None if trunk == "own" else trunk_of(model, rank if trunk == "lora" else None)
+        width = model.hidden_size
+        given = {"none": 0, "tokens": width, "class": classes}[condition]
+        self.head = TwistHead(width, model.vocab_size, layers, multiplier, given, bounded)
+        self.state_head = TwistHead(width, 1, layers, multiplier, given, bounded) if state else None
+
+    @property
+    def model(self) -> MaskedLM:
+        return self._model[0]
+
+    @property
+    def reader(self) -> MaskedLM:
+        """The network whose hidden states the heads read."""
+        return self.model if self.trunk is None else self.trunk
+
+    def sampled(self) -> MaskedLM:
+        """The model to build an environment on, whose hidden states hold what the twist reads."""
+        if self.trunk is None:
+            return self.model
+        if isinstance(self.model, CausalLM):
+            assert isinstance(self.trunk, CausalLM)
+            return PairedCausal(self.model, self.trunk)
+        return PairedMasked(self.model, self.trunk)
+
+    def own(self, hidden: Float[Tensor, "read both"]) -> Float[Tensor, "read width"]:
+        """Of hidden states of `sampled()`, those that the heads read."""
+        return hidden[:, -self.model.hidden_size :]
+
+    def log_psi_next(
+        self, hidden: Float[Tensor, "read width"], condition: Float[Tensor, "read given"] | None = None
+    ) -> Float[Tensor, "read vocabulary"]:
+        """log psi of the text with each token written where `hidden` predicts."""
+        return self.head(hidden, condition)
+
+    def log_psi_state(
+        self, hidden: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"],
+        condition: Float[Tensor, "row given"] | None = None,
+    ) -> Float[Tensor, "row"]:  # fmt: skip
+        """log psi of canvases, by the scalar head. hidden: dense, valid at the masks."""
+        assert self.state_head is not None
+        weight = masked.unsqueeze(2).to(hidden.dtype)
+        return self.state_head((hidden * weight).sum(1) / weight.sum(1).clamp(min=1), condition).squeeze(1)
+
+    def features(self, tokens: Int[Tensor, "row position"], first: int) -> Float[Tensor, "row output width"]:
+        """Of a causal model: the hidden states that predict the tokens from position `first` on, one teacher-forced pass."""
+        read = torch.zeros_like(tokens, dtype=torch.bool)
+        read[:, first:] = True
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
+            return self.reader.hidden(tokens, read).unflatten(0, (len(tokens), -1))
+
+    def log_psi_all(
+        self, tokens: Int[Tensor, "row position"], first: int = 0, condition: Float[Tensor, "row given"] | None = None
+    ) -> Float[Tensor, "row output"]:
+        """log psi_t(s_1:t), t from position `first` on. One pass; nothing as long as the vocabulary."""
+        return self.of_tokens(self.features(tokens, first), tokens[:, first:], condition)
+
+    def of_tokens(
+        self, features: Float[Tensor, "row output width"], tokens: Int[Tensor, "row output"],
+        condition: Float[Tensor, "row given"] | None = None,
+    ) -> Float[Tensor, "row output"]:  # fmt: skip
+        each = None if condition is None else condition.repeat_interleave(tokens.shape[1], 0)
+        return self.head.of(features.flatten(0, 1), tokens.flatten(), each).view(tokens.shape)
+
+    def of_writes(
+        self, canvas: Int[Tensor, "row position"], order: Int[Tensor, "row position"], tokens: Int[Tensor, "row position"],
+        condition: Float[Tensor, "row given"] | None = None,
+    ) -> Float[Tensor, "row"]:  # fmt: skip
+        """Of a masked model: log psi of each canvas with the one token written where `order` says (0 where it says nothing)."""
+        picked = order > 0
+        row = picked.nonzero()[:, 0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
+            hidden = self.reader.hidden(canvas, picked)
+        value = self.head.of(hidden.float(), tokens[picked], None if condition is None else condition[row])
+        return torch.zeros(len(canvas), dtype=value.dtype, device=value.device).index_add(0, row, value)
+
+    def of_states(
+        self, canvas: Int[Tensor, "row position"], condition: Float[Tensor, "row given"] | None = None
+    ) -> Float[Tensor, "row"]:
+        """Of a masked model: log psi of each canvas by the scalar head."""
+        masked = canvas == self.model.mask_id
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
+            read = self.reader.hidden(canvas, masked).float()
+        hidden = torch.zeros(*canvas.shape, read.shape[1], device=canvas.device, dtype=read.dtype)
+        return self.log_psi_state(hidden.masked_scatter(masked.unsqueeze(2), read), masked, condition)
+
+    def encode(self, given: Int[Tensor, "row token"] | Int[Tensor, "row"]) -> Float[Tensor, "row given"]:
+        """The condition of each row: given tokens [row, token], or a class [row]."""
+        if self.settings["condition"] == "class":
+            return F.one_hot(given, self.settings["classes"]).float()
+        if self.model.causal:
+            text = F.pad(given, (0, 1), value=self.model.mask_id)
+            read = torch.zeros_like(text, dtype=torch.bool)
+            read[:, -1] = True
+            return self.reader.hidden(text, read).float()
+        read = torch.ones_like(given, dtype=torch.bool)
+        return self.reader.hidden(given, read).float().unflatten(0, given.shape).mean(1)
+
+    def trained(self) -> dict[str, Tensor]:
+        """What is saved: parameters that are trained, by name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
+    """A trained copy of the model; with a rank, its weights are the model's own and low-rank updates are trained (peft)."""
+    shared = {id(parameter): parameter for parameter in model.parameters()} if rank is not None else {}
+    tokenizer, model.tokenizer = model.tokenizer, None
+    trunk = copy.deepcopy(model, dict(shared))
+    model.tokenizer = tokenizer
+    if rank is None:
+        for name, parameter in trunk.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in HEADS))
+        return trunk
+    if rank < 1:
+        raise ValueError(f"twist.rank={rank} must be at least 1; change it")
+    if not isinstance(model, CausalLM | LlamaLM):
+        raise ValueError(
+            f"twist.trunk=lora adapts causal models, LLaDA and Dream, and this one is a {type(model).__name__}; use separate"
+        )
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import: only where it is used
+
+    linear = [name for name, module in trunk.backbone.named_modules()
+              if isinstance(module, nn.Linear) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), trunk.backbone)
+    return trunk
+
+
+def densities(
+    twist: TwistModel, tokens: Int[Tensor, "row position"], first: int = 0,
+    condition: Float[Tensor, "row given"] | None = None,
+) -> tuple[Float[Tensor, "row output"], Float[Tensor, "row output"], Float[Tensor, "row output"]]:  # fmt: skip
+    """Of a causal model, teacher-forced: log p(s_t | s_<t), log psi_t(s_1:t) and log mass_t(s_<t), the log of the sum over v of
+    p(v | s_<t) psi_t(s_<t, v). Logits exist for a chunk of positions at a time, in the backward pass too."""
+    model, targets = twist.model, tokens[:, first:]
+    features = twist.features(tokens, first).flatten(0, 1)
+    if twist.trunk is None:
+        hidden = features
+    else:
+        read = torch.zeros_like(tokens, dtype=torch.bool)
+        read[:, first:] = True
+        with torch.no_grad():
+            hidden = model.hidden(tokens, read)
+    each = None if condition is None else condition.repeat_interleave(targets.shape[1], 0)
+
+    def of_chunk(states: Tensor, own: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            logits = model.head(states).log_softmax(1)
+        log_psi = twist.log_psi_next(own, given)
+        index = target.unsqueeze(1)
+        return torch.stack(
+            (logits.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (logits + log_psi).logsumexp(1))
+        )
+
+    columns = (hidden, features, targets.flatten()) + (() if each is None else (each,))
+    found = []
+    for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
+        arguments = part if each is not None else (*part, None)
+        found.append(
+            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)
+        )
+    log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
+    return log_p.detach(), log_psi, log_mass
+
+
+def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
+    """model.safetensors (what is trained) and config.json: settings of the twist, and `about` what it was learnt for: `model`,
+    `method`, `target` and so on. Weights are moved into place when complete."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
+    save_file(weights, directory / "model.safetensors.part", {"format": "pt"})
+    (directory / "model.safetensors.part").replace(directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"twist": twist.settings, **about}, indent=2) + "\n")
+
+
+def read_about(directory: str | Path) -> dict:
+    """config.json of a twist. ValueError where there is none."""
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of run_train_twist.py")
+    with readable(file):
+        about = json.loads(file.read_text())
+    if "twist" not in about:
+        raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
+    return about
+
+
+def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict]:
+    """The twist on the model that it was learnt on, frozen, and what it was learnt for. ValueError where they do not fit."""
+    about = read_about(directory)
+    twist = TwistModel(model, **about["twist"])
+    with readable(Path(directory) / "model.safetensors"):
+        state = load_file(Path(directory) / "model.safetensors")
+    own = twist.trained()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if wrong:
+        raise ValueError(
+            f"the twist {directory} does not fit the model {model.model_id}: {', '.join(wrong[:3])} ({len(wrong)} in all); it was "
+            f"learnt on {about.get('model')}, so sample from that"
+        )
+    twist.load_state_dict(state, strict=False)
+    return twist.requires_grad_(False).eval().to(next(model.parameters()).device), about

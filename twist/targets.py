@@ -1,0 +1,224 @@
+"""Targets: log phi of finished text, so that sigma(text) = p(text) phi(text) / Z.
+
+Those of Zhao et al. (2404.17546): the class of a classifier to the power beta, a threshold on a score, the probability of a
+continuation, given or fixed (infilling); and the validity of formulas, and any reward. All in stable logarithms: log sigmoid and
+log softmax, never the logarithm of a probability. A `given` is what each row is conditioned on: tokens [row, token], or a class
+[row]. Classifiers read text: what the model wrote, its prompt included, special tokens dropped, cut to what they take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
+from rewards.latex import is_valid, spans
+
+FLOOR = 1e-16  # of a potential that is 0 or 1: in log space finite, so that a filter can go on
+CONTINUATIONS = ("log_prob", "prob", "posterior")
+
+
+@runtime_checkable
+class Target(Protocol):
+    """log phi of finished rows, prompt included, in float32; `given` where the target is conditioned on something."""
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]: ...
+
+
+@dataclass
+class Classifier:
+    """A sequence classifier of transformers: texts to logits, a batch at a time."""
+
+    model: Any
+    tokenizer: Any
+    batch: int = 64
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> Float[Tensor, "row logit"]:
+        device = next(self.model.parameters()).device
+        limit = getattr(self.model.config, "max_position_embeddings", 512)
+        found = []
+        for start in range(0, len(texts), self.batch):
+            encoded = self.tokenizer(
+                texts[start : start + self.batch],
+                truncation=True,
+                padding=True,
+                max_length=min(limit, 512),
+                return_tensors="pt",
+            ).to(device)
+            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            found.append(self.model(**inputs).logits.float())
+        return torch.cat(found)
+
+
+def load_classifier(path: str, device: torch.device, classes: int | None = None) -> Classifier:
+    """A hub id or a directory; no remote code. classes: logits that it must have. ValueError where it cannot be had or has others."""
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the classifier {path} cannot be had ({str(error).splitlines()[0]}); give a directory with config.json, "
+            "model.safetensors and tokenizer.json, or a hub id that can be reached"
+        ) from error
+    if classes is not None and model.config.num_labels != classes:
+        raise ValueError(
+            f"the classifier {path} has {model.config.num_labels} classes and target.classes={classes}; give one of "
+            f"{classes} classes, or set target.classes={model.config.num_labels}"
+        )
+    return Classifier(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+@dataclass
+class Texts:
+    """Token ids to what a reader of texts says of them. The ids that a model alone has (its mask) are no text."""
+
+    tokenizer: Any
+    read: Callable[[list[str]], Tensor]
+
+    def __call__(self, tokens: Int[Tensor, "row position"]) -> Tensor:
+        return self.read(self.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)).to(tokens.device)
+
+
+@dataclass
+class ClassTarget:
+    """beta * log p(class | text). logits: tokens -> [row, class], or one logit, of class 1 (its sigmoid) against class 0.
+    label: the class, counted from 0; None: that of each row, `given`."""
+
+    logits: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row logit"]]
+    label: int | None
+    beta: float = 1.0
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+        logits = self.logits(tokens)
+        if logits.shape[1] == 1:
+            logits = torch.cat((torch.zeros_like(logits), logits), 1)  # log softmax of (0, r) is log sigmoid of (-r, r)
+        if self.label is not None and not 0 <= self.label < logits.shape[1]:
+            raise ValueError(
+                f"target.label={self.label} and the classifier has {logits.shape[1]} classes; give one from 0 to {logits.shape[1] - 1}"
+            )
+        label = given if self.label is None else torch.full_like(tokens[:, 0], self.label)
+        assert label is not None
+        return self.beta * logits.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+@dataclass
+class ThresholdTarget:
+    """log(1 or nearly 0): whether a score is above (or below) a threshold."""
+
+    score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
+    threshold: float
+    above: bool = True
+    floor: float = FLOOR
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+        score = self.score(tokens)
+        passes = score > self.threshold if self.above else score < self.threshold
+        return torch.zeros_like(score).masked_fill(~passes, math.log(self.floor))
+
+
+@dataclass
+class RewardTarget:
+    """beta * reward."""
+
+    score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
+    beta: float = 1.0
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+        return self.beta * self.score(tokens)
+
+
+@dataclass
+class ContinuationTarget:
+    """Of a causal model p: what follows the text, `text`, or of each row `given` (infilling).
+
+    form: log_prob beta * log p(continuation | text); prob beta * p(continuation | text), as a log potential; posterior
+    beta * log p(continuation | text) - log p(text behind the prompt), so that sigma is the continuation's alone.
+    """
+
+    model: CausalLM
+    text: Int[Tensor, "token"] | None = None
+    beta: float = 1.0
+    form: str = "log_prob"
+    first: int = 0  # length of the prompt
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+        follows = given if self.text is None else self.text.to(tokens.device).expand(len(tokens), -1)
+        assert follows is not None
+        each = sequence_log_prob(self.model, torch.cat((tokens, follows), 1))
+        log_prob = each[:, tokens.shape[1] :].sum(1)
+        if self.form == "prob":
+            return self.beta * log_prob.exp()
+        own = each[:, self.first : tokens.shape[1]].sum(1) if self.form == "posterior" else 0.0
+        return self.beta * log_prob - own
+
+
+def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
+    """1 where a text has formulas and all of them are valid, else 0."""
+
+    def valid(text: str) -> bool:
+        pieces, _ = spans(text)
+        return bool(pieces) and all(piece.closed and is_valid(piece.text) for piece in pieces)
+
+    return torch.tensor([float(valid(text)) for text in texts])
+
+
+def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -> None:
+    """Refuse lengths that do not fit. ValueError."""
+    if given > written:
+        raise ValueError(
+            f"the text is conditioned on {given} tokens and {written} are written; give at most as many as are written"
+        )
+    if prompt + written + given > model.max_length:
+        raise ValueError(
+            f"a prompt of {prompt}, {written} written and {given} given tokens are {prompt + written + given}, and the model reads "
+            f"{model.max_length}; shorten the output"
+        )
+
+
+def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
+    """The target that a configuration describes by `kind` (configs/target). prompt, written: positions given and to write.
+    Raises ValueError for what is unknown or does not fit."""
+    kind, beta = settings["kind"], float(settings.get("beta", 1.0))
+    device = next(model.parameters()).device
+    if prompt + written > model.max_length:
+        raise ValueError(
+            f"a prompt of {prompt} and an output of {written} positions are {prompt + written}, and the model reads "
+            f"{model.max_length}; shorten the output"
+        )
+    if kind in ("class", "threshold"):
+        classifier = Texts(model.tokenizer, load_classifier(settings["classifier"], device, settings.get("classes")))
+        if kind == "class":
+            return ClassTarget(classifier, settings.get("label"), beta)
+        against = settings.get("against")  # the other logit of a difference; None: one logit
+
+        def score(tokens: Tensor) -> Tensor:
+            logits = classifier(tokens)
+            return logits[:, settings.get("label", 0)] - (0.0 if against is None else logits[:, against])
+
+        return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
+    if kind in ("infilling", "continuation"):
+        if not isinstance(model, CausalLM):
+            raise ValueError(
+                f"target.kind={kind} asks a causal model what follows a text, and this one is masked; use a causal one"
+            )
+        form = settings.get("form", "log_prob")
+        if form not in CONTINUATIONS:
+            raise ValueError(f"target.form={form!r} is unknown; use one of {', '.join(CONTINUATIONS)}")
+        if kind == "infilling":
+            check_continuation(model, prompt, written, settings["tokens"])
+            return ContinuationTarget(model, None, beta, form, prompt)
+        text = torch.tensor(model.tokenizer.encode(settings["text"], add_special_tokens=False))
+        check_continuation(model, prompt, max(written, len(text)), len(text))
+        return ContinuationTarget(model, text, beta, form, prompt)
+    if kind == "latex":
+        return ThresholdTarget(Texts(model.tokenizer, valid_formulas), 0.5)
+    known = ("class", "threshold", "infilling", "continuation", "latex")
+    raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(known)}")

@@ -1,0 +1,408 @@
+"""Training twists of a causal model: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
+
+Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO need
+the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of which
+takes its share; weights are normalised over all of them.
+
+What stands for the target (`positives`): sis, samples of q by weight; smc, a particle filter's; exact, samples of the target
+(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs from
+the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from losses import clipped_policy_loss, gae, value_loss
+from policy.train import Learner
+from training.optim import MovingAverage, Optimiser
+from training.processes import Processes
+from training.run import Run, step_seed
+from twist.bounds import Posterior
+from twist.learning import (
+    IDENTIFIED,
+    Densities,
+    contrastive_loss,
+    dpg_loss,
+    fudge_loss,
+    normalised,
+    ppo_rewards,
+    prefix_labels,
+    prefixes,
+    sixo_loss,
+    soft_q_loss,
+)
+from twist.model import TwistModel, densities
+from twist.sweeps import Source, Swept
+
+POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of classes and of infilling
+    "ctl": ("sis", "csmc", "smc", "exact"),
+    "rl": ("none", "exact", "sis", "smc", "csmc"),
+    "sixo": ("smc", "exact", "sis", "csmc"),
+    "fudge": ("none", "exact"),
+    "dpg": ("sis", "exact", "smc", "csmc"),
+    "ppo": ("none", "none"),
+}
+STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  # seeds of a step
+
+
+def positives_of(config: DictConfig) -> str:
+    """`positives`, or what was published for the method."""
+    return config.positives or POSITIVES[config.method][config.target.kind == "infilling"]
+
+
+def check_method(config: DictConfig) -> None:
+    """Refuse, before any work, what cannot be learnt. Raises ValueError."""
+    if config.method not in IDENTIFIED:
+        raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
+    positives = positives_of(config)
+    if positives not in POSITIVES[config.method]:
+        raise ValueError(
+            f"positives={positives!r} is not for method={config.method}; use one of {', '.join(sorted(set(POSITIVES[config.method])))}"
+        )
+    batch, particles = config.training.batch_size, config.training.particles
+    if config.target.kind != "infilling" and particles != 1:
+        raise ValueError(
+            f"training.particles={particles} is how many sequences share a condition, and this target has none; leave it out"
+        )
+    if batch % particles:
+        raise ValueError(
+            f"training.batch_size={batch} is not divisible by training.particles={particles}; change either"
+        )
+    several = config.method == "ctl" or positives in ("sis", "smc", "csmc")
+    if config.target.kind == "infilling" and several and particles < 2:
+        raise ValueError(
+            f"method={config.method} with positives={positives} compares the sequences of a condition, and "
+            f"training.particles={particles}; give at least 2"
+        )
+
+
+@dataclass
+class Rows:
+    """Sequences for a loss. weight: of each in the target, of this process's rows; all processes' sum to their number."""
+
+    canvas: Int[Tensor, "row position"]
+    weight: Float[Tensor, "row"]
+
+
+class TwistLearning:
+    """The updates of one method. posterior: exact samples of a target without conditions, where positives are drawn from them."""
+
+    def __init__(
+        self,
+        source: Source,
+        learner: Learner,
+        value: nn.Linear | None,
+        config: DictConfig,
+        posterior: Posterior | None = None,
+    ):
+        self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
+        self.twist, self.processes = source.twist, learner.processes
+        self.positives = positives_of(config)
+        size = config.training.batch_size
+        self.groups = size // config.training.particles if source.condition else 1
+        self.particles = size // self.groups
+        self.rows = self.processes.share(size, "training.batch_size")
+        if source.condition:
+            self.processes.share(self.groups, "training.batch_size / training.particles")
+
+    @property
+    def part(self) -> slice:
+        return self.processes.part(self.config.training.batch_size)
+
+    def seed(self, step: int, stream: str) -> int:
+        return step_seed(self.config.seed, step, STREAMS[stream])
+
+    def weights(self, log_weight: Tensor) -> Tensor:
+        """Of this process's rows, normalised over the batch: all processes' sum to their number, and gradients are averaged."""
+        whole = self.processes.everywhere(log_weight)
+        return (normalised(whole, self.groups)[self.part] * self.processes.world).float()
+
+    @property
+    def even(self) -> Float[Tensor, "row"]:
+        return torch.full((self.rows,), 1 / self.rows, device=self.source.prompt.device)
+
+    # -------------------------------------------------------------------------------------------------------------- sequences
+
+    def conditions(self, step: int) -> tuple[Tensor | None, Int[Tensor, "group position"] | None]:
+        """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
+        if not self.source.condition:
+            return None, None
+        part = self.processes.part(self.groups)
+        exact, given = self.source.pairs(part.stop - part.start, self.seed(step, "conditions"), part.start)
+        return given, exact
+
+    def proposed(self, step: int, given: Tensor | None, scored: bool) -> Swept:
+        """This process's samples of q."""
+        seed = self.seed(step, "twist")
+        if given is None:  # one sample of many particles, of which this process has its part
+            return self.source.sweep(1, self.rows, seed, None, self.processes.rank, scored=scored)
+        first = self.processes.part(self.groups).start
+        return self.source.sweep(len(given), self.particles, seed, given, first, scored=scored)
+
+    def exact(self, step: int, rows: int) -> Int[Tensor, "row position"]:
+        """Of the posterior samples, `rows` at random."""
+        assert self.posterior is not None
+        generator = torch.Generator().manual_seed(self.seed(step, "target"))
+        index = torch.randint(len(self.posterior), (rows,), generator=generator)
+        tokens = self.posterior.tokens[index].to(self.source.prompt.device)
+        return torch.cat((self.source.prompt.expand(rows, -1), tokens), 1)
+
+    def target(self, step: int, given: Tensor | None, exact: Tensor | None, drawn: Swept | None) -> Rows:
+        """Sequences that stand for the target's. drawn: this step's samples of q."""
+        if self.positives == "sis":
+            assert drawn is not None
+            return Rows(drawn.canvas, self.weights(drawn.log_weight))
+        if self.positives == "exact":
+            if exact is None:
+                return Rows(self.exact(step, self.config.training.batch_size)[self.part], self.even)
+            return Rows(exact.repeat_interleave(self.particles, 0), self.even)
+        seed, pinned = self.seed(step, "target"), self.positives == "csmc"
+        if given is None:  # resampling mixes all rows: every process runs the whole filter, and learns from its part
+            pin = self.exact(step, 1) if pinned else None
+            swept = self.source.sweep(1, self.particles, seed, resample="every", exact=pin)
+            weight = normalised(swept.log_weight)[self.part] * self.processes.world
+            return Rows(swept.canvas[self.part], weight.float())
+        first = self.processes.part(self.groups).start
+        swept = self.source.sweep(
+            len(given), self.particles, seed, given, first, resample="every", exact=exact if pinned else None
+        )
+        return Rows(swept.canvas, self.weights(swept.log_weight))
+
+    # ---------------------------------------------------------------------------------------------------------------- the pass
+
+    def encoded(self, given: Tensor | None) -> Tensor | None:
+        """The condition of each row of a set."""
+        return None if given is None else self.twist.encode(given).repeat_interleave(self.particles, 0)
+
+    def log_psi(
+        self, given: Tensor | None, *canvases: Int[Tensor, "row position"]
+    ) -> list[Float[Tensor, "row output"]]:
+        """log psi of every position that was written, of one set of rows or several, in one pass."""
+        condition = self.encoded(given)
+        every = None if condition is None else condition.repeat(len(canvases), 1)
+        return list(
+            self.twist.log_psi_all(torch.cat(canvases), self.source.first, every).split([len(c) for c in canvases])
+        )
+
+    def seen(self, given: Tensor | None, *canvases: Int[Tensor, "row position"]) -> list[Densities]:
+        """log p, log psi and log mass of them."""
+        condition = self.encoded(given)
+        every = None if condition is None else condition.repeat(len(canvases), 1)
+        whole = Densities(*densities(self.twist, torch.cat(canvases), self.source.first, every))
+        ends = torch.tensor([len(c) for c in canvases]).cumsum(0).tolist()
+        return [whole.take(slice(end - len(c), end)) for c, end in zip(canvases, ends, strict=True)]
+
+    # ---------------------------------------------------------------------------------------------------------------- methods
+
+    def iteration(self, step: int) -> dict[str, float]:
+        """One update (PPO: some) from new samples."""
+        given, exact = self.conditions(step)
+        if self.config.method == "ppo":
+            return self.ppo(step, given)
+        loss = getattr(self, self.config.method)(step, given, exact)
+        loss.backward()
+        return {"loss": float(loss.detach()), **self.learner.update()}
+
+    def ctl(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+        drawn = self.proposed(step, given, self.positives == "sis")
+        positive = self.target(step, given, exact, drawn)
+        same = positive.canvas is drawn.canvas  # one pass over them then serves both
+        psi = self.log_psi(given, *([drawn.canvas] if same else [positive.canvas, drawn.canvas]))
+        last = (drawn.log_weight - drawn.log_phi).unsqueeze(1) + psi[-1][:, -1:].detach()
+        return contrastive_loss(psi[0], positive.weight, psi[-1], self.weights(torch.cat((drawn.prefix, last), 1)))
+
+    def rl(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+        drawn = self.proposed(step, given, True)
+        if self.positives == "none":
+            (seen,) = self.seen(given, drawn.canvas)
+            return soft_q_loss(seen.log_psi, seen.log_mass, drawn.log_phi.float(), self.even)
+        positive = self.target(step, given, exact, drawn)
+        each = None if given is None else given.repeat_interleave(self.particles, 0)
+        of_q, of_target = self.seen(given, drawn.canvas, positive.canvas)
+        loss = soft_q_loss(of_q.log_psi, of_q.log_mass, drawn.log_phi.float(), self.even)
+        log_phi = self.source.log_phi(positive.canvas, each)
+        return loss + soft_q_loss(of_target.log_psi, of_target.log_mass, log_phi, positive.weight)
+
+    def sixo(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+        drawn = self.proposed(step, given, True) if self.positives == "sis" else None
+        positive = self.target(step, given, exact, drawn)
+        negative = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        of_target, of_model = self.log_psi(given, positive.canvas, negative)
+        return sixo_loss(of_target, positive.weight, of_model, self.even)
+
+    def fudge(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+        each = None if given is None else given.repeat_interleave(self.particles, 0)
+        drawn = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        log_phi = self.source.log_phi(drawn, each)
+        if float(log_phi.max()) > 1e-6:
+            raise ValueError(
+                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential that "
+                "stays below 1, or another method"
+            )
+        if self.positives == "none":
+            (psi,) = self.log_psi(given, drawn)
+            return fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
+        positive = self.target(step, given, exact, None)
+        label = self.labels(step, positive.canvas, each)
+        psi, of_target = self.log_psi(given, drawn, positive.canvas)
+        return 0.5 * (
+            fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
+            + fudge_loss(of_target, label, positive.weight)
+        )
+
+    @torch.no_grad()
+    def labels(
+        self, step: int, canvas: Int[Tensor, "row position"], each: Tensor | None
+    ) -> Float[Tensor, "row output"]:
+        """log phi of what p makes of every prefix of the rows; a rollout for each, of what follows the token that is scored."""
+        first, length = self.source.first, self.source.length
+        blanks = prefixes(canvas[:, first:], self.source.model.mask_id)
+        blanks = torch.cat((self.source.prompt.expand(len(blanks), -1), blanks), 1)
+        rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * (length - 1))
+        of_rollouts = None if each is None else each.repeat_interleave(length - 1, 0)
+        every = torch.cat((rolled, canvas))
+        whole = self.source.target.log_phi(
+            every, None if each is None or of_rollouts is None else torch.cat((of_rollouts, each))
+        )
+        return prefix_labels(whole[: len(rolled)], whole[len(rolled) :])
+
+    def dpg(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+        drawn = self.proposed(step, given, True) if self.positives == "sis" else None
+        positive = self.target(step, given, exact, drawn)
+        (seen,) = self.seen(given, positive.canvas)
+        return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
+
+    def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
+        """Clipped updates on one set of samples, advantages by a value head; every token earns log p - log q, the last log phi."""
+        settings, length, value = self.config.ppo, self.source.length, self.value
+        assert value is not None
+        drawn = self.proposed(step, given, True)
+        row = torch.arange(self.rows, device=drawn.canvas.device).repeat_interleave(length)
+        place = torch.arange(length, device=row.device).repeat(self.rows)
+        weight = torch.full((len(row),), 1 / len(row), device=row.device)
+
+        def valued() -> Float[Tensor, "step"]:
+            """The features stand still: the value head alone learns from its loss."""
+            with torch.no_grad():
+                features, condition = (
+                    self.twist.features(drawn.canvas, self.source.first).flatten(0, 1),
+                    self.encoded(given),
+                )
+                inputs = (
+                    features if condition is None else torch.cat((features, condition.repeat_interleave(length, 0)), 1)
+                )
+            return value(inputs).squeeze(1)
+
+        with torch.no_grad():
+            (old,) = self.seen(given, drawn.canvas)
+            rewards = ppo_rewards(old.log_p, old.log_q, drawn.log_phi.float())
+            advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
+            _, mean, deviation = self.processes.moments(advantage)
+            advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
+        metrics: dict[str, float] = {"log_weight": float(rewards.sum(1).mean())}
+        for _ in range(settings.epochs):
+            (seen,) = self.seen(given, drawn.canvas)
+            policy = clipped_policy_loss(seen.log_q.flatten(), old_log_q, advantage, weight, settings.clip)
+            loss = policy + settings.value_weight * value_loss(valued(), goal, weight)
+            loss.backward()
+            metrics |= {"loss": float(loss.detach()), **self.learner.update()}
+        return metrics
+
+
+def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
+    """PPO's: zero at first, so that advantages begin as returns."""
+    if config.method != "ppo":
+        return None
+    width = twist.model.hidden_size * (2 if twist.settings["condition"] == "tokens" else 1)
+    value = nn.Linear(width, 1)
+    nn.init.zeros_(value.weight)
+    nn.init.zeros_(value.bias)
+    return value.to(next(twist.parameters()).device)
+
+
+def new_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, processes: Processes) -> Learner:
+    network = nn.ModuleList([twist] if value is None else [twist, value])
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    each = config.ppo.epochs if config.method == "ppo" else 1
+    optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
+    return Learner(network, optimiser, MovingAverage(parameters, config.training.ema), processes)
+
+
+def epochs(config: DictConfig) -> list[int]:
+    """Updates done before each epoch, and at the end. schedule: constant, or exp2 (2, 2, 4, 8, ...: 2^epochs in all)."""
+    training = config.training
+    each = [training.updates_per_epoch] * training.epochs
+    if training.schedule == "exp2":
+        each = [2 ** max(epoch, 1) for epoch in range(training.epochs)]
+    return [sum(each[:epoch]) for epoch in range(training.epochs + 1)]
+
+
+def train(
+    learning: TwistLearning,
+    config: DictConfig,
+    run: Run,
+    evaluate: Callable[[int, int], dict[str, float]],
+    on_snapshot: Callable[[int], None],
+) -> None:
+    """The loop. evaluate(updates, epoch): by the first process, before every `eval.every`-th epoch and at the end.
+
+    Raises FloatingPointError for a loss that is not finite."""
+    training, learner = config.training, learning.learner
+    processes, parameters, starts = learner.processes, learner.optimiser.parameters, epochs(config)
+    first, evaluated = 0, -1
+    if (state := run.restore("twist")) is not None:
+        with torch.no_grad():
+            for parameter, saved in zip(parameters, state["twist"], strict=True):
+                parameter.copy_(saved)
+        learner.optimiser.adamw.load_state_dict(state["optimizer"])
+        learner.average.load_state_dict(state["ema"])
+        first, learner.updates, evaluated = state["step"], state["updates"], state["evaluated"]
+
+    def evaluation(done: int) -> None:
+        nonlocal evaluated
+        epoch = starts.index(done)
+        if epoch > evaluated and (epoch % config.eval.every == 0 or done == training.n_iters):
+            if processes.first:
+                run.log(done, evaluate(done, epoch))
+            evaluated = epoch
+
+    for step in range(first, training.n_iters):
+        if step in starts:
+            evaluation(step)
+        metrics = processes.mean(learning.iteration(step))
+        run.check(metrics["loss"], step)
+        run.check(metrics["grad_norm"], step, "gradient norm")
+        done = step + 1
+        last = done == training.n_iters
+        run.log(done, metrics, show=done % training.log_freq == 0 or last)
+        snapshot, stop = done % training.snapshot_freq == 0 or last, processes.stop_asked()
+        if last:
+            evaluation(done)
+        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
+            if processes.first and (snapshot or stop):
+                on_snapshot(done)
+            run.save(
+                {
+                    "twist": [parameter.detach() for parameter in parameters],
+                    "optimizer": learner.optimiser.adamw.state_dict(),
+                    "ema": learner.average.state_dict(),
+                    "updates": learner.updates,
+                    "evaluated": evaluated,
+                    "step": done,
+                },
+                snapshot,
+            )
+        if stop:
+            run.stop(done)
+    if training.n_iters == 0:
+        evaluation(0)
+        if processes.first:
+            on_snapshot(0)
