@@ -13,7 +13,6 @@ Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evalua
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import hydra
@@ -181,7 +180,13 @@ def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
                 ]
             lines[row].append(f"{name:>10} | {show(swept.canvas)}   (log phi {float(swept.log_phi[row]):.2f})")
             records.append(
-                {"text": show(swept.canvas), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
+                {
+                    "text": show(swept.canvas),
+                    "method": name,
+                    "run": str(path),
+                    "row": row,
+                    "log_phi": float(swept.log_phi[row]),
+                }
             )
     for own in lines.values():
         run.say("\n".join(own) + "\n")

@@ -86,12 +86,16 @@ def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
     """Runs of each method, in the order of NAMES. ValueError for runs of different tasks, or one seed twice."""
     for run in runs[1:]:
         if run.task != runs[0].task:
-            raise ValueError(f"{runs[0].path} and {run.path} are of different tasks ({runs[0].task}; {run.task}); report them apart")
+            raise ValueError(
+                f"{runs[0].path} and {run.path} are of different tasks ({runs[0].task}; {run.task}); report them apart"
+            )
     found = {method: [run for run in runs if run.method == method] for method in NAMES}
     for method, own in found.items():
         seeds = [run.seed for run in own]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"two runs of {method} have the same seed ({sorted(seeds)}); an interval needs seeds that differ")
+            raise ValueError(
+                f"two runs of {method} have the same seed ({sorted(seeds)}); an interval needs seeds that differ"
+            )
     return {method: own for method, own in found.items() if own}
 
 
@@ -103,7 +107,10 @@ def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
         for side in SIDES:
             values = [kls(run.last, log_z)[side] for run in own]
             row |= {side: fmean(values), f"{side}_half": half_width(values, own[0].last, side)}
-        row |= {"log_z_midpoint": fmean(run.last["log_z"] for run in own), "log_phi": fmean(run.last["score"]["value"] for run in own)}
+        row |= {
+            "log_z_midpoint": fmean(run.last["log_z"] for run in own),
+            "log_phi": fmean(run.last["score"]["value"] for run in own),
+        }
         rows.append(row)
     return rows
 
@@ -111,7 +118,10 @@ def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
 def latex(rows: Sequence[dict]) -> str:
     """A tabular; the least of each column is bold."""
     best = {side: min(row[side] for row in rows) for side in SIDES}
-    lines = [r"\begin{tabular}{lcc}", r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline"]
+    lines = [
+        r"\begin{tabular}{lcc}",
+        r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline",
+    ]
     for row in rows:
         cells = []
         for side in SIDES:
@@ -141,7 +151,16 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
             values = [[kls(records[at], log_z)[side] for records in known] for at in updates]
             means = [fmean(each) for each in values]
             half = [half_width(each, known[0][at], side) for each, at in zip(values, updates, strict=True)]
-            axes.plot(updates, means, color=colour, marker=marker, linestyle=dashes, markersize=3.5, linewidth=1.4, label=NAMES[method])
+            axes.plot(
+                updates,
+                means,
+                color=colour,
+                marker=marker,
+                linestyle=dashes,
+                markersize=3.5,
+                linewidth=1.4,
+                label=NAMES[method],
+            )
             low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("symlog", base=2, linthresh=1)

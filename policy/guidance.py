@@ -68,6 +68,10 @@ class Guide:
         """Rows that the reward has read so far."""
         return self.finished_rows + (self.values.rows if self.values else 0)
 
+    def record(self) -> dict[str, int]:
+        """What decoding cost besides the model."""
+        return {"reward_rows": self.reward_rows}
+
     def decode(
         self,
         environment: UnmaskingEnvironment,

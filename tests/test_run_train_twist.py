@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-import torch
 
-from dlm.masked_lm import CausalLM
 from load_model import load_model
-from tests.test_run_train_policy import assert_equal, record, saved
+from tests.test_run_train_policy import record, saved
 from tests.twist.tiny import QUICK, causal, classifier, run
 from twist.model import load_twist
 from twist.train import POSITIVES
@@ -39,7 +37,11 @@ CASES = sorted({(method, positives, kind) for method, all_of_them in POSITIVES.i
 
 @pytest.mark.parametrize(("method", "positives", "kind"), CASES)
 def test_every_method_with_all_that_may_stand_for_the_target(method, positives, kind, tiny, tmp_path):
-    several = ["training.particles=4"] if kind == "infilling" and (method == "ctl" or positives in ("sis", "smc", "csmc")) else []
+    several = (
+        ["training.particles=4"]
+        if kind == "infilling" and (method == "ctl" or positives in ("sis", "smc", "csmc"))
+        else []
+    )
     directory = run(tmp_path / "run", *QUICK, *tiny[kind], f"method={method}", f"positives={positives}", *several)
     metrics = record(directory)
     updates = 4

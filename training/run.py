@@ -53,7 +53,14 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         )
     saved = OmegaConf.load(io.StringIO(content(config.resume, CONFIG).decode()))
     assert isinstance(saved, DictConfig)
-    own = {"policy", "algorithm", "rl", "encoder", "preference", "twist"}  # by which the training scripts are told apart
+    own = {
+        "policy",
+        "algorithm",
+        "rl",
+        "encoder",
+        "preference",
+        "twist",
+    }  # by which the training scripts are told apart
     if missing := sorted(own & config.keys() ^ own & saved.keys()):
         raise ValueError(
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
