@@ -124,11 +124,11 @@ def report(reward: ClassifierReward, held_out: list[Preference], config: DictCon
     prefixes, _ = preference_rows(held_out, reward.tokenizer, "prefix", max_length, 8, seed=config.seed)
     found: dict[str, Any] = {
         "full": accuracy(row_margins(reward, full)),
-        "by_prefix_length": by_bin(prefixes["length"], row_margins(reward, prefixes), LENGTHS),
+        "by_prefix_length": by_bin(list(map(float, prefixes["length"])), row_margins(reward, prefixes), LENGTHS),
     }
     if reward.kind == "mask":
         masked, _ = preference_rows(held_out, reward.tokenizer, "mask", max_length, 8, **settings)
-        found["by_masked_share"] = by_bin(masked["masked"], row_margins(reward, masked), SHARES)
+        found["by_masked_share"] = by_bin(list(masked["masked"]), row_margins(reward, masked), SHARES)
     return found
 
 

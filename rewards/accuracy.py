@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from rewards.models import RewardModel, padded
 
-LENGTHS = (1, 3, 5, 9, 17, 33, 65, 129, 257)  # bins begin there
+LENGTHS = (1.0, 3.0, 5.0, 9.0, 17.0, 33.0, 65.0, 129.0, 257.0)  # bins begin there
 SHARES = tuple(tenth / 10 for tenth in range(10))
 
 
