@@ -149,6 +149,10 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         model, tokenizer = load_causal(str(config.init))
         algorithm = config.preference.algorithm
         rows, valid = (rows_of(preferences, algorithm) for preferences in (train, held_out))
+        if algorithm == "rloo" and len(rows) < (needed := config.training.batch_size // config.preference.group_size):
+            raise ValueError(
+                f"{config.data.train} has {len(rows)} different prompts and an update asks {needed}; lower training.batch_size"
+            )
         run = Run(config, overrides, group)
         out = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none"
         run.say(

@@ -5,7 +5,14 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD, BAD, OTHER = ("happy", "lovely"), ("sad", "awful"), ("the", "cat", "ran", "home", "and", "saw", "a", "tree")
@@ -21,7 +28,8 @@ def write_pairs(path: Path, count: int = 40, seed: int = 0) -> Path:
             found.insert(draw.randint(0, len(found)), draw.choice(words))
         return " " + " ".join(found) + "."
 
-    lines = [{"prompt": "One day", "chosen": answer(GOOD), "rejected": answer(BAD)} for _ in range(count)]
+    prompts = ("One day", "Once", "At night", "Then")
+    lines = [{"prompt": draw.choice(prompts), "chosen": answer(GOOD), "rejected": answer(BAD)} for _ in range(count)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -31,7 +39,9 @@ def tiny(kind: str, directory: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "example/stories")
     if kind == "deberta":
-        tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"})
+        tokenizer.add_special_tokens(
+            {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+        )
         model = DebertaV2ForSequenceClassification(
             DebertaV2Config(
                 vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -15,7 +15,9 @@ from rewards.models import load_head, load_reward
 from tests.preference_pairs import tiny, write_pairs
 from tests.test_run_train_policy import ROOT, command, record
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # TRL's own use of transformers
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning"
+)  # TRL's own use of transformers
 QUICK = ["run_dir=RUN", "device=cpu", "wandb.mode=disabled", "data.train=PAIRS", "training.n_iters=2", "training.eval_freq=2",
          "training.snapshot_freq=2", "training.log_freq=1", "training.batch_size=4", "eval.batch_size=4", "data.valid_count=4",
          "encoder.hidden_size=16", "encoder.intermediate_size=32", "encoder.num_layers=1", "encoder.num_heads=2"]  # fmt: skip
@@ -65,7 +67,9 @@ def test_the_mask_is_where_a_masked_model_on_the_same_tokens_has_it(pairs, tmp_p
 def test_models_of_transformers_become_reward_models(kind, pairs, tmp_path):
     init = tiny(kind, tmp_path / kind)
     more = ["training.gradient_checkpointing=true"] if kind == "deberta" else []
-    directory = run(tmp_path / "run", pairs, f"init={init}", "reward.kind=prefix", "data.rows=2", "training.accum=2", *more)
+    directory = run(
+        tmp_path / "run", pairs, f"init={init}", "reward.kind=prefix", "data.rows=2", "training.accum=2", *more
+    )
     reward = load_reward(str(directory))
     assert reward.causal == (kind != "deberta")
     assert reward.tokenizer.pad_token_id != reward.tokenizer.eos_token_id

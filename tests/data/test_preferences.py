@@ -17,8 +17,8 @@ from data.preferences import (
     encode,
     load_preferences,
     mask_rows,
-    prefix_rows,
     preference_rows,
+    prefix_rows,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,10 @@ def test_hh_is_cut_at_the_last_turn(tmp_path):
 
 def test_local_lines_and_what_is_wrong_with_them(tmp_path):
     file = tmp_path / "pairs.jsonl"
-    lines = [{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_ends": False}, {"prompt": "a", "chosen": "b", "rejected": "b "}]
+    lines = [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_ends": False},
+        {"prompt": "a", "chosen": "b", "rejected": "b "},
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found, dropped = load_preferences(str(file), "train")
     assert found == [Preference("a", "b", "c", False, True)] and dropped == {"identical": 1}
@@ -104,7 +107,9 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("data.preferences.load_dataset", refuse)
-    with pytest.raises(ValueError, match=r"'hh' \(hub id Anthropic/hh-rlhf\) cannot be reached: check the network, or put"):
+    with pytest.raises(
+        ValueError, match=r"'hh' \(hub id Anthropic/hh-rlhf\) cannot be reached: check the network, or put"
+    ):
         load_preferences("hh", "train", tmp_path)
 
 
@@ -185,7 +190,9 @@ def test_masks_keep_away_from_one_and_have_their_shapes():
     for shape, masks in shares.items():
         mean = np.mean([mask.mean() for mask in masks])
         assert abs(mean - 1 / 3) < 0.06, shape  # Beta(1, 2)
-    assert all(not mask[: mask.argmax()].any() and (mask[mask.argmax() :].all() or not mask.any()) for mask in shares["prefix"])
+    assert all(
+        not mask[: mask.argmax()].any() and (mask[mask.argmax() :].all() or not mask.any()) for mask in shares["prefix"]
+    )
     block = next(mask for mask in shares["block"] if 0 < mask.sum() < 64 and mask[-1])
     assert not block[: block.argmax()].any()
     assert np.mean([mask.mean() > 0.9 for masks in shares.values() for mask in masks]) < 0.03

@@ -32,7 +32,13 @@ from rewards.models import (
 )
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "<end>", *"abcdefghijkl"]
-SIZE = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZE = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 CONFIGS = {
     "deberta": lambda **more: DebertaV2Config(**SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"], **more),
     "gpt2": lambda **more: GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=32, **more),
@@ -90,7 +96,9 @@ def test_a_causal_model_is_read_at_its_last_token_even_where_that_is_the_padding
     tokens = torch.tensor([[6, 7, 8, 0], [6, 7, 8, 9]])
     expected = model.score(model.base_model(input_ids=tokens).last_hidden_state[:, -1])[:, 0]
     torch.testing.assert_close(reward.score(tokens), expected.detach(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(reward.score(tokens)[1], model(input_ids=tokens).logits[1, 0].detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        reward.score(tokens)[1], model(input_ids=tokens).logits[1, 0].detach(), atol=1e-5, rtol=1e-4
+    )
     before = model(input_ids=tokens).logits[0, 0]
     assert abs(float(before) - float(reward.score(tokens)[0])) > 1e-3
 
@@ -126,7 +134,9 @@ def test_a_text_that_is_too_long_loses_its_end(tmp_path):
 
 
 def test_one_label_of_several(tmp_path):
-    classifier("bert", tmp_path, num_labels=3, id2label={0: "bad", 1: "so", 2: "good"}, label2id={"bad": 0, "so": 1, "good": 2})
+    classifier(
+        "bert", tmp_path, num_labels=3, id2label={0: "bad", 1: "so", 2: "good"}, label2id={"bad": 0, "so": 1, "good": 2}
+    )
     names = {name: load_reward(f"{tmp_path}#{name}").score_texts([""], ["a b"]) for name in ("bad", "so", "good", "2")}
     assert math.isclose(sum(math.exp(float(names[name])) for name in ("bad", "so", "good")), 1, abs_tol=1e-5)
     assert names["good"] == names["2"]
@@ -180,7 +190,9 @@ def test_a_pickle_that_is_not_the_pinned_one_is_not_loaded(monkeypatch, tmp_path
         assert "vectorizer" in str(file), "a file that was not checked was unpickled"
 
     monkeypatch.setattr("joblib.load", opened)
-    with pytest.raises(ValueError, match="is not the file of alt-profanity-check 1.9.1, and as a pickle it is not loaded; install"):
+    with pytest.raises(
+        ValueError, match="is not the file of alt-profanity-check 1.9.1, and as a pickle it is not loaded; install"
+    ):
         load_reward("profanity")
 
 
@@ -204,7 +216,10 @@ def test_similarity_of_embeddings(tmp_path):
     assert of_text.score_texts(["", "x"], ["a b", "c d e"])[1] == pytest.approx(other, abs=1e-5)
 
 
-@pytest.mark.parametrize("name, message", [("vaader", "is none of vader, profanity, brevity and cannot be loaded"), ("EMPTY", "has no config.json")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("vaader", "is none of vader, profanity, brevity and cannot be loaded"), ("EMPTY", "has no config.json")],
+)
 def test_what_is_no_reward(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_reward(str(tmp_path) if name == "EMPTY" else name)
@@ -213,7 +228,9 @@ def test_what_is_no_reward(name, message, tmp_path):
 def test_weights_that_would_be_random_are_refused(tmp_path):
     BertModel(CONFIGS["bert"]()).save_pretrained(tmp_path)
     tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is no reward model: it lacks classifier.bias, classifier.weight; train one from it"):
+    with pytest.raises(
+        ValueError, match=r"is no reward model: it lacks classifier.bias, classifier.weight; train one from it"
+    ):
         load_reward(str(tmp_path))
 
 
