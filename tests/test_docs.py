@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
-HYDRA = {
-    f"run_train_{name}.py": f"train_{name}" for name in ("policy", "dlm", "rl", "reward", "preference")
-}
+HYDRA = {f"run_train_{name}.py": f"train_{name}" for name in ("policy", "dlm", "rl", "reward", "preference")}
 # A command ends with its line, or with the backtick around it. What other systems call the same stands in the tables of
 # docs/coming_from.md, in the first column.
 COMMAND = re.compile(

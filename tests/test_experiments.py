@@ -89,13 +89,18 @@ def test_rewards_and_preferences(experiment, tmp_path):
     assert load_reward(str(directory)).kind == ("mask" if model is None else "prefix")
     if experiment != "pargs_masked":
         causal = tiny_model("gpt2", tmp_path / "gpt2")
-        tuned = run_preference(tmp_path / "tuned", {}, f"experiment={experiment}", *few, f"init={causal}", "data.max_length=32")
+        tuned = run_preference(
+            tmp_path / "tuned", {}, f"experiment={experiment}", *few, f"init={causal}", "data.max_length=32"
+        )
         assert (tuned / "model" / "model.safetensors").is_file()
 
 
 def test_the_published_settings():
     reward, preference = (composed(f"train_{name}", ["experiment=pargs_tldr"]) for name in ("reward", "preference"))
-    assert reward.init == "OpenAssistant/reward-model-deberta-v3-large" and preference.init == "vistagi/gpt2-large-tldr-sum"
+    assert (
+        reward.init == "OpenAssistant/reward-model-deberta-v3-large"
+        and preference.init == "vistagi/gpt2-large-tldr-sum"
+    )
     assert (reward.training.batch_size, reward.training.accum, reward.optim.lr) == (256, 16, 5e-6)
     assert (preference.training.batch_size, preference.training.accum, preference.optim.lr) == (32, 16, 5e-5)
     assert (preference.optim.optimiser, preference.lora.rank, preference.lora.alpha) == ("rmsprop", 16, 16)
