@@ -14,7 +14,9 @@ class Sum:
 
 
 def test_margins_of_rows_of_any_length():
-    rows = Dataset.from_list([{"chosen_ids": [1, 2, 3], "rejected_ids": [4]}, {"chosen_ids": [1], "rejected_ids": [2, 2]}] * 3)
+    rows = Dataset.from_list(
+        [{"chosen_ids": [1, 2, 3], "rejected_ids": [4]}, {"chosen_ids": [1], "rejected_ids": [2, 2]}] * 3
+    )
     assert row_margins(Sum(), rows, 4) == [2.0, -3.0] * 3
 
 
