@@ -83,7 +83,7 @@ def adapter(config: DictConfig) -> Any:
         return None
     from peft import LoraConfig  # an extra: only where it is used
 
-    modules = (
+    modules: Any = (
         OmegaConf.to_container(lora.target_modules) if OmegaConf.is_list(lora.target_modules) else lora.target_modules
     )
     return LoraConfig(
@@ -104,12 +104,12 @@ def rows_of(preferences: list[Preference], algorithm: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def reward_function(name: str, device: torch.device) -> Callable[..., list[float]]:
+def reward_function(name: str, device: torch.device) -> Callable[..., list[float | None]]:
     """The reward as TRL calls it."""
     reward = load_reward(shipped(name), device)
     assert isinstance(reward, TextReward)
 
-    def score(prompts: list[str], completions: list[str], **_) -> list[float]:
+    def score(prompts: list[str], completions: list[str], **_) -> list[float | None]:
         return reward.score_texts(prompts, completions).tolist()
 
     return score

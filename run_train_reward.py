@@ -72,16 +72,15 @@ def read_preferences(config: DictConfig) -> tuple[list[Preference], list[Prefere
 def new_encoder(tokenizer: Any, config: DictConfig) -> Any:
     """A small bidirectional encoder with rotary positions, all layers full attention, the mean of its states read: ModernBERT's
     layers, untrained."""
-    size = config.encoder
-    end = tokenizer.eos_token_id
-    return AutoModelForSequenceClassification.from_config(
-        ModernBertConfig(
-            vocab_size=len(tokenizer), hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
-            num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, max_position_embeddings=size.max_length,
-            global_attn_every_n_layers=1, classifier_pooling="mean", num_labels=1, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=end, eos_token_id=end, cls_token_id=end, sep_token_id=end,
-        )
-    )  # fmt: skip
+    size, end = config.encoder, tokenizer.eos_token_id
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": size.hidden_size, "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.num_layers, "num_attention_heads": size.num_heads,
+        "max_position_embeddings": size.max_length, "global_attn_every_n_layers": 1, "classifier_pooling": "mean",
+        "num_labels": 1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": end, "eos_token_id": end, "cls_token_id": end,
+        "sep_token_id": end,
+    }  # fmt: skip
+    return AutoModelForSequenceClassification.from_config(ModernBertConfig(**settings))
 
 
 def build_classifier(config: DictConfig) -> tuple[Any, Any]:

@@ -16,7 +16,8 @@ SHARES = tuple(tenth / 10 for tenth in range(10))
 def row_margins(reward: RewardModel, rows: Dataset, batch: int = 256) -> list[float]:
     """Score of each chosen row minus that of the rejected one."""
     found: list[float] = []
-    for part in rows.iter(batch_size=batch):
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
         chosen, rejected = (reward.score(*padded(part[f"{side}_ids"])) for side in ("chosen", "rejected"))
         found += (chosen - rejected).tolist()
     return found
