@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -36,7 +37,9 @@ from policy.rollout import Reward
 from policy.train import ALGORITHMS, train
 from rewards.bound import BoundReward
 from rewards.latex import LatexReward
+from rewards.learned import LearnedReward
 from rewards.likelihood import LikelihoodReward
+from rewards.models import TextReward, load_reward
 from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
@@ -107,7 +110,7 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
 
 def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
     """reward.name: puzzle (Sudoku solved), times a speed factor; right (functions of whether the answer is); likelihood (under a
-    causal judge on the same tokens); latex (validity of formulas); bound."""
+    causal judge on the same tokens); learned (rewards/models.py); latex (validity of formulas); bound."""
     reward = config.reward
     if reward.name == "puzzle":
         if not isinstance(task, PuzzleTask):
@@ -127,8 +130,13 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
                 "reward=latex reads text and this data has none; use data=latex, say, or reward=puzzle or right"
             )
         return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.terms, tuple(reward.window))
+    if reward.name == "learned":
+        if not isinstance(task, TextTask | QuestionTask):
+            raise ValueError("reward=learned reads text and this data has none; use reward=puzzle or right")
+        return learned_reward(reward, task.tokenizer, model.mask_id, group.device)
     if reward.name != "likelihood":
-        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of bound, latex, likelihood, puzzle, right")
+        known = "bound, latex, learned, likelihood, puzzle, right"
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of {known}")
     if not isinstance(task, TextTask):
         raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
@@ -140,6 +148,14 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
         return sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id)).mean(1)
 
     return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
+
+
+def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device) -> LearnedReward:
+    """reward.model and reward.judge, of texts."""
+    model, judge = (None if name is None else load_reward(shipped(str(name)), device)
+                    for name in (reward.model, reward.judge))  # fmt: skip
+    assert isinstance(model, TextReward) and (judge is None or isinstance(judge, TextReward))
+    return LearnedReward(model, tokenizer, mask_id, judge, reward.entropy_floor, reward.weight, reward.alpha)
 
 
 def build_task(config: DictConfig, model: MaskedLM) -> Task:

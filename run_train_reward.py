@@ -72,16 +72,15 @@ def read_preferences(config: DictConfig) -> tuple[list[Preference], list[Prefere
 def new_encoder(tokenizer: Any, config: DictConfig) -> Any:
     """A small bidirectional encoder with rotary positions, all layers full attention, the mean of its states read: ModernBERT's
     layers, untrained."""
-    size = config.encoder
-    end = tokenizer.eos_token_id
-    return AutoModelForSequenceClassification.from_config(
-        ModernBertConfig(
-            vocab_size=len(tokenizer), hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
-            num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads, max_position_embeddings=size.max_length,
-            global_attn_every_n_layers=1, classifier_pooling="mean", num_labels=1, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=end, eos_token_id=end, cls_token_id=end, sep_token_id=end,
-        )
-    )  # fmt: skip
+    size, end = config.encoder, tokenizer.eos_token_id
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": size.hidden_size, "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.num_layers, "num_attention_heads": size.num_heads,
+        "max_position_embeddings": size.max_length, "global_attn_every_n_layers": 1, "classifier_pooling": "mean",
+        "num_labels": 1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": end, "eos_token_id": end, "cls_token_id": end,
+        "sep_token_id": end,
+    }  # fmt: skip
+    return AutoModelForSequenceClassification.from_config(ModernBertConfig(**settings))
 
 
 def build_classifier(config: DictConfig) -> tuple[Any, Any]:
@@ -124,11 +123,11 @@ def report(reward: ClassifierReward, held_out: list[Preference], config: DictCon
     prefixes, _ = preference_rows(held_out, reward.tokenizer, "prefix", max_length, 8, seed=config.seed)
     found: dict[str, Any] = {
         "full": accuracy(row_margins(reward, full)),
-        "by_prefix_length": by_bin(prefixes["length"], row_margins(reward, prefixes), LENGTHS),
+        "by_prefix_length": by_bin(list(map(float, prefixes["length"])), row_margins(reward, prefixes), LENGTHS),
     }
     if reward.kind == "mask":
         masked, _ = preference_rows(held_out, reward.tokenizer, "mask", max_length, 8, **settings)
-        found["by_masked_share"] = by_bin(masked["masked"], row_margins(reward, masked), SHARES)
+        found["by_masked_share"] = by_bin(list(masked["masked"]), row_margins(reward, masked), SHARES)
     return found
 
 

@@ -95,7 +95,7 @@ def load_preferences(
             raise ValueError(
                 f"the preferences {name} are no file; give one of {known}, or JSONL with {', '.join(FIELDS)}"
             )
-        rows: Sequence[Any] = [_of_line(place, record) for place, record in json_lines(path)]
+        rows: Any = [_of_line(place, record) for place, record in json_lines(path)]
     else:
         rows = _hub_rows(name, split, cache_dir)
     if count is not None and count < len(rows):

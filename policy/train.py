@@ -291,6 +291,8 @@ def train(
         warm = config.algorithm.warm_start
         run.say(f"learnt from {warm.expert} {warm.setting}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
         algorithm = CLIPPED[name](config.algorithm, network, processes)  # a KL is to where the policy starts from
+    if first == 0 and config.eval.first and processes.first:
+        run.log(0, evaluate(model, network, task, reward, config, processes.device)[0])
     for step in range(first, training.n_iters):
         if algorithm:
             metrics = clipped_iteration(model, learner, task, reward, algorithm, config, rows, step)

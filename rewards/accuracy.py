@@ -9,14 +9,15 @@ from datasets import Dataset
 
 from rewards.models import RewardModel, padded
 
-LENGTHS = (1, 3, 5, 9, 17, 33, 65, 129, 257)  # bins begin there
+LENGTHS = (1.0, 3.0, 5.0, 9.0, 17.0, 33.0, 65.0, 129.0, 257.0)  # bins begin there
 SHARES = tuple(tenth / 10 for tenth in range(10))
 
 
 def row_margins(reward: RewardModel, rows: Dataset, batch: int = 256) -> list[float]:
     """Score of each chosen row minus that of the rejected one."""
     found: list[float] = []
-    for part in rows.iter(batch_size=batch):
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
         chosen, rejected = (reward.score(*padded(part[f"{side}_ids"])) for side in ("chosen", "rejected"))
         found += (chosen - rejected).tolist()
     return found

@@ -65,6 +65,7 @@ class ClassifierReward:
         self.model = model.requires_grad_(False).eval()
         self.tokenizer, self.kind, self.label = tokenizer, kind, label
         self.causal = hasattr(model, "score")
+        self.pad_id: Any = tokenizer.pad_token_id or 0
         self.max_length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
 
     @torch.no_grad()
@@ -83,7 +84,7 @@ class ClassifierReward:
         length = real.sum(1)
         tokens, real = (part[:, : int(length.max())].to(self.model.device) for part in (tokens, real))
         given = {
-            "input_ids": tokens.masked_fill(~real, self.tokenizer.pad_token_id or 0),
+            "input_ids": tokens.masked_fill(~real, self.pad_id),
             "attention_mask": real.long(),
         }
         if self.causal:

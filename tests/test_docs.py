@@ -25,12 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
-HYDRA = {"run_train_policy.py": "train_policy", "run_train_dlm.py": "train_dlm", "run_train_rl.py": "train_rl",
-         "run_train_twist.py": "train_twist"}  # fmt: skip
+HYDRA = {f"run_train_{name}.py": f"train_{name}" for name in ("policy", "dlm", "rl", "reward", "preference", "twist")}
 # A command ends with its line, or with the backtick around it. What other systems call the same stands in the tables of
 # docs/coming_from.md, in the first column.
 COMMAND = re.compile(
-    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|run_train_dlm\.py|run_train_rl\.py|run_train_twist\.py)([^\n`]*)"
+    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_(?:policy|dlm|rl|reward|preference|twist)\.py)([^\n`]*)"
 )
 OTHER = re.compile(r"(\./demo|python -m benchmarks\.\w+|python run_(?:make_\w+|demo|perplexity)\.py)([^\n`]*)")
 

@@ -7,7 +7,12 @@ import pytest
 
 from load_model import load_model
 from policy.checkpoints import load_policy
+from rewards.models import load_reward
+from tests.preference_pairs import tiny as tiny_model
+from tests.preference_pairs import write_pairs
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
+from tests.test_run_train_preference import run as run_preference
+from tests.test_run_train_reward import run as run_reward
 from tests.test_run_train_rl import run as run_rl
 from tests.tiny_text import backbone, questions
 from tests.training.test_run import train
@@ -42,6 +47,9 @@ TWISTS = [  # the 29 published command lines
     *(f"tox_{name}" for name in ("collect", *METHODS, "story")), *(f"sent_{name}" for name in ("collect", *METHODS)),
     *(f"infill15_{name}" for name in (*METHODS, "logz", "samples")), *(f"infill2_{name}" for name in METHODS),
 ]  # fmt: skip
+REWARDS = {  # experiments of run_train_reward.py, and what takes the place of the model
+    "pargs_tldr": "deberta", "pargs_hh": "deberta", "pargs_smollm2": "llama", "pargs_masked": None,
+}  # fmt: skip
 
 
 def test_every_experiment_is_run_by_a_test():
@@ -52,6 +60,11 @@ def test_every_experiment_is_run_by_a_test():
     assert of_backbones | of_policies | of_rl | of_twists == FILES.keys()
     assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_twists) == len(FILES)
     assert of_twists == set(TWISTS) and len(TWISTS) == 29
+    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text}
+    of_preferences = {name for name, text in FILES.items() if "run_train_preference.py" in text}
+    assert of_backbones | of_policies | of_rl | of_rewards == FILES.keys()
+    assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_rewards) == len(FILES)
+    assert of_rewards == REWARDS.keys() and of_preferences == {"pargs_tldr", "pargs_hh", "pargs_smollm2"}
     assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
@@ -82,6 +95,38 @@ def test_rl(experiment, tmp_path):
                        *words)  # fmt: skip
     assert {"eval_reward", "kl"} <= record(directory)[2].keys() and load_model(directory)[0].hidden_size
     assert len(list((directory / "samples" / "iter_2").glob("sample_*.txt"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's own
+@pytest.mark.parametrize("experiment", REWARDS)
+def test_rewards_and_preferences(experiment, tmp_path):
+    """On tiny random models; the published settings are those of composed()."""
+    pairs, model = write_pairs(tmp_path / "pairs.jsonl"), REWARDS[experiment]
+    few = ["run_dir=RUN", "device=cpu", "wandb.mode=disabled", "model.dtype=float32", "training.n_iters=1", "training.batch_size=2",
+           "training.accum=2", f"data.train={pairs}", "data.valid=null", "data.valid_count=4", "data.count=null"]  # fmt: skip
+    init = [] if model is None else [f"init={tiny_model(model, tmp_path / model)}"]
+    small = ["encoder.hidden_size=16", "encoder.num_layers=1", "encoder.num_heads=2", "data.rows=2"]
+    directory = run_reward(tmp_path / "run", pairs, f"experiment={experiment}", *few, *init, *small)
+    assert load_reward(str(directory)).kind == ("mask" if model is None else "prefix")
+    if experiment != "pargs_masked":
+        causal = tiny_model("gpt2", tmp_path / "gpt2")
+        tuned = run_preference(
+            tmp_path / "tuned", {}, f"experiment={experiment}", *few, f"init={causal}", "data.max_length=32"
+        )
+        assert (tuned / "model" / "model.safetensors").is_file()
+
+
+def test_the_published_settings():
+    reward, preference = (composed(f"train_{name}", ["experiment=pargs_tldr"]) for name in ("reward", "preference"))
+    assert (
+        reward.init == "OpenAssistant/reward-model-deberta-v3-large"
+        and preference.init == "vistagi/gpt2-large-tldr-sum"
+    )
+    assert (reward.training.batch_size, reward.training.accum, reward.optim.lr) == (256, 16, 5e-6)
+    assert (preference.training.batch_size, preference.training.accum, preference.optim.lr) == (32, 16, 5e-5)
+    assert (preference.optim.optimiser, preference.lora.rank, preference.lora.alpha) == ("rmsprop", 16, 16)
+    assert reward.training.gradient_checkpointing and reward.data.max_length == preference.data.max_length == 512
+    assert preference.model.dtype == "float16" and reward.training.epochs == preference.training.epochs == 1
 
 
 @pytest.fixture(scope="module")

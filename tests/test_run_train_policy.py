@@ -153,6 +153,7 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
     "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
+    "policy_learned_reward": [*GROUPS, "reward.model=brevity", "sampling.length=8", WARM, *DIT, "unjudged"],
     "sudoku6_answers": ["training.batch_size=4", "policy.num_blocks=1", "sudoku"],
     "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
     "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
@@ -167,6 +168,8 @@ def test_experiments(experiment, tiny, tmp_path):
     directory = run(tmp_path / "run", f"experiment={experiment}", *overrides, *tiny[kind], *QUICK)
     metrics = record(directory)
     assert {"eval_reward", "eval_nfe"} <= metrics[2].keys() and metrics[2]["eval_still_masked"] == 0
+    if experiment == "policy_learned_reward":
+        assert all({"eval_score", "eval_judge", "eval_entropy"} <= metrics[step].keys() for step in (0, 2))
     kinds = {
         "genpolicy_owt": "hidden_mlp",
         "sudoku6_variational": "hidden_mlp",

@@ -1,0 +1,56 @@
+"""A learned or packaged reward (rewards/models.py) of finished samples, a floor on entropy, and a judge that is not maximised.
+
+A policy or a model finds what a learned reward likes and people do not. So two figures go with it: `judge`, the score by a reward
+that took no part (another network, trained on other pairs, or the truth where it is known), and the entropy of the tokens, with
+the penalty below a floor that rewards/likelihood.py has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rewards.latex import written
+from rewards.likelihood import unigram_entropy
+from rewards.models import TextReward
+from rewards.rules import Finished, RewardOutput, speed_factor
+
+
+def given_texts(tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
+    """The prompts, without their padding and other special tokens."""
+    rows = zip(tokens.tolist(), given.tolist(), strict=True)
+    prompts = [[token for token, is_given in zip(row, prompt, strict=True) if is_given] for row, prompt in rows]
+    return tokenizer.batch_decode(prompts, skip_special_tokens=True)
+
+
+class LearnedReward:
+    """score - weight * relu(entropy_floor - entropy) + alpha * log speed, of the texts that were written up to their end.
+
+    Terms: `score`, `judge` where there is one, `entropy` (nats, of the tokens written), `words`, `penalty`.
+    """
+
+    def __init__(
+        self, reward: TextReward, tokenizer: Any, mask_id: int, judge: TextReward | None = None, entropy_floor: float = 0.0,
+        weight: float = 1.0, alpha: float = 0.0,
+    ):  # fmt: skip
+        self.reward, self.judge, self.tokenizer, self.mask_id = reward, judge, tokenizer, mask_id
+        self.entropy_floor, self.weight, self.alpha = entropy_floor, weight, alpha
+
+    def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
+        """`rows` is not read."""
+        device = samples.tokens.device
+        texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
+        prompts = given_texts(samples.tokens, samples.prompt, self.tokenizer)
+        score = self.reward.score_texts(prompts, texts).to(device)
+        entropy = unigram_entropy(samples.tokens)
+        penalty = self.weight * torch.relu(self.entropy_floor - entropy)
+        log_speed = speed_factor(samples.evaluations, (~samples.prompt).sum(1), 1.0).log()
+        words = torch.tensor([float(len(text.split())) for text in texts], device=device)
+        terms = {"score": score, "entropy": entropy, "words": words, "penalty": penalty, "log_speed": log_speed}
+        if self.judge is not None:
+            terms["judge"] = self.judge.score_texts(prompts, texts).to(device)
+        return RewardOutput(score - penalty + self.alpha * log_speed, terms)
