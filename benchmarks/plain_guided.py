@@ -23,7 +23,12 @@ def step(
 
 
 def decode(
-    language_model: Any, score: Callable[[Tensor], float], text: Int[Tensor, "position"], k: int, beta: float, tokens: int
+    language_model: Any,
+    score: Callable[[Tensor], float],
+    text: Int[Tensor, "position"],
+    k: int,
+    beta: float,
+    tokens: int,
 ) -> tuple[Int[Tensor, "longer"], list[Float[Tensor, "k"]]]:
     """Greedy (ARGS, PARGS-G): the text with `tokens` more, and the scores of every step."""
     scores = []

@@ -50,7 +50,7 @@ def test_the_law_is_that_of_the_best_of_n_draws():
     joint = dependent_joint(vocabulary=3, length=2, seed=3)
     model = from_joint(joint)
     worth = torch.tensor([0.3, 0.9, 0.1, 0.7, 0.2, 0.5, 0.8, 0.4, 0.6])
-    order = sorted(((float(worth[3 * a + b]), (a, b)) for a in range(3) for b in range(3)))
+    order = sorted((float(worth[3 * a + b]), (a, b)) for a in range(3) for b in range(3))
     law, below = {}, 0.0
     for _, text in order:
         chance = float(joint[text])
