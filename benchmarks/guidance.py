@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.guidance
 
-A GPT-2-like language model and a reward model of the same shape, random weights, one thread, float32, greedy ARGS with k = 10. The
-plain loop reads the whole text k times a token, batch 1, and runs the language model without a cache; it is measured at a few
-lengths spread over the decoding, since its cost grows with the text. Scores must agree to 1e-4 and tokens be equal there. CPU
-seconds, medians over repeats that go by turns, so that other processes matter little. Ends with flat JSON.
+A GPT-2-like language model and a reward model of the same shape, random weights, one thread, float32, greedy ARGS with k = 10.
+The plain loop reads the whole text k times a token, batch 1, and runs the language model without a cache; it is measured at a few
+lengths spread over the decoding, since its cost grows with the text. Scores must agree to 1e-4 and tokens be equal there. Ours
+counts the first reading of the prompt. CPU seconds, medians over repeats that go by turns, so that other processes matter little.
+Ends with flat JSON.
 """
 
 from __future__ import annotations

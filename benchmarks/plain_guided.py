@@ -1,5 +1,5 @@
-"""The plain loop of reward-guided decoding, kept as oracle: one row at a time, k whole texts through the reward one after the other,
-the language model without a cache. What ARGS's and PARGS's published scripts do at every token."""
+"""The plain loop of reward-guided decoding, kept as oracle: one row at a time, k whole texts through the reward one after the
+other, the language model without a cache. What ARGS's and PARGS's published scripts do at every token."""
 
 from __future__ import annotations
 

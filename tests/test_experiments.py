@@ -6,6 +6,7 @@ import pytest
 
 from load_model import load_model
 from policy.checkpoints import load_policy
+from tests.test_run_guide import EXPERIMENTS as GUIDES
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
 from tests.test_run_train_rl import run as run_rl
 from tests.tiny_text import backbone, questions
@@ -37,8 +38,11 @@ def test_every_experiment_is_run_by_a_test():
     of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
     of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
     of_rl = {name for name, text in FILES.items() if "run_train_rl.py" in text}
-    assert of_backbones | of_policies | of_rl == FILES.keys()
-    assert len(of_backbones) + len(of_policies) + len(of_rl) == len(FILES)
+    of_guides = {name for name, text in FILES.items() if "run_guide.py" in text}  # in tests/test_run_guide.py
+    of_backbones, of_policies, of_rl = (names - of_guides for names in (of_backbones, of_policies, of_rl))
+    assert of_backbones | of_policies | of_rl | of_guides == FILES.keys()
+    assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_guides) == len(FILES)
+    assert of_guides == GUIDES.keys()
     assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
