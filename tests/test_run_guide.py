@@ -20,7 +20,7 @@ from tests import tiny_rewards
 from tests.test_run_sample import SENTENCES, draw, models  # noqa: F401
 from training.usage import composed
 
-PROMPTS = ["Once upon", "The cat", "A dog ran up the", "The"]
+PROMPTS = ["Once upon", "The cat", "A dog", "The"]
 METHODS = ("top_k", "best_of_n", "args", "pargs_g", "pargs", "value_head")
 
 
