@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import load_dataset, load_from_disk
+from datasets import Dataset, load_dataset, load_from_disk
 
 from data.preferences import split_talk
 from data.text import json_lines
@@ -35,7 +33,7 @@ def load_asked(name: str, count: int | None = None, seed: int = 42, cache_dir: s
     and, where there is an answer to compare with, label; a file of preference pairs is one. ValueError for what cannot be read,
     for a broken line, and for fewer than `count` prompts.
     """
-    rows = _of_file(Path(name)) if name not in HUB else [_of_row(name, row) for row in _hub_rows(name, cache_dir)]
+    rows = _of_file(Path(name)) if name not in HUB else [_of_row(name, dict(row)) for row in _hub_rows(name, cache_dir)]
     asked = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
     if count is not None and count > len(asked):
         raise ValueError(f"{name} has {len(asked)} different prompts and prompts.count is {count}; lower it")
@@ -54,10 +52,10 @@ def _of_file(path: Path) -> list[Asked]:
     return rows
 
 
-def _hub_rows(name: str, cache_dir: str | None) -> Sequence[Any]:
+def _hub_rows(name: str, cache_dir: str | None) -> Dataset:
     folder = None if cache_dir is None else Path(cache_dir) / f"{name}_prompts"
     if folder is not None and folder.is_dir():
-        return load_from_disk(str(folder))  # pyright: ignore[reportReturnType]
+        return load_from_disk(str(folder))  # pyright: ignore
     try:
         return load_dataset(**HUB[name], cache_dir=cache_dir)  # pyright: ignore
     except (OSError, ValueError) as error:

@@ -248,8 +248,8 @@ class HeadValues(Values):
 
 @dataclass
 class Guided:
-    """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens there, the
-    other positions still masked: exact where one position is written at a time, by independent tilts else."""
+    """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens, other
+    positions still masked: exact where one position is written at a time, by independent tilts else."""
 
     where: Unmasker
     values: Values
@@ -273,8 +273,8 @@ class Guided:
 
 @dataclass
 class GuidedPair:
-    """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule picks
-    and the k best tokens of each. One position of a row is written a step."""
+    """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule
+    picks and the k best tokens of each. One position of a row is written a step."""
 
     where: Unmasker
     values: Values

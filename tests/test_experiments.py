@@ -10,6 +10,7 @@ from policy.checkpoints import load_policy
 from rewards.models import load_reward
 from tests.preference_pairs import tiny as tiny_model
 from tests.preference_pairs import write_pairs
+from tests.test_run_guide import EXPERIMENTS as GUIDES
 from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
 from tests.test_run_train_preference import run as run_preference
 from tests.test_run_train_reward import run as run_reward
@@ -56,14 +57,14 @@ def test_every_experiment_is_run_by_a_test():
     of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
     of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
     of_rl = {name for name, text in FILES.items() if "run_train_rl.py" in text}
+    of_guides = {name for name, text in FILES.items() if "run_guide.py" in text}  # in tests/test_run_guide.py
+    of_backbones, of_policies, of_rl = (names - of_guides for names in (of_backbones, of_policies, of_rl))
     of_twists = {name for name, text in FILES.items() if "run_train_twist.py" in text}
-    assert of_backbones | of_policies | of_rl | of_twists == FILES.keys()
-    assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_twists) == len(FILES)
-    assert of_twists == set(TWISTS) and len(TWISTS) == 29
-    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text}
-    of_preferences = {name for name, text in FILES.items() if "run_train_preference.py" in text}
-    assert of_backbones | of_policies | of_rl | of_rewards == FILES.keys()
-    assert len(of_backbones) + len(of_policies) + len(of_rl) + len(of_rewards) == len(FILES)
+    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text} - of_guides
+    of_preferences = {name for name, text in FILES.items() if "run_train_preference.py" in text} - of_guides
+    every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides]
+    assert set().union(*every) == FILES.keys() and sum(map(len, every)) == len(FILES)
+    assert of_twists == set(TWISTS) and len(TWISTS) == 29 and of_guides == GUIDES.keys()
     assert of_rewards == REWARDS.keys() and of_preferences == {"pargs_tldr", "pargs_hh", "pargs_smollm2"}
     assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py

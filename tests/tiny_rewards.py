@@ -12,7 +12,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from data.text import train_bpe
 from rewards.models import VocabularyHead
+
+
+def tokenizer_of(sentences: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these sentences."""
+    return train_bpe(sentences, size)
 
 
 def reward(

@@ -1,0 +1,76 @@
+"""run_evaluate.py --task reward: figures by hand, the error of the mean, and a judge that is not the selector."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import run_evaluate
+from evaluation.likelihood import log_likelihoods
+from evaluation.reward_task import distinct
+from load_model import load_model
+from tests import tiny_rewards
+from tests.test_run_sample import models  # noqa: F401
+
+
+@pytest.fixture
+def answers(tmp_path):
+    texts = {"one": ["The cat", "A dog ran up", "red", "The"], "two": ["The cat saw", "happy", "a", "The hill."]}
+    for name, results in texts.items():
+        rows = [{"prompt": f"Once {n}", "result": result} for n, result in enumerate(results)]
+        (tmp_path / f"generation_{name}.json").write_text(json.dumps(rows))
+    (tmp_path / "costs.csv").write_text(
+        "method,evaluations_per_token,reward_rows_per_token,seconds_per_token,seconds\none,1,10,0.5,3\n"
+    )
+    return tmp_path
+
+
+def read(path):
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("name", ["causal", "text"])
+def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
+    model = load_model(models[name])[0]
+    judge = tiny_rewards.reward(answers / "judge", model.tokenizer)
+    status = run_evaluate.main(["--task", "reward", "--generations", str(answers), "--selector", "brevity", "--judge", judge,
+                                "--model_path", models[name], "--draws", "8", "--batch_size", "3"])  # fmt: skip
+    assert status == 0
+    one, two = read(answers / "evaluation.csv")
+    values = torch.tensor([-2.0, -4.0, -1.0, -1.0])
+    assert one["method"] == "one" and float(one["selector_mean"]) == values.mean() == -2
+    assert float(one["selector_se"]) == pytest.approx(float(values.std() / 2)), (
+        "the error of the mean, not the deviation"
+    )
+    assert [float(row["one"]) for row in read(answers / "selector.csv")] == values.tolist()
+    judged = [float(row["two"]) for row in read(answers / "judge.csv")]
+    assert float(two["judge_mean"]) == pytest.approx(sum(judged) / 4)
+    pairs = [tuple(model.tokenizer.encode(text, add_special_tokens=False) for text in (f"Once {n}", answer))
+             for n, answer in enumerate(["The cat", "A dog ran up", "red", "The"])]  # fmt: skip
+    found = log_likelihoods(model, pairs, 8)
+    expected = sum(each.log_prob / len(answer) for each, (_, answer) in zip(found, pairs, strict=True)) / 4
+    assert float(one["log_likelihood_per_token"]) == pytest.approx(expected, abs=1e-5)
+    assert float(one["length_mean"]) == sum(len(answer) for _, answer in pairs) / 4
+    assert one["reward_rows_per_token"] == "10.0" and two["reward_rows_per_token"] == ""
+
+
+def test_distinct_by_hand():
+    assert distinct([[1, 2, 1, 2], [1, 2], [3]], 1) == 3 / 7
+    assert distinct([[1, 2, 1, 2], [1, 2], [3]], 2) == 2 / 4
+    assert distinct([[1], []], 2) is None
+
+
+def test_the_selector_is_no_judge_of_itself_and_other_mistakes(models, answers, tmp_path):  # noqa: F811
+    def evaluate(*more):
+        run_evaluate.main(["--task", "reward", "--generations", str(answers), "--model_path", models["causal"], *more])
+
+    with pytest.raises(ValueError, match="--judge brevity is the selector: it cannot see over-optimisation of itself"):
+        evaluate("--selector", "brevity", "--judge", "brevity")
+    (answers / "generation_two.json").write_text(json.dumps([{"prompt": "x", "result": "y"}]))
+    with pytest.raises(ValueError, match="answer different prompts"):
+        evaluate("--judge", "brevity")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no generation_METHOD.json"):
+        evaluate("--judge", "brevity", "--generations", str(tmp_path / "empty"))
