@@ -1,4 +1,4 @@
-"""Learn the twists of a causal model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
+"""Learn the twists of a causal or masked model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
 
     python run_train_twist.py method=ctl target=infilling training.particles=10
     python run_train_twist.py experiment=tox_collect
@@ -13,7 +13,6 @@ Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evalua
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import hydra
@@ -21,7 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.masked_lm import CausalLM
+from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.build import canvas_of, shipped
 from training.processes import Processes, processes
@@ -64,21 +63,12 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
 
 
-def load_causal(config: DictConfig, device: torch.device) -> CausalLM:
-    model, _ = load_model(shipped(config.dlm.path), device, config.model.dtype)
-    if not isinstance(model, CausalLM):
-        raise ValueError(
-            f"dlm.path={config.dlm.path} is a masked model; run_train_twist.py learns twists of causal ones, so give one"
-        )
-    return model
-
-
 def twist_directory(path: str) -> str:
     """Of a run, its twist."""
     return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
 
 
-def build_twist(config: DictConfig, model: CausalLM) -> TwistModel:
+def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
     """A new twist, or that of `init`, to be trained further."""
     condition, settings = "tokens" if config.target.kind == "infilling" else "none", config.twist
     if config.init is None:
@@ -103,7 +93,7 @@ def build_twist(config: DictConfig, model: CausalLM) -> TwistModel:
     return twist
 
 
-def build_source(config: DictConfig, model: CausalLM, twist: TwistModel) -> Source:
+def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
     """What every text begins with, how far it goes, and what it is weighed by."""
     row = canvas_of(model, config.prompt)
     prompt = row[row != model.mask_id]
@@ -155,10 +145,10 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
     decode = source.model.tokenizer.decode
     follows = [{}] * count if given is None else [{"given": decode(row.tolist())} for row in given]
     return [{"text": decode(row.tolist()), "log_phi": float(phi), **more}
-            for row, phi, more in zip(swept.canvas, swept.log_phi, follows, strict=True)]  # fmt: skip
+            for row, phi, more in zip(swept.path.tokens, swept.log_phi, follows, strict=True)]  # fmt: skip
 
 
-def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
+def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
     """Infills of the twists in `compare`, for the same conditions, side by side; the model's own text first."""
     lines: dict[int, list[str]] = {}
     records = []
@@ -177,11 +167,11 @@ def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
             if row not in lines:
                 lines[row] = [
                     f"... {model.tokenizer.decode(given[row].tolist())}",
-                    f"{'the model':>10} | {show(exact)}",
+                    f"{'the model':>10} | {show(exact.tokens)}",
                 ]
-            lines[row].append(f"{name:>10} | {show(swept.canvas)}   (log phi {float(swept.log_phi[row]):.2f})")
+            lines[row].append(f"{name:>10} | {show(swept.path.tokens)}   (log phi {float(swept.log_phi[row]):.2f})")
             records.append(
-                {"text": show(swept.canvas), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
+                {"text": show(swept.path.tokens), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
             )
     for own in lines.values():
         run.say("\n".join(own) + "\n")
@@ -196,7 +186,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     config.training.n_iters = epochs(config)[-1]
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        model = load_causal(config, group.device)
+        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
         if config.mode == "samples":
             run = Run(config, overrides, group)
             compare(config, model, run)

@@ -145,10 +145,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact samples of sigma, without the prompt. given: the tokens each is conditioned on, in infilling; tried: samples of p that
-    it took (log of the share kept estimates log Z)."""
+    """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned on,
+    in infilling; tried: samples of p that it took (log of the share kept estimates log Z)."""
 
     tokens: Int[Tensor, "sample position"]
+    written_at: Int[Tensor, "sample position"]
     given: Int[Tensor, "sample condition"] | None
     tried: int
 
@@ -156,11 +157,12 @@ class Posterior:
         return len(self.tokens)
 
     def rows(self, index: Tensor | slice) -> Posterior:
-        return Posterior(self.tokens[index], None if self.given is None else self.given[index], self.tried)
+        given = None if self.given is None else self.given[index]
+        return Posterior(self.tokens[index], self.written_at[index], given, self.tried)
 
     def save(self, file: Path, origin: Origin) -> None:
         """In place when complete."""
-        tensors = {"tokens": self.tokens.cpu().contiguous()}
+        tensors = {"tokens": self.tokens.cpu().contiguous(), "written_at": self.written_at.cpu().contiguous()}
         if self.given is not None:
             tensors["given"] = self.given.cpu().contiguous()
         about = {"prompt": list(origin.prompt), "length": origin.length, "model": origin.model, "target": origin.target}
@@ -187,4 +189,4 @@ def load_posterior(file: str | Path, origin: Origin) -> Posterior:
             f"{file} holds exact samples of another {' and '.join(own.differs(origin))} than this run's; collect new ones "
             "(mode=collect), or give those that belong to it"
         )
-    return Posterior(tensors["tokens"].long(), tensors.get("given"), int(metadata["tried"]))
+    return Posterior(tensors["tokens"], tensors["written_at"], tensors.get("given"), int(metadata["tried"]))

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from twist.bounds import Bounds, Estimate, Posterior, closest, importance_bounds, kl_both_ways
-from twist.learning import PROPOSAL_ONLY, Densities, final_log_weight
-from twist.model import densities
+from twist.learning import PROPOSAL_ONLY, final_log_weight
+from twist.paths import path_densities, rows_of
 from twist.sweeps import PROPOSALS, Source
 
 ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
@@ -28,13 +28,11 @@ def exact_log_weights(source: Source, posterior: Posterior) -> Float64[Tensor, "
     """log p phi / q of exact samples."""
     found = []
     for start in range(0, len(posterior), ROWS):
-        part = posterior.rows(slice(start, start + ROWS))
-        tokens = part.tokens.to(source.prompt.device)
-        given = None if part.given is None else part.given.to(tokens.device)
-        canvas = torch.cat((source.prompt.expand(len(tokens), -1), tokens), 1)
+        path, given = source.exact(posterior.rows(slice(start, start + ROWS)))
         condition = None if given is None else source.twist.encode(given)
-        seen = Densities(*(x.double() for x in densities(source.twist, canvas, source.first, condition)))
-        found.append(final_log_weight(seen.log_p, seen.log_q, source.log_phi(canvas, given).double()))
+        seen = path_densities(source.twist, path, source.length, condition)
+        log_phi = source.log_phi(path.tokens, given)
+        found.append(final_log_weight(seen.log_p.double(), seen.log_q.double(), log_phi.double()))
     return torch.cat(found)
 
 
@@ -61,18 +59,16 @@ def sandwich(
     """Bounds by importance sampling (`iwae`) and, where the twist says something of prefixes, by particle filters (`smc`).
 
     Each sweep has an exact sample of its own where there are any, and in infilling what that one is conditioned on."""
-    device = source.prompt.device
     exact = given = None
     if posterior is not None:
-        part = posterior.rows(torch.arange(sweeps) % len(posterior))
-        exact = torch.cat((source.prompt.expand(sweeps, -1), part.tokens.to(device)), 1)
-        given = None if part.given is None else part.given.to(device)
+        exact, given = source.exact(posterior.rows(torch.arange(sweeps) % len(posterior)))
     elif source.condition:
         _, given = source.pairs(sweeps, seed + 2)
     at_once, lower, upper, smc_lower, smc_upper = max(1, ROWS // particles), [], [], [], []
     for start in range(0, sweeps, at_once):
         rows = min(at_once, sweeps - start)
-        own, pinned = (None if x is None else x[start : start + rows] for x in (given, exact))
+        part = slice(start, start + rows)
+        own, pinned = None if given is None else given[part], None if exact is None else rows_of(exact, part)
         free = source.sweep(rows, particles, seed + 3, own, start, proposal)
         lower.append(free.log_weight.view(rows, particles))
         if pinned is not None:
