@@ -7,7 +7,8 @@
     python run_train_twist.py experiment=infill15_samples compare=[RUN,RUN,RUN]
     python run_train_twist.py resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report` reads.
+Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report`
+reads.
 """
 
 from __future__ import annotations
@@ -162,17 +163,14 @@ def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
             )
         exact, given = source.pairs(config.samples, config.seed)
         swept = source.sweep(config.samples, 1, config.seed, given)
-        for row in range(config.samples):
-            show = lambda canvas, row=row, first=source.first: model.tokenizer.decode(canvas[row, first:].tolist())
-            if row not in lines:
-                lines[row] = [
-                    f"... {model.tokenizer.decode(given[row].tolist())}",
-                    f"{'the model':>10} | {show(exact.tokens)}",
-                ]
-            lines[row].append(f"{name:>10} | {show(swept.path.tokens)}   (log phi {float(swept.log_phi[row]):.2f})")
-            records.append(
-                {"text": show(swept.path.tokens), "method": name, "run": str(path), "row": row, "log_phi": float(swept.log_phi[row])}
-            )
+        own, written, follows = (
+            model.tokenizer.batch_decode(rows.cpu())
+            for rows in (exact.tokens[:, source.first :], swept.path.tokens[:, source.first :], given)
+        )
+        for row, log_phi in enumerate(swept.log_phi.tolist()):
+            lines.setdefault(row, [f"... {follows[row]}", f"{'the model':>10} | {own[row]}"])
+            lines[row].append(f"{name:>10} | {written[row]}   (log phi {log_phi:.2f})")
+            records.append({"text": written[row], "method": name, "run": str(path), "row": row, "log_phi": log_phi})
     for own in lines.values():
         run.say("\n".join(own) + "\n")
     run.samples(0, records)

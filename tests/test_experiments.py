@@ -139,7 +139,12 @@ def test_the_twists_are_learnt_with_the_published_settings(task):
     assert [config.optim.lr for config in configs] == rates and [config.method for config in configs] == list(METHODS)
     for config in configs:
         assert epochs(config)[-1] == updates and config.training.batch_size == 100 and config.optim.weight_decay == 0
-        assert (config.dlm.path, config.length, config.twist.trunk, config.twist.layers) == (model, length, trunk, layers)
+        assert (config.dlm.path, config.length, config.twist.trunk, config.twist.layers) == (
+            model,
+            length,
+            trunk,
+            layers,
+        )
         assert config.target.beta == 1 and config.posterior.count == 2000 and config.seed == 1
     conditions = {"infill15": (10, 4), "infill2": (1, 10)}
     if task in conditions:

@@ -37,7 +37,11 @@ def evaluations(directory):
     return json.loads((directory / "evaluations.json").read_text())
 
 
-PUBLISHED = [(method, allowed[kind == "infilling"], kind) for method, allowed in POSITIVES.items() for kind in ("class", "infilling")]
+PUBLISHED = [
+    (method, allowed[kind == "infilling"], kind)
+    for method, allowed in POSITIVES.items()
+    for kind in ("class", "infilling")
+]
 OTHERS = sorted({(method, positives, kind) for method, allowed in POSITIVES.items() for positives in allowed
                  for kind in ("infilling", "class")} - set(PUBLISHED))  # fmt: skip
 FEW = ["training.updates_per_epoch=1", "training.epochs=1", "eval.particles=[2]"]
@@ -47,7 +51,11 @@ FEW = ["training.updates_per_epoch=1", "training.epochs=1", "eval.particles=[2]"
     ("method", "positives", "kind"), [*PUBLISHED, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
 )
 def test_every_method_with_all_that_may_stand_for_the_target(method, positives, kind, tiny, tmp_path):
-    several = ["training.particles=4"] if kind == "infilling" and (method == "ctl" or positives in ("sis", "smc", "csmc")) else []
+    several = (
+        ["training.particles=4"]
+        if kind == "infilling" and (method == "ctl" or positives in ("sis", "smc", "csmc"))
+        else []
+    )
     directory = run(tmp_path / "run", *QUICK, *tiny[kind], *FEW, f"method={method}", f"positives={positives}", *several)
     metrics = record(directory)
     assert {"loss", "grad_norm", "lr"} <= metrics[1].keys() and metrics[1]["grad_norm"] > 0
@@ -71,7 +79,9 @@ def model_of(words: list[str]) -> CausalLM:
 @pytest.mark.parametrize("trunk", ["separate", "lora"])
 def test_a_trunk_of_its_own_learns(trunk, tiny, tmp_path):
     before = {name: value.clone() for name, value in model_of(tiny["infilling"]).state_dict().items()}
-    directory = run(tmp_path / "run", *QUICK, *tiny["infilling"], *FEW, "method=dpg", f"twist.trunk={trunk}", "twist.rank=2")
+    directory = run(
+        tmp_path / "run", *QUICK, *tiny["infilling"], *FEW, "method=dpg", f"twist.trunk={trunk}", "twist.rank=2"
+    )
     model = model_of(tiny["infilling"])
     assert_equal(dict(model.state_dict()), before)
     twist, _ = load_twist(directory / "twist", model)
@@ -121,7 +131,9 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(method, tiny, tmp_path, monke
 
 def test_a_twist_is_gone_on_with(tiny, tmp_path):
     first = run(tmp_path / "first", *QUICK, *tiny["infilling"], *FEW, "method=dpg")
-    second = run(tmp_path / "second", *QUICK, *tiny["infilling"], *FEW, "method=sixo", f"init={first}", "training.epochs=0")
+    second = run(
+        tmp_path / "second", *QUICK, *tiny["infilling"], *FEW, "method=sixo", f"init={first}", "training.epochs=0"
+    )
     assert [entry["updates"] for entry in evaluations(second)] == [0]
     one, other = (load_file(directory / "twist" / "model.safetensors") for directory in (first, second))
     assert_equal(one, other)
@@ -150,13 +162,17 @@ def test_exact_samples_are_collected_once_and_used_again(tiny, tmp_path, capsys)
 
 
 def test_a_target_that_is_too_rare_is_given_up(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were asked; the target is too rare"):
+    with pytest.raises(
+        ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were asked; the target is too rare"
+    ):
         run(tmp_path / "run", *QUICK, *tiny["class"], "mode=collect", "posterior.count=600", "posterior.most=20")
 
 
 def test_another_beta_has_lower_bounds_alone(tiny, tmp_path):
     words = [*QUICK, *tiny["class"], *FEW, "target.beta=3.0"]
-    with pytest.raises(ValueError, match="target.beta=3.0: exact samples of the target exist at beta=1 only .* lower bounds alone"):
+    with pytest.raises(
+        ValueError, match="target.beta=3.0: exact samples of the target exist at beta=1 only .* lower bounds alone"
+    ):
         run(tmp_path / "refused", *words)
     last = evaluations(run(tmp_path / "run", *words, "posterior.count=0"))[-1]
     assert all(bound["upper"] is None for bound in last["bounds"]) and last["log_z"] is None
@@ -168,7 +184,10 @@ def test_another_beta_has_lower_bounds_alone(tiny, tmp_path):
 
 def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     words = [*QUICK, *tiny["infilling"], *FEW]
-    runs = [run(tmp_path / method, *words, f"method={method}", f"training.particles={k}") for method, k in (("dpg", 1), ("ctl", 2))]
+    runs = [
+        run(tmp_path / method, *words, f"method={method}", f"training.particles={k}")
+        for method, k in (("dpg", 1), ("ctl", 2))
+    ]
     capsys.readouterr()
     shown = run(tmp_path / "shown", *words, "mode=samples", "samples=3", f"compare=[{runs[0]},{runs[1]}]")
     told = capsys.readouterr().out
@@ -208,6 +227,8 @@ def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
 
 def test_a_potential_that_is_nowhere_or_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
     for value, message in ((-math.inf, "have potential 0"), (math.nan, "is NaN or")):
-        monkeypatch.setattr(ClassTarget, "log_phi", lambda self, tokens, given=None, v=value: torch.full((len(tokens),), v))
+        monkeypatch.setattr(
+            ClassTarget, "log_phi", lambda self, tokens, given=None, v=value: torch.full((len(tokens),), v)
+        )
         with pytest.raises(FloatingPointError, match=message):
             run(tmp_path / str(value), *QUICK, *tiny["class"], *FEW, "posterior.count=0")

@@ -8,8 +8,8 @@ and with K particles both sides close in: the log of the mean weight (IWAE), or 
 the same with one exact sample of sigma among the particles from above. Exact samples come from rejection: a sample of p is kept
 with probability phi, which needs phi <= 1; a file of them says what they are of, and is refused by anything else.
 
-What differs from the paper: potentials of any scale that stay below 1 (its samplers draw classes); intervals of each KL. As there,
-upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
+What differs from the paper: any potential that stays below 1 has exact samples (its samplers draw classes); intervals of each KL.
+As there, upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on log Z, one of each a sweep: in expectation lower <= log Z <= upper. upper: None where there is no exact sample."""
+    """Bounds on log Z, one of each a sweep: on average lower <= log Z <= upper. upper: None where there is no exact sample."""
 
     lower: Float64[Tensor, "sweep"]
     upper: Float64[Tensor, "sweep"] | None
@@ -145,8 +145,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned on,
-    in infilling; tried: samples of p that it took (log of the share kept estimates log Z)."""
+    """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned
+    on, in infilling; tried: samples of p that it took (log of the share kept estimates log Z)."""
 
     tokens: Int[Tensor, "sample position"]
     written_at: Int[Tensor, "sample position"]
@@ -179,7 +179,7 @@ def load_posterior(file: str | Path, origin: Origin) -> Posterior:
         raise ValueError(f"{file} does not exist; give posterior samples that run_train_twist.py collected, or null")
     with readable(file), safe_open(str(file), "pt") as opened:
         metadata = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         about = json.loads(metadata["origin"])
         own = Origin(tuple(about["prompt"]), about["length"], about["model"], about["target"])
     if metadata["digest"] != own.digest:

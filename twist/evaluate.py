@@ -1,9 +1,9 @@
 """An evaluation of a twist: F, G, the KL both ways, bounds on log Z from both sides, scores. One dictionary, as JSON takes it.
 
-The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling and
-by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and with
-the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has one of
-its own, and everything is a mean over them.
+The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling
+and by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and
+with the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has
+one of its own, and everything is a mean over them.
 """
 
 from __future__ import annotations

@@ -150,6 +150,6 @@ def ppo_rewards(
 def prefix_labels(
     log_phi_completed: Float[Tensor, "prefix"], log_phi: Float[Tensor, "row"]
 ) -> Float[Tensor, "row position"]:
-    """Labels of `fudge_loss` on sequences from elsewhere than p: log phi of completions by p of each row's prefixes s_1:1, ... s_1:T-1,
-    row by row, and of the rows. That of psi_t is of what follows s_1:t, the token that is scored included."""
+    """Labels of `fudge_loss` on sequences from elsewhere than p: log phi of completions by p of each row's prefixes s_1:1, ...,
+    s_1:T-1, row by row, and of the rows. That of psi_t is of what follows s_1:t, the token that is scored included."""
     return torch.cat((log_phi_completed.view(len(log_phi), -1), log_phi.unsqueeze(1)), 1)

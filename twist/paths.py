@@ -1,8 +1,8 @@
 """What a twist says along paths: finished sequences and the step that wrote each position.
 
-Of a causal model the path is the text, and one teacher-forced pass says everything; of a masked one every step has a canvas of its
-own, and the reference p writes one position a step, any of the masks with equal chance, so that position and token are proposed
-together: q(i, v | z) = p(v | z, i) psi(z with v at i) / (number of masks * mass).
+Of a causal model the path is the text, and one teacher-forced pass says everything; of a masked one every step has a canvas of
+its own, and the reference p writes one position a step, any of the masks with equal chance, so that position and token are
+proposed together: q(i, v | z) = p(v | z, i) psi(z with v at i) / (number of masks * mass).
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def path_densities(
         with torch.no_grad():
             log_p = twist.model.head(states).log_softmax(1)
         log_psi, index = twist.log_psi_next(features, given), target.unsqueeze(1)
-        return torch.stack((log_p.gather(1, index).squeeze(1), log_psi.gather(1, index).squeeze(1), (log_p + log_psi).logsumexp(1)))
+        own_p, own_psi = (values.gather(1, index).squeeze(1) for values in (log_p, log_psi))
+        return torch.stack((own_p, own_psi, (log_p + log_psi).logsumexp(1)))
 
     found: list[Any] = []
     for part in zip(*(column.split(twist.model.chunk(masks.device)) for column in columns), strict=True):
@@ -95,8 +96,12 @@ def path_densities(
         found.append(checkpoint(of_chunk, *part, use_reentrant=False) if learns else of_chunk(*part))
     log_p, log_psi, mass = torch.cat(found, 1).unbind(0)
     written, many = picked[masks], masks.sum(1).log()
-    over_positions = torch.full(masks.shape, -torch.inf, device=mass.device, dtype=mass.dtype).masked_scatter(masks, mass)
+    over_positions = torch.full(masks.shape, -torch.inf, device=mass.device, dtype=mass.dtype).masked_scatter(
+        masks, mass
+    )
     shape = (-1, steps)
     return Densities(
-        (log_p[written] - many).view(shape), log_psi[written].view(shape), (over_positions.logsumexp(1) - many).view(shape)
+        (log_p[written] - many).view(shape),
+        log_psi[written].view(shape),
+        (over_positions.logsumexp(1) - many).view(shape),
     )

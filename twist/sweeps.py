@@ -1,8 +1,8 @@
 """Sequences on their way to a loss or a bound: of the model p, of the twisted proposal q, of particle filters, of the target.
 
-All behind one prompt, at one length, without gradients. A causal model writes from the left; of a masked one p writes one position a
-step, any with equal chance, and q proposes position and token together. Draws are numbered through the whole batch: which process
-draws a row changes nothing.
+All behind one prompt, at one length, without gradients. A causal model writes from the left; of a masked one p writes one
+position a step, any with equal chance, and q proposes position and token together. Draws are numbered through the whole batch:
+which process draws a row changes nothing.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Unscored(TwistPotential):
 
 @dataclass(frozen=True)
 class Swept:
-    """Rows of a sweep, sample by sample. prefix: log-weights of prefixes after each position but the last, p psi_t / q (of a sweep
-    without resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
+    """Rows of a sweep, sample by sample. prefix: log-weights after each step but the last, p psi_t / q (of a sweep without
+    resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
 
     path: Path
     prefix: Float64[Tensor, "row before_last"]
@@ -73,8 +73,8 @@ class Swept:
 
 @dataclass
 class Source:
-    """The model, the twist, the target and what all rows begin with. length: positions to write; condition: tokens that follow, on
-    which each row is conditioned (infilling); 0: none."""
+    """The model, the twist, the target and what all rows begin with. length: positions to write; condition: how many tokens
+    follow that each row is conditioned on (infilling); 0: none."""
 
     twist: TwistModel
     target: Target
@@ -130,14 +130,14 @@ class Source:
             )
         if bool((log_phi == -torch.inf).all()):
             raise FloatingPointError(
-                f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the potential "
-                "(a smaller target.beta), or one that is nowhere 0"
+                f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the "
+                "potential (a smaller target.beta), or one that is nowhere 0"
             )
         return log_phi
 
     def sweep(
-        self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0, proposal: str = "twist",
-        resample: str = "never", exact: Path | None = None, scored: bool = True,
+        self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
+        proposal: str = "twist", resample: str = "never", exact: Path | None = None, scored: bool = True,
     ) -> Swept:  # fmt: skip
         """`samples` sets of `particles` rows. given: what each sample is conditioned on; proposal: twist (q) or base (p);
         resample: never, ess, every; exact: a sample of the target for each, which its first particle follows (multinomial then,
@@ -165,7 +165,9 @@ class Source:
         """Exact samples of the target as paths, and what they are conditioned on."""
         device = self.prompt.device
         rows, none = self.prompt.expand(len(posterior), -1), torch.full((len(posterior), self.first), -1, device=device)
-        path = Path(torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.written_at.to(device)), 1))
+        path = Path(
+            torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.written_at.to(device)), 1)
+        )
         return path, None if posterior.given is None else posterior.given.to(device)
 
 

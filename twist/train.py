@@ -1,12 +1,12 @@
 """Training twists: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
 
-Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO need
-the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of which
-takes its share; weights are normalised over all of them.
+Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO
+need the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of
+which takes its share; weights are normalised over all of them.
 
 What stands for the target (`positives`): sis, samples of q by weight; smc, a particle filter's; exact, samples of the target
-(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs from
-the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
+(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs
+from the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
 features.
 """
 
@@ -65,9 +65,8 @@ def check_method(config: DictConfig) -> None:
         raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
     positives = positives_of(config)
     if positives not in POSITIVES[config.method]:
-        raise ValueError(
-            f"positives={positives!r} is not for method={config.method}; use one of {', '.join(sorted(set(POSITIVES[config.method])))}"
-        )
+        known = ", ".join(sorted(set(POSITIVES[config.method])))
+        raise ValueError(f"positives={positives!r} is not for method={config.method}; use one of {known}")
     batch, particles = config.training.batch_size, config.training.particles
     if config.target.kind != "infilling" and particles != 1:
         raise ValueError(
@@ -152,7 +151,9 @@ class TwistLearning:
         """Of the posterior samples, `rows` at random."""
         assert self.posterior is not None
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
-        return self.source.exact(self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator)))[0]
+        return self.source.exact(self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator)))[
+            0
+        ]
 
     def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
         """Sequences that stand for the target's. drawn: this step's samples of q."""
@@ -239,8 +240,8 @@ class TwistLearning:
         log_phi = self.source.log_phi(drawn.tokens, each)
         if float(log_phi.max()) > 1e-6:
             raise ValueError(
-                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential that "
-                "stays below 1, or another method"
+                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential "
+                "that stays below 1, or another method"
             )
         if self.positives == "none":
             (psi,) = self.log_psi(given, drawn)
@@ -255,8 +256,8 @@ class TwistLearning:
 
     @torch.no_grad()
     def labels(self, step: int, path: Path, each: Tensor | None) -> Float[Tensor, "row step"]:
-        """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the token
-        that is scored."""
+        """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the
+        token that is scored."""
         states = self.source.length - 1
         blanks = canvases(path, self.source.model.mask_id, 1, states + 1)
         rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * states).tokens
@@ -271,7 +272,7 @@ class TwistLearning:
         return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
 
     def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
-        """Clipped updates on one set of samples, advantages by a value head; every token earns log p - log q, the last log phi."""
+        """Clipped updates on one set of samples, advantages by a value head; every step earns log p - log q, the last log phi."""
         settings, length, value = self.config.ppo, self.source.length, self.value
         assert value is not None
         drawn = self.proposed(step, given, True)

@@ -27,7 +27,14 @@ def write_run(directory, method, seed, f, g, log_z, prompt="Once", exact=True):
     for epoch, (own_f, own_g) in enumerate(zip(f, g, strict=True)):
         kinds = ["iwae"] if method == "dpg" else ["iwae", "smc"]
         bounds = [bound(p, kind, k) for p in ("twist", "base") for kind in kinds for k in (2, 8)]
-        record = {"updates": 2**epoch, "epoch": epoch, "f": ESTIMATE(own_f), "score": ESTIMATE(-1.0), "bounds": bounds, "log_z": log_z}
+        record = {
+            "updates": 2**epoch,
+            "epoch": epoch,
+            "f": ESTIMATE(own_f),
+            "score": ESTIMATE(-1.0),
+            "bounds": bounds,
+            "log_z": log_z,
+        }
         records.append(record | ({"g": ESTIMATE(own_g, 0.1)} if exact else {}))
     (directory / "evaluations.json").write_text(json.dumps(records))
     return directory
