@@ -40,6 +40,7 @@ from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from training.usage import check_device, composed, exit_on_bad_input
+from twist.sampling import FILTERS, build_filter, model_of_twist
 
 EXAMPLES = """
 any key of configs/sample.yaml can follow as KEY=VALUE, among them
@@ -59,6 +60,8 @@ examples
   python run_sample.py --template "Once upon a time there was a [MASK:5] who lived [MASK:3]." --steps 8
   python run_sample.py dlm=sudoku6 --strategy confidence --prompt ".3....4...3..21..4..5..6.......1..4."
   python run_sample.py dlm=stories_causal --num_samples 4 --batch_size 4
+  python run_sample.py --strategy twisted_smc --twist RUN --particles 32 --resample ess
+  python run_sample.py --strategy fk --reward vader --particles 8 sampler.smc.scale=5
   python run_sample.py dlm=radd_lambda_dce_medium sampler.temperature=0.9 --device cuda --json - --no-eval
 """
 
@@ -82,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--strategy", dest="sampler.strategy", metavar="NAME",
         help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step); of a SEDD also "
-        f"{', '.join(PREDICTORS)}",
+        f"{', '.join(PREDICTORS)}; with particles: {', '.join(FILTERS)}",
     )  # fmt: skip
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
                      "first_hitting, threshold, factor and entropy_bound take as many as they need")  # fmt: skip
@@ -95,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a trained policy for strategy policy (example/014609)",
     )
+    particles = parser.add_argument_group(f"particles ({', '.join(FILTERS)})")
+    particles.add_argument("--particles", dest="sampler.smc.particles", type=int, metavar="N", help="of each sample (8)")
+    particles.add_argument("--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never")
+    particles.add_argument("--twist", dest="sampler.smc.twist", metavar="RUN", help="twisted_smc: a run of run_train_twist.py")
+    particles.add_argument("--reward", dest="sampler.guide.reward", metavar="R", help="fk: vader, a classifier, a run, ...")
     what = parser.add_argument_group("what to write")
     what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
     what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
@@ -137,7 +145,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 def check(config: DictConfig) -> None:
     """Refuse what no model could be asked for. Raises ValueError."""
-    check_known(config.sampler.strategy)
+    check_known(config.sampler.strategy, FILTERS)
     for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
@@ -184,23 +192,42 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
     )  # fmt: skip
 
 
+def with_defaults_of_twist(config: DictConfig) -> DictConfig:
+    """The model that the twist was learnt on and, where nothing is said, its prompt."""
+    about, config = model_of_twist(config.sampler.smc), config.copy()
+    config.dlm = {"path": about["model"]}
+    if config.prefix is None and config.template is None:
+        config.prefix = about["prompt"]
+    return config
+
+
 def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
     check(config)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen if config.device == "auto" else config.device)
+    filtered = config.sampler.strategy in FILTERS
+    if config.sampler.strategy == "twisted_smc":
+        config = with_defaults_of_twist(config)
     model, _ = load_model(
         shipped(str(config.dlm.path)), device, config.model.dtype, OmegaConf.select(config, "dlm.model_type")
     )
-    predictor = score_predictor(config, model)
-    strategy = None if predictor else build_strategy(config, model)
+    predictor = None if filtered else score_predictor(config, model)
+    strategy = None if filtered or predictor else build_strategy(config, model)
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    if filtered and model.causal:
+        given["suffix"] = None  # what an infilling twist is told, and not on the canvas
     canvas = canvas_of(model, **given, length=config.length).to(device)
+    if config.sampler.strategy == "twisted_smc" and config.length is None:  # what the twist was learnt for
+        canvas = canvas[: int((canvas == model.mask_id).nonzero()[0]) + model_of_twist(config.sampler.smc)["length"]]
+    particles = build_filter(config, model, canvas) if filtered else None
     config = config.copy()
-    config.sampler.strategy, config.length = strategy_name(config.sampler.strategy, model), len(canvas)
+    config.length = len(canvas)
+    if not filtered:
+        config.sampler.strategy = strategy_name(config.sampler.strategy, model)
     config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
     config.num_samples = config.num_samples or config.batch_size
-    environment = build_environment(config, model, canvas)
+    environment = build_environment(config, model if particles is None else particles.model, canvas)
     environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
     board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
     judged = config.eval and board is None and model.tokenizer is not None
@@ -209,14 +236,17 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     )  # refused now where it is missing
 
     batches = []
-    masks = int((canvas == model.mask_id).sum())
+    copies = config.sampler.smc.particles if filtered else 1
+    masks = int((canvas == model.mask_id).sum()) * copies
     decode = model.tokenizer.decode if model.tokenizer else lambda ids: " ".join(map(str, ids))
     shown, columns = (decode if config.show else None), (board.size if board else None)
     with LiveView(masks * config.num_samples, shown, columns, quiet=config.json == "-") as view:
         for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
             canvases = canvas.expand(len(rows), -1)
-            view.next_batch(canvases, model.mask_id)
-            if strategy is None:
+            view.next_batch(canvases.repeat_interleave(copies, 0), model.mask_id)
+            if particles is not None:
+                batches.append(particles.decode(environment, canvases, config.seed, rows, on_step=view.on_step))
+            elif strategy is None:
                 assert isinstance(model, SeddLM) and predictor is not None
                 batches.append(
                     sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, view.on_step)
@@ -237,6 +267,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         **quality(tokens, texts, judge, model.tokenizer),
         **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
         **cost(batches),
+        **({} if particles is None else particles.record()),
         "exact": environment.exact,
         "drift": environment.drift,
         "peak_memory_mib": memory,
@@ -272,6 +303,13 @@ def summary(record: dict) -> str:
         "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
         "peak memory": f"{record['peak_memory_mib']:.0f} MiB",
     }
+    if "log_z" in record:
+        mean = sum(record["log_z"]) / len(record["log_z"])
+        lines |= {
+            "log Z": f"{mean:.3f} on average of {record['particles']} particles a sample",
+            "log potential": f"{sum(record['log_phi']) / len(record['log_phi']):.3f} of the samples",
+            "effective particles": f"{record['effective']:.1f} at the end, {record['resamplings']:.1f} resamplings",
+        }
     if "solve_rate" in record:
         low, high = record["solve_rate_low"], record["solve_rate_high"]
         lines = {"solved": f"{record['solve_rate']:.1%} [{low:.1%}, {high:.1%}]"} | lines

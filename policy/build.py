@@ -46,9 +46,9 @@ def shipped(path: str) -> str:
     return str(ROOT / path) if path.startswith("example/") else path
 
 
-def check_known(name: str | None) -> None:
-    """Refuse an unknown strategy, with the nearest name."""
-    known = (*STRATEGIES, *PREDICTORS)
+def check_known(name: str | None, more: tuple[str, ...] = ()) -> None:
+    """Refuse an unknown strategy, with the nearest name. more: known besides."""
+    known = (*STRATEGIES, *PREDICTORS, *more)
     if name is not None and name not in known:
         nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise ValueError(f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(known)}")

@@ -40,9 +40,10 @@ class Bent:
 
 def bend(
     observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
-    given: Given | None = None,
+    given: Given | None = None, bent: bool = True,
 ) -> Bent:  # fmt: skip
-    """Draw a token at each place from p psi (draws: None draws none, for the mass alone). given: rows that write what is given."""
+    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that write
+    what is given."""
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True
@@ -52,12 +53,12 @@ def bend(
         logits = rule(environment.logits(states))
         log_psi = tilt(states, row)
         log_total = logits.logsumexp(1)
-        bent = logits.add_(log_psi)
-        log_mass = (bent.logsumexp(1) - log_total).double()
+        law = logits.add_(log_psi) if bent else logits
+        log_mass = (law.logsumexp(1) - log_total).double()
         if draws is None:
             token, chosen = torch.zeros_like(row), torch.zeros_like(log_mass)
         else:
-            token = draws.categorical(bent, observation.row_id[row], observation.row_step[row], position)
+            token = draws.categorical(law, observation.row_id[row], observation.row_step[row], position)
             if given is not None:
                 token = torch.where(given.rows[row], given.tokens[row, position], token)
             chosen = log_psi.gather(1, token.unsqueeze(1)).squeeze(1).double()
@@ -73,12 +74,13 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 @dataclass
 class TwistedTokens:
     """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
-    twist of the token written, which needs that no row writes two at once."""
+    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, and weighed by psi."""
 
     where: Unmasker
     what: TokenRule
     tilt: Tilt
     reads_state: bool = False
+    bent: bool = True
 
     def __post_init__(self):
         refuse_greedy(self.what)
@@ -98,11 +100,13 @@ class TwistedTokens:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
             decision = Decision(order, observation.tokens, log_where, zeros.float())
             return Proposed(decision, zeros, None if self.reads_state else zeros)
-        bent = bend(observation, place, self.what, self.tilt, draws, given)
+        bent = bend(observation, place, self.what, self.tilt, draws, given, self.bent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
-        log_ratio = _of_rows(bent.log_mass - bent.log_psi, place[:, 0], rows)
+        log_ratio = torch.zeros_like(log_psi)
+        if self.bent:
+            log_ratio = _of_rows(bent.log_mass - bent.log_psi, place[:, 0], rows)
         decision = Decision(order, tokens, log_where, torch.zeros_like(log_where))
         return Proposed(decision, log_ratio, None if self.reads_state else log_psi)
 

@@ -160,6 +160,19 @@ class ContinuationTarget:
         return self.beta * log_prob - own
 
 
+def text_reward(name: str, model: MaskedLM, prompt: int) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
+    """A reward by its name (rewards/models.py), of canvases whose first `prompt` positions are the prompt."""
+    from rewards.models import load_reward  # pyright: ignore[reportMissingImports]
+
+    reward = load_reward(name, next(model.parameters()).device)
+    decode = lambda tokens: model.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
+
+    def score(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+        return reward.score_texts(decode(tokens[:, :prompt]), decode(tokens[:, prompt:])).to(tokens.device)
+
+    return score
+
+
 def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
     """1 where a text has formulas and all of them are valid, else 0."""
 
@@ -220,5 +233,7 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         return ContinuationTarget(model, text, beta, form, prompt)
     if kind == "latex":
         return ThresholdTarget(Texts(model.tokenizer, valid_formulas), 0.5)
-    known = ("class", "threshold", "infilling", "continuation", "latex")
+    if kind == "reward":
+        return RewardTarget(text_reward(settings["reward"], model, prompt), beta)
+    known = ("class", "threshold", "infilling", "continuation", "latex", "reward")
     raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(known)}")
