@@ -30,6 +30,7 @@ from training.usage import check_overrides, check_settings, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
 from twist.model import TwistModel, load_twist, save_twist
+from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.targets import build_target
 from twist.train import TwistLearning, check_method, epochs, new_learner, new_value_head, positives_of, train
@@ -62,11 +63,6 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
     if config.mode == "samples" and not config.compare:
         raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
-
-
-def twist_directory(path: str) -> str:
-    """Of a run, its twist."""
-    return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
 
 
 def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:

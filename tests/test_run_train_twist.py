@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dlm.masked_lm import CausalLM
+from dlm.masked_lm import MaskedLM
 from evaluation.kl_report import main as report
 from load_model import load_model
 from tests.test_run_train_policy import assert_equal, record, saved
-from tests.twist.tiny import QUICK, causal, classifier, run
+from tests.twist.tiny import QUICK, causal, classifier, masked, run
 from twist.model import load_twist
 from twist.targets import ClassTarget
 from twist.train import POSITIVES, TwistLearning
@@ -27,6 +27,8 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     model = f"dlm.path={causal(root / 'llama')}"
     two = classifier(root / "classifier", 2)
     return {
+        "masked": [f"dlm.path={masked(root / 'masked')}", *MLP, "target=sentiment", "target.classes=2",
+                   f"target.classifier={two}", "prompt=I b"],
         "infilling": [model, "training.updates_per_epoch=2", *MLP],
         "class": [model, "training.updates_per_epoch=2", *MLP, "target=sentiment", "target.classes=2",
                   f"target.classifier={two}", "prompt=I bought"],
@@ -37,6 +39,7 @@ def evaluations(directory):
     return json.loads((directory / "evaluations.json").read_text())
 
 
+MASKED = [(method, allowed[0], "masked") for method, allowed in POSITIVES.items()]
 PUBLISHED = [
     (method, allowed[kind == "infilling"], kind)
     for method, allowed in POSITIVES.items()
@@ -48,7 +51,8 @@ FEW = ["training.updates_per_epoch=1", "training.epochs=1", "eval.particles=[2]"
 
 
 @pytest.mark.parametrize(
-    ("method", "positives", "kind"), [*PUBLISHED, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
+    ("method", "positives", "kind"),
+    [*PUBLISHED, *MASKED, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
 )
 def test_every_method_with_all_that_may_stand_for_the_target(method, positives, kind, tiny, tmp_path):
     several = (
@@ -72,7 +76,7 @@ def test_every_method_with_all_that_may_stand_for_the_target(method, positives, 
     assert len(list((directory / "samples" / "iter_1").glob("sample_*.txt"))) == 2
 
 
-def model_of(words: list[str]) -> CausalLM:
+def model_of(words: list[str]) -> MaskedLM:
     return load_model(words[0].removeprefix("dlm.path="))[0]
 
 
@@ -216,10 +220,10 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["training.schedule=exp"], "training.schedule='exp' is unknown; use constant or exp2"),
     ("infilling", ["mode=samples", "method=dpg"], r"give compare=\[RUN,RUN\]"),
     ("infilling", ["eval.particles=[0]", "method=dpg"], "eval.particles=.* must be a list of whole numbers"),
-    ("infilling", ["dlm=chain", "method=dpg"], "dlm.path=example/chain is a masked model; run_train_twist.py learns twists of causal ones"),
+    ("infilling", ["dlm=stories", "method=dpg"], "target.kind=infilling asks a causal model what follows a text, and this one is masked"),
 ])  # fmt: skip
 def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
-    model = [] if "dlm=chain" in words else tiny[kind]
+    model = [] if "dlm=stories" in words else tiny[kind]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *QUICK, *model, *FEW, *words)
     assert not (tmp_path / "run" / "twist").exists()

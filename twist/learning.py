@@ -30,12 +30,12 @@ IDENTIFIED = {  # what the twists of a method are where the loss is least
 PROPOSAL_ONLY = ("dpg", "ppo")  # a factor a prefix cancels in q, and not in the weights of particles
 
 
-def check_resampling(method: str) -> None:
-    """Refuse to weigh and resample particles by twists that say nothing of the prefix. Raises ValueError."""
+def check_resampling(method: str, twist: str) -> None:
+    """Refuse to weigh and resample particles by a twist that says nothing of the prefix. Raises ValueError."""
     if method in PROPOSAL_ONLY:
         raise ValueError(
-            f"twists learnt by {method} identify the proposal only ({IDENTIFIED[method]}), so particles cannot be resampled "
-            "by them; sample without resampling, or learn the twists by ctl, rl, sixo or fudge"
+            f"the twist {twist} was learnt by {method}, which identifies the proposal only ({IDENTIFIED[method]}), so particles "
+            "cannot be resampled by it; add --resample never, or take a twist of ctl, rl, sixo or fudge"
         )
 
 

@@ -18,8 +18,8 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from samplers.loop import Strategy, sample
-from samplers.smc import Given, Particles, Path, Plain, Proposal, Proposed, Step, particle_filter
-from samplers.twisted import Tilt, TwistedJoint, TwistedTokens
+from samplers.smc import Particles, Path, Proposal, Step, particle_filter
+from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
 from twist.bounds import Posterior, accepted
 from twist.model import TwistModel
@@ -28,27 +28,6 @@ from twist.potential import TwistPotential
 from twist.targets import Target
 
 PROPOSALS = ("twist", "base")
-
-
-@dataclass
-class PriorTokens:
-    """What p itself writes, with log psi of what that makes: particles that the twist sends nowhere and weighs."""
-
-    reference: Strategy
-    tilt: Tilt
-
-    def propose(self, observation, draws: Draws, given: Given | None = None) -> Proposed:
-        decision = Plain(self.reference).propose(observation, draws, given).decision
-        picked = decision.order > 0
-        row, token = picked.nonzero()[:, 0], decision.tokens[picked]
-        psi, hidden = (
-            torch.zeros(len(decision.order), dtype=torch.float64, device=token.device),
-            observation.hidden(picked)[picked],
-        )
-        size = observation.environment.chunk
-        for part, states, own in zip(row.split(size), hidden.split(size), token.split(size), strict=True):
-            psi[part] = self.tilt(states, part).gather(1, own.unsqueeze(1)).squeeze(1).double()
-        return Proposed(decision, torch.zeros_like(psi), psi)
 
 
 @dataclass
@@ -145,8 +124,9 @@ class Source:
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
         tilt, rule = potential.tilt, TokenRule()
-        twisted = TwistedTokens(WHERE["leftmost"](), rule, tilt) if self.model.causal else TwistedJoint(rule, tilt)
-        chosen: Proposal = twisted if proposal == "twist" else PriorTokens(self.reference, tilt)
+        one_at_a_time = TwistedTokens(self.reference.where, rule, tilt, bent=proposal == "twist")
+        joint = proposal == "twist" and not self.model.causal  # position and token together
+        chosen: Proposal = TwistedJoint(rule, tilt) if joint else one_at_a_time
         weights: list[Float64[Tensor, "row"]] = []
 
         def keep(step: Step) -> None:

@@ -144,10 +144,13 @@ def test_resampling_by_twists_of_the_proposal_only_is_refused():
     assert IDENTIFIED.keys() == set(LOSSES)
     for method in LOSSES:
         if method not in PROPOSAL_ONLY:
-            check_resampling(method)
+            check_resampling(method, "RUN")
             continue
-        with pytest.raises(ValueError, match=f"learnt by {method} identify the proposal only .* without resampling"):
-            check_resampling(method)
+        with pytest.raises(
+            ValueError,
+            match=f"the twist RUN was learnt by {method}, which identifies the proposal only .*--resample never",
+        ):
+            check_resampling(method, "RUN")
 
 
 # ------------------------------------------------------------------------------------------------ (c) gradients

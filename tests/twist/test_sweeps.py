@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import CausalLM
-from samplers.loop import Strategy
 from samplers.smc import Path, particle_filter
+from samplers.twisted import TwistedTokens
 from samplers.where import WHERE
 from tests.enumerable import random_radd
 from tests.every_draw import every_run
@@ -23,7 +23,7 @@ from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.learning import final_log_weight, prefix_log_weights
 from twist.model import TwistModel
 from twist.paths import canvases, path_densities, path_log_psi, picks
-from twist.sweeps import PriorTokens, Source, collect_posterior
+from twist.sweeps import Source, collect_posterior
 from twist.train import TwistLearning, new_learner, new_value_head
 
 KINDS = ("causal", "masked")
@@ -157,7 +157,7 @@ def test_rows_do_not_depend_on_who_draws_them():
 )
 def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypatch):
     model, twist, name, steps, _ = case(kind)
-    proposal = PriorTokens(Strategy(WHERE[name](), TokenRule()), twist.tilt)
+    proposal = TwistedTokens(WHERE[name](), TokenRule(), twist.tilt, bent=False)
     law = paths(model, name, steps)
     z = exp(log_z_of(model, twist, law))
 
