@@ -106,6 +106,7 @@ class TwistLearning:
         self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
+        self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.condition else 1
         self.particles = size // self.groups
@@ -122,8 +123,11 @@ class TwistLearning:
 
     def weights(self, log_weight: Tensor) -> Tensor:
         """Of this process's rows, normalised over the batch: all processes' sum to their number, and gradients are averaged."""
-        whole = self.processes.everywhere(log_weight)
-        return (normalised(whole, self.groups)[self.part] * self.processes.world).float()
+        whole = normalised(self.processes.everywhere(log_weight), self.groups)
+        if whole.dim() == 1:
+            own = (whole * self.groups).view(self.groups, -1)
+            self.shown["effective"] = float(own.square().sum(1).reciprocal().mean())
+        return (whole[self.part] * self.processes.world).float()
 
     @property
     def even(self) -> Float[Tensor, "row"]:
@@ -205,7 +209,7 @@ class TwistLearning:
             return self.ppo(step, given)
         loss = getattr(self, self.config.method)(step, given, exact)
         loss.backward()
-        return {"loss": float(loss.detach()), **self.learner.update()}
+        return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
 
     def ctl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, self.positives == "sis")

@@ -185,8 +185,8 @@ def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypat
 def test_bounds_by_monte_carlo_hold_from_both_sides(kind, proposal):
     source = new_source(kind, spread=0.7)
     log_z = exact_kls(source)[0]
-    sweeps = 4000
-    posterior = collect_posterior(source, sweeps, 4000, seed=3)
+    sweeps = 2000
+    posterior = collect_posterior(source, sweeps, 2000, seed=3)
     exact, _ = source.exact(posterior)
     for resample in ("every", "ess", "never"):
         below = source.sweep(sweeps, 5, 21, proposal=proposal, resample=resample).log_z
