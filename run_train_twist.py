@@ -56,13 +56,16 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
     if not config.eval.particles or any(not isinstance(k, int) or k < 1 for k in config.eval.particles):
         raise ValueError(f"eval.particles={config.eval.particles} must be a list of whole numbers, such as [32,500]")
-    check_method(config)
+    if config.mode == "samples":
+        if not config.compare:
+            raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
+        return
+    if config.mode == "train":
+        check_method(config)
     if config.posterior.count:
         check_upper(float(config.target.get("beta", 1.0)))
     elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
-    if config.mode == "samples" and not config.compare:
-        raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
 
 
 def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
