@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
+from evaluation.report import write_json
 from load_model import load_model
 from policy.build import canvas_of, shipped
 from training.processes import Processes, processes
@@ -130,7 +131,7 @@ def record_evaluation(file: Path, record: dict) -> None:
     known = json.loads(file.read_text()) if file.is_file() else []
     known = [other for other in known if other["updates"] != record["updates"]] + [record]
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(known, part)
     part.replace(file)
 
 

@@ -104,15 +104,15 @@ def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, me
                 record["bounds"].append({"proposal": proposal, "kind": kind, "particles": particles, **measured})
             if proposal == "twist" and particles == max(config.particles):
                 midpoints = found
-    record["log_z"], record["log_z_by"] = None, None
-    if config.log_z is not None:
-        record["log_z"], record["log_z_by"] = float(config.log_z), "given"
-    elif (by := closest(midpoints)) is not None:
-        record["log_z"], record["log_z_by"] = midpoints[by].midpoint, by
-    if posterior is None:
+    log_z, by = config.log_z, "given"
+    if log_z is None:
+        by = closest(midpoints)
+        log_z = None if by is None else midpoints[by].midpoint
+    record |= {"log_z": log_z, "log_z_by": None if log_z is None else by}
+    if posterior is None or log_z is None:
         return record
     g = Estimate.of(exact_log_weights(source, posterior))
-    forward, backward = kl_both_ways(f, g, record["log_z"])
+    forward, backward = kl_both_ways(f, g, log_z)
     return record | {"g": asdict(g), "kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
 
 
