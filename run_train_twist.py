@@ -1,4 +1,4 @@
-"""Learn the twists of a causal model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
+"""Learn the twists of a causal or masked model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
 
     python run_train_twist.py method=ctl target=infilling training.particles=10
     python run_train_twist.py experiment=tox_collect
@@ -7,7 +7,8 @@
     python run_train_twist.py experiment=infill15_samples compare=[RUN,RUN,RUN]
     python run_train_twist.py resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report` reads.
+Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report`
+reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dlm.masked_lm import CausalLM
+from dlm.masked_lm import MaskedLM
+from evaluation.report import write_json
 from load_model import load_model
 from policy.build import canvas_of, shipped
 from training.processes import Processes, processes
@@ -29,6 +31,7 @@ from training.usage import check_overrides, check_settings, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
 from twist.model import TwistModel, load_twist, save_twist
+from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.targets import build_target
 from twist.train import TwistLearning, check_method, epochs, new_learner, new_value_head, positives_of, train
@@ -54,30 +57,19 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
     if not config.eval.particles or any(not isinstance(k, int) or k < 1 for k in config.eval.particles):
         raise ValueError(f"eval.particles={config.eval.particles} must be a list of whole numbers, such as [32,500]")
-    check_method(config)
+    if config.mode == "samples":
+        if not config.compare:
+            raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
+        return
+    if config.mode == "train":
+        check_method(config)
     if config.posterior.count:
         check_upper(float(config.target.get("beta", 1.0)))
     elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
-    if config.mode == "samples" and not config.compare:
-        raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
 
 
-def load_causal(config: DictConfig, device: torch.device) -> CausalLM:
-    model, _ = load_model(shipped(config.dlm.path), device, config.model.dtype)
-    if not isinstance(model, CausalLM):
-        raise ValueError(
-            f"dlm.path={config.dlm.path} is a masked model; run_train_twist.py learns twists of causal ones, so give one"
-        )
-    return model
-
-
-def twist_directory(path: str) -> str:
-    """Of a run, its twist."""
-    return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
-
-
-def build_twist(config: DictConfig, model: CausalLM) -> TwistModel:
+def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
     """A new twist, or that of `init`, to be trained further."""
     condition, settings = "tokens" if config.target.kind == "infilling" else "none", config.twist
     if config.init is None:
@@ -102,7 +94,7 @@ def build_twist(config: DictConfig, model: CausalLM) -> TwistModel:
     return twist
 
 
-def build_source(config: DictConfig, model: CausalLM, twist: TwistModel) -> Source:
+def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
     """What every text begins with, how far it goes, and what it is weighed by."""
     row = canvas_of(model, config.prompt)
     prompt = row[row != model.mask_id]
@@ -139,7 +131,7 @@ def record_evaluation(file: Path, record: dict) -> None:
     known = json.loads(file.read_text()) if file.is_file() else []
     known = [other for other in known if other["updates"] != record["updates"]] + [record]
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(known, part)
     part.replace(file)
 
 
@@ -154,10 +146,10 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
     decode = source.model.tokenizer.decode
     follows = [{}] * count if given is None else [{"given": decode(row.tolist())} for row in given]
     return [{"text": decode(row.tolist()), "log_phi": float(phi), **more}
-            for row, phi, more in zip(swept.canvas, swept.log_phi, follows, strict=True)]  # fmt: skip
+            for row, phi, more in zip(swept.path.tokens, swept.log_phi, follows, strict=True)]  # fmt: skip
 
 
-def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
+def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
     """Infills of the twists in `compare`, for the same conditions, side by side; the model's own text first."""
     lines: dict[int, list[str]] = {}
     records = []
@@ -171,23 +163,14 @@ def compare(config: DictConfig, model: CausalLM, run: Run) -> None:
             )
         exact, given = source.pairs(config.samples, config.seed)
         swept = source.sweep(config.samples, 1, config.seed, given)
-        for row in range(config.samples):
-            show = lambda canvas, row=row, first=source.first: model.tokenizer.decode(canvas[row, first:].tolist())
-            if row not in lines:
-                lines[row] = [
-                    f"... {model.tokenizer.decode(given[row].tolist())}",
-                    f"{'the model':>10} | {show(exact)}",
-                ]
-            lines[row].append(f"{name:>10} | {show(swept.canvas)}   (log phi {float(swept.log_phi[row]):.2f})")
-            records.append(
-                {
-                    "text": show(swept.canvas),
-                    "method": name,
-                    "run": str(path),
-                    "row": row,
-                    "log_phi": float(swept.log_phi[row]),
-                }
-            )
+        own, written, follows = (
+            model.tokenizer.batch_decode(rows.cpu())
+            for rows in (exact.tokens[:, source.first :], swept.path.tokens[:, source.first :], given)
+        )
+        for row, log_phi in enumerate(swept.log_phi.tolist()):
+            lines.setdefault(row, [f"... {follows[row]}", f"{'the model':>10} | {own[row]}"])
+            lines[row].append(f"{name:>10} | {written[row]}   (log phi {log_phi:.2f})")
+            records.append({"text": written[row], "method": name, "run": str(path), "row": row, "log_phi": log_phi})
     for own in lines.values():
         run.say("\n".join(own) + "\n")
     run.samples(0, records)
@@ -201,7 +184,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     config.training.n_iters = epochs(config)[-1]
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
-        model = load_causal(config, group.device)
+        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
         if config.mode == "samples":
             run = Run(config, overrides, group)
             compare(config, model, run)

@@ -1,8 +1,8 @@
 """The plain loop: twisted SMC and its CTL update as published (2404.17546, in JAX), the oracle that ours is measured against.
 
-Every step runs the model and the twist's trunk on the whole prefix of every particle and puts every position through both heads;
-nothing is kept between steps. CTL's gradient goes through the whole sampling scan. What differs from the published code: the
-prefix grows with the text, where that code runs the full length at every step, so that this loop does less.
+Every step runs the model and the twist's trunk on every particle, all of prompt and output, and puts every position through both
+heads; nothing is kept between steps. CTL's gradient goes through the whole sampling scan. With `growing` a step runs the prefix
+that is there and no more, which the published code, compiled for one shape, does not: a kinder oracle.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ def sweep(
     prompt: Int[Tensor, "row position"],
     length: int,
     resample: bool,
+    growing: bool = False,
 ) -> Sweep:
-    """Write `length` tokens behind `prompt`; resample: multinomially after every step but the last."""
+    """Write `length` tokens behind `prompt`; resample: multinomially after every step but the last. The networks read one position
+    more than there are tokens (a start), and say at each what comes next."""
     tokens, rows = prompt, len(prompt)
     log_weight = torch.zeros(rows)
     before, log_z = torch.zeros(rows), torch.zeros(())
     chosen, prefixes = [], []
     for step in range(length):
+        last, missing = tokens.shape[1], 0 if growing else length - step - 1
+        read = torch.nn.functional.pad(tokens, (0, missing))
         with torch.no_grad():
-            log_p = logits_of(tokens).log_softmax(-1)[:, -1]
-        log_psi = log_psi_of(tokens)[:, -1]
+            log_p = logits_of(read).log_softmax(-1)[:, last]
+        log_psi = log_psi_of(read)[:, last]
         log_q = (log_p + log_psi.detach()).log_softmax(-1)
         drawn = torch.multinomial(log_q.exp(), 1)
         psi = log_psi.gather(1, drawn).squeeze(1)

@@ -40,10 +40,11 @@ class KeyValueCache:
         self.memory = [(key[index], value[index]) for key, value in self.memory]
         self.fresh, self.age = self.fresh[index], self.age[index]
 
-    def copy(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"]) -> None:
-        """`rows` are what `source` is."""
+    def copy(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"], start: int) -> None:
+        """Of an exact cache: `rows` know what `source` knows, which they did before as far as `start`."""
+        end = int(self.fresh[source].max())
         for key, value in self.memory:
-            key[rows], value[rows] = key[source], value[source]
+            key[rows, :, start:end], value[rows, :, start:end] = key[source, :, start:end], value[source, :, start:end]
         self.fresh[rows], self.age[rows] = self.fresh[source], self.age[source]
 
     def due(self) -> Bool[Tensor, "row"]:
@@ -93,7 +94,8 @@ class KeyValueCache:
         for (skip, start, end), group in groups(pad, first, last):
             for part in group.split(max(1, POSITIONS_PER_FORWARD[tokens.device.type] // (end - start))):
                 own = rows[part]
-                memory = [(key[own, :, skip:], value[own, :, skip:]) for key, value in self.memory]
+                memory = [(key[:, :, skip:end].index_select(0, own), value[:, :, skip:end].index_select(0, own))
+                          for key, value in self.memory]  # fmt: skip
                 states.append(
                     self.model.hidden_span(tokens[part, skip:], read[part, skip:], memory, start - skip, end - skip)
                 )

@@ -184,6 +184,9 @@ class UnmaskingEnvironment:
         for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
                      "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
             value = getattr(self, name)
+            if name == "_hidden" and len(index) <= len(value) and not bool(self._known.any()):
+                self._hidden = value[: len(index)]  # nothing of it is known: as good as any
+                continue
             setattr(self, name, None if value is None else value[index])
         if row_id is not None:
             self.row_id = row_id
@@ -248,10 +251,12 @@ class UnmaskingEnvironment:
             if len(first_of) < len(rows):
                 kept, asked = rows[first_of.sort().values], torch.zeros_like(needed)
                 asked[kept] = needed[kept]
+                before = self.cache.fresh[rows]
                 self._run_cached(kept, asked)
-                own, like = needed[rows], rows[first_of][place]
-                self._hidden[rows] = torch.where(own.unsqueeze(2), self._hidden[like], self._hidden[rows])
-                self.cache.copy(like, rows)
+                like = rows[first_of][place]
+                row, position = needed[rows].nonzero().unbind(1)
+                self._hidden[rows[row], position] = self._hidden[like[row], position]
+                self.cache.copy(like, rows, int(before.min()))
                 return
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
@@ -264,7 +269,9 @@ class UnmaskingEnvironment:
         self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
     ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "kind"]]:
         """The kind of each row, by its canvas, its padding and what it asks, and the place among `rows` of the first one of each."""
-        canvases = torch.cat((self.tokens[rows], needed[rows].long()), 1)
+        columns = needed.any(0).nonzero().squeeze(1)
+        first, last = int(columns[0]), int(columns[-1]) + 1  # what is behind is not looked at
+        canvases = torch.cat((self.tokens[rows, :last], needed[rows, first:last].long()), 1)
         if self.start is not None:
             canvases = torch.cat((canvases, self.start[rows].unsqueeze(1)), 1)
         kinds, place = torch.unique(canvases, dim=0, return_inverse=True)

@@ -2,11 +2,11 @@
 
     python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER]
 
-RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, length, target). One log Z serves them all, as in Zhao
-et al. (2404.17546): the median over runs of the midpoints of their last evaluations, or the number given. Prints a table, a row a
-method: KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of
-a single run, that of its samples). DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from
-both sides against particles). The last line is JSON.
+RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, length, target). One log Z serves them all, as
+in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations, or the number given. Prints a
+table, a row a method: KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96
+standard errors; of a single run, that of its samples). DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and
+bounds.png (log Z from both sides against particles). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -107,10 +107,8 @@ def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
         for side in SIDES:
             values = [kls(run.last, log_z)[side] for run in own]
             row |= {side: fmean(values), f"{side}_half": half_width(values, own[0].last, side)}
-        row |= {
-            "log_z_midpoint": fmean(run.last["log_z"] for run in own),
-            "log_phi": fmean(run.last["score"]["value"] for run in own),
-        }
+        row["log_z_midpoint"] = fmean(run.last["log_z"] for run in own)
+        row["log_phi"] = fmean(run.last["score"]["value"] for run in own)
         rows.append(row)
     return rows
 
@@ -118,10 +116,8 @@ def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
 def latex(rows: Sequence[dict]) -> str:
     """A tabular; the least of each column is bold."""
     best = {side: min(row[side] for row in rows) for side in SIDES}
-    lines = [
-        r"\begin{tabular}{lcc}",
-        r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline",
-    ]
+    heading = r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline"
+    lines = [r"\begin{tabular}{lcc}", heading]
     for row in rows:
         cells = []
         for side in SIDES:
@@ -151,16 +147,8 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
             values = [[kls(records[at], log_z)[side] for records in known] for at in updates]
             means = [fmean(each) for each in values]
             half = [half_width(each, known[0][at], side) for each, at in zip(values, updates, strict=True)]
-            axes.plot(
-                updates,
-                means,
-                color=colour,
-                marker=marker,
-                linestyle=dashes,
-                markersize=3.5,
-                linewidth=1.4,
-                label=NAMES[method],
-            )
+            look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5, "linewidth": 1.4}
+            axes.plot(updates, means, label=NAMES[method], **look)
             low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("symlog", base=2, linthresh=1)
@@ -190,8 +178,8 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
                 label = f"{named[proposal]}, {named[kind]}" if side == "lower" else None
                 points = sorted(found)
                 if points:
-                    axes.plot(points, [fmean(found[k]) for k in points], color=colour, marker=marker, markersize=3.5, linestyle=dashes,
-                              linewidth=1.3, label=label)  # fmt: skip
+                    look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5, "linewidth": 1.3}
+                    axes.plot(points, [fmean(found[k]) for k in points], label=label, **look)
         axes.axhline(log_z, color="#444444", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("particles")

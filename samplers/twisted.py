@@ -47,7 +47,7 @@ def bend(
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True
-    hidden = observation.hidden(where)[where]
+    hidden = environment.hidden(where)[where]  # of a pair of networks both halves
     for part, states in zip(place.split(environment.chunk), hidden.split(environment.chunk), strict=True):
         row, position = part.unbind(1)
         logits = rule(environment.logits(states))

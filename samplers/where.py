@@ -99,6 +99,8 @@ class Leftmost:
     """A fixed count a step, from the left; with one position a step the autoregressive order."""
 
     def choose(self, observation, draws):
+        if observation.environment.model.causal:  # nothing else is writable
+            return observation.writable.long(), nothing(observation)
         length = observation.tokens.shape[1]
         scores = -torch.arange(length, device=observation.tokens.device).double().expand(observation.tokens.shape)
         count = torch.minimum(observation.count().clamp(min=1), observation.writable.sum(1))

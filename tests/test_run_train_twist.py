@@ -1,15 +1,21 @@
 """run_train_twist.py end to end on tiny models: every method and what may stand for the target, resuming, reuse, refusals."""
 
+import argparse
 import json
-import re
+import math
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from dlm.masked_lm import MaskedLM
+from evaluation.kl_report import main as report
 from load_model import load_model
-from tests.test_run_train_policy import record, saved
-from tests.twist.tiny import QUICK, causal, classifier, run
+from tests.test_run_train_policy import assert_equal, record, saved
+from tests.twist.tiny import QUICK, causal, classifier, masked, run
 from twist.model import load_twist
-from twist.train import POSITIVES
+from twist.targets import ClassTarget
+from twist.train import POSITIVES, TwistLearning
 
 MLP = ["twist.layers=2", "optim.lr=1e-2"]
 
@@ -21,6 +27,8 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     model = f"dlm.path={causal(root / 'llama')}"
     two = classifier(root / "classifier", 2)
     return {
+        "masked": [f"dlm.path={masked(root / 'masked')}", *MLP, "target=sentiment", "target.classes=2",
+                   f"target.classifier={two}", "prompt=I b"],
         "infilling": [model, "training.updates_per_epoch=2", *MLP],
         "class": [model, "training.updates_per_epoch=2", *MLP, "target=sentiment", "target.classes=2",
                   f"target.classifier={two}", "prompt=I bought"],
@@ -31,30 +39,200 @@ def evaluations(directory):
     return json.loads((directory / "evaluations.json").read_text())
 
 
-CASES = sorted({(method, positives, kind) for method, all_of_them in POSITIVES.items() for positives in all_of_them
-                for kind in ("infilling", "class")})  # fmt: skip
+MASKED = [(method, allowed[0], "masked") for method, allowed in POSITIVES.items()]
+PUBLISHED = [
+    (method, allowed[kind == "infilling"], kind)
+    for method, allowed in POSITIVES.items()
+    for kind in ("class", "infilling")
+]
+OTHERS = sorted({(method, positives, kind) for method, allowed in POSITIVES.items() for positives in allowed
+                 for kind in ("infilling", "class")} - set(PUBLISHED))  # fmt: skip
+FEW = ["training.updates_per_epoch=1", "training.epochs=1", "eval.particles=[2]"]
 
 
-@pytest.mark.parametrize(("method", "positives", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("method", "positives", "kind"),
+    [*PUBLISHED, *MASKED, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
 def test_every_method_with_all_that_may_stand_for_the_target(method, positives, kind, tiny, tmp_path):
     several = (
         ["training.particles=4"]
         if kind == "infilling" and (method == "ctl" or positives in ("sis", "smc", "csmc"))
         else []
     )
-    directory = run(tmp_path / "run", *QUICK, *tiny[kind], f"method={method}", f"positives={positives}", *several)
+    directory = run(tmp_path / "run", *QUICK, *tiny[kind], *FEW, f"method={method}", f"positives={positives}", *several)
     metrics = record(directory)
-    updates = 4
     assert {"loss", "grad_norm", "lr"} <= metrics[1].keys() and metrics[1]["grad_norm"] > 0
-    assert [entry["updates"] for entry in evaluations(directory)] == [0, 2, updates]
+    assert [entry["updates"] for entry in evaluations(directory)] == [0, 1]
     last = evaluations(directory)[-1]
     assert {"f", "g", "log_z", "kl_q_sigma", "kl_sigma_q", "score", "kl_q_p", "bounds"} <= last.keys()
-    kinds = {(bound["proposal"], bound["kind"], bound["particles"]) for bound in last["bounds"]}
+    kinds = {(bound["proposal"], bound["kind"]) for bound in last["bounds"]}
     of_smc = {bound for bound in kinds if bound[1] == "smc"}
-    assert len(kinds - of_smc) == 4 and len(of_smc) == (0 if method in ("dpg", "ppo") else 4)
+    assert len(kinds - of_smc) == 2 and len(of_smc) == (0 if method in ("dpg", "ppo") else 2)
     assert all(bound["upper"] is not None for bound in last["bounds"])
-    assert saved(directory)["updates"] == updates * (4 if method == "ppo" else 1)
-    model = load_model(re.sub("dlm.path=", "", tiny[kind][0]))[0]
-    twist, about = load_twist(directory / "twist", model)
+    assert saved(directory)["updates"] == (4 if method == "ppo" else 1)
+    twist, about = load_twist(directory / "twist", model_of(tiny[kind]))
     assert about["method"] == method and twist.settings["bounded"] == (method == "fudge")
-    assert len(list((directory / "samples" / f"iter_{updates}").glob("sample_*.txt"))) == 2
+    assert len(list((directory / "samples" / "iter_1").glob("sample_*.txt"))) == 2
+
+
+def model_of(words: list[str]) -> MaskedLM:
+    return load_model(words[0].removeprefix("dlm.path="))[0]
+
+
+@pytest.mark.parametrize("trunk", ["separate", "lora"])
+def test_a_trunk_of_its_own_learns(trunk, tiny, tmp_path):
+    before = {name: value.clone() for name, value in model_of(tiny["infilling"]).state_dict().items()}
+    directory = run(
+        tmp_path / "run", *QUICK, *tiny["infilling"], *FEW, "method=dpg", f"twist.trunk={trunk}", "twist.rank=2"
+    )
+    model = model_of(tiny["infilling"])
+    assert_equal(dict(model.state_dict()), before)
+    twist, _ = load_twist(directory / "twist", model)
+    names = twist_names(directory)
+    assert any("trunk" in name for name in names) and (trunk == "lora") == any("lora_" in name for name in names)
+    assert twist.trunk is not None
+    if trunk == "separate":
+        own, copied = (m.backbone.state_dict()["model.layers.0.mlp.up_proj.weight"] for m in (model, twist.trunk))
+        assert not torch.equal(own, copied)
+
+
+def twist_names(directory) -> list[str]:
+    return list(load_file(directory / "twist" / "model.safetensors"))
+
+
+# ------------------------------------------------------------------------------------------ schedules, resuming, going on
+
+
+def test_updates_double_from_epoch_to_epoch(tiny, tmp_path):
+    directory = run(tmp_path / "run", *QUICK, *tiny["infilling"], "method=dpg", "training.schedule=exp2", "training.epochs=3",
+                    "eval.particles=[2]", "eval.every=2")  # fmt: skip
+    assert [entry["updates"] for entry in evaluations(directory)] == [0, 4, 8] and saved(directory)["step"] == 8
+    assert [entry["epoch"] for entry in evaluations(directory)] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("method", ["ctl", "ppo"])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(method, tiny, tmp_path, monkeypatch):
+    words = [*QUICK, *tiny["class"], f"method={method}", "eval.particles=[2]"]
+    whole = run(tmp_path / "whole", *words)
+    iteration = TwistLearning.iteration
+
+    def dies(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return iteration(self, step)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TwistLearning, "iteration", dies)
+        run(tmp_path / "half", *words)
+    assert saved(tmp_path / "half")["step"] == 3
+    again = run(tmp_path / "half", "resume=RUN")
+    assert record(again) == record(whole)
+    assert evaluations(again) == evaluations(whole)
+    one, other = saved(again), saved(whole)
+    assert_equal({k: v for k, v in one.items() if k != "run"}, {k: v for k, v in other.items() if k != "run"})
+
+
+def test_a_twist_is_gone_on_with(tiny, tmp_path):
+    first = run(tmp_path / "first", *QUICK, *tiny["infilling"], *FEW, "method=dpg")
+    second = run(
+        tmp_path / "second", *QUICK, *tiny["infilling"], *FEW, "method=sixo", f"init={first}", "training.epochs=0"
+    )
+    assert [entry["updates"] for entry in evaluations(second)] == [0]
+    one, other = (load_file(directory / "twist" / "model.safetensors") for directory in (first, second))
+    assert_equal(one, other)
+    with pytest.raises(ValueError, match="was learnt by dpg for infilling, whose head is not that of method=fudge"):
+        run(tmp_path / "third", *QUICK, *tiny["infilling"], *FEW, "method=fudge", f"init={first}")
+
+
+# ------------------------------------------------------------------------------------------ exact samples
+
+
+def test_exact_samples_are_collected_once_and_used_again(tiny, tmp_path, capsys):
+    collected = run(tmp_path / "collected", *QUICK, *tiny["class"], "mode=collect")
+    file = collected / "posterior.safetensors"
+    told = capsys.readouterr().out
+    assert "6 exact samples of the target out of" in told and not (collected / "twist").exists()
+    again = run(tmp_path / "again", *QUICK, *tiny["class"], *FEW, f"posterior.path={file}")
+    assert not (again / "posterior.safetensors").exists() and "exact samples" not in capsys.readouterr().out
+    for change, named in ([["prompt=Once"], "prompt"], [["length=4"], "length"], [["target.label=1"], "target"]):
+        with pytest.raises(ValueError, match=f"holds exact samples of another {named} than this run's"):
+            run(tmp_path / named, *QUICK, *tiny["class"], *FEW, *change, f"posterior.path={file}")
+    other = causal(tmp_path / "other", spread=1.0)
+    with pytest.raises(ValueError, match="holds exact samples of another model than this run's"):
+        run(tmp_path / "model", *QUICK, *tiny["class"], *FEW, f"dlm.path={other}", f"posterior.path={file}")
+    with pytest.raises(ValueError, match="holds 6 exact samples and posterior.count=7; lower it, or collect more"):
+        run(tmp_path / "more", *QUICK, *tiny["class"], *FEW, f"posterior.path={file}", "posterior.count=7")
+
+
+def test_a_target_that_is_too_rare_is_given_up(tiny, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were asked; the target is too rare"
+    ):
+        run(tmp_path / "run", *QUICK, *tiny["class"], "mode=collect", "posterior.count=600", "posterior.most=20")
+
+
+def test_another_beta_has_lower_bounds_alone(tiny, tmp_path):
+    words = [*QUICK, *tiny["class"], *FEW, "target.beta=3.0"]
+    with pytest.raises(
+        ValueError, match="target.beta=3.0: exact samples of the target exist at beta=1 only, .* lower bounds alone"
+    ):
+        run(tmp_path / "refused", *words)
+    last = evaluations(run(tmp_path / "run", *words, "posterior.count=0"))[-1]
+    assert all(bound["upper"] is None for bound in last["bounds"]) and last["log_z"] is None
+    assert "f" in last and not {"g", "kl_q_sigma", "kl_sigma_q"} & last.keys()
+
+
+# ------------------------------------------------------------------------------------------ side by side, and the report
+
+
+def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
+    words = [*QUICK, *tiny["infilling"], *FEW]
+    runs = [
+        run(tmp_path / method, *words, f"method={method}", f"training.particles={k}")
+        for method, k in (("dpg", 1), ("ctl", 2))
+    ]
+    capsys.readouterr()
+    shown = run(tmp_path / "shown", *words, "mode=samples", "samples=3", f"compare=[{runs[0]},{runs[1]}]")
+    told = capsys.readouterr().out
+    assert told.count("the model | ") == told.count(" dpg | ") == told.count(" ctl | ") == 3
+    lines = [json.loads(line) for line in (shown / "samples" / "iter_0" / "samples.jsonl").read_text().splitlines()]
+    assert [line["method"] for line in lines] == ["dpg"] * 3 + ["ctl"] * 3 and len(lines[0]["text"]) >= 3
+    rows = report(argparse.Namespace(runs=runs, out=tmp_path / "report", log_z=None))
+    assert [row["method"] for row in rows] == ["CTL", "DPG"]
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(("kind", "words", "message"), [
+    ("infilling", ["method=ctrl"], "method='ctrl' is unknown; use one of ctl, rl, sixo, fudge, dpg, ppo"),
+    ("infilling", ["mode=show"], "mode='show' is unknown; use one of train, collect, samples"),
+    ("infilling", ["method=ctl"], "method=ctl with positives=csmc compares the sequences of a condition, and training.particles=1"),
+    ("class", ["method=fudge", "positives=sis"], "positives='sis' is not for method=fudge; use one of exact, none"),
+    ("class", ["training.particles=2"], "training.particles=2 is how many sequences share a condition, and this target has none"),
+    ("infilling", ["training.particles=3"], "training.batch_size=8 is not divisible by training.particles=3"),
+    ("infilling", ["target.tokens=4", "method=dpg"], "conditioned on 4 tokens and 3 are written"),
+    ("infilling", ["length=70", "method=dpg"], "a prompt of 16 and an output of 70 positions are 86, and the model reads 64"),
+    ("class", ["target.classes=3"], "has 2 classes and target.classes=3; give one of 3 classes, or set target.classes=2"),
+    ("class", ["posterior.count=0", "positives=exact"], "posterior.count=0, and exact samples of the target are asked for"),
+    ("infilling", ["length=0"], "length=0 must be a whole number of at least 1"),
+    ("infilling", ["training.schedule=exp"], "training.schedule='exp' is unknown; use constant or exp2"),
+    ("infilling", ["mode=samples", "method=dpg"], r"give compare=\[RUN,RUN\]"),
+    ("infilling", ["eval.particles=[0]", "method=dpg"], "eval.particles=.* must be a list of whole numbers"),
+    ("infilling", ["dlm=stories", "method=dpg"], "target.kind=infilling asks a causal model what follows a text, and this one is masked"),
+])  # fmt: skip
+def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
+    model = [] if "dlm=stories" in words else tiny[kind]
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", *QUICK, *model, *FEW, *words)
+    assert not (tmp_path / "run" / "twist").exists()
+
+
+def test_a_potential_that_is_nowhere_or_no_number_stops_the_run(tiny, tmp_path, monkeypatch):
+    for value, message in ((-math.inf, "have potential 0"), (math.nan, "is NaN or")):
+        monkeypatch.setattr(
+            ClassTarget, "log_phi", lambda self, tokens, given=None, v=value: torch.full((len(tokens),), v)
+        )
+        with pytest.raises(FloatingPointError, match=message):
+            run(tmp_path / str(value), *QUICK, *tiny["class"], *FEW, "posterior.count=0")

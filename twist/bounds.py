@@ -8,8 +8,8 @@ and with K particles both sides close in: the log of the mean weight (IWAE), or 
 the same with one exact sample of sigma among the particles from above. Exact samples come from rejection: a sample of p is kept
 with probability phi, which needs phi <= 1; a file of them says what they are of, and is refused by anything else.
 
-What differs from the paper: potentials of any scale that stay below 1 (its samplers draw classes); intervals of each KL. As there,
-upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
+What differs from the paper: any potential that stays below 1 has exact samples (its samplers draw classes); intervals of each KL.
+As there, upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on log Z, one of each a sweep: in expectation lower <= log Z <= upper. upper: None where there is no exact sample."""
+    """Bounds on log Z, one of each a sweep: on average lower <= log Z <= upper. upper: None where there is no exact sample."""
 
     lower: Float64[Tensor, "sweep"]
     upper: Float64[Tensor, "sweep"] | None
@@ -145,10 +145,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact samples of sigma, without the prompt. given: the tokens each is conditioned on, in infilling; tried: samples of p that
-    it took (log of the share kept estimates log Z)."""
+    """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned
+    on, in infilling; tried: samples of p that it took (log of the share kept estimates log Z)."""
 
     tokens: Int[Tensor, "sample position"]
+    written_at: Int[Tensor, "sample position"]
     given: Int[Tensor, "sample condition"] | None
     tried: int
 
@@ -156,11 +157,12 @@ class Posterior:
         return len(self.tokens)
 
     def rows(self, index: Tensor | slice) -> Posterior:
-        return Posterior(self.tokens[index], None if self.given is None else self.given[index], self.tried)
+        given = None if self.given is None else self.given[index]
+        return Posterior(self.tokens[index], self.written_at[index], given, self.tried)
 
     def save(self, file: Path, origin: Origin) -> None:
         """In place when complete."""
-        tensors = {"tokens": self.tokens.cpu().contiguous()}
+        tensors = {"tokens": self.tokens.cpu().contiguous(), "written_at": self.written_at.cpu().contiguous()}
         if self.given is not None:
             tensors["given"] = self.given.cpu().contiguous()
         about = {"prompt": list(origin.prompt), "length": origin.length, "model": origin.model, "target": origin.target}
@@ -177,7 +179,7 @@ def load_posterior(file: str | Path, origin: Origin) -> Posterior:
         raise ValueError(f"{file} does not exist; give posterior samples that run_train_twist.py collected, or null")
     with readable(file), safe_open(str(file), "pt") as opened:
         metadata = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         about = json.loads(metadata["origin"])
         own = Origin(tuple(about["prompt"]), about["length"], about["model"], about["target"])
     if metadata["digest"] != own.digest:
@@ -187,4 +189,4 @@ def load_posterior(file: str | Path, origin: Origin) -> Posterior:
             f"{file} holds exact samples of another {' and '.join(own.differs(origin))} than this run's; collect new ones "
             "(mode=collect), or give those that belong to it"
         )
-    return Posterior(tensors["tokens"].long(), tensors.get("given"), int(metadata["tried"]))
+    return Posterior(tensors["tokens"], tensors["written_at"], tensors.get("given"), int(metadata["tried"]))

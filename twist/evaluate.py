@@ -1,9 +1,9 @@
 """An evaluation of a twist: F, G, the KL both ways, bounds on log Z from both sides, scores. One dictionary, as JSON takes it.
 
-The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling and
-by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and with
-the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has one of
-its own, and everything is a mean over them.
+The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling
+and by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and
+with the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has
+one of its own, and everything is a mean over them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from twist.bounds import Bounds, Estimate, Posterior, closest, importance_bounds, kl_both_ways
-from twist.learning import PROPOSAL_ONLY, Densities, final_log_weight
-from twist.model import densities
+from twist.learning import PROPOSAL_ONLY, final_log_weight
+from twist.paths import path_densities, rows_of
 from twist.sweeps import PROPOSALS, Source
 
 ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
@@ -28,13 +28,11 @@ def exact_log_weights(source: Source, posterior: Posterior) -> Float64[Tensor, "
     """log p phi / q of exact samples."""
     found = []
     for start in range(0, len(posterior), ROWS):
-        part = posterior.rows(slice(start, start + ROWS))
-        tokens = part.tokens.to(source.prompt.device)
-        given = None if part.given is None else part.given.to(tokens.device)
-        canvas = torch.cat((source.prompt.expand(len(tokens), -1), tokens), 1)
+        path, given = source.exact(posterior.rows(slice(start, start + ROWS)))
         condition = None if given is None else source.twist.encode(given)
-        seen = Densities(*(x.double() for x in densities(source.twist, canvas, source.first, condition)))
-        found.append(final_log_weight(seen.log_p, seen.log_q, source.log_phi(canvas, given).double()))
+        seen = path_densities(source.twist, path, source.length, condition)
+        log_phi = source.log_phi(path.tokens, given)
+        found.append(final_log_weight(seen.log_p.double(), seen.log_q.double(), log_phi.double()))
     return torch.cat(found)
 
 
@@ -61,18 +59,16 @@ def sandwich(
     """Bounds by importance sampling (`iwae`) and, where the twist says something of prefixes, by particle filters (`smc`).
 
     Each sweep has an exact sample of its own where there are any, and in infilling what that one is conditioned on."""
-    device = source.prompt.device
     exact = given = None
     if posterior is not None:
-        part = posterior.rows(torch.arange(sweeps) % len(posterior))
-        exact = torch.cat((source.prompt.expand(sweeps, -1), part.tokens.to(device)), 1)
-        given = None if part.given is None else part.given.to(device)
+        exact, given = source.exact(posterior.rows(torch.arange(sweeps) % len(posterior)))
     elif source.condition:
         _, given = source.pairs(sweeps, seed + 2)
     at_once, lower, upper, smc_lower, smc_upper = max(1, ROWS // particles), [], [], [], []
     for start in range(0, sweeps, at_once):
         rows = min(at_once, sweeps - start)
-        own, pinned = (None if x is None else x[start : start + rows] for x in (given, exact))
+        part = slice(start, start + rows)
+        own, pinned = None if given is None else given[part], None if exact is None else rows_of(exact, part)
         free = source.sweep(rows, particles, seed + 3, own, start, proposal)
         lower.append(free.log_weight.view(rows, particles))
         if pinned is not None:
@@ -108,15 +104,15 @@ def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, me
                 record["bounds"].append({"proposal": proposal, "kind": kind, "particles": particles, **measured})
             if proposal == "twist" and particles == max(config.particles):
                 midpoints = found
-    record["log_z"], record["log_z_by"] = None, None
-    if config.log_z is not None:
-        record["log_z"], record["log_z_by"] = float(config.log_z), "given"
-    elif (by := closest(midpoints)) is not None:
-        record["log_z"], record["log_z_by"] = midpoints[by].midpoint, by
-    if posterior is None:
+    log_z, by = config.log_z, "given"
+    if log_z is None:
+        by = closest(midpoints)
+        log_z = None if by is None else midpoints[by].midpoint
+    record |= {"log_z": log_z, "log_z_by": None if log_z is None else by}
+    if posterior is None or log_z is None:
         return record
     g = Estimate.of(exact_log_weights(source, posterior))
-    forward, backward = kl_both_ways(f, g, record["log_z"])
+    forward, backward = kl_both_ways(f, g, log_z)
     return record | {"g": asdict(g), "kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
 
 

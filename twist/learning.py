@@ -7,7 +7,7 @@ one teacher-forced pass over finished sequences gives them, whoever drew these a
 
 Losses are means over positions, as in the published code. What differs from it: DPG's expectation under q over the vocabulary
 is the gradient of log mass, so that DPG is the likelihood of weighted sequences under q; probabilities never leave log space;
-the labels of FUDGE on target samples see the token that is scored (`prefixes`), where the published ones stop before it.
+the labels of FUDGE on target samples (`prefix_labels`) see the token that is scored, where the published ones stop before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 IDENTIFIED = {  # what the twists of a method are where the loss is least
@@ -30,12 +30,12 @@ IDENTIFIED = {  # what the twists of a method are where the loss is least
 PROPOSAL_ONLY = ("dpg", "ppo")  # a factor a prefix cancels in q, and not in the weights of particles
 
 
-def check_resampling(method: str) -> None:
-    """Refuse to weigh and resample particles by twists that say nothing of the prefix. Raises ValueError."""
+def check_resampling(method: str, twist: str) -> None:
+    """Refuse to weigh and resample particles by a twist that says nothing of the prefix. Raises ValueError."""
     if method in PROPOSAL_ONLY:
         raise ValueError(
-            f"twists learnt by {method} identify the proposal only ({IDENTIFIED[method]}), so particles cannot be resampled "
-            "by them; sample without resampling, or learn the twists by ctl, rl, sixo or fudge"
+            f"the twist {twist} was learnt by {method}, which identifies the proposal only ({IDENTIFIED[method]}), so particles "
+            "cannot be resampled by it; add --resample never, or take a twist of ctl, rl, sixo or fudge"
         )
 
 
@@ -147,16 +147,9 @@ def ppo_rewards(
 # ------------------------------------------------------------------------------------------------------- labels of prefixes
 
 
-def prefixes(tokens: Int[Tensor, "row position"], mask_id: int) -> Int[Tensor, "prefix position"]:
-    """Each row's prefixes s_1:1, s_1:2, ... s_1:T-1 with masks behind, one after the other: completed by the model, their phi is
-    the label of psi_1, ... psi_{T-1}; that of psi_T is the phi of the row itself."""
-    length = tokens.shape[1]
-    kept = torch.ones(length - 1, length, dtype=torch.bool, device=tokens.device).tril()
-    return tokens.unsqueeze(1).where(kept, mask_id).flatten(0, 1)
-
-
 def prefix_labels(
     log_phi_completed: Float[Tensor, "prefix"], log_phi: Float[Tensor, "row"]
 ) -> Float[Tensor, "row position"]:
-    """Labels of `fudge_loss`: log phi of the completed `prefixes`, and of the rows."""
+    """Labels of `fudge_loss` on sequences from elsewhere than p: log phi of completions by p of each row's prefixes s_1:1, ...,
+    s_1:T-1, row by row, and of the rows. That of psi_t is of what follows s_1:t, the token that is scored included."""
     return torch.cat((log_phi_completed.view(len(log_phi), -1), log_phi.unsqueeze(1)), 1)

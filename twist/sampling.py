@@ -26,6 +26,7 @@ from samplers.particles import RESAMPLE, SCHEMES
 from samplers.samples import Samples
 from samplers.smc import Diagnostics, Finish, Plain, Potential, Proposal, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
+from twist.learning import check_resampling
 from twist.model import TwistModel, load_twist, read_about
 from twist.potential import TwistPotential
 from twist.targets import Target, build_target, check_continuation, text_reward
@@ -33,10 +34,6 @@ from twist.targets import Target, build_target, check_continuation, text_reward
 FILTERS = ("twisted_smc", "fk")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
-PROPOSAL_ONLY = (
-    "dpg",
-    "ppo",
-)  # a factor of the prefix is left open by what they learn: particles cannot be weighed by it
 
 
 def check_smc(settings: DictConfig) -> None:
@@ -118,11 +115,8 @@ def build_filter(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "posit
     if config.sampler.strategy == "fk":
         return _steered(config, model, canvas)
     twist, about = load_twist(twist_directory(smc.twist), model)
-    if about.get("method") in PROPOSAL_ONLY and smc.resample != "never":
-        raise ValueError(
-            f"the twist {smc.twist} was learnt by {about['method']}, which identifies the proposal only, so particles cannot be "
-            "resampled by it; add --resample never, or take a twist of ctl, rl, sixo or fudge"
-        )
+    if smc.resample != "never":
+        check_resampling(str(about.get("method")), smc.twist)
     written = int((canvas == model.mask_id).sum())
     target = build_target(about["target"], model, len(canvas) - written, written)
     given = _given(config, model, about, len(canvas) - written, written)
@@ -142,9 +136,7 @@ def _steered(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"
     if reward is None:
         raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of run_train_reward.py")
     if model.tokenizer is None:
-        raise ValueError(
-            f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json"
-        )
+        raise ValueError(f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json")
     score = text_reward(str(reward), model, int((canvas == model.mask_id).nonzero()[0]))
     strategy = _base(config, model, "leftmost" if model.causal else "direct")
     scale = float(smc.scale)

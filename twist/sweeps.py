@@ -1,7 +1,8 @@
 """Sequences on their way to a loss or a bound: of the model p, of the twisted proposal q, of particle filters, of the target.
 
-All of a causal model behind one prompt, at one length, without gradients. Draws are numbered through the whole batch: which process
-draws a row changes nothing.
+All behind one prompt, at one length, without gradients. A causal model writes from the left; of a masked one p writes one
+position a step, any with equal chance, and q proposes position and token together. Draws are numbered through the whole batch:
+which process draws a row changes nothing.
 """
 
 from __future__ import annotations
@@ -15,40 +16,18 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM, MaskedLM
+from dlm.masked_lm import MaskedLM
 from samplers.loop import Strategy, sample
-from samplers.smc import Given, Particles, Path, Plain, Proposal, Proposed, Step, particle_filter
-from samplers.twisted import Tilt, TwistedTokens
+from samplers.smc import Particles, Path, Proposal, Step, particle_filter
+from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
 from twist.bounds import Posterior, accepted
 from twist.model import TwistModel
+from twist.paths import joined
 from twist.potential import TwistPotential
 from twist.targets import Target
 
 PROPOSALS = ("twist", "base")
-
-
-@dataclass
-class PriorTokens:
-    """Tokens of p itself at the leftmost mask, with log psi of what they make: particles that the twist sends nowhere and weighs."""
-
-    tilt: Tilt
-
-    def propose(self, observation, draws: Draws, given: Given | None = None) -> Proposed:
-        decision = Plain(LEFT_TO_RIGHT).propose(observation, draws, given).decision
-        picked = decision.order > 0
-        row, token = picked.nonzero()[:, 0], decision.tokens[picked]
-        psi, hidden = (
-            torch.zeros(len(decision.order), dtype=torch.float64, device=token.device),
-            observation.hidden(picked)[picked],
-        )
-        size = observation.environment.chunk
-        for part, states, own in zip(row.split(size), hidden.split(size), token.split(size), strict=True):
-            psi[part] = self.tilt(states, part).gather(1, own.unsqueeze(1)).squeeze(1).double()
-        return Proposed(decision, torch.zeros_like(psi), psi)
-
-
-LEFT_TO_RIGHT = Strategy(WHERE["leftmost"](), TokenRule())
 
 
 @dataclass
@@ -61,10 +40,10 @@ class Unscored(TwistPotential):
 
 @dataclass(frozen=True)
 class Swept:
-    """Rows of a sweep, sample by sample. prefix: log-weights of prefixes after each position but the last, p psi_t / q (of a sweep
-    without resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
+    """Rows of a sweep, sample by sample. prefix: log-weights after each step but the last, p psi_t / q (of a sweep without
+    resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
 
-    canvas: Int[Tensor, "row position"]
+    path: Path
     prefix: Float64[Tensor, "row before_last"]
     log_weight: Float64[Tensor, "row"]
     log_phi: Float64[Tensor, "row"]
@@ -73,8 +52,8 @@ class Swept:
 
 @dataclass
 class Source:
-    """The model, the twist, the target and what all rows begin with. length: positions to write; condition: tokens that follow, on
-    which each row is conditioned (infilling); 0: none."""
+    """The model, the twist, the target and what all rows begin with. length: positions to write; condition: how many tokens
+    follow that each row is conditioned on (infilling); 0: none."""
 
     twist: TwistModel
     target: Target
@@ -83,9 +62,13 @@ class Source:
     condition: int = 0
 
     @property
-    def model(self) -> CausalLM:
-        assert isinstance(self.twist.model, CausalLM)
+    def model(self) -> MaskedLM:
         return self.twist.model
+
+    @property
+    def reference(self) -> Strategy:
+        """p: one position a step."""
+        return Strategy(WHERE["leftmost" if self.model.causal else "random"](), TokenRule())
 
     @property
     def first(self) -> int:
@@ -98,25 +81,23 @@ class Source:
     def _environment(self, model: MaskedLM, length: int) -> UnmaskingEnvironment:
         return UnmaskingEnvironment(model, length)
 
-    def completed(
-        self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0
-    ) -> Int[Tensor, "row position"]:
-        """What p makes of canvases with masks at their end."""
+    def completed(self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0) -> Path:
+        """What p makes of canvases, and when."""
         if len(canvas) == 0:
-            return canvas
+            return Path(canvas, canvas)
         environment = self._environment(self.model, self.length + self.condition)
-        return sample(environment, LEFT_TO_RIGHT, canvas, seed, first_row=first_row).tokens
+        samples = sample(environment, self.reference, canvas, seed, first_row=first_row)
+        return Path(samples.tokens, samples.written_at)
 
-    def prior(self, rows: int, seed: int, first_row: int = 0) -> Int[Tensor, "row position"]:
+    def prior(self, rows: int, seed: int, first_row: int = 0) -> Path:
         """Samples of p."""
         return self.completed(self.blank(rows, self.length), seed, first_row)
 
-    def pairs(
-        self, rows: int, seed: int, first_row: int = 0
-    ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row given"]]:
+    def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Path, Int[Tensor, "row given"]]:
         """Samples of p as long as text and condition together: each text is an exact sample of the target given what follows."""
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
-        return whole[:, : -self.condition], whole[:, -self.condition :]
+        end = -self.condition
+        return Path(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
 
     def log_phi(self, canvas: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         """log phi of finished rows. FloatingPointError where it is no number, or 0 everywhere."""
@@ -128,46 +109,46 @@ class Source:
             )
         if bool((log_phi == -torch.inf).all()):
             raise FloatingPointError(
-                f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the potential "
-                "(a smaller target.beta), or one that is nowhere 0"
+                f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the "
+                "potential (a smaller target.beta), or one that is nowhere 0"
             )
         return log_phi
 
     def sweep(
-        self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0, proposal: str = "twist",
-        resample: str = "never", exact: Int[Tensor, "filter position"] | None = None, scored: bool = True,
+        self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
+        proposal: str = "twist", resample: str = "never", exact: Path | None = None, scored: bool = True,
     ) -> Swept:  # fmt: skip
         """`samples` sets of `particles` rows. given: what each sample is conditioned on; proposal: twist (q) or base (p);
         resample: never, ess, every; exact: a sample of the target for each, which its first particle follows (multinomial then,
         else systematic); scored: whether phi is asked, of finished rows."""
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
-        proposals: dict[str, Proposal] = {
-            "twist": TwistedTokens(WHERE["leftmost"](), TokenRule(), potential.tilt), "base": PriorTokens(potential.tilt),
-        }  # fmt: skip
+        tilt, rule = potential.tilt, TokenRule()
+        one_at_a_time = TwistedTokens(self.reference.where, rule, tilt, bent=proposal == "twist")
+        joint = proposal == "twist" and not self.model.causal  # position and token together
+        chosen: Proposal = TwistedJoint(rule, tilt) if joint else one_at_a_time
         weights: list[Float64[Tensor, "row"]] = []
 
         def keep(step: Step) -> None:
             weights.append(step.weights.log.flatten())
 
         number = torch.arange(first_sample, first_sample + samples, device=self.prompt.device)
-        path = None if exact is None else Path(exact, self.written_at(exact))
         found: Particles = particle_filter(
-            self._environment(self.twist.sampled(), self.length), proposals[proposal], potential, self.blank(samples, self.length),
-            particles, resample, "systematic" if exact is None else "multinomial", seed, number, path, collect=keep,
+            self._environment(self.twist.sampled(), self.length), chosen, potential, self.blank(samples, self.length),
+            particles, resample, "systematic" if exact is None else "multinomial", seed, number, exact, collect=keep,
         )  # fmt: skip
-        return Swept(
-            found.samples.tokens,
-            torch.stack(weights, 1)[:, :-1],
-            found.weights.log.flatten(),
-            found.log_phi,
-            found.log_z,
-        )
+        path = Path(found.samples.tokens, found.samples.written_at)
+        before_last = torch.stack(weights, 1)[:, :-1]
+        return Swept(path, before_last, found.weights.log.flatten(), found.log_phi, found.log_z)
 
-    def written_at(self, canvas: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
-        """The step that wrote each position, from the left; -1 in the prompt."""
-        steps = torch.arange(-self.first, self.length, device=canvas.device).clamp(min=-1)
-        return steps.expand(canvas.shape)
+    def exact(self, posterior: Posterior) -> tuple[Path, Tensor | None]:
+        """Exact samples of the target as paths, and what they are conditioned on."""
+        device = self.prompt.device
+        rows, none = self.prompt.expand(len(posterior), -1), torch.full((len(posterior), self.first), -1, device=device)
+        path = Path(
+            torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.written_at.to(device)), 1)
+        )
+        return path, None if posterior.given is None else posterior.given.to(device)
 
 
 def collect_posterior(source: Source, count: int, batch: int, seed: int, most: int = 10_000_000) -> Posterior:
@@ -175,7 +156,7 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
 
     most: samples of p after which it is given up. Raises ValueError then, and where phi is no probability.
     """
-    device, tokens, given = source.prompt.device, [], []
+    device, paths, given = source.prompt.device, [], []
     kept = tried = 0
     while kept < count:
         if tried >= most:
@@ -184,13 +165,15 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
                 "samples: give posterior.count=0, or fewer"
             )
         if source.condition:
-            canvas, follows = source.pairs(batch, seed, tried)
+            path, follows = source.pairs(batch, seed, tried)
             given.append(follows)
         else:
-            canvas = source.prior(batch, seed, tried)
+            path = source.prior(batch, seed, tried)
             number = torch.arange(tried, tried + batch, device=device)
             uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
-            canvas = canvas[accepted(source.target.log_phi(canvas), uniform)]
-        tokens.append(canvas[:, source.first :])
-        kept, tried = kept + len(canvas), tried + batch
-    return Posterior(torch.cat(tokens)[:count], torch.cat(given)[:count] if given else None, tried)
+            kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
+            path = Path(path.tokens[kept_rows], path.written_at[kept_rows])
+        paths.append(path)
+        kept, tried = kept + len(path.tokens), tried + batch
+    tokens, written_at = (whole[:count, source.first :] for whole in vars(joined(*paths)).values())
+    return Posterior(tokens, written_at, torch.cat(given)[:count] if given else None, tried)

@@ -45,6 +45,7 @@ class Classifier:
         device = next(self.model.parameters()).device
         limit = getattr(self.model.config, "max_position_embeddings", 512)
         found = []
+        texts = [text or " " for text in texts]  # no text at all is none that it could read
         for start in range(0, len(texts), self.batch):
             encoded = self.tokenizer(
                 texts[start : start + self.batch],
@@ -100,10 +101,6 @@ class ClassTarget:
         logits = self.logits(tokens)
         if logits.shape[1] == 1:
             logits = torch.cat((torch.zeros_like(logits), logits), 1)  # log softmax of (0, r) is log sigmoid of (-r, r)
-        if self.label is not None and not 0 <= self.label < logits.shape[1]:
-            raise ValueError(
-                f"target.label={self.label} and the classifier has {logits.shape[1]} classes; give one from 0 to {logits.shape[1] - 1}"
-            )
         label = given if self.label is None else torch.full_like(tokens[:, 0], self.label)
         assert label is not None
         return self.beta * logits.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
@@ -209,14 +206,22 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
             f"{model.max_length}; shorten the output"
         )
     if kind in ("class", "threshold"):
-        classifier = Texts(model.tokenizer, load_classifier(settings["classifier"], device, settings.get("classes")))
+        loaded = load_classifier(settings["classifier"], device, settings.get("classes"))
+        classifier, label = Texts(model.tokenizer, loaded), settings.get("label")
+        logits = loaded.model.config.num_labels
+        classes = max(2, logits) if kind == "class" else logits
+        if label is not None and not 0 <= label < classes:
+            raise ValueError(
+                f"target.label={label} and the classifier {settings['classifier']} has {classes} classes; give one from 0 to "
+                f"{classes - 1}"
+            )
         if kind == "class":
-            return ClassTarget(classifier, settings.get("label"), beta)
+            return ClassTarget(classifier, label, beta)
         against = settings.get("against")  # the other logit of a difference; None: one logit
 
         def score(tokens: Tensor) -> Tensor:
             logits = classifier(tokens)
-            return logits[:, settings.get("label", 0)] - (0.0 if against is None else logits[:, against])
+            return logits[:, label or 0] - (0.0 if against is None else logits[:, against])
 
         return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
     if kind in ("infilling", "continuation"):

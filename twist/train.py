@@ -1,12 +1,12 @@
-"""Training twists of a causal model: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
+"""Training twists: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
 
-Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO need
-the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of which
-takes its share; weights are normalised over all of them.
+Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO
+need the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of
+which takes its share; weights are normalised over all of them.
 
 What stands for the target (`positives`): sis, samples of q by weight; smc, a particle filter's; exact, samples of the target
-(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs from
-the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
+(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs
+from the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
 features.
 """
 
@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from losses import clipped_policy_loss, gae, value_loss
 from policy.train import Learner
+from samplers.smc import Path
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
@@ -35,11 +36,11 @@ from twist.learning import (
     normalised,
     ppo_rewards,
     prefix_labels,
-    prefixes,
     sixo_loss,
     soft_q_loss,
 )
-from twist.model import TwistModel, densities
+from twist.model import TwistModel
+from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, rows_of
 from twist.sweeps import Source, Swept
 
 POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of classes and of infilling
@@ -64,9 +65,8 @@ def check_method(config: DictConfig) -> None:
         raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
     positives = positives_of(config)
     if positives not in POSITIVES[config.method]:
-        raise ValueError(
-            f"positives={positives!r} is not for method={config.method}; use one of {', '.join(sorted(set(POSITIVES[config.method])))}"
-        )
+        known = ", ".join(sorted(set(POSITIVES[config.method])))
+        raise ValueError(f"positives={positives!r} is not for method={config.method}; use one of {known}")
     batch, particles = config.training.batch_size, config.training.particles
     if config.target.kind != "infilling" and particles != 1:
         raise ValueError(
@@ -88,7 +88,7 @@ def check_method(config: DictConfig) -> None:
 class Rows:
     """Sequences for a loss. weight: of each in the target, of this process's rows; all processes' sum to their number."""
 
-    canvas: Int[Tensor, "row position"]
+    path: Path
     weight: Float[Tensor, "row"]
 
 
@@ -106,6 +106,7 @@ class TwistLearning:
         self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
+        self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.condition else 1
         self.particles = size // self.groups
@@ -122,8 +123,11 @@ class TwistLearning:
 
     def weights(self, log_weight: Tensor) -> Tensor:
         """Of this process's rows, normalised over the batch: all processes' sum to their number, and gradients are averaged."""
-        whole = self.processes.everywhere(log_weight)
-        return (normalised(whole, self.groups)[self.part] * self.processes.world).float()
+        whole = normalised(self.processes.everywhere(log_weight), self.groups)
+        if whole.dim() == 1:
+            own = (whole * self.groups).view(self.groups, -1)
+            self.shown["effective"] = float(own.square().sum(1).reciprocal().mean())
+        return (whole[self.part] * self.processes.world).float()
 
     @property
     def even(self) -> Float[Tensor, "row"]:
@@ -131,7 +135,7 @@ class TwistLearning:
 
     # -------------------------------------------------------------------------------------------------------------- sequences
 
-    def conditions(self, step: int) -> tuple[Tensor | None, Int[Tensor, "group position"] | None]:
+    def conditions(self, step: int) -> tuple[Tensor | None, Path | None]:
         """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
         if not self.source.condition:
             return None, None
@@ -147,34 +151,34 @@ class TwistLearning:
         first = self.processes.part(self.groups).start
         return self.source.sweep(len(given), self.particles, seed, given, first, scored=scored)
 
-    def exact(self, step: int, rows: int) -> Int[Tensor, "row position"]:
+    def exact(self, step: int, rows: int) -> Path:
         """Of the posterior samples, `rows` at random."""
         assert self.posterior is not None
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
-        index = torch.randint(len(self.posterior), (rows,), generator=generator)
-        tokens = self.posterior.tokens[index].to(self.source.prompt.device)
-        return torch.cat((self.source.prompt.expand(rows, -1), tokens), 1)
+        return self.source.exact(self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator)))[
+            0
+        ]
 
-    def target(self, step: int, given: Tensor | None, exact: Tensor | None, drawn: Swept | None) -> Rows:
+    def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
         """Sequences that stand for the target's. drawn: this step's samples of q."""
         if self.positives == "sis":
             assert drawn is not None
-            return Rows(drawn.canvas, self.weights(drawn.log_weight))
+            return Rows(drawn.path, self.weights(drawn.log_weight))
         if self.positives == "exact":
             if exact is None:
-                return Rows(self.exact(step, self.config.training.batch_size)[self.part], self.even)
-            return Rows(exact.repeat_interleave(self.particles, 0), self.even)
+                return Rows(rows_of(self.exact(step, self.config.training.batch_size), self.part), self.even)
+            each = torch.arange(len(exact.tokens), device=exact.tokens.device).repeat_interleave(self.particles)
+            return Rows(Path(exact.tokens[each], exact.written_at[each]), self.even)
         seed, pinned = self.seed(step, "target"), self.positives == "csmc"
         if given is None:  # resampling mixes all rows: every process runs the whole filter, and learns from its part
             pin = self.exact(step, 1) if pinned else None
             swept = self.source.sweep(1, self.particles, seed, resample="every", exact=pin)
             weight = normalised(swept.log_weight)[self.part] * self.processes.world
-            return Rows(swept.canvas[self.part], weight.float())
+            return Rows(rows_of(swept.path, self.part), weight.float())
         first = self.processes.part(self.groups).start
-        swept = self.source.sweep(
-            len(given), self.particles, seed, given, first, resample="every", exact=exact if pinned else None
-        )
-        return Rows(swept.canvas, self.weights(swept.log_weight))
+        pin = exact if pinned else None
+        swept = self.source.sweep(len(given), self.particles, seed, given, first, resample="every", exact=pin)
+        return Rows(swept.path, self.weights(swept.log_weight))
 
     # ---------------------------------------------------------------------------------------------------------------- the pass
 
@@ -182,23 +186,19 @@ class TwistLearning:
         """The condition of each row of a set."""
         return None if given is None else self.twist.encode(given).repeat_interleave(self.particles, 0)
 
-    def log_psi(
-        self, given: Tensor | None, *canvases: Int[Tensor, "row position"]
-    ) -> list[Float[Tensor, "row output"]]:
-        """log psi of every position that was written, of one set of rows or several, in one pass."""
+    def whole(self, given: Tensor | None, paths: tuple[Path, ...]) -> tuple[Path, int, Tensor | None]:
+        """Sets of rows as one, how many steps they took, and the condition of each row."""
         condition = self.encoded(given)
-        every = None if condition is None else condition.repeat(len(canvases), 1)
-        return list(
-            self.twist.log_psi_all(torch.cat(canvases), self.source.first, every).split([len(c) for c in canvases])
-        )
+        return joined(*paths), self.source.length, None if condition is None else condition.repeat(len(paths), 1)
 
-    def seen(self, given: Tensor | None, *canvases: Int[Tensor, "row position"]) -> list[Densities]:
-        """log p, log psi and log mass of them."""
-        condition = self.encoded(given)
-        every = None if condition is None else condition.repeat(len(canvases), 1)
-        whole = Densities(*densities(self.twist, torch.cat(canvases), self.source.first, every))
-        ends = torch.tensor([len(c) for c in canvases]).cumsum(0).tolist()
-        return [whole.take(slice(end - len(c), end)) for c, end in zip(canvases, ends, strict=True)]
+    def log_psi(self, given: Tensor | None, *paths: Path) -> list[Float[Tensor, "row step"]]:
+        """log psi of every step, of one set of rows or several, in one pass."""
+        return list(path_log_psi(self.twist, *self.whole(given, paths)).chunk(len(paths)))
+
+    def seen(self, given: Tensor | None, *paths: Path) -> list[Densities]:
+        """log p, log psi and log mass of them; sets of the same size."""
+        whole = path_densities(self.twist, *self.whole(given, paths))
+        return [whole.take(slice(start, start + self.rows)) for start in range(0, len(paths) * self.rows, self.rows)]
 
     # ---------------------------------------------------------------------------------------------------------------- methods
 
@@ -209,107 +209,98 @@ class TwistLearning:
             return self.ppo(step, given)
         loss = getattr(self, self.config.method)(step, given, exact)
         loss.backward()
-        return {"loss": float(loss.detach()), **self.learner.update()}
+        return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
 
-    def ctl(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+    def ctl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, self.positives == "sis")
         positive = self.target(step, given, exact, drawn)
-        same = positive.canvas is drawn.canvas  # one pass over them then serves both
-        psi = self.log_psi(given, *([drawn.canvas] if same else [positive.canvas, drawn.canvas]))
+        same = positive.path is drawn.path  # one pass over them then serves both
+        psi = self.log_psi(given, *([drawn.path] if same else [positive.path, drawn.path]))
         last = (drawn.log_weight - drawn.log_phi).unsqueeze(1) + psi[-1][:, -1:].detach()
         return contrastive_loss(psi[0], positive.weight, psi[-1], self.weights(torch.cat((drawn.prefix, last), 1)))
 
-    def rl(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+    def rl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, True)
         if self.positives == "none":
-            (seen,) = self.seen(given, drawn.canvas)
+            (seen,) = self.seen(given, drawn.path)
             return soft_q_loss(seen.log_psi, seen.log_mass, drawn.log_phi.float(), self.even)
         positive = self.target(step, given, exact, drawn)
         each = None if given is None else given.repeat_interleave(self.particles, 0)
-        of_q, of_target = self.seen(given, drawn.canvas, positive.canvas)
+        of_q, of_target = self.seen(given, drawn.path, positive.path)
         loss = soft_q_loss(of_q.log_psi, of_q.log_mass, drawn.log_phi.float(), self.even)
-        log_phi = self.source.log_phi(positive.canvas, each)
+        log_phi = self.source.log_phi(positive.path.tokens, each)
         return loss + soft_q_loss(of_target.log_psi, of_target.log_mass, log_phi, positive.weight)
 
-    def sixo(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+    def sixo(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
         negative = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
-        of_target, of_model = self.log_psi(given, positive.canvas, negative)
+        of_target, of_model = self.log_psi(given, positive.path, negative)
         return sixo_loss(of_target, positive.weight, of_model, self.even)
 
-    def fudge(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+    def fudge(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         each = None if given is None else given.repeat_interleave(self.particles, 0)
         drawn = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
-        log_phi = self.source.log_phi(drawn, each)
+        log_phi = self.source.log_phi(drawn.tokens, each)
         if float(log_phi.max()) > 1e-6:
             raise ValueError(
-                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential that "
-                "stays below 1, or another method"
+                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential "
+                "that stays below 1, or another method"
             )
         if self.positives == "none":
             (psi,) = self.log_psi(given, drawn)
             return fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
         positive = self.target(step, given, exact, None)
-        label = self.labels(step, positive.canvas, each)
-        psi, of_target = self.log_psi(given, drawn, positive.canvas)
+        label = self.labels(step, positive.path, each)
+        psi, of_target = self.log_psi(given, drawn, positive.path)
         return 0.5 * (
             fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
             + fudge_loss(of_target, label, positive.weight)
         )
 
     @torch.no_grad()
-    def labels(
-        self, step: int, canvas: Int[Tensor, "row position"], each: Tensor | None
-    ) -> Float[Tensor, "row output"]:
-        """log phi of what p makes of every prefix of the rows; a rollout for each, of what follows the token that is scored."""
-        first, length = self.source.first, self.source.length
-        blanks = prefixes(canvas[:, first:], self.source.model.mask_id)
-        blanks = torch.cat((self.source.prompt.expand(len(blanks), -1), blanks), 1)
-        rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * (length - 1))
-        of_rollouts = None if each is None else each.repeat_interleave(length - 1, 0)
-        every = torch.cat((rolled, canvas))
-        whole = self.source.target.log_phi(
-            every, None if each is None or of_rollouts is None else torch.cat((of_rollouts, each))
-        )
+    def labels(self, step: int, path: Path, each: Tensor | None) -> Float[Tensor, "row step"]:
+        """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the
+        token that is scored."""
+        states = self.source.length - 1
+        blanks = canvases(path, self.source.model.mask_id, 1, states + 1)
+        rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * states).tokens
+        given = None if each is None else torch.cat((each.repeat_interleave(states, 0), each))
+        whole = self.source.target.log_phi(torch.cat((rolled, path.tokens)), given)
         return prefix_labels(whole[: len(rolled)], whole[len(rolled) :])
 
-    def dpg(self, step: int, given: Tensor | None, exact: Tensor | None) -> Tensor:
+    def dpg(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
-        (seen,) = self.seen(given, positive.canvas)
+        (seen,) = self.seen(given, positive.path)
         return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
 
     def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
-        """Clipped updates on one set of samples, advantages by a value head; every token earns log p - log q, the last log phi."""
+        """Clipped updates on one set of samples, advantages by a value head; every step earns log p - log q, the last log phi."""
         settings, length, value = self.config.ppo, self.source.length, self.value
         assert value is not None
         drawn = self.proposed(step, given, True)
-        row = torch.arange(self.rows, device=drawn.canvas.device).repeat_interleave(length)
+        row = torch.arange(self.rows, device=drawn.path.tokens.device).repeat_interleave(length)
         place = torch.arange(length, device=row.device).repeat(self.rows)
         weight = torch.full((len(row),), 1 / len(row), device=row.device)
 
         def valued() -> Float[Tensor, "step"]:
             """The features stand still: the value head alone learns from its loss."""
             with torch.no_grad():
-                features, condition = (
-                    self.twist.features(drawn.canvas, self.source.first).flatten(0, 1),
-                    self.encoded(given),
-                )
-                inputs = (
-                    features if condition is None else torch.cat((features, condition.repeat_interleave(length, 0)), 1)
-                )
+                features = path_features(self.twist, drawn.path, length)
+                condition = each_step(self.encoded(given), length)
+                inputs = features if condition is None else torch.cat((features, condition), 1)
             return value(inputs).squeeze(1)
 
         with torch.no_grad():
-            (old,) = self.seen(given, drawn.canvas)
+            (old,) = self.seen(given, drawn.path)
             rewards = ppo_rewards(old.log_p, old.log_q, drawn.log_phi.float())
             advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
             _, mean, deviation = self.processes.moments(advantage)
             advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
         metrics: dict[str, float] = {"log_weight": float(rewards.sum(1).mean())}
         for _ in range(settings.epochs):
-            (seen,) = self.seen(given, drawn.canvas)
+            (seen,) = self.seen(given, drawn.path)
             policy = clipped_policy_loss(seen.log_q.flatten(), old_log_q, advantage, weight, settings.clip)
             loss = policy + settings.value_weight * value_loss(valued(), goal, weight)
             loss.backward()

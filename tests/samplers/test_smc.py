@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from samplers.loop import Strategy
-from samplers.smc import Diagnostics, Path, Plain, particle_filter
+from samplers.smc import Diagnostics, Finish, Path, Plain, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
-from tests.enumerable import TableLM, dependent_joint, from_joint
+from tests.enumerable import TableLM, dependent_joint, exact_law, from_joint
 from tests.every_draw import every_run
 
 
@@ -246,3 +247,69 @@ def test_a_constant_a_step_in_log_psi_changes_nothing_and_phi_scales_z():
     twist.psi = twist.psi + 2.0 * ~partial
     assert torch.equal(run().samples.tokens, before.samples.tokens)
     assert torch.allclose(run().log_z, before.log_z + 2.0, atol=1e-12)
+
+
+def test_best_of_n_and_importance_sampling_are_settings():
+    model, twist, _, steps, proposal = case("causal base")
+    potential = Finish(lambda tokens, rows: twist.final(tokens, rows))
+    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, blank(model, 40), 6, "never")
+    log_phi = twist.psi[model.state(found.samples.tokens)]
+    assert torch.equal(found.log_phi, log_phi)
+    assert torch.equal(found.weights.log.flatten(), log_phi)
+    assert torch.equal(log_phi[found.best()], log_phi.view(40, 6).amax(1))
+    assert torch.allclose(found.log_z, log_phi.view(40, 6).logsumexp(1) - log(6))
+    drawn = found.drawn(Draws(0))
+    assert ((drawn // 6) == torch.arange(40)).all()
+
+
+@pytest.mark.parametrize(
+    "name, steps", [("direct", 2), ("confidence", 2), ("threshold", 4), ("entropy_bound", 4), ("random", 3)]
+)
+def test_any_strategy_of_the_core_is_wrapped(name, steps):
+    """Rows finish at steps of their own; log Z and what is drawn by weight are those of the strategy's own law."""
+    table, psi = tables(3, 3, 4)
+    model = TableLM(table)
+    psi = (
+        psi / 4
+    )  # wilder ones are as unbiased, and few of the filters then tell of the states that they think little of
+    setting = {"threshold": {"threshold": 0.6}, "entropy_bound": {"bound": 1.2}}.get(name, {})
+    law, rule = exact_law(model, name, steps, **setting), WHERE[name](**setting)
+    twist = TableTwist(model, psi)
+    truth = sum(p * exp(float(psi[model.state(torch.tensor([tokens]))])) for tokens, p in law.items())
+    canvas = torch.full((3000, 3), model.mask_id)
+    found = particle_filter(
+        UnmaskingEnvironment(model, steps), Plain(Strategy(rule, TokenRule())), twist, canvas, 6, "ess"
+    )
+    z = found.log_z.exp()
+    assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
+    assert (found.samples.tokens != model.mask_id).all()
+    assert torch.equal(found.samples.written_at.amax(1) + 1, found.samples.steps)
+    drawn = found.samples.tokens[found.drawn(Draws(0))]
+    for tokens, p in law.items():  # Zhat times what is drawn has no bias, for any number of particles
+        each = z * (drawn == torch.tensor(tokens)).all(1)
+        exact = p * exp(float(psi[model.state(torch.tensor([tokens]))]))
+        assert abs(float(each.mean()) - exact) < 4.5 * float(each.std()) / 3000**0.5 + 1e-3 * truth
+
+
+def test_a_row_does_not_know_its_batch():
+    model, twist, _, steps, proposal = case("causal twisted")
+    canvas = blank(model, 6)
+    whole = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, canvas, 5)
+    ids = torch.tensor([4, 1])
+    some = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, canvas[:2], 5, sample_id=ids)
+    assert torch.equal(some.samples.tokens, whole.samples.tokens.view(6, 5, 2)[ids].flatten(0, 1))
+    assert torch.equal(some.log_z, whole.log_z[ids])
+
+
+def test_dead_particles_are_named_by_their_step():
+    model, twist, _, steps, proposal = case("causal base")
+    twist.psi = torch.where(torch.arange(9) % 3 == 2, -torch.inf, twist.psi)
+    with pytest.raises(FloatingPointError, match="step 1: all 4 particles of 2 of 2 samples"):
+        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
+    twist.psi = torch.where(torch.arange(9) % 3 == 2, 0.0, torch.nan)
+    with pytest.raises(FloatingPointError, match="step 2: the log potential of 8 of 8 particles is NaN"):
+        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
+    with pytest.raises(ValueError, match="compared at one length"):
+        particle_filter(UnmaskingEnvironment(model, steps, stop_id=0), proposal, twist, blank(model), 4)
+    with pytest.raises(ValueError, match="particles=0 must be at least 1"):
+        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model), 0)

@@ -16,10 +16,12 @@ import policy.train
 import run_train_dlm
 import run_train_policy
 import run_train_rl
+import run_train_twist
 from rewards.rules import RewardOutput
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm, "train_rl": run_train_rl}
+SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm, "train_rl": run_train_rl,
+           "train_twist": run_train_twist}  # fmt: skip
 
 
 def half_constant(rollout):
@@ -46,7 +48,9 @@ def run(case: dict, rank: int, directory: Path) -> None:
     train, rollout = script.train, policy.train.rollout
     seen = {"forwards": 0}
 
-    def kept(model, *rest):
+    def kept(learnt, *rest):
+        model = learnt.source.model if case["script"] == "train_twist" else learnt
+
         def counted(forward):
             def counting(*arguments, **settings):
                 seen["forwards"] += 1
@@ -57,8 +61,9 @@ def run(case: dict, rank: int, directory: Path) -> None:
         for name in ("hidden_rows", "hidden_spans"):
             if hasattr(model, name):
                 setattr(model, name, counted(getattr(model, name)))
-        network = rest[0] if case["script"] == "train_policy" else model
-        train(model, *rest)
+        networks = {"train_policy": lambda: rest[0], "train_twist": lambda: learnt.learner.network}
+        network = networks.get(case["script"], lambda: model)()
+        train(learnt, *rest)
         weights = [p.detach().clone() for p in network.parameters()]
         local = [p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.backbone.parameters()]
         torch.save({"weights": weights, "backbone": sum(local), **seen}, directory / f"{case['name']}.{rank}.pt")

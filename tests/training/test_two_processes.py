@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.training import ranks
+from tests.twist.tiny import causal
 from training.processes import Processes
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,10 @@ SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzz
 RL = ["reward=right", "reward.functions=[correct_minus_cost]", "reward.alpha=1.0", "eval.batch_size=4", "rl.batch_size=8",
       "rl.group_size=2", "rl.ppo_epochs=2", "sampling.strategy=threshold", "sampling.threshold=0.4", "data.steps=2",
       "data.answer_length=6"]  # fmt: skip
+CONTINUATION = ["target=continuation", "target.text=' a'"]  # a target without conditions
+TWIST = ["dlm.path=TINY", "prompt=Once", "length=3", "training.batch_size=8", "training.epochs=1", "training.updates_per_epoch=2",
+         "training.log_freq=1", "posterior.count=8", "posterior.batch=8", "eval.samples=4", "eval.particles=[2]", "eval.sweeps=1",
+         "eval.texts=0", "device=cpu", "wandb.mode=disabled", *STEPS]  # fmt: skip
 CASES = {
     "grpo": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "algorithm.warm_start.updates=1"],
     "budgets": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "sampling.budgets=[2,4,6]"],
@@ -53,6 +58,12 @@ CASES = {
                "model.n_heads=2", "model.dropout=0.0", "data.base_grids=5", "data.valid_grids=4", "loss=k_DCE"],
     "causal": ["experiment=stories_causal", *STEPS, *SHORT, "training.batch_size=4", "model.hidden_size=16",
                "model.n_blocks=1", "model.n_heads=2", "model.dropout=0.0", "data.train=STORIES", "data.valid=STORIES"],
+    "twist_ctl": [*TWIST, "method=ctl", "training.particles=2"],
+    "twist_sixo": [*TWIST, "method=sixo", "positives=smc", "training.particles=2"],
+    "twist_rest": [*TWIST, "method=dpg", "twist.trunk=separate"],
+    "twist_ppo": [*TWIST, "method=ppo"],
+    "twist_sis": [*TWIST, "method=ctl", *CONTINUATION],
+    "twist_smc": [*TWIST, "method=sixo", *CONTINUATION],
 }  # fmt: skip
 
 
@@ -60,15 +71,17 @@ CASES = {
 def finished(tmp_path_factory):
     """(of two processes, of one): directories with what each case ended with."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
+    tiny = causal(two / "tiny")
     stories = two / "stories.jsonl"
     stories.write_text("".join(json.dumps({"text": f"Story {n} " * (n + 3)}) + "\n" for n in range(12)))
     sockets = [socket.socket() for _ in CASES]
     for free in sockets:
         free.bind(("127.0.0.1", 0))
     cases = [
-        {"name": name, "script": "train_rl" if name.startswith("rl_") else "train_dlm" if name in ("chain", "boards", "causal")
+        {"name": name, "script": "train_rl" if name.startswith("rl_") else
+         "train_twist" if name.startswith("twist_") else "train_dlm" if name in ("chain", "boards", "causal")
          else "train_policy",
-         "overrides": [o.replace("STORIES", str(stories)) for o in overrides], "port": str(free.getsockname()[1]),
+         "overrides": [o.replace("STORIES", str(stories)).replace("TINY", str(tiny)) for o in overrides], "port": str(free.getsockname()[1]),
          "half_constant": name == "half_constant"}
         for (name, overrides), free in zip(CASES.items(), sockets, strict=True)
     ]  # fmt: skip

@@ -142,7 +142,7 @@ ORIGIN = Origin((3, 1), 4, "weights", "toxicity, class 0")
 
 @pytest.fixture
 def file(tmp_path):
-    posterior = Posterior(torch.arange(8).view(2, 4), torch.tensor([[7], [8]]), 50)
+    posterior = Posterior(torch.arange(8).view(2, 4), torch.arange(4).expand(2, 4), torch.tensor([[7], [8]]), 50)
     posterior.save(tmp_path / "deep" / "posterior.safetensors", ORIGIN)
     return tmp_path / "deep" / "posterior.safetensors"
 
@@ -154,6 +154,7 @@ def test_exact_samples_come_back(file):
         and again.given.tolist() == [[7], [8]]
         and again.tried == 50
     )
+    assert again.written_at.tolist() == [[0, 1, 2, 3]] * 2
     assert len(again) == 2 and again.rows(slice(1, 2)).given.tolist() == [[8]]
 
 

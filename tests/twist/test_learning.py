@@ -18,7 +18,6 @@ from twist.learning import (
     ppo_rewards,
     prefix_labels,
     prefix_log_weights,
-    prefixes,
     sixo_loss,
     soft_q_loss,
 )
@@ -145,10 +144,13 @@ def test_resampling_by_twists_of_the_proposal_only_is_refused():
     assert IDENTIFIED.keys() == set(LOSSES)
     for method in LOSSES:
         if method not in PROPOSAL_ONLY:
-            check_resampling(method)
+            check_resampling(method, "RUN")
             continue
-        with pytest.raises(ValueError, match=f"learnt by {method} identify the proposal only .* without resampling"):
-            check_resampling(method)
+        with pytest.raises(
+            ValueError,
+            match=f"the twist RUN was learnt by {method}, which identifies the proposal only .*--resample never",
+        ):
+            check_resampling(method, "RUN")
 
 
 # ------------------------------------------------------------------------------------------------ (c) gradients
@@ -206,10 +208,7 @@ def test_a_factor_a_prefix_changes_the_weights_of_particles_and_not_the_proposal
 # ------------------------------------------------------------------------------------------------ FUDGE on target samples
 
 
-def test_prefixes_and_their_labels():
-    tokens = torch.tensor([[3, 1, 2], [0, 2, 2]])
-    assert prefixes(tokens, 9).tolist() == [[3, 9, 9], [3, 1, 9], [0, 9, 9], [0, 2, 9]]
-    assert prefixes(tokens[:, :1], 9).shape == (0, 1)
+def test_labels_of_prefixes_and_of_rows():
     labels = prefix_labels(torch.tensor([-1.0, -2.0, -3.0, -4.0]), torch.tensor([-5.0, -6.0]))
     assert labels.tolist() == [[-1, -2, -5], [-3, -4, -6]]
 

@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import run_train_twist
+from load_model import build_model, save_model
 
 ROOT = Path(__file__).parents[2]
 LETTERS = "abcdefgh ,.wOnctimeuphrIbougstd"
@@ -44,6 +45,18 @@ def causal(directory: Path, kind: str = "llama", spread: float = 2.0) -> Path:
                 parameter.normal_(0, spread * 16**-0.5)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def masked(directory: Path) -> Path:
+    """A masked model of such text."""
+    tokenizer = letters()
+    torch.manual_seed(5)
+    shape = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0, "length": 24}
+    config = {"tokens": len(tokenizer), "model": shape, "noise": {"type": "loglinear"}}
+    model, _ = build_model(config, "float32", tokenizer)
+    torch.nn.init.normal_(model.backbone.output_layer.linear.weight, std=0.5)
+    save_model(model, config, directory, torch.float32)
     return directory
 
 

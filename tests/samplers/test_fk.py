@@ -1,0 +1,96 @@
+"""Feynman-Kac steering: the three potentials by hand, what is expected of a state, and log Z without bias."""
+
+from itertools import product
+from math import exp, log
+
+import pytest
+import torch
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.observation import Decision
+from samplers.fk import Steering
+from samplers.loop import Strategy
+from samplers.smc import Plain, particle_filter
+from samplers.where import WHERE
+from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint
+
+
+def reward(tokens):
+    return (tokens.float() @ torch.linspace(0.2, 1.0, tokens.shape[1])) / 3
+
+
+@pytest.mark.parametrize("name", ["difference", "max", "sum"])
+def test_the_potentials_are_products_of_those_of_the_steps(name):
+    rewards = torch.tensor([[1, 3, 2], [2, 0, 1]])  # the reward of a beginning is its last token
+    steering = Steering(lambda tokens: tokens[:, -1].float(), 0.5, name)
+    environment = UnmaskingEnvironment(RandomLM(4, causal=True), 4)
+    environment.reset(torch.full((2, 4), 4))
+    total = torch.zeros(2, dtype=torch.float64)
+    for step in range(3):
+        order = (torch.arange(4) == step).long().expand(2, -1)
+        zeros = torch.zeros(2)
+        observation = environment.step(Decision(order, order * rewards[:, step : step + 1], zeros, zeros))
+        so_far = rewards[:, : step + 1]
+        log_g = {
+            "difference": so_far[:, -1] - (so_far[:, -2] if step else 0), "max": so_far.amax(1), "sum": so_far.sum(1),
+        }[name]  # fmt: skip
+        total = total + 0.5 * log_g.double()
+        assert torch.allclose(steering.log_psi(observation).double(), total)
+        if step == 1:  # the second particle becomes the first one's child
+            child = torch.tensor([0, 0])
+            steering.select(child)
+            environment.select(child)
+            rewards, total = rewards[child], total[child]
+
+
+def test_a_canvas_is_expected_to_be_as_good_as_its_completions():
+    model = from_joint(dependent_joint(3, 3, seed=1))
+    environment = UnmaskingEnvironment(model, 3)
+    canvas = torch.tensor([[1, 3, 3]]).expand(2, -1)
+    observation = environment.reset(canvas)
+    p_of = model.log_probs(canvas[:1])[0].detach().exp()
+    texts = list(product(range(3), repeat=2))
+    chances = [float(p_of[1, a] * p_of[2, b]) for a, b in texts]
+    rewards = [float(reward(torch.tensor([[1, a, b]]))) for a, b in texts]
+    exact = log(sum(chance * exp(value) for chance, value in zip(chances, rewards, strict=True)))
+    found = Steering(reward, completions=400).expected(observation)
+    assert (found - exact).abs().max() < 0.08
+    assert environment.forwards == 1  # and the next step reads what was read
+    observation.read(observation.writable)
+    assert environment.forwards == 1
+
+
+@pytest.mark.parametrize("resample", ["every", "ess"])
+@pytest.mark.parametrize("name", ["difference", "max", "sum"])
+def test_log_z_is_that_of_the_strategy_whatever_the_potential(name, resample):
+    model = from_joint(dependent_joint(3, 3, seed=2))
+    law = exact_law(model, "confidence", 2)
+    truth = sum(p * exp(1.5 * float(reward(torch.tensor([tokens])))) for tokens, p in law.items())
+    canvas = torch.full((3000, 3), model.mask_id)
+    steering = Steering(reward, 1.5, name, completions=2)
+    base = Plain(Strategy(WHERE["confidence"](), TokenRule()))
+    found = particle_filter(UnmaskingEnvironment(model, 2), base, steering, canvas, 4, resample)
+    z = found.log_z.exp()
+    assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
+
+
+def test_a_causal_model_is_steered_by_beginnings_every_few_steps():
+    model = RandomLM(4, causal=True)
+    seen = []
+
+    def beginning(tokens):
+        seen.append(tokens.shape[1])
+        assert (tokens != model.mask_id).all()
+        return reward(tokens)
+
+    base = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
+    canvas = torch.full((2, 9), model.mask_id)
+    particle_filter(UnmaskingEnvironment(model, 9), base, Steering(beginning, 2.0), canvas, 4, "every", interval=3)
+    assert seen == [3, 6, 9]
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="potential='mean' is unknown; use one of difference, max, sum"):
+        Steering(reward, potential="mean")
+    with pytest.raises(ValueError, match="completions=0 must be at least 1"):
+        Steering(reward, completions=0)

@@ -1,0 +1,251 @@
+"""Sweeps, paths and bounds on models that can be enumerated; and the six methods, from samples to the target, through what trains."""
+
+from itertools import permutations, product
+from math import exp
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import CausalLM
+from samplers.smc import Path, particle_filter
+from samplers.twisted import TwistedTokens
+from samplers.where import WHERE
+from tests.enumerable import random_radd
+from tests.every_draw import every_run
+from tests.samplers.test_smc import blank, case, log_z_of, paths
+from tests.twist.tiny import ROOT
+from training.processes import ALONE
+from twist.bounds import Origin, model_digest
+from twist.evaluate import evaluate, exact_log_weights, proposal_samples
+from twist.learning import final_log_weight, prefix_log_weights
+from twist.model import TwistModel
+from twist.paths import canvases, path_densities, path_log_psi, picks
+from twist.sweeps import Source, collect_posterior
+from twist.train import TwistLearning, new_learner, new_value_head
+
+KINDS = ("causal", "masked")
+
+
+class TableTarget:
+    """log phi of what is written, looked up; a probability. given: moves it."""
+
+    def __init__(self, vocabulary, length, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.nn.functional.logsigmoid(3 * torch.randn(vocabulary**length, generator=generator))
+        self.powers, self.length = vocabulary ** torch.arange(length - 1, -1, -1), length
+
+    def log_phi(self, tokens, given=None):
+        number = (tokens[:, -self.length :] * self.powers).sum(1)
+        return self.table[number if given is None else (number + given[:, 0]) % len(self.table)]
+
+
+def new_source(kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="separate", seed=0, spread=0.0):
+    torch.manual_seed(seed)
+    if kind == "causal":
+        config = AutoConfig.for_model(
+            "llama", vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        backbone = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.5)
+        model = CausalLM(backbone, 0).requires_grad_(False).eval()
+    else:
+        model = random_radd(width=16, vocabulary=vocabulary, blocks=1, length=8)
+    twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none")
+    if spread:
+        torch.nn.init.normal_(twist.head.last.weight, std=spread)
+    return Source(twist, TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
+
+
+def all_paths(source, vocabulary=4):
+    """Every path from the prompt on."""
+    length, first = source.length, source.first
+    orders = [tuple(range(length))] if source.model.causal else list(permutations(range(length)))
+    rows = [(tokens, order) for tokens in product(range(vocabulary), repeat=length) for order in orders]
+    tokens = torch.tensor([[*source.prompt.tolist(), *tokens] for tokens, _ in rows])
+    return Path(tokens, torch.tensor([[-1] * first + list(order) for _, order in rows]))
+
+
+def exact_kls(source):
+    """(log Z, KL(q || sigma), KL(sigma || q)) over all paths."""
+    path = all_paths(source)
+    with torch.no_grad():
+        seen = path_densities(source.twist, path, source.length)
+    log_p, log_q = (x.double().sum(1) for x in (seen.log_p, seen.log_q))
+    assert abs(float(log_p.exp().sum()) - 1) < 1e-5 and abs(float(log_q.exp().sum()) - 1) < 1e-5
+    target = log_p + source.target.log_phi(path.tokens)
+    log_z = target.logsumexp(0)
+    log_sigma = target - log_z
+    return (
+        float(log_z),
+        float((log_q.exp() * (log_q - log_sigma)).sum()),
+        float((log_sigma.exp() * (log_sigma - log_q)).sum()),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+def test_states_of_a_path():
+    path = Path(torch.tensor([[7, 1, 2, 3]]), torch.tensor([[-1, 2, 0, 1]]))
+    assert canvases(path, 9, 0, 3).tolist() == [[7, 9, 9, 9], [7, 9, 2, 9], [7, 9, 2, 3]]
+    assert canvases(path, 9, 1, 3).tolist() == [[7, 9, 2, 9], [7, 9, 2, 3]]
+    assert picks(path, 3).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_densities_are_those_of_the_law_written_out(kind):
+    """Over all that a state can become q sums to one (`exact_kls`), and the mass is the sum of p psi."""
+    source = new_source(kind, spread=1.0)
+    exact_kls(source)
+    path = all_paths(source)
+    path = Path(path.tokens[::7], path.written_at[::7])
+    with torch.no_grad():
+        seen, psi = path_densities(source.twist, path, 3), path_log_psi(source.twist, path, 3)
+        torch.testing.assert_close(seen.log_psi, psi, atol=1e-5, rtol=1e-5)
+        before, masks = canvases(path, source.model.mask_id, 0, 3), None
+        masks = before == source.model.mask_id
+        if kind == "causal":
+            first = masks.long().argmax(1)
+            masks = torch.zeros_like(masks).scatter(1, first.unsqueeze(1), True)
+        read = [source.model.hidden(before, masks), source.twist.reader.hidden(before, masks)]
+        log_p, log_psi = source.model.head(read[0]).log_softmax(1), source.twist.log_psi_next(read[1])
+        each = (log_p + log_psi).logsumexp(1).exp()
+        mass = torch.zeros(len(before)).index_add(0, masks.nonzero()[:, 0], each) / masks.sum(1)
+    torch.testing.assert_close(seen.log_mass.flatten(), mass.log(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "condition"), [("causal", 0), ("causal", 1), ("masked", 0)])
+def test_what_a_sweep_weighs_is_what_one_pass_says_afterwards(kind, condition):
+    source = new_source(kind, condition=condition, spread=1.0)
+    given = torch.tensor([[1], [3]]) if condition else None
+    swept = source.sweep(2, 5, 11, given)
+    each = None if given is None else given.repeat_interleave(5, 0)
+    with torch.no_grad():
+        encoded = None if each is None else source.twist.encode(each)
+        seen = path_densities(source.twist, swept.path, 3, encoded)
+    log_phi = source.target.log_phi(swept.path.tokens, each)
+    torch.testing.assert_close(swept.log_phi.float(), log_phi)
+    final = final_log_weight(seen.log_p, seen.log_q, log_phi)
+    torch.testing.assert_close(swept.log_weight.float(), final, atol=1e-4, rtol=1e-4)
+    before_last = prefix_log_weights(seen.log_p, seen.log_q, seen.log_psi)[:, :-1]
+    torch.testing.assert_close(swept.prefix.float(), before_last, atol=1e-4, rtol=1e-4)
+    assert len(torch.unique(swept.path.tokens, dim=0)) > 2
+    unscored = source.sweep(2, 5, 11, given, scored=False)
+    assert torch.equal(unscored.path.tokens, swept.path.tokens) and not unscored.log_phi.any()
+
+
+def test_rows_do_not_depend_on_who_draws_them():
+    source = new_source("causal", spread=1.0)
+    whole = source.sweep(1, 6, 5)
+    parts = [source.sweep(1, 3, 5, None, rank) for rank in (0, 1)]
+    assert torch.equal(whole.path.tokens, torch.cat([part.path.tokens for part in parts]))
+    assert torch.equal(source.prior(6, 5).tokens[4:], source.prior(2, 5, 4).tokens)
+
+
+# ------------------------------------------------------------------------------------------------ (e)-(g) the base proposal
+
+
+@pytest.mark.parametrize(
+    ("kind", "resample"), [("causal twisted", "every"), ("causal twisted", "ess"), ("masked joint", "every")]
+)
+def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypatch):
+    model, twist, name, steps, _ = case(kind)
+    proposal = TwistedTokens(WHERE[name](), TokenRule(), twist.tilt, bent=False)
+    law = paths(model, name, steps)
+    z = exp(log_z_of(model, twist, law))
+
+    def run(draws, given=None, scheme="systematic"):
+        environment = UnmaskingEnvironment(model, steps)
+        return particle_filter(
+            environment, proposal, twist, blank(model), 2, resample, scheme, draws=draws, given=given
+        )
+
+    runs = every_run(run, monkeypatch)
+    assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - z) < 1e-12
+    if kind != "causal twisted" or resample != "every":
+        return
+    inverse = 0.0
+    for (tokens, written_at), p in law.items():
+        sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / z
+        given = Path(torch.tensor([tokens]), torch.tensor([written_at]))
+        pinned = every_run(lambda draws, own=given: run(draws, own, "multinomial"), monkeypatch, pinned=True)
+        inverse += sigma * sum(q * exp(-float(found.log_z)) for q, found in pinned)
+    assert abs(inverse - 1 / z) < 1e-12 / z
+
+
+@pytest.mark.parametrize("proposal", ["twist", "base"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_by_monte_carlo_hold_from_both_sides(kind, proposal):
+    source = new_source(kind, spread=0.7)
+    log_z = exact_kls(source)[0]
+    sweeps = 2000
+    posterior = collect_posterior(source, sweeps, 2000, seed=3)
+    exact, _ = source.exact(posterior)
+    for resample in ("every", "ess", "never"):
+        below = source.sweep(sweeps, 5, 21, proposal=proposal, resample=resample).log_z
+        above = source.sweep(sweeps, 5, 22, proposal=proposal, resample=resample, exact=exact).log_z
+        for ratio in ((below - log_z).exp(), (log_z - above).exp()):
+            assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / sweeps**0.5
+        assert float(below.mean()) < log_z < float(above.mean())
+
+
+# ------------------------------------------------------------------------------------------------ an evaluation, and training
+
+
+def settings(*words):
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        return compose("train_twist", [f"length={3}", "target=sentiment", *words])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_meets_the_exact_numbers(kind):
+    source = new_source(kind, spread=0.7)
+    log_z, forward, backward = exact_kls(source)
+    posterior = collect_posterior(source, 4000, 4000, seed=3)
+    weights, _ = proposal_samples(source, 4000, seed=5)
+    exact = exact_log_weights(source, posterior)
+    for values, expected in ((weights, log_z - forward), (exact, log_z + backward)):
+        assert abs(float(values.mean()) - expected) < 4.5 * float(values.std()) / 4000**0.5
+    record = evaluate(
+        source, posterior, settings("eval.particles=[64]", "eval.sweeps=20", "eval.samples=500").eval, "ctl", 0
+    )
+    assert record["log_z"] == pytest.approx(log_z, abs=0.1) and record["log_z_by"] in ("iwae", "smc")
+    assert record["kl_q_sigma"]["value"] == pytest.approx(forward, abs=0.3)
+    assert {
+        bound["kind"] for bound in evaluate(source, None, settings("eval.particles=[2]").eval, "dpg", 0)["bounds"]
+    } == {"iwae"}
+
+
+LEARN = {"ctl": [], "rl": [], "sixo": [], "fudge": [], "dpg": [], "ppo": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", LEARN)
+def test_from_samples_to_the_target(method, kind):
+    config = settings(f"method={method}", "optim.lr=1e-2", "training.batch_size=100", "training.epochs=1",
+                      "training.updates_per_epoch=300", "training.n_iters=300", "optim.schedule=cosine")  # fmt: skip
+    source = new_source(kind)
+    source.twist.head.bounded = method == "fudge"
+    value = new_value_head(source.twist, config)
+    learning = TwistLearning(source, new_learner(source.twist, value, config, ALONE), value, config)
+    start = exact_kls(source)
+    for step in range(300):
+        learning.iteration(step)
+    _, forward, backward = exact_kls(source)
+    assert min(start[1:]) > 0.1 and forward < 1e-2 and backward < 1e-2
+
+
+def test_origins_differ_by_model():
+    one, other = new_source("causal"), new_source("causal", seed=1)
+    digests = [model_digest(source.model) for source in (one, other)]
+    assert digests[0] != digests[1] and Origin((), 3, digests[0], "").differs(Origin((), 3, digests[1], "")) == [
+        "model"
+    ]
