@@ -1,6 +1,6 @@
 """Chain arithmetic with an optional scratchpad: a reasoning task small enough to train on in minutes, with an exact checker.
 
-    3 A +2 B *3 C -1 D *5 ?      A 5 C 0 = 0 <eos> <eos> ...
+    3 A +1 B *3 C +1 D *2 ?      A 4 C 6 = 5 <eos> <eos> ...
 
 The prompt is a start value and labelled steps, all modulo MODULUS; a step is one token, so that what has to be learnt is a table
 of a value and a step. The answer's text gives some of the running values, each step with probability `keep`, then `=` and the
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 MODULUS = 7
-STEPS = ("+1", "+2", "+3", "-1", "*2", "*3", "*4", "*5")
+STEPS = ("+1", "+3", "*2", "*3")
 LABELS = "ABCDEFGH"
 WORDS = [*map(str, range(MODULUS)), *STEPS, *LABELS, "?", "=", "<eos>", "<mask>"]
 IDS = {word: number for number, word in enumerate(WORDS)}
@@ -130,21 +130,29 @@ def is_right(text: Int[Tensor, "row position"], answer: Int[Tensor, "row"]) -> F
 class ChainRows:
     """Clean rows for ever, the prompt given; batch number n is a function of (seed, n) alone."""
 
-    def __init__(self, steps: int, length: int, keep: float, seed: int):
+    def __init__(self, steps: int, length: int, keep: float, seed: int, fewest: int | None = None):
+        """A batch's problems have `fewest` to `steps` steps (default: `steps`); end-of-sequence stands before shorter prompts."""
         self.steps, self.length, self.keep = steps, length, keep
+        self.fewest = steps if fewest is None else fewest
         self.seed, self.drawn = seed, 0
         self.prompt = prompt_length(steps)
 
-    def rows(self, count: int, generator: torch.Generator, held_out: bool = False) -> Int[Tensor, "row position"]:
+    def rows(
+        self, count: int, generator: torch.Generator, held_out: bool = False, steps: int | None = None
+    ) -> Int[Tensor, "row position"]:
         """Prompts with their answers."""
-        problems = chains(count, self.steps, generator, held_out)
-        kept = torch.rand(count, self.steps, generator=generator) < self.keep
-        return torch.cat((problems.prompts(), problems.answers(kept, self.length)), 1)
+        steps = steps or self.steps
+        problems = chains(count, steps, generator, held_out)
+        kept = torch.rand(count, steps, generator=generator) < self.keep
+        fill = torch.full((count, self.prompt - prompt_length(steps)), EOS)
+        return torch.cat((fill, problems.prompts(), problems.answers(kept, self.length)), 1)
 
     def next(self, batch: int) -> Int[Tensor, "row position"]:
         self.drawn += 1
         seed = self.seed * 1_000_003 + self.drawn - 1
-        return self.rows(batch, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        steps = int(torch.randint(self.fewest, self.steps + 1, (), generator=generator))
+        return self.rows(batch, generator, steps=steps)
 
     def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
         tokens = self.next(batch)

@@ -98,7 +98,7 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
             SudokuTokenizer(box),
         )
     if data.kind == "chain":
-        rows = ChainRows(data.steps, data.answer_length, data.keep, seed)
+        rows = ChainRows(data.steps, data.answer_length, data.keep, seed, data.fewest_steps)
         valid = rows.rows(data.valid_rows, torch.Generator().manual_seed(2), held_out=True)
         return rows, valid, chain_tokenizer()
     tokenizer = tokenizer or text_tokenizer(data)

@@ -64,7 +64,7 @@ def test_the_checker_reads_what_stands_behind_the_first_equals_sign_before_the_e
 def test_a_tenth_is_held_out_and_the_mask_is_the_last_word():
     drawn = chains(4000, 8, torch.Generator().manual_seed(0))
     assert not is_held_out(drawn).any()
-    assert len(WORDS) == MASK + 1 and len(STEPS) == 8
+    assert len(WORDS) == MASK + 1 and len(STEPS) == 4
     assert chain_tokenizer().mask_token_id == MASK and chain_tokenizer().eos_token_id == EOS
 
 
@@ -77,3 +77,17 @@ def test_rows_go_on_where_they_were():
     assert torch.equal(again.next(5), tokens)
     assert given_.sum(1).tolist() == [prompt_length(4)] * 5
     assert not torch.equal(ChainRows(4, 12, 0.7, 3).next(5), ChainRows(4, 12, 0.7, 4).next(5))
+
+
+def test_batches_of_shorter_problems_end_where_all_do():
+    rows, lengths = ChainRows(5, 14, 0.7, seed=1, fewest=2), set()
+    for _ in range(20):
+        tokens, given_ = rows.next_puzzles(3)
+        assert tokens.shape == (3, prompt_length(5) + 14) and (given_.sum(1) == prompt_length(5)).all()
+        shown = [text.split() for text in chain_tokenizer().batch_decode(tokens[:, : prompt_length(5)])]
+        assert all(words[-1] == "?" for words in shown)
+        prompts = [" ".join(word for word in words if word != "<eos>") for words in shown]
+        lengths |= {(len(prompt.split()) - 2) // 2 for prompt in prompts}
+        answer = given_answer(tokens[:, prompt_length(5) :])
+        assert answer.tolist() == [by_hand(prompt)[0][-1] for prompt in prompts]
+    assert lengths == {2, 3, 4, 5}
