@@ -1,13 +1,13 @@
 """Formulas before and after reinforcement learning: validity, structure, variety, length, and how far the model went.
 
     python -m benchmarks.latex --models SFT=example/latex_sft RL=example/latex_rl RL=RUN/model RL=RUN/model published=RUN/model
-    python -m benchmarks.latex --models SFT=RUN/model --steps 8 16 32
+    python -m benchmarks.latex --models SFT=RUN/model --steps 64 16
 
 Questions that no model saw are drawn by `row` of data/formulas.py, from a seed of their own and of the held-out side; each model
-answers them --seeds times at temperature 1, in random order, in --steps steps. Models of one name are training seeds of one
-thing.
-The first one is the reference: KL is the mean over a model's own answers of the difference of both models' log-probabilities of
-the tokens as they were drawn, in nats an answer; positions are drawn blindly, so that this is the KL between the two samplers.
+answers them --seeds times at temperature 1: with --steps 64, as many as there are positions, from left to right, a token a step;
+with fewer, in random order, several tokens a step. Models of one name are training seeds of one thing. The first one is the
+reference: KL is the mean over a model's own answers of the difference of both models' log-probabilities of the tokens as they
+were drawn, in nats an answer; positions are chosen blindly, so that it is the KL between the two samplers (left to right only).
 Intervals are 95 %: Wilson's for validity. Writes --out DIR/latex.json, prints a table, ends with flat JSON.
 """
 
@@ -34,7 +34,7 @@ from evaluation.report import print_table, write_json
 from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from samplers.where import Random
+from samplers.where import Leftmost, Random
 
 SEED = 77  # of the questions: the corpora are made with other ones
 SHOWN = ("validity", "brackets", "complex", "distinct", "skeletons", "length")
@@ -57,7 +57,9 @@ def questions(count: int, model: MaskedLM, length: int) -> Int[Tensor, "row posi
 def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, seed: int) -> tuple[Samples, list[str]]:
     """Answers at temperature 1, and their texts up to the end of text."""
     assert model.tokenizer is not None
-    samples = sample(UnmaskingEnvironment(model, steps), Strategy(Random(), TokenRule(1.0)), canvas, seed)
+    order = Leftmost() if steps == canvas.shape[1] else Random()
+    environment = UnmaskingEnvironment(model, steps, stop_id=model.tokenizer.eos_token_id)
+    samples = sample(environment, Strategy(order, TokenRule(1.0)), canvas, seed)
     texts = []
     for tokens, prompt in zip(samples.tokens.tolist(), samples.prompt.sum(1).tolist(), strict=True):
         answer = tokens[prompt:]
@@ -88,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3, help="of sampling")
-    parser.add_argument("--steps", type=int, nargs="+", default=[16])
+    parser.add_argument("--steps", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--out", default="docs/results/latex")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,14 +110,14 @@ def main() -> None:
                 "model": name, "training_seed": sum(other == name for other, _ in named[:number]), "steps": steps,
                 **mean, "low": rate.low, "high": rate.high,
                 "distinct_3": sum(distinct_trigrams(texts) for _, texts in runs) / len(runs),
-                "kl": 0.0 if number == 0 else sum(kl(model, reference, samples) for samples, _ in runs) / len(runs),
+                "kl": None if steps < canvas.shape[1] else kl(model, reference, runs[0][0]),
             })  # fmt: skip
             examples += [{"model": name, "steps": steps, "text": text} for text in runs[0][1][:20]]
     print_table(records, title=f"{arguments.prompts} held-out questions, {arguments.seeds} sampling seeds")
     flat = {}
     for name in dict.fromkeys(name for name, _ in named):
         own = [record for record in records if record["model"] == name and record["steps"] == arguments.steps[0]]
-        flat |= {f"{name}_{key}": round(sum(r[key] for r in own) / len(own), 4) for key in (*SHOWN, "distinct_3", "kl")}
+        flat |= {f"{name}_{key}": round(sum(r[key] for r in own) / len(own), 4) for key in (*SHOWN, "distinct_3")}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": flat, "records": records, "examples": examples}, out / "latex.json")
