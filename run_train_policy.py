@@ -152,6 +152,10 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
 
 def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device) -> LearnedReward:
     """reward.model and reward.judge, of texts."""
+    if reward.model is None:
+        raise ValueError(
+            "reward=learned needs reward.model: a run of run_train_reward.py, vader, or another of rewards/models.py"
+        )
     model, judge = (None if name is None else load_reward(shipped(str(name)), device)
                     for name in (reward.model, reward.judge))  # fmt: skip
     assert isinstance(model, TextReward) and (judge is None or isinstance(judge, TextReward))

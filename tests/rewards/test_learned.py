@@ -80,5 +80,7 @@ def test_a_model_learns_by_a_packaged_reward(tmp_path):
     assert measured[1]["judge"] < 0 and -1 <= measured[1]["score"] <= 1
     with pytest.raises(ValueError, match="reward=learned reads text and this data has none"):
         run(tmp_path / "chain", *QUICK, "reward=vader")
+    with pytest.raises(ValueError, match="reward=learned needs reward.model: a run"):
+        run(tmp_path / "none", *few, *text, "reward.model=null")
     with pytest.raises(ValueError, match="the reward vaader is none of vader, profanity, brevity"):
         run(tmp_path / "other", *few, *text, "reward.model=vaader")
