@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -177,13 +178,13 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
             f"{guide.reward} was trained on canvases with masks, and a causal model has none; give a prefix reward"
         )
     same = isinstance(reward, RewardModel) and model.tokenizer is not None and shares_tokens(reward, model.tokenizer)
-    cacheable = isinstance(reward, ClassifierReward) and reward.causal and model.causal
+    causal = isinstance(reward, ClassifierReward) and reward.causal and model.causal
     if guide.read in ("siblings", "rows") and not same:
         raise ValueError(
             f"sampler.guide.read={guide.read} needs a reward that reads the model's own token ids, and the tokenizer of "
             f"{guide.reward} is another; leave it out, and candidates are decoded and encoded again"
         )
-    if guide.read == "siblings" and not cacheable:
+    if guide.read == "siblings" and not causal:
         raise ValueError(
             f"sampler.guide.read=siblings needs a causal language model and a causal reward model, whose keys and values can be "
             f"kept, and {guide.reward} with this model is not such a pair; use rows"
@@ -198,7 +199,7 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
         return Texts(partial_texts(reward), model.tokenizer.batch_decode, own, kind)
     assert isinstance(reward, RewardModel)
     template = template_of(reward, first, end)
-    if cacheable and guide.read != "rows":
+    if isinstance(reward, ClassifierReward) and causal and guide.read != "rows":
         return Siblings(SiblingCache(reward.model.base_model, reward.score_hidden), template)
     return Canvases(reward, template)
 
@@ -219,10 +220,11 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
 
 def template_of(reward: RewardModel, first: int, end: int | None) -> Template:
     """The template of `data.preferences.encode`, around ids of the model."""
-    front, _ = encode(reward.tokenizer, "", "", finished=False)
-    separator = reward.tokenizer.sep_token_id if reward.tokenizer.cls_token_id is not None else None
+    tokenizer: Any = reward.tokenizer
+    front, _ = encode(tokenizer, "", "", finished=False)
+    separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     between = (separator,) if separator is not None and first else ()
-    return Template(tuple(front), between, first, end, reward.tokenizer.mask_token_id)
+    return Template(tuple(front), between, first, end, tokenizer.mask_token_id)
 
 
 def partial_texts(reward: RewardModel | TextReward) -> Callable[[list[str], list[str]], Tensor]:
