@@ -166,6 +166,10 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
     if name == "value_head":
         return HeadValues(asked_head(guide.reward, model))
     reward = asked_reward(guide.reward, name, model)
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the tokenizer of {model.model_id} cannot be loaded, which a reward needs; add tokenizer.json"
+        )
     kind = reward.kind if isinstance(reward, RewardModel) else "full"
     if kind not in METHODS[name].reads:
         fitting = " or ".join(each for each, method in METHODS.items() if kind in method.reads)
@@ -177,7 +181,7 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
         raise ValueError(
             f"{guide.reward} was trained on canvases with masks, and a causal model has none; give a prefix reward"
         )
-    same = isinstance(reward, RewardModel) and model.tokenizer is not None and shares_tokens(reward, model.tokenizer)
+    same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
     causal = isinstance(reward, ClassifierReward) and reward.causal and model.causal
     if guide.read in ("siblings", "rows") and not same:
         raise ValueError(
