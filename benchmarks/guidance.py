@@ -69,12 +69,11 @@ class Plain:
 def build(shape: Shape) -> tuple[CausalLM, Any]:
     """A language model and a reward model. The padding id is past the tokens: transformers cuts texts at it."""
     torch.manual_seed(0)
-    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads,
+    sizes: dict[str, Any] = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads,
              "n_positions": shape.prompt + shape.tokens + 1, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
     language = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocabulary, **sizes))
-    reward = GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=shape.vocabulary + 1, num_labels=1, pad_token_id=shape.vocabulary, **sizes)
-    )
+    one: dict[str, Any] = {"num_labels": 1, "pad_token_id": shape.vocabulary, **sizes}
+    reward = GPT2ForSequenceClassification(GPT2Config(vocab_size=shape.vocabulary + 1, **one))
     for model in (language, reward):
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     if arguments.endpoint is None:
         reward = load_scorer(arguments.judge, arguments.device)
         both = [scores(reward, rows, arguments.batch_size) for rows in (red, blue)]
-        found = [Judgement(row, 2, *pair, "") for row, pair in enumerate(zip(*both, strict=True))]
+        found = [Judgement(row, 2, one, other, "") for row, (one, other) in enumerate(zip(*both, strict=True))]
     else:
         chat = Chat(arguments.endpoint, arguments.judge, arguments.temperature, arguments.retries)
         texts = hashlib.sha256(json.dumps([red, blue]).encode()).hexdigest()[:16]
@@ -121,7 +121,7 @@ def summary(found: list[Judgement]) -> dict[str, int]:
     pairs: dict[int, list[Judgement]] = {}
     for one in found:
         pairs.setdefault(one.row, []).append(one)
-    counts = dict.fromkeys(("win", "tie", "lose", "unparsable"), 0)
+    counts: dict[str, int] = {"win": 0, "tie": 0, "lose": 0, "unparsable": 0}
     for own in pairs.values():
         if any(one.red_score is None for one in own):
             counts["unparsable"] += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -169,6 +170,10 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
     if name == "value_head":
         return HeadValues(asked_head(guide.reward, model))
     reward = asked_reward(guide.reward, name, model)
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the tokenizer of {model.model_id} cannot be loaded, which a reward needs; add tokenizer.json"
+        )
     kind = reward.kind if isinstance(reward, RewardModel) else "full"
     if kind not in METHODS[name].reads:
         fitting = " or ".join(each for each, method in METHODS.items() if kind in method.reads)
@@ -180,14 +185,14 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
         raise ValueError(
             f"{guide.reward} was trained on canvases with masks, and a causal model has none; give a prefix reward"
         )
-    same = isinstance(reward, RewardModel) and model.tokenizer is not None and shares_tokens(reward, model.tokenizer)
-    cacheable = isinstance(reward, ClassifierReward) and reward.causal and model.causal
+    same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
+    causal = isinstance(reward, ClassifierReward) and reward.causal and model.causal
     if guide.read in ("siblings", "rows") and not same:
         raise ValueError(
             f"sampler.guide.read={guide.read} needs a reward that reads the model's own token ids, and the tokenizer of "
             f"{guide.reward} is another; leave it out, and candidates are decoded and encoded again"
         )
-    if guide.read == "siblings" and not cacheable:
+    if guide.read == "siblings" and not causal:
         raise ValueError(
             f"sampler.guide.read=siblings needs a causal language model and a causal reward model, whose keys and values can be "
             f"kept, and {guide.reward} with this model is not such a pair; use rows"
@@ -202,7 +207,7 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
         return Texts(partial_texts(reward), model.tokenizer.batch_decode, own, kind)
     assert isinstance(reward, RewardModel)
     template = template_of(reward, first, end)
-    if cacheable and guide.read != "rows":
+    if isinstance(reward, ClassifierReward) and causal and guide.read != "rows":
         return Siblings(SiblingCache(reward.model.base_model, reward.score_hidden), template)
     return Canvases(reward, template)
 
@@ -223,10 +228,11 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
 
 def template_of(reward: RewardModel, first: int, end: int | None) -> Template:
     """The template of `data.preferences.encode`, around ids of the model."""
-    front, _ = encode(reward.tokenizer, "", "", finished=False)
-    separator = reward.tokenizer.sep_token_id if reward.tokenizer.cls_token_id is not None else None
+    tokenizer: Any = reward.tokenizer
+    front, _ = encode(tokenizer, "", "", finished=False)
+    separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     between = (separator,) if separator is not None and first else ()
-    return Template(tuple(front), between, first, end, reward.tokenizer.mask_token_id)
+    return Template(tuple(front), between, first, end, tokenizer.mask_token_id)
 
 
 def partial_texts(reward: RewardModel | TextReward) -> Callable[[list[str], list[str]], Tensor]:

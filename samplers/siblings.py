@@ -109,9 +109,10 @@ class SiblingCache:
         """Keys and values of the texts; the siblings' are dropped."""
         longest = int(length.max())
         self.tokens, self.length = tokens[:, :longest], length
-        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = cache.layers
+        pairs: Memory = [(layer.keys, layer.values) for layer in layers]
         if bool((kept == past).all()):  # the usual step: what ran stands where it belongs
-            self.memory = [(key[:, :, : past + new], value[:, :, : past + new]) for key, value in pairs]  # pyright: ignore
+            self.memory = [(key[:, :, : past + new], value[:, :, : past + new]) for key, value in pairs]
             return
         place = torch.arange(longest, device=tokens.device)
         source = torch.where(place < kept.unsqueeze(1), place, past + place - kept.unsqueeze(1)).clamp(
@@ -120,4 +121,4 @@ class SiblingCache:
         row = torch.arange(len(kept), device=tokens.device).unsqueeze(1)
         self.memory = [
             (key[row, :, source].transpose(1, 2), value[row, :, source].transpose(1, 2)) for key, value in pairs
-        ]  # pyright: ignore
+        ]

@@ -16,7 +16,7 @@ from tests.test_run_sample import models  # noqa: F401
 
 @pytest.fixture
 def answers(tmp_path):
-    texts = {"one": ["The cat", "A dog ran up", "red", "The"], "two": ["The cat saw", "happy", "a", "The hill."]}
+    texts = {"one": ["The cat", "A red cat", "red", "The"], "two": ["The cat saw", "happy", "a", "The hill."]}
     for name, results in texts.items():
         rows = [{"prompt": f"Once {n}", "result": result} for n, result in enumerate(results)]
         (tmp_path / f"generation_{name}.json").write_text(json.dumps(rows))
@@ -39,8 +39,8 @@ def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
                                 "--model_path", models[name], "--draws", "8", "--batch_size", "3"])  # fmt: skip
     assert status == 0
     one, two = read(answers / "evaluation.csv")
-    values = torch.tensor([-2.0, -4.0, -1.0, -1.0])
-    assert one["method"] == "one" and float(one["selector_mean"]) == values.mean() == -2
+    values = torch.tensor([-2.0, -3.0, -1.0, -1.0])
+    assert one["method"] == "one" and float(one["selector_mean"]) == values.mean() == -1.75
     assert float(one["selector_se"]) == pytest.approx(float(values.std() / 2)), (
         "the error of the mean, not the deviation"
     )
@@ -48,7 +48,7 @@ def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
     judged = [float(row["two"]) for row in read(answers / "judge.csv")]
     assert float(two["judge_mean"]) == pytest.approx(sum(judged) / 4)
     pairs = [tuple(model.tokenizer.encode(text, add_special_tokens=False) for text in (f"Once {n}", answer))
-             for n, answer in enumerate(["The cat", "A dog ran up", "red", "The"])]  # fmt: skip
+             for n, answer in enumerate(["The cat", "A red cat", "red", "The"])]  # fmt: skip
     found = log_likelihoods(model, pairs, 8)
     expected = sum(each.log_prob / len(answer) for each, (_, answer) in zip(found, pairs, strict=True)) / 4
     assert float(one["log_likelihood_per_token"]) == pytest.approx(expected, abs=1e-5)
