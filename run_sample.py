@@ -99,10 +99,18 @@ def parser() -> argparse.ArgumentParser:
         help="a trained policy for strategy policy (example/014609)",
     )
     particles = parser.add_argument_group(f"particles ({', '.join(FILTERS)})")
-    particles.add_argument("--particles", dest="sampler.smc.particles", type=int, metavar="N", help="of each sample (8)")
-    particles.add_argument("--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never")
-    particles.add_argument("--twist", dest="sampler.smc.twist", metavar="RUN", help="twisted_smc: a run of run_train_twist.py")
-    particles.add_argument("--reward", dest="sampler.guide.reward", metavar="R", help="fk: vader, a classifier, a run, ...")
+    particles.add_argument(
+        "--particles", dest="sampler.smc.particles", type=int, metavar="N", help="of each sample (8)"
+    )
+    particles.add_argument(
+        "--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never"
+    )
+    particles.add_argument(
+        "--twist", dest="sampler.smc.twist", metavar="RUN", help="twisted_smc: a run of run_train_twist.py"
+    )
+    particles.add_argument(
+        "--reward", dest="sampler.guide.reward", metavar="R", help="fk: vader, a classifier, a run, ..."
+    )
     what = parser.add_argument_group("what to write")
     what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
     what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")

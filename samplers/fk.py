@@ -78,7 +78,9 @@ class Steering:
         self._total = self._total + self.scale * self._far
         return self._total
 
-    def final(self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]) -> Float[Tensor, "finished"]:
+    def final(
+        self, tokens: Int[Tensor, "finished position"], rows: Int[Tensor, "finished"]
+    ) -> Float[Tensor, "finished"]:
         return self.scale * self._scored(tokens)
 
     def select(self, index: Int[Tensor, "row"]) -> None:

@@ -42,8 +42,8 @@ def bend(
     observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
     given: Given | None = None, bent: bool = True,
 ) -> Bent:  # fmt: skip
-    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that write
-    what is given."""
+    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that
+    write what is given."""
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True

@@ -55,7 +55,9 @@ def test_weights_estimate_z_across_resampling():
     assert torch.equal(after.log[1], before.log[1])
     assert torch.allclose(after.log_normaliser, before.log_normaliser)
     again = after.times(torch.tensor([[math.log(5), math.log(5)], [torch.nan, 0.0]], dtype=torch.float64))
-    assert torch.allclose(again.log_normaliser.exp(), torch.tensor([10.0, 2.0], dtype=torch.float64))  # the dead stay dead
+    assert torch.allclose(
+        again.log_normaliser.exp(), torch.tensor([10.0, 2.0], dtype=torch.float64)
+    )  # the dead stay dead
     assert torch.equal(before.effective, torch.tensor([1.6, 1.0], dtype=torch.float64))
 
 

@@ -262,18 +262,24 @@ def test_best_of_n_and_importance_sampling_are_settings():
     assert ((drawn // 6) == torch.arange(40)).all()
 
 
-@pytest.mark.parametrize("name, steps", [("direct", 2), ("confidence", 2), ("threshold", 4), ("entropy_bound", 4), ("random", 3)])
+@pytest.mark.parametrize(
+    "name, steps", [("direct", 2), ("confidence", 2), ("threshold", 4), ("entropy_bound", 4), ("random", 3)]
+)
 def test_any_strategy_of_the_core_is_wrapped(name, steps):
     """Rows finish at steps of their own; log Z and what is drawn by weight are those of the strategy's own law."""
     table, psi = tables(3, 3, 4)
     model = TableLM(table)
-    psi = psi / 4  # wilder ones are as unbiased, and few of the filters then tell of the states that they think little of
+    psi = (
+        psi / 4
+    )  # wilder ones are as unbiased, and few of the filters then tell of the states that they think little of
     setting = {"threshold": {"threshold": 0.6}, "entropy_bound": {"bound": 1.2}}.get(name, {})
     law, rule = exact_law(model, name, steps, **setting), WHERE[name](**setting)
     twist = TableTwist(model, psi)
     truth = sum(p * exp(float(psi[model.state(torch.tensor([tokens]))])) for tokens, p in law.items())
     canvas = torch.full((3000, 3), model.mask_id)
-    found = particle_filter(UnmaskingEnvironment(model, steps), Plain(Strategy(rule, TokenRule())), twist, canvas, 6, "ess")
+    found = particle_filter(
+        UnmaskingEnvironment(model, steps), Plain(Strategy(rule, TokenRule())), twist, canvas, 6, "ess"
+    )
     z = found.log_z.exp()
     assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
     assert (found.samples.tokens != model.mask_id).all()

@@ -61,7 +61,9 @@ def test_class_threshold_and_their_settings(classifier):
     model = model_with(tokenizer)
     tokens = torch.tensor([tokenizer.encode(text)[:4] for text in TEXTS])
     logits = load_classifier(classifier, torch.device("cpu"))([tokenizer.decode(row) for row in tokens.tolist()])
-    target = build_target({"kind": "class", "classifier": classifier, "classes": 3, "label": 1, "beta": 2.0}, model, 1, 3)
+    target = build_target(
+        {"kind": "class", "classifier": classifier, "classes": 3, "label": 1, "beta": 2.0}, model, 1, 3
+    )
     assert torch.allclose(target.log_phi(tokens), 2 * logits.softmax(1)[:, 1].log(), atol=1e-5)
     target = build_target({"kind": "class", "classifier": classifier}, model, 1, 3)
     label = torch.tensor([2, 0, 1])
@@ -83,7 +85,9 @@ def test_potentials_stay_finite_where_probabilities_vanish():
     assert torch.equal(many.log_phi(tokens), torch.tensor([-600.0, 0.0]))
     above = ThresholdTarget(lambda tokens: torch.tensor([1.0, -1.0]), 0.0)
     assert torch.allclose(above.log_phi(tokens), torch.tensor([0.0, math.log(1e-16)]))
-    assert torch.equal(RewardTarget(lambda tokens: torch.tensor([1.0, -1.0]), 3.0).log_phi(tokens), torch.tensor([3.0, -3.0]))
+    assert torch.equal(
+        RewardTarget(lambda tokens: torch.tensor([1.0, -1.0]), 3.0).log_phi(tokens), torch.tensor([3.0, -3.0])
+    )
 
 
 def test_continuations_are_likely_as_the_model_says():
@@ -118,7 +122,9 @@ def test_what_is_refused(classifier, tmp_path):
         load_classifier(str(tmp_path), torch.device("cpu"))
     with pytest.raises(ValueError, match="conditioned on 6 tokens and 4 are written"):
         build_target({"kind": "infilling", "tokens": 6}, model, 2, 4)
-    with pytest.raises(ValueError, match="an output of 40 positions are 42, and the model reads 32; shorten the output"):
+    with pytest.raises(
+        ValueError, match="an output of 40 positions are 42, and the model reads 32; shorten the output"
+    ):
         build_target({"kind": "infilling", "tokens": 2}, model, 2, 40)
     with pytest.raises(ValueError, match="are 34, and the model reads 32"):
         check_continuation(model, 10, 14, 10)
