@@ -74,7 +74,7 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 @dataclass
 class TwistedTokens:
     """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
-    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, and weighed by psi."""
+    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, weighed by psi."""
 
     where: Unmasker
     what: TokenRule
