@@ -1,8 +1,8 @@
 """The plain loop: twisted SMC and its CTL update as published (2404.17546, in JAX), the oracle that ours is measured against.
 
-Every step runs the model and the twist's trunk on every particle, all of prompt and output, and puts every position through both
-heads; nothing is kept between steps. CTL's gradient goes through the whole sampling scan. With `growing` a step runs the prefix
-that is there and no more, which the published code, compiled for one shape, does not: a kinder oracle.
+Every step runs the model and the twist's trunk on every particle, all of prompt and output, and puts every position through
+both heads; nothing is kept between steps. CTL's gradient goes through the whole sampling scan. With `growing` a step runs the
+prefix that is there and no more, which the published code, compiled for one shape, does not: a kinder oracle.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Network = Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position vo
 
 @dataclass
 class Sweep:
-    """log_psi: of each token written, with its gradient where asked for; log_prefix: log p psi_t / q of each prefix since the last
-    resampling; log_weight: log p phi / q."""
+    """log_psi: of each token written, with its gradient where asked for; log_prefix: log p psi_t / q of each prefix since the
+    last resampling; log_weight: log p phi / q."""
 
     tokens: Int[Tensor, "row position"]
     log_psi: Float[Tensor, "row output"]
@@ -39,8 +39,8 @@ def sweep(
     resample: bool,
     growing: bool = False,
 ) -> Sweep:
-    """Write `length` tokens behind `prompt`; resample: multinomially after every step but the last. The networks read one position
-    more than there are tokens (a start), and say at each what comes next."""
+    """Write `length` tokens behind `prompt`; resample: multinomially after every step but the last. The networks read one
+    position more than there are tokens (a start), and say at each what comes next."""
     tokens, rows = prompt, len(prompt)
     log_weight = torch.zeros(rows)
     before, log_z = torch.zeros(rows), torch.zeros(())

@@ -104,7 +104,9 @@ def networks(case: Case) -> tuple[plain_smc.Network, plain_smc.Network]:
         return torch.nn.functional.pad(tokens, (1, 0), value=case.model.start_id)
 
     def log_psi(tokens: Tensor) -> Tensor:
-        return case.twist.head(trunk.backbone.base_model(input_ids=after_start(tokens), use_cache=False).last_hidden_state)
+        return case.twist.head(
+            trunk.backbone.base_model(input_ids=after_start(tokens), use_cache=False).last_hidden_state
+        )
 
     return lambda tokens: case.model.backbone(input_ids=after_start(tokens), use_cache=False).logits, log_psi
 
@@ -115,7 +117,9 @@ def plain_sweep(case: Case, growing: bool = False) -> plain_smc.Sweep:
 
 
 def plain_update(case: Case, growing: bool = False) -> Float[Tensor, ""]:
-    loss = plain_smc.contrastive(plain_smc.sweep(*networks(case), case.log_phi, case.prompt, case.length, False, growing))
+    loss = plain_smc.contrastive(
+        plain_smc.sweep(*networks(case), case.log_phi, case.prompt, case.length, False, growing)
+    )
     loss.backward()
     return loss.detach()
 
@@ -151,7 +155,9 @@ def memory_of_a_fresh_process(shape: Shape, name: str) -> float:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory-of", choices=("ours", "plain"), help="print the peak of this process and nothing else")
+    parser.add_argument(
+        "--memory-of", choices=("ours", "plain"), help="print the peak of this process and nothing else"
+    )
     parser.add_argument("--vocabulary", type=int, default=50257, help="of the large case")
     for name, value in asdict(Shape()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -171,7 +177,9 @@ def main(words: list[str] | None = None) -> None:
     print_table([{"what": name, **values} for name, values in found.items()], title="CPU seconds")
     names = ("sweep_1k", "ctl_1k", "sweep_50k")
     result = {f"speedup_{name}": values["speedup"] for name, values in zip(names, found.values(), strict=True)}
-    result |= {f"speedup_{name}_growing": values["over growing"] for name, values in zip(names, found.values(), strict=True)}
+    result |= {
+        f"speedup_{name}_growing": values["over growing"] for name, values in zip(names, found.values(), strict=True)
+    }
     peaks = {name: memory_of_a_fresh_process(shape, name) for name in ("ours", "plain")}
     print_table([peaks], title="MiB of a sweep above the loaded model, V=50,257, T=10")
     print(json.dumps({name: round(value, 4) for name, value in (result | {"peak_mib": peaks["ours"]}).items()}))

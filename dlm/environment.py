@@ -268,7 +268,7 @@ class UnmaskingEnvironment:
     def _alike(
         self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
     ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "kind"]]:
-        """The kind of each row, by its canvas, its padding and what it asks, and the place among `rows` of the first one of each."""
+        """The kind of each row, by canvas, padding and what it asks, and the place among `rows` of the first one of each."""
         columns = needed.any(0).nonzero().squeeze(1)
         first, last = int(columns[0]), int(columns[-1]) + 1  # what is behind is not looked at
         canvases = torch.cat((self.tokens[rows, :last], needed[rows, first:last].long()), 1)

@@ -63,8 +63,8 @@ class Weights:
         if bool(self.log.isnan().any()) or bool((self.log == torch.inf).any()):
             wrong = int((self.log.isnan() | (self.log == torch.inf)).sum())
             raise FloatingPointError(
-                f"step {step}: the log potential of {wrong} of {self.log.numel()} particles is NaN or +inf; check the twist or the "
-                "reward on such text"
+                f"step {step}: the log potential of {wrong} of {self.log.numel()} particles is NaN or +inf; check the twist or "
+                "the reward on such text"
             )
         dead = (self.log == -torch.inf).all(1)
         if bool(dead.any()):

@@ -42,8 +42,8 @@ def bend(
     observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
     given: Given | None = None, bent: bool = True,
 ) -> Bent:  # fmt: skip
-    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that write
-    what is given."""
+    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that
+    write what is given."""
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True
@@ -74,7 +74,7 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 @dataclass
 class TwistedTokens:
     """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
-    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, and weighed by psi."""
+    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, weighed by psi."""
 
     where: Unmasker
     what: TokenRule

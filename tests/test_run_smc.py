@@ -59,7 +59,7 @@ def happy(monkeypatch):
     ("vocabulary", ["--particles", "3"]),
     ("vocabulary", ["--particles", "3", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "12"]),
     ("state", ["--steps", "2", "sampler.smc.unmask=confidence"]),
-    ("state", ["--steps", "2", "sampler.smc.proposal=base"]),
+    ("state", ["--steps", "2", "--resample", "every", "sampler.smc.proposal=base"]),
 ])  # fmt: skip
 def test_twists_are_sampled_from(twists, name, argv):
     words = ["--strategy", "twisted_smc", "--twist", twists[name], "--num_samples", "3", *argv]
@@ -85,9 +85,22 @@ def test_strategies_are_steered(twists, happy, model, potential):
 
 
 def test_best_of_n_is_a_setting(twists, happy):
-    words = ["--strategy", "fk", "--model", twists["masked"], "--reward", "any", "--num_samples", "3", "--resample", "never"]
+    words = [
+        "--strategy",
+        "fk",
+        "--model",
+        twists["masked"],
+        "--reward",
+        "any",
+        "--num_samples",
+        "3",
+        "--resample",
+        "never",
+    ]
     best, _, record = draw(*words, "sampler.smc.pick=best", "--particles", "16")
-    assert record["log_phi"] == [float(text.count("a")) for text in draw(*words, "sampler.smc.pick=best", "--particles", "16")[1]]
+    assert record["log_phi"] == [
+        float(text.count("a")) for text in draw(*words, "sampler.smc.pick=best", "--particles", "16")[1]
+    ]
     assert record["nfe"] >= 16 * 3 and len(best) == 3
     assert sum(record["log_phi"]) > sum(draw(*words, "--particles", "1")[2]["log_phi"])
 
@@ -116,7 +129,9 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
     (["--twist", "vocabulary", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "2"], "writes 2 at once"),
 ], ids=str)  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(twists, argv, message):
-    argv = [twists.get(word, word) if before == "--twist" else word for before, word in zip(["", *argv], argv, strict=False)]
+    argv = [
+        twists.get(word, word) if before == "--twist" else word for before, word in zip(["", *argv], argv, strict=False)
+    ]
     with pytest.raises(ValueError, match=message):
         draw("--strategy", "twisted_smc", *argv)
 

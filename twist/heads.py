@@ -6,6 +6,8 @@ conditioned by what is set beside the hidden state; log psi any number or, for F
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -28,7 +30,7 @@ class TwistHead(nn.Module):
             raise ValueError(f"a twist head of layers={layers} is none; give at least 1")
         inner = int((width + condition) * multiplier)
         sizes = [width + condition, *[inner] * (layers - 1)]
-        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], columns)
         self.bounded = bounded
         for layer in (*self.inner, self.last):
@@ -45,8 +47,8 @@ class TwistHead(nn.Module):
         return F.logsigmoid(values) if self.bounded else values
 
     def forward(
-        self, hidden: Float[Tensor, "read width"], condition: Float[Tensor, "read given"] | None = None
-    ) -> Float[Tensor, "read columns"]:
+        self, hidden: Float[Tensor, "*batch width"], condition: Float[Tensor, "*batch given"] | None = None
+    ) -> Float[Tensor, "*batch columns"]:
         return self._as_log_psi(self.last(self._before_last(hidden, condition)))
 
     def of(

@@ -297,8 +297,8 @@ def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict
     wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:
         raise ValueError(
-            f"the twist {directory} does not fit the model {model.model_id}: {', '.join(wrong[:3])} ({len(wrong)} in all); it was "
-            f"learnt on {about.get('model')}, so sample from that"
+            f"the twist {directory} does not fit the model {model.model_id}: {', '.join(wrong[:3])} ({len(wrong)} in all); it "
+            f"was learnt on {about.get('model')}, so sample from that"
         )
     twist.load_state_dict(state, strict=False)
     return twist.requires_grad_(False).eval().to(next(model.parameters()).device), about

@@ -1,4 +1,4 @@
-"""A twist and its target as what a particle filter asks for: a tilt of the tokens' law, psi of states, phi of what is finished."""
+"""A twist and its target as a particle filter asks for them: a tilt of the tokens' law, psi of states, phi of finished text."""
 
 from __future__ import annotations
 

@@ -136,7 +136,9 @@ def _steered(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"
     if reward is None:
         raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of run_train_reward.py")
     if model.tokenizer is None:
-        raise ValueError(f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json")
+        raise ValueError(
+            f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json"
+        )
     score = text_reward(str(reward), model, int((canvas == model.mask_id).nonzero()[0]))
     strategy = _base(config, model, "leftmost" if model.causal else "direct")
     scale = float(smc.scale)
@@ -154,7 +156,7 @@ def _steered(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"
 
 
 def _twisted(
-    config: DictConfig, model: MaskedLM, twist: TwistModel, target: Target, given: Int[Tensor, "token"] | None
+    config: DictConfig, model: MaskedLM, twist: TwistModel, target: Target, given: Int[Tensor, "*token"] | None
 ) -> ParticleFilter:
     smc, of_state = config.sampler.smc, twist.state_head is not None
     kind = smc.proposal or ("tokens" if model.causal or of_state else "joint")
@@ -179,16 +181,15 @@ def _twisted(
     return ParticleFilter(twist.sampled(), parts, smc)
 
 
-def _given(
-    config: DictConfig, model: MaskedLM, about: dict, prompt: int, written: int
-) -> Int[Tensor, "token"] | Int[Tensor, ""] | None:
+def _given(config: DictConfig, model: MaskedLM, about: dict, prompt: int, written: int) -> Int[Tensor, "*token"] | None:
     """What the twist is conditioned on: for infilling what follows (`suffix`), or a class."""
     condition, device = about["twist"]["condition"], next(model.parameters()).device
     if condition == "class":
         label, classes = config.sampler.smc.label, about["twist"]["classes"]
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
             raise ValueError(
-                f"this twist is told one of {classes} classes and sampler.smc.label={label}; give a number from 0 to {classes - 1}"
+                f"this twist is told one of {classes} classes and sampler.smc.label={label}; give a number from 0 to "
+                f"{classes - 1}"
             )
         return torch.tensor(label, device=device)
     if about["target"]["kind"] != "infilling":

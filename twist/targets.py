@@ -60,7 +60,7 @@ class Classifier:
 
 
 def load_classifier(path: str, device: torch.device, classes: int | None = None) -> Classifier:
-    """A hub id or a directory; no remote code. classes: logits that it must have. ValueError where it cannot be had or has others."""
+    """A hub id or a directory; no remote code. classes: logits that it must have. ValueError where it has others."""
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -164,7 +164,9 @@ def text_reward(
     from rewards.models import load_reward  # pyright: ignore[reportMissingImports]
 
     reward = load_reward(name, next(model.parameters()).device)
-    decode = lambda tokens: model.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
+
+    def decode(tokens: Tensor) -> list[str]:
+        return model.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
 
     def score(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
         return reward.score_texts(decode(tokens[:, :prompt]), decode(tokens[:, prompt:])).to(tokens.device)
@@ -190,8 +192,8 @@ def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -
         )
     if prompt + written + given > model.max_length:
         raise ValueError(
-            f"a prompt of {prompt}, {written} written and {given} given tokens are {prompt + written + given}, and the model reads "
-            f"{model.max_length}; shorten the output"
+            f"a prompt of {prompt}, {written} written and {given} given tokens are {prompt + written + given}, and the model "
+            f"reads {model.max_length}; shorten the output"
         )
 
 
