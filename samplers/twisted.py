@@ -127,7 +127,11 @@ class TwistedJoint:
         mass[writable] = bend(observation, writable.nonzero(), self.what, self.tilt, None).log_mass
         active = writable.any(1).nonzero().squeeze(1)
         position = draws.categorical(
-            mass[active], observation.row_id[active], observation.row_step[active], torch.zeros_like(active), "where"
+            mass[active],
+            observation.row_id[active],
+            observation.row_step[active],
+            torch.zeros_like(active),
+            stream="where",
         )
         order = torch.zeros_like(observation.tokens)
         order[active, position] = 1

@@ -258,7 +258,7 @@ def densities(
     for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
         arguments = part if each is not None else (*part, None)
         found.append(
-            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)
+            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)  # pyright: ignore[reportArgumentType]
         )
     log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
     return log_p.detach(), log_psi, log_mass

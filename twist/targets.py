@@ -161,9 +161,10 @@ def text_reward(
     name: str, model: MaskedLM, prompt: int
 ) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
     """A reward by its name (rewards/models.py), of canvases whose first `prompt` positions are the prompt."""
-    from rewards.models import load_reward  # pyright: ignore[reportMissingImports]
+    from rewards.models import TextReward, load_reward
 
     reward = load_reward(name, next(model.parameters()).device)
+    assert isinstance(reward, TextReward)
 
     def decode(tokens: Tensor) -> list[str]:
         return model.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
