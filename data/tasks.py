@@ -65,9 +65,7 @@ class TextTask:
         )
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
-        self.stop_id = (
-            self.tokenizer.eos_token_id if answers else None
-        )  # answers end there, and what follows is filled with it
+        self.stop_id = end_of_text(self.tokenizer) if answers else None  # answers end there; it fills what follows
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
     def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
