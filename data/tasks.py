@@ -14,7 +14,7 @@ from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
 from data.prompts import Prompts
 from data.questions import Question, Reader, canvases, check_prompt, check_runnable, encode, load_questions, right
-from data.rows import training_data
+from data.rows import end_of_text, training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 from data.text import EndlessRows
 
