@@ -32,7 +32,7 @@ $TRAIN run_dir=RUNS/grpo alpha_compute_reward=1
 $TRAIN run_dir=RUNS/ppo algorithm=ppo
 $TRAIN run_dir=RUNS/additive 'reward.functions=[correct_minus_cost]'
 $TRAIN run_dir=RUNS/dpls sampling_mode=dpls
-$TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden
+$TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden ~policy.hidden_dim ~policy.feedforward_dim
 $TRAIN run_dir=RUNS/projection policy=dit_projection
 $TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
 $TRAIN run_dir=RUNS/alphas experiment=chain_alphas

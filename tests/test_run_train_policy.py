@@ -406,7 +406,9 @@ def test_a_killed_run_goes_on(tiny, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     assert saved(directory)["step"] < 30
-    run(directory, "resume=RUN")
+    argv, environment = command(str(ROOT / "run_train_policy.py"), f"resume={directory}", "device=cpu")
+    resumed = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert resumed.returncode == 0, resumed.stderr
     assert record(directory) == record(whole)
     assert_equal(saved(directory), saved(whole))
 

@@ -6,28 +6,36 @@ import difflib
 import math
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def _configs() -> AbstractContextManager:
+    """Where configurations are looked for: a command that Hydra runs looks there already, and does not look twice."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return initialize_config_dir(str(CONFIGS), version_base=None)
+
+
 def composed(name: str, overrides: list[str]) -> DictConfig:
     """The configuration NAME with these overrides. ValueError says in one sentence what does not fit, and the nearest key."""
     try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
+        with _configs():
             return compose(name, overrides)
     except HydraException as error:
         told = " ".join(str(error).split("Config search path")[0].split())
         unknown = re.search(r"Could not override '([\w.]+)'", told)
         near = ""
         if unknown:
-            with initialize_config_dir(str(CONFIGS), version_base=None):
+            with _configs():
                 known = _keys(compose(name))
             near = "".join(
                 f"; did you mean {key}?" for key in difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)
