@@ -244,7 +244,7 @@ def densities(
             hidden = model.hidden(tokens, read)
     each = None if condition is None else condition.repeat_interleave(targets.shape[1], 0)
 
-    def of_chunk(states: Tensor, own: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+    def of_chunk(states: Tensor, own: Tensor, target: Tensor, given: Tensor | None = None) -> Tensor:
         with torch.no_grad():
             logits = model.head(states).log_softmax(1)
         log_psi = twist.log_psi_next(own, given)
@@ -256,10 +256,7 @@ def densities(
     columns = (hidden, features, targets.flatten()) + (() if each is None else (each,))
     found = []
     for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
-        arguments = part if each is not None else (*part, None)
-        found.append(
-            checkpoint(of_chunk, *arguments, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*arguments)  # pyright: ignore[reportArgumentType]
-        )
+        found.append(checkpoint(of_chunk, *part, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*part))
     log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
     return log_p.detach(), log_psi, log_mass
 
