@@ -41,13 +41,13 @@ $TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
 python run_train_policy.py resume=RUNS/grpo training.n_iters=3
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
 # Evaluation
-$EVALUATE RUNS/grpo --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
-$EVALUATE --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 --save_path RUNS/policy
-$EVALUATE --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
-$EVALUATE --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
-$EVALUATE --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
-$EVALUATE --strategy random --steps 2,4,8 --save_path RUNS/random
-torchrun --nproc-per-node 2 $EVALUATE --strategy top_prob --steps 8 --save_path RUNS/shared
+$EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
+$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 --save_path RUNS/policy
+$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
+$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
+$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
+$EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --save_path RUNS/random
+torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
 python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
 python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
   --tasks unmask_rolling --include_path tests/evaluation/tasks --limit 2
@@ -62,7 +62,7 @@ SHORT = {
     "--num_samples 2 --batch_size 2 --no-eval sampler.stop=true sampler.temperature=0",
     "$TRAIN": "python run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
     "algorithm.warm_start.updates=2 eval.batch_size=16 wandb.mode=disabled",
-    "$EVALUATE": "python run_evaluate.py --datasets chain --n_test 40",
+    "$EVALUATE": "python run_evaluate.py",
 }
 LAST = 8  # lines of each that are kept
 
@@ -102,8 +102,8 @@ def main() -> None:
     head = [
         "# Every command of reasoning work, on the shipped base\n", "```bash\npython -m benchmarks.commands\n```\n",
         "Tiny numbers: what is shown is that each one runs on the shipped weights, the last lines that it prints, and its\n"
-        "seconds on a busy core. `RUNS` is a directory, and\n", "```bash",
-        *(f"{name[1:]}='{words}'" for name, words in SHORT.items()), "```\n",
+        "seconds on a busy core. `RUNS` is a directory, and\n",
+        *(f"* `{name}` is `{words}`" for name, words in SHORT.items()), "",
     ]  # fmt: skip
     Path(arguments.out).write_text("\n".join([*head, *parts]))
     if failed:

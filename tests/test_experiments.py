@@ -60,7 +60,7 @@ def test_every_experiment_is_run_by_a_test():
     of_guides = {name for name, text in FILES.items() if "run_guide.py" in text}  # in tests/test_run_guide.py
     of_backbones, of_policies, of_rl = (names - of_guides for names in (of_backbones, of_policies, of_rl))
     of_twists = {name for name, text in FILES.items() if "run_train_twist.py" in text}
-    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text} - of_guides
+    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text} - of_guides - of_policies
     of_preferences = {name for name, text in FILES.items() if "run_train_preference.py" in text} - of_guides
     every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides]
     assert set().union(*every) == FILES.keys() and sum(map(len, every)) == len(FILES)

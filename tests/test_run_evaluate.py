@@ -64,7 +64,7 @@ def test_a_rule_swept_over_seeds(tmp_path):
         for record in records:
             answer = record["generation"].split("<eos>")[0].split()
             right = "=" in answer and answer[answer.index("=") + 1 :][:1] == [record["ground_truth"]]
-            assert record["right"] == right and 6 <= record["nfe"] <= 24
+            assert record["right"] == right and 3 <= record["nfe"] <= 24
             assert record["tokens"] == len(answer)  # what stands before the end of sequence
     summary = read(tmp_path / "summary_statistics.csv")
     assert [row["num_seeds"] for row in summary] == ["2", "2"]
@@ -484,4 +484,6 @@ def test_every_command_of_the_pages_is_understood():
     }
     assert len(found) > 5
     for words in found:
+        if words.startswith("--task "):  # of texts (evaluation/reward_task.py, pairwise.py), tested there
+            continue
         run_evaluate.check(run_evaluate.parser().parse_args(shlex.split(words, comments=True)))

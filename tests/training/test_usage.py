@@ -30,7 +30,7 @@ def test_the_shipped_defaults_pass(script):
         ("sampling.length=5.5", "sampling.length=5.5"),
         ("optim.lr=abc", "optim.lr=abc must be a number"),
         ("optim.lr=nan", "optim.lr=nan"),
-        ("optim.schedule=foo", "use one of constant, cosine"),
+        ("optim.schedule=foo", "use one of constant, linear, cosine"),
         ("model.dtype=foo", "use one of float32"),
         ("device=foo", "use auto, cpu or cuda"),
         ("seed=abc", "seed=abc must be a whole number"),
