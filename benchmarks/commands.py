@@ -42,7 +42,8 @@ python run_train_policy.py resume=RUNS/grpo training.n_iters=3
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
 # Evaluation
 $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
-$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 --save_path RUNS/policy
+$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
+  --save_path RUNS/policy
 $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
 $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
 $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
