@@ -31,8 +31,8 @@ EARN = [
 SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzzles=4", "reward=puzzle", *POLICY,
           "sampling.discrete_steps=4"]  # fmt: skip
 RL = ["reward=right", "reward.functions=[correct_minus_cost]", "reward.alpha=1.0", "eval.batch_size=4", "rl.batch_size=8",
-      "rl.group_size=2", "rl.ppo_epochs=2", "sampling.strategy=threshold", "sampling.threshold=0.05", "data.steps=4",
-      "data.answer_length=10"]  # fmt: skip
+      "rl.group_size=2", "rl.ppo_epochs=2", "sampling.strategy=threshold", "sampling.threshold=0.4", "data.steps=8",
+      "data.answer_length=24"]  # fmt: skip
 CONTINUATION = ["target=continuation", "target.text=' a'"]  # a target without conditions
 TWIST = ["dlm.path=TINY", "prompt=Once", "length=3", "training.batch_size=8", "training.epochs=1", "training.updates_per_epoch=2",
          "training.log_freq=1", "posterior.count=8", "posterior.batch=8", "eval.samples=4", "eval.particles=[2]", "eval.sweeps=1",
