@@ -64,7 +64,8 @@ def check_twist(config: DictConfig) -> None:
     if config.mode == "train":
         check_method(config)
     if config.posterior.count:
-        check_upper(float(config.target.get("beta", 1.0)))
+        if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
+            check_upper(float(config.target.get("beta", 1.0)))
     elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
 

@@ -127,6 +127,16 @@ def is_right(text: Int[Tensor, "row position"], answer: Int[Tensor, "row"]) -> F
     return (given_answer(text) == answer).float()
 
 
+def share_right(text: Int[Tensor, "row position"], values: Int[Tensor, "row step"]) -> Float[Tensor, "row"]:
+    """Share of the steps whose label and right value stand next to each other before any end of sequence, and of the result."""
+    before_end = (text == EOS).cumsum(1) == 0
+    label = LABEL + torch.arange(values.shape[1], device=text.device)
+    named = text[:, :-1, None] == label
+    valued = text[:, 1:, None] == values.unsqueeze(1)
+    steps = (named & valued & before_end[:, 1:, None]).any(1).sum(1)
+    return (steps + is_right(text, values[:, -1])) / (values.shape[1] + 1)
+
+
 class ChainRows:
     """Clean rows for ever, the prompt given; batch number n is a function of (seed, n) alone."""
 

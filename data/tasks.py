@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.answers import AnswerRows
-from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length
+from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
 from data.prompts import Prompts
 from data.questions import Question, Reader, canvases, check_prompt, check_runnable, encode, load_questions, right
 from data.rows import end_of_text, training_data
@@ -96,7 +96,7 @@ class TextTask:
 
 
 class ChainTask:
-    """Chain arithmetic (data/chain.py); `rows["answers"]` holds the results; `text` is one of the many right ones."""
+    """Chain arithmetic (data/chain.py); `rows["values"]` holds the running values; `text` is one of the many right ones."""
 
     stop_id = EOS
     datasets = ()  # one kind of problem: no function of a reward is for some of them only
@@ -116,7 +116,7 @@ class ChainTask:
         asked = problems.prompts()
         canvas = torch.cat((asked, torch.full((len(asked), self.length), MASK)), 1)
         text = torch.cat((asked, problems.answers(kept, self.length)), 1)
-        return Prompts(canvas, {"answers": problems.values()[:, -1]}, text, self.prompt)
+        return Prompts(canvas, {"values": problems.values()}, text, self.prompt)
 
     def prompts(self, count: int, seed: int) -> Prompts:
         """Training problems, a function of the seed."""
@@ -137,7 +137,11 @@ class ChainTask:
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
         """1 where the digit behind the first `=` is the result, else 0."""
-        return is_right(tokens[:, self.prompt :].cpu(), rows["answers"])
+        return is_right(tokens[:, self.prompt :].cpu(), rows["values"][:, -1])
+
+    def partly_right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, " row"]:
+        """Share of the steps and of the result that are right."""
+        return share_right(tokens[:, self.prompt :].cpu(), rows["values"])
 
     def state_dict(self) -> dict:
         return {}

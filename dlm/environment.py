@@ -400,5 +400,5 @@ class UnmaskingEnvironment:
         time = share if self.allowed is None else 1.0 / left
         return Observation(
             self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, time, done, left <= 1, self.steps, self.start, self.alpha,
+            self.evaluations, self.to_write, time, done, left, self.steps, self.start, self.alpha,
         )  # fmt: skip

@@ -73,8 +73,8 @@ class Observation:
     row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
     began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
     writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
-    last: the evaluation at hand is the last that the row's budget allows, so that all its masks are written from it; with a
-    budget, time is 1 / (evaluations left), the one at hand among them, which tells a policy what it may spend.
+    left: evaluations that the row's budget still allows, the one at hand among them; with a budget, time is 1 / left, which tells
+    a policy what it may spend.
     """
 
     environment: Readable = field(repr=False)
@@ -89,10 +89,15 @@ class Observation:
     to_write: Int[Tensor, "row"]
     time: Float[Tensor, "row"]
     done: Bool[Tensor, "row"]
-    last: Bool[Tensor, "row"]
+    left: Int[Tensor, "row"]
     steps: int
     start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
     alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
+
+    @property
+    def last(self) -> Bool[Tensor, "row"]:
+        """Rows all of whose masks are written from the evaluation at hand: their budget allows no other."""
+        return self.left <= 1
 
     def response(self) -> Observation:
         """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
@@ -121,9 +126,11 @@ class Observation:
         return self.environment.log_prob(where, text)
 
     def count(self) -> Int[Tensor, "row"]:
-        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps."""
+        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps. A row whose
+        budget allows fewer evaluations than that spreads its masks evenly over those."""
         even, extra = self.block_masks // self.steps, self.block_masks % self.steps
-        return torch.minimum(even + (self.block_step < extra), self.writable.sum(1))
+        spread = -(-self.masked.sum(1) // self.left.clamp(min=1))
+        return torch.minimum(torch.maximum(even + (self.block_step < extra), spread), self.writable.sum(1))
 
 
 class Response:

@@ -3,8 +3,9 @@
     python run_evaluate.py --task reward --generations DIR --selector RUN --judge OTHER_RUN --model_path example/stories_causal
 
 The selector is the reward that answers were chosen by, the judge one that had no part in it: what the first gains and the second
-does not is over-optimisation. (The published script evaluates by the selector alone, and its `STD` is the deviation of prompts,
-not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row a prompt and
+does not is over-optimisation. Several directories are seeds of the same methods and prompts: means are over all of them, and
+errors over prompts, each of which is first averaged over the seeds. (The published script evaluates by the selector alone, and its `STD` is the deviation of prompts,
+not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row an answer and
 a column a method.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -69,13 +71,13 @@ def distinct(rows: list[list[int]], n: int) -> float | None:
 
 
 def evaluate_method(
-    rows: list[dict[str, str]], judged: dict[str, list[float]], model, draws: int, batch: int
+    rows: list[dict[str, str]], judged: dict[str, list[float]], seeds: int, model, draws: int, batch: int
 ) -> dict[str, float | int | None]:
-    """The figures of one method."""
-    found: dict[str, float | int | None] = {"prompts": len(rows)}
+    """The figures of one method. rows, and what each reward says of them: those of one seed after those of another."""
+    found: dict[str, float | int | None] = {"prompts": len(rows) // seeds, "seeds": seeds}
     for name, values in judged.items():
-        tensor = torch.tensor(values, dtype=torch.float64)
-        found |= {f"{name}_mean": tensor.mean().item(), f"{name}_se": standard_error(tensor)}
+        of_prompts = torch.tensor(values, dtype=torch.float64).view(seeds, -1).mean(0)
+        found |= {f"{name}_mean": of_prompts.mean().item(), f"{name}_se": standard_error(of_prompts)}
     pairs = [
         tuple(model.tokenizer.encode(row[key], add_special_tokens=False) for key in ("prompt", "result"))
         for row in rows
@@ -98,19 +100,26 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="run_evaluate.py --task reward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--generations", type=Path, required=True, metavar="DIR", help="that run_guide.py wrote")
+    made.add_argument(
+        "--generations",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="that run_guide.py wrote; several: seeds",
+    )
     made.add_argument("--selector", help="the reward that answers were chosen by: a run, an id, vader, ...")
     made.add_argument("--judge", required=True, help="a reward that had no part in it")
     made.add_argument("--model_path", required=True, help="the unguided language model, for likelihoods")
     made.add_argument("--draws", type=int, default=64, help="Monte Carlo samples a text of a masked model's bound")
     made.add_argument("--batch_size", type=int, default=32)
-    made.add_argument("--save_path", type=Path, help="default: DIR")
+    made.add_argument("--save_path", type=Path, help="default: the first DIR")
     made.add_argument("--device", default="cpu")
     return made
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate a directory; 0."""
+    """Evaluate a directory, or seeds of one; 0."""
     arguments = parser().parse_args(argv)
     check_device(arguments.device)
     if arguments.judge == arguments.selector:
@@ -119,28 +128,22 @@ def main(argv: list[str]) -> int:
         )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch_size {arguments.batch_size} must be at least 1; change it")
-    files = sorted(arguments.generations.glob(f"{PREFIX}*.json"))
-    if not files:
-        raise ValueError(f"{arguments.generations} holds no {PREFIX}METHOD.json; give the directory of run_guide.py")
-    answers = {file.stem.removeprefix(PREFIX): read_generations(file) for file in files}
-    prompts = {name: [row["prompt"] for row in rows] for name, rows in answers.items()}
-    if len({tuple(own) for own in prompts.values()}) != 1:
-        raise ValueError(f"the files of {arguments.generations} answer different prompts; evaluate those of one run")
+    answers, seeds = read_all(arguments.generations), len(arguments.generations)
     names = {"selector": arguments.selector, "judge": arguments.judge}
     rewards = {name: load_scorer(path, arguments.device) for name, path in names.items() if path is not None}
     model, _ = load_model(shipped(arguments.model_path), arguments.device)
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded; add tokenizer.json")
-    out = arguments.save_path or arguments.generations
+    out = arguments.save_path or arguments.generations[0]
     out.mkdir(parents=True, exist_ok=True)
-    cost = read_costs(arguments.generations / "costs.csv")
+    cost = read_costs(arguments.generations)
     judged = {
         name: {who: scores(reward, rows, arguments.batch_size) for who, reward in rewards.items()}
         for name, rows in answers.items()
     }
     table = []
     for name, rows in answers.items():
-        figures = evaluate_method(rows, judged[name], model, arguments.draws, arguments.batch_size)
+        figures = evaluate_method(rows, judged[name], seeds, model, arguments.draws, arguments.batch_size)
         table.append({"method": name, **figures, **cost.get(name, {})})
     write_csv(table, out / "evaluation.csv")
     for who in rewards:
@@ -148,16 +151,41 @@ def main(argv: list[str]) -> int:
         rows = zip(*columns.values(), strict=True)
         write_csv([dict(zip(columns, row, strict=True)) for row in rows], out / f"{who}.csv")
     print_table(
-        [{new: row[old] for old, new in SHOWN.items() if old in row} for row in table], str(arguments.generations)
+        [{new: row[old] for old, new in SHOWN.items() if old in row} for row in table],
+        " ".join(map(str, arguments.generations)),
     )
     return 0
 
 
-def read_costs(file: Path) -> dict[str, dict[str, float]]:
-    """Costs of each method, where run_guide.py left them."""
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
+    """The answers of each method, those of one directory after those of another. ValueError where they are not of the same
+    methods and prompts."""
+    answers: dict[str, list[dict[str, str]]] = {}
+    asked, methods = set(), set()
+    for directory in directories:
+        files = sorted(directory.glob(f"{PREFIX}*.json"))
+        if not files:
+            raise ValueError(f"{directory} holds no {PREFIX}METHOD.json; give the directory of run_guide.py")
+        methods.add(tuple(file.name for file in files))
+        for file in files:
+            rows = read_generations(file)
+            asked.add(tuple(row["prompt"] for row in rows))
+            answers.setdefault(file.stem.removeprefix(PREFIX), []).extend(rows)
+    where = " and ".join(map(str, directories))
+    if len(asked) != 1:
+        raise ValueError(f"the files of {where} answer different prompts; evaluate those of one run")
+    if len(methods) != 1:
+        raise ValueError(f"{where} hold answers of different methods; give seeds of the same ones")
+    return answers
+
+
+def read_costs(directories: list[Path]) -> dict[str, dict[str, float]]:
+    """Costs of each method, where run_guide.py left them: the mean over directories."""
     kept = ("evaluations_per_token", "reward_rows_per_token", "seconds_per_token", "seconds")
-    return {row["method"]: {key: float(row[key]) for key in kept} for row in rows}
+    found: dict[str, list[dict[str, float]]] = {}
+    for file in (directory / "costs.csv" for directory in directories):
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as lines:
+                for row in csv.DictReader(lines):
+                    found.setdefault(row["method"], []).append({key: float(row[key]) for key in kept})
+    return {name: {key: fmean(row[key] for row in rows) for key in kept} for name, rows in found.items()}

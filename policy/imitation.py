@@ -1,7 +1,8 @@
 """Before the first reward: a policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing.
 
 Two teachers. A rule of `samplers/where.py`: the policy learns the rule's picks on the rule's own rollouts, by their
-log-likelihood under the action law. The answers (`expert: answers`): where the data set knows the right text (puzzles), the
+log-likelihood under the action law; with `sampling.budgets` each row has its own, and `leftmost` spreads its masks evenly over
+it. The answers (`expert: answers`): where the data set knows the right text (puzzles), the
 policy learns at which masks the model's best token is the right one, by a binary cross-entropy in which a wrong one counts
 `setting` times; it is shown canvases on which a random part of the right ones is written. OnTrack ("What Makes a Good
 Unmasking Policy?") learns from correct trajectories in the same spirit; what differs is that every mask of every canvas is
@@ -31,7 +32,7 @@ from samplers.where import WHERE, best, by_ties, nothing, top_probability
 from training.processes import ALONE, Processes
 
 RULES = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
-EXPERTS = (*RULES, "answers")
+EXPERTS = (*RULES, "leftmost", "answers")
 
 
 @dataclass
@@ -108,13 +109,14 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: float, wrong: flo
 def teacher_loss(
     model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
     stop_id: int | None = None, processes: Processes = ALONE, reward: Reward | None = None,
+    budget: Int[Tensor, "row"] | None = None,
 ) -> float:  # fmt: skip
     """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. stop_id: the token at which rows end.
     teaching: {expert, setting, block_length}. processes: who share the batch, over all of which the loss is a mean. reward:
-    rollouts that it gives nothing are left out; without any, no gradients."""
+    rollouts that it gives nothing are left out; without any, no gradients. budget: evaluations that each row may cost."""
     inputs = network.inputs  # pyright: ignore
     environment = UnmaskingEnvironment(
-        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id,
+        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id, budget=budget,
         alpha=prompts.rows.get("alpha"),
     )  # fmt: skip
     if teaching.expert == "answers":
@@ -123,7 +125,8 @@ def teacher_loss(
         record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731  # pyright: ignore
         rule = TokenRule(0.0)
     else:
-        teacher, record, rule = WHERE[teaching.expert](teaching.setting), inputs, TokenRule(config.sampling.temperature)
+        settings = [] if teaching.expert == "leftmost" else [teaching.setting]
+        teacher, record, rule = WHERE[teaching.expert](*settings), inputs, TokenRule(config.sampling.temperature)
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
         teacher = Expert(network, teacher)  # pyright: ignore[reportArgumentType]

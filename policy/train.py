@@ -151,10 +151,12 @@ def imitation_iteration(
     are none in any process."""
     seed, processes = step_seed(config.seed, step), learner.processes
     everybody = processes.world * rows
-    prompts = with_alpha(task.prompts(everybody, seed), config, seed).share(processes.part(everybody))
+    mine = processes.part(everybody)
+    prompts = with_alpha(task.prompts(everybody, seed), config, seed).share(mine)
+    budget = budgets(config, everybody, processes.device, seed)
     loss = teacher_loss(
         model, learner.network, prompts.to(processes.device), teaching, config, seed, getattr(task, "stop_id", None), processes,
-        reward,
+        reward, None if budget is None else budget[mine],
     )  # fmt: skip
     taught = any(parameter.grad is not None for parameter in learner.network.parameters())
     anybody = processes.mean({"taught": float(taught)})["taught"] > 0

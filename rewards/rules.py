@@ -120,7 +120,7 @@ class PuzzleReward:
         return RewardOutput(solved - cost if self.additive else solved * speed, terms)
 
 
-FUNCTIONS = ("correct_times_speed", "correct_minus_cost", "correct", "format")
+FUNCTIONS = ("correct_times_speed", "correct_minus_cost", "correct", "partly_correct", "format")
 # Published names. Those of one data set apply its check to every row there; here they are 0 on rows of others.
 PUBLISHED = {
     "mixed_correctness_mult_reward_func": "correct_times_speed",
@@ -147,12 +147,22 @@ class Verifiable(Protocol):
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]: ...
 
 
+@runtime_checkable
+class PartlyVerifiable(Protocol):
+    """A task that can tell how much of an answer is right."""
+
+    def partly_right(
+        self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]
+    ) -> Float[Tensor, " row"]: ...
+
+
 class VerifiedReward:
     """Weighted sum of functions of an answer that a check calls right (1) or not (0), each of them logged:
 
         correct_times_speed   right * ((L - min(NFE, L) + 1) / L) ** alpha
         correct_minus_cost    right - alpha * NFE / L
         correct               right
+        partly_correct        share of an answer's parts that are right, of tasks that can tell (chain arithmetic: its steps)
         format                1 where the text is `<reasoning>` and `<answer>` tags and nothing else, else 0
 
     A function named NAME@DATASET is 0 on rows of other data sets. Weights have the order of the functions; 0 only logs. L is the
@@ -169,6 +179,10 @@ class VerifiedReward:
             if at and dataset not in task.datasets:
                 raise ValueError(
                     f"reward.functions: {name!r} is of a data set that is not learnt from; use one of {', '.join(task.datasets)}"
+                )
+            if function == "partly_correct" and not isinstance(task, PartlyVerifiable):
+                raise ValueError(
+                    f"reward.functions: {name!r} is for tasks whose answers have parts; chain arithmetic has"
                 )
         if len(set(names)) < len(names):
             raise ValueError(f"reward.functions={names} names one twice; give each once, with its weight")
@@ -194,6 +208,9 @@ class VerifiedReward:
         if any(name.startswith("format") for name in self.weights):
             tags = [has_format(text) for text in self.task.written(samples.tokens)]
             values["format"] = torch.tensor(tags, device=device).float()
+        if any(name.startswith("partly_correct") for name in self.weights):
+            assert isinstance(self.task, PartlyVerifiable)
+            values["partly_correct"] = self.task.partly_right(samples.tokens, rows).to(device)
         terms, total = {"right": right, "speed": speed}, torch.zeros_like(right)
         for name, weight in self.weights.items():
             function, at, dataset = name.partition("@")

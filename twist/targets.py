@@ -123,13 +123,14 @@ class ThresholdTarget:
 
 @dataclass
 class RewardTarget:
-    """beta * reward."""
+    """beta * (reward - highest). highest: what the reward never exceeds, so that phi is a probability; it changes Z alone."""
 
     score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
     beta: float = 1.0
+    highest: float = 0.0
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
-        return self.beta * self.score(tokens)
+        return self.beta * (self.score(tokens) - self.highest)
 
 
 @dataclass
@@ -244,6 +245,6 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
     if kind == "latex":
         return ThresholdTarget(Texts(model.tokenizer, valid_formulas), 0.5)
     if kind == "reward":
-        return RewardTarget(text_reward(settings["reward"], model, prompt), beta)
+        return RewardTarget(text_reward(settings["reward"], model, prompt), beta, float(settings.get("highest", 0.0)))
     known = ("class", "threshold", "infilling", "continuation", "latex", "reward")
     raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(known)}")

@@ -2,6 +2,7 @@
 
 import operator
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from data.chain import (
     is_held_out,
     is_right,
     prompt_length,
+    share_right,
 )  # fmt: skip
 
 
@@ -59,6 +61,17 @@ def test_the_checker_reads_what_stands_behind_the_first_equals_sign_before_the_e
         [LABEL, 5, LABEL, 5, LABEL, EQUALS], [EQUALS, LABEL, EQUALS, 5, EOS, EOS], [EQUALS, MASK, EOS, EOS, EOS, EOS],
     ])  # fmt: skip
     assert given_answer(rows).tolist() == [5, -1, -1, -1, -1, -1]
+
+
+def test_the_share_that_is_right_counts_steps_before_the_end_and_the_result():
+    values = torch.tensor([[3, 1, 4]])
+    texts = [  # (text, how many of the three steps and the result are right)
+        ([LABEL, 3, LABEL + 1, 1, LABEL + 2, 4, EQUALS, 4], 4), ([LABEL + 2, 4, LABEL, 3, EQUALS, 4, EOS, EOS], 3),
+        ([LABEL, 3, LABEL + 1, 2, EQUALS, 2, EOS, EOS], 1), ([EQUALS, 4, EOS, LABEL, 3, LABEL + 1, 1, EOS], 1),
+        ([LABEL, 3, LABEL, 3, LABEL, 3, LABEL, 3], 1), ([LABEL, MASK, 3, LABEL + 1, MASK, 1, EQUALS, MASK], 0),
+    ]  # fmt: skip
+    for text, parts in texts:
+        assert share_right(torch.tensor([text]), values).item() == pytest.approx(parts / 4)
 
 
 def test_a_tenth_is_held_out_and_the_mask_is_the_last_word():

@@ -56,6 +56,29 @@ def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
     assert one["reward_rows_per_token"] == "10.0" and two["reward_rows_per_token"] == ""
 
 
+def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answers, tmp_path):  # noqa: F811
+    second = tmp_path / "second"
+    second.mkdir()
+    texts = {"one": ["a b c d", "a", "a b", "a b c"], "two": ["a", "a", "a", "a"]}
+    for name, results in texts.items():
+        rows = [{"prompt": f"Once {n}", "result": result} for n, result in enumerate(results)]
+        (second / f"generation_{name}.json").write_text(json.dumps(rows))
+    (second / "costs.csv").write_text(
+        "method,evaluations_per_token,reward_rows_per_token,seconds_per_token,seconds\none,3,10,0.5,5\n"
+    )
+    command = ["--task", "reward", "--generations", str(answers), str(second), "--judge", "brevity", "--model_path",
+               models["causal"], "--save_path", str(tmp_path / "both")]  # fmt: skip
+    assert run_evaluate.main(command) == 0
+    one, two = read(tmp_path / "both" / "evaluation.csv")
+    of_prompts = torch.tensor([-2.0, -3.0, -1.0, -1.0]).add(torch.tensor([-4.0, -1.0, -2.0, -3.0])) / 2
+    assert float(one["judge_mean"]) == of_prompts.mean() and one["prompts"] == "4" and one["seeds"] == "2"
+    assert float(one["judge_se"]) == pytest.approx(float(of_prompts.std() / 2)) and one["seconds"] == "4.0"
+    assert float(one["evaluations_per_token"]) == 2 and len(read(tmp_path / "both" / "judge.csv")) == 8
+    (second / "generation_two.json").unlink()
+    with pytest.raises(ValueError, match="hold answers of different methods"):
+        run_evaluate.main(command)
+
+
 def test_distinct_by_hand():
     assert distinct([[1, 2, 1, 2], [1, 2], [3]], 1) == 3 / 7
     assert distinct([[1, 2, 1, 2], [1, 2], [3]], 2) == 2 / 4

@@ -190,11 +190,11 @@ def test_an_unknown_teacher_and_answers_that_nobody_knows_are_refused():
     puzzles = random_prompts(2)
     text = Prompts(puzzles.canvas, {})
     teaching = lambda expert: OmegaConf.create({"expert": expert, "setting": 1.0})
-    for expert in ("answers", "threshold", "factor", "entropy_bound", "confidence_noisy"):
+    for expert in ("answers", "leftmost", "threshold", "factor", "entropy_bound", "confidence_noisy"):
         check_teacher(teaching(expert), puzzles)
     check_teacher(teaching("threshold"), text)
-    with pytest.raises(ValueError, match="expert='leftmost' is unknown; use one of threshold, .*, answers"):
-        check_teacher(teaching("leftmost"), puzzles)
+    with pytest.raises(ValueError, match="expert='random' is unknown; use one of threshold, .*, answers"):
+        check_teacher(teaching("random"), puzzles)
     with pytest.raises(ValueError, match=r"expert=answers needs data that knows the right text \(data=puzzles\)"):
         check_teacher(teaching("answers"), text)
 

@@ -27,13 +27,13 @@ class Answers:
         return TEXTS
 
 
-def rewarded(functions, weights, alpha=2.0):
+def rewarded(functions, weights, alpha=2.0, task=None):
     prompt = torch.zeros(4, 12, dtype=torch.bool)
     prompt[:, :2] = True  # ten positions were written
     samples = SimpleNamespace(
         tokens=torch.zeros(4, 12, dtype=torch.long), prompt=prompt, evaluations=torch.tensor([1, 5, 6, 40])
     )
-    return VerifiedReward(Answers(), alpha, functions, weights)(samples, ROWS)
+    return VerifiedReward(task or Answers(), alpha, functions, weights)(samples, ROWS)
 
 
 def test_every_function_is_its_formula():
@@ -56,6 +56,20 @@ def test_weights_have_the_order_of_the_functions_and_zero_only_logs():
     assert output.total.tolist() == pytest.approx([1.5, 0, 1, 1.5])
     assert output.terms["correct_minus_cost"].tolist() == pytest.approx([0.8, -1, -0.2, -7])
     assert rewarded(["correct_minus_cost", "format"], [0, 3]).total.tolist() == pytest.approx([3, 0, 0, 3])
+
+
+def test_a_task_that_can_tell_says_how_much_is_right():
+    class Parts(Answers):
+        def partly_right(self, tokens, rows):
+            return torch.tensor([0.5, 0.25, 1.0, 0.0])
+
+    output = rewarded(["correct", "partly_correct"], [1, 2], task=Parts())
+    assert output.total.tolist() == [2.0, 0.5, 3.0, 1.0] and output.terms["partly_correct"].tolist() == [
+        0.5,
+        0.25,
+        1.0,
+        0.0,
+    ]
 
 
 def test_a_function_of_a_data_set_leaves_the_others_at_zero():
@@ -88,6 +102,7 @@ def test_published_names_are_ours(name):
         (["correct", "mixed_correctness_reward_func"], [1, 1], "names one twice"),
         (["correct"], [0.0], "nothing to learn from"),
         ([], [], "nothing to learn from"),
+        (["partly_correct"], [1], "'partly_correct' is for tasks whose answers have parts"),
     ],
 )
 def test_what_is_refused(functions, weights, message):

@@ -51,6 +51,15 @@ def test_the_last_evaluation_writes_all_that_is_left():
     assert counts.tolist() == [[1, 1, 1, 9]] * 6
 
 
+@pytest.mark.parametrize("name", ["random", "leftmost", "top_prob", "dilated"])
+def test_rules_of_a_fixed_count_spread_their_masks_over_the_budget(name):
+    samples = sample(UnmaskingEnvironment(MODEL, 12, budget=5), Strategy(WHERE[name](), TokenRule(0.0)), BLANK)
+    counts = torch.stack([(samples.written_at == step).sum(1) for step in range(5)], 1)
+    assert counts.tolist() == [[3, 3, 2, 2, 2]] * 6
+    few = sample(UnmaskingEnvironment(MODEL, 3, budget=5), Strategy(WHERE[name](), TokenRule(0.0)), BLANK)
+    assert few.evaluations.tolist() == [3] * 6  # fewer steps than evaluations: no more than were asked for
+
+
 def test_a_budget_that_is_large_enough_changes_nothing():
     strategy = Strategy(Threshold(0.4), TokenRule(0.7))
     free = sample(UnmaskingEnvironment(MODEL, 12), strategy, BLANK, seed=3)

@@ -1,0 +1,122 @@
+"""Six ways to learn a twist, on three tasks that run on a CPU: how far each proposal is from the target, over training seeds.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.twists --tasks infilling sentiment masked --seeds 5
+    OMP_NUM_THREADS=1 python -m benchmarks.twists --tasks sentiment --sweep 3e-4 1e-3 3e-3
+
+The frozen models are the shipped ones of stories; a text has LENGTH tokens. infilling: what comes before two given tokens, of the
+causal model; sentiment: VADER's, as an exact potential, of the causal model; masked: the same of the masked one, position and
+token drawn together. Twists are heads of three layers on the frozen states. Runs are those of run_train_twist.py, kept under
+--runs and not repeated; all of a task share their exact samples. With --sweep each method is trained for --sweep_updates at
+each learning rate, by a seed that is not among the others, and what is printed is G - F, the sum of both KLs. Writes
+--out DIR/TASK (evaluation/kl_report.py), and prints its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from evaluation import kl_report
+from evaluation.report import print_table, write_csv
+from run_train_twist import main as train_twist
+from training.usage import composed
+
+LENGTH = 10
+METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
+TASKS = {
+    "infilling": ["target=infilling", "target.tokens=2", "training.particles=10"],
+    "sentiment": ["target=vader"],
+    "masked": ["dlm=stories", "target=vader"],
+}
+# Chosen by --sweep, for each task and method.
+RATES = {task: dict.fromkeys(METHODS, 1e-3) for task in TASKS}
+SWEPT = 100  # the seed of sweeps
+
+
+def exact_samples(task: str, runs: Path, count: int) -> Path:
+    """The file of a task's exact samples, collected where it is not there."""
+    directory = runs / task / "exact"
+    file = directory / "posterior.safetensors"
+    if not file.is_file():
+        trained([*TASKS[task], "mode=collect", f"posterior.count={count}", f"run_dir={directory}"])
+    return file
+
+
+def trained(overrides: list[str]) -> None:
+    train_twist(composed("train_twist", [*overrides, f"length={LENGTH}", "wandb.mode=disabled"]), overrides)
+
+
+def run(
+    task: str, method: str, seed: int, rate: float, updates: int, epochs: int, exact: Path, directory: Path
+) -> dict:
+    """The last evaluation of a run, which is made if it is not there."""
+    file = directory / "evaluations.json"
+    known = json.loads(file.read_text()) if file.is_file() else []
+    if not any(record["updates"] == updates for record in known):
+        trained([
+            *TASKS[task], f"method={method}", f"seed={seed}", f"optim.lr={rate}", f"posterior.path={exact}",
+            "twist.layers=3", f"training.epochs={epochs}", f"training.updates_per_epoch={updates // epochs}",
+            "training.log_freq=1000", "eval.samples=1000", "eval.particles=[32]", "eval.sweeps=16",
+            f"run_dir={directory}",
+        ])  # fmt: skip
+    return json.loads(file.read_text())[-1]
+
+
+def log_z_of(task: str, exact: Path, records: list[dict]) -> float:
+    """Of a reward the share of the model's samples that were kept; of infilling the midpoint of the closest bounds."""
+    from safetensors import safe_open
+
+    if task != "infilling":
+        with safe_open(str(exact), "pt") as opened:
+            return math.log(opened.get_slice("tokens").get_shape()[0] / int(opened.metadata()["tried"]))
+    both = [bound for record in records for bound in record["bounds"] if bound["upper"] is not None]
+    best = min(both, key=lambda bound: bound["upper"]["value"] - bound["lower"]["value"])
+    return (best["upper"]["value"] + best["lower"]["value"]) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=3, help="evaluations are made before each and at the end")
+    parser.add_argument("--exact", type=int, default=2000, help="exact samples of each target")
+    parser.add_argument("--sweep", type=float, nargs="+", metavar="RATE", help="learning rates")
+    parser.add_argument("--sweep_updates", type=int, default=60)
+    parser.add_argument("--runs", type=Path, default=Path("output/twists"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/twists"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for task in options.tasks:
+        exact = exact_samples(task, options.runs, options.exact)
+        if options.sweep:
+            rows = []
+            for method in options.methods:
+                gaps = {}
+                for rate in options.sweep:
+                    directory = options.runs / task / f"sweep_{method}_{rate}"
+                    last = run(task, method, SWEPT, rate, options.sweep_updates, 1, exact, directory)
+                    gaps[f"{rate:g}"] = round(last["g"]["value"] - last["f"]["value"], 3)
+                rows.append({"task": task, "method": method, **gaps})
+            print_table(rows, title=f"{task}: G - F after {options.sweep_updates} updates, by learning rate")
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_csv(rows, options.out / f"sweep_{task}.csv")
+            continue
+        records, directories = [], []
+        for seed in range(options.seeds):
+            for method in options.methods:
+                directory = options.runs / task / f"{method}_{seed}"
+                rate = RATES[task][method]
+                records.append(run(task, method, seed, rate, options.updates, options.epochs, exact, directory))
+                directories.append(directory)
+        log_z = log_z_of(task, exact, records)
+        kl_report.main(argparse.Namespace(runs=directories, log_z=log_z, out=options.out / task))
+
+
+if __name__ == "__main__":
+    main()
