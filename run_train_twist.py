@@ -106,12 +106,17 @@ def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Sour
     return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
 
 
+def origin_of(config: DictConfig, source: Source) -> Origin:
+    """What exact samples of this run's target are of."""
+    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
+    return Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
+
+
 def exact_samples(config: DictConfig, source: Source, run: Run, group: Processes) -> Posterior | None:
     """Those of posterior.path, or of the run itself, collected by the first process if they are not there yet."""
     if not config.posterior.count:
         return None
-    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
-    origin = Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
+    origin = origin_of(config, source)
     file = Path(config.posterior.path or run.directory / POSTERIOR)
     if config.posterior.path is None and group.first and not file.is_file():
         settings = config.posterior

@@ -28,7 +28,7 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
-from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
+from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold
 
 PROBLEM_STEPS, LENGTH = 8, 24
 COUNTS = (2, 3, 4, 5, 6, 7, 8, 12)
@@ -58,8 +58,11 @@ def heuristics() -> list[Setting]:
         for steps in (2, 3, 4, 5, 6, 8, 12, 24):
             if steps % (LENGTH // block) == 0:
                 scores = [(score, Confident(score)) for score in ("top_prob", "margin", "entropy")]
-                rules: list[tuple[str, Unmasker]] = [("random", Random()), *scores]
+                rules: list[tuple[str, Unmasker]] = [("random", Random()), ("dilated", Dilated()), *scores]
                 found += [Setting(name, f"{steps} steps", rule, steps, block) for name, rule in rules]
+        if block == LENGTH:  # so many positions at once from the left: blocks of a step each
+            for steps in range(2, LENGTH + 1):
+                found.append(Setting("leftmost", f"{steps} steps", Leftmost(), steps, block))
         adaptive: list[tuple[str, float, Unmasker]] = [("threshold", v, Threshold(v)) for v in THRESHOLDS]
         adaptive += [("factor", v, Factor(v)) for v in FACTORS] + [
             ("entropy_bound", v, EntropyBound(v)) for v in BOUNDS
@@ -142,6 +145,7 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
     """The best of each side at a mean of at most `count` evaluations: one record a side, over its training seeds."""
     sides: dict[str, Callable[[Setting], bool]] = {
         "best heuristic, no blocks": lambda s: s.run is None and s.block == LENGTH,
+        "the same but for leftmost": lambda s: s.run is None and s.block == LENGTH and s.method != "leftmost",
         "threshold, blocks of 2 or 4": lambda s: s.method == "threshold" and s.block < LENGTH,
     }
     for name in dict.fromkeys(setting.method for _, setting in tuned if setting.run):
@@ -194,11 +198,8 @@ def main() -> None:
     for count in COUNTS:
         here = {record["side"]: record for record in contest if record["count"] == count}
         theirs = here.get("best heuristic, no blocks")
-        ours = [
-            record
-            for side, record in here.items()
-            if side not in ("best heuristic, no blocks", "threshold, blocks of 2 or 4")
-        ]
+        names = {setting.method for _, setting in tuned if setting.run}
+        ours = [record for side, record in here.items() if side in names]
         mine = max(ours, key=lambda record: record["right"], default=None)
         result[f"heuristic_{count}"] = theirs["right"] if theirs else None
         result[f"policy_{count}"] = mine["right"] if mine else None
@@ -208,7 +209,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": result, "contest": contest, "records": records}, out / "chain.json")
     write_csv(records, out / "chain.csv")
-    shown = [r for r in records if r["learned"] or r["method"] in ("random", "top_prob", "threshold")]
+    shown = [r for r in records if r["learned"] or r["method"] in ("random", "top_prob", "threshold", "leftmost")]
     front = [
         {"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"]}
         | {"lo": r["low"], "hi": r["high"]}

@@ -40,12 +40,12 @@ SEED = 77  # of the questions: the corpora are made with other ones
 SHOWN = ("validity", "brackets", "complex", "distinct", "skeletons", "length")
 
 
-def questions(count: int, model: MaskedLM, length: int) -> Int[Tensor, "row position"]:
+def questions(count: int, model: MaskedLM, length: int, seed: int = SEED) -> Int[Tensor, "row position"]:
     """Canvases of held-out questions, those left out whose own answer would not fit."""
     assert model.tokenizer is not None
     pairs, number = [], 0
     while len(pairs) < 2 * count:
-        made, _ = row(SEED, number, 0.0)
+        made, _ = row(seed, number, 0.0)
         pairs += [(made["question"], made["answer"])] if is_held_out(made["question"]) else []
         number += 1
     tokens, given, _ = encode_pairs(pairs, model.tokenizer, length, model.tokenizer.eos_token_id, False)

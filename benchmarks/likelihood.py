@@ -1,19 +1,21 @@
 """Estimators of a row's log-likelihood: bias, spread and evaluations, on a model that can be enumerated and on a shipped one.
 
     python -m benchmarks.likelihood
-    python -m benchmarks.likelihood --model example/chain --rows 8 --draws 64 --out docs/results/likelihood
+    python -m benchmarks.likelihood --models example/chain example/latex_sft --rows 8 --draws 64 --out docs/results/likelihood
 
 Enumerable: conditionals that no joint has, 3 tokens on 3 positions, all 27 texts; each estimator against the exact log-likelihood
 of the any-order model, log of the mean over orders of p(text written one by one in that order), and against its own target.
-Shipped: the reasoning base on texts of its own kind, prompts given; the reference is the any-order bound by --exact counts. The
-error of a difference is that of log p(right text) - log p(the same with a wrong result), both on the same masks: what training
-compares. Writes --out DIR/likelihood.json, prints tables, ends with flat JSON.
+Shipped: models on texts of their own kind, prompts given: chain arithmetic, and formulas that answer a description; the
+reference is the any-order bound by --exact counts. The error of a difference is that of log p(right text) - log p(the same
+with one token wrong: the result; any token of a formula), both on the same masks: what training compares. Writes
+--out DIR/likelihood.json, prints tables, ends with flat JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 
@@ -21,14 +23,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from data.chain import MODULUS, chains, prompt_length
+from data.answers import encode_pairs
+from data.chain import MODULUS, WORDS, chains, prompt_length
+from data.formulas import is_held_out, row
 from dlm.draws import Draws
-from dlm.likelihood import Coupled, Elbo, Estimator, MeanField, Published, Sandwich, log_likelihood
+from dlm.likelihood import Coupled, Elbo, Estimator, MeanField, Published, Sandwich, ScoreEntropy, log_likelihood
 from dlm.masked_lm import MaskedLM
 from evaluation.report import print_table, write_json
 from load_model import load_model
 
 STEPS, LENGTH = 8, 24  # of a problem of chain arithmetic, and of its answer
+SEED = 77  # of descriptions
 
 
 class Table(MaskedLM):
@@ -121,19 +126,57 @@ def enumerable(draws: int) -> list[dict]:
     return records
 
 
-def shipped(path: str, rows: int, draws: int, exact: int) -> list[dict]:
-    """Against the any-order bound by many counts, texts of chain arithmetic; and the error of a difference on shared masks."""
-    model, _ = load_model(path)
+@dataclass(frozen=True)
+class Texts:
+    """Right texts, the same with one token wrong, and which positions are not given."""
+
+    right: Int[Tensor, "row position"]
+    wrong: Int[Tensor, "row position"]
+    free: Bool[Tensor, "row position"]
+
+
+def chain_texts(rows: int) -> Texts:
     problems = chains(rows, STEPS, torch.Generator().manual_seed(3), held_out=True)
     kept = torch.rand(rows, STEPS, generator=torch.Generator().manual_seed(3)) < 0.7
     texts = torch.cat((problems.prompts(), problems.answers(kept, LENGTH)), 1)
     result = prompt_length(STEPS) + 2 * kept.sum(1) + 1
     wrong = texts.clone()
     wrong[torch.arange(rows), result] = (wrong[torch.arange(rows), result] + 1) % MODULUS
-    free = (torch.arange(texts.shape[1]) >= prompt_length(STEPS)).expand_as(texts)
+    return Texts(texts, wrong, (torch.arange(texts.shape[1]) >= prompt_length(STEPS)).expand_as(texts))
+
+
+def formula_texts(model: MaskedLM, rows: int) -> Texts:
+    """Held-out descriptions with their formulas, filled up with the end of text; any token of a formula is another one."""
+    assert model.tokenizer is not None
+    pairs, number = [], 0
+    while len(pairs) < rows:
+        made, _ = row(SEED, number, 0.0)
+        pairs += [(made["question"], made["answer"])] if is_held_out(made["question"]) else []
+        number += 1
+    end = model.tokenizer.eos_token_id
+    tokens, given, _ = encode_pairs(pairs, model.tokenizer, model.max_length, end, False)
+    place = torch.arange(tokens.shape[1])
+    free = place >= given.unsqueeze(1)
+    written = free & (tokens != end)
+    generator = torch.Generator().manual_seed(3)
+    changed = written.float().multinomial(1, generator=generator)
+    words = model.mask_id - 1  # the end of text is token 0, and is no other one
+    other = 1 + (tokens.gather(1, changed) - 1 + torch.randint(1, words, (len(tokens), 1), generator=generator)) % words
+    return Texts(tokens, tokens.scatter(1, changed, other), free)
+
+
+def shipped(path: str, rows: int, draws: int, exact: int) -> list[dict]:
+    """Against the any-order bound by many counts, and the error of a difference on shared masks."""
+    model, _ = load_model(path)
+    of_chain = getattr(model.tokenizer, "vocab_size", None) == len(WORDS)
+    made = chain_texts(rows) if of_chain else formula_texts(model, rows)
+    texts, wrong, free = made.right, made.wrong, made.free
     bound, _ = measured(model, Elbo(exact), texts, free, 1, False)
+    compared = estimators()
+    if hasattr(model, "log_scale"):  # SEDD's scores
+        compared |= {"score_entropy, 4": ScoreEntropy(4), "score_entropy, 16": ScoreEntropy(16)}
     records = []
-    for name, estimator in estimators().items():
+    for name, estimator in compared.items():
         found, evaluations = measured(model, estimator, texts, free, draws, "down" in name)
         other, _ = measured(model, estimator, wrong, free, draws, "down" in name)
         records.append(
@@ -151,19 +194,25 @@ def shipped(path: str, rows: int, draws: int, exact: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bias, spread and evaluations of the likelihood estimators.")
-    parser.add_argument("--model", default="example/chain", help="a model of chain arithmetic (example/chain)")
-    parser.add_argument("--rows", type=int, default=8, help="texts of the shipped model (8)")
+    parser.add_argument(
+        "--models", nargs="+", default=["example/chain", "example/latex_sft"], metavar="PATH",
+        help="of chain arithmetic, or of formulas (both shipped ones)",
+    )  # fmt: skip
+    parser.add_argument("--rows", type=int, default=8, help="texts of a shipped model (8)")
     parser.add_argument(
         "--draws", type=int, default=64, help="estimates of each text (64; 32 times as many when enumerated)"
     )
     parser.add_argument(
-        "--exact", type=int, default=960, help="masks of the bound that the shipped model is held against (960)"
+        "--exact", type=int, default=960, help="masks of the bound that a shipped model is held against (960)"
     )
     parser.add_argument("--out", default="docs/results/likelihood", help="where likelihood.json goes")
     arguments = parser.parse_args()
     tables = {
         "enumerable": enumerable(32 * arguments.draws),
-        "shipped": shipped(arguments.model, arguments.rows, arguments.draws, arguments.exact),
+        **{
+            Path(path).name: shipped(path, arguments.rows, arguments.draws, arguments.exact)
+            for path in arguments.models
+        },
     }
     for title, records in tables.items():
         print_table(records, title)

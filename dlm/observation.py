@@ -126,8 +126,8 @@ class Observation:
         return self.environment.log_prob(where, text)
 
     def count(self) -> Int[Tensor, "row"]:
-        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps. A row whose
-        budget allows fewer evaluations than that spreads its masks evenly over those."""
+        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps. A row
+        whose budget allows fewer evaluations than that spreads its masks evenly over those."""
         even, extra = self.block_masks // self.steps, self.block_masks % self.steps
         spread = -(-self.masked.sum(1) // self.left.clamp(min=1))
         return torch.minimum(torch.maximum(even + (self.block_step < extra), spread), self.writable.sum(1))

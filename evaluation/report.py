@@ -7,6 +7,7 @@ method, x being its cost (evaluations of the network per sample, NFE) and y its 
 import csv
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Point = tuple[float | int, float | int]  # cost, quality
 # Okabe and Ito's colours, told apart by colour-blind readers too; a marker each, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
+FILE_WIDTH = 200  # columns of a table that goes into a file or a pipe, where nothing says how many there are
 LINES = ("-", "--", ":", "-.")
 
 
@@ -101,7 +103,10 @@ def print_table(records: Sequence[dict], title: str = "", console: Console | Non
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         table.add_row(*(_show(record.get(column, "")) for column in columns))
-    (console or Console()).print(table)
+    console = console or Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    console.print(table)
 
 
 def write_csv(records: Sequence[dict], path: str | Path) -> None:

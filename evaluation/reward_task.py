@@ -4,9 +4,9 @@
 
 The selector is the reward that answers were chosen by, the judge one that had no part in it: what the first gains and the second
 does not is over-optimisation. Several directories are seeds of the same methods and prompts: means are over all of them, and
-errors over prompts, each of which is first averaged over the seeds. (The published script evaluates by the selector alone, and its `STD` is the deviation of prompts,
-not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row an answer and
-a column a method.
+errors over prompts, each of which is first averaged over the seeds. (The published script evaluates by the selector alone, and
+its `STD` is the deviation of prompts, not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv
+and DIR/judge.csv, a row an answer and a column a method.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ TWISTS = [  # the 29 published command lines
     *(f"infill15_{name}" for name in (*METHODS, "logz", "samples")), *(f"infill2_{name}" for name in METHODS),
 ]  # fmt: skip
 REWARDS = {  # experiments of run_train_reward.py, and what takes the place of the model
-    "pargs_tldr": "deberta", "pargs_hh": "deberta", "pargs_smollm2": "llama", "pargs_masked": None,
+    "pargs_tldr": "deberta", "pargs_hh": "deberta", "pargs_smollm2": "llama", "pargs_stories": "llama",
+    "pargs_masked": None,
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_every_experiment_is_run_by_a_test():
     every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides]
     assert set().union(*every) == FILES.keys() and sum(map(len, every)) == len(FILES)
     assert of_twists == set(TWISTS) and len(TWISTS) == 29 and of_guides == GUIDES.keys()
-    assert of_rewards == REWARDS.keys() and of_preferences == {"pargs_tldr", "pargs_hh", "pargs_smollm2"}
+    assert of_rewards == REWARDS.keys() and of_preferences == REWARDS.keys() - {"pargs_masked"}
     assert of_rl == RL.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from benchmarks.chain import Setting, measure, problems
+from benchmarks.latex import answered, questions
 from data.sudoku import blanked, is_solved, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import sequence_log_prob
 from evaluation.intervals import wilson
+from evaluation.latex import formula_measures
 from evaluation.text import unigram_entropy
 from load_model import load_model
 from policy.checkpoints import load_policy
@@ -23,6 +25,7 @@ BOX = (2, 3)
 SUDOKU = json.loads((ROOT / "docs/results/sudoku/sudoku.json").read_text())
 RECORDS, CONTEST = SUDOKU["records"], SUDOKU["contest"]
 CHAIN = json.loads((ROOT / "docs/results/chain/chain.json").read_text())
+LATEX = json.loads((ROOT / "docs/results/latex/latex.json").read_text())["records"]
 STORIES = [json.loads(line) for line in (ROOT / "docs/results/stories/stories.jsonl").read_text().splitlines()]
 
 
@@ -89,6 +92,17 @@ def of_rule(name, key):
     count = sum(r["samples"] for r in own)
     error = sum((r[f"{key}_se"] * r["samples"] / count) ** 2 for r in own) ** 0.5
     return sum(r[key] * r["samples"] for r in own) / count, error
+
+
+@pytest.mark.parametrize("name", ["SFT", "RL"])
+def test_validity_of_formulas_before_and_after_reinforcement_learning(name):
+    record = next(r for r in LATEX if (r["model"], r["training_seed"], r["steps"]) == (name, 0, 64))
+    model, _ = load_model(ROOT / "example" / f"latex_{name.lower()}")
+    _, texts = answered(model, questions(96, model, model.max_length, seed=4711), 64, seed=5)
+    measures = formula_measures(texts)
+    rate = wilson(round(measures["validity"] * len(texts)), len(texts))
+    assert rate.low <= record["high"] and record["low"] <= rate.high
+    assert abs(measures["length"] - record["length"]) < 6
 
 
 @pytest.mark.parametrize("name, temperature", [("direct", None), ("014609", 1.0), ("014609 T=0.5", 0.5)])

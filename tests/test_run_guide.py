@@ -272,6 +272,7 @@ EXPERIMENTS = {  # what stands in the place of their models and data
     "pargs_tldr_decode": ["methods.DPO.path=CAUSAL", "methods.PPO.path=CAUSAL"],
     "pargs_hh_decode": ["methods.DPO.path=CAUSAL", "model.dtype=float32"],
     "pargs_smollm2_decode": ["methods.DPO.path=CAUSAL", "rewards.head=HEAD_CAUSAL"],
+    "pargs_stories_decode": ["methods.DPO.path=CAUSAL", "methods.RLOO.path=CAUSAL", "rewards.head=HEAD_CAUSAL"],
     "pargs_masked_decode": ["dlm.path=TEXT", "rewards.partial=MASK", "rewards.prefix=PREFIX", "sampler.steps=6",
                             "methods.pargs_pair.steps=3", "methods.pargs_14.steps=2", "methods.joint_14.steps=2"],
 }  # fmt: skip

@@ -173,6 +173,8 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
             uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
             kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
             path = Path(path.tokens[kept_rows], path.written_at[kept_rows])
+            if kept + len(path.tokens) >= count:  # those behind the last one were not needed
+                batch = int(kept_rows.nonzero()[count - kept - 1]) + 1
         paths.append(path)
         kept, tried = kept + len(path.tokens), tried + batch
     tokens, written_at = (whole[:count, source.first :] for whole in vars(joined(*paths)).values())

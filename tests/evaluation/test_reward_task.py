@@ -69,7 +69,7 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
     command = ["--task", "reward", "--generations", str(answers), str(second), "--judge", "brevity", "--model_path",
                models["causal"], "--save_path", str(tmp_path / "both")]  # fmt: skip
     assert run_evaluate.main(command) == 0
-    one, two = read(tmp_path / "both" / "evaluation.csv")
+    one = read(tmp_path / "both" / "evaluation.csv")[0]
     of_prompts = torch.tensor([-2.0, -3.0, -1.0, -1.0]).add(torch.tensor([-4.0, -1.0, -2.0, -3.0])) / 2
     assert float(one["judge_mean"]) == of_prompts.mean() and one["prompts"] == "4" and one["seeds"] == "2"
     assert float(one["judge_se"]) == pytest.approx(float(of_prompts.std() / 2)) and one["seconds"] == "4.0"

@@ -1,5 +1,6 @@
 """Sweeps, paths and bounds on models that can be enumerated; and the six methods, from samples to the target, through what trains."""
 
+import math
 from itertools import permutations, product
 from math import exp
 
@@ -209,6 +210,8 @@ def test_an_evaluation_meets_the_exact_numbers(kind):
     source = new_source(kind, spread=0.7)
     log_z, forward, backward = exact_kls(source)
     posterior = collect_posterior(source, 4000, 4000, seed=3)
+    deviation = ((1 - math.exp(log_z)) / 4000) ** 0.5  # of the log of the share that is kept
+    assert math.log(4000 / posterior.tried) == pytest.approx(log_z, abs=4.5 * deviation)
     weights, _ = proposal_samples(source, 4000, seed=5)
     exact = exact_log_weights(source, posterior)
     for values, expected in ((weights, log_z - forward), (exact, log_z + backward)):

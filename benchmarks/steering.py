@@ -1,0 +1,165 @@
+"""log Z from both sides, and the reward of what is sampled, at equal evaluations: twisted SMC, FK steering, best of N.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.steering --twists causal=RUN masked=RUN
+
+RUN: of run_train_twist.py, of a reward as its target, with its exact samples. With N particles every way costs N evaluations of
+the model a step: particles from the model and none resampled (best of N, or importance sampling), by the reward of a state
+(FK steering, difference), by the twist's proposal without resampling and with it at every step. A row is the mean over --repeats:
+log Zhat, on average below log Z; the same with an exact sample in the first slot, above it; the reward of a particle drawn
+by weight, and of the best of the N. log Z itself is known from rejection. Writes --out DIR/steering.{json,png}, prints a table,
+ends with flat JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path as File
+
+import torch
+from jaxtyping import Float, Float64
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dlm.draws import Draws
+from dlm.environment import UnmaskingEnvironment
+from evaluation.report import print_table, style, write_json
+from load_model import load_model
+from policy.build import shipped
+from run_train_twist import POSTERIOR, build_source, origin_of
+from samplers.fk import Steering
+from samplers.smc import Particles, Path, Plain, particle_filter
+from twist.bounds import Estimate, Posterior, load_posterior
+from twist.model import load_twist
+from twist.paths import rows_of
+from twist.sampling import twist_directory
+from twist.sweeps import Source
+from twist.targets import RewardTarget
+
+COUNTS = (1, 2, 8, 32, 128, 512)
+ROWS = 512  # particles at a time
+WAYS = {  # name: proposal, resampling; of steering the reward of each state takes the place of a twist
+    "best of N": ("base", "never"),
+    "FK steering": ("fk", "every"),
+    "twist, importance": ("twist", "never"),
+    "twisted SMC": ("twist", "every"),
+}
+
+
+def loaded(path: str) -> tuple[Source, Posterior]:
+    """What a run learnt, and the exact samples of its target."""
+    config = OmegaConf.load(File(path) / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    model, _ = load_model(shipped(config.dlm.path))
+    source = build_source(config, model, load_twist(twist_directory(path), model)[0])
+    file = config.posterior.path or File(path) / POSTERIOR
+    return source, load_posterior(file, origin_of(config, source))
+
+
+def steered(source: Source, samples: int, particles: int, seed: int, exact: Path | None) -> Particles:
+    """A particle filter of the model's own steps, weighed by the reward of each state."""
+    target = source.target
+    assert isinstance(target, RewardTarget)
+    potential = Steering(lambda tokens: target.score(tokens) - target.highest, target.beta, seed=seed)
+    environment = UnmaskingEnvironment(source.model, source.length)
+    scheme = "systematic" if exact is None else "multinomial"
+    canvas = source.blank(samples, source.length)
+    return particle_filter(
+        environment, Plain(source.reference), potential, canvas, particles, "every", scheme, seed, None, exact
+    )
+
+
+def swept(
+    source: Source, way: str, samples: int, particles: int, seed: int, exact: Path | None
+) -> tuple[Float64[Tensor, "filter"], Float64[Tensor, "filter particle"], Float[Tensor, "filter particle"]]:
+    """(log Zhat of each sample, log-weights, log phi) of `samples` sets of particles."""
+    proposal, resample = WAYS[way]
+    if proposal == "fk":
+        found = steered(source, samples, particles, seed, exact)
+        return found.log_z, found.weights.log, found.log_phi.view(samples, -1)
+    sweep = source.sweep(samples, particles, seed, None, seed * 1000, proposal, resample, exact)
+    return sweep.log_z, sweep.log_weight.view(samples, -1), sweep.log_phi.view(samples, -1)
+
+
+@torch.no_grad()
+def measure(source: Source, exact: Path, way: str, particles: int, repeats: int) -> dict:
+    """One row: the mean over `repeats` sets of particles, with 95 % intervals."""
+    lower, upper, drawn, best = [], [], [], []
+    at_once = max(1, ROWS // particles)
+    for start in range(0, repeats, at_once):
+        samples = min(at_once, repeats - start)
+        log_z, log_weight, log_phi = swept(source, way, samples, particles, start, None)
+        pinned = rows_of(exact, slice(start, start + samples))
+        upper.append(swept(source, way, samples, particles, start + 1_000_000, pinned)[0])
+        zero = torch.zeros(samples, dtype=torch.long)
+        pick = Draws(start).categorical(log_weight, torch.arange(samples), zero, zero, stream="pick")
+        drawn.append(log_phi.gather(1, pick.unsqueeze(1)).squeeze(1))
+        best.append(log_phi.max(1).values)
+        lower.append(log_z)
+    beta, highest = source.target.beta, source.target.highest  # pyright: ignore[reportAttributeAccessIssue]
+    rewards = {name: torch.cat(values) / beta + highest for name, values in (("drawn", drawn), ("best", best))}
+    values = {"lower": torch.cat(lower), "upper": torch.cat(upper), **rewards}
+    found = {name: Estimate.of(each) for name, each in values.items()}
+    return {"way": way, "particles": particles} | {
+        name + end: getattr(estimate, field) for name, estimate in found.items()
+        for end, field in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }  # fmt: skip
+
+
+def plot(tables: dict[str, list[dict]], log_z: dict[str, float], file: File) -> None:
+    """A row a task: log Z from both sides, and the reward of a particle that is drawn, against the number of particles."""
+    figure = Figure(figsize=(8.6, 3.3 * len(tables)), dpi=200, layout="constrained")
+    panels = figure.subplots(len(tables), 2, squeeze=False)
+    for (bounds, rewards), (task, rows) in zip(panels, tables.items(), strict=True):
+        for place, way in enumerate(WAYS):
+            colour, marker, _ = style(place)
+            own = [row for row in rows if row["way"] == way]
+            counts = [row["particles"] for row in own]
+            look = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
+            bounds.plot(counts, [row["lower"] for row in own], label=way, **look)
+            bounds.plot(counts, [row["upper"] for row in own], linestyle="--", **look)
+            rewards.plot(counts, [row["drawn"] for row in own], **look)
+        bounds.axhline(log_z[task], color="#444444", linewidth=0.8)
+        bounds.set_title(f"{task}: log Z from below (lines) and above (dashes)", loc="left", fontsize=9)
+        rewards.set_title("reward of a particle drawn by weight", loc="left", fontsize=9)
+        for axes in (bounds, rewards):
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel("particles", fontsize=8)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color="#E4E4E4", linewidth=0.7)
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--twists", nargs="+", required=True, metavar="NAME=RUN")
+    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("--repeats", type=int, default=32)
+    parser.add_argument("--out", type=File, default=File("docs/results/steering"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tables, log_z, flat = {}, {}, {}
+    for task, path in (entry.split("=", 1) for entry in options.twists):
+        source, posterior = loaded(path)
+        known = log_z[task] = math.log(len(posterior) / posterior.tried)
+        exact, _ = source.exact(posterior.rows(torch.arange(options.repeats)))
+        rows = [measure(source, exact, way, count, options.repeats) for way in WAYS for count in options.counts]
+        tables[task] = rows
+        shown = ("way", "particles", "lower", "upper", "drawn", "best")
+        print_table([{key: row[key] for key in shown} for row in rows], title=f"{task}: log Z = {known:.3f}")
+        flat |= {f"{task}_{row['way'].replace(', ', '_').replace(' ', '_')}_{row['particles']}_gap":
+                 round(row["upper"] - row["lower"], 4) for row in rows}  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json({"log_z": log_z, "tables": tables}, options.out / "steering.json")
+    plot(tables, log_z, options.out / "steering.png")
+    print(json.dumps(flat))
+
+
+if __name__ == "__main__":
+    main()
