@@ -33,21 +33,23 @@ from dlm.noise import LogLinearNoise, Noise
 @dataclass
 class Views:
     """N canvases made of finished rows. row: of which; masked: what is masked; read: where tokens are scored; weight: of what is
-    scored there; sigma: the noise level that the model is told (None: that of the masked share)."""
+    scored there; sigma: the noise level of what may be masked (None: that of the share which is), free: how many positions that
+    is. The model is told the level at which as much of the whole canvas is masked, as in training."""
 
     row: Int[Tensor, "view"]
     masked: Bool[Tensor, "view position"]
     read: Bool[Tensor, "view position"]
     weight: Float[Tensor, "view"]
     sigma: Float[Tensor, "view"] | None = None
+    free: Int[Tensor, "view"] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
     def take(self, index: Int[Tensor, "kept"]) -> Views:
         """Those views."""
-        sigma = None if self.sigma is None else self.sigma[index]
-        return Views(self.row[index], self.masked[index], self.read[index], self.weight[index], sigma)
+        sigma, free = (None if x is None else x[index] for x in (self.sigma, self.free))
+        return Views(self.row[index], self.masked[index], self.read[index], self.weight[index], sigma, free)
 
     def with_something_to_read(self) -> Views:
         """Views that score no token cost no evaluation."""
@@ -190,7 +192,8 @@ class ScoreEntropy(Elbo):
         sigma, rate = self.noise(time)
         row = torch.arange(len(free), device=free.device).repeat_interleave(self.samples)
         masked = (keys < -torch.expm1(-sigma).unsqueeze(1)) & free[row]
-        return Views(row, masked, masked, rate.float() / self.samples, sigma.float()).with_something_to_read()
+        weight = rate.float() / self.samples
+        return Views(row, masked, masked, weight, sigma.float(), free[row].sum(1)).with_something_to_read()
 
     def term(self, mass, logit, sigma):
         """-(sum of scores - r log score(token) + r (log r - 1)), r = 1 / (e^sigma - 1) the true score of the token. mass and
@@ -299,10 +302,17 @@ def terms(
         return out
     whole = tokens[views.row]
     canvas = whole.masked_fill(views.masked, model.mask_id)
-    hidden = model.hidden(canvas, views.read, views.sigma, None if start is None else start[views.row])
+    begins = None if start is None else start[views.row]
+    told = sigma = None
+    if views.sigma is not None:
+        assert views.free is not None
+        length = whole.shape[1] - (0 if begins is None else begins)
+        share = -torch.expm1(-views.sigma.double()) * views.free / length
+        told = model.sigma_of(share)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        sigma = views.sigma[views.read.nonzero()[:, 0]]
+    hidden = model.hidden(canvas, views.read, told, begins)
     mass, logit = mass_and_logit(model, hidden, whole[views.read], estimator.temperature)
-    sigma = None if views.sigma is None else views.sigma[views.read.nonzero()[:, 0]]
-    if estimator.scores:
+    if sigma is not None:
         scale = model.log_scale(sigma)  # pyright: ignore[reportCallIssue]
         mass, logit = mass + scale, logit + scale
     return out.masked_scatter(views.read, estimator.term(mass, logit, sigma))

@@ -78,9 +78,9 @@ class MaskedLM(nn.Module):
         start: Int[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
         """One vector for each position of `read`, row-major: what predicts the token AT that position. start: where each row
-        begins behind its padding, which is not looked at (None: no padding; not together with sigma)."""
+        begins behind its padding, which is not looked at (None: no padding)."""
         if start is not None:
-            return self.hidden_padded(tokens, read, start)
+            return self.hidden_padded(tokens, read, start, sigma)
         rows = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // tokens.shape[1])
         if len(tokens) <= rows:
             return self.hidden_rows(tokens, read, sigma)
@@ -88,13 +88,18 @@ class MaskedLM(nn.Module):
         return torch.cat([self.hidden_rows(tokens[p], read[p], None if sigma is None else sigma[p]) for p in pieces])
 
     def hidden_padded(
-        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], start: Int[Tensor, "row"]
+        self,
+        tokens: Int[Tensor, "row position"],
+        read: Bool[Tensor, "row position"],
+        start: Int[Tensor, "row"],
+        sigma: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
         """Rows that begin at different places: those of one place together, without their padding."""
         number, places, states = numbered(read), [], []
         for (pad,), rows in groups(start):
             places.append(number[rows][read[rows]])
-            states.append(self.hidden(tokens[rows, pad:], read[rows, pad:]))
+            own = None if sigma is None else sigma[rows]
+            states.append(self.hidden(tokens[rows, pad:], read[rows, pad:], own))
         return in_order(torch.cat(states), torch.cat(places))
 
     def chunk(self, device: torch.device) -> int:
@@ -175,7 +180,7 @@ class SeddLM(MaskedLM):
                     "this SEDD is of the uniform graph, which has no masks to unmask; use --strategy euler or analytic"
                 )
             sigma = self.sigma_of((tokens == self.mask_id).double().mean(1))
-        if bool((sigma < 0).any()) or bool((sigma > self.most * (1 + 1e-5)).any()):
+        if not bool(((sigma >= 0) & (sigma <= self.most * (1 + 1e-5))).all()):  # so that NaN is refused too
             raise ValueError(
                 f"sigma from {float(sigma.min()):.4g} to {float(sigma.max()):.4g} is outside the schedule, which goes from 0 to "
                 f"{self.most:.4g}; give total noise (not time), or the masked share by `sigma_of`"
@@ -228,7 +233,7 @@ class LlamaLM(MaskedLM):
         """Room for keys and values."""
         return self.backbone.new_memory(rows, length, next(self.backbone.parameters()).dtype, device)
 
-    def hidden_padded(self, tokens, read, start):
+    def hidden_padded(self, tokens, read, start, sigma=None):
         return self.hidden_spans(tokens, read, start, start, torch.full_like(start, tokens.shape[1]))
 
     def hidden_spans(

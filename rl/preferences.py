@@ -10,6 +10,7 @@ reference are read on the same masks, which takes most of the noise out of the d
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +51,8 @@ class Preferences:
         places. first: number of the first pair in the whole batch."""
         pairs = pairs.to(self.processes.device)
         views = self.estimator.views(pairs.free, Draws(seed, first=first))
-        both = Views(
-            torch.cat((views.row, views.row + len(pairs))), views.masked.repeat(2, 1), views.read.repeat(2, 1),
-            views.weight.repeat(2), None if views.sigma is None else views.sigma.repeat(2),
-        )  # fmt: skip
+        twice = views.take(torch.arange(len(views), device=views.row.device).repeat(2))
+        both = replace(twice, row=torch.cat((views.row, views.row + len(pairs))))
         return torch.cat((pairs.chosen, pairs.rejected)), both
 
     def said(self, model: MaskedLM, tokens: Tensor, views: Views) -> Tensor:

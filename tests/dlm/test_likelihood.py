@@ -17,6 +17,7 @@ from dlm.likelihood import (
     ReplayedTrajectory,
     Sandwich,
     ScoreEntropy,
+    Views,
     check_estimator,
     known_terms,
     log_likelihood,
@@ -26,7 +27,7 @@ from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.token_rule import TokenRule
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
-from tests.enumerable import TableLM, any_order_bound, dependent_joint, from_joint, inconsistent, random_radd
+from tests.enumerable import TableLM, any_order_bound, dependent_joint, from_joint, inconsistent, random_radd, random_sedd
 
 ROW = (1, 0, 2)
 MANY = 4000  # rows that are all alike, each with masks of its own
@@ -161,6 +162,9 @@ class ScoreTable(TableLM):
     def log_scale(self, sigma):
         return -torch.expm1(sigma).log() + self.wrong
 
+    def sigma_of(self, share):
+        return -torch.log1p(-share).float()
+
 
 @pytest.mark.parametrize("noise", [LogLinearNoise(1e-6), GeometricNoise(1e-4, 20)])
 def test_score_entropy_is_the_bound_of_a_score_model_and_charges_a_wrong_mass(noise):
@@ -254,3 +258,29 @@ def test_what_a_model_cannot_give_is_refused(model):
     causal.causal = True
     with pytest.raises(ValueError, match="a causal model has its likelihood in one evaluation"):
         check_estimator(Elbo(), causal)
+
+
+@pytest.mark.parametrize("noise", ["loglinear", "geometric"])
+def test_a_score_model_is_told_the_masked_share_of_the_canvas_as_in_training(noise):
+    """With a prompt the share of the canvas is less than that of the answer; padding is no part of either."""
+    model = random_sedd(noise=noise)
+    length, prompt, pad = 4, 1, 2
+    tokens = torch.randint(0, 3, (200, length), generator=torch.Generator().manual_seed(1))
+    free = (torch.arange(length) >= prompt).repeat(200, 1)
+    estimator = ScoreEntropy(2, noise=model.noise)
+    views = estimator.views(free, Draws(3))
+    assert views.sigma is not None
+    share = -torch.expm1(-views.sigma) * (length - prompt) / length
+    canvas = tokens[views.row].masked_fill(views.masked, model.mask_id)
+    hidden = model.hidden(canvas, views.read, -torch.log1p(-share))
+    own = views.sigma[views.read.nonzero()[:, 0]]
+    scores = model.head(hidden) + model.log_scale(own).unsqueeze(1)
+    due = estimator.term(scores.logsumexp(1), scores.gather(1, tokens[views.row][views.read][:, None])[:, 0], own)
+    found = terms(model, estimator, tokens, views)
+    torch.testing.assert_close(found[views.read], due, atol=1e-4, rtol=1e-4)
+    padded = torch.cat((torch.zeros(200, pad, dtype=torch.long), tokens), 1)
+    moved = Views(views.row, *(torch.nn.functional.pad(x, (pad, 0)) for x in (views.masked, views.read)),
+                  views.weight, views.sigma, views.free)  # fmt: skip
+    again = terms(model, estimator, padded, moved, torch.full((200,), pad))
+    torch.testing.assert_close(again[:, pad:], found, atol=1e-5, rtol=1e-5)
+    assert (again[:, :pad] == 0).all()
