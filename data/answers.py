@@ -81,7 +81,7 @@ def is_answers(name: str) -> bool:
     if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
         return False
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        return '"question"' in file.readline()
+        return '"question"' in next((line for line in file if line.strip()), "")
 
 
 def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:

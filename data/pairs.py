@@ -55,7 +55,7 @@ def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
         raise ValueError("this model's tokenizer has no end of sequence, which ends an answer; give another model")
     rows: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
     prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -175,7 +175,7 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
     if file is None:
         told = " and ".join(f"`{column}`" for column in columns)
         raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {told} is expected")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     for number, row in enumerate(rows, 1):
         if missing := [column for column in columns if column not in row]:
             raise ValueError(f"{file}, line {number}, lacks {', '.join(missing)}; a line is {_line(columns)}")

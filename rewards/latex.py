@@ -13,7 +13,8 @@ length: 1 inside a window of characters; repetition: share of four-token runs, o
 
 What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best score,
 1.0, and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid formula: LaTeX
-outside of a formula, an empty one, words in place of letters, comments and definitions of commands are broken pieces.
+outside of a formula, an empty or invisible one, words in place of letters, text alone, sums of nothing, comments and definitions
+of commands are broken pieces.
 """
 
 from __future__ import annotations
@@ -58,8 +59,18 @@ WORD = re.compile(
     r"with|from|over|limit"
     r")(?![A-Za-z]))"
 )
+# Three short words in a row are prose; `dx dy dz` are not.
+PROSE = re.compile(r"(?<![A-Za-z])(?!d[a-z]\b)[a-z]{2,}(?:\s+(?!d[a-z]\b)[a-z]{2,}){2,}(?![A-Za-z])")
 NOTHING = re.compile(
     r"\\(?:quad|qquad|left|right|big\w*|Big\w*|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\[\s,;:!.]"
+    r"|\\[hv]?phantom\s*\{[^{}]*\}|\\(?:hspace|vspace|color)\*?\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}"
+    r"|\\(?:text\w*|mbox|math\w+|operatorname\*?)\s*\{\s*\}"
+)
+TEXT = re.compile(r"\\(?:text\w*|mbox|math(?:rm|bf|sf|tt|it|normal)|operatorname\*?)\s*\{([^{}]*)\}")
+STANDS = re.compile(r"\\[A-Za-z]|[^\W_]|[-+=<>*/|]")
+# Sums, integrals, limits with their bounds, at the end: there is nothing that they are of.
+OF_NOTHING = re.compile(
+    r"\\(?:sum|prod|lim|oint|i{0,3}int)(?![A-Za-z])(?:\s*[_^]\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[^\s{}\\]))*\s*$"
 )
 HOLLOW = re.compile(r"(?:\\[A-Za-z]+|[\]}^_])\s*\{\s*\}")
 COMMANDS = {
@@ -87,15 +98,20 @@ def verdict(formula: str) -> Verdict:
     if forbidden := FORBIDDEN.search(formula):
         return Verdict(False, forbidden.start(1) / len(formula), f"{forbidden[1]} is not for formulas")
     rest = NOTHING.sub(" ", formula)
-    if not re.search(r"\\[A-Za-z]|[^\W_]", rest):
+    if not STANDS.search(rest):
         return Verdict(False, 0.0, "nothing stands in it")
-    if word := WORD.search(NAMES.sub(" ", formula)):
-        return Verdict(False, 0.0, f"{word[0]!r} is a word")
+    if not STANDS.search(TEXT.sub(" ", rest)) and len(" ".join(TEXT.findall(rest)).split()) > 1:
+        return Verdict(False, 0.0, "it is text alone")
+    letters = NAMES.sub(" ", formula)
+    if word := WORD.search(letters) or PROSE.search(letters):
+        return Verdict(False, 0.0, f"{word[0]!r} is no product of letters")
     try:
         CONVERTER.convert_with_local_state(formula, displaystyle=True)
     except LatexError as error:
         place, _, reason = str(error).partition(": ")
         return Verdict(False, min(1.0, int(place) / len(formula)), reason)
+    if last := OF_NOTHING.search(rest):
+        return Verdict(False, last.start() / len(rest), f"nothing follows {last[0].strip()}")
     return Verdict(True, 1.0)
 
 
@@ -127,6 +143,8 @@ def spans(text: str) -> tuple[list[Piece], str]:
             opener == "$" and mark[0] == "$$" and text[start : mark.start()].strip()
         ):  # two formulas next to each other
             pieces.append(Piece(text[start : mark.start()]))
+            if text.startswith("$$$", mark.start()):  # the second is displayed
+                opener, place = "", mark.start() + 1
             start = place
         elif opener and mark[0] == CLOSER[opener]:
             pieces.append(Piece(text[start : mark.start()]))
@@ -236,7 +254,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.file.is_file():
         parser.error(f"there is no file {options.file}; give a text file, one text a line")
-    lines = [line for line in options.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in options.file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        parser.error(f"{options.file} is not UTF-8 (byte {error.start}); convert it first")
     if not lines:
         parser.error(f"{options.file} has no text; give one with a text a line")
     scores = [score(line, options.bare) for line in lines]

@@ -41,6 +41,27 @@ def test_bad_formulas_are_not(formula):
     assert not found.valid and found.reason and 0 <= found.progress <= 1
 
 
+@pytest.mark.parametrize(
+    "formula, reason",
+    [
+        (r"\text{integer limit summary}", "it is text alone"), (r"\mathrm{ab} \mathrm{cd}", "it is text alone"),
+        (r"\text{so} \mbox{it} \text{is}", "it is text alone"), ("is it so", "'is it so' is no product"),
+        (r"\begin{matrix}\end{matrix}", "nothing stands"), (r"\hspace{1cm}", "nothing stands"), (r"\color{red}", "nothing stands"),
+        (r"\phantom{x}", "nothing stands"), (r"\text{}", "nothing stands"), (r"\mathrm{}", "nothing stands"),
+        (r"\sum", r"nothing follows \sum"), (r"\int \sum \lim", r"nothing follows \lim"), (r"x + \sum_{k=1}^n ", "nothing follows"),
+    ],
+)  # fmt: skip
+def test_what_converts_and_says_nothing_is_no_formula(formula, reason):
+    assert verdict(formula).reason.startswith(reason) and score(f"${formula}$")["total"] < score("$x$")["total"] / 2
+
+
+@pytest.mark.parametrize(
+    "formula", ["+", "=", r"\text{speed}", r"\int f \, dx dy dz", r"\text{if } x > 0", r"\color{red} x", r"\sum_i \sum_j a"]
+)
+def test_short_things_that_are_formulas_stay_so(formula):
+    assert verdict(formula).valid
+
+
 def test_there_are_sixty():
     assert len(set(GOOD)) == len(set(BAD)) == 30
 
@@ -138,6 +159,7 @@ def test_formulas_are_found_between_all_delimiters():
     pieces, outside = spans(r"a $x$ b $$y$$ c \(z\) d \[w\] e \$5 f $u$$v$ g")
     assert [piece.text for piece in pieces] == ["x", "y", "z", "w", "u", "v"]
     assert outside.split() == ["a", "b", "c", "d", "e", r"\$5", "f", "g"]
+    assert [piece.text for piece in spans("$a$$$b$$ $c$")[0]] == ["a", "b", "c"]
     pieces, _ = spans(r"$a \\ b$ and $$ x $ y $$ then \(open")
     assert [(piece.text, piece.closed) for piece in pieces] == [(r"a \\ b", True), (" x $ y ", True), ("open", False)]
 
@@ -266,10 +288,12 @@ def test_the_command_scores_a_file(tmp_path):
     assert lines[1].split()[1] == "1.000" and lines[3].endswith("mean of 2")
 
 
-@pytest.mark.parametrize("text, message", [(None, "there is no file"), (" \n", "has no text")])
+@pytest.mark.parametrize(
+    "text, message", [(None, "there is no file"), (b" \n", "has no text"), (b"$x$\n\xff", r"is not UTF-8 (byte 4)")]
+)
 def test_the_command_refuses(tmp_path, capsys, text, message):
     if text is not None:
-        (tmp_path / "file").write_text(text)
+        (tmp_path / "file").write_bytes(text)
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "file")])
     assert message in capsys.readouterr().err
