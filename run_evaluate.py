@@ -52,6 +52,7 @@ from policy.build import shipped
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from training.processes import Processes, processes
+from training.published import from_file
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
 
 ALL = ("gsm8k", "math", "humaneval", "mbpp")
@@ -155,6 +156,13 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
         return composed("train_policy", [f"experiment={Path(asked).stem}"])
     if not Path(asked).is_file():
         raise ValueError(f"--config {asked} does not exist; give an experiment of configs/experiment or a YAML file")
+    found = OmegaConf.to_container(OmegaConf.load(asked))
+    if not isinstance(found, dict):
+        raise ValueError(f"--config {asked} is no list of settings; give a YAML file of `key: value`")
+    if "dlm" not in found:
+        return composed(
+            "train_policy", ["data=questions", *from_file({str(key): value for key, value in found.items()}, asked)]
+        )
     return OmegaConf.load(asked)  # pyright: ignore[reportReturnType]
 
 

@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--rows {options.rows} and --depth {options.depth} must be at least 1")
     if not 0 <= options.broken <= 1:
         parser.error(f"--broken {options.broken} is a share; give a number from 0 to 1")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is a file; give a directory")
     start = time.perf_counter()
     counts = make_formulas(options.rows, options.out, options.broken, options.seed, options.depth)
     speed = options.rows / (time.perf_counter() - start)

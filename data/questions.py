@@ -175,8 +175,18 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
     if file is None:
         told = " and ".join(f"`{column}`" for column in columns)
         raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {told} is expected")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    for number, row in enumerate(rows, 1):
+    columns = (*columns, "task_id") if file.name == "mbpp.jsonl" else columns
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: no JSON ({error}); a line is {_line(columns)}") from error
+        rows.append(row)
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: a line is {_line(columns)}")
         if missing := [column for column in columns if column not in row]:
             raise ValueError(f"{file}, line {number}, lacks {', '.join(missing)}; a line is {_line(columns)}")
     if file.name == "mbpp.jsonl":
@@ -220,7 +230,11 @@ def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Qu
 
     def made():
         for row in rows:
-            tests = with_calls(row["test"])
+            try:
+                tests = with_calls(row["test"])
+            except SyntaxError:
+                left_out.append("tests that are no Python")
+                continue
             missing = [module for module in _imported(tests) if importlib.util.find_spec(module) is None]
             if tests and not missing:
                 told = row["test_info"][0]

@@ -312,10 +312,11 @@ class UnmaskingEnvironment:
             log_total = logits.logsumexp(1, keepdim=True)
             top = logits.topk(columns, dim=1)
             row, position = place.unbind(1)
-            top_log_probs = top.values - log_total
+            top_log_probs, ranked = top.values - log_total, None
             if self.last_ranked:
-                ranked = torch.isin(top.indices, torch.tensor(self.last_ranked, device=top.indices.device))
-                top_log_probs = top_log_probs.masked_fill(ranked, LEAST)
+                # Only the best counts: demoting the second would make the difference of both large.
+                ranked = torch.isin(top.indices[:, 0], torch.tensor(self.last_ranked, device=top.indices.device))
+                top_log_probs[:, 0] = top_log_probs[:, 0].masked_fill(ranked, LEAST)
             if not self.exact:
                 before = self._read_before[row, position]
                 change = top_log_probs[:, 0].exp() - old.top_log_probs[row, position, 0].exp()
@@ -326,7 +327,8 @@ class UnmaskingEnvironment:
             old.top_log_probs[row, position] = top_log_probs.float()
             if old.entropy is not None:
                 log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
-                old.entropy[row, position] = -(log_prob.exp() * log_prob).sum(1)
+                found = -(log_prob.exp() * log_prob).sum(1)
+                old.entropy[row, position] = found.masked_fill(ranked, -LEAST) if ranked is not None else found
         self._readout_known |= needed
         return old.cut(best)
 

@@ -31,8 +31,18 @@ LLADA_FIXED = {
 }
 
 
+LLADA_KEYS = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size", "rope_theta", "rms_norm_eps")
+QWEN_KEYS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+    "rope_theta", "rms_norm_eps", "tie_word_embeddings",
+)  # fmt: skip
+
+
 def llama_shape(config: dict) -> LlamaShape:
     """From a config.json of LLaDA or Dream. ValueError for a variant that this network is not."""
+    needed = LLADA_KEYS if config["model_type"] == "llada" else QWEN_KEYS
+    if missing := [name for name in needed if name not in config]:
+        raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
     if config["model_type"] == "llada":
         other = {name: config[name] for name, fixed in LLADA_FIXED.items() if config.get(name, fixed) != fixed}
         if other:

@@ -158,21 +158,23 @@ def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, 
         ]
         return [(f"{run.name}-checkpoint_{number}", number, file) for number, file in files]
     path = Path(shipped(arguments.policy_path))
-    named = path.parent if path.name == "model.safetensors" else path  # the file that every directory has
+    named = path.resolve().parent if path.name == "model.safetensors" else path  # the file that every directory has
     return [(named.stem if named.suffix in (".pth", ".safetensors") else named.name, None, path)]
 
 
 def checkpoint_files(run: Path, asked: str) -> list[Path]:
     """The checkpoints asked for. ValueError lists those present."""
-    numbered = {int(file.stem.split("_")[1]): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
+    there = {file.stem.removeprefix("checkpoint_"): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
+    numbered = {int(number): file for number, file in there.items() if number.isdecimal()}
     if not numbered:
-        raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of run_train_policy.py")
+        raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of run_train_policy.py, or one "
+                         "policy by --policy_path DIR/model.safetensors")  # fmt: skip
     found = []
     for word in (word.strip() for word in asked.split(",")):
         if word in ("first", "last"):
             found.append((min if word == "first" else max)(numbered))
         else:
-            found.append(int(word) if word.isdigit() else word)
+            found.append(int(word) if word.isdecimal() else word)
     if missing := [number for number in found if number not in numbered]:
         present = ", ".join(map(str, sorted(numbered)))
         raise ValueError(f"checkpoints {asked!r}: {missing} not there; {run} has {present} (or first, last)")

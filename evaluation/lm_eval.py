@@ -76,6 +76,8 @@ class UnmaskLM(TemplateLM):
             raise ValueError(f"block_length is more than the model's {self.max_length} positions; change it")
         # `auto` asks for as many as fit: memory here is bounded whatever the batch
         self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 32
+        if self.batch_size < 1 or samples < 1:
+            raise ValueError(f"batch_size={batch_size} and samples={samples} must be at least 1; change them")
         self.samples, self.seed, self.check_greedy = samples, seed, greedy
         self.record = None if record is None else Path(record)
         self.likelihoods: list[Likelihood] = []

@@ -122,6 +122,8 @@ def check_rl(config: DictConfig) -> None:
         raise ValueError(f"rl.estimator={rl.estimator} is of texts that were sampled and pairs are not; use elbo")
     if config.rl.algorithm == "vrpo" and not rl.kl_beta > 0:
         raise ValueError(f"rl.kl_beta={rl.kl_beta} multiplies the margin of vrpo; give a number above 0, such as 0.1")
+    if rl.sandwich.beta == 0:
+        raise ValueError("rl.sandwich.beta=0 is an exponent that divides; give a number above 0, such as 1")
     if rl.estimator == "trajectory" and config.sampling.strategy in ("confidence_noisy", "policy"):
         raise ValueError(
             f"rl.estimator=trajectory with sampling.strategy={config.sampling.strategy}: its choice of positions is drawn from "

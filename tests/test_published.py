@@ -110,6 +110,8 @@ def test_a_variant_of_llada_that_is_another_network_is_refused():
     config = json.loads((LLADA / "config.json").read_text()) | {"alibi": True}
     with pytest.raises(ValueError, match="alibi"):
         llama_shape(config)
+    with pytest.raises(ValueError, match="config.json lacks d_model, rope_theta"):
+        llama_shape({key: value for key, value in config.items() if key not in ("d_model", "rope_theta")})
 
 
 @pytest.mark.parametrize("directory", [LLADA, DREAM], ids=lambda d: d.name)

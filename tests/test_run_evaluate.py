@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import run_evaluate
 from data.questions import canvases, check_questions, load_questions
-from evaluation.candidates import ALIASES, candidates, checkpoint_files
+from evaluation.candidates import ALIASES, _policy_files, candidates, checkpoint_files
 from evaluation.few_shot import with_examples, worked
 from evaluation.generations import merge, read_records
 from evaluation.intervals import bootstrap_mean, wilson
@@ -203,6 +203,35 @@ def test_checkpoints_that_are_not_there_are_listed(tmp_path):
     assert named("100,50") == ["checkpoint_100.pth", "checkpoint_50.pth"]
     with pytest.raises(ValueError, match=r"\[7\] not there; .* has 50, 100"):
         checkpoint_files(tmp_path, "50,7")
+    (tmp_path / "checkpoints" / "checkpoint_best.pth").touch()  # a file of somebody else's is passed over
+    assert named("last") == ["checkpoint_100.pth"]
+    with pytest.raises(ValueError, match="not there"):
+        checkpoint_files(tmp_path, "²")
+    with pytest.raises(ValueError, match="or one policy by --policy_path"):
+        checkpoint_files(tmp_path / "checkpoints", "last")
+
+
+def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
+    file = tmp_path / "theirs.yaml"
+    file.write_text(
+        "model_path: example/chain\nblock_length: 6\nmax_completion_length: 18\nreport_to: wandb\nbf16: false\n"
+    )
+    said = run_evaluate.parser().parse_args(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
+    config = run_evaluate.configuration(said)
+    assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
+    decoding = run_evaluate.decoding_of(said, config, "gsm8k")
+    assert (decoding.length, decoding.block_length) == (18, 6)
+    for text, message in (("report_to: wandb", "has neither `dlm`"), ("- a", "is no list of settings")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            run_evaluate.configuration(said)
+
+
+def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").touch()
+    said = run_evaluate.parser().parse_args(["--policy_path", "model.safetensors", "--output_dir", "y"])
+    assert _policy_files(said)[0][0] == tmp_path.name
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path):

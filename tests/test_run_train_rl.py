@@ -233,6 +233,7 @@ def test_a_run_of_another_script_is_refused(evens, tmp_path):
         (["rl.algorithm=vrpo"], "rl.algorithm=vrpo learns from preference pairs; give data=pairs"),
         (["rl.algorithm=vrpo", "rl.estimator=trajectory"], "rl.estimator=trajectory is of texts that were sampled"),
         (["rl.algorithm=vrpo", "rl.kl_beta=0"], "rl.kl_beta=0 multiplies the margin"),
+        (["rl.sandwich.beta=0"], "rl.sandwich.beta=0 is an exponent"),
         (["init=example/stories_causal"], "a causal model has its likelihood in one evaluation"),
         (["init=example/sudoku6"], "the data has 23 tokens and example/sudoku6 writes 6"),
         (["lora.rank=0"], "lora.rank=0 must be a whole number of at least 1"),

@@ -76,6 +76,28 @@ def translated(words: list[str]) -> list[str]:
     return [*ours, *(override for override, by in said_by.values() if by not in ours)]
 
 
+EVALUATED = (
+    "model_path",
+    "block_length",
+    "max_completion_length",
+    "max_prompt_length",
+    "temperature",
+    "sampling_mode",
+    "bf16",
+)
+
+
+def from_file(settings: dict, file: str) -> list[str]:
+    """Overrides from a configuration file of theirs: what an evaluation reads of it. ValueError for a file that is neither's."""
+    said = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
+            for key in EVALUATED if settings.get(key) is not None]  # fmt: skip
+    if not said:
+        raise ValueError(
+            f"{file} has neither `dlm`, as configurations of this project have, nor any of {', '.join(EVALUATED)}"
+        )
+    return translated(said)
+
+
 def _ours(word: str) -> list[str]:
     """The overrides that one of theirs stands for."""
     key, _, value = word.partition("=")

@@ -134,6 +134,31 @@ def test_a_line_that_lacks_a_column_is_named(tmp_path):
         load_questions("mbpp", "test", str(tmp_path))
 
 
+def test_a_file_of_questions_that_is_none_is_named_with_its_line(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    for second, message in (
+        ("{", "line 2: no JSON"),
+        ('"text"', "line 2: a line is"),
+        ('{"question": "1"}', "line 2, lacks answer"),
+    ):
+        (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' + second)
+        with pytest.raises(ValueError, match=message):
+            load_questions("gsm8k", "test", str(tmp_path))
+    (tmp_path / "mbpp").mkdir()
+    row = {"text": "Add.", "code": "def f(): pass", "test_list": ["f()"], "test_setup_code": ""}
+    (tmp_path / "mbpp" / "mbpp.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="line 1, lacks task_id"):
+        load_questions("mbpp", "test", str(tmp_path))
+
+
+def test_kodcode_tests_that_are_no_python_are_left_out(tmp_path, capsys):
+    (tmp_path / "kodcode").mkdir()
+    row = json.loads((Path(OWN) / "kodcode" / "train.jsonl").read_text().splitlines()[0]) | {"test": "def ("}
+    (tmp_path / "kodcode" / "train.jsonl").write_text(json.dumps(row))
+    assert load_questions("kodcode", "train", str(tmp_path)) == []
+    assert "1 questions are left out, their tests cannot run (tests that are no Python)" in capsys.readouterr().err
+
+
 def test_countdown_by_its_own_rule():
     train, test = load_questions("countdown", "train", count=3), load_questions("rg:countdown", "test", count=3)
     assert not {q.prompt for q in train} & {q.prompt for q in test}

@@ -27,7 +27,15 @@ from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.token_rule import TokenRule
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
-from tests.enumerable import TableLM, any_order_bound, dependent_joint, from_joint, inconsistent, random_radd, random_sedd
+from tests.enumerable import (
+    TableLM,
+    any_order_bound,
+    dependent_joint,
+    from_joint,
+    inconsistent,
+    random_radd,
+    random_sedd,
+)
 
 ROW = (1, 0, 2)
 MANY = 4000  # rows that are all alike, each with masks of its own

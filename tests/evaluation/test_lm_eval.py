@@ -186,6 +186,7 @@ def test_bad_input(harness):
         ({"treshold": 0.9}, "did you mean sampler.threshold"),
         ({"path": "example/nothing"}, "example/nothing"),
         ({"path": "example/stories_causal", "strategy": "confidence"}, "this one is causal; use leftmost"),
+        ({"batch_size": 0}, "batch_size=0 and samples=128 must be at least 1"),
         ({"cache": "triple"}, "cache='triple' is unknown"),
         ({"block_length": 300}, "more than the model's 256 positions"),
     ]:

@@ -56,7 +56,8 @@ def test_what_converts_and_says_nothing_is_no_formula(formula, reason):
 
 
 @pytest.mark.parametrize(
-    "formula", ["+", "=", r"\text{speed}", r"\int f \, dx dy dz", r"\text{if } x > 0", r"\color{red} x", r"\sum_i \sum_j a"]
+    "formula",
+    ["+", "=", r"\text{speed}", r"\int f \, dx dy dz", r"\text{if } x > 0", r"\color{red} x", r"\sum_i \sum_j a"],
 )
 def test_short_things_that_are_formulas_stay_so(formula):
     assert verdict(formula).valid

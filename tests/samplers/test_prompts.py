@@ -185,6 +185,12 @@ def test_tokens_that_are_never_written_and_tokens_that_are_written_last():
     assert demoted.any()
     assert (readout.top_log_probs[..., 0][demoted] == -1e4).all()
     assert (readout.top_log_probs[..., 0][observation.writable & ~demoted] > -1e3).all()
+    readout = observation.read(observation.writable, 2, entropy=True)
+    second = (readout.top_tokens[..., 1] == common) & observation.writable
+    assert (
+        second.any() and (readout.top_log_probs[..., 1][second] > -1e3).all()
+    )  # else its position would be the surest
+    assert readout.entropy is not None and (readout.entropy[demoted] == 1e4).all()
 
 
 def test_guidance_is_the_formula_and_costs_two_evaluations():
