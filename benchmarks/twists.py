@@ -54,18 +54,14 @@ def trained(overrides: list[str]) -> None:
     train_twist(composed("train_twist", [*overrides, f"length={LENGTH}", "wandb.mode=disabled"]), overrides)
 
 
-def run(
-    task: str, method: str, seed: int, rate: float, updates: int, epochs: int, exact: Path, directory: Path
-) -> dict:
-    """The last evaluation of a run, which is made if it is not there."""
+def run(task: str, method: str, seed: int, rate: float, updates: int, directory: Path, shared: list[str]) -> dict:
+    """The last evaluation of a run, which is made if it is not there. shared: overrides of all runs of a task."""
     file = directory / "evaluations.json"
     known = json.loads(file.read_text()) if file.is_file() else []
     if not any(record["updates"] == updates for record in known):
         trained([
-            *TASKS[task], f"method={method}", f"seed={seed}", f"optim.lr={rate}", f"posterior.path={exact}",
-            "twist.layers=3", f"training.epochs={epochs}", f"training.updates_per_epoch={updates // epochs}",
-            "training.log_freq=1000", "eval.samples=500", "eval.particles=[32]", "eval.sweeps=8",
-            f"run_dir={directory}",
+            *TASKS[task], *shared, f"method={method}", f"seed={seed}", f"optim.lr={rate}", "twist.layers=3",
+            "training.log_freq=1000", "eval.particles=[32]", "eval.sweeps=8", f"run_dir={directory}",
         ])  # fmt: skip
     return json.loads(file.read_text())[-1]
 
@@ -90,6 +86,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=120)
     parser.add_argument("--epochs", type=int, default=2, help="evaluations are made before each and at the end")
     parser.add_argument("--exact", type=int, default=2000, help="exact samples of each target")
+    parser.add_argument("--eval_samples", type=int, default=500, help="of the proposal and of the target, for F and G")
     parser.add_argument("--sweep", type=float, nargs="+", metavar="RATE", help="learning rates")
     parser.add_argument("--sweep_updates", type=int, default=40)
     parser.add_argument("--runs", type=Path, default=Path("output/twists"))
@@ -98,13 +95,16 @@ def main() -> None:
     torch.set_num_threads(1)
     for task in options.tasks:
         exact = exact_samples(task, options.runs, options.exact)
+        epochs, updates = (1, options.sweep_updates) if options.sweep else (options.epochs, options.updates)
+        shared = [f"posterior.path={exact}", f"posterior.count={options.exact}", f"eval.samples={options.eval_samples}",
+                  f"training.epochs={epochs}", f"training.updates_per_epoch={updates // epochs}"]  # fmt: skip
         if options.sweep:
             rows = []
             for method in options.methods:
                 gaps = {}
                 for rate in options.sweep:
                     directory = options.runs / task / f"sweep_{method}_{rate}"
-                    last = run(task, method, SWEPT, rate, options.sweep_updates, 1, exact, directory)
+                    last = run(task, method, SWEPT, rate, updates, directory, shared)
                     gaps[f"{rate:g}"] = round(last["g"]["value"] - last["f"]["value"], 3)
                 rows.append({"task": task, "method": method, **gaps})
             print_table(rows, title=f"{task}: G - F after {options.sweep_updates} updates, by learning rate")
@@ -115,8 +115,7 @@ def main() -> None:
         for seed in range(options.seeds):
             for method in options.methods:
                 directory = options.runs / task / f"{method}_{seed}"
-                rate = RATES[task][method]
-                records.append(run(task, method, seed, rate, options.updates, options.epochs, exact, directory))
+                records.append(run(task, method, seed, RATES[task][method], updates, directory, shared))
                 directories.append(directory)
         log_z = log_z_of(task, exact, records)
         kl_report.main(argparse.Namespace(runs=directories, log_z=log_z, out=options.out / task))

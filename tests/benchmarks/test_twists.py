@@ -1,0 +1,91 @@
+"""Twists over methods and seeds, and log Z from both sides, by the commands with tiny numbers; runs that are there are not repeated."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from benchmarks import steering, twists
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("twists")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command(directory))
+        twists.main()
+    return directory
+
+
+def command(directory, *more):
+    return ["twists", "--tasks", "sentiment", "--methods", "ctl", "sixo", "--seeds", "2", "--updates", "2", "--epochs", "1",
+            "--exact", "24", "--eval_samples", "12", "--runs", str(directory / "runs"), "--out", str(directory / "out"), *more]  # fmt: skip
+
+
+def test_a_table_of_methods_over_seeds(made, monkeypatch, capsys):
+    assert {path.name for path in (made / "runs" / "sentiment").iterdir()} == {
+        "exact",
+        "ctl_0",
+        "ctl_1",
+        "sixo_0",
+        "sixo_1",
+    }
+    files = sorted((made / "runs").rglob("evaluations.json"))
+    assert len(files) == 4 and all(json.loads(file.read_text())[-1]["updates"] == 2 for file in files)
+    assert {path.name for path in (made / "out" / "sentiment").iterdir()} == {
+        "kl.csv",
+        "kl.tex",
+        "kl_curves.png",
+        "bounds.png",
+    }
+    table = list(csv.reader((made / "out" / "sentiment" / "kl.csv").read_text().splitlines()))
+    assert len(table) == 3 and {"CTL", "SIXO"} <= {cell for row in table for cell in row}
+    before = {file: file.stat().st_mtime_ns for file in files}
+    monkeypatch.setattr("sys.argv", command(made))
+    twists.main()
+    assert {file: file.stat().st_mtime_ns for file in files} == before and "CTL" in capsys.readouterr().out
+
+
+def test_a_sweep_of_learning_rates_is_written_down(made, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", command(made, "--sweep", "1e-3", "1e-2", "--sweep_updates", "1", "--methods", "ctl")
+    )
+    twists.main()
+    (row,) = csv.DictReader((made / "out" / "sweep_sentiment.csv").read_text().splitlines())
+    assert row["method"] == "ctl" and all(float(row[rate]) > 0 for rate in ("0.001", "0.01"))
+
+
+def test_log_z_from_both_sides_and_rewards(made, monkeypatch):
+    run = made / "runs" / "sentiment" / "ctl_0"
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "steering",
+            "--twists",
+            f"causal={run}",
+            "--counts",
+            "1",
+            "4",
+            "--repeats",
+            "6",
+            "--out",
+            str(made / "steering"),
+        ],
+    )
+    steering.main()
+    assert (made / "steering" / "steering.png").stat().st_size > 10_000
+    found = json.loads((made / "steering" / "steering.json").read_text())
+    rows = found["tables"]["causal"]
+    assert [(row["way"], row["particles"]) for row in rows] == [(way, n) for way in steering.WAYS for n in (1, 4)]
+    for row in rows:
+        assert row["drawn"] <= row["best"] + 1e-6 and -1 <= row["drawn"] <= 1  # VADER's compound score
+        if row["particles"] == 1:
+            assert row["drawn"] == pytest.approx(row["best"])
+
+
+def test_without_resampling_log_z_is_that_of_the_rewards_alone(made):
+    source, _ = steering.loaded(str(made / "runs" / "sentiment" / "ctl_0"))
+    log_z, log_weight, log_phi = steering.swept(source, "best of N", 3, 5, 7, None)
+    torch.testing.assert_close(log_weight, log_phi.double(), atol=1e-4, rtol=0)  # a target that is 0 before the end
+    torch.testing.assert_close(log_z, log_phi.double().logsumexp(1) - torch.log(torch.tensor(5.0)), atol=1e-4, rtol=0)
