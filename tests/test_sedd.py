@@ -143,3 +143,11 @@ def test_saving_keeps_the_published_names(tmp_path):
     again, _ = load_model(tmp_path)
     tokens = torch.full((1, 8), model.mask_id)
     assert torch.equal(again.log_probs(tokens), model.log_probs(tokens))
+
+
+def test_the_published_fine_tuning_line_runs_from_a_directory(tmp_path):
+    rows = [{"question": f"What is {n}+{n}?", "solution": f"It is \\({2 * n}\\)."} for n in range(20)]
+    (tmp_path / "s1K-1.1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["dlm=sedd_small", "data.train=s1K-1.1", "data.valid=s1K-1.1", f"data.cache_dir={tmp_path}"]
+    run = train(*line, "dlm.path=example/latex_sft", *FEW, f"run_dir={tmp_path / 'run'}")
+    assert record(run)[4, "loss"] > 0 and isinstance(load_model(run)[0], SeddLM)
