@@ -102,15 +102,17 @@ def decode_method(
             for rows in todo.split(config.batch_size):
                 batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
                 first = batch.prompt_length
-                guide = guides.setdefault(first, decoder_of(method, model, first))
+                if first not in guides:  # the reward is loaded once for each place at which answers begin
+                    guides[first] = decoder_of(method, model, first)
+                guide = guides[first]
                 environment = environment_of(method, model, config.length, first)
                 before, started = guide.reward_rows, time.perf_counter()
                 samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
                 seconds, read = time.perf_counter() - started, guide.reward_rows - before
-                texts = answer_texts(model, samples.tokens[:, first:])
+                texts, finished = answer_texts(model, samples.tokens[:, first:])
                 for place, row in enumerate(rows.tolist()):
                     record = {
-                        "row": row, "prompt": asked[row].prompt, "result": texts[place],
+                        "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],
                         "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
                         "reward_rows": read / len(rows), "seconds": seconds / len(rows),
                     }  # fmt: skip
@@ -135,14 +137,18 @@ def reward_table(
     selector: TextReward, asked: list[Asked], generations: dict[str, list[dict[str, Any]]], batch: int
 ) -> list[dict[str, float]]:
     """A row a prompt, a column a method, and `label` where every prompt has one: rewards under the selector."""
-    columns = {name: [record["result"] for record in records] for name, records in generations.items()}
+    columns = {
+        name: [(record["result"], record["finished"]) for record in records] for name, records in generations.items()
+    }
     if all(one.label is not None for one in asked):
-        columns["label"] = [str(one.label) for one in asked]
+        columns["label"] = [(str(one.label), True) for one in asked]
     prompts = [one.prompt for one in asked]
     found: dict[str, list[float]] = {}
-    for name, texts in columns.items():
+    for name, answers in columns.items():
+        texts, finished = ([answer[n] for answer in answers] for n in (0, 1))
         parts = (slice(at, at + batch) for at in range(0, len(texts), batch))
-        found[name] = torch.cat([selector.score_texts(prompts[part], texts[part]) for part in parts]).tolist()
+        scored = [selector.score_texts(prompts[part], texts[part], finished[part]) for part in parts]
+        found[name] = torch.cat(scored).tolist()
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
@@ -172,7 +178,7 @@ def main(config: DictConfig) -> Path:
         for name, method in plans.items():
             generations[name] = decode_method(name, config, method, models[str(method.dlm.path)], asked, group)
             if group.first:
-                plain = [{key: record[key] for key in ("prompt", "result")} for record in generations[name]]
+                plain = [{key: record[key] for key in ("prompt", "result", "finished")} for record in generations[name]]
                 write_json(plain, out / f"generation_{name}.json")
         if group.first:
             table = [costs(name, records) for name, records in generations.items()]

@@ -104,13 +104,13 @@ def rows_of(preferences: list[Preference], algorithm: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def reward_function(name: str, device: torch.device) -> Callable[..., list[float | None]]:
-    """The reward as TRL calls it."""
+def reward_function(name: str, device: torch.device, end: int | None) -> Callable[..., list[float | None]]:
+    """The reward as TRL calls it. end: the token that ends an answer."""
     reward = load_reward(shipped(name), device)
     assert isinstance(reward, TextReward)
 
-    def score(prompts: list[str], completions: list[str], **_) -> list[float | None]:
-        return reward.score_texts(prompts, completions).tolist()
+    def score(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_) -> list[float | None]:
+        return reward.score_texts(prompts, completions, [end in ids for ids in completion_ids]).tolist()
 
     return score
 
@@ -132,7 +132,9 @@ def build_trainer(
             **settings, num_generations=preference.group_size, max_completion_length=preference.answer_length,
             temperature=preference.temperature,
         )  # fmt: skip
-        return RLOOTrainer(model, reward_function(str(preference.reward), group.device), answers, **data)
+        return RLOOTrainer(
+            model, reward_function(str(preference.reward), group.device, tokenizer.eos_token_id), answers, **data
+        )
     reference = copy.deepcopy(model) if lora is None else None  # with an adapter it is the model without it
     made, kind = {"dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer)}[preference.algorithm]
     return kind(model, reference, made(**settings, max_length=config.data.max_length), **data)

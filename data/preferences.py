@@ -159,6 +159,14 @@ def encode(tokenizer: Any, prompt: str, answer: str, finished: bool = True) -> t
     return start + prompt_ids + between, answer_ids + ([end_id(tokenizer)] if finished else [])
 
 
+def fitted(tokenizer: Any, prompt: str, answer: str, finished: bool, longest: int) -> list[int]:
+    """`encode` in a row of at most `longest` tokens: what is too long loses the beginning of its prompt, then of its
+    answer, never the token that a row starts with."""
+    before, after = encode(tokenizer, prompt, answer, finished)
+    row, front = before + after, encode(tokenizer, "", "", finished=False)[0]
+    return row if len(row) <= longest else front + row[len(row) - longest + len(front) :]
+
+
 def end_id(tokenizer: Any) -> int:
     """The id that ends an answer. ValueError for a tokenizer without one."""
     ends = (tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None, tokenizer.eos_token_id)

@@ -74,7 +74,11 @@ class Chat:
                 told = f"{type(error).__name__}: {error}"
                 continue
             if answer.status_code == 200:
-                reply = answer.json()["choices"][0]["message"]["content"] or ""
+                try:
+                    reply = answer.json()["choices"][0]["message"]["content"] or ""
+                except (ValueError, KeyError, IndexError, TypeError):
+                    told = f"status 200 without a completion: {answer.text[:200]}"
+                    continue
                 return reply, read_scores(reply)
             told = f"status {answer.status_code}"
             if answer.status_code in (401, 403):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> int:
     if arguments.endpoint is None:
         reward = load_scorer(arguments.judge, arguments.device)
         both = [scores(reward, rows, arguments.batch_size) for rows in (red, blue)]
-        found = [Judgement(row, 2, one, other, "") for row, (one, other) in enumerate(zip(*both, strict=True))]
+        sides = ([None if math.isnan(score) else score for score in scored] for scored in both)
+        found = [Judgement(row, 2, one, other, "") for row, (one, other) in enumerate(zip(*sides, strict=True))]
     else:
         chat = Chat(arguments.endpoint, arguments.judge, arguments.temperature, arguments.retries)
         texts = hashlib.sha256(json.dumps([red, blue]).encode()).hexdigest()[:16]
@@ -123,7 +125,7 @@ def summary(found: list[Judgement]) -> dict[str, int]:
         pairs.setdefault(one.row, []).append(one)
     counts: dict[str, int] = {"win": 0, "tie": 0, "lose": 0, "unparsable": 0}
     for own in pairs.values():
-        if any(one.red_score is None for one in own):
+        if any(one.red_score is None or one.blue_score is None for one in own):
             counts["unparsable"] += 1
             continue
         margin = sum(one.red_score - one.blue_score for one in own)  # pyright: ignore[reportOperatorIssue]

@@ -18,13 +18,15 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from evaluation.likelihood import log_likelihoods
 from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error
 from load_model import load_model
 from policy.build import shipped
-from rewards.models import TextReward, load_reward
+from rewards.models import TextReward, load_reward, reward_folder
 from training.usage import check_device
 
 PREFIX = "generation_"
@@ -36,7 +38,8 @@ SHOWN = {
 
 
 def read_generations(path: Path) -> list[dict[str, str]]:
-    """[{"prompt", "result"}] of a file. ValueError for one that is none."""
+    """[{"prompt", "result"}] of a file; `finished` says whether an answer came to its end (where it is not there, it
+    did). ValueError for one that is none."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -56,11 +59,18 @@ def load_scorer(name: str, device: str) -> TextReward:
     return reward
 
 
+def judge_folder(name: str) -> str:
+    """One name for a reward, however it is written."""
+    folder = reward_folder(shipped(name))
+    return str(Path(folder).resolve()) if Path(folder).exists() else name
+
+
 def scores(reward: TextReward, rows: list[dict[str, str]], batch: int) -> list[float]:
     """The reward of each answer."""
     found = []
     for part in (rows[at : at + batch] for at in range(0, len(rows), batch)):
-        found += reward.score_texts([row["prompt"] for row in part], [row["result"] for row in part]).tolist()
+        finished = [bool(row.get("finished", True)) for row in part]
+        found += reward.score_texts([row["prompt"] for row in part], [row["result"] for row in part], finished).tolist()
     return found
 
 
@@ -68,6 +78,12 @@ def distinct(rows: list[list[int]], n: int) -> float | None:
     """Distinct n-grams over all n-grams of rows of different lengths; None where no row has one."""
     grams = [tuple(row[at : at + n]) for row in rows for at in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
+
+
+def over_seeds(values: Float[Tensor, "row"], seeds: int) -> Float[Tensor, "prompt"]:
+    """The mean of each prompt over the seeds that have a value for it, prompts without one left out."""
+    means = values.view(seeds, -1).nanmean(0)
+    return means[~means.isnan()]
 
 
 def evaluate_method(
@@ -86,13 +102,22 @@ def evaluate_method(
     longest = model.max_length
     written = [(prompt, answer[: max(0, longest - len(prompt))]) for prompt, answer in pairs if answer]
     nats = [one.log_prob for one in log_likelihoods(model, written, draws, batch=batch)] if written else []
-    per_token = torch.tensor([value / len(answer) for value, (_, answer) in zip(nats, written, strict=True)])
+    every = torch.full((len(pairs),), float("nan"), dtype=torch.float64)
+    every[[bool(answer) for _, answer in pairs]] = torch.tensor(
+        [value / len(answer) for value, (_, answer) in zip(nats, written, strict=True)], dtype=torch.float64
+    )
+    per_token = over_seeds(every, seeds)
     found |= {
         "log_likelihood_per_token": per_token.mean().item() if len(per_token) else None,
         "log_likelihood_se": standard_error(per_token) if len(per_token) else None,
         "length_mean": lengths.mean().item(), "empty": len(rows) - len(written),
     }  # fmt: skip
-    return found | {f"distinct_{n}": distinct([answer for _, answer in pairs], n) for n in (1, 2, 3)}
+    answers, each = [answer for _, answer in pairs], len(pairs) // seeds
+    for n in (1, 2, 3):  # of each seed by itself: more text has fewer new n-grams
+        shares = [distinct(answers[at : at + each], n) for at in range(0, len(answers), each)]
+        known = [share for share in shares if share is not None]
+        found[f"distinct_{n}"] = fmean(known) if known else None
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,7 +147,7 @@ def main(argv: list[str]) -> int:
     """Evaluate a directory, or seeds of one; 0."""
     arguments = parser().parse_args(argv)
     check_device(arguments.device)
-    if arguments.judge == arguments.selector:
+    if arguments.selector and judge_folder(arguments.judge) == judge_folder(arguments.selector):
         raise ValueError(
             f"--judge {arguments.judge} is the selector: it cannot see over-optimisation of itself; give another reward"
         )

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.preferences import encode
+from data.preferences import encode, fitted
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
@@ -99,17 +99,16 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int) -> Guide:
     name = sampler.strategy
     columns = model.vocab_size - (not model.causal)
     where = WHERE[unmask_rule(guide.unmask, model)]()
-    top_k = min(guide.k, columns) if name in ("best_of_n", "top_k") and isinstance(guide.k, int) else guide.k
-    check_guide(top_k, 0.0 if guide.beta is None else guide.beta, columns)
+    check_guide(guide.k, 0.0 if guide.beta is None else guide.beta, columns)
     if name in ("best_of_n", "top_k"):
-        what = TokenRule(float(sampler.temperature), float(sampler.top_p), top_k)
+        what = TokenRule(float(sampler.temperature), float(sampler.top_p), guide.k)
         if name == "top_k":
             return Guide(Strategy(where, what))
         if isinstance(guide.samples, bool) or not isinstance(guide.samples, int) or guide.samples < 1:
             raise ValueError(f"sampler.guide.samples={guide.samples} must be a whole number of at least 1; change it")
-        if what.temperature == 0 and guide.samples > 1:
+        if (what.temperature == 0 or guide.k == 1) and guide.samples > 1:
             raise ValueError(
-                "best_of_n at temperature 0 would draw the same sample each time; raise sampler.temperature"
+                "best_of_n at temperature 0, or with k=1, would draw the same sample each time; raise them"
             )
         reward = asked_reward(guide.reward, name, model)
         score = score_finished(reward, model, first)
@@ -217,6 +216,11 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
     if path is None:
         raise ValueError("strategy 'value_head' needs a vocabulary head; give --reward RUN")
     head = load_head(str(path), next(model.parameters()).device)
+    if (head.kind == "prefix") != model.causal:
+        raise ValueError(
+            f"{path} is a head of {head.trunk}, which is {'causal' if head.kind == 'prefix' else 'masked'}, and this model is "
+            f"not; give --model {head.trunk}"
+        )
     rows, width = head.linear.weight.shape
     if (rows, width) != (model.vocab_size, model.hidden_size):
         raise ValueError(
@@ -235,15 +239,15 @@ def template_of(reward: RewardModel, first: int, end: int | None) -> Template:
     return Template(tuple(front), between, first, end, tokenizer.mask_token_id)
 
 
-def partial_texts(reward: RewardModel | TextReward) -> Callable[[list[str], list[str]], Tensor]:
-    """A reward of answers that go on: by the template of training without its end, the last tokens where it is too long."""
-    if not isinstance(reward, RewardModel):
+def partial_texts(reward: RewardModel | TextReward) -> Callable[[list[str], list[str], list[bool]], Tensor]:
+    """A reward of answers that go on, by the template of training: without its end, but where an answer has come to it."""
+    if isinstance(reward, TextReward):
         return reward.score_texts
 
-    def score(prompts: list[str], texts: list[str]) -> Tensor:
-        longest = getattr(reward, "max_length", None) or reward.tokenizer.model_max_length
-        rows = [encode(reward.tokenizer, prompt, text, False) for prompt, text in zip(prompts, texts, strict=True)]
-        return reward.score(*padded([(prompt + answer)[-longest:] for prompt, answer in rows]))
+    def score(prompts: list[str], texts: list[str], finished: list[bool]) -> Tensor:
+        longest = reward.tokenizer.model_max_length
+        rows = [fitted(reward.tokenizer, *answer, longest) for answer in zip(prompts, texts, finished, strict=True)]
+        return reward.score(*padded(rows))
 
     return score
 
@@ -256,15 +260,15 @@ def score_finished(reward: RewardModel | TextReward, model: MaskedLM, first: int
     def score(tokens: Int[Tensor, "row position"], start: Int[Tensor, "row"] | None) -> Tensor:
         begins = [0] * len(tokens) if start is None else start.tolist()
         prompts = [row[begin:first] for row, begin in zip(tokens.tolist(), begins, strict=True)]
-        texts = answer_texts(model, tokens[:, first:])
-        return reward.score_texts(model.tokenizer.batch_decode(prompts), texts).to(tokens.device)
+        texts, finished = answer_texts(model, tokens[:, first:])
+        return reward.score_texts(model.tokenizer.batch_decode(prompts), texts, finished).to(tokens.device)
 
     return score
 
 
-def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> list[str]:
-    """What was written, up to the end of sequence."""
+def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple[list[str], list[bool]]:
+    """What was written, up to the end of sequence, and whether that was written."""
     end = getattr(model.tokenizer, "eos_token_id", None)
     ended = torch.zeros_like(answers, dtype=torch.bool) if end is None else (answers == end).cumsum(1) > 0
     rows = zip(answers.tolist(), (~ended).sum(1).tolist(), strict=True)
-    return model.tokenizer.batch_decode([row[:length] for row, length in rows])
+    return model.tokenizer.batch_decode([row[:length] for row, length in rows]), ended.any(1).tolist()

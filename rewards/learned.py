@@ -45,12 +45,16 @@ class LearnedReward:
         device = samples.tokens.device
         texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
         prompts = given_texts(samples.tokens, samples.prompt, self.tokenizer)
-        score = self.reward.score_texts(prompts, texts).to(device)
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        finished = (
+            ((samples.tokens == end) & ~samples.prompt).any(1).tolist() if end is not None else [False] * len(texts)
+        )
+        score = self.reward.score_texts(prompts, texts, finished).to(device)
         entropy = unigram_entropy(samples.tokens)
         penalty = self.weight * torch.relu(self.entropy_floor - entropy)
         log_speed = speed_factor(samples.evaluations, (~samples.prompt).sum(1), 1.0).log()
         words = torch.tensor([float(len(text.split())) for text in texts], device=device)
         terms = {"score": score, "entropy": entropy, "words": words, "penalty": penalty, "log_speed": log_speed}
         if self.judge is not None:
-            terms["judge"] = self.judge.score_texts(prompts, texts).to(device)
+            terms["judge"] = self.judge.score_texts(prompts, texts, finished).to(device)
         return RewardOutput(score - penalty + self.alpha * log_speed, terms)

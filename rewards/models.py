@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from data.preferences import KINDS, encode
+from data.preferences import KINDS, fitted
 
 POSITIONS = 16_384  # of a forward pass
 HEAD = "vocabulary_head.json"  # in a directory with a VocabularyHead
@@ -44,9 +44,12 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class TextReward(Protocol):
-    """A reward of texts that answer prompts ("" where there are none)."""
+    """A reward of texts that answer prompts ("" where there are none). finished: of each, whether it came to its end and was not
+    cut off (None: all did), which some rewards see."""
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]: ...
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]: ...
 
 
 # ------------------------------------------------------------------------------------------------------------- classifiers
@@ -100,10 +103,13 @@ class ClassifierReward:
         """The reward among the outputs."""
         return logits[..., 0].float() if self.label is None else logits.float().log_softmax(-1)[..., self.label]
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
-        """Finished answers, by the template of training; one that is too long loses its end."""
-        rows = [encode(self.tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        return self.score(*padded([(prompt + answer)[: self.max_length] for prompt, answer in rows]))
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]:
+        """By the template of training, with its end where an answer is finished (`data.preferences.fitted`)."""
+        ends = [True] * len(texts) if finished is None else finished
+        rows = zip(prompts, texts, ends, strict=True)
+        return self.score(*padded([fitted(self.tokenizer, *answer, self.max_length) for answer in rows]))
 
 
 def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
@@ -173,7 +179,9 @@ class VaderReward:
 
         self.analyser = SentimentIntensityAnalyzer()
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]:
         return torch.tensor([self.analyser.polarity_scores(text)["compound"] for text in texts])
 
 
@@ -203,14 +211,18 @@ class ProfanityReward:
             )
         return joblib.load(file)
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]:
         return 1 - torch.from_numpy(self.model.predict_proba(self.vectorizer.transform(texts))[:, 1]).float()
 
 
 class BrevityReward:
     """Minus the number of words: a preference whose truth is known."""
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]:
         return torch.tensor([-float(len(text.split())) for text in texts])
 
 
@@ -221,7 +233,9 @@ class EmbeddingReward:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, target: str | None = None):
         self.model, self.tokenizer, self.target = model.requires_grad_(False).eval(), tokenizer, target
 
-    def score_texts(self, prompts: list[str], texts: list[str]) -> Float[Tensor, "row"]:
+    def score_texts(
+        self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
+    ) -> Float[Tensor, "row"]:
         others = prompts if self.target is None else [self.target]
         return (self.embedded(texts) * self.embedded(others)).sum(1)
 
@@ -311,6 +325,6 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
     if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
         raise ValueError(
             f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: run_train_reward.py "
-            f"reward.init={path}"
+            f"init={path}"
         )
     return model, tokenizer

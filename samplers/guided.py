@@ -196,11 +196,12 @@ class Canvases(OfRows):
 
 
 class Texts(OfRows):
-    """A reward of text, or of another tokenizer: candidates are decoded. template: of the model's own ids; the end is no text."""
+    """A reward of text, or of another tokenizer: candidates are decoded, and which have come to their end is said besides.
+    template: of the model's own ids."""
 
     def __init__(
         self,
-        score_texts: Callable[[list[str], list[str]], Tensor],
+        score_texts: Callable[[list[str], list[str], list[bool]], Tensor],
         decode: Callable[[list[list[int]]], list[str]],
         template: Template,
         reads: str = "full",
@@ -209,12 +210,12 @@ class Texts(OfRows):
 
     def read(self, canvases, keep):
         sides, first = [], self.template.first
-        if self.template.end is not None:
-            keep = keep & (canvases != self.template.end)
+        ends = torch.zeros_like(keep) if self.template.end is None else keep & (canvases == self.template.end)
+        keep = keep & ~ends
         for side in (slice(0, first), slice(first, None)):
             pieces = zip(canvases[:, side].tolist(), keep[:, side].tolist(), strict=True)
             sides.append(self.decode([[t for t, kept in zip(*piece, strict=True) if kept] for piece in pieces]))
-        return self.score_texts(*sides).float().to(canvases.device)
+        return self.score_texts(sides[0], sides[1], ends[:, first:].any(1).tolist()).float().to(canvases.device)
 
 
 class Siblings(Values):
@@ -226,6 +227,11 @@ class Siblings(Values):
     def __call__(self, observation, row, position, tokens):
         written = observation.tokens[row] != observation.environment.model.mask_id
         keep = written & behind_padding(observation, row)
+        if self.template.end is not None:  # behind the end nothing is read: all candidates are worth what ended there
+            ends = keep & (observation.tokens[row] == self.template.end)
+            ends[:, : self.template.first] = False
+            keep = keep & (ends.cumsum(1) == 0)
+            tokens = torch.where(ends.any(1, keepdim=True), self.template.end, tokens)
         prefixes, real = closed_up(*self.template.placed(observation.tokens[row], keep))
         self.rows += len(row)
         return self.score_siblings(prefixes, tokens, real).float()
@@ -323,7 +329,8 @@ class JointProposals:
         order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
         seeds = (replace(draws, seed=draws.seed + number * PROPOSAL) for number in range(self.count))
         proposals = torch.stack([observation.draw(order > 0, self.what, one)[0] for one in seeds], 1)
-        scores = self.beta * self.values.of_canvases(observation, proposals.flatten(0, 1)).view(proposals.shape[:2])
+        found = self.values.of_canvases(observation, proposals.flatten(0, 1)).view(proposals.shape[:2])
+        scores = self.beta * finite(found)
         row = torch.arange(len(order), device=order.device)
         chosen, _ = drawn(scores, self.temperature, observation, draws, row, torch.full_like(row, CHOICE), None)
         return Decision(order, proposals[row, chosen], log_where, torch.full_like(log_where, torch.nan))
@@ -337,10 +344,14 @@ def tilted(
     where[row, position] = True
     top = observation.read(where, k)
     best, log_probs = top.top_tokens[row, position], top.top_log_probs[row, position]
-    found = values(observation, row, position, best)
-    if not bool(torch.isfinite(found).all()):
+    return best, log_probs + beta * finite(values(observation, row, position, best))
+
+
+def finite(rewards: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """The same. Raises FloatingPointError for a reward that is no number."""
+    if not bool(torch.isfinite(rewards).all()):
         raise FloatingPointError("the reward of a candidate is not a finite number; check the reward model")
-    return best, log_probs + beta * found
+    return rewards
 
 
 def own(observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

@@ -216,6 +216,9 @@ REFUSED = [
     ("value_head", ["--reward", "HEAD_TEXT"], "is a head of .*; give --model"),
     ("value_head", [], "holds no vocabulary head"),
     ("best_of_n", ["sampler.temperature=0"], "best_of_n at temperature 0 would draw the same sample each time"),
+    ("best_of_n", ["--k", "1"], "or with k=1, would draw the same sample each time"),
+    ("best_of_n", ["--k", "281"], "k=281 must be a whole number from 1"),
+    ("top_k", ["--k", "281"], "k=281 must be a whole number from 1"),
     ("best_of_n", ["sampler.guide.samples=0"], "sampler.guide.samples=0 must be a whole number"),
     ("best_of_n", ["sampler.top_p=0"], "top_p=0.0 must be in"),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 
 import run_evaluate
 from evaluation.chat import KEY, Chat, JudgeUnreachable, read_scores
@@ -13,15 +14,20 @@ from evaluation.chat import KEY, Chat, JudgeUnreachable, read_scores
 
 @contextmanager
 def service(answer):
-    """A local endpoint. answer(body, number of the request) -> (status, reply)."""
+    """A local endpoint. answer(body, number of the request) -> (status, reply), or the whole body of status 200."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, self.headers.get("Authorization"), body))
-            status, reply = answer(body, len(seen))
-            content = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            told = answer(body, len(seen))
+            status, reply = (200, None) if isinstance(told, str) else told
+            content = (
+                json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+                if reply is not None
+                else told.encode()
+            )
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -126,6 +132,26 @@ def test_what_cannot_be_read_is_counted_and_is_no_tie(files):
 ])  # fmt: skip
 def test_scores_are_the_whole_first_line(reply, scores):
     assert read_scores(reply) == scores
+
+
+def test_a_local_judge_that_says_no_number_decides_nothing(files, monkeypatch):
+    class Silent:
+        def score_texts(self, prompts, texts, finished=None):
+            return torch.full((len(texts),), torch.nan)
+
+    monkeypatch.setattr("evaluation.pairwise.load_scorer", lambda name, device: Silent())
+    status, result = compare(files, "--judge", "silent")
+    assert status == 0 and counts(result) == (0, 0, 0, 3) and result["evaluations"][0]["red_score"] is None
+
+
+@pytest.mark.parametrize("reply", ['{"error": "busy"}', '{"choices": []}', "null"])
+def test_a_service_that_answers_without_a_completion_is_tried_again(reply):
+    with service(lambda body, number: reply if number < 3 else (200, "5 6")) as (url, seen):
+        assert Chat(url, "j", retries=3, wait=0.001).judge("p", "a", "b") == ("5 6", (5.0, 6.0))
+        assert len(seen) == 3
+    with service(lambda body, number: reply) as (url, _):  # noqa: SIM117
+        with pytest.raises(JudgeUnreachable, match="in 2 attempts .status 200 without a completion"):
+            Chat(url, "j", retries=1, wait=0.001).judge("p", "a", "b")
 
 
 def test_faults_of_the_service_are_tried_again():

@@ -73,6 +73,17 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
     of_prompts = torch.tensor([-2.0, -3.0, -1.0, -1.0]).add(torch.tensor([-4.0, -1.0, -2.0, -3.0])) / 2
     assert float(one["judge_mean"]) == of_prompts.mean() and one["prompts"] == "4" and one["seeds"] == "2"
     assert float(one["judge_se"]) == pytest.approx(float(of_prompts.std() / 2)) and one["seconds"] == "4.0"
+    for name, directories in (("alone", [second]), ("twice", [second, second])):
+        of_both = ["--task", "reward", "--generations", *map(str, directories), *command[5:-1], str(tmp_path / name)]
+        assert run_evaluate.main(of_both) == 0
+    alone, twice = (read(tmp_path / name / "evaluation.csv") for name in ("alone", "twice"))
+    for row, again in zip(alone, twice, strict=True):  # the same answers twice are no second sample
+        for key in ("distinct_1", "distinct_2", "log_likelihood_per_token", "log_likelihood_se", "judge_se"):
+            assert (
+                again[key] == pytest.approx(row[key])
+                if again[key] == ""
+                else float(again[key]) == pytest.approx(float(row[key]))
+            )
     assert float(one["evaluations_per_token"]) == 2 and len(read(tmp_path / "both" / "judge.csv")) == 8
     (second / "generation_two.json").unlink()
     with pytest.raises(ValueError, match="hold answers of different methods"):
@@ -91,6 +102,8 @@ def test_the_selector_is_no_judge_of_itself_and_other_mistakes(models, answers, 
 
     with pytest.raises(ValueError, match="--judge brevity is the selector: it cannot see over-optimisation of itself"):
         evaluate("--selector", "brevity", "--judge", "brevity")
+    with pytest.raises(ValueError, match="is the selector"):  # however it is written
+        evaluate("--selector", str(tmp_path), "--judge", f"{tmp_path}/")
     (answers / "generation_two.json").write_text(json.dumps([{"prompt": "x", "result": "y"}]))
     with pytest.raises(ValueError, match="answer different prompts"):
         evaluate("--judge", "brevity")

@@ -28,8 +28,8 @@ class Done:
 class Echo:
     """Notes what it is asked."""
 
-    def score_texts(self, prompts, texts):
-        self.asked = list(zip(prompts, texts, strict=True))
+    def score_texts(self, prompts, texts, finished=None):
+        self.asked, self.finished = list(zip(prompts, texts, strict=True)), finished
         return torch.tensor([float(len(text)) for text in texts])
 
 
@@ -55,7 +55,10 @@ def test_what_was_written_is_scored_up_to_its_end_with_its_prompt(stories):
     echo = Echo()
     output = LearnedReward(echo, stories, MASK, judge=BrevityReward())(done)
     assert echo.asked[0] == ("One day", " a cat ran") and echo.asked[1][0] == "" and "end" in echo.asked[1][1]
-    assert output.total[0] == len(" a cat ran") == output.terms["score"][0]
+    assert output.total[0] == len(" a cat ran") == output.terms["score"][0] and echo.finished == [True, True]
+    done.tokens[0][done.tokens[0] == 0] = 700
+    LearnedReward(echo, stories, MASK)(done)
+    assert echo.finished == [False, True]
     assert output.terms["judge"][0] == -3 and output.terms["words"][0] == 3
 
 

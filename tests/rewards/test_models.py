@@ -127,10 +127,31 @@ def test_a_saved_classifier_is_loaded_with_its_kind_and_scores_texts_by_the_temp
         load_reward(str(tmp_path))
 
 
-def test_a_text_that_is_too_long_loses_its_end(tmp_path):
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_a_row_that_is_too_long_loses_the_beginning_of_its_prompt_then_of_its_answer(kind, tmp_path):
+    """Never the token that an encoder is read at, and never the answer's end: else all answers to a long prompt would be equal."""
+    classifier(kind, tmp_path)
+    reward = load_reward(str(tmp_path))
+    front, end = ([1], [2]) if kind == "bert" else ([], [reward.tokenizer.eos_token_id])
+    between = [2] if kind == "bert" else []
+    answer, room = [6, 7] + end, reward.max_length - len(front) - len(between) - 2 - len(end)
+    long_prompt = torch.tensor([front + [5] * room + between + answer])
+    torch.testing.assert_close(reward.score_texts(["a " * 100], ["b c"]), reward.score(long_prompt))
+    long_answer = torch.tensor([front + [6] * (reward.max_length - len(front) - 1) + end])
+    torch.testing.assert_close(reward.score_texts(["a"], ["b " * 100]), reward.score(long_answer))
+    one, other = reward.score_texts(["a " * 100] * 2, ["b c", "c b"])
+    assert one != other
+
+
+def test_an_answer_that_was_cut_off_is_read_without_an_end(tmp_path):
     classifier("gpt2", tmp_path)
     reward = load_reward(str(tmp_path))
-    torch.testing.assert_close(reward.score_texts(["a"], ["b " * 50]), reward.score(torch.tensor([[5] + [6] * 31])))
+    end = reward.tokenizer.eos_token_id
+    cut, ended = reward.score_texts(["a", "a"], ["b", "b"], [False, True])
+    torch.testing.assert_close(cut, reward.score(torch.tensor([[5, 6]]))[0])
+    torch.testing.assert_close(ended, reward.score(torch.tensor([[5, 6, end]]))[0])
+    assert (cut - ended).abs() > 1e-3
+    torch.testing.assert_close(ended, reward.score_texts(["a"], ["b"])[0])
 
 
 def test_one_label_of_several(tmp_path):

@@ -214,7 +214,7 @@ def test_all_candidates_of_a_step_are_one_call_and_each_is_read_as_it_stands():
 
 def test_texts_are_split_into_prompt_and_answer():
     seen = []
-    score = lambda prompts, texts: (seen.extend(zip(prompts, texts, strict=True)), torch.zeros(len(texts)))[1]
+    score = lambda prompts, texts, finished: (seen.extend(zip(prompts, texts, strict=True)), torch.zeros(len(texts)))[1]
     decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
     model = RandomLM(6)
     canvas = torch.tensor([[0, 1, 6, 6], [0, 2, 6, 6]])
@@ -222,6 +222,18 @@ def test_texts_are_split_into_prompt_and_answer():
     sample(UnmaskingEnvironment(model, 2, prompt_length=2), strategy, canvas, start=torch.tensor([0, 1]))
     assert set(seen[:12]) == {(prompt, token) for prompt in ("ab", "c") for token in "abcdef"}
     assert {(prompt, len(text)) for prompt, text in seen[12:]} == {("ab", 2), ("c", 2)}
+
+
+def test_a_candidate_that_ends_the_answer_is_said_to_end_it():
+    seen = []
+    score = lambda prompts, texts, finished: (seen.extend(zip(texts, finished, strict=True)), torch.zeros(len(texts)))[
+        1
+    ]
+    decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
+    canvas = torch.tensor([[0, 1, 6]])
+    strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=1, end=5), "prefix"), 1.0, 6)
+    sample(UnmaskingEnvironment(RandomLM(6), 1, prompt_length=1), strategy, canvas)
+    assert sorted(seen) == [("b", True)] + [("b" + token, False) for token in "abcde"]
 
 
 def test_a_reward_reads_by_its_template():
@@ -274,3 +286,5 @@ def test_a_reward_that_is_no_number_stops_the_decoding():
 
     with pytest.raises(FloatingPointError, match="reward of a candidate is not a finite number"):
         sampled(CAUSAL, Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 2), 3, rows=2)
+    with pytest.raises(FloatingPointError, match="reward of a candidate is not a finite number"):
+        sampled(MASKED, JointProposals(WHERE["random"](), Canvases(Broken("mask")), 1.0, 2), 1, rows=2)
