@@ -136,10 +136,10 @@ def test_a_row_that_is_too_long_loses_the_beginning_of_its_prompt_then_of_its_an
     between = [2] if kind == "bert" else []
     answer, room = [6, 7] + end, reward.max_length - len(front) - len(between) - 2 - len(end)
     long_prompt = torch.tensor([front + [5] * room + between + answer])
-    torch.testing.assert_close(reward.score_texts(["a " * 100], ["b c"]), reward.score(long_prompt))
+    torch.testing.assert_close(reward.score_texts(["a " * reward.max_length], ["b c"]), reward.score(long_prompt))
     long_answer = torch.tensor([front + [6] * (reward.max_length - len(front) - 1) + end])
-    torch.testing.assert_close(reward.score_texts(["a"], ["b " * 100]), reward.score(long_answer))
-    one, other = reward.score_texts(["a " * 100] * 2, ["b c", "c b"])
+    torch.testing.assert_close(reward.score_texts(["a"], ["b " * reward.max_length]), reward.score(long_answer))
+    one, other = reward.score_texts(["a " * reward.max_length] * 2, ["b c", "c b"])
     assert one != other
 
 
