@@ -63,6 +63,8 @@ def check_twist(config: DictConfig) -> None:
         return
     if config.mode == "train":
         check_method(config)
+    if config.target.kind == "infilling":  # its exact samples are pairs of the model, whatever else is asked for
+        check_upper(float(config.target.get("beta", 1.0)))
     if config.posterior.count:
         if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
             check_upper(float(config.target.get("beta", 1.0)))
@@ -85,10 +87,15 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
         )
         return twist.to(next(model.parameters()).device)
     start, about = load_twist(twist_directory(config.init), model)
-    if about["twist"]["condition"] != condition or (config.method == "fudge" and not about["twist"]["bounded"]):
+    if about["twist"]["condition"] != condition or (config.method == "fudge") != about["twist"]["bounded"]:
         raise ValueError(
             f"init={config.init} was learnt by {about['method']} for {about['target']['kind']}, whose head is not that of "
             f"method={config.method} for {config.target.kind}; start without it"
+        )
+    if config.training.epochs == 0 and config.method != about["method"]:
+        raise ValueError(
+            f"init={config.init} was learnt by {about['method']}, and training.epochs=0 trains it no further; give method="
+            f"{about['method']}, which says whether particles may be resampled by it"
         )
     twist = TwistModel(model, **about["twist"]).to(next(model.parameters()).device)
     twist.load_state_dict(start.state_dict())
@@ -146,7 +153,7 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
     given = None
     if source.condition:
         _, given = source.pairs(count, seed)
-        swept = source.sweep(count, 1, seed, given)
+        swept = source.sweep(count, 1, seed + 1, given)  # with the noise of the pairs it would write their text
     else:
         swept = source.sweep(1, count, seed)
     decode = source.model.tokenizer.decode
@@ -162,13 +169,16 @@ def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
     for path in config.compare:
         twist, about = load_twist(twist_directory(str(path)), model)
         name = about["method"]
-        source = build_source(config, model, twist)
-        if not source.condition:
+        learnt_for = {key: about[key] for key in ("target", "prompt", "length")}
+        asked = {"target": OmegaConf.to_container(config.target), "prompt": config.prompt, "length": config.length}
+        if config.target.kind != "infilling" or learnt_for != asked:
             raise ValueError(
-                "mode=samples compares infills; give target=infilling, as the runs in `compare` were learnt for"
+                f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {asked}; give "
+                "target=infilling and the settings of the runs in `compare`"
             )
+        source = build_source(config, model, twist)
         exact, given = source.pairs(config.samples, config.seed)
-        swept = source.sweep(config.samples, 1, config.seed, given)
+        swept = source.sweep(config.samples, 1, config.seed + 1, given)  # not with the noise that wrote `exact`
         own, written, follows = (
             model.tokenizer.batch_decode(rows.cpu())
             for rows in (exact.tokens[:, source.first :], swept.path.tokens[:, source.first :], given)

@@ -32,6 +32,7 @@ from run_train_twist import POSTERIOR, build_source, origin_of
 from samplers.fk import Steering
 from samplers.smc import Particles, Path, Plain, particle_filter
 from twist.bounds import Estimate, Posterior, load_posterior
+from twist.learning import PROPOSAL_ONLY
 from twist.model import load_twist
 from twist.paths import rows_of
 from twist.sampling import twist_directory
@@ -48,14 +49,15 @@ WAYS = {  # name: proposal, resampling; of steering the reward of each state tak
 }
 
 
-def loaded(path: str) -> tuple[Source, Posterior]:
-    """What a run learnt, and the exact samples of its target."""
+def loaded(path: str) -> tuple[Source, Posterior, str]:
+    """What a run learnt, the exact samples of its target, and the method that it learnt by."""
     config = OmegaConf.load(File(path) / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
     model, _ = load_model(shipped(config.dlm.path))
-    source = build_source(config, model, load_twist(twist_directory(path), model)[0])
+    twist, about = load_twist(twist_directory(path), model)
+    source = build_source(config, model, twist)
     file = config.posterior.path or File(path) / POSTERIOR
-    return source, load_posterior(file, origin_of(config, source))
+    return source, load_posterior(file, origin_of(config, source)), about["method"]
 
 
 def steered(source: Source, samples: int, particles: int, seed: int, exact: Path | None) -> Particles:
@@ -146,7 +148,11 @@ def main() -> None:
     torch.set_num_threads(1)
     tables, log_z, flat = {}, {}, {}
     for task, path in (entry.split("=", 1) for entry in options.twists):
-        source, posterior = loaded(path)
+        source, posterior, method = loaded(path)
+        if method in PROPOSAL_ONLY:
+            raise ValueError(
+                f"{path} was learnt by {method}, whose twists are proposals and no weights; give a run of another"
+            )
         known = log_z[task] = math.log(len(posterior) / posterior.tried)
         exact, _ = source.exact(posterior.rows(torch.arange(options.repeats)))
         rows = [measure(source, exact, way, count, options.repeats) for way in WAYS for count in options.counts]

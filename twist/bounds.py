@@ -84,8 +84,8 @@ def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Floa
 
 
 def closest(bounds: Mapping[str, Bounds]) -> str | None:
-    """Of bounds from both sides, those with the smallest gap: their midpoint is the estimate of log Z. None: there are none."""
-    both = {name: own.gap for name, own in bounds.items() if own.upper is not None}
+    """Of bounds from both sides, those that are closest: their midpoint is the estimate of log Z. None: there are none."""
+    both = {name: abs(own.gap) for name, own in bounds.items() if own.upper is not None}
     return min(both, key=lambda name: both[name]) if both else None
 
 

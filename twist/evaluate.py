@@ -41,16 +41,16 @@ def proposal_samples(
 ) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
     """(log p phi / q, log phi) of samples of q, each with a condition of its own where there are conditions."""
     weights, potentials = [], []
-    for start in range(0, count, ROWS):
-        rows = min(ROWS, count - start)
+    rows = min(ROWS, count)  # of every part, so that particles of one are not those of another; the last one is cut
+    for start in range(0, count, rows):
         if source.condition:
             _, given = source.pairs(rows, seed + 1, start)
             swept = source.sweep(rows, 1, seed, given, start)
         else:
-            swept = source.sweep(1, rows, seed, None, start // ROWS)
+            swept = source.sweep(1, rows, seed, None, start // rows)
         weights.append(swept.log_weight)
         potentials.append(swept.log_phi)
-    return torch.cat(weights), torch.cat(potentials)
+    return torch.cat(weights)[:count], torch.cat(potentials)[:count]
 
 
 def sandwich(

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM
 from training.usage import readable
@@ -222,7 +223,7 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import: only where it is used
 
     linear = [name for name, module in trunk.backbone.named_modules()
-              if isinstance(module, nn.Linear) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
+              if isinstance(module, nn.Linear | Conv1D) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), trunk.backbone)
     return trunk
 

@@ -32,6 +32,7 @@ from twist.learning import (
     Densities,
     contrastive_loss,
     dpg_loss,
+    final_log_weight,
     fudge_loss,
     normalised,
     ppo_rewards,
@@ -216,11 +217,31 @@ class TwistLearning:
         positive = self.target(step, given, exact, drawn)
         same = positive.path is drawn.path  # one pass over them then serves both
         psi = self.log_psi(given, *([drawn.path] if same else [positive.path, drawn.path]))
-        last = (drawn.log_weight - drawn.log_phi).unsqueeze(1) + psi[-1][:, -1:].detach()
+        last = self.log_p_over_q(drawn, given).unsqueeze(1) + psi[-1][:, -1:].detach()
         return contrastive_loss(psi[0], positive.weight, psi[-1], self.weights(torch.cat((drawn.prefix, last), 1)))
+
+    @torch.no_grad()
+    def log_p_over_q(self, drawn: Swept, given: Tensor | None) -> Float[Tensor, "row"]:
+        """Of rows of the proposal, from their weights; where the potential is 0 these do not say it, and rows are read again."""
+        found, dead = drawn.log_weight - drawn.log_phi, drawn.log_phi == -torch.inf
+        if not bool(dead.any()):
+            return found
+        (seen,) = self.seen(given, drawn.path)
+        again = final_log_weight(seen.log_p.double(), seen.log_q.double(), torch.zeros_like(found).double())
+        return torch.where(dead, again.to(found.dtype), found)
+
+    def finite_phi(self, log_phi: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """The same. ValueError for a potential of 0, which a loss in log phi cannot have."""
+        if bool((log_phi == -torch.inf).any()):
+            raise ValueError(
+                f"the potential is 0 on {int((log_phi == -torch.inf).sum())} of {len(log_phi)} texts and method="
+                f"{self.config.method} learns from its logarithm; give it a floor, as 1e-16, or take ctl, dpg or sixo"
+            )
+        return log_phi
 
     def rl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, True)
+        self.finite_phi(drawn.log_phi)
         if self.positives == "none":
             (seen,) = self.seen(given, drawn.path)
             return soft_q_loss(seen.log_psi, seen.log_mass, drawn.log_phi.float(), self.even)
@@ -294,7 +315,7 @@ class TwistLearning:
 
         with torch.no_grad():
             (old,) = self.seen(given, drawn.path)
-            rewards = ppo_rewards(old.log_p, old.log_q, drawn.log_phi.float())
+            rewards = ppo_rewards(old.log_p, old.log_q, self.finite_phi(drawn.log_phi).float())
             advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
             _, mean, deviation = self.processes.moments(advantage)
             advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
@@ -324,7 +345,7 @@ def new_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, 
     parameters = [p for p in network.parameters() if p.requires_grad]
     each = config.ppo.epochs if config.method == "ppo" else 1
     optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
-    return Learner(network, optimiser, MovingAverage(parameters, config.training.ema), processes)
+    return Learner(network, optimiser, MovingAverage(parameters, 0.0), processes)  # published twists are not averaged
 
 
 def epochs(config: DictConfig) -> list[int]:

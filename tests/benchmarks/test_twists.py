@@ -85,7 +85,7 @@ def test_log_z_from_both_sides_and_rewards(made, monkeypatch):
 
 
 def test_without_resampling_log_z_is_that_of_the_rewards_alone(made):
-    source, _ = steering.loaded(str(made / "runs" / "sentiment" / "ctl_0"))
+    source, _, _ = steering.loaded(str(made / "runs" / "sentiment" / "ctl_0"))
     log_z, log_weight, log_phi = steering.swept(source, "best of N", 3, 5, 7, None)
     torch.testing.assert_close(log_weight, log_phi.double(), atol=1e-4, rtol=0)  # a target that is 0 before the end
     torch.testing.assert_close(log_z, log_phi.double().logsumexp(1) - torch.log(torch.tensor(5.0)), atol=1e-4, rtol=0)
