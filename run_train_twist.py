@@ -19,7 +19,7 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
 from evaluation.report import write_json
@@ -37,6 +37,15 @@ from twist.targets import build_target
 from twist.train import TwistLearning, check_method, epochs, new_learner, new_value_head, positives_of, train
 
 MODES = ("train", "collect", "samples")
+LEAST = {  # of whole numbers
+    1: ("length", "training.particles", "training.updates_per_epoch", "eval.every", "eval.samples", "eval.sweeps",
+        "posterior.batch", "posterior.most", "samples", "twist.layers", "twist.rank", "ppo.epochs", "target.tokens",
+        "target.classes"),
+    0: ("training.epochs", "posterior.count", "eval.texts", "target.label"),
+}  # fmt: skip
+GIVEN_BY_TARGET = ("target.tokens", "target.classes", "target.label")
+NUMBERS = ("target.beta", "target.threshold", "target.highest", "twist.multiplier", "eval.log_z", "ppo.clip", "ppo.gae_decay",
+           "ppo.value_weight")  # fmt: skip
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
@@ -44,22 +53,31 @@ def check_twist(config: DictConfig) -> None:
     """Refuse, before any work, what cannot be run. Raises ValueError."""
     if config.mode not in MODES:
         raise ValueError(f"mode={config.mode!r} is unknown; use one of {', '.join(MODES)}")
-    for key in ("length", "training.particles", "training.updates_per_epoch", "eval.every", "eval.samples", "eval.sweeps",
-                "posterior.batch", "samples"):  # fmt: skip
+    for least, keys in LEAST.items():
+        for key in keys:
+            value = OmegaConf.select(config, key)
+            if key in GIVEN_BY_TARGET and key.partition(".")[2] not in config.target:
+                continue  # of another kind of target
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{key}={value} must be a whole number of at least {least}; change it")
+    for key in NUMBERS:
         value = OmegaConf.select(config, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
-    for key in ("training.epochs", "posterior.count", "eval.texts"):
-        value = OmegaConf.select(config, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{key}={value} must be a whole number of at least 0; change it")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf")
+        ):
+            raise ValueError(f"{key}={value} must be a finite number; change it")
+    if not float(config.twist.multiplier) > 0:
+        raise ValueError(
+            f"twist.multiplier={config.twist.multiplier} must be above 0, or the head has nothing inside; change it"
+        )
     if config.training.schedule not in ("constant", "exp2"):
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
-    if not config.eval.particles or any(not isinstance(k, int) or k < 1 for k in config.eval.particles):
+    counts = config.eval.particles
+    if not isinstance(counts, ListConfig) or not counts or any(not isinstance(k, int) or k < 1 for k in counts):
         raise ValueError(f"eval.particles={config.eval.particles} must be a list of whole numbers, such as [32,500]")
     if config.mode == "samples":
-        if not config.compare:
-            raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN]")
+        if not isinstance(config.compare, ListConfig) or not config.compare:
+            raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN], in brackets")
         return
     if config.mode == "train":
         check_method(config)

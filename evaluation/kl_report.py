@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from omegaconf import OmegaConf
 
 from evaluation.intervals import Z95
 from evaluation.report import print_table, style, write_csv
-from training.usage import exit_on_bad_input
+from training.usage import exit_on_bad_input, readable
 
 NAMES = {"ctl": "CTL", "rl": "RL", "sixo": "SIXO", "fudge": "FUDGE", "dpg": "DPG", "ppo": "PPO"}
 SIDES = {"kl_q_sigma": "KL(q || sigma)", "kl_sigma_q": "KL(sigma || q)"}
@@ -53,7 +54,8 @@ def read_run(path: Path) -> TwistRun:
         if not file.is_file():
             raise ValueError(f"{path} is no run of run_train_twist.py with evaluations: {file} does not exist")
     config = OmegaConf.load(files[0])
-    evaluations = sorted(json.loads(files[1].read_text()), key=lambda record: record["updates"])
+    with readable(files[1]):
+        evaluations = sorted(json.loads(files[1].read_text()), key=lambda record: record["updates"])
     if not evaluations or "g" not in evaluations[-1]:
         raise ValueError(
             f"{path} was evaluated without exact samples of its target (posterior.count=0), so there is no KL; its lower bounds "
@@ -79,7 +81,8 @@ def half_width(values: Sequence[float], record: dict, side: str) -> float:
     if len(values) > 1:
         return Z95 * stdev(values) / len(values) ** 0.5
     estimate = record["f" if side == "kl_q_sigma" else "g"]
-    return (estimate["high"] - estimate["low"]) / 2
+    ends = estimate["low"], estimate["high"]  # null where one sample has no interval
+    return float("inf") if None in ends else (ends[1] - ends[0]) / 2
 
 
 def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
@@ -90,6 +93,11 @@ def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
                 f"{runs[0].path} and {run.path} are of different tasks ({runs[0].task}; {run.task}); report them apart"
             )
     found = {method: [run for run in runs if run.method == method] for method in NAMES}
+    if len({run.last["updates"] for run in runs}) > 1:
+        each = ", ".join(f"{run.path}: {run.last['updates']}" for run in runs)
+        print(
+            f"warning: runs of different lengths are compared (updates at the last evaluation: {each})", file=sys.stderr
+        )
     for method, own in found.items():
         seeds = [run.seed for run in own]
         if len(set(seeds)) < len(seeds):

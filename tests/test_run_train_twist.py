@@ -135,12 +135,15 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(method, tiny, tmp_path, monke
 
 def test_a_twist_is_gone_on_with(tiny, tmp_path):
     first = run(tmp_path / "first", *QUICK, *tiny["infilling"], *FEW, "method=dpg")
-    second = run(
-        tmp_path / "second", *QUICK, *tiny["infilling"], *FEW, "method=sixo", f"init={first}", "training.epochs=0"
-    )
+    more = [*QUICK, *tiny["infilling"], *FEW, f"init={first}"]
+    second = run(tmp_path / "second", *more, "method=dpg", "training.epochs=0")
     assert [entry["updates"] for entry in evaluations(second)] == [0]
     one, other = (load_file(directory / "twist" / "model.safetensors") for directory in (first, second))
     assert_equal(one, other)
+    with pytest.raises(ValueError, match="learnt by dpg, and training.epochs=0 trains it no further; give method=dpg"):
+        run(tmp_path / "renamed", *more, "method=sixo", "training.epochs=0")  # its particles would be resampled
+    third = run(tmp_path / "sixo", *more, "method=sixo")
+    assert load_twist(third / "twist", model_of(tiny["infilling"]))[1]["method"] == "sixo"
     with pytest.raises(ValueError, match="was learnt by dpg for infilling, whose head is not that of method=fudge"):
         run(tmp_path / "third", *QUICK, *tiny["infilling"], *FEW, "method=fudge", f"init={first}")
 
@@ -220,6 +223,15 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["training.schedule=exp"], "training.schedule='exp' is unknown; use constant or exp2"),
     ("infilling", ["mode=samples", "method=dpg"], r"give compare=\[RUN,RUN\]"),
     ("infilling", ["eval.particles=[0]", "method=dpg"], "eval.particles=.* must be a list of whole numbers"),
+    ("infilling", ["eval.particles=2", "method=dpg"], "eval.particles=2 must be a list of whole numbers"),
+    ("class", ["ppo.epochs=0", "method=ppo"], "ppo.epochs=0 must be a whole number of at least 1"),
+    ("infilling", ["target.tokens=two", "method=dpg"], "target.tokens=two must be a whole number of at least 1"),
+    ("class", ["target.label=null"], "target.label=None must be a whole number of at least 0"),
+    ("class", ["eval.log_z=x"], "eval.log_z=x must be a finite number"),
+    ("class", ["target.beta=x"], "target.beta=x must be a finite number"),
+    ("class", ["twist.layers=2", "twist.multiplier=0"], "twist.multiplier=0 must be above 0"),
+    ("infilling", ["target.beta=2", "posterior.count=0", "method=dpg"], "target.beta=2.0: exact samples of the target exist at beta=1"),
+    ("infilling", ["mode=samples", "compare=RUN"], "give compare=.RUN,RUN., in brackets"),
     ("infilling", ["dlm=stories", "method=dpg"], "target.kind=infilling asks a causal model what follows a text, and this one is masked"),
 ])  # fmt: skip
 def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
@@ -236,3 +248,23 @@ def test_a_potential_that_is_nowhere_or_no_number_stops_the_run(tiny, tmp_path, 
         )
         with pytest.raises(FloatingPointError, match=message):
             run(tmp_path / str(value), *QUICK, *tiny["class"], *FEW, "posterior.count=0")
+
+
+def test_a_potential_of_0_on_some_texts_is_learnt_by_ctl_and_refused_where_its_logarithm_is(
+    tiny, tmp_path, monkeypatch
+):
+    honest = ClassTarget.log_phi
+
+    def some(self, tokens, given=None):
+        found = honest(self, tokens, given)
+        return found.masked_fill(tokens[:, -1] % 3 == 0, -math.inf)
+
+    monkeypatch.setattr(ClassTarget, "log_phi", some)
+    for method in ("ctl", "dpg", "sixo"):
+        metrics = record(
+            run(tmp_path / method, *QUICK, *tiny["class"], *FEW, "eval.particles=[32]", f"method={method}")
+        )
+        assert math.isfinite(metrics[1]["loss"]) and metrics[1]["grad_norm"] > 0
+    for method in ("rl", "ppo"):
+        with pytest.raises(ValueError, match=f"and method={method} learns from its logarithm; give it a floor"):
+            run(tmp_path / method, *QUICK, *tiny["class"], *FEW, "eval.particles=[32]", f"method={method}")
