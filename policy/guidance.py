@@ -19,6 +19,7 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from dlm.token_rule import TokenRule
+from policy.build import shipped
 from rewards.models import (
     ClassifierReward,
     RewardModel,
@@ -157,7 +158,7 @@ def asked_reward(path: str | None, strategy: str, model: MaskedLM) -> RewardMode
     """ValueError where none is named."""
     if path is None:
         raise ValueError(f"strategy {strategy!r} needs a reward; give --reward RUN_OR_ID")
-    return load_reward(str(path), next(model.parameters()).device)
+    return load_reward(shipped(str(path)), next(model.parameters()).device)
 
 
 def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> Values:

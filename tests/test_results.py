@@ -1,5 +1,6 @@
 """The written figures, derived again at small size from the shipped weights: their intervals must meet."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from evaluation.text import unigram_entropy
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
+from rewards.models import VaderReward
+from run_guide import main as guide
+from run_make_preferences import prompts_of
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Threshold
+from training.usage import composed
 
 ROOT = Path(__file__).parents[1]
 BOX = (2, 3)
@@ -103,6 +108,22 @@ def test_validity_of_formulas_before_and_after_reinforcement_learning(name):
     rate = wilson(round(measures["validity"] * len(texts)), len(texts))
     assert rate.low <= record["high"] and record["low"] <= rate.high
     assert abs(measures["length"] - record["length"]) < 6
+
+
+def test_stories_by_the_shipped_reward_model_and_without(tmp_path):
+    """Beginnings of stories of another seed than the written ones; VADER, whose preferences the reward model learnt."""
+    with (ROOT / "docs/results/guidance/stories_vader.csv").open() as file:
+        written = {row["method"]: row for row in csv.DictReader(file)}
+    prompts = prompts_of("stories", 10, 24, seed=4711)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    others = [f"~methods.{name}" for name in ("top_k", "best_of_n", "args", "pargs_g", "value_head", "DPO", "RLOO")]
+    guide(composed("guide", ["experiment=pargs_stories_decode", "rewards.partial=example/reward_stories", "selector=null",
+                             "prompts.count=24", f"prompts.file={tmp_path}/prompts.jsonl", f"out={tmp_path}", *others]))  # fmt: skip
+    for name in ("unguided", "pargs"):
+        answers = [row["result"] for row in json.loads((tmp_path / f"generation_{name}.json").read_text())]
+        found = VaderReward().score_texts([""] * 24, answers).double()
+        error = (float(found.var()) / 24 + float(written[name]["judge_se"]) ** 2) ** 0.5
+        assert abs(float(found.mean()) - float(written[name]["judge_mean"])) < 4.5 * error, name
 
 
 @pytest.mark.parametrize("name, temperature", [("direct", None), ("014609", 1.0), ("014609 T=0.5", 0.5)])
