@@ -32,12 +32,16 @@ from policy.build import build_strategy, check_known, shipped
 from policy.guidance import GUIDED, Guide, answer_texts, build_guide
 from rewards.models import TextReward, load_reward
 from training.processes import Processes, processes
-from training.usage import check_device, check_overrides, exit_on_bad_input
+from training.usage import CHOICES, check_device, check_overrides, exit_on_bad_input
 
 
 def check_guide_run(config: DictConfig) -> None:
     """Refuse what no run could have."""
     check_device(str(config.device))
+    if OmegaConf.is_missing(config, "out") or OmegaConf.is_missing(config.prompts, "file"):
+        raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
+    if config.model.dtype not in CHOICES["model.dtype"]:
+        raise ValueError(f"model.dtype={config.model.dtype} is unknown; use one of {', '.join(CHOICES['model.dtype'])}")
     for key in ("length", "batch_size", "prompts.count"):
         value = OmegaConf.select(config, key)
         if value is None and key == "prompts.count":
@@ -46,7 +50,9 @@ def check_guide_run(config: DictConfig) -> None:
             raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
     if not config.methods:
         raise ValueError("methods is empty, so there is nothing to do; name one at least")
-    for settings in config.methods.values():
+    for name, settings in config.methods.items():
+        if settings is None:
+            raise ValueError(f"methods.{name} is null; leave a method out by ~methods.{name}")
         check_known(settings.get("strategy"), GUIDED)
 
 

@@ -30,7 +30,7 @@ from policy.build import build_strategy, canvas_of, shipped
 from rewards.latex import written
 from rewards.models import TextReward, load_reward
 from samplers.loop import sample
-from training.usage import check_device, exit_on_bad_input
+from training.usage import device_of, exit_on_bad_input
 
 SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
 
@@ -149,9 +149,9 @@ def main(argv: list[str]) -> dict[str, int]:
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     options = parser.parse_args(argv)
-    check_device(options.device)
+    options.device = device_of(options.device)
     for name, least in (("count", 1), ("samples", 2), ("words", 0), ("steps", 1), ("batch", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}; change it")

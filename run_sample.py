@@ -42,7 +42,7 @@ from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from samplers.where import ADAPTIVE
-from training.usage import check_device, composed, exit_on_bad_input
+from training.usage import check_device, composed, device_of, exit_on_bad_input
 from twist.sampling import FILTERS, build_filter, model_of_twist
 
 EXAMPLES = """
@@ -231,8 +231,7 @@ def with_defaults_of_twist(config: DictConfig) -> DictConfig:
 def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
     check(config)
-    chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(chosen if config.device == "auto" else config.device)
+    device = device_of(str(config.device))
     filtered = config.sampler.strategy in FILTERS
     if config.sampler.strategy == "twisted_smc":
         config = with_defaults_of_twist(config)

@@ -273,7 +273,7 @@ def preference_rows(
             continue
         rng = np.random.default_rng((seed, number))
         if kind == "full":
-            made = full_rows(prompt, chosen, rejected)
+            made = full_rows(prompt, chosen, rejected) if chosen != rejected else []
         elif kind == "prefix":
             made = prefix_rows(prompt, chosen, rejected, rng, count)
         else:

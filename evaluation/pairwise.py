@@ -23,7 +23,7 @@ from pathlib import Path
 from evaluation.chat import Chat, Judgement, JudgeUnreachable
 from evaluation.report import print_table, write_json
 from evaluation.reward_task import PREFIX, load_scorer, read_generations, scores
-from training.usage import check_device
+from training.usage import device_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def name_of(file: Path) -> str:
 def main(argv: list[str]) -> int:
     """Judge; 0, or 1 where the judge could not be reached."""
     arguments = parser().parse_args(argv)
-    check_device(arguments.device)
+    device = device_of(arguments.device)
     red, blue = read_generations(arguments.red), read_generations(arguments.blue)
     if [row["prompt"] for row in red] != [row["prompt"] for row in blue]:
         raise ValueError(f"{arguments.red} and {arguments.blue} answer different prompts; give two files of one run")
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     log = arguments.out / f"{title}.judgements.jsonl"
     failed = None
     if arguments.endpoint is None:
-        reward = load_scorer(arguments.judge, arguments.device)
+        reward = load_scorer(arguments.judge, device)
         both = [scores(reward, rows, arguments.batch_size) for rows in (red, blue)]
         sides = ([None if math.isnan(score) else score for score in scored] for scored in both)
         found = [Judgement(row, 2, one, other, "") for row, (one, other) in enumerate(zip(*sides, strict=True))]

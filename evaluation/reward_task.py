@@ -27,7 +27,7 @@ from evaluation.text import standard_error
 from load_model import load_model
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, reward_folder
-from training.usage import check_device
+from training.usage import device_of
 
 PREFIX = "generation_"
 SHOWN = {
@@ -52,7 +52,7 @@ def read_generations(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def load_scorer(name: str, device: str) -> TextReward:
+def load_scorer(name: str, device: torch.device) -> TextReward:
     """A reward of finished texts."""
     reward = load_reward(shipped(name), device)
     assert isinstance(reward, TextReward)
@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Evaluate a directory, or seeds of one; 0."""
     arguments = parser().parse_args(argv)
-    check_device(arguments.device)
+    device = device_of(arguments.device)
     if arguments.selector and judge_folder(arguments.judge) == judge_folder(arguments.selector):
         raise ValueError(
             f"--judge {arguments.judge} is the selector: it cannot see over-optimisation of itself; give another reward"
@@ -155,8 +155,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--batch_size {arguments.batch_size} must be at least 1; change it")
     answers, seeds = read_all(arguments.generations), len(arguments.generations)
     names = {"selector": arguments.selector, "judge": arguments.judge}
-    rewards = {name: load_scorer(path, arguments.device) for name, path in names.items() if path is not None}
-    model, _ = load_model(shipped(arguments.model_path), arguments.device)
+    rewards = {name: load_scorer(path, device) for name, path in names.items() if path is not None}
+    model, _ = load_model(shipped(arguments.model_path), device)
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded; add tokenizer.json")
     out = arguments.save_path or arguments.generations[0]

@@ -116,6 +116,13 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device} but this machine offers no CUDA device; use cpu")
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; auto: a CUDA device where there is one. ValueError as in `check_device`."""
+    check_device(name)
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(chosen if name == "auto" else name)
+
+
 @contextmanager
 def readable(file: Path | str):
     """A checkpoint that is cut off or is none ends in one sentence that names it."""
