@@ -243,11 +243,13 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     predictor = score_predictor(config, model) if composed_of_two else None
     strategy = build_strategy(config, model) if composed_of_two and predictor is None else None
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
-    if filtered and model.causal:
-        given["suffix"] = None  # what an infilling twist is told, and not on the canvas
-    canvas = canvas_of(model, **given, length=config.length).to(device)
-    if config.sampler.strategy == "twisted_smc" and config.length is None:  # what the twist was learnt for
-        canvas = canvas[: int((canvas == model.mask_id).nonzero()[0]) + model_of_twist(config.sampler.smc)["length"]]
+    learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
+    if learnt_for is not None and model.causal and learnt_for["target"]["kind"] == "infilling":
+        given["suffix"] = None  # the twist is told it; it does not stand on the canvas
+    canvas = canvas_of(model, **given, length=config.length)
+    if learnt_for is not None and config.length is None and config.template is None:
+        canvas = canvas_of(model, **given, length=int((canvas != model.mask_id).sum()) + learnt_for["length"])
+    canvas = canvas.to(device)
     particles = build_filter(config, model, canvas) if filtered else None
     config = config.copy()
     guide = build_guide(config, model, int((canvas == model.mask_id).nonzero()[0])) if guided else particles

@@ -36,8 +36,8 @@ TASKS = {
 }
 # Chosen by --sweep, for each task and method.
 RATES = {
-    "infilling": {"ctl": 3e-3, "rl": 1e-3, "sixo": 3e-3, "fudge": 3e-3, "dpg": 3e-3, "ppo": 1e-2},
-    "sentiment": {"ctl": 1e-3, "rl": 3e-3, "sixo": 3e-3, "fudge": 3e-3, "dpg": 3e-3, "ppo": 3e-3},
+    "infilling": {"ctl": 3e-3, "rl": 1e-4, "sixo": 3e-3, "fudge": 1e-4, "dpg": 3e-3, "ppo": 1e-2},
+    "sentiment": {"ctl": 1e-3, "rl": 1e-4, "sixo": 3e-3, "fudge": 1e-4, "dpg": 3e-3, "ppo": 3e-3},
     "masked": {"ctl": 1e-3, "rl": 1e-3, "sixo": 3e-4, "fudge": 1e-3, "dpg": 3e-4, "ppo": 1e-3},
 }
 SWEPT = 100  # the seed of sweeps
