@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.chain import Setting, measure, problems
 from benchmarks.latex import answered, questions
@@ -21,9 +22,12 @@ from policy.unmasker import PolicyUnmasker
 from rewards.models import VaderReward
 from run_guide import main as guide
 from run_make_preferences import prompts_of
+from run_train_twist import build_source
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Threshold
 from training.usage import composed
+from twist.evaluate import proposal_samples
+from twist.model import load_twist
 
 ROOT = Path(__file__).parents[1]
 BOX = (2, 3)
@@ -124,6 +128,22 @@ def test_stories_by_the_shipped_reward_model_and_without(tmp_path):
         found = VaderReward().score_texts([""] * 24, answers).double()
         error = (float(found.var()) / 24 + float(written[name]["judge_se"]) ** 2) ** 0.5
         assert abs(float(found.mean()) - float(written[name]["judge_mean"])) < 4.5 * error, name
+
+
+def test_the_shipped_twist_writes_texts_as_pleasant_and_as_likely_as_it_did():
+    """F = E_q[log p phi / q] and the mean log potential, from other samples."""
+    directory = ROOT / "example/twist_sentiment"
+    written = json.loads((directory / "evaluations.json").read_text())
+    model, _ = load_model(ROOT / "example/stories_causal")
+    twist, _ = load_twist(directory, model)
+    config = OmegaConf.load(directory / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    drawn = proposal_samples(build_source(config, model, twist), 200, seed=4711)
+    for key, values in zip(("f", "score"), drawn, strict=True):
+        record = written[-1][key]
+        error = (float(values.var()) / len(values) + ((record["high"] - record["low"]) / 3.92) ** 2) ** 0.5
+        assert abs(float(values.mean()) - record["value"]) < 4.5 * error
+        assert float(values.mean()) > written[0][key]["high"]  # above what it was before it learnt
 
 
 @pytest.mark.parametrize("name, temperature", [("direct", None), ("014609", 1.0), ("014609 T=0.5", 0.5)])
