@@ -126,7 +126,7 @@ def test_one_command_answers_every_prompt_by_every_method(answered):
     for name in METHODS:
         rows = json.loads((answered / f"generation_{name}.json").read_text())
         assert sorted(row["prompt"] for row in rows) == sorted(PROMPTS) and {tuple(row) for row in rows} == {
-            ("prompt", "result")
+            ("prompt", "result", "finished")
         }
         assert all(row["result"] for row in rows)
     rows = table(answered / "rewards.csv")
@@ -215,7 +215,7 @@ REFUSED = [
     ("pargs", ["sampler.top_k=3"], "writes by its own law; leave sampler.temperature, top_p and top_k out"),
     ("value_head", ["--reward", "HEAD_TEXT"], "is a head of .*; give --model"),
     ("value_head", [], "holds no vocabulary head"),
-    ("best_of_n", ["sampler.temperature=0"], "best_of_n at temperature 0 would draw the same sample each time"),
+    ("best_of_n", ["sampler.temperature=0"], "best_of_n at temperature 0, or with k=1, would draw the same sample each time"),
     ("best_of_n", ["--k", "1"], "or with k=1, would draw the same sample each time"),
     ("best_of_n", ["--k", "281"], "k=281 must be a whole number from 1"),
     ("top_k", ["--k", "281"], "k=281 must be a whole number from 1"),

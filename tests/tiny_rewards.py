@@ -48,8 +48,9 @@ def reward(
     return str(directory)
 
 
-def head(directory: Path, model, trunk: str, kind: str = "prefix") -> str:
+def head(directory: Path, model, trunk: str) -> str:
     """A vocabulary head of a language model."""
+    kind = "prefix" if model.causal else "mask"
     torch.manual_seed(0)
     made = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind)
     nn.init.normal_(made.linear.weight, std=0.3)
