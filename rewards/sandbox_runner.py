@@ -44,7 +44,7 @@ def main() -> None:
         tests = build(job["tests"], "tests", "exec")
         run(build(job["code"], "solution", "exec"), module.__dict__)
         run(tests, module.__dict__)
-    except BaseException as error:
+    except BaseException as error:  # whatever a program raises, SystemExit among it, is its failure
         write(out, f"{type(error).__name__}: {error}"[:500].encode(errors="replace"))
         leave(1)
     write(out, token.encode())
