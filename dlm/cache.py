@@ -25,7 +25,8 @@ class KeyValueCache:
     """kind: prefix, dual or causal; refresh: evaluations after which the whole row runs again (None: at block starts only).
 
     fresh: how many positions, from the row's start on, or (bidirectional) whether all, have keys and values kept; age:
-    evaluations since the whole row ran. Everything is keyed by row.
+    evaluations since the whole row ran. slot: of a causal model, where in `memory` each row is; rows that were copied share a
+    place until they are written to. Everything else is keyed by row.
     """
 
     model: LlamaLM | CausalLM
@@ -34,18 +35,30 @@ class KeyValueCache:
     memory: Memory
     fresh: Int[Tensor, "row"]
     age: Int[Tensor, "row"]
+    slot: Int[Tensor, "row"]
 
     def select(self, index: Int[Tensor, "kept"]) -> None:
         """Keep, copy or reorder rows."""
-        self.memory = [(key[index], value[index]) for key, value in self.memory]
-        self.fresh, self.age = self.fresh[index], self.age[index]
+        if self.kind != "causal":
+            self._gather(index)
+        self.fresh, self.age, self.slot = self.fresh[index], self.age[index], self.slot[index]
 
-    def copy(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"], start: int) -> None:
-        """Of an exact cache: `rows` know what `source` knows, which they did before as far as `start`."""
-        end = int(self.fresh[source].max())
-        for key, value in self.memory:
-            key[rows, :, start:end], value[rows, :, start:end] = key[source, :, start:end], value[source, :, start:end]
-        self.fresh[rows], self.age[rows] = self.fresh[source], self.age[source]
+    def _gather(self, index: Int[Tensor, "place"]) -> None:
+        self.memory = [(key.index_select(0, index), value.index_select(0, index)) for key, value in self.memory]
+
+    def share(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"]) -> None:
+        """Of a causal model: `rows` know what `source` knows."""
+        for of_row in (self.fresh, self.age, self.slot):
+            of_row[rows] = of_row[source]
+
+    def make_room(self, rows: Int[Tensor, "asked"]) -> None:
+        """Of a causal model: a place for each of `rows` and each other row that knows something, in their order. Nothing is
+        moved where that is so."""
+        keep = (self.fresh > 0).index_fill(0, rows, True).nonzero().squeeze(1)
+        source, place = self.slot[keep], torch.arange(len(keep), device=rows.device)
+        if len(keep) != len(self.memory[0][0]) or not torch.equal(source, place):
+            self._gather(source)
+            self.slot[keep] = place
 
     def due(self) -> Bool[Tensor, "row"]:
         """Rows that have to run whole at their next evaluation."""
@@ -90,19 +103,22 @@ class KeyValueCache:
     def run_causal(self, tokens, read, rows, pad, first, last) -> Float[Tensor, "read width"]:
         """Rows that share their padding and what they run go together."""
         assert isinstance(self.model, CausalLM)
+        self.make_room(rows)
         number, places, states = numbered(read), [], []
         for (skip, start, end), group in groups(pad, first, last):
             for part in group.split(max(1, POSITIONS_PER_FORWARD[tokens.device.type] // (end - start))):
-                own = rows[part]
-                memory = [(key[:, :, skip:end].index_select(0, own), value[:, :, skip:end].index_select(0, own))
-                          for key, value in self.memory]  # fmt: skip
+                own = self.slot[rows[part]]
+                whole = len(own) == len(self.memory[0][0])
+                memory = [(key[:, :, skip:end], value[:, :, skip:end]) for key, value in self.memory]
+                if not whole:
+                    memory = [(key.index_select(0, own), value.index_select(0, own)) for key, value in memory]
                 states.append(
                     self.model.hidden_span(tokens[part, skip:], read[part, skip:], memory, start - skip, end - skip)
                 )
                 places.append(number[part][read[part]])
-                for kept, new in zip(self.memory, memory, strict=True):
-                    for whole, changed in zip(kept, new, strict=True):
-                        whole[own, :, start:end] = changed[:, :, start - skip : end - skip]
+                for kept, new in zip(self.memory, [] if whole else memory, strict=not whole):
+                    for room, changed in zip(kept, new, strict=True):
+                        room[own, :, start:end] = changed[:, :, start - skip : end - skip]
         return in_order(torch.cat(states), torch.cat(places))
 
 
@@ -113,4 +129,5 @@ def new_cache(model: MaskedLM, kind: str, refresh: int | None, rows: int, length
             f"cache={kind} needs LLaDA, Dream or a causal model; {type(model).__name__} keeps no keys and values"
         )
     zeros = torch.zeros(rows, dtype=torch.long, device=device)
-    return KeyValueCache(model, kind, refresh, model.new_memory(rows, length, device), zeros, zeros.clone())
+    return KeyValueCache(model, kind, refresh, model.new_memory(rows, length, device), zeros, zeros.clone(),
+                         torch.arange(rows, device=device))  # fmt: skip

@@ -251,13 +251,18 @@ class UnmaskingEnvironment:
             if len(first_of) < len(rows):
                 kept, asked = rows[first_of.sort().values], torch.zeros_like(needed)
                 asked[kept] = needed[kept]
-                before = self.cache.fresh[rows]
-                self._run_cached(kept, asked)
                 like = rows[first_of][place]
+                self.cache.fresh[rows[like != rows]] = 0  # what they know they will have from those
+                self._run_spans(kept, asked)
                 row, position = needed[rows].nonzero().unbind(1)
                 self._hidden[rows[row], position] = self._hidden[like[row], position]
-                self.cache.copy(like, rows, int(before.min()))
+                self.cache.share(like, rows)
                 return
+        self._run_spans(rows, needed)
+
+    def _run_spans(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+        """Each of `rows` on its own."""
+        assert self.cache is not None
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
         self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dlm.noise import Noise
 from model.llama import BidirectionalLlama, Memory, Span
@@ -279,6 +279,36 @@ class LlamaLM(MaskedLM):
         return hidden[number[row, torch.maximum(position - 1, pad[row])]]
 
 
+class Room(CacheLayerMixin):
+    """A layer's keys and values [row, head, position, width] in memory that is there: what is new is written behind `kept`
+    positions, and nothing is copied."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, key: Tensor, value: Tensor, kept: int):
+        super().__init__()
+        self.keys, self.values, self.kept, self.is_initialized = key, value, kept, True
+
+    def lazy_initialization(self, key_states, value_states):
+        pass
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        start, self.kept = self.kept, self.kept + key_states.shape[2]
+        self.keys[:, :, start : self.kept], self.values[:, :, start : self.kept] = key_states, value_states
+        return self.keys[:, :, : self.kept], self.values[:, :, : self.kept]
+
+    def get_seq_length(self):
+        return self.kept
+
+    def get_mask_sizes(self, query_length):
+        return self.kept + query_length, 0
+
+    def get_max_length(self):
+        return self.keys.shape[2]
+
+
 class CausalLM(MaskedLM):
     """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token."""
 
@@ -315,14 +345,9 @@ class CausalLM(MaskedLM):
         """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
         inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
-        kept = DynamicCache()
-        for layer, (key, value) in enumerate(memory):
-            kept.update(key[:, :, :start], value[:, :, :start], layer)
+        kept = Cache(layers=[Room(key, value, start) for key, value in memory])
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
-        for (key, value), new in zip(memory, kept.layers, strict=True):
-            key[:, :, start:end] = new.keys[:, :, start:]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalSubscript]
-            value[:, :, start:end] = new.values[:, :, start:]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalSubscript]
         return states[read[:, start:end]]
 
     def head(self, hidden):
