@@ -34,7 +34,16 @@ from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.targets import build_target
-from twist.train import TwistLearning, check_method, epochs, new_learner, new_value_head, positives_of, train
+from twist.train import (
+    TwistLearning,
+    check_method,
+    condition_of,
+    epochs,
+    new_learner,
+    new_value_head,
+    positives_of,
+    train,
+)
 
 MODES = ("train", "collect", "samples")
 LEAST = {  # of whole numbers
@@ -56,8 +65,11 @@ def check_twist(config: DictConfig) -> None:
     for least, keys in LEAST.items():
         for key in keys:
             value = OmegaConf.select(config, key)
-            if key in GIVEN_BY_TARGET and key.partition(".")[2] not in config.target:
-                continue  # of another kind of target
+            if key in GIVEN_BY_TARGET and (
+                key.partition(".")[2] not in config.target
+                or (key == "target.label" and condition_of(config) == "class")
+            ):
+                continue  # of another kind of target, or told with each row
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}={value} must be a whole number of at least {least}; change it")
     for key in NUMBERS:
@@ -81,18 +93,19 @@ def check_twist(config: DictConfig) -> None:
         return
     if config.mode == "train":
         check_method(config)
-    if config.target.kind == "infilling":  # its exact samples are pairs of the model, whatever else is asked for
+    if condition_of(config) != "none":  # its exact samples are pairs of the model, whatever else is asked for
         check_upper(float(config.target.get("beta", 1.0)))
     if config.posterior.count:
         if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
             check_upper(float(config.target.get("beta", 1.0)))
-    elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and config.target.kind != "infilling"):
+    elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and condition_of(config) == "none"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
 
 
 def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
     """A new twist, or that of `init`, to be trained further."""
-    condition, settings = "tokens" if config.target.kind == "infilling" else "none", config.twist
+    condition, settings = condition_of(config), config.twist
+    classes = max(2, config.target.classes) if condition == "class" else 0  # one logit is two classes
     if config.init is None:
         twist = TwistModel(
             model,
@@ -101,11 +114,13 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
             settings.multiplier,
             config.method == "fudge",
             condition,
+            classes,
             rank=settings.rank,
         )
         return twist.to(next(model.parameters()).device)
     start, about = load_twist(twist_directory(config.init), model)
-    if about["twist"]["condition"] != condition or (config.method == "fudge") != about["twist"]["bounded"]:
+    told = (about["twist"]["condition"], about["twist"]["classes"])
+    if told != (condition, classes) or (config.method == "fudge") != about["twist"]["bounded"]:
         raise ValueError(
             f"init={config.init} was learnt by {about['method']} for {about['target']['kind']}, whose head is not that of "
             f"method={config.method} for {config.target.kind}; start without it"
@@ -169,13 +184,15 @@ def record_evaluation(file: Path, record: dict) -> None:
 def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
     """Samples of the proposal, with what each was conditioned on."""
     given = None
-    if source.condition:
+    if source.conditional:
         _, given = source.pairs(count, seed)
         swept = source.sweep(count, 1, seed + 1, given)  # with the noise of the pairs it would write their text
     else:
         swept = source.sweep(1, count, seed)
     decode = source.model.tokenizer.decode
-    follows = [{}] * count if given is None else [{"given": decode(row.tolist())} for row in given]
+    follows: list[dict] = [{}] * count
+    if given is not None:
+        follows = [{"given": decode(row.tolist()) if source.condition else int(row)} for row in given]
     return [{"text": decode(row.tolist()), "log_phi": float(phi), **more}
             for row, phi, more in zip(swept.path.tokens, swept.log_phi, follows, strict=True)]  # fmt: skip
 

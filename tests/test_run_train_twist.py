@@ -76,6 +76,23 @@ def test_every_method_with_all_that_may_stand_for_the_target(method, positives, 
     assert len(list((directory / "samples" / "iter_1").glob("sample_*.txt"))) == 2
 
 
+@pytest.mark.parametrize("kind", ["class", "masked"])
+@pytest.mark.parametrize("method", ["ctl", "rl", "fudge", "dpg", "ppo"])
+def test_a_class_that_is_told_with_each_text(method, kind, tiny, tmp_path):
+    words = [*QUICK, *tiny[kind], *FEW, "target.label=null", "training.particles=4"]
+    directory = run(tmp_path / "run", *words, f"method={method}")
+    last = evaluations(directory)[-1]
+    assert {"kl_q_sigma", "kl_sigma_q"} <= last.keys() and record(directory)[1]["grad_norm"] > 0
+    twist, _ = load_twist(directory / "twist", model_of(tiny[kind]))
+    assert (twist.settings["condition"], twist.settings["classes"]) == ("class", 2)
+    given = load_file(directory / "posterior.safetensors")["given"]
+    assert given.shape == (6,) and set(given.tolist()) <= {0, 1}
+    texts = [file.read_text() for file in (directory / "samples" / "iter_1").glob("sample_*.txt")]
+    assert len(texts) == 2
+    with pytest.raises(ValueError, match="target.beta=2.0: exact samples of the target exist at beta=1 only"):
+        run(tmp_path / "other", *words, f"method={method}", "target.beta=2.0", "posterior.count=0")
+
+
 def model_of(words: list[str]) -> MaskedLM:
     return load_model(words[0].removeprefix("dlm.path="))[0]
 
@@ -226,7 +243,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["eval.particles=2", "method=dpg"], "eval.particles=2 must be a list of whole numbers"),
     ("class", ["ppo.epochs=0", "method=ppo"], "ppo.epochs=0 must be a whole number of at least 1"),
     ("infilling", ["target.tokens=two", "method=dpg"], "target.tokens=two must be a whole number of at least 1"),
-    ("class", ["target.label=null"], "target.label=None must be a whole number of at least 0"),
+    ("class", ["target.label=-1"], "target.label=-1 must be a whole number of at least 0"),
     ("class", ["eval.log_z=x"], "eval.log_z=x must be a finite number"),
     ("class", ["target.beta=x"], "target.beta=x must be a finite number"),
     ("class", ["twist.layers=2", "twist.multiplier=0"], "twist.multiplier=0 must be above 0"),

@@ -146,11 +146,11 @@ class Origin:
 @dataclass(frozen=True)
 class Posterior:
     """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned
-    on, in infilling; tried: samples of p that it took (log of the share kept estimates log Z)."""
+    on, in infilling, or the class; tried: samples of p that it took (log of the share kept estimates log Z)."""
 
     tokens: Int[Tensor, "sample position"]
     written_at: Int[Tensor, "sample position"]
-    given: Int[Tensor, "sample condition"] | None
+    given: Int[Tensor, "sample *condition"] | None
     tried: int
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ def proposal_samples(
     weights, potentials = [], []
     rows = min(ROWS, count)  # of every part, so that particles of one are not those of another; the last one is cut
     for start in range(0, count, rows):
-        if source.condition:
+        if source.conditional:
             _, given = source.pairs(rows, seed + 1, start)
             swept = source.sweep(rows, 1, seed, given, start)
         else:
@@ -58,11 +58,11 @@ def sandwich(
 ) -> dict[str, Bounds]:
     """Bounds by importance sampling (`iwae`) and, where the twist says something of prefixes, by particle filters (`smc`).
 
-    Each sweep has an exact sample of its own where there are any, and in infilling what that one is conditioned on."""
+    Each sweep has an exact sample of its own where there are any, and what that one is conditioned on."""
     exact = given = None
     if posterior is not None:
         exact, given = source.exact(posterior.rows(torch.arange(sweeps) % len(posterior)))
-    elif source.condition:
+    elif source.conditional:
         _, given = source.pairs(sweeps, seed + 2)
     at_once, lower, upper, smc_lower, smc_upper = max(1, ROWS // particles), [], [], [], []
     for start in range(0, sweeps, at_once):

@@ -104,9 +104,9 @@ class TwistModel(nn.Module):
         self._model = [model]  # a list: the frozen model's parameters are not the twist's
         self.trunk = None if trunk == "own" else trunk_of(model, rank if trunk == "lora" else None)
         width = model.hidden_size
-        given = {"none": 0, "tokens": width, "class": classes}[condition]
-        self.head = TwistHead(width, model.vocab_size, layers, multiplier, given, bounded)
-        self.state_head = TwistHead(width, 1, layers, multiplier, given, bounded) if state else None
+        self.given = {"none": 0, "tokens": width, "class": classes}[condition]  # numbers of what each row is told
+        self.head = TwistHead(width, model.vocab_size, layers, multiplier, self.given, bounded)
+        self.state_head = TwistHead(width, 1, layers, multiplier, self.given, bounded) if state else None
 
     @property
     def model(self) -> MaskedLM:

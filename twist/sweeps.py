@@ -25,7 +25,7 @@ from twist.bounds import Posterior, accepted
 from twist.model import TwistModel
 from twist.paths import joined
 from twist.potential import TwistPotential
-from twist.targets import Target
+from twist.targets import ClassTarget, Target
 
 PROPOSALS = ("twist", "base")
 
@@ -53,13 +53,18 @@ class Swept:
 @dataclass
 class Source:
     """The model, the twist, the target and what all rows begin with. length: positions to write; condition: how many tokens
-    follow that each row is conditioned on (infilling); 0: none."""
+    follow that each row is conditioned on (infilling); of a target that is told a class for each row, 0."""
 
     twist: TwistModel
     target: Target
     prompt: Int[Tensor, "token"]
     length: int
     condition: int = 0
+
+    @property
+    def conditional(self) -> bool:
+        """Whether each row has a target of its own."""
+        return self.condition > 0 or (isinstance(self.target, ClassTarget) and self.target.label is None)
 
     @property
     def model(self) -> MaskedLM:
@@ -93,8 +98,16 @@ class Source:
         """Samples of p."""
         return self.completed(self.blank(rows, self.length), seed, first_row)
 
-    def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Path, Int[Tensor, "row given"]]:
-        """Samples of p as long as text and condition together: each text is an exact sample of the target given what follows."""
+    def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Path, Int[Tensor, "row *token"]]:
+        """Texts and what each is an exact sample of the target given: p writes both, or the classifier draws the class."""
+        if not self.condition:
+            assert isinstance(self.target, ClassTarget)
+            path, number = (
+                self.prior(rows, seed, first_row),
+                torch.arange(first_row, first_row + rows, device=self.prompt.device),
+            )
+            zero = torch.zeros_like(number)
+            return path, Draws(seed).categorical(self.target.log_probs(path.tokens), number, zero, zero, stream="pick")
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
         end = -self.condition
         return Path(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
@@ -152,7 +165,7 @@ class Source:
 
 
 def collect_posterior(source: Source, count: int, batch: int, seed: int, most: int = 10_000_000) -> Posterior:
-    """`count` exact samples of the target, by rejection `batch` at a time; of infilling, pairs of p.
+    """`count` exact samples of the target, by rejection `batch` at a time; of a target with conditions, pairs.
 
     most: samples of p after which it is given up. Raises ValueError then, and where phi is no probability.
     """
@@ -164,7 +177,7 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
                 f"rejection kept {kept} of {tried} samples of the model, {count} were asked; the target is too rare for exact "
                 "samples: give posterior.count=0, or fewer"
             )
-        if source.condition:
+        if source.conditional:
             path, follows = source.pairs(batch, seed, tried)
             given.append(follows)
         else:

@@ -97,13 +97,17 @@ class ClassTarget:
     label: int | None
     beta: float = 1.0
 
-    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+    def log_probs(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row label"]:
+        """log p(class | text)."""
         logits = self.logits(tokens)
         if logits.shape[1] == 1:
             logits = torch.cat((torch.zeros_like(logits), logits), 1)  # log softmax of (0, r) is log sigmoid of (-r, r)
+        return logits.log_softmax(1)
+
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         label = given if self.label is None else torch.full_like(tokens[:, 0], self.label)
         assert label is not None
-        return self.beta * logits.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
+        return self.beta * self.log_probs(tokens).gather(1, label.unsqueeze(1)).squeeze(1)
 
 
 @dataclass

@@ -44,7 +44,7 @@ from twist.model import TwistModel
 from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, rows_of
 from twist.sweeps import Source, Swept
 
-POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of classes and of infilling
+POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
     "ctl": ("sis", "csmc", "smc", "exact"),
     "rl": ("none", "exact", "sis", "smc", "csmc"),
     "sixo": ("smc", "exact", "sis", "csmc"),
@@ -55,9 +55,16 @@ POSITIVES = {  # of each method: what may stand for the target's samples; first 
 STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  # seeds of a step
 
 
+def condition_of(config: DictConfig) -> str:
+    """What each row is told: tokens (infilling), class (a target with classes and no label), or none."""
+    if config.target.kind == "infilling":
+        return "tokens"
+    return "class" if config.target.kind == "class" and config.target.label is None else "none"
+
+
 def positives_of(config: DictConfig) -> str:
     """`positives`, or what was published for the method."""
-    return config.positives or POSITIVES[config.method][config.target.kind == "infilling"]
+    return config.positives or POSITIVES[config.method][condition_of(config) != "none"]
 
 
 def check_method(config: DictConfig) -> None:
@@ -69,7 +76,8 @@ def check_method(config: DictConfig) -> None:
         known = ", ".join(sorted(set(POSITIVES[config.method])))
         raise ValueError(f"positives={positives!r} is not for method={config.method}; use one of {known}")
     batch, particles = config.training.batch_size, config.training.particles
-    if config.target.kind != "infilling" and particles != 1:
+    conditional = condition_of(config) != "none"
+    if not conditional and particles != 1:
         raise ValueError(
             f"training.particles={particles} is how many sequences share a condition, and this target has none; leave it out"
         )
@@ -78,7 +86,7 @@ def check_method(config: DictConfig) -> None:
             f"training.batch_size={batch} is not divisible by training.particles={particles}; change either"
         )
     several = config.method == "ctl" or positives in ("sis", "smc", "csmc")
-    if config.target.kind == "infilling" and several and particles < 2:
+    if conditional and several and particles < 2:
         raise ValueError(
             f"method={config.method} with positives={positives} compares the sequences of a condition, and "
             f"training.particles={particles}; give at least 2"
@@ -109,10 +117,10 @@ class TwistLearning:
         self.positives = positives_of(config)
         self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
         size = config.training.batch_size
-        self.groups = size // config.training.particles if source.condition else 1
+        self.groups = size // config.training.particles if source.conditional else 1
         self.particles = size // self.groups
         self.rows = self.processes.share(size, "training.batch_size")
-        if source.condition:
+        if source.conditional:
             self.processes.share(self.groups, "training.batch_size / training.particles")
 
     @property
@@ -138,7 +146,7 @@ class TwistLearning:
 
     def conditions(self, step: int) -> tuple[Tensor | None, Path | None]:
         """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
-        if not self.source.condition:
+        if not self.source.conditional:
             return None, None
         part = self.processes.part(self.groups)
         exact, given = self.source.pairs(part.stop - part.start, self.seed(step, "conditions"), part.start)
@@ -333,8 +341,7 @@ def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
     """PPO's: zero at first, so that advantages begin as returns."""
     if config.method != "ppo":
         return None
-    width = twist.model.hidden_size * (2 if twist.settings["condition"] == "tokens" else 1)
-    value = nn.Linear(width, 1)
+    value = nn.Linear(twist.model.hidden_size + twist.given, 1)
     nn.init.zeros_(value.weight)
     nn.init.zeros_(value.bias)
     return value.to(next(twist.parameters()).device)

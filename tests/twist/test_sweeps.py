@@ -25,6 +25,7 @@ from twist.learning import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.model import TwistModel
 from twist.paths import canvases, path_densities, path_log_psi, picks
 from twist.sweeps import Source, collect_posterior
+from twist.targets import ClassTarget
 from twist.train import TwistLearning, new_learner, new_value_head
 
 KINDS = ("causal", "masked")
@@ -195,6 +196,56 @@ def test_bounds_by_monte_carlo_hold_from_both_sides(kind, proposal):
         for ratio in ((below - log_z).exp(), (log_z - above).exp()):
             assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / sweeps**0.5
         assert float(below.mean()) < log_z < float(above.mean())
+
+
+def told_source(kind):
+    """Classes of a random table, told with each text."""
+    source = new_source(kind)
+    length = source.length
+    logits = torch.randn(4**length, 3, generator=torch.Generator().manual_seed(1)) * 2
+    powers = 4 ** torch.arange(length - 1, -1, -1)
+    twist = TwistModel(source.model, "separate", 2, condition="class", classes=3)
+    torch.nn.init.normal_(twist.head.last.weight, std=0.7)
+    target = ClassTarget(lambda tokens: logits[(tokens[:, -length:] * powers).sum(1)], None)
+    return Source(twist, target, source.prompt, length)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_and_the_classes_that_are_drawn_for_them_are_exact_samples_of_each_class(kind):
+    source, count = told_source(kind), 20_000
+    path, given = source.pairs(count, 3)
+    every = all_paths(source)
+    tokens, place = torch.unique(every.tokens, dim=0, return_inverse=True)
+    with torch.no_grad():
+        condition = source.twist.encode(torch.zeros(len(every.tokens), dtype=torch.long))
+        log_p = path_densities(source.twist, every, source.length, condition).log_p.double().sum(1)
+    p = torch.zeros(len(tokens), dtype=torch.float64).index_add(0, place, log_p.exp())
+    joint = p.unsqueeze(1) * source.target.log_probs(tokens).double().exp()
+    number = (tokens.unsqueeze(0) == path.tokens.unsqueeze(1)).all(2).long().argmax(1)
+    found = (
+        torch.zeros_like(joint).index_put_((number, given), torch.ones(count, dtype=torch.float64), accumulate=True)
+        / count
+    )
+    assert float((found - joint).abs().div((joint * (1 - joint) / count).sqrt() + 1 / count).max()) < 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_of_each_class_hold_from_both_sides(kind):
+    source, sweeps = told_source(kind), 1500
+    posterior = collect_posterior(source, 3 * sweeps, 3 * sweeps, seed=3)
+    every = all_paths(source)
+    for label in range(3):
+        rows = posterior.rows((posterior.given == label).nonzero().squeeze(1)[:sweeps])
+        exact, given = source.exact(rows)
+        with torch.no_grad():
+            condition = source.twist.encode(torch.full((len(every.tokens),), label))
+            log_p = path_densities(source.twist, every, source.length, condition).log_p.double().sum(1)
+        log_phi = source.target.log_phi(every.tokens, torch.full((len(every.tokens),), label)).double()
+        log_z = float((log_p + log_phi).logsumexp(0))
+        below = source.sweep(len(rows), 4, 21, given, resample="every").log_z
+        above = source.sweep(len(rows), 4, 22, given, resample="every", exact=exact).log_z
+        for ratio in ((below - log_z).exp(), (log_z - above).exp()):
+            assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / len(rows) ** 0.5
 
 
 # ------------------------------------------------------------------------------------------------ an evaluation, and training
