@@ -82,6 +82,8 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError(
             f"twist.multiplier={config.twist.multiplier} must be above 0, or the head has nothing inside; change it"
         )
+    if not isinstance(config.twist.state, bool):
+        raise ValueError(f"twist.state={config.twist.state} must be true or false; change it")
     if config.training.schedule not in ("constant", "exp2"):
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
     counts = config.eval.particles
@@ -115,11 +117,16 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
             config.method == "fudge",
             condition,
             classes,
-            rank=settings.rank,
+            settings.state,
+            settings.rank,
         )
         return twist.to(next(model.parameters()).device)
     start, about = load_twist(twist_directory(config.init), model)
     told = (about["twist"]["condition"], about["twist"]["classes"])
+    if (start.state_head is not None) != config.twist.state:
+        raise ValueError(
+            f"init={config.init} and twist.state={config.twist.state} do not go together; change twist.state"
+        )
     if told != (condition, classes) or (config.method == "fudge") != about["twist"]["bounded"]:
         raise ValueError(
             f"init={config.init} was learnt by {about['method']} for {about['target']['kind']}, whose head is not that of "

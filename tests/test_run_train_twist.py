@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import run_sample
 from dlm.masked_lm import MaskedLM
 from evaluation.kl_report import main as report
 from load_model import load_model
@@ -91,6 +92,19 @@ def test_a_class_that_is_told_with_each_text(method, kind, tiny, tmp_path):
     assert len(texts) == 2
     with pytest.raises(ValueError, match="target.beta=2.0: exact samples of the target exist at beta=1 only"):
         run(tmp_path / "other", *words, f"method={method}", "target.beta=2.0", "posterior.count=0")
+
+
+@pytest.mark.parametrize("method", ["ctl", "rl", "sixo", "fudge"])
+def test_a_state_head_learns_besides_and_steps_of_many_positions_sample_by_it(method, tiny, tmp_path):
+    directory = run(tmp_path / "run", *QUICK, *tiny["masked"], *FEW, f"method={method}", "twist.state=true")
+    assert math.isfinite(record(directory)[1]["state_loss"])
+    twist, _ = load_twist(directory / "twist", model_of(tiny["masked"]))
+    assert twist.state_head is not None and any(parameter.any() for parameter in twist.state_head.last.parameters())
+    file = directory / "samples.json"
+    run_sample.main(["--strategy", "twisted_smc", "--twist", str(directory), "--steps", "2", "--particles", "3",
+                     "--num_samples", "2", "--no-eval", "--json", str(file)])  # fmt: skip
+    written = json.loads(file.read_text())
+    assert len(written["log_z"]) == 2 and all(math.isfinite(value) for value in written["log_z"])
 
 
 def model_of(words: list[str]) -> MaskedLM:
@@ -243,6 +257,9 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["eval.particles=2", "method=dpg"], "eval.particles=2 must be a list of whole numbers"),
     ("class", ["ppo.epochs=0", "method=ppo"], "ppo.epochs=0 must be a whole number of at least 1"),
     ("infilling", ["target.tokens=two", "method=dpg"], "target.tokens=two must be a whole number of at least 1"),
+    ("masked", ["twist.state=true", "method=dpg"], "method=dpg says nothing of states"),
+    ("infilling", ["twist.state=true", "method=rl"], "a causal model writes one token a step"),
+    ("infilling", ["twist.state=1", "method=rl"], "twist.state=1 must be true or false"),
     ("class", ["target.label=-1"], "target.label=-1 must be a whole number of at least 0"),
     ("class", ["eval.log_z=x"], "eval.log_z=x must be a finite number"),
     ("class", ["target.beta=x"], "target.beta=x must be a finite number"),

@@ -29,6 +29,7 @@ from training.run import Run, step_seed
 from twist.bounds import Posterior
 from twist.learning import (
     IDENTIFIED,
+    PROPOSAL_ONLY,
     Densities,
     contrastive_loss,
     dpg_loss,
@@ -75,6 +76,11 @@ def check_method(config: DictConfig) -> None:
     if positives not in POSITIVES[config.method]:
         known = ", ".join(sorted(set(POSITIVES[config.method])))
         raise ValueError(f"positives={positives!r} is not for method={config.method}; use one of {known}")
+    if config.twist.state and config.method in PROPOSAL_ONLY:
+        raise ValueError(
+            f"method={config.method} says nothing of states ({IDENTIFIED[config.method]}), so a state head has nothing to learn "
+            "from; take ctl, rl, sixo or fudge, or leave twist.state out"
+        )
     batch, particles = config.training.batch_size, config.training.particles
     conditional = condition_of(config) != "none"
     if not conditional and particles != 1:
@@ -115,6 +121,7 @@ class TwistLearning:
         self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
+        self.seen_last: Path | None = None  # of this update, sequences of q or of the model
         self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1
@@ -217,11 +224,26 @@ class TwistLearning:
         if self.config.method == "ppo":
             return self.ppo(step, given)
         loss = getattr(self, self.config.method)(step, given, exact)
+        if self.twist.state_head is not None:
+            assert self.seen_last is not None
+            own = self.state_loss(given, self.seen_last)
+            loss, self.shown["state_loss"] = loss + own, float(own.detach())
         loss.backward()
         return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
 
+    def state_loss(self, given: Tensor | None, path: Path) -> Tensor:
+        """The scalar head's: squared distance of log psi of each state on the way to the log mass there, what the twist of the
+        tokens expects of it: a mean over positions and tokens of the model. Where psi is psi*, so is this."""
+        with torch.no_grad():
+            (seen,) = self.seen(given, path)
+        states = canvases(path, self.source.model.mask_id, 1, self.source.length)
+        condition = each_step(self.encoded(given), self.source.length - 1)
+        psi = self.twist.of_states(states, condition).view(len(path.tokens), -1)
+        return (psi - seen.log_mass[:, 1:]).square().mean()
+
     def ctl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, self.positives == "sis")
+        self.seen_last = drawn.path
         positive = self.target(step, given, exact, drawn)
         same = positive.path is drawn.path  # one pass over them then serves both
         psi = self.log_psi(given, *([drawn.path] if same else [positive.path, drawn.path]))
@@ -249,6 +271,7 @@ class TwistLearning:
 
     def rl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         drawn = self.proposed(step, given, True)
+        self.seen_last = drawn.path
         self.finite_phi(drawn.log_phi)
         if self.positives == "none":
             (seen,) = self.seen(given, drawn.path)
@@ -264,12 +287,14 @@ class TwistLearning:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
         negative = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        self.seen_last = negative
         of_target, of_model = self.log_psi(given, positive.path, negative)
         return sixo_loss(of_target, positive.weight, of_model, self.even)
 
     def fudge(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
         each = None if given is None else given.repeat_interleave(self.particles, 0)
         drawn = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        self.seen_last = drawn
         log_phi = self.source.log_phi(drawn.tokens, each)
         if float(log_phi.max()) > 1e-6:
             raise ValueError(

@@ -277,6 +277,25 @@ def test_an_evaluation_meets_the_exact_numbers(kind):
     } == {"iwae"}
 
 
+def test_a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state():
+    source = new_source("masked", spread=0.7)
+    torch.manual_seed(0)
+    twist = TwistModel(source.model, "separate", 2, state=True)
+    twist.load_state_dict(source.twist.state_dict(), strict=False)
+    source = Source(twist, source.target, source.prompt, source.length)
+    config = settings("method=rl", "training.batch_size=64", "training.epochs=1", "training.n_iters=120")
+    learning = TwistLearning(source, new_learner(twist, None, config, ALONE), None, config)
+    optimiser = torch.optim.Adam(twist.state_head.parameters(), lr=1e-2)
+    losses = []
+    for step in range(120):
+        loss = learning.state_loss(None, source.prior(64, step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", IDENTIFIED)
