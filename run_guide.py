@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def check_guide_run(config: DictConfig) -> None:
         if settings is None:
             raise ValueError(f"methods.{name} is null; leave a method out by ~methods.{name}")
         check_known(settings.get("strategy"), GUIDED)
+        wrong = unknown({str(key): value for key, value in settings.items() if key != "path"}, config.sampler)
+        if wrong:
+            raise ValueError(
+                f"methods.{name} sets {', '.join(wrong)}, which configs/sampler/default.yaml does not have"
+            )
+
+
+def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") -> list[str]:
+    """Keys, in dots, that `known` lacks."""
+    wrong = []
+    for key, value in settings.items():
+        if key not in known:
+            wrong.append(f"{before}{key}")
+        elif isinstance(value, Mapping):
+            wrong += unknown({str(k): v for k, v in value.items()}, known[key], f"{before}{key}.")
+    return wrong
 
 
 def method_config(config: DictConfig, name: str) -> DictConfig:

@@ -7,7 +7,6 @@ An answer stands right behind its prompt, and the end of sequence fills the canv
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from data.text import json_lines
 
 FIELDS = ("prompt", "chosen", "rejected")
 
@@ -55,28 +56,22 @@ def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
         raise ValueError("this model's tokenizer has no end of sequence, which ends an answer; give another model")
     rows: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
     prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error}); mend or delete the line") from error
+    for line, record in json_lines(Path(path)):
         if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in FIELDS):
-            raise ValueError(f"{path}, line {number}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
+            raise ValueError(f"{line}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
         prompt, *answers = (tokenizer.encode(record[name], add_special_tokens=False) for name in FIELDS)
         for name, answer in zip(FIELDS[1:], answers, strict=True):
             row = prompt + answer
             if len(row) > length:
                 raise ValueError(
-                    f"{path}, line {number}: the prompt with the {name} answer has {len(row)} tokens and the canvas {length}; "
+                    f"{line}: the prompt with the {name} answer has {len(row)} tokens and the canvas {length}; "
                     "shorten it, or raise data.length"
                 )
             if mask_id in row:
-                raise ValueError(f"{path}, line {number}: the {name} row holds the mask token; leave it out")
+                raise ValueError(f"{line}: the {name} row holds the mask token; leave it out")
             rows[name].append(row + [end] * (length - len(row)))
         if len(prompt) == length:
-            raise ValueError(f"{path}, line {number}: the prompt fills the canvas of {length}; raise data.length")
+            raise ValueError(f"{line}: the prompt fills the canvas of {length}; raise data.length")
         prompts.append(len(prompt))
     if not prompts:
         raise ValueError(f"{path} holds no pair; give at least one line")

@@ -17,7 +17,6 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
 from data.prompts import Prompts
+from data.text import json_lines
 from rewards.answers import CHECKS, has_format, is_right_expression, plain_answer
 from rewards.code import CodeTruth, code_program, with_calls
 from rewards.sandbox import Program, check_sandbox, run_programs
@@ -177,18 +177,12 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
         raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {told} is expected")
     columns = (*columns, "task_id") if file.name == "mbpp.jsonl" else columns
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: no JSON ({error}); a line is {_line(columns)}") from error
-        rows.append(row)
+    for place, row in json_lines(file):
         if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: a line is {_line(columns)}")
+            raise ValueError(f"{place}: a line is {_line(columns)}")
         if missing := [column for column in columns if column not in row]:
-            raise ValueError(f"{file}, line {number}, lacks {', '.join(missing)}; a line is {_line(columns)}")
+            raise ValueError(f"{place} lacks {', '.join(missing)}; a line is {_line(columns)}")
+        rows.append(row)
     if file.name == "mbpp.jsonl":
         if split not in MBPP_IDS:
             raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.preferences import encode, fitted
+from data.preferences import encode
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
@@ -27,7 +27,6 @@ from rewards.models import (
     VocabularyHead,
     load_head,
     load_reward,
-    padded,
     shares_tokens,
 )
 from samplers.best_of import best_of
@@ -204,7 +203,8 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
                 f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
             )
         own = Template(first=first, end=end)
-        return Texts(partial_texts(reward), model.tokenizer.batch_decode, own, kind)
+        assert isinstance(reward, TextReward)
+        return Texts(reward.score_texts, model.tokenizer.batch_decode, own, kind)
     assert isinstance(reward, RewardModel)
     template = template_of(reward, first, end)
     if isinstance(reward, ClassifierReward) and causal and guide.read != "rows":
@@ -238,19 +238,6 @@ def template_of(reward: RewardModel, first: int, end: int | None) -> Template:
     separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     between = (separator,) if separator is not None and first else ()
     return Template(tuple(front), between, first, end, tokenizer.mask_token_id)
-
-
-def partial_texts(reward: RewardModel | TextReward) -> Callable[[list[str], list[str], list[bool]], Tensor]:
-    """A reward of answers that go on, by the template of training: without its end, but where an answer has come to it."""
-    if isinstance(reward, TextReward):
-        return reward.score_texts
-
-    def score(prompts: list[str], texts: list[str], finished: list[bool]) -> Tensor:
-        longest = reward.tokenizer.model_max_length
-        rows = [fitted(reward.tokenizer, *answer, longest) for answer in zip(prompts, texts, finished, strict=True)]
-        return reward.score(*padded(rows))
-
-    return score
 
 
 def score_finished(reward: RewardModel | TextReward, model: MaskedLM, first: int) -> Finished:

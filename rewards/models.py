@@ -85,6 +85,11 @@ class ClassifierReward:
 
     def _score(self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"]) -> Float[Tensor, "row"]:
         length = real.sum(1)
+        if int(length.max()) > self.max_length:
+            raise ValueError(
+                f"a row of {int(length.max())} tokens, prompt and answer, is longer than the {self.max_length} that the reward "
+                "model reads; shorten either"
+            )
         tokens, real = (part[:, : int(length.max())].to(self.model.device) for part in (tokens, real))
         given = {
             "input_ids": tokens.masked_fill(~real, self.pad_id),

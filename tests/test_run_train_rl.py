@@ -174,7 +174,7 @@ def test_preferences_raise_the_margin_on_held_out_pairs(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2 is not JSON"),
         ('{"prompt": "1"}', "line 2: expected the texts prompt, chosen, rejected"),
         (json.dumps({"prompt": "1 " * 50, "chosen": "1", "rejected": "2"}), "line 2: the prompt with the chosen answer has 51 tokens and the canvas 42"),
         (json.dumps({"prompt": "1", "chosen": "<mask>", "rejected": "2"}), "line 2: the chosen row holds the mask token"),

@@ -130,16 +130,16 @@ def test_without_reasoning_gym_its_names_say_so(monkeypatch):
 def test_a_line_that_lacks_a_column_is_named(tmp_path):
     (tmp_path / "mbpp").mkdir()
     (tmp_path / "mbpp" / "test.jsonl").write_text('{"text": "Add.", "code": ""}\n')
-    with pytest.raises(ValueError, match=r"test.jsonl, line 1, lacks test_list, test_setup_code; a line is {\"text\":"):
+    with pytest.raises(ValueError, match=r"test.jsonl line 1 lacks test_list, test_setup_code; a line is {\"text\":"):
         load_questions("mbpp", "test", str(tmp_path))
 
 
 def test_a_file_of_questions_that_is_none_is_named_with_its_line(tmp_path):
     (tmp_path / "gsm8k").mkdir()
     for second, message in (
-        ("{", "line 2: no JSON"),
+        ("{", "line 2 is not JSON"),
         ('"text"', "line 2: a line is"),
-        ('{"question": "1"}', "line 2, lacks answer"),
+        ('{"question": "1"}', "line 2 lacks answer"),
     ):
         (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' + second)
         with pytest.raises(ValueError, match=message):
@@ -147,7 +147,7 @@ def test_a_file_of_questions_that_is_none_is_named_with_its_line(tmp_path):
     (tmp_path / "mbpp").mkdir()
     row = {"text": "Add.", "code": "def f(): pass", "test_list": ["f()"], "test_setup_code": ""}
     (tmp_path / "mbpp" / "mbpp.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ValueError, match="line 1, lacks task_id"):
+    with pytest.raises(ValueError, match="line 1 lacks task_id"):
         load_questions("mbpp", "test", str(tmp_path))
 
 
