@@ -66,9 +66,10 @@ def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") ->
     """Keys, in dots, that `known` lacks."""
     wrong = []
     for key, value in settings.items():
-        if key not in known:
+        nested = isinstance(value, Mapping)
+        if key not in known or nested != isinstance(known[key], DictConfig):
             wrong.append(f"{before}{key}")
-        elif isinstance(value, Mapping):
+        elif nested:
             wrong += unknown({str(k): v for k, v in value.items()}, known[key], f"{before}{key}.")
     return wrong
 
@@ -91,10 +92,10 @@ def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
     return padded_left(rows, length, model.mask_id)
 
 
-def decoder_of(config: DictConfig, model: MaskedLM, first: int) -> Guide:
+def decoder_of(config: DictConfig, model: MaskedLM, first: int, length: int) -> Guide:
     """What decodes: guided, or a plain rule as a guide without a reward."""
     if config.sampler.strategy in GUIDED:
-        return build_guide(config, model, first)
+        return build_guide(config, model, first, length)
     return Guide(build_strategy(config, model))
 
 
@@ -126,7 +127,7 @@ def decode_method(
                 batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
                 first = batch.prompt_length
                 if first not in guides:  # the reward is loaded once for each place at which answers begin
-                    guides[first] = decoder_of(method, model, first)
+                    guides[first] = decoder_of(method, model, first, batch.canvas.shape[1])
                 guide = guides[first]
                 environment = environment_of(method, model, config.length, first)
                 before, started = guide.reward_rows, time.perf_counter()
@@ -194,8 +195,8 @@ def main(config: DictConfig) -> Path:
             model = models[path]
             if model.tokenizer is None:
                 raise ValueError(f"the tokenizer of {path} cannot be loaded, and prompts are text; add tokenizer.json")
-            first = canvases(model, asked, config.length).prompt_length
-            decoder_of(method, model, first)
+            longest = canvases(model, asked, config.length)
+            decoder_of(method, model, longest.prompt_length, longest.canvas.shape[1])
             environment_of(method, model, config.length, 0).reset(torch.full((1, config.length), model.mask_id))
         generations = {}
         for name, method in plans.items():

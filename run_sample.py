@@ -252,7 +252,9 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     canvas = canvas.to(device)
     particles = build_filter(config, model, canvas) if filtered else None
     config = config.copy()
-    guide = build_guide(config, model, int((canvas == model.mask_id).nonzero()[0])) if guided else particles
+    guide = (
+        build_guide(config, model, int((canvas == model.mask_id).nonzero()[0]), len(canvas)) if guided else particles
+    )
     config.length = len(canvas)
     if guided:
         config.sampler.guide.unmask = unmask_rule(config.sampler.guide.unmask, model)

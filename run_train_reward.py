@@ -138,7 +138,12 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
     data, kind = config.data, config.reward.kind
     train, held_out, dropped = read_preferences(config)
     model, tokenizer = build_classifier(config)
-    longest = min(data.max_length, getattr(model.config, "max_position_embeddings", None) or data.max_length)
+    reads = getattr(model.config, "max_position_embeddings", None) or data.max_length
+    longest = min(data.max_length, reads)
+    if kind == "mask" and (data.canvas or 0) > reads:
+        raise ValueError(
+            f"data.canvas={data.canvas} is more than the {reads} positions that the reward model reads; lower it"
+        )
     rows, left_out = preference_rows(train, tokenizer, kind, longest, data.rows, data.canvas, config.seed)
     valid, _ = preference_rows(held_out, tokenizer, kind, longest, data.rows or 4, data.canvas, config.seed + 1)
     run = Run(config, overrides, group)

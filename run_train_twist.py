@@ -129,8 +129,8 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
         )
     if told != (condition, classes) or (config.method == "fudge") != about["twist"]["bounded"]:
         raise ValueError(
-            f"init={config.init} was learnt by {about['method']} for {about['target']['kind']}, whose head is not that of "
-            f"method={config.method} for {config.target.kind}; start without it"
+            f"init={config.init} was learnt by {about['method']} for {about['target']['kind']} and is told {told[0]}: not the "
+            f"head of method={config.method} for {config.target.kind} that is told {condition}; start without it"
         )
     if config.training.epochs == 0 and config.method != about["method"]:
         raise ValueError(

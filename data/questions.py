@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence

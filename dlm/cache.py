@@ -55,8 +55,10 @@ class KeyValueCache:
         """Of a causal model: a place for each of `rows` and each other row that knows something, in their order. Nothing is
         moved where that is so."""
         keep = (self.fresh > 0).index_fill(0, rows, True).nonzero().squeeze(1)
-        source, place = self.slot[keep], torch.arange(len(keep), device=rows.device)
-        if len(keep) != len(self.memory[0][0]) or not torch.equal(source, place):
+        places = len(self.memory[0][0])
+        source = self.slot[keep].clamp(max=places - 1)  # the place of a row that knew nothing may be gone
+        place = torch.arange(len(keep), device=rows.device)
+        if len(keep) != places or not torch.equal(source, place):
             self._gather(source)
             self.slot[keep] = place
 

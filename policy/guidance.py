@@ -90,8 +90,8 @@ class Guide:
         return best_of(environment, self.decoder, canvas, count, reward, seed, row_id, start)[0]
 
 
-def build_guide(config: DictConfig, model: MaskedLM, first: int) -> Guide:
-    """The guide that `config.sampler` asks for. first: where answers begin on the canvas.
+def build_guide(config: DictConfig, model: MaskedLM, first: int, length: int) -> Guide:
+    """The guide that `config.sampler` asks for. first: where answers begin on the canvas; length: its positions.
 
     Raises ValueError for what this model or this reward does not allow.
     """
@@ -123,7 +123,7 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int) -> Guide:
     temperature = float(method.temperature if guide.temperature is None else guide.temperature)
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"sampler.guide.temperature={temperature} must be a finite number of at least 0; change it")
-    values = build_values(name, guide, model, first)
+    values = build_values(name, guide, model, first, length)
     if guide.positions not in POSITIONS:
         raise ValueError(f"sampler.guide.positions={guide.positions!r} is unknown; use one of {', '.join(POSITIONS)}")
     if guide.positions == "independent":
@@ -160,7 +160,7 @@ def asked_reward(path: str | None, strategy: str, model: MaskedLM) -> RewardMode
     return load_reward(shipped(str(path)), next(model.parameters()).device)
 
 
-def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> Values:
+def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int, length: int) -> Values:
     """How the reward of strategy `name` reads candidates."""
     if guide.read not in (None, *READS):
         raise ValueError(
@@ -207,6 +207,12 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int) -> V
         return Texts(reward.score_texts, model.tokenizer.batch_decode, own, kind)
     assert isinstance(reward, RewardModel)
     template = template_of(reward, first, end)
+    longest = length + len(template.front) + len(template.between)
+    if isinstance(reward, ClassifierReward) and longest > reward.max_length:
+        raise ValueError(
+            f"prompt and answer are up to {longest} tokens and {guide.reward} reads {reward.max_length}; shorten either, or give "
+            "sampler.guide.read=texts, which cuts prompts as in training"
+        )
     if isinstance(reward, ClassifierReward) and causal and guide.read != "rows":
         return Siblings(SiblingCache(reward.model.base_model, reward.score_hidden), template)
     return Canvases(reward, template)

@@ -69,7 +69,8 @@ class ClassifierReward:
         self.tokenizer, self.kind, self.label = tokenizer, kind, label
         self.causal = hasattr(model, "score")
         self.pad_id: Any = tokenizer.pad_token_id or 0
-        self.max_length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        limits = (getattr(model.config, "max_position_embeddings", None) or 0, tokenizer.model_max_length)
+        self.max_length = min(limit for limit in limits if limit > 0)  # RoBERTa's tokenizer knows of two positions less
 
     @torch.no_grad()
     def score(

@@ -243,6 +243,7 @@ def test_a_reward_is_needed_and_strategies_have_names(models):  # noqa: F811
     (["prompts.count=9"], "prompts.count is 9"),
     (["prompts.file=nowhere.jsonl"], "the prompts nowhere.jsonl are no file"),
     (["length=12"], "with 12 to write more than the model's"),
+    (["+methods.pargs.steps={n: 4}"], "methods.pargs sets steps, which"),
     (["+methods.pargs.guide.bta=2"], "methods.pargs sets guide.bta, which configs/sampler/default.yaml does not have"),
     (["methods.pargs.strategy=pags"], "strategy 'pags' is unknown; did you mean 'pargs'"),
     (["device=tpu"], "device=tpu is unknown"),

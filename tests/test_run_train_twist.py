@@ -175,7 +175,9 @@ def test_a_twist_is_gone_on_with(tiny, tmp_path):
         run(tmp_path / "renamed", *more, "method=sixo", "training.epochs=0")  # its particles would be resampled
     third = run(tmp_path / "sixo", *more, "method=sixo")
     assert load_twist(third / "twist", model_of(tiny["infilling"]))[1]["method"] == "sixo"
-    with pytest.raises(ValueError, match="was learnt by dpg for infilling, whose head is not that of method=fudge"):
+    with pytest.raises(
+        ValueError, match="was learnt by dpg for infilling and is told tokens: not the head of method=fudge"
+    ):
         run(tmp_path / "third", *QUICK, *tiny["infilling"], *FEW, "method=fudge", f"init={first}")
 
 
@@ -259,6 +261,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["target.tokens=two", "method=dpg"], "target.tokens=two must be a whole number of at least 1"),
     ("masked", ["twist.state=true", "method=dpg"], "method=dpg says nothing of states"),
     ("infilling", ["twist.state=true", "method=rl"], "a causal model writes one token a step"),
+    ("masked", ["twist.state=true", "method=rl", "length=1"], "length=1 has none; raise length"),
     ("infilling", ["twist.state=1", "method=rl"], "twist.state=1 must be true or false"),
     ("class", ["target.label=-1"], "target.label=-1 must be a whole number of at least 0"),
     ("class", ["eval.log_z=x"], "eval.log_z=x must be a finite number"),

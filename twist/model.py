@@ -181,11 +181,12 @@ class TwistModel(nn.Module):
         self, canvas: Int[Tensor, "row position"], condition: Float[Tensor, "row given"] | None = None
     ) -> Float[Tensor, "row"]:
         """Of a masked model: log psi of each canvas by the scalar head."""
+        assert self.state_head is not None
         masked = canvas == self.model.mask_id
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
             read = self.reader.hidden(canvas, masked).float()
-        hidden = torch.zeros(*canvas.shape, read.shape[1], device=canvas.device, dtype=read.dtype)
-        return self.log_psi_state(hidden.masked_scatter(masked.unsqueeze(2), read), masked, condition)
+        total = read.new_zeros(len(canvas), read.shape[1]).index_add(0, masked.nonzero()[:, 0], read)
+        return self.state_head(total / masked.sum(1, keepdim=True).clamp(min=1), condition).squeeze(1)
 
     def encode(self, given: Int[Tensor, "row token"] | Int[Tensor, "row"]) -> Float[Tensor, "row given"]:
         """The condition of each row: given tokens [row, token], or a class [row]."""

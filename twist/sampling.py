@@ -166,7 +166,8 @@ def _twisted(
             + ("the model is causal" if model.causal else f"sampler.smc.unmask={smc.unmask} does")
             + "; use sampler.smc.proposal=tokens"
         )
-    strategy = _base(config, model, "leftmost" if model.causal else "direct" if of_state else "first_hitting")
+    # Several a step: as many of each particle, whose states then compare whatever the learnt psi leaves open of a step.
+    strategy = _base(config, model, "leftmost" if model.causal else "random" if of_state else "first_hitting")
 
     def parts(samples: int) -> tuple[Proposal, Potential]:
         own = None if given is None else given.expand(samples, *given.shape)

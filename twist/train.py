@@ -81,6 +81,8 @@ def check_method(config: DictConfig) -> None:
             f"method={config.method} says nothing of states ({IDENTIFIED[config.method]}), so a state head has nothing to learn "
             "from; take ctl, rl, sixo or fudge, or leave twist.state out"
         )
+    if config.twist.state and config.length < 2:
+        raise ValueError("twist.state=true learns of states on the way, and length=1 has none; raise length")
     batch, particles = config.training.batch_size, config.training.particles
     conditional = condition_of(config) != "none"
     if not conditional and particles != 1:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import CausalLM
+from dlm.observation import Decision
 from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.where import Leftmost
@@ -75,6 +76,30 @@ def test_keys_and_values_are_exact(saved):
         UnmaskingEnvironment(model, 11, prompt_length=3), Strategy(Leftmost(), TokenRule(0.0)), canvas[:1]
     )
     assert model_greedy.tokens[0].tolist() == row[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_that_share_and_leave_and_wait_know_what_they_would_know_alone(saved, seed):
+    """Any rows write, are copied, leave and are asked, in any order: hidden states are those without keys and values kept."""
+    model, _ = load_model(saved[0])
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda high, size: torch.randint(high, size, generator=generator)
+    environment = UnmaskingEnvironment(model, 10)
+    observation = environment.reset(torch.full((4, 10), model.mask_id), torch.arange(4))
+    for _ in range(12):
+        rows = len(observation.tokens)
+        first = observation.masked.long().argmax(1)
+        asked = torch.zeros_like(observation.masked)
+        asked[torch.arange(rows), first] = (draw(3, (rows,)) > 0) & observation.masked.any(1)
+        if bool(asked.any()):
+            with torch.no_grad():
+                alone = model.hidden(observation.tokens, asked)
+            torch.testing.assert_close(environment.hidden(asked)[asked], alone, atol=1e-4, rtol=1e-4)
+        order = (asked & (draw(2, (rows, 1)) > 0)).long()
+        zero = torch.zeros(rows)
+        observation = environment.step(Decision(order, draw(3, tuple(order.shape)), zero, zero))
+        if int(draw(2, (1,))):
+            observation = environment.select(draw(rows, (int(draw(5, (1,))) + 1,)))
 
 
 MEASURED = """
