@@ -114,19 +114,23 @@ def test_validity_of_formulas_before_and_after_reinforcement_learning(name):
     assert abs(measures["length"] - record["length"]) < 6
 
 
-def test_stories_by_the_shipped_reward_model_and_without(tmp_path):
-    """Beginnings of stories of another seed than the written ones; VADER, whose preferences the reward model learnt."""
-    with (ROOT / "docs/results/guidance/stories_vader.csv").open() as file:
+@pytest.mark.parametrize(
+    "model, reward, count", [("stories", "reward_stories", 24), ("masked", "reward_stories_masks", 16)]
+)
+def test_stories_by_the_shipped_reward_models_and_without(model, reward, count, tmp_path):
+    """Beginnings of stories of another seed than the written ones; VADER, whose preferences the reward models learnt."""
+    with (ROOT / f"docs/results/guidance/{model}_vader.csv").open() as file:
         written = {row["method"]: row for row in csv.DictReader(file)}
-    prompts = prompts_of("stories", 10, 24, seed=4711)
+    prompts = prompts_of("stories", 10, count, seed=4711)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    others = [f"~methods.{name}" for name in ("top_k", "best_of_n", "args", "pargs_g", "value_head", "DPO", "RLOO")]
-    guide(composed("guide", ["experiment=pargs_stories_decode", "rewards.partial=example/reward_stories", "selector=null",
-                             "prompts.count=24", f"prompts.file={tmp_path}/prompts.jsonl", f"out={tmp_path}", *others]))  # fmt: skip
+    words = [f"experiment=pargs_{model}_decode", f"rewards.partial=example/{reward}", "selector=null", f"out={tmp_path}",
+             f"prompts.count={count}", f"prompts.file={tmp_path}/prompts.jsonl", "device=cpu"]  # fmt: skip
+    others = [name for name in composed("guide", words).methods if name not in ("unguided", "pargs")]
+    guide(composed("guide", words + [f"~methods.{name}" for name in others]))
     for name in ("unguided", "pargs"):
         answers = [row["result"] for row in json.loads((tmp_path / f"generation_{name}.json").read_text())]
-        found = VaderReward().score_texts([""] * 24, answers).double()
-        error = (float(found.var()) / 24 + float(written[name]["judge_se"]) ** 2) ** 0.5
+        found = VaderReward().score_texts([""] * count, answers).double()
+        error = (float(found.var()) / count + float(written[name]["judge_se"]) ** 2) ** 0.5
         assert abs(float(found.mean()) - float(written[name]["judge_mean"])) < 4.5 * error, name
 
 
