@@ -67,6 +67,7 @@ def build(shape: Shape, vocabulary: int, length: int) -> Case:
     )  # fmt: skip
     model = CausalLM(GPT2LMHeadModel(config), 0).requires_grad_(False).eval()
     twist = TwistModel(model, "separate")
+    torch.nn.init.xavier_normal_(twist.head.last.weight)
     prompt = torch.randint(vocabulary, (1, shape.prompt)).expand(shape.particles, -1)
     return Case(model, twist, torch.randn(vocabulary), prompt, length)
 

@@ -34,7 +34,11 @@ def twists(tmp_path_factory) -> dict[str, str]:
         save_model(build_model(config, "float32", tokenizer)[0], config, root / name, torch.float32)
     for name, (model, settings, method, target) in TWISTS.items():
         about = {"model": str(root / model), "method": method, "target": target, "prompt": "The cat", "length": 4}
-        save_twist(TwistModel(load_model(root / model)[0], **settings), root / "runs" / name / "twist", about)
+        twist = TwistModel(load_model(root / model)[0], **settings)
+        for head in (twist.head, twist.state_head):
+            if head is not None:
+                torch.nn.init.xavier_normal_(head.last.weight)
+        save_twist(twist, root / "runs" / name / "twist", about)
     return {"": str(root)} | {name: str(root / "runs" / name) for name in TWISTS} | {name: str(root / name) for name in configs} \
         | {"causal twist": str(root / "runs" / "causal")}  # fmt: skip
 

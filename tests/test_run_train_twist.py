@@ -115,7 +115,14 @@ def model_of(words: list[str]) -> MaskedLM:
 def test_a_trunk_of_its_own_learns(trunk, tiny, tmp_path):
     before = {name: value.clone() for name, value in model_of(tiny["infilling"]).state_dict().items()}
     directory = run(
-        tmp_path / "run", *QUICK, *tiny["infilling"], *FEW, "method=dpg", f"twist.trunk={trunk}", "twist.rank=2"
+        tmp_path / "run",
+        *QUICK,
+        *tiny["infilling"],
+        *FEW,
+        "training.updates_per_epoch=2",
+        "method=dpg",
+        f"twist.trunk={trunk}",
+        "twist.rank=2",
     )
     model = model_of(tiny["infilling"])
     assert_equal(dict(model.state_dict()), before)

@@ -61,7 +61,7 @@ def new_source(kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="
         model = random_radd(width=16, vocabulary=vocabulary, blocks=1, length=8)
     twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none")
     if spread:
-        torch.nn.init.normal_(twist.head.last.weight, std=spread)
+        torch.nn.init.normal_(twist.head.last.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     return Source(twist, TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
 
 
@@ -138,7 +138,7 @@ def test_what_a_sweep_weighs_is_what_one_pass_says_afterwards(kind, condition):
     torch.testing.assert_close(swept.log_weight.float(), final, atol=1e-4, rtol=1e-4)
     before_last = prefix_log_weights(seen.log_p, seen.log_q, seen.log_psi)[:, :-1]
     torch.testing.assert_close(swept.prefix.float(), before_last, atol=1e-4, rtol=1e-4)
-    assert len(torch.unique(swept.path.tokens, dim=0)) > 2
+    assert len(torch.unique(swept.path.tokens, dim=0)) > 1
     unscored = source.sweep(2, 5, 11, given, scored=False)
     assert torch.equal(unscored.path.tokens, swept.path.tokens) and not unscored.log_phi.any()
 
