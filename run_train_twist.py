@@ -55,6 +55,7 @@ LEAST = {  # of whole numbers
 GIVEN_BY_TARGET = ("target.tokens", "target.classes", "target.label")
 NUMBERS = ("target.beta", "target.threshold", "target.highest", "twist.multiplier", "eval.log_z", "ppo.clip", "ppo.gae_decay",
            "ppo.value_weight")  # fmt: skip
+LEVELLED = ("rl", "fudge")  # methods whose losses ask what psi is; the others, how it differs
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
@@ -119,6 +120,7 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
             classes,
             settings.state,
             settings.rank,
+            config.method in LEVELLED,
         )
         return twist.to(next(model.parameters()).device)
     start, about = load_twist(twist_directory(config.init), model)
@@ -127,7 +129,8 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
         raise ValueError(
             f"init={config.init} and twist.state={config.twist.state} do not go together; change twist.state"
         )
-    if told != (condition, classes) or (config.method == "fudge") != about["twist"]["bounded"]:
+    form = (config.method == "fudge", config.method in LEVELLED)
+    if told != (condition, classes) or form != (about["twist"]["bounded"], about["twist"].get("level", False)):
         raise ValueError(
             f"init={config.init} was learnt by {about['method']} for {about['target']['kind']} and is told {told[0]}: not the "
             f"head of method={config.method} for {config.target.kind} that is told {condition}; start without it"

@@ -74,6 +74,7 @@ def test_every_method_with_all_that_may_stand_for_the_target(method, positives, 
     assert saved(directory)["updates"] == (4 if method == "ppo" else 1)
     twist, about = load_twist(directory / "twist", model_of(tiny[kind]))
     assert about["method"] == method and twist.settings["bounded"] == (method == "fudge")
+    assert twist.settings["level"] == (method in ("rl", "fudge"))
     assert len(list((directory / "samples" / "iter_1").glob("sample_*.txt"))) == 2
 
 

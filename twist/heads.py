@@ -17,14 +17,16 @@ from torch import Tensor, nn
 class TwistHead(nn.Module):
     """[.., width] (and [.., condition]) -> [.., columns].
 
-    layers: 1 is linear, else an MLP whose inner widths are `multiplier` times its input's; bounded: log psi = log sigmoid.
-    At the start psi is the same everywhere, and the proposal is the model: the last layer is 0. (Published are random weights, which
-    come to nearly that on states of unit size; on those of a masked model of ours they put the proposal 20 nats away.)
+    layers: 1 is linear, else an MLP whose inner widths are `multiplier` times its input's; bounded: log psi = log sigmoid; level:
+    one column more, added to all, for losses that fit what psi is and not how it differs: a level that each column had to learn
+    for itself would leave the tokens that were not seen yet above those that were, and the proposal would prefer them.
+    At the start psi is the same everywhere, and the proposal is the model: the last layer is 0. (Published are random weights,
+    which come to nearly that on states of unit size; on those of a masked model of ours they put the proposal 20 nats away.)
     """
 
     def __init__(
         self, width: int, columns: int, layers: int = 1, multiplier: float | int = 1.0, condition: int = 0,
-        bounded: bool = False,
+        bounded: bool = False, level: bool = False,
     ):  # fmt: skip
         super().__init__()
         if layers < 1:
@@ -33,12 +35,15 @@ class TwistHead(nn.Module):
         sizes = [width + condition, *[inner] * (layers - 1)]
         self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], columns)
+        self.level = nn.Linear(sizes[-1], 1) if level else None
         self.bounded = bounded
         for layer in self.inner:
             nn.init.xavier_normal_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for layer in (self.last, self.level):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def _before_last(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
         states = hidden if condition is None else torch.cat((hidden, condition), -1)
@@ -52,7 +57,9 @@ class TwistHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*batch width"], condition: Float[Tensor, "*batch given"] | None = None
     ) -> Float[Tensor, "*batch columns"]:
-        return self._as_log_psi(self.last(self._before_last(hidden, condition)))
+        states = self._before_last(hidden, condition)
+        values = self.last(states)
+        return self._as_log_psi(values if self.level is None else values + self.level(states))
 
     def of(
         self, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"],
@@ -61,4 +68,4 @@ class TwistHead(nn.Module):
         """`forward` at one column each: no row as long as the vocabulary exists."""
         states = self._before_last(hidden, condition)
         values = (states * self.last.weight[tokens]).sum(-1) + self.last.bias[tokens]
-        return self._as_log_psi(values)
+        return self._as_log_psi(values if self.level is None else values + self.level(states).squeeze(-1))

@@ -79,12 +79,13 @@ class TwistModel(nn.Module):
     """See the module. Its parameters are what is trained: the heads, and the trunk where it has its own.
 
     trunk: own (the frozen model's), separate (a trained copy), lora (the copy, of which low-rank updates are trained);
-    layers, multiplier, bounded: of the head; condition: none, tokens or class; state: with the scalar head.
+    layers, multiplier, bounded, level: of the head; condition: none, tokens or class; state: with the scalar head.
     """
 
     def __init__(
         self, model: MaskedLM, trunk: str = "own", layers: int = 1, multiplier: float | int = 1.0, bounded: bool = False,
         condition: str = "none", classes: int = 0, state: bool = False, rank: int = 4,
+        level: bool = False,
     ):  # fmt: skip
         super().__init__()
         if trunk not in TRUNKS:
@@ -99,13 +100,13 @@ class TwistModel(nn.Module):
             )
         self.settings = {
             "trunk": trunk, "layers": layers, "multiplier": multiplier, "bounded": bounded, "condition": condition,
-            "classes": classes, "state": state, "rank": rank,
+            "classes": classes, "state": state, "rank": rank, "level": level,
         }  # fmt: skip
         self._model = [model]  # a list: the frozen model's parameters are not the twist's
         self.trunk = None if trunk == "own" else trunk_of(model, rank if trunk == "lora" else None)
         width = model.hidden_size
         self.given = {"none": 0, "tokens": width, "class": classes}[condition]  # numbers of what each row is told
-        self.head = TwistHead(width, model.vocab_size, layers, multiplier, self.given, bounded)
+        self.head = TwistHead(width, model.vocab_size, layers, multiplier, self.given, bounded, level)
         self.state_head = TwistHead(width, 1, layers, multiplier, self.given, bounded) if state else None
 
     @property

@@ -29,7 +29,9 @@ def twist_on(model, **settings):
     twist = TwistModel(model, **settings)
     for head in (twist.head, twist.state_head):
         if head is not None:
-            torch.nn.init.normal_(head.last.weight, std=0.5)
+            for layer in (head.last, head.level):
+                if layer is not None:
+                    torch.nn.init.normal_(layer.weight, std=0.5)
     for name, parameter in twist.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -40,7 +42,7 @@ def token_sum(tokens):
     return tokens.float().sum(1).sin()
 
 
-SETTINGS = [{}, {"layers": 3}, {"trunk": "separate"}, {"trunk": "lora", "layers": 2}, {"bounded": True}]
+SETTINGS = [{}, {"layers": 3}, {"trunk": "separate"}, {"trunk": "lora", "layers": 2}, {"bounded": True, "level": True}]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
