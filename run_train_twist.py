@@ -30,6 +30,7 @@ from training.run import Run, resumed_config
 from training.usage import check_overrides, check_settings, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
+from twist.learning import LEVELLED
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
@@ -55,7 +56,6 @@ LEAST = {  # of whole numbers
 GIVEN_BY_TARGET = ("target.tokens", "target.classes", "target.label")
 NUMBERS = ("target.beta", "target.threshold", "target.highest", "twist.multiplier", "eval.log_z", "ppo.clip", "ppo.gae_decay",
            "ppo.value_weight")  # fmt: skip
-LEVELLED = ("rl", "fudge")  # methods whose losses ask what psi is; the others, how it differs
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 

@@ -15,6 +15,7 @@ import run_sample
 from data.prompt_file import Asked, load_asked
 from load_model import load_model
 from policy.guidance import GUIDED
+from rewards.models import load_reward
 from run_guide import main as guide
 from tests import tiny_rewards
 from tests.test_run_sample import SENTENCES, draw, models  # noqa: F401
@@ -229,6 +230,26 @@ def test_what_no_decoding_could_have_is_refused_before_any_work(models, rewards,
     more = [rewards.get(word.lower(), word) if word.isupper() else word for word in more]
     with pytest.raises(ValueError, match=message):
         draw("--model", models["causal"], "--strategy", strategy, "--reward", rewards["prefix"], *more)
+
+
+def test_a_reward_that_reads_less_than_the_canvas_is_refused_before_any_work(models, rewards, monkeypatch):  # noqa: F811
+    def short(*where):
+        reward = load_reward(*where)
+        reward.max_length = 4  # pyright: ignore[reportAttributeAccessIssue]
+        return reward
+
+    monkeypatch.setattr("policy.guidance.load_reward", short)
+    for read in ("siblings", "rows"):
+        with pytest.raises(ValueError, match="reads 4; shorten either"):
+            draw(
+                "--model",
+                models["causal"],
+                "--strategy",
+                "pargs",
+                "--reward",
+                rewards["prefix"],
+                f"sampler.guide.read={read}",
+            )
 
 
 def test_a_reward_is_needed_and_strategies_have_names(models):  # noqa: F811
