@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import RaddLM
+from dlm.masked_lm import RaddLM, SeddLM
 from dlm.noise import LogLinearNoise
 from dlm.pretrain import LOSSES, loss_of
 from model.radd import RADD
+from model.sedd import SEDD
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
@@ -42,26 +43,51 @@ def test_log_probs_agree(models):
     torch.testing.assert_close(mine[finite], theirs[finite], atol=TOLERANCE, rtol=0)
 
 
+def slightly_other(model: RaddLM) -> RaddLM:
+    """The model with every weight off by about one part in 100,000."""
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.mul_(1 + 1e-5 * torch.randn_like(parameter))
+    return other
+
+
 @pytest.mark.parametrize("name", [*WHERE, "policy"])
 def test_tokens_agree_until_a_close_call(models, name):
-    """A decision whose margin is within ten tolerances may fall the other way and changes all that follows: with a sharp random
-    network such calls are rare, so nine rows in ten are equal to the last token."""
+    """A close decision may fall the other way and changes all that follows: no more rows than where the weights are a little
+    other ones, or one in ten."""
     torch.manual_seed(1)
     network = DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8)
     canvas = torch.full((20, 32), models[0].mask_id)
     results = []
-    for model in models:
+    for model in (*models, slightly_other(models[0])):
         device = next(model.parameters()).device
         where = PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else WHERE[name]()
         environment = UnmaskingEnvironment(model, 8)
         results.append(sample(environment, Strategy(where, TokenRule()), canvas.to(device), seed=3).tokens.cpu())
-    assert (results[0] == results[1]).all(1).sum() >= 18
+    as_on_the_gpu, by_other_weights = (int((results[0] == other).all(1).sum()) for other in results[1:])
+    assert as_on_the_gpu >= min(18, by_other_weights)
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "ar"])
 def test_a_training_step_has_the_same_gradient(models, loss):
     tokens = torch.randint(0, 50, (4, 64))
     gradients = []
+    if loss == "DSE":  # of score models alone
+        torch.manual_seed(0)
+        shape = {
+            "hidden_size": 32,
+            "cond_dim": 8,
+            "n_blocks": 1,
+            "n_heads": 2,
+            "length": 64,
+            "scale_by_sigma": True,
+            "dropout": 0,
+        }
+        network = SEDD({"tokens": 50, "graph": {"type": "absorb"}, "model": shape})
+        for parameter in network.parameters():
+            parameter.data.normal_(std=0.2)
+        score = SeddLM(network, LogLinearNoise())
+        models = score, copy.deepcopy(score).cuda()
     for model in models:
         trained = copy.deepcopy(model).requires_grad_(True)
         device = next(trained.parameters()).device

@@ -328,7 +328,14 @@ def losses(run, name="loss"):
 
 
 def test_the_experiment_runs_on_a_small_causal_model(base, texts, tmp_path):
-    directory = train(base, texts, "experiment=adapt_smollm2", "training.n_iters=2", f"run_dir={tmp_path / 'run'}")
+    directory = train(
+        base,
+        texts,
+        "experiment=adapt_smollm2",
+        "training.n_iters=2",
+        "training.batch_size=8",
+        f"run_dir={tmp_path / 'run'}",
+    )
     assert (directory / "model" / "adapter_model.safetensors").is_file() and losses(directory).keys() == {1, 2}
 
 

@@ -1,0 +1,262 @@
+"""The shape of LLaDA-8B on one GPU: what an evaluation takes beside what the card can do, tokens a second, memory of rollouts.
+
+    python -m benchmarks.large --out docs/results/large
+    python -m benchmarks.large --device cpu --width 64 --layers 2 --heads 2 --mlp 128 --vocabulary 100 --length 32 --size 256
+
+Random weights, bfloat16: they say nothing of text, and their time is that of the published ones. In the same run: the rate of a
+square bf16 product and of a copy from memory to memory. An evaluation is counted by the products that have to be made (the last
+block's queries and MLP, and the head, only where somebody reads) and by the bytes that have to be moved (each weight once);
+shown is the share of the measured rate that it reaches. Decoding writes so many tokens an evaluation, most confident first, with
+the whole sampler around the network. Rollouts are those of `experiment=llada_bl256`, and in blocks with the dual cache: a policy
+of 331,265 parameters as it starts, what it read recorded, then the gradient of its log-probabilities. Prints tables, and with
+--out writes large.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import LlamaLM
+from dlm.published import build_llama
+from evaluation.report import print_table, write_json
+from policy.networks import DitConfidence
+from policy.rollout import PATIENCE, policy_log_probs
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, sample
+from samplers.where import Confident
+from training.usage import device_of, exit_on_bad_input
+
+MIB = 2**20
+CHUNK = 128  # steps of a trajectory that go through the policy at a time, as the experiments' training.chunk
+
+
+@dataclass
+class Shape:
+    """LLaDA-8B; `length` is written behind the prompt in `blocks` of so many; size: side of the square product."""
+
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    mlp: int = 12_288
+    vocabulary: int = 126_464
+    prompt: int = 128
+    length: int = 256
+    block: int = 32
+    size: int = 8192
+    repeats: int = 10
+    tokens: int = 8  # that an evaluation writes
+
+
+def build(shape: Shape, device: torch.device) -> LlamaLM:
+    """Random weights in bfloat16, made on the device."""
+    config = {
+        "model_type": "llada", "d_model": shape.width, "n_layers": shape.layers, "n_heads": shape.heads,
+        "mlp_hidden_size": shape.mlp, "vocab_size": shape.vocabulary, "rope_theta": 5e5, "rms_norm_eps": 1e-5,
+        "max_sequence_length": 4096, "mask_token_id": shape.vocabulary - 1,
+    }  # fmt: skip
+    model = build_llama(config, "bfloat16", None, "random", "meta")
+    model.to(torch.bfloat16).to_empty(device=device).requires_grad_(False)
+    torch.manual_seed(0)
+    for name, parameter in model.backbone.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0)
+    model.backbone.reset_parameters()
+    return model.eval()
+
+
+def canvases(shape: Shape, rows: int, device: torch.device) -> Int[Tensor, "row position"]:
+    """Random prompts and masks behind them."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.full((rows, shape.prompt + shape.length), shape.vocabulary - 1)
+    tokens[:, : shape.prompt] = torch.randint(shape.vocabulary - 1, (rows, shape.prompt), generator=generator)
+    return tokens.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run, repeats: int, device: torch.device) -> float:
+    """The median of so many runs of the wall clock, the device waited for, two more first."""
+    taken = []
+    for number in range(repeats + 2):
+        synchronize(device)
+        started = time.perf_counter()
+        run()
+        synchronize(device)
+        if number > 1:
+            taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def peak_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else float("nan")
+
+
+def from_here(device: torch.device) -> None:
+    """Peaks are counted from now on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
+    """Of this card, now: TFLOP/s of a square bf16 product of random numbers, TB/s of a copy (read and written)."""
+    one, other = (torch.randn(shape.size, shape.size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = seconds(lambda: one @ other, shape.repeats, device)
+    source = torch.empty(shape.size**2 * 64, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    copy = seconds(lambda: target.copy_(source), shape.repeats, device)
+    return {"TFLOP/s": 2 * shape.size**3 / product / 1e12, "TB/s": 2 * source.numel() / copy / 1e12}
+
+
+def work(shape: Shape, rows: int, run: int, seen: int, read: int) -> tuple[float, float]:
+    """(floating-point operations, bytes) that an evaluation cannot do without: `run` positions a row go through the blocks, each
+    attends to `seen`, `read` of them are read."""
+    attended = 2 * 2 * shape.width * seen  # scores and their use, a query
+    keys, rest = 2 * shape.width**2, 2 * shape.width**2 + 3 * shape.width * shape.mlp  # weights
+    everywhere = (shape.layers - 1) * (2 * (keys + rest) + attended) + 2 * keys
+    where_read = 2 * rest + attended + 2 * shape.width * shape.vocabulary
+    weights = shape.layers * (keys + rest) + shape.width * shape.vocabulary
+    kept = 2 * shape.layers * shape.width * rows * (seen - run)  # keys and values of what does not run
+    return rows * (run * everywhere + read * where_read), 2 * (weights + kept)
+
+
+@torch.no_grad()
+def an_evaluation(model: LlamaLM, shape: Shape, rows: int, cache: bool, device: torch.device) -> float:
+    """Seconds of the blocks and of the head's best token: of whole rows with all masks read, or (cache) of one block against the
+    kept keys and values of the rest."""
+    canvas = canvases(shape, rows, device)
+    read = canvas == model.mask_id
+    if not cache:
+        return seconds(lambda: best(model, model.hidden(canvas, read)), shape.repeats, device)
+    first = torch.full((rows,), shape.prompt, device=device)
+    read &= torch.arange(canvas.shape[1], device=device) < shape.prompt + shape.block
+    memory = model.new_memory(rows, canvas.shape[1], device)
+    pad, last, places = torch.zeros_like(first), first + shape.block, torch.arange(rows, device=device)
+    return seconds(
+        lambda: best(model, model.hidden_spans(canvas, read, pad, first, last, memory, places)), shape.repeats, device
+    )
+
+
+def best(model: LlamaLM, hidden: Tensor) -> list[Tensor]:
+    return [model.head(part).max(1).indices for part in hidden.split(model.chunk(hidden.device))]
+
+
+def evaluations(model: LlamaLM, shape: Shape, limits: dict[str, float], device: torch.device) -> list[dict]:
+    records = []
+    for cache in (False, True):
+        for rows in (1, 8, 32):
+            taken = an_evaluation(model, shape, rows, cache, device)
+            run = shape.block if cache else shape.prompt + shape.length
+            operations, moved = work(
+                shape, rows, run, shape.prompt + shape.length, shape.block if cache else shape.length
+            )
+            records.append({
+                "runs": "one block" if cache else "whole rows", "rows": rows, "ms": 1000 * taken,
+                "positions/s": rows * run / taken, "of the bf16 rate": operations / taken / 1e12 / limits["TFLOP/s"],
+                "of the bandwidth": moved / taken / 1e12 / limits["TB/s"],
+            })  # fmt: skip
+    return records
+
+
+def decodings(model: LlamaLM, shape: Shape, device: torch.device) -> list[dict]:
+    """Tokens a second of whole decodings in blocks, most confident first."""
+    records = []
+    for cache in (None, "prefix", "dual"):
+        for rows in (1, 8, 32):
+            canvas = canvases(shape, rows, device)
+            from_here(device)
+            environment = UnmaskingEnvironment(
+                model, shape.length // shape.tokens, shape.block, prompt_length=shape.prompt, cache=cache
+            )
+            synchronize(device)
+            started = time.perf_counter()
+            samples = sample(environment, Strategy(Confident("top_prob"), TokenRule(0.0)), canvas)
+            synchronize(device)
+            taken = time.perf_counter() - started
+            assert not bool((samples.tokens == model.mask_id).any())
+            records.append({
+                "cache": str(cache).lower(), "rows": rows, "evaluations": int(samples.evaluations[0]), "seconds": taken,
+                "tokens/s": rows * shape.length / taken, "peak MiB": peak_mib(device),
+            })  # fmt: skip
+    return records
+
+
+def rollouts(model: LlamaLM, shape: Shape, device: torch.device, rows: int = 32) -> list[dict]:
+    """Memory above the model at the peak of a policy's rollouts, and of the gradient on what they recorded."""
+    records = []
+    torch.manual_seed(0)
+    network = DitConfidence().to(device)
+    unmasker = PolicyUnmasker(network, "bernoulli")
+    for block, cache in ((shape.length, None), (shape.block, "dual")):
+        before = torch.cuda.memory_allocated(device) / MIB if device.type == "cuda" else 0.0
+        from_here(device)
+        environment = UnmaskingEnvironment(
+            model, shape.length, block, PATIENCE, prompt_length=shape.prompt, cache=cache
+        )
+        started = time.perf_counter()
+        canvas = canvases(shape, rows, device)
+        samples = sample(environment, Strategy(unmasker, TokenRule(0.0)), canvas, record=network.inputs)
+        synchronize(device)
+        taken, decoding = time.perf_counter() - started, peak_mib(device) - before
+        trajectory = samples.trajectory
+        assert trajectory is not None
+        from_here(device)
+        steps = torch.arange(len(trajectory.row), device=device)
+        for index in steps.split(CHUNK):
+            log_probs, _ = policy_log_probs(network, unmasker.law, trajectory.take(index))
+            (-log_probs.sum() / len(steps)).backward()
+        records.append({
+            "block": block, "cache": str(cache).lower(), "rows": rows, "evaluations": samples.evaluations.float().mean().item(),
+            "steps recorded": len(steps), "seconds": taken, "rollouts, MiB": decoding, "update, MiB": peak_mib(device) - before,
+        })  # fmt: skip
+        network.zero_grad()
+    return records
+
+
+def main(words: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", type=Path)
+    for name, value in asdict(Shape()).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = vars(parser.parse_args(words))
+    device, out = device_of(arguments.pop("device")), arguments.pop("out")
+    shape = Shape(**arguments)
+    limits = ceilings(shape, device)
+    model = build(shape, device)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    parameters = sum(p.numel() for p in model.parameters())
+    about = {"card": card, "torch": torch.__version__, "parameters": parameters, "weights, MiB": 2 * parameters / MIB}
+    result = {"about": about | limits, "shape": asdict(shape)}
+    print_table([result["about"]], title="the card")
+    for name, measured in (
+        ("evaluations", lambda: evaluations(model, shape, limits, device)),
+        ("decodings", lambda: decodings(model, shape, device)),
+        ("rollouts", lambda: rollouts(model, shape, device)),
+    ):
+        result[name] = measured()
+        print_table(result[name], title=name)
+        if out is not None:  # after each part: a later one may not fit
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(result, out / "large.json")
+    print(json.dumps({"tflops": round(limits["TFLOP/s"], 1), "tbps": round(limits["TB/s"], 2)}))
+    return result
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input():
+        main()
