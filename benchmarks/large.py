@@ -122,7 +122,7 @@ def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
     return {"TFLOP/s": 2 * shape.size**3 / product / 1e12, "TB/s": 2 * source.numel() / copy / 1e12}
 
 
-def work(shape: Shape, rows: int, run: int, seen: int, read: int) -> tuple[float, float]:
+def work(shape: Shape, rows: int, run: int, seen: int, read: int) -> tuple[int, int]:
     """(floating-point operations, bytes) that an evaluation cannot do without: `run` positions a row go through the blocks, each
     attends to `seen`, `read` of them are read."""
     attended = 2 * 2 * shape.width * seen  # scores and their use, a query
