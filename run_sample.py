@@ -134,6 +134,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same samples (0)")
     what.add_argument("--prompt", "--prefix", dest="prefix", metavar="TEXT",
                       help="text at the start; for Sudoku the puzzle, with '.' for a blank")  # fmt: skip
+    what.add_argument(
+        "--chat", action="store_true", help="the prompt is a user's message, in the model's chat template"
+    )
     what.add_argument("--suffix", metavar="TEXT", help="text at the end")
     what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five tokens")
     after = parser.add_argument_group("evaluation and output")
@@ -207,12 +210,14 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
         turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
         ends = [eos] if turn is None or turn == model.tokenizer.unk_token_id else [eos, turn]
     masks = (canvas == model.mask_id).nonzero().squeeze(1)
-    in_blocks = sampler.block_length is not None or sampler.cache is not None
+    # Policies learn on what is written alone; boards have their clues among it.
+    by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, SudokuTokenizer)
+    behind_prompt = by_policy or sampler.block_length is not None or sampler.cache is not None
     steps = (
         max(1, len(masks)) if sampler.strategy in ADAPTIVE else sampler.steps
     )  # blocks need not divide what says nothing
     return UnmaskingEnvironment(
-        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if in_blocks else 0,
+        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
         stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
         refresh=sampler.refresh, alpha=sampler.alpha,
@@ -226,6 +231,15 @@ def with_defaults_of_twist(config: DictConfig) -> DictConfig:
     if config.prefix is None and config.template is None:
         config.prefix = about["prompt"]
     return config
+
+
+def as_message(prompt: str | None, model: MaskedLM) -> str:
+    """The prompt as a user's message in the model's chat template, up to where the answer begins. ValueError without one."""
+    if prompt is None or getattr(model.tokenizer, "chat_template", None) is None:
+        what = "there is no prompt" if prompt is None else f"{model.model_id} has no chat template"
+        raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")
+    message = [{"role": "user", "content": prompt}]
+    return model.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
 
 def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
@@ -243,6 +257,8 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     predictor = score_predictor(config, model) if composed_of_two else None
     strategy = build_strategy(config, model) if composed_of_two and predictor is None else None
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    if config.chat:
+        given["prefix"] = as_message(given["prefix"], model)
     learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
     if learnt_for is not None and model.causal and learnt_for["target"]["kind"] == "infilling":
         given["suffix"] = None  # the twist is told it; it does not stand on the canvas

@@ -209,7 +209,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": result, "contest": contest, "records": records}, out / "chain.json")
     write_csv(records, out / "chain.csv")
-    shown = [r for r in records if r["learned"] or r["method"] in ("random", "top_prob", "threshold", "leftmost")]
+    whole = ("random", "top_prob", "leftmost")  # of these the blocks are in the table
+    shown = [
+        r
+        for r in records
+        if r["learned"] or r["method"] == "threshold" or (r["block"] == LENGTH and r["method"] in whole)
+    ]
     front = [
         {"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"]}
         | {"lo": r["low"], "hi": r["high"]}

@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.steering --twists causal=RUN masked=RUN
 
-RUN: of run_train_twist.py, of a reward as its target, with its exact samples. With N particles every way costs N evaluations of
-the model a step: particles from the model and none resampled (best of N, or importance sampling), by the reward of a state
-(FK steering, difference), by the twist's proposal without resampling and with it at every step. A row is the mean over --repeats:
-log Zhat, on average below log Z; the same with an exact sample in the first slot, above it; the reward of a particle drawn
-by weight, and of the best of the N. log Z itself is known from rejection. Writes --out DIR/steering.{json,png}, prints a table,
-ends with flat JSON.
+RUN: of run_train_twist.py, of a reward as its target; exact samples that it lacks are collected. With N particles every way costs
+N evaluations of the model a step: particles from the model and none resampled (best of N, or importance sampling), resampled at
+every step by the reward of a state (FK steering, difference) or by the twist, or from the twist's proposal, without resampling
+and with it. A row is the mean over --repeats: log Zhat, on average below log Z; the same with an exact sample in the first slot,
+above it; the reward of a particle drawn by weight, and of the best of the N. log Z itself is known from rejection. Writes
+--out DIR/steering.{json,png}, prints a table, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from twist.learning import PROPOSAL_ONLY
 from twist.model import load_twist
 from twist.paths import rows_of
 from twist.sampling import twist_directory
-from twist.sweeps import Source
+from twist.sweeps import Source, collect_posterior
 from twist.targets import RewardTarget
 
 COUNTS = (1, 2, 8, 32, 128, 512)
@@ -44,6 +44,7 @@ ROWS = 512  # particles at a time
 WAYS = {  # name: proposal, resampling; of steering the reward of each state takes the place of a twist
     "best of N": ("base", "never"),
     "FK steering": ("fk", "every"),
+    "model's samples, twisted weights": ("base", "every"),
     "twist, importance": ("twist", "never"),
     "twisted SMC": ("twist", "every"),
 }
@@ -56,8 +57,11 @@ def loaded(path: str) -> tuple[Source, Posterior, str]:
     model, _ = load_model(shipped(config.dlm.path))
     twist, about = load_twist(twist_directory(path), model)
     source = build_source(config, model, twist)
-    file = config.posterior.path or File(path) / POSTERIOR
-    return source, load_posterior(file, origin_of(config, source)), about["method"]
+    file = File(config.posterior.path or File(path) / POSTERIOR)
+    if file.is_file():
+        return source, load_posterior(file, origin_of(config, source)), about["method"]
+    posterior = config.posterior  # of a run that came without its exact samples
+    return source, collect_posterior(source, posterior.count, posterior.batch, config.seed, posterior.most), about["method"]
 
 
 def steered(source: Source, samples: int, particles: int, seed: int, exact: Path | None) -> Particles:

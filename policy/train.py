@@ -263,6 +263,8 @@ def train(
         )
     check_alphas(config, network, reward)
     algorithm = CLIPPED[name](config.algorithm, network, processes) if name in CLIPPED else None
+    if not isinstance(algorithm, GRPO) and OmegaConf.select(config, "algorithm.experts.thresholds"):
+        raise ValueError(f"algorithm.experts steers GRPO, and algorithm={name} takes no experts; leave them out")
     if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
         check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
     warm_updates = config.algorithm.warm_start.updates if algorithm else 0

@@ -24,7 +24,7 @@ from run_guide import main as guide
 from run_make_preferences import prompts_of
 from run_train_twist import build_source
 from samplers.loop import Strategy, sample
-from samplers.where import Direct, Threshold
+from samplers.where import Direct, Leftmost, Threshold
 from training.usage import composed
 from twist.evaluate import proposal_samples
 from twist.model import load_twist
@@ -70,10 +70,12 @@ def test_sudoku_by_the_best_policy_within_so_many_evaluations(count):
 
 def chain_setting(record):
     """What a written record of chain arithmetic was measured with."""
+    if record["method"] == "leftmost":
+        return Setting("leftmost", record["setting"], Leftmost(), int(record["setting"].split()[0]))
     if record["method"] == "threshold":
         return Setting("threshold", record["setting"], Threshold(float(record["setting"])), block=record["block"])
     temperature, _, budget = record["setting"].removeprefix("T=").partition(", budget ")
-    rule = PolicyUnmasker(load_policy(ROOT / "example" / record["method"]), "bernoulli_argmax", float(temperature))
+    rule = PolicyUnmasker(load_policy(ROOT / record["run"]), "bernoulli_argmax", float(temperature))
     return Setting(record["method"], record["setting"], rule, budget=int(budget) if budget else None)
 
 
@@ -82,8 +84,10 @@ def chain_setting(record):
     [
         ("threshold", "0.5", 24),
         ("threshold", "0.4", 4),
-        ("chain_policy", "T=0.5", 24),
-        ("chain_budget", "T=0.5, budget 6", 24),
+        ("leftmost", "3 steps", 24),
+        ("shipped_alpha_3", "T=0.5", 24),
+        ("shipped_budget", "T=0.5, budget 3", 24),
+        ("shipped_budget", "T=0.5, budget 6", 24),
     ],
 )
 def test_chain_arithmetic(method, setting, block):

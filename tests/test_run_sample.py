@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import run_sample
+from data.chain import chains, is_right
 from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
 from evaluation.text import JudgeMissing
-from load_model import build_model, save_model
+from load_model import build_model, load_model, save_model
 from policy.build import STRATEGIES, canvas_of
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence, HiddenMLP
@@ -123,6 +124,31 @@ def test_prompts_stay_where_they_were_put(models):
     assert record["generated"] == 4 < record["length"] <= 12
     _, texts, _ = draw("--model", models["text"], "--prompt", "${x} {a,b}")
     assert texts[0].startswith("${x} {a,b}")
+
+
+def test_a_policy_is_shown_what_it_writes_and_not_the_prompt():
+    """The shipped one for every budget, on problems of the reasoning base: from the prompt it would know nothing of them."""
+    model, _ = load_model("example/chain")
+    problem = chains(3, 8, torch.Generator().manual_seed(7), held_out=True)
+    right = 0
+    for tokens, answer in zip(problem.prompts(), problem.values()[:, -1:], strict=True):
+        words = ["--model", "example/chain", "--policy", "example/chain_budget", "--strategy", "policy", "sampler.budget=4",
+                 "sampler.policy.action=bernoulli_argmax", "sampler.temperature=0", "sampler.stop=true",
+                 "--length", str(len(tokens) + 24), "--prompt", model.tokenizer.decode(tokens)]  # fmt: skip
+        written, _, record = draw(*words)
+        assert torch.equal(written[0, : len(tokens)], tokens) and record["nfe"] <= 4
+        right += int(is_right(written[:, len(tokens) :], answer))
+    assert right >= 2
+
+
+def test_a_chat_prompt_is_a_message_in_the_models_template(models):
+    model, _ = load_model(models["text"])
+    with pytest.raises(ValueError, match="has no chat template; leave --chat out"):
+        run_sample.as_message("a cat", model)
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}.{% endfor %} reply:"
+    assert run_sample.as_message("a cat", model) == "user: a cat. reply:"
+    with pytest.raises(ValueError, match="there is no prompt"):
+        draw("--model", models["text"], "--chat")
 
 
 def test_a_board_is_its_own_canvas_and_is_scored_by_solving(models):

@@ -12,12 +12,15 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+PATIENCE = timedelta(hours=6)  # of processes that wait while the first one evaluates
 
 
 @dataclass
@@ -144,7 +147,7 @@ def processes(device: str = "auto"):
     if kind == "cuda":
         torch.cuda.set_device(where)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
     group = Processes(rank, world, where)
     before = signal.signal(signal.SIGTERM, group.hear)
     try:

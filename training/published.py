@@ -47,14 +47,23 @@ IMPLIED = {
     "dataset": ["data=questions"],
     "reward_functions": ["reward=right"],
 }
-# And where it names no experiment, whose business that is: theirs are all of GRPO, on one policy.
-GRPO_KEYS = ("sampling_mode", "num_generations", "num_iterations", "epsilon", "beta")
-WITHOUT_EXPERIMENT = {key: ["algorithm=grpo", "policy=dit_confidence"] for key in GRPO_KEYS}
+# And where it names no experiment, whose business that is: theirs are all of GRPO, on one policy, and write the likeliest tokens.
+GRPO_KEYS = (
+    "sampling_mode",
+    "num_generations",
+    "num_iterations",
+    "epsilon",
+    "beta",
+    "reward_functions",
+    "alpha_compute_reward",
+)
+GRPO = ["algorithm=grpo", "policy=dit_confidence", "eval.action=bernoulli_argmax", "sampling.temperature=0.0"]
+WITHOUT_EXPERIMENT = {key: list(GRPO) for key in GRPO_KEYS}
 WITHOUT_EXPERIMENT |= {
     key: ["policy=dit_confidence"] for key in KEYS if key.startswith("policy_") and key != "policy_type"
 }
-WITHOUT_EXPERIMENT |= {"alpha_compute_reward": ["reward=right", "data=gsm8k_math"],
-                       "reward_functions": ["data=gsm8k_math"]}  # fmt: skip
+WITHOUT_EXPERIMENT["alpha_compute_reward"] += ["reward=right", "data=gsm8k_math"]
+WITHOUT_EXPERIMENT["reward_functions"] += ["data=gsm8k_math"]
 
 
 def translated(words: list[str]) -> list[str]:
