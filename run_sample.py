@@ -24,6 +24,7 @@ from torch import Tensor
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, SeddLM
+from evaluation.decoding import end_tokens
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, JudgeMissing, load_judge
 from load_model import load_model
@@ -204,11 +205,9 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
     sampler = config.sampler
     ends = []
     if sampler.stop or sampler.logits_eos_inf or sampler.confidence_eos_eot_inf:
-        eos = getattr(model.tokenizer, "eos_token_id", None)
-        if eos is None:
+        ends = end_tokens(model)
+        if not ends:
             raise ValueError(f"{config.dlm.path} has no end of sequence; leave stop and the eos settings out")
-        turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        ends = [eos] if turn is None or turn == model.tokenizer.unk_token_id else [eos, turn]
     masks = (canvas == model.mask_id).nonzero().squeeze(1)
     # Policies learn on what is written alone; boards have their clues among it.
     by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, SudokuTokenizer)
@@ -260,7 +259,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     if config.chat:
         given["prefix"] = as_message(given["prefix"], model)
     learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
-    if learnt_for is not None and model.causal and learnt_for["target"]["kind"] == "infilling":
+    if learnt_for is not None and learnt_for["target"]["kind"] == "infilling":
         given["suffix"] = None  # the twist is told it; it does not stand on the canvas
     canvas = canvas_of(model, **given, length=config.length)
     if learnt_for is not None and config.length is None and config.template is None:

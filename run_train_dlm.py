@@ -105,11 +105,14 @@ def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, 
     if config.init is None:
         return None
     init = shipped(config.init)
-    if config.loss == "ar" or not is_causal(init):
+    if not is_causal(init):
         return load_model(init, device, config.model.dtype)
-    model = load_bidirectional(init, device, length=config.adapt.length)
+    if config.loss == "ar":
+        model, noise = load_model(init, device)
+    else:
+        model, noise = load_bidirectional(init, device, length=config.adapt.length), build_noise({"type": "loglinear"})
     model.dtype = getattr(torch, config.model.dtype)  # of the computation; weights are trained in float32
-    return model, build_noise({"type": "loglinear"})
+    return model, noise
 
 
 def check_tokens(model: MaskedLM, tokenizer, named: str) -> None:

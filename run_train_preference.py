@@ -65,8 +65,8 @@ def load_causal(name: str) -> tuple[Any, Any]:
     """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
     path = str(smollm2_folder()) if name == SMOLLM2 else shipped(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"init={name} is no causal model of transformers that can be reached ({str(error).splitlines()[0]}); give another"

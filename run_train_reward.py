@@ -90,9 +90,11 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     path = config.init and shipped(str(config.init))
     path = str(smollm2_folder()) if path == SMOLLM2 else path and reward_folder(path)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path or shipped(config.encoder.tokenizer))
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            path or shipped(config.encoder.tokenizer), trust_remote_code=False
+        )
         model: Any = path and AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32
+            path, num_labels=1, dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ValueError(

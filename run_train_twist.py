@@ -30,12 +30,15 @@ from training.run import Run, resumed_config
 from training.usage import check_overrides, check_settings, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
-from twist.learning import LEVELLED
+from twist.learning import LEVELLED, PROPOSAL_ONLY
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
+from twist.tail import with_tail
 from twist.targets import build_target
 from twist.train import (
+    FROM_EXACT,
+    POSITIVES,
     TwistLearning,
     check_method,
     condition_of,
@@ -96,12 +99,17 @@ def check_twist(config: DictConfig) -> None:
         return
     if config.mode == "train":
         check_method(config)
-    if condition_of(config) != "none":  # its exact samples are pairs of the model, whatever else is asked for
-        check_upper(float(config.target.get("beta", 1.0)))
+        beta, positives = float(config.target.get("beta", 1.0)), positives_of(config)
+        if condition_of(config) != "none" and beta != 1 and positives in FROM_EXACT:
+            others = ", ".join(name for name in dict.fromkeys(POSITIVES[config.method]) if name not in FROM_EXACT)
+            raise ValueError(
+                f"target.beta={beta}: text and what it is conditioned on are exact samples of the target at beta=1 only, and "
+                f"positives={positives} learns from them; give posterior.count=0 and positives={others}"
+            )
     if config.posterior.count:
         if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
             check_upper(float(config.target.get("beta", 1.0)))
-    elif config.mode == "collect" or (positives_of(config) in ("exact", "csmc") and condition_of(config) == "none"):
+    elif config.mode == "collect" or (positives_of(config) in FROM_EXACT and condition_of(config) == "none"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
 
 
@@ -135,6 +143,14 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
             f"init={config.init} was learnt by {about['method']} for {about['target']['kind']} and is told {told[0]}: not the "
             f"head of method={config.method} for {config.target.kind} that is told {condition}; start without it"
         )
+    if about["method"] in PROPOSAL_ONLY and config.method not in PROPOSAL_ONLY:
+        raise ValueError(
+            f"init={config.init} was learnt by {about['method']}, whose twist is a proposal and no weight, and method="
+            f"{config.method} would weigh particles by it; start without it, or give method={about['method']}"
+        )
+    shape = ("trunk", "layers", "multiplier", *(("rank",) if settings.trunk == "lora" else ()))
+    if other := [f"twist.{key}={about['twist'][key]}" for key in shape if about["twist"][key] != settings[key]]:
+        raise ValueError(f"init={config.init} is a twist of another shape than is asked for; give {' '.join(other)}")
     if config.training.epochs == 0 and config.method != about["method"]:
         raise ValueError(
             f"init={config.init} was learnt by {about['method']}, and training.epochs=0 trains it no further; give method="
@@ -239,6 +255,11 @@ def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train, collect or show; returns the run directory."""
+    if config.training.n_iters is not None:
+        raise ValueError(
+            f"training.n_iters={config.training.n_iters} follows from training.epochs and training.updates_per_epoch; leave it "
+            "out, and give training.epochs=N"
+        )
     config = resumed_config(config, overrides, "train_twist")
     check_settings(config)
     check_twist(config)
@@ -246,6 +267,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
+        model = with_tail(model, config.target)
         if config.mode == "samples":
             run = Run(config, overrides, group)
             compare(config, model, run)

@@ -38,20 +38,32 @@ $TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
 $TRAIN run_dir=RUNS/alphas experiment=chain_alphas
 $TRAIN run_dir=RUNS/budget experiment=chain_budget
 $TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
+python run_train_policy.py dlm=chain data=chain reward=right policy=dit_projection algorithm=imitation \
+  algorithm.expert=threshold algorithm.setting=0.4 algorithm.block_length=2 algorithm.only_correct=true training.batch_size=16 \
+  training.n_iters=2 training.log_freq=1 eval.batch_size=16 sampling.temperature=0 eval.action=bernoulli_argmax \
+  wandb.mode=disabled run_dir=RUNS/ontrack
 python run_train_policy.py resume=RUNS/grpo training.n_iters=3
+$TRAIN run_dir=RUNS/ppo algorithm=ppo resume=auto
+$TRAIN run_dir=file://RUNS/bucket
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
+accelerate launch --config_file configs/accelerate/cpu.yaml $TRAIN run_dir=RUNS/launched
 # Evaluation
 $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
 $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
   --save_path RUNS/policy
+$EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \
+  --temperature_policy 1.0 --output_dir RUNS/one
 $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
 $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
 $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
 $EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --save_path RUNS/random
+$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --guidance 0.5 --save_path RUNS/guided
+$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --confidence_eos_eot_inf --save_path RUNS/ends_last
+$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
 torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
 python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
 python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
-  --tasks unmask_rolling --include_path tests/evaluation/tasks --limit 2
+  --tasks unmask_rolling,unmask_generate,unmask_choice --include_path tests/evaluation/tasks --limit 2
 # The model itself
 python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \
   wandb.mode=disabled run_dir=RUNS/rl
@@ -71,12 +83,13 @@ LAST = 8  # lines of each that are kept
 def ran(command: str, runs: Path) -> tuple[int, float, list[str]]:
     """(status, seconds, last lines) of a command, in this environment."""
     for name, long in SHORT.items():
-        command = command.replace(name, long.removeprefix("python ") if command.startswith("torchrun") else long)
+        launched = command.startswith(("torchrun", "accelerate"))
+        command = command.replace(name, long.removeprefix("python ") if launched else long)
     words = shlex.split(command.replace("RUNS", str(runs)))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PATH": path, "COLUMNS": "110"})
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in (done.stderr + done.stdout).splitlines()]
     lines = [line.replace(str(runs), "RUNS") for line in lines if line and not line.startswith(("wandb:", "W1"))]
     return done.returncode, time.perf_counter() - started, lines[-LAST:]
 

@@ -37,6 +37,7 @@ from twist.model import load_twist
 from twist.paths import rows_of
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
+from twist.tail import with_tail
 from twist.targets import RewardTarget
 
 COUNTS = (1, 2, 8, 32, 128, 512)
@@ -54,14 +55,18 @@ def loaded(path: str) -> tuple[Source, Posterior, str]:
     """What a run learnt, the exact samples of its target, and the method that it learnt by."""
     config = OmegaConf.load(File(path) / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
-    model, _ = load_model(shipped(config.dlm.path))
+    model = with_tail(load_model(shipped(config.dlm.path))[0], config.target)
     twist, about = load_twist(twist_directory(path), model)
     source = build_source(config, model, twist)
     file = File(config.posterior.path or File(path) / POSTERIOR)
     if file.is_file():
         return source, load_posterior(file, origin_of(config, source)), about["method"]
     posterior = config.posterior  # of a run that came without its exact samples
-    return source, collect_posterior(source, posterior.count, posterior.batch, config.seed, posterior.most), about["method"]
+    return (
+        source,
+        collect_posterior(source, posterior.count, posterior.batch, config.seed, posterior.most),
+        about["method"],
+    )
 
 
 def steered(source: Source, samples: int, particles: int, seed: int, exact: Path | None) -> Particles:

@@ -30,9 +30,15 @@ from twist.evaluate import sandwich
 LENGTH = 10
 METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
 TASKS = {
-    "infilling": ["target=infilling", "target.tokens=2", "training.particles=10", "training.batch_size=50"],
+    "infilling": [
+        "target=infilling",
+        "target.tokens=2",
+        "training.particles=10",
+        "training.batch_size=50",
+        "optim.schedule=cosine",
+    ],
     "sentiment": ["target=vader", "training.batch_size=50"],
-    "masked": ["dlm=stories", "target=vader", "training.batch_size=32", "optim.schedule=cosine"],
+    "masked": ["dlm=stories", "target=vader", "training.batch_size=32"],
 }
 # Chosen by --sweep, for each task and method.
 RATES = {

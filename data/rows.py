@@ -51,7 +51,7 @@ def text_tokenizer(data: DictConfig):
             texts = load_texts(data.train, "train", data.cache_dir)["text"]
         return train_bpe(texts, int(data.tokenizer[4:]))
     try:
-        return AutoTokenizer.from_pretrained(data.tokenizer)
+        return AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"data.tokenizer={data.tokenizer} is neither a directory with tokenizer.json nor a hub id that can be reached"

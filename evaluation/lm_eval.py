@@ -6,8 +6,8 @@
 block_length, cache, policy.path, policy.action, ...); samples, seed: of the likelihood bound;
 record=FILE: a line of JSON for each log-likelihood, with its standard error.
 
-* generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string.
-  Temperature: that of --model_args, else the task's.
+* generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string and
+  before the first end of sequence or of turn. Temperature: that of --model_args, else the task's.
 * loglikelihood, loglikelihood_rolling: exact for causal models, else a lower bound by Monte Carlo (evaluation/likelihood.py).
   Bounds are looser or tighter from text to text: they rank choices only as well as the standard error and that slack allow.
 * is_greedy: whether decoding by the strategy at temperature 0, without blocks, writes exactly this text (the most likely next
@@ -32,6 +32,7 @@ from evaluation.decoding import Decoding
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
 from policy.build import build_strategy, shipped
+from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from training.usage import check_device, composed, exit_on_bad_input
@@ -211,7 +212,7 @@ class UnmaskLM(TemplateLM):
                 prompts = left_padded(self.model, shown, length)
                 samples = self._decode(prompts, length, float(temperature), part)
                 for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
-                    text = self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id))
+                    text = before_end(self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id)))
                     out[number] = postprocess_generated_text(text, asked["until"], None)
                     self.cache_hook.add_partial("generate_until", arguments[number], out[number])
         return out

@@ -55,8 +55,8 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
     else:
         source, options = name, {"cache_dir": cache_dir}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise JudgeMissing(
             f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "

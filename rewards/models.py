@@ -320,8 +320,8 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
             f"{path} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
         )
     try:
-        model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         known = ", ".join(PACKAGED)
         first = str(error).splitlines()[0]

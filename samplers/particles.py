@@ -64,7 +64,7 @@ class Weights:
             wrong = int((self.log.isnan() | (self.log == torch.inf)).sum())
             raise FloatingPointError(
                 f"step {step}: the log potential of {wrong} of {self.log.numel()} particles is NaN or +inf; check the twist or "
-                "the reward on such text"
+                "the reward on such text, take more particles, or temper the potential (a smaller beta)"
             )
         dead = (self.log == -torch.inf).all(1)
         if bool(dead.any()):

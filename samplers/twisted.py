@@ -1,4 +1,5 @@
-"""Proposals that a twist bends: q(token) is p(token) psi(state with it), normalised.
+"""Proposals that a twist bends: q(token) is p(token) psi(state with it)^b, normalised; b is 1, or tempers the proposal. Weights
+are exact at any b: they hold p / q and psi itself.
 
 `TwistedTokens`: positions as a rule says, each token by its own twisted law (of a causal model: the twist-induced proposal of
 2404.17546). `TwistedJoint`: of a masked model that writes one position a step, position and token together, normalised over
@@ -31,7 +32,7 @@ def refuse_greedy(rule: TokenRule) -> None:
 
 @dataclass
 class Bent:
-    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi."""
+    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi^exponent."""
 
     token: Int[Tensor, "read"]
     log_psi: Float64[Tensor, "read"]
@@ -40,10 +41,10 @@ class Bent:
 
 def bend(
     observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
-    given: Given | None = None, bent: bool = True,
+    given: Given | None = None, exponent: float = 1.0,
 ) -> Bent:  # fmt: skip
-    """Draw a token at each place from p psi (not bent: from p); draws: None draws none, for the mass alone. given: rows that
-    write what is given."""
+    """Draw a token at each place from p psi^exponent; draws: None draws none, for the mass alone. given: rows that write what is
+    given."""
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True
@@ -53,7 +54,7 @@ def bend(
         logits = rule(environment.logits(states))
         log_psi = tilt(states, row)
         log_total = logits.logsumexp(1)
-        law = logits.add_(log_psi) if bent else logits
+        law = logits.add_(log_psi, alpha=exponent) if exponent else logits  # 0 times a log psi of -inf is no number
         log_mass = (law.logsumexp(1) - log_total).double()
         if draws is None:
             token, chosen = torch.zeros_like(row), torch.zeros_like(log_mass)
@@ -74,13 +75,14 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 @dataclass
 class TwistedTokens:
     """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
-    twist of the token written, which needs that no row writes two at once. Not bent: tokens are the rule's, weighed by psi."""
+    twist of the token written, which needs that no row writes two at once. exponent: of psi in the tokens' law; 0: tokens are the
+    rule's, weighed by psi."""
 
     where: Unmasker
     what: TokenRule
     tilt: Tilt
     reads_state: bool = False
-    bent: bool = True
+    exponent: float = 1.0
 
     def __post_init__(self):
         refuse_greedy(self.what)
@@ -100,23 +102,24 @@ class TwistedTokens:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
             decision = Decision(order, observation.tokens, log_where, zeros.float())
             return Proposed(decision, zeros, None if self.reads_state else zeros)
-        bent = bend(observation, place, self.what, self.tilt, draws, given, self.bent)
+        bent = bend(observation, place, self.what, self.tilt, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
         log_ratio = torch.zeros_like(log_psi)
-        if self.bent:
-            log_ratio = _of_rows(bent.log_mass - bent.log_psi, place[:, 0], rows)
+        if self.exponent:
+            log_ratio = _of_rows(bent.log_mass - self.exponent * bent.log_psi, place[:, 0], rows)
         decision = Decision(order, tokens, log_where, torch.zeros_like(log_where))
         return Proposed(decision, log_ratio, None if self.reads_state else log_psi)
 
 
 @dataclass
 class TwistedJoint:
-    """One position a step, drawn with its token from p(token at i) psi(state with it) over all that may be written."""
+    """One position a step, drawn with its token from p(token at i) psi(state with it)^exponent over all that may be written."""
 
     what: TokenRule
     tilt: Tilt
+    exponent: float = 1.0
 
     def __post_init__(self):
         refuse_greedy(self.what)
@@ -124,7 +127,8 @@ class TwistedJoint:
     def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
         writable = observation.writable
         mass = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
-        mass[writable] = bend(observation, writable.nonzero(), self.what, self.tilt, None).log_mass
+        every = writable.nonzero()
+        mass[writable] = bend(observation, every, self.what, self.tilt, None, exponent=self.exponent).log_mass
         active = writable.any(1).nonzero().squeeze(1)
         position = draws.categorical(
             mass[active],
@@ -138,11 +142,13 @@ class TwistedJoint:
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
         place = (order > 0).nonzero()
-        bent = bend(observation, place, self.what, self.tilt, draws, given)
+        bent = bend(observation, place, self.what, self.tilt, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], len(order))
         log_mass = mass[active].logsumexp(1) - writable[active].sum(1).double().log()
-        log_ratio = _of_rows(log_mass, active, len(order)) - log_psi
+        log_ratio = _of_rows(log_mass, active, len(order))
+        if self.exponent:
+            log_ratio = log_ratio - self.exponent * log_psi
         zeros = torch.zeros(len(order), device=order.device)
         return Proposed(Decision(order, tokens, zeros, zeros), log_ratio, log_psi)

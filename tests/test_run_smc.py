@@ -7,6 +7,7 @@ import torch
 
 import run_sample
 import twist.sampling
+import twist.targets
 from data.text import train_bpe
 from load_model import build_model, load_model, save_model
 from tests.test_run_sample import LLAMA, NOISE, SENTENCES, SHAPE, draw
@@ -20,6 +21,7 @@ TWISTS = {  # name: (model, settings, method, target)
     "dpg": ("causal", {}, "dpg", CONTINUES),
     "class": ("causal", {"condition": "class", "classes": 3}, "rl", CONTINUES),
     "vocabulary": ("masked", {}, "ctl", {"kind": "latex"}),
+    "reward": ("masked", {}, "ctl", {"kind": "reward", "reward": "any"}),
     "state": ("masked", {"state": True, "trunk": "separate"}, "ctl", {"kind": "latex"}),
 }
 
@@ -77,6 +79,28 @@ def test_twists_are_sampled_from(twists, name, argv):
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.parametrize("words", [["--suffix", " a ball"], ["--template", "The cat[MASK:2] saw[MASK:2]"]], ids=str)
+def test_what_stands_behind_the_first_mask_is_text_and_no_prompt(twists, words, monkeypatch):
+    read = []
+
+    def text_reward(name, model, prompt):
+        def score(tokens):
+            read.extend(model.tokenizer.batch_decode(tokens[:, :prompt]))
+            return -tokens[:, prompt:].float().mean(1)
+
+        return score
+
+    monkeypatch.setattr(twist.targets, "text_reward", text_reward)
+    _, texts, _ = draw("--strategy", "twisted_smc", "--twist", twists["reward"], "--num_samples", "2", *words)
+    assert set(read) == {"The cat"} and all(text.startswith("The cat") for text in texts)
+
+
+def test_a_tempered_proposal_keeps_to_the_same_target(twists):
+    words = ["--strategy", "twisted_smc", "--twist", twists["vocabulary"], "--num_samples", "2"]
+    whole, half, none = (draw(*words, f"sampler.smc.exponent={exponent}")[2]["log_z"] for exponent in (1, 0.5, 0))
+    assert whole != half != none and all(len(values) == 2 for values in (whole, half, none))
+
+
 @pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 @pytest.mark.parametrize("model", ["masked", "causal"])
 def test_strategies_are_steered(twists, happy, model, potential):
@@ -130,6 +154,10 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
     (["--twist", "causal twist", "sampler.smc.unmask=random"], "strategy 'random' needs a masked model"),
     (["--twist", "causal twist", "sampler.temperature=0"], "temperature 0 has none"),
     (["--twist", "causal twist", "sampler.stop=true"], "compared at one length"),
+    (["--twist", "vocabulary", "sampler.guidance=1"], "the twist reads one; leave sampler.guidance out"),
+    (["--twist", "vocabulary", "sampler.budget=2"], "writes one position a step, whatever sampler.budget=2 is"),
+    (["--twist", "vocabulary", "sampler.smc.exponent=-1"], "exponent=-1 must be a number of at least 0"),
+    (["--twist", "vocabulary", "sampler.smc.exponent=0.5", "sampler.smc.proposal=base"], "proposal base is not bent"),
     (["--twist", "vocabulary", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "2"], "writes 2 at once"),
 ], ids=str)  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(twists, argv, message):

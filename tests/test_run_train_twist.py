@@ -71,6 +71,7 @@ def test_every_method_with_all_that_may_stand_for_the_target(method, positives, 
     of_smc = {bound for bound in kinds if bound[1] == "smc"}
     assert len(kinds - of_smc) == 2 and len(of_smc) == (0 if method in ("dpg", "ppo") else 2)
     assert all(bound["upper"] is not None for bound in last["bounds"])
+    assert (last["log_z_by"] == "pairs") == (kind == "infilling")
     assert saved(directory)["updates"] == (4 if method == "ppo" else 1)
     twist, about = load_twist(directory / "twist", model_of(tiny[kind]))
     assert about["method"] == method and twist.settings["bounded"] == (method == "fudge")
@@ -91,8 +92,9 @@ def test_a_class_that_is_told_with_each_text(method, kind, tiny, tmp_path):
     assert given.shape == (6,) and set(given.tolist()) <= {0, 1}
     texts = [file.read_text() for file in (directory / "samples" / "iter_1").glob("sample_*.txt")]
     assert len(texts) == 2
-    with pytest.raises(ValueError, match="target.beta=2.0: exact samples of the target exist at beta=1 only"):
-        run(tmp_path / "other", *words, f"method={method}", "target.beta=2.0", "posterior.count=0")
+    if method != "ppo":  # which learns from its own samples
+        with pytest.raises(ValueError, match="target.beta=2.0: text and what it is conditioned on are exact samples"):
+            run(tmp_path / "other", *words, f"method={method}", "target.beta=2.0", "posterior.count=0")
 
 
 @pytest.mark.parametrize("method", ["ctl", "rl", "sixo", "fudge"])
@@ -172,6 +174,20 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(method, tiny, tmp_path, monke
     assert_equal({k: v for k, v in one.items() if k != "run"}, {k: v for k, v in other.items() if k != "run"})
 
 
+def test_a_run_that_has_ended_goes_on_by_epochs(tiny, tmp_path, capsys):
+    words = [*QUICK, *tiny["class"], "method=dpg", "eval.particles=[2]"]
+    whole = run(tmp_path / "whole", *words, "training.epochs=3")
+    ended = run(tmp_path / "ended", *words)
+    capsys.readouterr()
+    run(ended, "resume=RUN")
+    assert "already at step 4 of 4; training.epochs=N goes further" in capsys.readouterr().out
+    again = run(ended, "resume=RUN", "training.epochs=3")
+    assert saved(again)["step"] == 6 and evaluations(again) == evaluations(whole)
+    assert_equal(*(load_file(directory / "twist" / "model.safetensors") for directory in (again, whole)))
+    with pytest.raises(ValueError, match="training.n_iters=9 follows from training.epochs .* give training.epochs=N"):
+        run(ended, "resume=RUN", "training.n_iters=9")
+
+
 def test_a_twist_is_gone_on_with(tiny, tmp_path):
     first = run(tmp_path / "first", *QUICK, *tiny["infilling"], *FEW, "method=dpg")
     more = [*QUICK, *tiny["infilling"], *FEW, f"init={first}"]
@@ -179,10 +195,14 @@ def test_a_twist_is_gone_on_with(tiny, tmp_path):
     assert [entry["updates"] for entry in evaluations(second)] == [0]
     one, other = (load_file(directory / "twist" / "model.safetensors") for directory in (first, second))
     assert_equal(one, other)
+    with pytest.raises(ValueError, match="learnt by dpg, whose twist is a proposal and no weight.* or give method=dpg"):
+        run(tmp_path / "renamed", *more, "method=sixo")  # its particles would be resampled at the first evaluation
+    third = run(tmp_path / "ppo", *more, "method=ppo")
+    assert load_twist(third / "twist", model_of(tiny["infilling"]))[1]["method"] == "ppo"
     with pytest.raises(ValueError, match="learnt by dpg, and training.epochs=0 trains it no further; give method=dpg"):
-        run(tmp_path / "renamed", *more, "method=sixo", "training.epochs=0")  # its particles would be resampled
-    third = run(tmp_path / "sixo", *more, "method=sixo")
-    assert load_twist(third / "twist", model_of(tiny["infilling"]))[1]["method"] == "sixo"
+        run(tmp_path / "untrained", *more, "method=ppo", "training.epochs=0")
+    with pytest.raises(ValueError, match="of another shape than is asked for; give twist.trunk=own twist.layers=2$"):
+        run(tmp_path / "shape", *more, "method=dpg", "twist.trunk=separate", "twist.layers=3")
     with pytest.raises(
         ValueError, match="was learnt by dpg for infilling and is told tokens: not the head of method=fudge"
     ):
@@ -216,6 +236,18 @@ def test_a_target_that_is_too_rare_is_given_up(tiny, tmp_path):
         run(tmp_path / "run", *QUICK, *tiny["class"], "mode=collect", "posterior.count=600", "posterior.most=20")
 
 
+def test_infilling_at_another_beta_has_lower_bounds_alone(tiny, tmp_path):
+    words = [*QUICK, *tiny["infilling"], *FEW, "target.beta=2", "method=ctl", "training.particles=4"]
+    with pytest.raises(
+        ValueError, match="exact samples of the target at beta=1 only, and positives=csmc .* positives=sis, smc"
+    ):
+        run(tmp_path / "refused", *words, "posterior.count=0")
+    with pytest.raises(ValueError, match="exact samples of the target exist at beta=1 only, .* posterior.count=0"):
+        run(tmp_path / "exact", *words, "positives=sis")
+    last = evaluations(run(tmp_path / "run", *words, "positives=sis", "posterior.count=0"))[-1]
+    assert all(bound["upper"] is None for bound in last["bounds"]) and last["log_z"] is None and "f" in last
+
+
 def test_another_beta_has_lower_bounds_alone(tiny, tmp_path):
     words = [*QUICK, *tiny["class"], *FEW, "target.beta=3.0"]
     with pytest.raises(
@@ -242,6 +274,9 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     assert told.count("the model | ") == told.count(" dpg | ") == told.count(" ctl | ") == 3
     lines = [json.loads(line) for line in (shown / "samples" / "iter_0" / "samples.jsonl").read_text().splitlines()]
     assert [line["method"] for line in lines] == ["dpg"] * 3 + ["ctl"] * 3 and len(lines[0]["text"]) >= 3
+    other = causal(tmp_path / "other", spread=1.0)
+    with pytest.raises(ValueError, match="was learnt on other weights than those of"):
+        run(tmp_path / "of another", *words, f"dlm.path={other}", "mode=samples", f"compare=[{runs[0]}]")
     rows = report(argparse.Namespace(runs=runs, out=tmp_path / "report", log_z=None))
     assert [row["method"] for row in rows] == ["CTL", "DPG"]
 
@@ -275,9 +310,9 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("class", ["eval.log_z=x"], "eval.log_z=x must be a finite number"),
     ("class", ["target.beta=x"], "target.beta=x must be a finite number"),
     ("class", ["twist.layers=2", "twist.multiplier=0"], "twist.multiplier=0 must be above 0"),
-    ("infilling", ["target.beta=2", "posterior.count=0", "method=dpg"], "target.beta=2.0: exact samples of the target exist at beta=1"),
+    ("infilling", ["target.beta=2", "posterior.count=0", "method=dpg"], "at beta=1 only, and positives=exact learns from them; give posterior.count=0 and positives=sis"),
     ("infilling", ["mode=samples", "compare=RUN"], "give compare=.RUN,RUN., in brackets"),
-    ("infilling", ["dlm=stories", "method=dpg"], "target.kind=infilling asks a causal model what follows a text, and this one is masked"),
+    ("infilling", ["dlm=stories", "method=dpg", "+target.form=prob"], "target.form=prob needs a causal model, and this one is masked"),
 ])  # fmt: skip
 def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
     model = [] if "dlm=stories" in words else tiny[kind]

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "wandb.mode",
     "training.log_freq",
 )  # on resume; anything else is another run
+MAY_CHANGE_TOO = {"train_twist": "training.epochs"}  # of a configuration whose n_iters follows from it
 PLACES = ("run_dir", "resume")  # say where a run is, not what it is
 
 
@@ -38,8 +39,9 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     """The configuration to run: `config` itself, or, where `resume` names a run, the one that run was started with; keys that did
     not exist then have today's values. name: of the configuration, train_policy or train_dlm.
 
-    Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE`. resume=auto goes on with the run
-    that is in run_dir, and begins one there where there is none. Raises ValueError that lists the differences.
+    Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE` and `MAY_CHANGE_TOO`. resume=auto
+    goes on with the run that is in run_dir, and begins one there where there is none. Raises ValueError that lists the
+    differences.
     """
     if config.resume == "auto":
         if not config.run_dir:
@@ -80,7 +82,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
                 differences.append(f"the run was not started with {override}")
             continue
         asked, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
-        if key in MAY_CHANGE:
+        if key in (*MAY_CHANGE, MAY_CHANGE_TOO.get(name)):
             OmegaConf.update(saved, key, asked, merge=False)
         elif asked != was:
             differences.append(f"{key}: the run has {was!r}, the command asks for {asked!r}")
@@ -251,9 +253,8 @@ class Run:
                 f"or copy the newest of {place}/checkpoints there"
             )
         if state["step"] >= self.config.training.n_iters:
-            self.say(
-                f"already at step {state['step']} of {self.config.training.n_iters}; training.n_iters=N goes further"
-            )
+            further = "training.epochs" if holds == "twist" else "training.n_iters"
+            self.say(f"already at step {state['step']} of {self.config.training.n_iters}; {further}=N goes further")
         return state
 
     def stop(self, step: int) -> None:

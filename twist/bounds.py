@@ -8,8 +8,9 @@ and with K particles both sides close in: the log of the mean weight (IWAE), or 
 the same with one exact sample of sigma among the particles from above. Exact samples come from rejection: a sample of p is kept
 with probability phi, which needs phi <= 1; a file of them says what they are of, and is refused by anything else.
 
-What differs from the paper: any potential that stays below 1 has exact samples (its samplers draw classes); intervals of each KL.
-As there, upper bounds are of beta = 1 alone, where phi is a probability of something that can be observed.
+What differs from the paper: any potential that stays below 1 has exact samples (its samplers draw classes), that of a reward at
+any beta; intervals of each KL. As there, upper bounds of classes and of what follows are of beta = 1 alone, where phi is a
+probability of something that can be observed.
 """
 
 from __future__ import annotations
@@ -51,6 +52,17 @@ class Estimate:
         ends = sorted((by + sign * self.low, by + sign * self.high))
         return Estimate(by + sign * self.value, *ends)
 
+    def wider(self, by: float) -> Estimate:
+        """With an interval that is `by` longer at each end."""
+        return Estimate(self.value, self.low - by, self.high + by)
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """Of means over samples that are independent."""
+    half = math.hypot(one.high - one.value, other.high - other.value)
+    value = one.value - other.value
+    return Estimate(value, value - half, value + half)
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -65,9 +77,13 @@ class Bounds:
         return float(self.upper.mean() - self.lower.mean())
 
     @property
-    def midpoint(self) -> float:
+    def midpoints(self) -> Float64[Tensor, "sweep"]:
         assert self.upper is not None
-        return float(self.upper.mean() + self.lower.mean()) / 2
+        return (self.upper + self.lower) / 2
+
+    @property
+    def midpoint(self) -> float:
+        return float(self.midpoints.mean())
 
 
 def log_mean_weight(log_weight: Float64[Tensor, "sweep particle"]) -> Float64[Tensor, "sweep"]:
@@ -98,7 +114,7 @@ def kl_both_ways(f: Estimate, g: Estimate, log_z: float) -> tuple[Estimate, Esti
 
 
 def check_upper(beta: float) -> None:
-    """Refuse upper bounds, and what rests on them, where there are no exact samples. Raises ValueError."""
+    """Refuse upper bounds, and what rests on them, of a target that has exact samples at beta = 1 alone. Raises ValueError."""
     if beta != 1:
         raise ValueError(
             f"target.beta={beta}: exact samples of the target exist at beta=1 only, and without them there is no upper bound on "

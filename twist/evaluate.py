@@ -3,7 +3,8 @@
 The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling
 and by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and
 with the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has
-one of its own, and everything is a mean over them.
+one of its own, everything is a mean over them, and log Z, which differs by nats from one to the next, is bounded for every exact
+sample at PARTICLES_A_PAIR.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from jaxtyping import Float64
 from omegaconf import DictConfig
 from torch import Tensor
 
-from twist.bounds import Bounds, Estimate, Posterior, closest, importance_bounds, kl_both_ways
+from twist.bounds import Bounds, Estimate, Posterior, closest, difference, importance_bounds, kl_both_ways
 from twist.learning import PROPOSAL_ONLY, final_log_weight
 from twist.paths import path_densities, rows_of
 from twist.sweeps import PROPOSALS, Source
 
 ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
+PARTICLES_A_PAIR = 32  # at most, for log Z over all exact pairs: the mean is over thousands of them
 
 
 @torch.no_grad()
@@ -84,6 +86,12 @@ def sandwich(
     return found
 
 
+def bounds_of_pairs(source: Source, posterior: Posterior, particles: int, seed: int) -> Bounds:
+    """By importance sampling, on log Z of what each exact sample is conditioned on, by a few particles."""
+    few = min(particles, PARTICLES_A_PAIR)
+    return sandwich(source, posterior, few, len(posterior), "twist", False, seed)["iwae"]
+
+
 def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, method: str, seed: int) -> dict:
     """One record. config: of the evaluation (`eval`); method: of the twist, which says whether particles may be resampled;
     posterior: exact samples, None where there are none (beta is not 1)."""
@@ -106,13 +114,22 @@ def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, me
                 midpoints = found
     log_z, by = config.log_z, "given"
     if log_z is None:
+        if posterior is not None and source.conditional and config.sweeps < len(posterior):
+            midpoints = {"pairs": bounds_of_pairs(source, posterior, max(config.particles), seed)}
         by = closest(midpoints)
         log_z = None if by is None else midpoints[by].midpoint
     record |= {"log_z": log_z, "log_z_by": None if log_z is None else by}
     if posterior is None or log_z is None:
         return record
-    g = Estimate.of(exact_log_weights(source, posterior))
+    of_exact = exact_log_weights(source, posterior)
+    g = Estimate.of(of_exact)
     forward, backward = kl_both_ways(f, g, log_z)
+    if by == "pairs":  # F is over other conditions than log Z, G over the same
+        pairs = midpoints[by]
+        unknown = pairs.gap / 2  # log Z is anywhere between the bounds
+        forward = difference(Estimate.of(pairs.midpoints), f).wider(unknown)
+        backward = Estimate.of(of_exact - pairs.midpoints).wider(unknown)
+        record["log_z_pairs"] = {side: asdict(Estimate.of(getattr(pairs, side))) for side in ("lower", "upper")}
     return record | {"g": asdict(g), "kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
 
 

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM
 from training.usage import readable
+from twist.bounds import model_digest
 from twist.heads import TwistHead
 
 TRUNKS = ("own", "separate", "lora")
@@ -213,6 +214,7 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
     trunk = copy.deepcopy(model, dict(shared))
     model.tokenizer = tokenizer
     if rank is None:
+        trunk.float()  # what is trained, whatever the model is read in
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(not any(part in name for part in HEADS))
         return trunk
@@ -227,6 +229,9 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
     linear = [name for name, module in trunk.backbone.named_modules()
               if isinstance(module, nn.Linear | Conv1D) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), trunk.backbone)
+    for parameter in trunk.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return trunk
 
 
@@ -264,15 +269,22 @@ def densities(
     return log_p.detach(), log_psi, log_mass
 
 
+def digests(model: MaskedLM) -> dict[str, str]:
+    """Of the model's weights, by the type that they were read in: in another one they are other numbers."""
+    stored = str(next(model.backbone.parameters()).dtype).removeprefix("torch.")
+    return {stored: model_digest(model.backbone)}
+
+
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
-    """model.safetensors (what is trained) and config.json: settings of the twist, and `about` what it was learnt for: `model`,
-    `method`, `target` and so on. Weights are moved into place when complete."""
+    """model.safetensors (what is trained) and config.json: settings of the twist, the digest of its model, and `about` what it
+    was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
     save_file(weights, directory / "model.safetensors.part", {"format": "pt"})
     (directory / "model.safetensors.part").replace(directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps({"twist": twist.settings, **about}, indent=2) + "\n")
+    known = {"twist": twist.settings, "digest": digests(twist.model), **about}
+    (directory / "config.json").write_text(json.dumps(known, indent=2) + "\n")
 
 
 def read_about(directory: str | Path) -> dict:
@@ -299,6 +311,12 @@ def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict
         raise ValueError(
             f"the twist {directory} does not fit the model {model.model_id}: {', '.join(wrong[:3])} ({len(wrong)} in all); it "
             f"was learnt on {about.get('model')}, so sample from that"
+        )
+    known = about.get("digest", {})  # of a twist that was saved before there was one: nothing
+    if any(known.get(stored, digest) != digest for stored, digest in digests(model).items()):
+        raise ValueError(
+            f"the twist {directory} was learnt on other weights than those of {model.model_id}: of {about.get('model')} as it "
+            "was then; give that model"
         )
     twist.load_state_dict(state, strict=False)
     return twist.requires_grad_(False).eval().to(next(model.parameters()).device), about

@@ -29,6 +29,7 @@ from samplers.twisted import TwistedJoint, TwistedTokens
 from twist.learning import check_resampling
 from twist.model import TwistModel, load_twist, read_about
 from twist.potential import TwistPotential
+from twist.tail import BeforeTail, with_tail
 from twist.targets import Target, build_target, check_continuation, text_reward
 
 FILTERS = ("twisted_smc", "fk")
@@ -43,6 +44,12 @@ def check_smc(settings: DictConfig) -> None:
             raise ValueError(f"sampler.smc.{key}={settings[key]} must be a whole number of at least 1; change it")
     if not isinstance(settings.scale, int | float) or not math.isfinite(settings.scale):
         raise ValueError(f"sampler.smc.scale={settings.scale} must be a number; change it")
+    if not isinstance(settings.exponent, int | float) or not 0 <= settings.exponent < math.inf:
+        raise ValueError(f"sampler.smc.exponent={settings.exponent} must be a number of at least 0; change it")
+    if settings.proposal == "base" and settings.exponent != 1:
+        raise ValueError(
+            f"proposal base is not bent by the twist, and sampler.smc.exponent={settings.exponent} says how much; leave one out"
+        )
     known = {"resample": RESAMPLE, "scheme": tuple(SCHEMES), "pick": PICKS, "proposal": (None, *PROPOSALS)}
     for key, values in known.items():
         if settings[key] not in values:
@@ -114,12 +121,19 @@ def build_filter(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "posit
         raise ValueError("particles are compared at one length; leave sampler.stop out")
     if config.sampler.strategy == "fk":
         return _steered(config, model, canvas)
+    if config.sampler.guidance != 0:
+        raise ValueError(
+            f"sampler.guidance={config.sampler.guidance} mixes two hidden states of each canvas, and the twist reads one; leave "
+            "sampler.guidance out"
+        )
+    model = with_tail(model, read_about(twist_directory(smc.twist))["target"])
     twist, about = load_twist(twist_directory(smc.twist), model)
     if smc.resample != "never":
         check_resampling(str(about.get("method")), smc.twist)
-    written = int((canvas == model.mask_id).sum())
-    target = build_target(about["target"], model, len(canvas) - written, written)
-    given = _given(config, model, about, len(canvas) - written, written)
+    masks = (canvas == model.mask_id).nonzero().squeeze(1)
+    prompt, written = int(masks[0]), len(masks)  # what stands behind the first mask is part of the text
+    target = build_target(about["target"], model, prompt, written)
+    given = _given(config, model, about, prompt, written)
     return _twisted(config, model, twist, target, given)
 
 
@@ -166,6 +180,11 @@ def _twisted(
             + ("the model is causal" if model.causal else f"sampler.smc.unmask={smc.unmask} does")
             + "; use sampler.smc.proposal=tokens"
         )
+    if kind == "joint" and config.sampler.budget is not None:
+        raise ValueError(
+            f"proposal joint writes one position a step, whatever sampler.budget={config.sampler.budget} is; leave it out, "
+            "or use sampler.smc.proposal=tokens with a twist that has a state head"
+        )
     # Several a step: as many of each particle, whose states then compare whatever the learnt psi leaves open of a step.
     strategy = _base(config, model, "leftmost" if model.causal else "random" if of_state else "first_hitting")
 
@@ -173,10 +192,11 @@ def _twisted(
         own = None if given is None else given.expand(samples, *given.shape)
         potential = TwistPotential(twist, target, smc.particles, own)
         if kind == "joint":
-            return TwistedJoint(strategy.what, potential.tilt), potential
+            return TwistedJoint(strategy.what, potential.tilt, float(smc.exponent)), potential
         if kind == "base" and of_state:
             return Plain(strategy), potential
-        return TwistedTokens(strategy.where, strategy.what, potential.tilt, of_state, bent=kind == "tokens"), potential
+        exponent = 0.0 if kind == "base" else float(smc.exponent)
+        return TwistedTokens(strategy.where, strategy.what, potential.tilt, of_state, exponent), potential
 
     parts(1)  # refuses what does not fit
     return ParticleFilter(twist.sampled(), parts, smc)
@@ -198,5 +218,5 @@ def _given(config: DictConfig, model: MaskedLM, about: dict, prompt: int, writte
     if not config.suffix:
         raise ValueError("this twist writes towards what follows; give it: --suffix TEXT")
     given = torch.tensor(model.tokenizer.encode(str(config.suffix), add_special_tokens=False), device=device)
-    check_continuation(model, prompt, written, len(given))
+    check_continuation(model.whole if isinstance(model, BeforeTail) else model, prompt, written, len(given))
     return given

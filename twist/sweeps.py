@@ -25,6 +25,7 @@ from twist.bounds import Posterior, accepted
 from twist.model import TwistModel
 from twist.paths import joined
 from twist.potential import TwistPotential
+from twist.tail import BeforeTail
 from twist.targets import ClassTarget, Target
 
 PROPOSALS = ("twist", "base")
@@ -90,7 +91,8 @@ class Source:
         """What p makes of canvases, and when."""
         if len(canvas) == 0:
             return Path(canvas, canvas)
-        environment = self._environment(self.model, self.length + self.condition)
+        steps = self.length + (self.condition if self.model.causal else 0)
+        environment = self._environment(self.model, steps)
         samples = sample(environment, self.reference, canvas, seed, first_row=first_row)
         return Path(samples.tokens, samples.written_at)
 
@@ -108,6 +110,14 @@ class Source:
             )
             zero = torch.zeros_like(number)
             return path, Draws(seed).categorical(self.target.log_probs(path.tokens), number, zero, zero, stream="pick")
+        if isinstance(self.model, BeforeTail):
+            path = self.prior(rows, seed, first_row)
+            environment = UnmaskingEnvironment(self.model.whole, self.condition)
+            canvas = F.pad(path.tokens, (0, self.condition), value=self.model.mask_id)
+            revealed = sample(
+                environment, Strategy(WHERE["leftmost"](), TokenRule()), canvas, seed, first_row=first_row
+            )
+            return path, revealed.tokens[:, -self.condition :]
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
         end = -self.condition
         return Path(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
@@ -118,7 +128,7 @@ class Source:
         if bool(log_phi.isnan().any()) or bool((log_phi == torch.inf).any()):
             raise FloatingPointError(
                 f"the log potential is NaN or +inf on {int((log_phi.isnan() | (log_phi == torch.inf)).sum())} of {len(log_phi)} "
-                "texts; check the classifier or the reward on such text"
+                "texts; check the classifier or the reward on such text, or temper the potential (a smaller target.beta)"
             )
         if bool((log_phi == -torch.inf).all()):
             raise FloatingPointError(
@@ -137,7 +147,7 @@ class Source:
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
         tilt, rule = potential.tilt, TokenRule()
-        one_at_a_time = TwistedTokens(self.reference.where, rule, tilt, bent=proposal == "twist")
+        one_at_a_time = TwistedTokens(self.reference.where, rule, tilt, exponent=1.0 if proposal == "twist" else 0.0)
         joint = proposal == "twist" and not self.model.causal  # position and token together
         chosen: Proposal = TwistedJoint(rule, tilt) if joint else one_at_a_time
         weights: list[Float64[Tensor, "row"]] = []

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
 from rewards.latex import is_valid, spans
+from twist.tail import BeforeTail
 
 FLOOR = 1e-16  # of a potential that is 0 or 1: in log space finite, so that a filter can go on
 CONTINUATIONS = ("log_prob", "prob", "posterior")
@@ -62,8 +64,8 @@ class Classifier:
 def load_classifier(path: str, device: torch.device, classes: int | None = None) -> Classifier:
     """A hub id or a directory; no remote code. classes: logits that it must have. ValueError where it has others."""
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the classifier {path} cannot be had ({str(error).splitlines()[0]}); give a directory with config.json, "
@@ -162,6 +164,31 @@ class ContinuationTarget:
         return self.beta * log_prob - own
 
 
+@dataclass
+class RevealedTarget:
+    """Of a masked model what follows the text, `text`, or of each row `given`: beta times the sum of log p of its tokens, which
+    are revealed from the left, each on the canvas as it then stands. A forward each."""
+
+    model: MaskedLM
+    text: Int[Tensor, "token"] | None = None
+    beta: float = 1.0
+
+    @torch.no_grad()
+    def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
+        follows = given if self.text is None else self.text.to(tokens.device).expand(len(tokens), -1)
+        assert follows is not None
+        canvas = F.pad(tokens, (0, follows.shape[1]), value=self.model.mask_id)
+        total = torch.zeros(len(tokens), device=tokens.device)
+        for column, token in enumerate(follows.unbind(1), tokens.shape[1]):
+            read = torch.zeros_like(canvas, dtype=torch.bool)
+            read[:, column] = True
+            hidden, size = self.model.hidden(canvas, read), self.model.chunk(canvas.device)
+            pieces = zip(hidden.split(size), token.split(size), strict=True)
+            total -= torch.cat([F.cross_entropy(self.model.head(h), t, reduction="none") for h, t in pieces])
+            canvas[:, column] = token
+        return self.beta * total
+
+
 def text_reward(
     name: str, model: MaskedLM, prompt: int
 ) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
@@ -233,13 +260,18 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
 
         return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
     if kind in ("infilling", "continuation"):
-        if not isinstance(model, CausalLM):
-            raise ValueError(
-                f"target.kind={kind} asks a causal model what follows a text, and this one is masked; use a causal one"
-            )
         form = settings.get("form", "log_prob")
         if form not in CONTINUATIONS:
             raise ValueError(f"target.form={form!r} is unknown; use one of {', '.join(CONTINUATIONS)}")
+        if isinstance(model, BeforeTail):
+            if form != "log_prob":
+                raise ValueError(f"target.form={form} needs a causal model, and this one is masked; use form=log_prob")
+            follows = None
+            if kind == "continuation":
+                follows = torch.tensor(model.tokenizer.encode(settings["text"], add_special_tokens=False))
+            check_continuation(model.whole, prompt, max(written, model.tail if follows is not None else 0), model.tail)
+            return RevealedTarget(model.whole, follows, beta)
+        assert isinstance(model, CausalLM)
         if kind == "infilling":
             check_continuation(model, prompt, written, settings["tokens"])
             return ContinuationTarget(model, None, beta, form, prompt)

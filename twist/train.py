@@ -50,9 +50,10 @@ POSITIVES = {  # of each method: what may stand for the target's samples; first 
     "rl": ("none", "exact", "sis", "smc", "csmc"),
     "sixo": ("smc", "exact", "sis", "csmc"),
     "fudge": ("none", "exact"),
-    "dpg": ("sis", "exact", "smc", "csmc"),
+    "dpg": ("sis", "exact"),  # particles would be resampled by its own twist
     "ppo": ("none", "none"),
 }
+FROM_EXACT = ("exact", "csmc")  # of these, those that need exact samples
 STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  # seeds of a step
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import run_train_dlm
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import CausalLM
 from dlm.observation import Decision
-from load_model import load_model
+from load_model import build_model, load_model, save_model
 from samplers.loop import Strategy, sample
 from samplers.where import Leftmost
 
@@ -26,6 +28,17 @@ KINDS = {
     # TinyStories' shape; the window of the local layer is shorter than a row
     "gpt_neo": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]],
                 "window_size": 4, "max_position_embeddings": 17},
+    # those that multiply, divide and bound what the head says
+    "cohere": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "max_position_embeddings": 17, "logit_scale": 0.25},
+    "granite": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "max_position_embeddings": 17, "logits_scaling": 3.0},
+    "gemma2": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 17, "sliding_window": 4,
+               "final_logit_softcapping": 2.0},
+    # those that name the length otherwise
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "seq_length": 17},
+    "mpt": {"d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 17},
 }  # fmt: skip
 
 
@@ -51,6 +64,46 @@ def test_a_saved_model_predicts_as_transformers_does(saved):
     with torch.no_grad():
         logits = known(input_ids=torch.cat((torch.full((3, 1), 3), tokens[:, :-1]), 1)).logits
     assert (model.log_probs(tokens) - logits.log_softmax(-1)).abs().max() < 1e-5
+
+
+def test_a_model_that_does_not_say_how_long_it_is_is_refused():
+    config = {"model_type": "bloom", **ENDS, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    with pytest.raises(ValueError, match="this bloom does not say how many positions it has; add seq_length"):
+        build_model(config, "float32", None)
+
+
+def test_a_frozen_model_is_kept_in_the_type_asked_for(saved):
+    """Frozen weights are the stored ones, rounded; hidden states are float32, since what is trained reads them."""
+    directory, known = saved
+    full, half = load_model(directory)[0], load_model(directory, dtype="bfloat16")[0]
+    stored = known.state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in full.backbone.state_dict().items())
+    for name, parameter in half.backbone.named_parameters():
+        assert torch.equal(parameter, stored[name].bfloat16())
+    assert {buffer.dtype for name, buffer in half.backbone.named_buffers() if "inv_freq" in name} <= {torch.float32}
+    tokens = torch.randint(31, (2, 16))
+    hidden = half.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert hidden.dtype == half.log_probs(tokens).dtype == torch.float32
+    assert (half.log_probs(tokens).exp() - full.log_probs(tokens).exp()).abs().mean() < 0.01
+
+
+def test_training_in_half_precision_keeps_weights_in_full(tmp_path):
+    """Updates of a millionth, which bfloat16 weights would lose."""
+    config = {"model_type": "llama", **ENDS, **KINDS["llama"], "max_position_embeddings": 43}
+    save_model(build_model(config, "float32", None)[0], config, tmp_path / "base")
+    overrides = [
+        f"init={tmp_path / 'base'}", f"run_dir={tmp_path / 'run'}", "data=chain", "data.valid_rows=2", "loss=ar", "device=cpu",
+        "model.dtype=bfloat16", "optim.lr=1e-6", "optim.warmup=0", "training.batch_size=4", "training.n_iters=1",
+        "eval.samples=1", "wandb.mode=disabled",
+    ]  # fmt: skip
+    with initialize_config_dir(str(Path(run_train_dlm.__file__).parent / "configs"), version_base=None):
+        run = run_train_dlm.main(compose("train_dlm", overrides=overrides), overrides)
+    trained = torch.load(run / "checkpoints" / "checkpoint_1.pth", weights_only=True)["model"]
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    moved = {name: float((trained[name] - tensor.float()).abs().mean()) for name, tensor in before.items()}
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert all(0 < size < 2e-6 for size in moved.values()), moved
+    assert {p.dtype for p in load_model(run, dtype="bfloat16")[0].parameters()} == {torch.bfloat16}
 
 
 def test_keys_and_values_are_exact(saved):

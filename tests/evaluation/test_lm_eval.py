@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,17 @@ def test_generation_is_that_of_the_sampler(harness):
         whole = lm.tokenizer.decode(harness.cut(written, lm.eot_token_id))
         assert text == whole.split(" the")[0].split("!")[0]
     assert any(" the" not in text for text in found)
+
+
+@pytest.mark.parametrize("turn", ["<|eot_id|>", "<|im_end|>"])
+def test_text_ends_at_the_end_of_a_turn(harness, monkeypatch, turn):
+    lm = harness.UnmaskLM(path="example/stories", device="cpu")
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": [turn]})
+    written = lm.tokenizer.encode(f" a girl.{turn} And a boy.")
+    monkeypatch.setattr(lm, "_decode", lambda prompts, *settings: SimpleNamespace(
+        tokens=torch.cat((prompts.canvas[:, : prompts.prompt_length], torch.tensor([written])), 1)))  # fmt: skip
+    asked = {"until": ["!"], "max_gen_toks": len(written)}
+    assert lm.generate_until(requests("generate_until", ("Once there was", asked))) == [" a girl."]
 
 
 def test_temperature_and_length_come_from_the_task_unless_they_are_given(harness):

@@ -106,8 +106,8 @@ def paths(model, name, steps):
     return found
 
 
-def case(kind, seed=0):
-    """(model, twist, name of the rule, steps, proposal) of a case."""
+def case(kind, seed=0, exponent=1.0):
+    """(model, twist, name of the rule, steps, proposal) of a case. exponent: of psi in twisted proposals."""
     causal, length = kind.startswith("causal"), 2
     table, psi = tables(2, length, seed)
     model = ExactLM(table, causal)
@@ -116,14 +116,20 @@ def case(kind, seed=0):
     if kind == "causal base":
         return model, twist, "leftmost", length, Plain(Strategy(WHERE["leftmost"](), rule))
     if kind == "causal twisted":
-        return model, twist, "leftmost", length, TwistedTokens(WHERE["leftmost"](), rule, twist.tilt)
+        return model, twist, "leftmost", length, TwistedTokens(WHERE["leftmost"](), rule, twist.tilt, False, exponent)
     if kind == "masked confidence":
         return model, twist, "confidence", length, Plain(Strategy(WHERE["confidence"](), rule))
     if kind == "masked all at once":
-        return model, twist, "confidence", 1, TwistedTokens(WHERE["confidence"](), rule, twist.tilt, reads_state=True)
+        return model, twist, "confidence", 1, TwistedTokens(WHERE["confidence"](), rule, twist.tilt, True, exponent)
     if kind == "masked any order":
-        return model, twist, "first_hitting", length, TwistedTokens(WHERE["first_hitting"](), rule, twist.tilt)
-    return model, twist, "first_hitting", length, TwistedJoint(rule, twist.tilt)
+        return (
+            model,
+            twist,
+            "first_hitting",
+            length,
+            TwistedTokens(WHERE["first_hitting"](), rule, twist.tilt, False, exponent),
+        )
+    return model, twist, "first_hitting", length, TwistedJoint(rule, twist.tilt, exponent)
 
 
 KINDS = ("causal base", "causal twisted", "masked confidence", "masked all at once", "masked any order", "masked joint")
@@ -167,8 +173,8 @@ def test_the_estimate_of_z_is_unbiased_over_every_draw(kind, resample, scheme, m
     ("causal twisted", "every"), ("masked confidence", "every"), ("masked all at once", "never"),
     *[slow(kind, resample) for kind in KINDS for resample in ("every", "ess", "never")],
 ])  # fmt: skip
-def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, resample, monkeypatch):
-    model, twist, name, steps, proposal = case(kind)
+def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, resample, monkeypatch, exponent=1.0):
+    model, twist, name, steps, proposal = case(kind, exponent=exponent)
     law = paths(model, name, steps)
     truth = exp(log_z_of(model, twist, law))
     total = 0.0
@@ -187,6 +193,50 @@ def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, 
         assert all(torch.equal(found.samples.written_at[0], given.written_at[0]) for _, found in runs)
         total += sigma * sum(q * exp(-float(found.log_z)) for q, found in runs)
     assert abs(total - 1 / truth) < 1e-12 / truth
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind, resample", [
+    ("causal twisted", "every"), ("masked joint", "never"), ("masked any order", "never"), ("masked all at once", "never"),
+    *[slow(kind, resample) for kind in KINDS if "base" not in kind and kind != "masked confidence"
+      for resample in ("every", "ess")],
+])  # fmt: skip
+def test_a_tempered_proposal_is_as_unbiased(kind, resample, exponent, monkeypatch):
+    """q of p psi^exponent: Zhat over every draw, and what each path was weighed by."""
+    model, twist, name, steps, proposal = case(kind, exponent=exponent)
+    law = paths(model, name, steps)
+    truth = exp(log_z_of(model, twist, law))
+
+    def run(draws, particles=2):
+        environment = UnmaskingEnvironment(model, steps)
+        return particle_filter(environment, proposal, twist, blank(model), particles, resample, draws=draws)
+
+    runs = every_run(run, monkeypatch)
+    assert abs(sum(p for p, _ in runs) - 1) < 1e-12
+    assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - truth) < 1e-12
+    for q, found in every_run(lambda draws: run(draws, 1), monkeypatch):
+        key = tuple(found.samples.tokens[0].tolist()), tuple(found.samples.written_at[0].tolist())
+        if resample == "never":
+            weight = exp(float(found.weights.log)) * q
+            assert weight == pytest.approx(
+                law[key] * exp(float(twist.psi[model.state(found.samples.tokens)])), rel=1e-9
+            )
+
+
+@pytest.mark.parametrize("exponent", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind, resample", [("causal twisted", "every"), ("masked joint", "never")])
+def test_a_tempered_proposal_is_unbiased_from_above_too(kind, resample, exponent, monkeypatch):
+    test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, resample, monkeypatch, exponent)
+
+
+def test_a_tempered_proposal_lies_between_the_model_and_the_twist():
+    """The likelier psi finds a text, the more the exponent gives it."""
+    means = []
+    for exponent in (0.0, 0.5, 1.0):
+        model, twist, _, steps, proposal = case("causal twisted", exponent=exponent)
+        found = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2000), 1, "never")
+        means.append(float(found.log_phi.mean()))
+    assert means[0] < means[1] < means[2]
 
 
 def optimal(model, psi, any_order):
@@ -307,7 +357,10 @@ def test_dead_particles_are_named_by_their_step():
     with pytest.raises(FloatingPointError, match="step 1: all 4 particles of 2 of 2 samples"):
         particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
     twist.psi = torch.where(torch.arange(9) % 3 == 2, 0.0, torch.nan)
-    with pytest.raises(FloatingPointError, match="step 2: the log potential of 8 of 8 particles is NaN"):
+    with pytest.raises(
+        FloatingPointError,
+        match="step 2: the log potential of 8 of 8 particles is NaN.* take more particles, or temper",
+    ):
         particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
     with pytest.raises(ValueError, match="compared at one length"):
         particle_filter(UnmaskingEnvironment(model, steps, stop_id=0), proposal, twist, blank(model), 4)

@@ -1,5 +1,7 @@
 """Twists on tiny transformers: one pass says what the steps say, what is saved is what is loaded, and what is refused."""
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -101,6 +103,20 @@ def test_what_is_saved_is_what_is_loaded(settings, tmp_path):
         assert torch.equal(twist.log_psi_all(tokens, 2, given), again.log_psi_all(tokens, 2, given))
         if given is not None:
             assert not torch.equal(twist.log_psi_all(tokens, 2, given), twist.log_psi_all(tokens, 2, given.roll(1, 0)))
+
+
+def test_a_twist_of_other_weights_is_refused(tmp_path):
+    model, other = tiny_causal(), tiny_causal()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_twist(twist_on(model), tmp_path, {"model": "tiny"})
+    with pytest.raises(ValueError, match="was learnt on other weights than those of .*: of tiny as it was then"):
+        load_twist(tmp_path, other)
+    file = tmp_path / "config.json"
+    about = json.loads(file.read_text())
+    del about["digest"]
+    file.write_text(json.dumps(about))
+    load_twist(tmp_path, other)  # saved before there were digests
 
 
 def test_a_trained_trunk_learns_and_the_model_stays():

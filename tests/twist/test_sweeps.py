@@ -159,7 +159,7 @@ def test_rows_do_not_depend_on_who_draws_them():
 )
 def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypatch):
     model, twist, name, steps, _ = case(kind)
-    proposal = TwistedTokens(WHERE[name](), TokenRule(), twist.tilt, bent=False)
+    proposal = TwistedTokens(WHERE[name](), TokenRule(), twist.tilt, exponent=0.0)
     law = paths(model, name, steps)
     z = exp(log_z_of(model, twist, law))
 
@@ -275,6 +275,47 @@ def test_an_evaluation_meets_the_exact_numbers(kind):
     assert {
         bound["kind"] for bound in evaluate(source, None, settings("eval.particles=[2]").eval, "dpg", 0)["bounds"]
     } == {"iwae"}
+
+
+def kls_of_classes(source):
+    """KL(q || sigma) and KL(sigma || q), exactly: means over classes as they are drawn."""
+    path, forward, backward = all_paths(source), 0.0, 0.0
+    for label in range(3):
+        given = torch.full((len(path.tokens),), label)
+        with torch.no_grad():
+            seen = path_densities(source.twist, path, source.length, source.twist.encode(given))
+        log_p, log_q = (x.double().sum(1) for x in (seen.log_p, seen.log_q))
+        target = log_p + source.target.log_phi(path.tokens, given)
+        log_sigma, share = target.log_softmax(0), float(target.exp().sum())
+        forward += share * float((log_q.exp() * (log_q - log_sigma)).sum())
+        backward += share * float((log_sigma.exp() * (log_sigma - log_q)).sum())
+    return forward, backward
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kls_of_conditions_are_told_to_their_interval(kind):
+    """log Z is over all exact pairs: a few conditions would move it by more than the interval."""
+    source, exact = told_source(kind), {}
+    exact["kl_q_sigma"], exact["kl_sigma_q"] = kls_of_classes(source)
+    config = settings("eval.particles=[16]", "eval.samples=600").eval
+    assert config.sweeps == 4
+    records = []
+    for seed in range(2):
+        record = evaluate(source, collect_posterior(source, 600, 600, seed), config, "ctl", seed)
+        records.append(record)
+        assert record["log_z_by"] == "pairs"
+        gap = record["log_z_pairs"]["upper"]["value"] - record["log_z_pairs"]["lower"]["value"]
+        assert gap > 0
+        for side, expected in exact.items():
+            found = record[side]
+            assert abs(found["value"] - expected) < 1.5 * (found["high"] - found["value"])
+            assert gap < found["high"] - found["low"] < gap + 1
+    for side in exact:
+        one, other = (record[side] for record in records)
+        assert abs(one["value"] - other["value"]) < one["high"] - one["value"] + other["high"] - other["value"]
+    config.log_z = -1.0
+    given = evaluate(source, collect_posterior(source, 100, 100, 0), config, "ctl", 0)
+    assert (given["log_z"], given["log_z_by"]) == (-1.0, "given")
 
 
 def test_a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state():

@@ -1,0 +1,93 @@
+"""Infilling of a masked model: the text is written with masks behind it, what follows is revealed from the left; all by enumeration."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+import run_sample
+from tests.enumerable import random_radd
+from tests.twist.test_sweeps import all_paths
+from tests.twist.tiny import QUICK, masked, run
+from twist.model import TwistModel
+from twist.paths import path_densities
+from twist.sweeps import Source
+from twist.tail import with_tail
+from twist.targets import build_target
+
+VOCABULARY, LENGTH, TAIL = 3, 2, 2
+SETTINGS = {"kind": "infilling", "tokens": TAIL}
+PROMPT = torch.tensor([2, 1])
+
+
+@pytest.fixture(scope="module")
+def source():
+    model = with_tail(random_radd(width=16, vocabulary=VOCABULARY, blocks=1, length=8), SETTINGS)
+    twist = TwistModel(model, "own", 2, condition="tokens").requires_grad_(False)
+    torch.nn.init.normal_(twist.head.last.weight, std=0.7, generator=torch.Generator().manual_seed(0))
+    return Source(twist, build_target(SETTINGS, model, len(PROMPT), LENGTH), PROMPT, LENGTH, TAIL)
+
+
+def tails():
+    return torch.tensor(list(product(range(VOCABULARY), repeat=TAIL)))
+
+
+def joint(source):
+    """p(text, what follows), [text, tail], by enumeration of paths; and the texts."""
+    path = all_paths(source, VOCABULARY)
+    seen = path_densities(source.twist, path, LENGTH, source.twist.encode(tails()[:1]).expand(len(path.tokens), -1))
+    texts, number = torch.unique(path.tokens, dim=0, return_inverse=True)
+    p = torch.zeros(len(texts), dtype=torch.float64).index_add_(0, number, seen.log_p.double().sum(1).exp())
+    phi = torch.stack([source.log_phi(texts, tail.expand(len(texts), -1)).double().exp() for tail in tails()], 1)
+    return p.unsqueeze(1) * phi, texts
+
+
+def test_the_text_is_written_with_masks_behind_it(source):
+    model, tokens = source.model, torch.tensor([[2, 1, 3, 0], [2, 1, 3, 3]])
+    whole = torch.cat((tokens, torch.full((2, TAIL), model.mask_id)), 1)
+    assert model.max_length == 8 - TAIL and torch.equal(model.log_probs(tokens), model.whole.log_probs(whole)[:, :4])
+    assert not torch.equal(model.log_probs(tokens), model.whole.log_probs(tokens))
+
+
+def test_texts_and_what_follows_have_a_joint_law(source):
+    p, texts = joint(source)
+    assert p.shape == (VOCABULARY**LENGTH, VOCABULARY**TAIL) and abs(float(p.sum()) - 1) < 1e-5
+    rows = 6000
+    path, given = source.pairs(rows, 3)
+    number = (texts.unsqueeze(0) == path.tokens.unsqueeze(1)).all(2).long().argmax(1) * VOCABULARY**TAIL
+    number += (tails().unsqueeze(0) == given.unsqueeze(1)).all(2).long().argmax(1)
+    share = torch.bincount(number, minlength=p.numel()).double() / rows
+    assert ((share - p.flatten()).abs() < 4.5 * (p.flatten() / rows).sqrt() + 1e-9).all()
+    again, _ = source.pairs(10, 3, 5)
+    assert torch.equal(again.tokens, path.tokens[5:15])  # numbered through the batch
+
+
+@pytest.mark.parametrize("proposal", ["twist", "base"])
+@pytest.mark.parametrize("resample", ["never", "every"])
+def test_zhat_is_unbiased_for_what_is_given(source, proposal, resample):
+    p, _ = joint(source)
+    for column in (0, 5):
+        given = tails()[column].expand(1500, -1)
+        z = source.sweep(1500, 2, 11, given, proposal=proposal, resample=resample).log_z.exp()
+        assert abs(float(z.mean() - p[:, column].sum())) < 4.5 * float(z.std()) / len(z) ** 0.5
+
+
+def test_it_is_learnt_and_sampled_from_by_the_commands(tmp_path, capsys):
+    words = [
+        f"dlm.path={masked(tmp_path / 'model')}",
+        "target=infilling",
+        "target.tokens=2",
+        "training.particles=4",
+        "prompt=Once",
+    ]
+    directory = run(tmp_path / "run", *QUICK, *words, "method=ctl", "training.updates_per_epoch=1")
+    last = json.loads((directory / "evaluations.json").read_text())[-1]
+    assert last["updates"] == 2 and last["g"]["value"] < 0 and last["f"]["value"] < 0
+    told = ["--strategy", "twisted_smc", "--twist", str(directory), "--num_samples", "2", "--no-eval", "--json", "-"]
+    run_sample.main([*told, "--suffix", "im"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["length"] == 4 + 3 and len(record["log_z"]) == 2  # what follows is told, and not written
+    directory = run(tmp_path / "fixed", *QUICK, words[0], "target=continuation", "target.text=tim", "prompt=Once", "method=rl",
+                    "posterior.count=0", "training.updates_per_epoch=1")  # fmt: skip
+    assert json.loads((directory / "evaluations.json").read_text())[-1]["f"]
