@@ -88,6 +88,8 @@ def check_twist(config: DictConfig) -> None:
         )
     if not isinstance(config.twist.state, bool):
         raise ValueError(f"twist.state={config.twist.state} must be true or false; change it")
+    if (order := OmegaConf.select(config, "posterior.order") or "written") not in ("written", "uniform"):
+        raise ValueError(f"posterior.order={order!r} is unknown; use written or uniform")
     if config.training.schedule not in ("constant", "exp2"):
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
     counts = config.eval.particles
@@ -273,6 +275,10 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             compare(config, model, run)
             run.close()
             return run.directory
+        if model.causal and OmegaConf.select(config, "posterior.order") == "uniform":
+            raise ValueError(
+                "posterior.order=uniform is for masked models, and a causal one writes from the left; leave it out"
+            )
         twist = build_twist(config, model)
         source = build_source(config, model, twist)
         value = new_value_head(twist, config)

@@ -41,6 +41,15 @@ def picks(path: Path, steps: int) -> Int[Tensor, "state position"]:
     return (path.written_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
 
 
+def reordered(path: Path, generator: torch.Generator) -> Path:
+    """The same texts, written in orders drawn anew, each as likely: what masking finished text (forward noising) says of its
+    past. That is the law of the paths of a text where the conditionals are those of one joint and a step writes one position."""
+    given = path.written_at < 0
+    drawn = torch.rand(path.tokens.shape, generator=generator, dtype=torch.float64).to(given.device)
+    rank = drawn.masked_fill(given, 2.0).argsort(1).argsort(1)
+    return Path(path.tokens, torch.where(given, path.written_at, rank))
+
+
 def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float[Tensor, "state given"] | None:
     return None if condition is None else condition.repeat_interleave(steps, 0)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from losses import clipped_policy_loss, gae, value_loss
@@ -42,7 +42,7 @@ from twist.learning import (
     soft_q_loss,
 )
 from twist.model import TwistModel
-from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, rows_of
+from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, reordered, rows_of
 from twist.sweeps import Source, Swept
 
 POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
@@ -126,6 +126,7 @@ class TwistLearning:
         self.positives = positives_of(config)
         self.seen_last: Path | None = None  # of this update, sequences of q or of the model
         self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
+        self.anew = OmegaConf.select(config, "posterior.order") == "uniform"  # runs from before it was a key have none
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1
         self.particles = size // self.groups
@@ -174,9 +175,9 @@ class TwistLearning:
         """Of the posterior samples, `rows` at random."""
         assert self.posterior is not None
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
-        return self.source.exact(self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator)))[
-            0
-        ]
+        kept = self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator))
+        path, _ = self.source.exact(kept)
+        return reordered(path, generator) if self.anew else path
 
     def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
         """Sequences that stand for the target's. drawn: this step's samples of q."""

@@ -14,7 +14,7 @@ from dlm.masked_lm import CausalLM
 from samplers.smc import Path, particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE
-from tests.enumerable import random_radd
+from tests.enumerable import dependent_joint, from_joint, inconsistent, random_radd
 from tests.every_draw import every_run
 from tests.samplers.test_smc import blank, case, log_z_of, paths
 from tests.twist.tiny import ROOT
@@ -23,7 +23,7 @@ from twist.bounds import Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.learning import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.model import TwistModel
-from twist.paths import canvases, path_densities, path_log_psi, picks
+from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
 from twist.sweeps import Source, collect_posterior
 from twist.targets import ClassTarget
 from twist.train import TwistLearning, new_learner, new_value_head
@@ -361,3 +361,27 @@ def test_origins_differ_by_model():
     assert digests[0] != digests[1] and Origin((), 3, digests[0], "").differs(Origin((), 3, digests[1], "")) == [
         "model"
     ]
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_texts_that_are_noised_have_the_paths_of_the_conditionals_of_one_joint_alone(consistent):
+    """p(path | text) by enumeration is the same for every order there, and elsewhere far from it."""
+    model = from_joint(dependent_joint(3, 3, seed=1)) if consistent else inconsistent(3, 3)
+    source = Source(TwistModel(model), TableTarget(3, 3), torch.tensor([], dtype=torch.long), 3)
+    path = all_paths(source, 3)
+    seen = path_densities(source.twist, path, 3)
+    p = seen.log_p.double().sum(1).exp()
+    _, text = torch.unique(path.tokens, dim=0, return_inverse=True)
+    given_text = p / torch.zeros(27, dtype=torch.float64).index_add_(0, text, p)[text]
+    assert ((given_text - 1 / 6).abs().max() < 1e-6) == consistent
+    assert consistent or (given_text - 1 / 6).abs().max() > 0.3
+
+
+def test_orders_are_drawn_anew_and_texts_stay():
+    tokens = torch.randint(4, (3000, 5))
+    path = Path(tokens, torch.tensor([-1, -1, 2, 0, 1]).expand(3000, -1))
+    again = reordered(path, torch.Generator().manual_seed(0))
+    assert torch.equal(again.tokens, tokens) and (again.written_at[:, :2] == -1).all()
+    assert torch.equal(again.written_at[:, 2:].sort(1).values, torch.arange(3).expand(3000, -1))
+    _, counts = torch.unique(again.written_at[:, 2:], dim=0, return_counts=True)
+    assert len(counts) == 6 and (counts - 500).abs().max() < 90
