@@ -49,7 +49,7 @@ RATES = {
 # CTL compares the sequences of a condition; the others, as published, take one of each.
 PAIRED = {("infilling", "ctl"): ["training.particles=10"]}
 SWEPT = 100  # the seed of sweeps
-PARTICLES = 64  # of each condition, for log Z of infilling
+PARTICLES = 32  # of each condition, for log Z of infilling
 
 
 def exact_samples(task: str, runs: Path, count: int) -> Path:
