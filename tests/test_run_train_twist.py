@@ -312,7 +312,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("class", ["twist.layers=2", "twist.multiplier=0"], "twist.multiplier=0 must be above 0"),
     ("infilling", ["target.beta=2", "posterior.count=0", "method=dpg"], "at beta=1 only, and positives=exact learns from them; give posterior.count=0 and positives=sis"),
     ("masked", ["posterior.order=any"], "posterior.order='any' is unknown; use written or uniform"),
-    ("infilling", ["posterior.order=uniform"], "is for masked models, and a causal one writes from the left"),
+    ("infilling", ["posterior.order=uniform", "training.particles=2"], "is for masked models, and a causal one writes from the left"),
     ("infilling", ["mode=samples", "compare=RUN"], "give compare=.RUN,RUN., in brackets"),
     ("infilling", ["dlm=stories", "method=dpg", "+target.form=prob"], "target.form=prob needs a causal model, and this one is masked"),
 ])  # fmt: skip

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from data.text import train_bpe
 from tests.enumerable import random_radd
 from tests.twist.test_model import tiny_causal
+from twist.tail import with_tail
 from twist.targets import (
     ClassTarget,
     ContinuationTarget,
@@ -129,7 +130,8 @@ def test_what_is_refused(classifier, tmp_path):
     with pytest.raises(ValueError, match="are 34, and the model reads 32"):
         check_continuation(model, 10, 14, 10)
     with pytest.raises(ValueError, match="this one is masked"):
-        build_target({"kind": "infilling", "tokens": 2}, random_radd(width=16, blocks=1), 2, 4)
+        settings = {"kind": "infilling", "tokens": 2, "form": "prob"}
+        build_target(settings, with_tail(random_radd(width=16, blocks=1), settings), 2, 4)
     with pytest.raises(ValueError, match="target.form='odd' is unknown"):
         build_target({"kind": "continuation", "text": "cat", "form": "odd"}, model, 2, 4)
     with pytest.raises(ValueError, match="target.kind='joy' is unknown; use one of class, threshold"):
