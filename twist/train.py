@@ -161,6 +161,8 @@ class TwistLearning:
             return None, None
         part = self.processes.part(self.groups)
         exact, given = self.source.pairs(part.stop - part.start, self.seed(step, "conditions"), part.start)
+        if self.anew:
+            exact = reordered(exact, torch.Generator().manual_seed(self.seed(step, "target") + part.start))
         return given, exact
 
     def proposed(self, step: int, given: Tensor | None, scored: bool) -> Swept:
