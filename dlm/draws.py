@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5, "resample": 6, "pick": 7}
+STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5, "resample": 6, "pick": 7, "order": 8}
 TOKENS_PER_CHUNK = 400_000  # [positions, vocabulary] hashed at a time: stays in the cache of a core
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dlm.draws import Draws
 from samplers.smc import Path
 from twist.learning import Densities
 from twist.model import TwistModel, densities
@@ -41,11 +42,12 @@ def picks(path: Path, steps: int) -> Int[Tensor, "state position"]:
     return (path.written_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
 
 
-def reordered(path: Path, generator: torch.Generator) -> Path:
+def reordered(path: Path, seed: int, first_row: int = 0) -> Path:
     """The same texts, written in orders drawn anew, each as likely: what masking finished text (forward noising) says of its
-    past. That is the law of the paths of a text where the conditionals are those of one joint and a step writes one position."""
-    given = path.written_at < 0
-    drawn = torch.rand(path.tokens.shape, generator=generator, dtype=torch.float64).to(given.device)
+    past. That is the law of the paths of a text where the conditionals are those of one joint and a step writes one position.
+    first_row: the number of the first of them in the batch."""
+    given, number = path.written_at < 0, first_row + torch.arange(len(path.tokens), device=path.tokens.device)
+    drawn = Draws(seed).uniform("order", number, torch.zeros_like(number), path.tokens.shape[1])
     rank = drawn.masked_fill(given, 2.0).argsort(1).argsort(1)
     return Path(path.tokens, torch.where(given, path.written_at, rank))
 

@@ -162,7 +162,7 @@ class TwistLearning:
         part = self.processes.part(self.groups)
         exact, given = self.source.pairs(part.stop - part.start, self.seed(step, "conditions"), part.start)
         if self.anew:
-            exact = reordered(exact, torch.Generator().manual_seed(self.seed(step, "target") + part.start))
+            exact = reordered(exact, self.seed(step, "target"), part.start)
         return given, exact
 
     def proposed(self, step: int, given: Tensor | None, scored: bool) -> Swept:
@@ -179,7 +179,7 @@ class TwistLearning:
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
         kept = self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator))
         path, _ = self.source.exact(kept)
-        return reordered(path, generator) if self.anew else path
+        return reordered(path, self.seed(step, "target")) if self.anew else path
 
     def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
         """Sequences that stand for the target's. drawn: this step's samples of q."""

@@ -380,7 +380,7 @@ def test_texts_that_are_noised_have_the_paths_of_the_conditionals_of_one_joint_a
 def test_orders_are_drawn_anew_and_texts_stay():
     tokens = torch.randint(4, (3000, 5))
     path = Path(tokens, torch.tensor([-1, -1, 2, 0, 1]).expand(3000, -1))
-    again = reordered(path, torch.Generator().manual_seed(0))
+    again = reordered(path, 0)
     assert torch.equal(again.tokens, tokens) and (again.written_at[:, :2] == -1).all()
     assert torch.equal(again.written_at[:, 2:].sort(1).values, torch.arange(3).expand(3000, -1))
     _, counts = torch.unique(again.written_at[:, 2:], dim=0, return_counts=True)

@@ -8,13 +8,15 @@ import torch
 
 import run_sample
 from tests.enumerable import random_radd
-from tests.twist.test_sweeps import all_paths
+from tests.twist.test_sweeps import all_paths, settings
 from tests.twist.tiny import QUICK, masked, run
+from training.processes import ALONE, Processes
 from twist.model import TwistModel
 from twist.paths import path_densities
 from twist.sweeps import Source
 from twist.tail import with_tail
 from twist.targets import build_target
+from twist.train import TwistLearning, new_learner
 
 VOCABULARY, LENGTH, TAIL = 3, 2, 2
 SETTINGS = {"kind": "infilling", "tokens": TAIL}
@@ -71,6 +73,29 @@ def test_zhat_is_unbiased_for_what_is_given(source, proposal, resample):
         given = tails()[column].expand(1500, -1)
         z = source.sweep(1500, 2, 11, given, proposal=proposal, resample=resample).log_z.exp()
         assert abs(float(z.mean() - p[:, column].sum())) < 4.5 * float(z.std()) / len(z) ** 0.5
+
+
+def test_pairs_are_reordered_on_request_the_same_by_any_number_of_processes(source):
+    """Texts and what follows them stay; both orders of two positions come up alike."""
+
+    twist = TwistModel(source.model, "own", 2, condition="tokens")
+
+    def conditions(order, processes):
+        config = settings("target=infilling", f"target.tokens={TAIL}", f"posterior.order={order}", "method=ctl",
+                          "positives=exact", "training.batch_size=2000", "training.particles=2", "training.n_iters=1")  # fmt: skip
+        learning = TwistLearning(source, new_learner(twist, None, config, processes), None, config)
+        return learning.conditions(5)
+
+    given, written = conditions("written", ALONE)
+    again, anew = conditions("uniform", ALONE)
+    assert torch.equal(again, given) and torch.equal(anew.tokens, written.tokens)
+    first = [float((path.written_at[:, 2] == 0).double().mean()) for path in (written, anew)]
+    assert abs(first[1] - 0.5) < 0.07 and torch.equal(anew.written_at[:, 2:].sum(1), torch.ones(1000).long())
+    assert not torch.equal(anew.written_at, written.written_at)
+    for rank in (0, 1):
+        _, half = conditions("uniform", Processes(rank, 2, torch.device("cpu")))
+        assert torch.equal(half.written_at, anew.written_at[500 * rank :][:500])
+        assert torch.equal(half.tokens, anew.tokens[500 * rank :][:500])
 
 
 def test_it_is_learnt_and_sampled_from_by_the_commands(tmp_path, capsys):
