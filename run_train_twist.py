@@ -31,23 +31,13 @@ from training.usage import check_overrides, check_settings, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
 from twist.learning import LEVELLED, PROPOSAL_ONLY
+from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, condition_of, positives_of
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
 from twist.targets import build_target
-from twist.train import (
-    FROM_EXACT,
-    POSITIVES,
-    TwistLearning,
-    check_method,
-    condition_of,
-    epochs,
-    new_learner,
-    new_value_head,
-    positives_of,
-    train,
-)
+from twist.train import epochs, new_learner, new_value_head, train
 
 MODES = ("train", "collect", "samples")
 LEAST = {  # of whole numbers

@@ -14,9 +14,9 @@ from evaluation.kl_report import main as report
 from load_model import load_model
 from tests.test_run_train_policy import assert_equal, record, saved
 from tests.twist.tiny import QUICK, causal, classifier, masked, run
+from twist.methods import POSITIVES, TwistLearning
 from twist.model import load_twist
 from twist.targets import ClassTarget
-from twist.train import POSITIVES, TwistLearning
 
 MLP = ["twist.layers=2", "optim.lr=1e-2"]
 

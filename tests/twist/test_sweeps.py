@@ -22,11 +22,12 @@ from training.processes import ALONE
 from twist.bounds import Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.learning import IDENTIFIED, final_log_weight, prefix_log_weights
+from twist.methods import TwistLearning
 from twist.model import TwistModel
 from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
 from twist.sweeps import Source, collect_posterior
 from twist.targets import ClassTarget
-from twist.train import TwistLearning, new_learner, new_value_head
+from twist.train import new_learner, new_value_head
 
 KINDS = ("causal", "masked")
 

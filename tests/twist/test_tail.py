@@ -11,12 +11,13 @@ from tests.enumerable import random_radd
 from tests.twist.test_sweeps import all_paths, settings
 from tests.twist.tiny import QUICK, masked, run
 from training.processes import ALONE, Processes
+from twist.methods import TwistLearning
 from twist.model import TwistModel
 from twist.paths import path_densities
 from twist.sweeps import Source
 from twist.tail import with_tail
 from twist.targets import build_target
-from twist.train import TwistLearning, new_learner
+from twist.train import new_learner
 
 VOCABULARY, LENGTH, TAIL = 3, 2, 2
 SETTINGS = {"kind": "infilling", "tokens": TAIL}

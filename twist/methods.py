@@ -1,0 +1,364 @@
+"""One update of each method: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
+
+Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO
+need the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of
+which takes its share; weights are normalised over all of them.
+
+What stands for the target (`positives`): sis, samples of q by weight; smc, a particle filter's; exact, samples of the target
+(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs
+from the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
+features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from losses import clipped_policy_loss, gae, value_loss
+from policy.train import Learner
+from samplers.smc import Path
+from training.run import step_seed
+from twist.bounds import Posterior
+from twist.learning import (
+    IDENTIFIED,
+    PROPOSAL_ONLY,
+    Densities,
+    contrastive_loss,
+    dpg_loss,
+    final_log_weight,
+    fudge_loss,
+    normalised,
+    ppo_rewards,
+    prefix_labels,
+    sixo_loss,
+    soft_q_loss,
+)
+from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, reordered, rows_of
+from twist.sweeps import Source, Swept
+
+POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
+    "ctl": ("sis", "csmc", "smc", "exact"),
+    "rl": ("none", "exact", "sis", "smc", "csmc"),
+    "sixo": ("smc", "exact", "sis", "csmc"),
+    "fudge": ("none", "exact"),
+    "dpg": ("sis", "exact"),  # particles would be resampled by its own twist
+    "ppo": ("none", "none"),
+}
+FROM_EXACT = ("exact", "csmc")  # of these, those that need exact samples
+STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  # seeds of a step
+
+
+def condition_of(config: DictConfig) -> str:
+    """What each row is told: tokens (infilling), class (a target with classes and no label), or none."""
+    if config.target.kind == "infilling":
+        return "tokens"
+    return "class" if config.target.kind == "class" and config.target.label is None else "none"
+
+
+def positives_of(config: DictConfig) -> str:
+    """`positives`, or what was published for the method."""
+    return config.positives or POSITIVES[config.method][condition_of(config) != "none"]
+
+
+def check_method(config: DictConfig) -> None:
+    """Refuse, before any work, what cannot be learnt. Raises ValueError."""
+    if config.method not in IDENTIFIED:
+        raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
+    positives = positives_of(config)
+    if positives not in POSITIVES[config.method]:
+        known = ", ".join(sorted(set(POSITIVES[config.method])))
+        raise ValueError(f"positives={positives!r} is not for method={config.method}; use one of {known}")
+    if config.twist.state and config.method in PROPOSAL_ONLY:
+        raise ValueError(
+            f"method={config.method} says nothing of states ({IDENTIFIED[config.method]}), so a state head has nothing to learn "
+            "from; take ctl, rl, sixo or fudge, or leave twist.state out"
+        )
+    if config.twist.state and config.length < 2:
+        raise ValueError("twist.state=true learns of states on the way, and length=1 has none; raise length")
+    batch, particles = config.training.batch_size, config.training.particles
+    conditional = condition_of(config) != "none"
+    if not conditional and particles != 1:
+        raise ValueError(
+            f"training.particles={particles} is how many sequences share a condition, and this target has none; leave it out"
+        )
+    if batch % particles:
+        raise ValueError(
+            f"training.batch_size={batch} is not divisible by training.particles={particles}; change either"
+        )
+    several = config.method == "ctl" or positives in ("sis", "smc", "csmc")
+    if conditional and several and particles < 2:
+        raise ValueError(
+            f"method={config.method} with positives={positives} compares the sequences of a condition, and "
+            f"training.particles={particles}; give at least 2"
+        )
+
+
+@dataclass
+class Rows:
+    """Sequences for a loss. weight: of each in the target, of this process's rows; all processes' sum to their number."""
+
+    path: Path
+    weight: Float[Tensor, "row"]
+
+
+class TwistLearning:
+    """The updates of one method. posterior: exact samples of a target without conditions, where positives are drawn from them."""
+
+    def __init__(
+        self,
+        source: Source,
+        learner: Learner,
+        value: nn.Linear | None,
+        config: DictConfig,
+        posterior: Posterior | None = None,
+    ):
+        self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
+        self.twist, self.processes = source.twist, learner.processes
+        self.positives = positives_of(config)
+        self.seen_last: Path | None = None  # of this update, sequences of q or of the model
+        self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
+        self.anew = OmegaConf.select(config, "posterior.order") == "uniform"  # runs from before it was a key have none
+        size = config.training.batch_size
+        self.groups = size // config.training.particles if source.conditional else 1
+        self.particles = size // self.groups
+        self.rows = self.processes.share(size, "training.batch_size")
+        if source.conditional:
+            self.processes.share(self.groups, "training.batch_size / training.particles")
+
+    @property
+    def part(self) -> slice:
+        return self.processes.part(self.config.training.batch_size)
+
+    def seed(self, step: int, stream: str) -> int:
+        return step_seed(self.config.seed, step, STREAMS[stream])
+
+    def weights(self, log_weight: Tensor) -> Tensor:
+        """Of this process's rows, normalised over the batch: all processes' sum to their number, and gradients are averaged."""
+        whole = normalised(self.processes.everywhere(log_weight), self.groups)
+        if whole.dim() == 1:
+            own = (whole * self.groups).view(self.groups, -1)
+            self.shown["effective"] = float(own.square().sum(1).reciprocal().mean())
+        return (whole[self.part] * self.processes.world).float()
+
+    @property
+    def even(self) -> Float[Tensor, "row"]:
+        return torch.full((self.rows,), 1 / self.rows, device=self.source.prompt.device)
+
+    # -------------------------------------------------------------------------------------------------------------- sequences
+
+    def conditions(self, step: int) -> tuple[Tensor | None, Path | None]:
+        """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
+        if not self.source.conditional:
+            return None, None
+        part = self.processes.part(self.groups)
+        exact, given = self.source.pairs(part.stop - part.start, self.seed(step, "conditions"), part.start)
+        if self.anew:
+            exact = reordered(exact, self.seed(step, "target"), part.start)
+        return given, exact
+
+    def proposed(self, step: int, given: Tensor | None, scored: bool) -> Swept:
+        """This process's samples of q."""
+        seed = self.seed(step, "twist")
+        if given is None:  # one sample of many particles, of which this process has its part
+            return self.source.sweep(1, self.rows, seed, None, self.processes.rank, scored=scored)
+        first = self.processes.part(self.groups).start
+        return self.source.sweep(len(given), self.particles, seed, given, first, scored=scored)
+
+    def exact(self, step: int, rows: int) -> Path:
+        """Of the posterior samples, `rows` at random."""
+        assert self.posterior is not None
+        generator = torch.Generator().manual_seed(self.seed(step, "target"))
+        kept = self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator))
+        path, _ = self.source.exact(kept)
+        return reordered(path, self.seed(step, "target")) if self.anew else path
+
+    def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
+        """Sequences that stand for the target's. drawn: this step's samples of q."""
+        if self.positives == "sis":
+            assert drawn is not None
+            return Rows(drawn.path, self.weights(drawn.log_weight))
+        if self.positives == "exact":
+            if exact is None:
+                return Rows(rows_of(self.exact(step, self.config.training.batch_size), self.part), self.even)
+            each = torch.arange(len(exact.tokens), device=exact.tokens.device).repeat_interleave(self.particles)
+            return Rows(Path(exact.tokens[each], exact.written_at[each]), self.even)
+        seed, pinned = self.seed(step, "target"), self.positives == "csmc"
+        if given is None:  # resampling mixes all rows: every process runs the whole filter, and learns from its part
+            pin = self.exact(step, 1) if pinned else None
+            swept = self.source.sweep(1, self.particles, seed, resample="every", exact=pin)
+            weight = normalised(swept.log_weight)[self.part] * self.processes.world
+            return Rows(rows_of(swept.path, self.part), weight.float())
+        first = self.processes.part(self.groups).start
+        pin = exact if pinned else None
+        swept = self.source.sweep(len(given), self.particles, seed, given, first, resample="every", exact=pin)
+        return Rows(swept.path, self.weights(swept.log_weight))
+
+    # ---------------------------------------------------------------------------------------------------------------- the pass
+
+    def encoded(self, given: Tensor | None) -> Tensor | None:
+        """The condition of each row of a set."""
+        return None if given is None else self.twist.encode(given).repeat_interleave(self.particles, 0)
+
+    def whole(self, given: Tensor | None, paths: tuple[Path, ...]) -> tuple[Path, int, Tensor | None]:
+        """Sets of rows as one, how many steps they took, and the condition of each row."""
+        condition = self.encoded(given)
+        return joined(*paths), self.source.length, None if condition is None else condition.repeat(len(paths), 1)
+
+    def log_psi(self, given: Tensor | None, *paths: Path) -> list[Float[Tensor, "row step"]]:
+        """log psi of every step, of one set of rows or several, in one pass."""
+        return list(path_log_psi(self.twist, *self.whole(given, paths)).chunk(len(paths)))
+
+    def seen(self, given: Tensor | None, *paths: Path) -> list[Densities]:
+        """log p, log psi and log mass of them; sets of the same size."""
+        whole = path_densities(self.twist, *self.whole(given, paths))
+        return [whole.take(slice(start, start + self.rows)) for start in range(0, len(paths) * self.rows, self.rows)]
+
+    # ---------------------------------------------------------------------------------------------------------------- methods
+
+    def iteration(self, step: int) -> dict[str, float]:
+        """One update (PPO: some) from new samples."""
+        given, exact = self.conditions(step)
+        if self.config.method == "ppo":
+            return self.ppo(step, given)
+        loss = getattr(self, self.config.method)(step, given, exact)
+        if self.twist.state_head is not None:
+            assert self.seen_last is not None
+            own = self.state_loss(given, self.seen_last)
+            loss, self.shown["state_loss"] = loss + own, float(own.detach())
+        loss.backward()
+        return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
+
+    def state_loss(self, given: Tensor | None, path: Path) -> Tensor:
+        """The scalar head's: squared distance of log psi of each state on the way to the log mass there, what the twist of the
+        tokens expects of it: a mean over positions and tokens of the model. Where psi is psi*, so is this."""
+        with torch.no_grad():
+            (seen,) = self.seen(given, path)
+        states = canvases(path, self.source.model.mask_id, 1, self.source.length)
+        condition = each_step(self.encoded(given), self.source.length - 1)
+        psi = self.twist.of_states(states, condition).view(len(path.tokens), -1)
+        return (psi - seen.log_mass[:, 1:]).square().mean()
+
+    def ctl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+        drawn = self.proposed(step, given, self.positives == "sis")
+        self.seen_last = drawn.path
+        positive = self.target(step, given, exact, drawn)
+        same = positive.path is drawn.path  # one pass over them then serves both
+        psi = self.log_psi(given, *([drawn.path] if same else [positive.path, drawn.path]))
+        last = self.log_p_over_q(drawn, given).unsqueeze(1) + psi[-1][:, -1:].detach()
+        return contrastive_loss(psi[0], positive.weight, psi[-1], self.weights(torch.cat((drawn.prefix, last), 1)))
+
+    @torch.no_grad()
+    def log_p_over_q(self, drawn: Swept, given: Tensor | None) -> Float[Tensor, "row"]:
+        """Of rows of the proposal, from their weights; where the potential is 0 these do not say it, and rows are read again."""
+        found, dead = drawn.log_weight - drawn.log_phi, drawn.log_phi == -torch.inf
+        if not bool(dead.any()):
+            return found
+        (seen,) = self.seen(given, drawn.path)
+        again = final_log_weight(seen.log_p.double(), seen.log_q.double(), torch.zeros_like(found).double())
+        return torch.where(dead, again.to(found.dtype), found)
+
+    def finite_phi(self, log_phi: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """The same. ValueError for a potential of 0, which a loss in log phi cannot have."""
+        if bool((log_phi == -torch.inf).any()):
+            raise ValueError(
+                f"the potential is 0 on {int((log_phi == -torch.inf).sum())} of {len(log_phi)} texts and method="
+                f"{self.config.method} learns from its logarithm; give it a floor, as 1e-16, or take ctl, dpg or sixo"
+            )
+        return log_phi
+
+    def rl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+        drawn = self.proposed(step, given, True)
+        self.seen_last = drawn.path
+        self.finite_phi(drawn.log_phi)
+        if self.positives == "none":
+            (seen,) = self.seen(given, drawn.path)
+            return soft_q_loss(seen.log_psi, seen.log_mass, drawn.log_phi.float(), self.even)
+        positive = self.target(step, given, exact, drawn)
+        each = None if given is None else given.repeat_interleave(self.particles, 0)
+        of_q, of_target = self.seen(given, drawn.path, positive.path)
+        loss = soft_q_loss(of_q.log_psi, of_q.log_mass, drawn.log_phi.float(), self.even)
+        log_phi = self.source.log_phi(positive.path.tokens, each)
+        return loss + soft_q_loss(of_target.log_psi, of_target.log_mass, log_phi, positive.weight)
+
+    def sixo(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+        drawn = self.proposed(step, given, True) if self.positives == "sis" else None
+        positive = self.target(step, given, exact, drawn)
+        negative = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        self.seen_last = negative
+        of_target, of_model = self.log_psi(given, positive.path, negative)
+        return sixo_loss(of_target, positive.weight, of_model, self.even)
+
+    def fudge(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+        each = None if given is None else given.repeat_interleave(self.particles, 0)
+        drawn = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
+        self.seen_last = drawn
+        log_phi = self.source.log_phi(drawn.tokens, each)
+        if float(log_phi.max()) > 1e-6:
+            raise ValueError(
+                f"the log potential reaches {float(log_phi.max()):.4g} and method=fudge learns a probability; take a potential "
+                "that stays below 1, or another method"
+            )
+        if self.positives == "none":
+            (psi,) = self.log_psi(given, drawn)
+            return fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
+        positive = self.target(step, given, exact, None)
+        label = self.labels(step, positive.path, each)
+        psi, of_target = self.log_psi(given, drawn, positive.path)
+        return 0.5 * (
+            fudge_loss(psi, log_phi.unsqueeze(1).expand_as(psi), self.even)
+            + fudge_loss(of_target, label, positive.weight)
+        )
+
+    @torch.no_grad()
+    def labels(self, step: int, path: Path, each: Tensor | None) -> Float[Tensor, "row step"]:
+        """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the
+        token that is scored."""
+        states = self.source.length - 1
+        blanks = canvases(path, self.source.model.mask_id, 1, states + 1)
+        rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * states).tokens
+        given = None if each is None else torch.cat((each.repeat_interleave(states, 0), each))
+        whole = self.source.target.log_phi(torch.cat((rolled, path.tokens)), given)
+        return prefix_labels(whole[: len(rolled)], whole[len(rolled) :])
+
+    def dpg(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+        drawn = self.proposed(step, given, True) if self.positives == "sis" else None
+        positive = self.target(step, given, exact, drawn)
+        (seen,) = self.seen(given, positive.path)
+        return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
+
+    def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
+        """Clipped updates on one set of samples, advantages by a value head; every step earns log p - log q, the last log phi."""
+        settings, length, value = self.config.ppo, self.source.length, self.value
+        assert value is not None
+        drawn = self.proposed(step, given, True)
+        row = torch.arange(self.rows, device=drawn.path.tokens.device).repeat_interleave(length)
+        place = torch.arange(length, device=row.device).repeat(self.rows)
+        weight = torch.full((len(row),), 1 / len(row), device=row.device)
+
+        def valued() -> Float[Tensor, "step"]:
+            """The features stand still: the value head alone learns from its loss."""
+            with torch.no_grad():
+                features = path_features(self.twist, drawn.path, length)
+                condition = each_step(self.encoded(given), length)
+                inputs = features if condition is None else torch.cat((features, condition), 1)
+            return value(inputs).squeeze(1)
+
+        with torch.no_grad():
+            (old,) = self.seen(given, drawn.path)
+            rewards = ppo_rewards(old.log_p, old.log_q, self.finite_phi(drawn.log_phi).float())
+            advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
+            _, mean, deviation = self.processes.moments(advantage)
+            advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
+        metrics: dict[str, float] = {"log_weight": float(rewards.sum(1).mean())}
+        for _ in range(settings.epochs):
+            (seen,) = self.seen(given, drawn.path)
+            policy = clipped_policy_loss(seen.log_q.flatten(), old_log_q, advantage, weight, settings.clip)
+            loss = policy + settings.value_weight * value_loss(valued(), goal, weight)
+            loss.backward()
+            metrics |= {"loss": float(loss.detach()), **self.learner.update()}
+        return metrics
