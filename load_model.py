@@ -13,28 +13,30 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Tokenizer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from data.sudoku import SudokuTokenizer
 from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, peft_name
-from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM, RaddLM, SeddLM
+from dlm.causal_lm import CausalLM
+from dlm.files import (
+    config_folder,
+    family,
+    fetch,
+    is_run,
+    model_folder,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    unpacked,
+    weight_files,
+)
+from dlm.masked_lm import LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
-from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
 from model.llama import published_name
 from model.radd import RADD
@@ -42,7 +44,6 @@ from model.sedd import SEDD
 from training.usage import readable
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
-PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
 OLD_BUFFERS = (
     "attn.bias",
@@ -63,19 +64,19 @@ def load_model(
     model_type: the family that it must be (config.json's own word); None takes any.
     Raises ValueError that names the real cause: nothing there, unreachable, not allowed, other keys than the config asks for.
     """
-    path = _unpacked(str(path))
-    if _is_run(path):
+    path = unpacked(str(path))
+    if is_run(path):
         config, state, tokenizer = _read_run(Path(path))
     else:
-        config, state = _read_config(path), None
-        tokenizer = _tokenizer(path, config)
+        config, state = read_config(path), None
+        tokenizer = read_tokenizer(path, config)
     if family(config) == "radd":  # or SEDD, whose config.json can be the same to a letter: the weights tell
         for key in ("tokens", "model"):
             if key not in config:
                 raise ValueError(
                     f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
                 )
-        state = _weights(path) if state is None else state
+        state = read_weights(path) if state is None else state
         if NOISE_EMBEDDING in state:
             config["model_type"] = "sedd"
     found = family(config)
@@ -95,10 +96,10 @@ def load_model(
     else:
         if found == "mdlm":
             config = radd_config(config)
-            state = fold_mdlm(_weights(path))
+            state = fold_mdlm(read_weights(path))
         with readable(Path(path) / "config.json"):
             model = _nested(config, noise, dtype, tokenizer, path)  # pyright: ignore[reportArgumentType]
-        _load_strictly(model.backbone, _weights(path) if state is None else state, path)
+        _load_strictly(model.backbone, read_weights(path) if state is None else state, path)
     return model.requires_grad_(False).eval().to(device), noise
 
 
@@ -110,28 +111,28 @@ def load_bidirectional(
 
     Raises ValueError for a model of another shape.
     """
-    folder = _config_folder(path)
-    config = _read_config(folder)
+    folder = config_folder(path)
+    config = read_config(folder)
     if family(config) in KEYS:
         loaded = load_model(path, device, dtype)[0]
         assert isinstance(loaded, LlamaLM)
         return loaded
-    model = build_llama(dream_config(config, length), dtype, _tokenizer(folder, config), path, "meta")
+    model = build_llama(dream_config(config, length), dtype, read_tokenizer(folder, config), path, "meta")
     _load_streaming(model, folder, None, torch.device(device))
     return model.requires_grad_(False).eval()
 
 
 def is_causal(path: str) -> bool:
     """Whether a model that can be loaded is one of transformers' causal ones, by its config.json."""
-    return family(_read_config(_config_folder(path))) not in (*MODEL_TYPES, "radd", "sedd")
+    return family(read_config(config_folder(path))) not in (*MODEL_TYPES, "radd", "sedd")
 
 
 def _adapted(
     path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer, device: torch.device
 ) -> LlamaLM:
     """The adapter at `path` on its base, merged. state: that of a run, under our names; None: the adapter's file."""
-    folder = str(_model_folder(path)) if _is_run(path) else path
-    adapter = json.loads(_fetch(folder, "adapter_config.json").read_text())
+    folder = str(model_folder(path)) if is_run(path) else path
+    adapter = json.loads(fetch(folder, "adapter_config.json").read_text())
     base = adapter["base_model_name_or_path"]
     try:
         model = load_bidirectional(base, device, dtype, config.get("max_position_embeddings"))
@@ -149,18 +150,12 @@ def _adapted(
     with_adapter = AdapterLM(model, adapter)
     if state is None:
         with readable(Path(folder) / "adapter_model.safetensors"):
-            saved = load_file(_fetch(folder, "adapter_model.safetensors"))
+            saved = load_file(fetch(folder, "adapter_model.safetensors"))
         keys = KEYS[family(config)]
         ours = {peft_name(name, keys): name for name in with_adapter.backbone_state()}
         state = {ours.get(name, name): tensor for name, tensor in saved.items()}
     with_adapter.load_backbone(state)
     return with_adapter.merged()
-
-
-def family(config: dict) -> str:
-    """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's published
-    config.json does not tell it from RADD's; once loaded, and where we wrote it, it does."""
-    return config.get("model_type", "radd")
 
 
 def build_model(config: dict, dtype: str, tokenizer) -> tuple[MaskedLM, Noise | None]:
@@ -250,7 +245,7 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
     names = {name: name for name in model.backbone.state_dict()} if state is not None else published_names(model)
     own = {published: name for name, published in names.items()}
     expected, weights = model.backbone.state_dict(), {}
-    files = [None] if state is not None else _safetensors(path)
+    files = [None] if state is not None else weight_files(path)
     tied_head = published_name("head.weight", KEYS[model.config["model_type"]])  # some checkpoints hold it all the same
     unexpected, wrong = [], []
     for file in files:
@@ -274,44 +269,6 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
         model.backbone.head.weight = model.backbone.embed.weight
 
 
-def _is_run(path: str) -> bool:
-    """A run or one .pth of it; where config.json stands beside .hydra, a directory to share."""
-    return path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not (Path(path) / "config.json").is_file())
-
-
-def _model_folder(path: str) -> Path:
-    """RUN/model, of a run or of one of its .pth files."""
-    return (Path(path).parent.parent if path.endswith(".pth") else Path(path)) / "model"
-
-
-def _unpacked(path: str) -> str:
-    """The directory of `smollm2`, by either of its names; any other path as it is."""
-    return str(smollm2_folder()) if path in (SMOLLM2, PACKAGE) else path
-
-
-def _config_folder(path: str) -> str:
-    """Where a model's config.json is: a run's in RUN/model."""
-    return str(_model_folder(path)) if _is_run(path) else _unpacked(path)
-
-
-def _read_config(path: str) -> dict:
-    with readable(Path(path) / "config.json"):
-        return json.loads(_fetch(path, "config.json").read_text())
-
-
-def _safetensors(path: str) -> list[Path]:
-    """The checkpoint's files: those of its index, or the one there is."""
-    index = "model.safetensors.index.json"
-    one = Path(path) / "model.safetensors"
-    if one.is_file():
-        return [one]
-    try:
-        listed = json.loads(_fetch(path, index).read_text())["weight_map"]
-    except ValueError:
-        return [_fetch(path, "model.safetensors")]
-    return [_fetch(path, name) for name in sorted(set(listed.values()))]
-
-
 def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
     expected = backbone.state_dict()
     wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in expected.items()
@@ -330,79 +287,6 @@ def _refuse_misfit(
             f"unexpected {unexpected[:4]} ({len(unexpected)}), shapes {wrong[:2]}; check that it is a "
             f"{type(backbone).__name__} checkpoint and that config.json belongs to it"
         )
-
-
-def _fetch(path: str, name: str) -> Path:
-    """A file of a directory or of a hub repository (downloaded once, HF_TOKEN honoured)."""
-    if Path(path).is_dir():
-        if not (Path(path) / name).is_file():
-            raise ValueError(
-                f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors"
-            )
-        return Path(path) / name
-    try:
-        return Path(hf_hub_download(path, name))
-    except HFValidationError as error:
-        raise ValueError(f"{path!r} is neither a directory nor a hub id (owner/name); check the path") from error
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise ValueError(
-                f"{path} is not in the local cache and the hub cannot be reached; connect, or give a local directory"
-            ) from error
-        raise ValueError(f"the hub repository {path} has no {name}; check the id") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        if status in (401, 403):
-            raise ValueError(
-                f"the hub answers {status} for {path}: it does not exist or is not open to you; check the id, and set HF_TOKEN"
-            ) from error
-        raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
-
-
-def _weights(path: str) -> dict[str, Tensor]:
-    if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
-        return torch.load(_fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    state = {}
-    for file in _safetensors(path):
-        with readable(file):
-            state |= load_file(file)
-    return state
-
-
-def _tokenizer(path: str, config: dict):
-    """None where it cannot be had: the model works on token ids, and decoding says what is missing."""
-    if "puzzle" in config:
-        return SudokuTokenizer(tuple(config["puzzle"]["box"]))
-    found, local = family(config), Path(path).is_dir()
-    if not local and found in ("radd", "mdlm"):
-        path = PUBLISHED_TOKENIZER
-    try:
-        if found == "Dream" and not _is_there(path, "tokenizer.json"):
-            return _dream_tokenizer(path, config)
-        if local and not _is_there(path, "tokenizer.json"):
-            return None
-        if found in KEYS or (local and found in ("sedd", "mdlm")):  # transformers does not know these names
-            return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError):  # the hub is out of reach
-        return None
-
-
-def _dream_tokenizer(path: str, config: dict) -> Qwen2Tokenizer:
-    """Dream and DiffuCoder ship vocab.json and merges.txt, and code of their own that makes Qwen2's tokenizer of them."""
-    for name in ("vocab.json", "merges.txt"):
-        _fetch(path, name)
-    tokenizer = Qwen2Tokenizer.from_pretrained(path, trust_remote_code=False)
-    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(config["mask_token_id"])
-    return tokenizer
-
-
-def _is_there(path: str, name: str) -> bool:
-    """Whether `_fetch` finds it."""
-    try:
-        return bool(_fetch(path, name))
-    except ValueError:
-        return False
 
 
 def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
@@ -428,7 +312,7 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
         config["model_type"] = "sedd"
     if "peft_type" in config:
         state = dict(zip(state, saved["ema"]["shadow_params"], strict=True))
-        return config, state, _tokenizer(str(run / "model"), config)
+        return config, state, read_tokenizer(str(run / "model"), config)
     with torch.device("meta"):
         template = build_model(config, "float32", None)[0].backbone
     names = [name for name, _ in template.named_parameters()]
@@ -440,5 +324,5 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
     return (
         config,
         state,
-        _tokenizer(str(run / "model"), config) if (run / "model").is_dir() else _tokenizer("gpt2", config),
+        read_tokenizer(str(run / "model"), config) if (run / "model").is_dir() else read_tokenizer("gpt2", config),
     )

@@ -18,7 +18,8 @@ import torch
 
 from data.rows import end_of_text
 from data.text import load_texts, pack
-from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
+from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.sampling import finite
 from load_model import load_model

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from benchmarks import plain_guided
+from dlm.causal_lm import CausalLM
 from dlm.environment import UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from dlm.token_rule import TokenRule
 from evaluation.report import print_table
 from samplers.guided import Canvases, Guided, HeadValues, Siblings, Values

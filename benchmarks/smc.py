@@ -24,8 +24,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import plain_smc
 from benchmarks.sampling import cpu_seconds, resident_mib
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from evaluation.report import print_table
 from samplers.smc import Particles, Step, particle_filter
 from samplers.twisted import TwistedTokens

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM, sequence_log_prob
 from evaluation.report import print_table
 from evaluation.text import JudgeMissing, distinct_n, load_judge, perplexity, standard_error, unigram_entropy
 from load_model import load_model

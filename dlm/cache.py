@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.masked_lm import POSITIONS_PER_FORWARD, CausalLM, LlamaLM, MaskedLM, groups, in_order, numbered
+from dlm.causal_lm import CausalLM
+from dlm.masked_lm import POSITIONS_PER_FORWARD, LlamaLM, MaskedLM, groups, in_order, numbered
 from model.llama import Memory
 
 CACHES = ("prefix", "dual")

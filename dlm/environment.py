@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.cache import CACHES, new_cache
+from dlm.causal_lm import CausalLM
 from dlm.draws import Draws
-from dlm.masked_lm import CausalLM, MaskedLM
+from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation, Readout
 from dlm.token_rule import TokenRule
 

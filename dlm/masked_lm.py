@@ -1,10 +1,7 @@
 """MaskedLM: a network that, given a canvas with masks, predicts the token at every position. Frozen when sampled from.
 
-Four kinds here. `RaddLM` (RADD; MDLM, folded), `SeddLM` and `LlamaLM` (LLaDA, Dream): bidirectional, one evaluation predicts
-every mask.
-`CausalLM`: any causal model of `transformers`,
-which is the case with one legal order: the prediction for a position is read one to its left, and masks are never embedded,
-because only the leftmost one may be asked for (`mask_id` is a virtual id past the vocabulary).
+`RaddLM` (RADD; MDLM, folded), `SeddLM` and `LlamaLM` (LLaDA, Dream) are bidirectional: one evaluation predicts every mask. The
+causal one is in dlm/causal_lm.py.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dlm.noise import Noise
 from model.llama import BidirectionalLlama, Memory, Span
@@ -277,128 +273,6 @@ class LlamaLM(MaskedLM):
             return hidden
         row, position = read.nonzero(as_tuple=True)
         return hidden[number[row, torch.maximum(position - 1, pad[row])]]
-
-
-class Room(CacheLayerMixin):
-    """A layer's keys and values [row, head, position, width] in memory that is there: what is new is written behind `kept`
-    positions, and nothing is copied."""
-
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, key: Tensor, value: Tensor, kept: int):
-        super().__init__()
-        self.keys, self.values, self.kept, self.is_initialized = key, value, kept, True
-
-    def lazy_initialization(self, key_states, value_states):
-        pass
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        start, self.kept = self.kept, self.kept + key_states.shape[2]
-        self.keys[:, :, start : self.kept], self.values[:, :, start : self.kept] = key_states, value_states
-        return self.keys[:, :, : self.kept], self.values[:, :, : self.kept]
-
-    def get_seq_length(self):
-        return self.kept
-
-    def get_mask_sizes(self, query_length):
-        return self.kept + query_length, 0
-
-    def get_max_length(self):
-        return self.keys.shape[2]
-
-
-class CausalLM(MaskedLM):
-    """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token.
-
-    Hidden states are float32 whatever the network computes in: what reads them is trained.
-    """
-
-    causal = True
-
-    def __init__(self, backbone: Any, start_id: int, dtype: str = "float32", tokenizer=None, model_id: str = ""):
-        super().__init__(backbone, dtype)
-        config = backbone.config
-        self.vocab_size = self.mask_id = config.vocab_size
-        self.max_length = positions_of(config) - 1
-        self.hidden_size = config.hidden_size
-        self.start_id, self.tokenizer, self.model_id = start_id, tokenizer, model_id
-
-    def hidden_rows(self, tokens, read, sigma):
-        last = int(read.any(0).nonzero().max()) + 1  # nothing to the right of the last position read is attended
-        start = torch.full_like(tokens[:, :1], self.start_id)
-        inputs = torch.cat((start, tokens[:, : last - 1]), 1)
-        inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)  # unread: causal attention never looks there
-        with self.autocast(tokens.device):
-            states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-        return states[read[:, :last]].float()
-
-    def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
-        """Room for keys and values; the start token has the first place."""
-        config = self.backbone.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        room = (rows, heads, length, width)
-        dtype = next(self.backbone.parameters()).dtype if self.dtype == torch.float32 else self.dtype
-        return [(torch.zeros(room, dtype=dtype, device=device), torch.zeros(room, dtype=dtype, device=device))
-                for _ in range(config.num_hidden_layers)]  # fmt: skip
-
-    def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
-        """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
-        inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
-        inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
-        kept = Cache(layers=[Room(key, value, start) for key, value in memory])
-        with self.autocast(tokens.device):
-            states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
-        return states[read[:, start:end]].float()
-
-    def head(self, hidden):
-        head = self.backbone.get_output_embeddings()
-        with self.autocast(hidden.device):
-            logits = head(self.padded(hidden.to(head.weight.dtype)))[: len(hidden)].float()
-        return scaled(logits, self.backbone.config)
-
-    def next_token_logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
-        """Teacher forcing for training: logits at position i predict token i + 1."""
-        with self.autocast(tokens.device):
-            return self.backbone(input_ids=tokens, use_cache=False).logits.float()
-
-
-def positions_of(config: Any) -> int:
-    """How many positions a causal model takes, by its config.json. ValueError where it does not say."""
-    for name in ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions"):
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    raise ValueError(
-        f"the config.json of this {config.model_type} does not say how many positions it has; add seq_length to it"
-    )
-
-
-def scaled(logits: Float[Tensor, "read vocabulary"], config: Any) -> Float[Tensor, "read vocabulary"]:
-    """What some families do behind the head: Cohere multiplies, Granite divides, Gemma 2 bounds."""
-    if factor := getattr(config, "logit_scale", None):
-        logits = logits * factor
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    if most := getattr(config, "final_logit_softcapping", None):
-        logits = most * torch.tanh(logits / most)
-    return logits
-
-
-def sequence_log_prob(
-    model: CausalLM, tokens: Int[Tensor, "row position"], batch: int = 32
-) -> Float[Tensor, "row position"]:
-    """log p(token | what precedes), every position, the first from the start token; float32, one row group at a time."""
-    out = []
-    for part in tokens.split(batch):
-        hidden = model.hidden_rows(part, torch.ones_like(part, dtype=torch.bool), None)
-        targets = part.flatten()
-        pieces = zip(hidden.split(model.chunk(part.device)), targets.split(model.chunk(part.device)), strict=True)
-        out.append(
-            torch.cat([-F.cross_entropy(model.head(h), t, reduction="none") for h, t in pieces]).view(part.shape)
-        )
-    return torch.cat(out)
 
 
 def mass_and_logit(

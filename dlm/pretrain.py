@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dlm.adapt import ahead_at
-from dlm.masked_lm import CausalLM, MaskedLM, SeddLM, mass_and_logit
+from dlm.causal_lm import CausalLM
+from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
 from dlm.noise import Noise
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
 from training.optim import MovingAverage, Optimiser

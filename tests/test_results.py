@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.chain import Setting, measure, problems
 from benchmarks.latex import answered, questions
 from data.sudoku import blanked, is_solved, make
+from dlm.causal_lm import sequence_log_prob
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import sequence_log_prob
 from evaluation.intervals import wilson
 from evaluation.latex import formula_measures
 from evaluation.text import unigram_entropy

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import run_train_preference
 from data.preferences import Preference
-from dlm.masked_lm import sequence_log_prob
+from dlm.causal_lm import sequence_log_prob
 from load_model import load_model
 from run_train_preference import rows_of
 from tests.preference_pairs import tiny, write_pairs

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from dlm.masked_lm import CausalLM, LlamaLM, MaskedLM
+from dlm.causal_lm import CausalLM
+from dlm.masked_lm import LlamaLM, MaskedLM
 from training.usage import readable
 from twist.bounds import model_digest
 from twist.heads import TwistHead

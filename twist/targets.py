@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from dlm.masked_lm import CausalLM, MaskedLM, sequence_log_prob
+from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.masked_lm import MaskedLM
 from rewards.latex import is_valid, spans
 from twist.tail import BeforeTail
 

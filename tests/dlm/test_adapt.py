@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Conf
 import run_sample
 import run_train_dlm
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM, LlamaLM
+from dlm.masked_lm import LlamaLM
 from load_model import load_bidirectional, load_model, save_model
 from policy.build import ROOT, RULE_SETTINGS
 from policy.checkpoints import check_fits

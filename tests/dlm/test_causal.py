@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_train_dlm
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from dlm.observation import Decision
 from load_model import build_model, load_model, save_model
 from samplers.loop import Strategy, sample

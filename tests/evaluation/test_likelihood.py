@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlm.masked_lm import sequence_log_prob
+from dlm.causal_lm import sequence_log_prob
 from evaluation.likelihood import log_likelihoods, windows
 from load_model import load_model
 from tests.enumerable import any_order_bound, dependent_joint, exact_law, from_joint, inconsistent, random_radd

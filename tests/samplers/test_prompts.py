@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from load_model import build_model, load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker

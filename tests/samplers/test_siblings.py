@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from benchmarks import plain_guided
+from dlm.causal_lm import CausalLM
 from dlm.environment import UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from samplers.guided import Canvases, Guided, Siblings, Values
 from samplers.loop import sample
 from samplers.siblings import SiblingCache

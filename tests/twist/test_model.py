@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from samplers.smc import particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE, Leftmost

@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.masked_lm import CausalLM
 from samplers.smc import Path, particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE

@@ -1,0 +1,140 @@
+"""The files of a model: where they are (hub id, directory, run, `smollm2`), and config.json, weights and tokenizer out of them.
+
+Nothing here runs code that comes with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from data.sudoku import SudokuTokenizer
+from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
+from dlm.published import KEYS
+from training.usage import readable
+
+PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
+
+
+def family(config: dict) -> str:
+    """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's published
+    config.json does not tell it from RADD's; once loaded, and where we wrote it, it does."""
+    return config.get("model_type", "radd")
+
+
+def is_run(path: str) -> bool:
+    """A run or one .pth of it; where config.json stands beside .hydra, a directory to share."""
+    return path.endswith(".pth") or ((Path(path) / ".hydra").is_dir() and not (Path(path) / "config.json").is_file())
+
+
+def model_folder(path: str) -> Path:
+    """RUN/model, of a run or of one of its .pth files."""
+    return (Path(path).parent.parent if path.endswith(".pth") else Path(path)) / "model"
+
+
+def unpacked(path: str) -> str:
+    """The directory of `smollm2`, by either of its names; any other path as it is."""
+    return str(smollm2_folder()) if path in (SMOLLM2, PACKAGE) else path
+
+
+def config_folder(path: str) -> str:
+    """Where a model's config.json is: a run's in RUN/model."""
+    return str(model_folder(path)) if is_run(path) else unpacked(path)
+
+
+def read_config(path: str) -> dict:
+    with readable(Path(path) / "config.json"):
+        return json.loads(fetch(path, "config.json").read_text())
+
+
+def weight_files(path: str) -> list[Path]:
+    """The checkpoint's files: those of its index, or the one there is."""
+    index = "model.safetensors.index.json"
+    one = Path(path) / "model.safetensors"
+    if one.is_file():
+        return [one]
+    try:
+        listed = json.loads(fetch(path, index).read_text())["weight_map"]
+    except ValueError:
+        return [fetch(path, "model.safetensors")]
+    return [fetch(path, name) for name in sorted(set(listed.values()))]
+
+
+def fetch(path: str, name: str) -> Path:
+    """A file of a directory or of a hub repository (downloaded once, HF_TOKEN honoured)."""
+    if Path(path).is_dir():
+        if not (Path(path) / name).is_file():
+            raise ValueError(
+                f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors"
+            )
+        return Path(path) / name
+    try:
+        return Path(hf_hub_download(path, name))
+    except HFValidationError as error:
+        raise ValueError(f"{path!r} is neither a directory nor a hub id (owner/name); check the path") from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise ValueError(
+                f"{path} is not in the local cache and the hub cannot be reached; connect, or give a local directory"
+            ) from error
+        raise ValueError(f"the hub repository {path} has no {name}; check the id") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        if status in (401, 403):
+            raise ValueError(
+                f"the hub answers {status} for {path}: it does not exist or is not open to you; check the id, and set HF_TOKEN"
+            ) from error
+        raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
+        return torch.load(fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    state = {}
+    for file in weight_files(path):
+        with readable(file):
+            state |= load_file(file)
+    return state
+
+
+def read_tokenizer(path: str, config: dict):
+    """None where it cannot be had: the model works on token ids, and decoding says what is missing."""
+    if "puzzle" in config:
+        return SudokuTokenizer(tuple(config["puzzle"]["box"]))
+    found, local = family(config), Path(path).is_dir()
+    if not local and found in ("radd", "mdlm"):
+        path = PUBLISHED_TOKENIZER
+    try:
+        if found == "Dream" and not is_there(path, "tokenizer.json"):
+            return _dream_tokenizer(path, config)
+        if local and not is_there(path, "tokenizer.json"):
+            return None
+        if found in KEYS or (local and found in ("sedd", "mdlm")):  # transformers does not know these names
+            return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError):  # the hub is out of reach
+        return None
+
+
+def _dream_tokenizer(path: str, config: dict) -> Qwen2Tokenizer:
+    """Dream and DiffuCoder ship vocab.json and merges.txt, and code of their own that makes Qwen2's tokenizer of them."""
+    for name in ("vocab.json", "merges.txt"):
+        fetch(path, name)
+    tokenizer = Qwen2Tokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(config["mask_token_id"])
+    return tokenizer
+
+
+def is_there(path: str, name: str) -> bool:
+    """Whether `fetch` finds it."""
+    try:
+        return bool(fetch(path, name))
+    except ValueError:
+        return False
