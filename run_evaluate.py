@@ -38,9 +38,10 @@ from data.questions import (
     right,
 )
 from dlm.environment import TokenRule
+from dlm.files import family_by_name
 from dlm.masked_lm import MaskedLM
 from evaluation import pairwise, reward_task
-from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
+from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, fingerprint, numbers
 from evaluation.decoding import Decoding, answer_lengths
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, merge, shard
@@ -159,10 +160,10 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     found = OmegaConf.to_container(OmegaConf.load(asked))
     if not isinstance(found, dict):
         raise ValueError(f"--config {asked} is no list of settings; give a YAML file of `key: value`")
-    if "dlm" not in found:
-        return composed(
-            "train_policy", ["data=questions", *from_file({str(key): value for key, value in found.items()}, asked)]
-        )
+    if "dlm" not in found:  # a published one: it is for the model that it names, and others of that family
+        said = from_file({str(key): value for key, value in found.items()}, asked)
+        named = family_by_name(shipped(str(found.get("model_path", ""))))
+        return composed("train_policy", ["data=questions", *said, *([f"++dlm.model_type={named}"] if named else [])])
     return OmegaConf.load(asked)  # pyright: ignore[reportReturnType]
 
 
@@ -187,14 +188,14 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
 
 
 def settings_of(
-    job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str
+    job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str, model: str
 ) -> dict:
-    """What decides the samples of a job."""
+    """What decides the samples of a job. model: `fingerprint` of the one at model_path."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
     decoding = {key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha")}
     asked = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
-    return own | of | {"model": model_path, "dtype": dtype} | decoding | asked
+    return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | asked
 
 
 def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> list[Question]:
@@ -305,7 +306,7 @@ def main(argv: list[str]) -> int:
     known = OmegaConf.create() if config is None else config
     path = str(arguments.model_path or OmegaConf.select(known, "dlm.path") or "example/chain")
     dtype = str(arguments.dtype or OmegaConf.select(known, "model.dtype") or "float32")
-    with processes(arguments.device) as group:
+    with processes(arguments.device, saves=False) as group:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
         if model.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and questions are text; add tokenizer.json")
@@ -316,13 +317,13 @@ def main(argv: list[str]) -> int:
                 decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
                 decoding.check(model)
                 jobs += [Job(one, dataset, seed, decoding) for seed in seeds]
-        results: dict[tuple[str, str], list[tuple[dict, list[dict]]]] = {}
+        weights, results = fingerprint(model), {}
         answered = 0
         for job in jobs:
             questions = together(partial(questions_of, job, model, arguments), job.directory, group)
             if questions is None:
                 continue
-            settings = settings_of(job, questions, arguments, path, dtype)
+            settings = settings_of(job, questions, arguments, path, dtype, weights)
             work = partial(evaluate, job, questions, settings, model, arguments, group)
             if together(work, job.directory, group) is None:
                 continue

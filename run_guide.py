@@ -180,7 +180,7 @@ def main(config: DictConfig) -> Path:
     """Decode; returns the directory."""
     check_guide_run(config)
     out = Path(config.out)
-    with processes(config.device) as group:
+    with processes(config.device, saves=False) as group:
         asked = load_asked(
             str(config.prompts.file), config.prompts.count, config.prompts.seed, config.prompts.cache_dir
         )

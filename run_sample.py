@@ -21,10 +21,10 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.questions import end_tokens
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, SeddLM
-from evaluation.decoding import end_tokens
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, JudgeMissing, load_judge
 from load_model import load_model
@@ -205,7 +205,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
     sampler = config.sampler
     ends = []
     if sampler.stop or sampler.logits_eos_inf or sampler.confidence_eos_eot_inf:
-        ends = end_tokens(model)
+        ends = end_tokens(model.tokenizer)
         if not ends:
             raise ValueError(f"{config.dlm.path} has no end of sequence; leave stop and the eos settings out")
     masks = (canvas == model.mask_id).nonzero().squeeze(1)

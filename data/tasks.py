@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import takewhile
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,17 @@ from torch import Tensor
 from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
 from data.prompts import Prompts
-from data.questions import Question, Reader, canvases, check_prompt, check_runnable, encode, load_questions, right
+from data.questions import (
+    Question,
+    Reader,
+    canvases,
+    check_prompt,
+    check_runnable,
+    encode,
+    end_tokens,
+    load_questions,
+    right,
+)
 from data.rows import end_of_text, training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 from data.text import EndlessRows
@@ -165,6 +176,7 @@ class QuestionTask:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length
         self.stop_id: int | None = model.tokenizer.eos_token_id
+        self.ends = end_tokens(model.tokenizer)
         self.datasets = list(data.datasets)
         if not self.datasets or len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"data.datasets={self.datasets} must name at least one data set, and each once")
@@ -222,9 +234,9 @@ class QuestionTask:
         raise ValueError("questions have no clean rows for algorithm=variational; use algorithm=grpo or ppo")
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
-        """The answers as text, up to their end of sequence; masks that a training rollout left are dropped."""
+        """The answers as text, up to their end of sequence or of turn; masks that a training rollout left are dropped."""
         answers = [[t for t in row if t != self.model.mask_id] for row in tokens[:, -self.length :].tolist()]
-        ended = [row[: row.index(self.stop_id)] if self.stop_id in row else row for row in answers]
+        ended = [list(takewhile(lambda token: token not in self.ends, row)) for row in answers]
         return self.tokenizer.batch_decode(ended, skip_special_tokens=True)
 
     def shown(self, number: int, tokens: Int[Tensor, "position"]) -> str:

@@ -6,16 +6,19 @@ for (`mask_id` is a virtual id past the vocabulary). Keys and values of what is 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from dlm.masked_lm import MaskedLM
 from model.llama import Memory
+
+KEEPS_ALL = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose state is the keys and values of what they read
 
 
 class Room(CacheLayerMixin):
@@ -61,7 +64,7 @@ class CausalLM(MaskedLM):
         config = backbone.config
         self.vocab_size = self.mask_id = config.vocab_size
         self.max_length = positions_of(config) - 1
-        self.hidden_size = config.hidden_size
+        self.hidden_size = backbone.get_output_embeddings().weight.shape[1]  # where OPT projects, not the blocks' width
         self.start_id, self.tokenizer, self.model_id = start_id, tokenizer, model_id
 
     def hidden_rows(self, tokens, read, sigma):
@@ -73,15 +76,27 @@ class CausalLM(MaskedLM):
             states = self.backbone.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         return states[read[:, :last]].float()
 
+    @cached_property
+    def rooms(self) -> list[list[tuple[int, int]]]:
+        """(heads, width) of every layer's keys and of its values, from those of one token. Empty where layers keep something else
+        (Mamba, RWKV): such a model runs whole at every evaluation."""
+        parameter = next(self.backbone.parameters())
+        token = torch.full((1, 1), self.start_id, device=parameter.device)
+        with torch.no_grad(), self.autocast(parameter.device):
+            said = self.backbone.base_model(input_ids=token, use_cache=True)
+        kept = getattr(said, "past_key_values", None)
+        if not isinstance(kept, Cache) or not all(type(layer) in KEEPS_ALL for layer in kept.layers):
+            return []
+        return [[(room.shape[1], room.shape[3]) for room in (layer.keys, layer.values)] for layer in kept.layers]  # pyright: ignore
+
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Room for keys and values; the start token has the first place."""
-        config = self.backbone.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        room = (rows, heads, length, width)
         dtype = next(self.backbone.parameters()).dtype if self.dtype == torch.float32 else self.dtype
-        return [(torch.zeros(room, dtype=dtype, device=device), torch.zeros(room, dtype=dtype, device=device))
-                for _ in range(config.num_hidden_layers)]  # fmt: skip
+
+        def room(heads: int, width: int) -> Tensor:
+            return torch.zeros(rows, heads, length, width, dtype=dtype, device=device)
+
+        return [(room(*keys), room(*values)) for keys, values in self.rooms]
 
     def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
         """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""

@@ -84,7 +84,7 @@ class UnmaskingEnvironment:
         self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
         self.asked_alpha = alpha
         self.cost = 2 if guidance else 1  # evaluations of a canvas
-        self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) else cache, refresh
+        self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) and model.rooms else cache, refresh
 
     @property
     def exact(self) -> bool:

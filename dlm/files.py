@@ -21,12 +21,20 @@ from dlm.published import KEYS
 from training.usage import readable
 
 PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
+NAMED = {"llada": "llada", "dream": "Dream", "diffucoder": "Dream"}
 
 
 def family(config: dict) -> str:
     """The family by its config.json: radd, sedd, mdlm, llada, Dream, or the model_type of a causal model. SEDD's published
     config.json does not tell it from RADD's; once loaded, and where we wrote it, it does."""
     return config.get("model_type", "radd")
+
+
+def family_by_name(path: str) -> str | None:
+    """That of a checkpoint which need not be here: by its config.json where it is, else by what it is called; None: unknown."""
+    if (Path(path) / "config.json").is_file():
+        return family(read_config(path))
+    return next((own for word, own in NAMED.items() if word in Path(path).name.lower()), None)
 
 
 def is_run(path: str) -> bool:

@@ -6,6 +6,7 @@ The package holds four-bit weights, whose conversion takes many seconds: it is d
 from __future__ import annotations
 
 import os
+import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -41,4 +42,14 @@ def _dequantise(folder: Path) -> None:
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     model.to(torch.bfloat16).save_pretrained(unfinished)  # pyright: ignore[reportArgumentType]
     AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
-    unfinished.rename(folder)
+    keep(unfinished, folder)
+
+
+def keep(unfinished: Path, folder: Path) -> None:
+    """In place when complete; what another process has put there in the meantime stays."""
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from data.questions import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 
@@ -30,7 +31,7 @@ class Decoding:
 
     def environment(self, model: MaskedLM, prompt_length: int) -> UnmaskingEnvironment:
         """For canvases with `prompt_length` columns of prompt. ValueError for what this model has not."""
-        ends = end_tokens(model)
+        ends = end_tokens(model.tokenizer)
         if (self.logits_eos_inf or self.confidence_eos_eot_inf) and not ends:
             raise ValueError(f"{model.model_id} has no end of sequence; leave the eos settings out")
         return UnmaskingEnvironment(
@@ -46,21 +47,9 @@ class Decoding:
         self.environment(model, 0).reset(canvas)
 
 
-TURNS = ("<|eot_id|>", "<|im_end|>")  # that end a turn: LLaDA's, Dream's
-
-
-def end_tokens(model: MaskedLM) -> list[int]:
-    """End of sequence, and of a turn where the tokenizer has such a token; empty where it has neither."""
-    end = getattr(model.tokenizer, "eos_token_id", None)
-    if end is None:
-        return []
-    turns = model.tokenizer.convert_tokens_to_ids(list(TURNS))
-    return [end, *(turn for turn in turns if turn not in (None, end, model.tokenizer.unk_token_id))]
-
-
 def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
     """Tokens before each row's first end of sequence: padding that is written behind it is no text."""
-    ends = end_tokens(model)
+    ends = end_tokens(model.tokenizer)
     if not ends:
         return tokens.new_full((len(tokens),), tokens.shape[1])
     return ((tokens == ends[0]).cumsum(1) == 0).sum(1)

@@ -82,7 +82,7 @@ class LlamaShape:
             )
 
 
-Memory = list[tuple[Float[Tensor, "kept head canvas part"], Float[Tensor, "kept head canvas part"]]]
+Memory = list[tuple[Float[Tensor, "kept head canvas key"], Float[Tensor, "kept head canvas value"]]]
 
 
 class RMSNorm(nn.Module):

@@ -18,6 +18,7 @@ from rewards.sandbox import Program, run_programs
 
 END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of turn, written out
 FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
+NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
 
 
@@ -52,7 +53,7 @@ def parsable_head(source: str) -> str:
             return "\n".join(lines)
         except SyntaxError as error:
             lines = lines[: min(max(error.lineno or 1, 1), len(lines)) - 1]
-        except (ValueError, RecursionError, MemoryError):  # null bytes; nested too deep
+        except NOT_CODE:
             return ""
     return ""
 
@@ -63,7 +64,7 @@ def may_begin(line: str) -> bool:
         if START.match(line):
             codeop.compile_command(line, symbol="exec")
             return True
-    except (SyntaxError, ValueError, OverflowError):
+    except NOT_CODE:
         pass
     return False
 

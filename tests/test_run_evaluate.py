@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 import run_evaluate
 from data.questions import canvases, check_questions, load_questions
@@ -29,6 +31,7 @@ from rewards import sandbox
 from rewards.sandbox import check_sandbox
 from run_evaluate import main
 from samplers.where import WHERE, Threshold
+from tests.tiny_text import backbone
 from training.usage import composed
 
 ROOT = Path(__file__).parents[1]
@@ -229,12 +232,24 @@ def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
     said = run_evaluate.parser().parse_args(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
     config = run_evaluate.configuration(said)
     assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
+    assert config.dlm.model_type == "llada"
     decoding = run_evaluate.decoding_of(said, config, "gsm8k")
     assert (decoding.length, decoding.block_length) == (18, 6)
     for text, message in (("report_to: wandb", "has neither `dlm`"), ("- a", "is no list of settings")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             run_evaluate.configuration(said)
+
+
+@pytest.mark.parametrize(
+    "theirs, own", [("Dream-org/Dream-v0-Instruct-7B", "llada"), ("GSAI-ML/LLaDA-8B-Base", "dream")]
+)
+def test_their_configuration_of_another_family_is_refused(tmp_path, theirs, own):
+    file = tmp_path / "theirs.yaml"
+    file.write_text(f"model_path: {theirs}\nblock_length: 8\n")
+    model = backbone(own, tmp_path / own)
+    with pytest.raises(ValueError, match="checkpoint by its config.json, and the configuration is for"):
+        main(["--strategy", "random", "--config", str(file), "--model_path", str(model), "--save_path", str(tmp_path)])
 
 
 def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
@@ -306,6 +321,28 @@ def strip(file):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()]
 
 
+def nudged(directory):
+    """example/chain after one more step of training, so to speak."""
+    shutil.copytree(ROOT / "example" / "chain", directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, directory / "model.safetensors")
+    return directory
+
+
+def test_a_kill_ends_an_evaluation_at_once(tmp_path, monkeypatch):
+    """Its lines are there, and nothing else is to be saved."""
+    heard = []
+
+    def answering(*arguments):
+        heard.append(signal.getsignal(signal.SIGTERM))
+        raise ValueError("enough")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run_evaluate, "evaluate", answering)
+    assert main(["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]) == 1
+    assert heard == [before]
+
+
 def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
     argv = ["--strategy", "confidence", *TINY, "--n_test", "2", "--save_path", str(tmp_path)]
     assert main(argv) == 0
@@ -314,6 +351,8 @@ def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
     assert "holds an evaluation with block_length=None (now 4); give another --save_path" in capsys.readouterr().err
     assert strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl") == before
     assert main([*argv, "--batch_size", "1"]) == 0  # changes nothing
+    assert main([*argv, "--model_path", str(nudged(tmp_path / "model"))]) == 1
+    assert re.search(r"model_weights=\w{16} \(now \w{16}\)", capsys.readouterr().err)  # and the other's directory
     (tmp_path / "confidence_chain_seed42" / "settings.json").unlink()
     assert main(argv) == 1
     assert "holds generations without settings.json" in capsys.readouterr().err

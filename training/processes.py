@@ -135,10 +135,11 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @contextmanager
-def processes(device: str = "auto"):
-    """Join the process group that torchrun describes, or be the only process; leave it at the end. SIGTERM is heard meanwhile.
+def processes(device: str = "auto", saves: bool = True):
+    """Join the process group that torchrun describes, or be the only process; leave it at the end.
 
-    `device`: auto (CUDA where there is one), cpu, cuda.
+    `device`: auto (CUDA where there is one), cpu, cuda. saves: SIGTERM is heard meanwhile, for a loop that asks `stop_asked` and
+    saves; else it ends the process at once, as it does by default.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     world, rank, local = (int(os.environ.get(name, default)) for name, default in
@@ -149,7 +150,7 @@ def processes(device: str = "auto"):
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
     group = Processes(rank, world, where)
-    before = signal.signal(signal.SIGTERM, group.hear)
+    before = signal.signal(signal.SIGTERM, group.hear) if saves else signal.getsignal(signal.SIGTERM)
     try:
         yield group
         group.barrier()

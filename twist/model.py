@@ -65,11 +65,12 @@ class PairedCausal(CausalLM):
     def hidden_rows(self, tokens, read, sigma):
         return torch.cat([part.hidden_rows(tokens, read, sigma) for part in (self.first, self.second)], 1)
 
-    def new_memory(self, rows, length, device):
-        return self.first.new_memory(rows, length, device) + self.second.new_memory(rows, length, device)
+    @property
+    def rooms(self):
+        return self.first.rooms and self.first.rooms + self.second.rooms
 
     def hidden_span(self, tokens, read, memory, start, end):
-        layers = self.first.backbone.config.num_hidden_layers
+        layers = len(self.first.rooms)
         halves = ((self.first, memory[:layers]), (self.second, memory[layers:]))
         return torch.cat([part.hidden_span(tokens, read, own, start, end) for part, own in halves], 1)
 

@@ -127,6 +127,14 @@ def test_answers_end_at_their_end_and_are_judged_by_their_own_data_set(model, di
     assert asked.right(tokens, {"question": number}).tolist() == [1, 1, 0, 0]
 
 
+def test_answers_end_with_their_turn_as_in_an_evaluation(model, directory, monkeypatch):
+    """The token of a turn's end is no text, and what was written behind it is not read."""
+    monkeypatch.setattr("data.questions.TURNS", ("<eot>",))
+    asked = task(model, directory)
+    row = model.tokenizer.encode("is 7<eot>is 1", add_special_tokens=False)[:8]
+    assert asked.written(torch.tensor([row])) == ["is 7"]
+
+
 def test_there_are_no_texts_to_reveal(model, directory):
     asked = task(model, directory)
     with pytest.raises(ValueError, match="no known text"):

@@ -28,6 +28,15 @@ def test_code_is_found(text):
 
 
 @pytest.mark.parametrize(
+    "deep", ["-" * 20_000 + "1", "(" * 20_000, "1" + "+1" * 50_000, "a" + ".a" * 50_000, "not " * 20_000 + "a"]
+)
+def test_what_is_nested_too_deep_is_no_code(deep):
+    assert code_in(f"```python\nx = {deep}\n```", "f") == ""
+    assert code_in(f"```python\nx = {deep}\n```\n```python\n{F}\n```", "f").rstrip() == F
+    assert code_in(f"x = {deep}\n", "f", "def f(x):\n    return ") == ""
+
+
+@pytest.mark.parametrize(
     "text", ["", "I cannot.", "def f(x", "def g(x):\n    return 1", "```python\nf(1)\n```", "\0", "(" * 500]
 )
 def test_where_there_is_none(text):
