@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.steering import loaded
 from evaluation import kl_report
+from evaluation.intervals import Z95
 from evaluation.report import print_table, write_csv
 from run_train_twist import main as train_twist
 from training.usage import composed
@@ -33,11 +34,10 @@ TASKS = {
     "infilling": [
         "target=infilling",
         "target.tokens=2",
-        "training.particles=10",
         "training.batch_size=50",
         "optim.schedule=cosine",
     ],
-    "sentiment": ["target=vader", "training.batch_size=50"],
+    "sentiment": ["target=vader", "training.batch_size=50", "optim.schedule=cosine"],
     "masked": ["dlm=stories", "target=vader", "training.batch_size=32"],
 }
 # Chosen by --sweep, for each task and method.
@@ -50,6 +50,7 @@ RATES = {
 PAIRED = {("infilling", "ctl"): ["training.particles=10"]}
 SWEPT = 100  # the seed of sweeps
 PARTICLES = 32  # of each condition, for log Z of infilling
+MANY, SETS = 256, 100  # particles, and sets of them, for log Z of the others
 
 
 def exact_samples(task: str, runs: Path, count: int) -> Path:
@@ -79,17 +80,21 @@ def run(task: str, method: str, seed: int, rate: float, updates: int, directory:
     return json.loads(file.read_text())[-1]
 
 
-def log_z_of(task: str, records: list[dict], directories: list[Path]) -> float:
-    """Of a reward the share of the model's samples that were kept. Of infilling the mean over all conditions of the exact
-    samples, between the bounds of the twist that is closest to its target: conditions differ by nats, few of them say nothing."""
+def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[float, float]:
+    """(log Z, what it is known to), by the twist that is closest to its target. Of infilling the mean over all conditions of the
+    exact samples: conditions differ by nats, few of them say nothing. The bounds are by importance sampling."""
     best = min(range(len(records)), key=lambda run: records[run]["g"]["value"] - records[run]["f"]["value"])
     source, posterior, _ = loaded(str(directories[best]))
-    if task != "infilling":
-        return math.log(len(posterior) / posterior.tried)
-    bounds = sandwich(source, posterior, PARTICLES, len(posterior), "twist", False, SWEPT)["iwae"]
-    low, high = bounds.midpoint - bounds.gap / 2, bounds.midpoint + bounds.gap / 2
-    print(f"log Z is between {low:.3f} and {high:.3f}, over {len(posterior)} conditions, by {directories[best]}")
-    return bounds.midpoint
+    of_pairs = task == "infilling"
+    particles, sets = (PARTICLES, len(posterior)) if of_pairs else (MANY, SETS)
+    bounds = sandwich(source, posterior, particles, sets, "twist", False, SWEPT)["iwae"]
+    error = abs(bounds.gap) / 2
+    if not of_pairs:
+        kept, tried = len(posterior), posterior.tried
+        print(f"by rejection: log Z = {math.log(kept / tried):.3f} +- {Z95 * math.sqrt((1 - kept / tried) / kept):.3f}")
+        error += Z95 * float(bounds.midpoints.std()) / sets**0.5
+    print(f"log Z = {bounds.midpoint:.3f} +- {error:.3f}, {particles} particles, {sets} sets, by {directories[best]}")
+    return bounds.midpoint, error
 
 
 def main() -> None:
@@ -131,8 +136,8 @@ def main() -> None:
                 directory = options.runs / task / f"{method}_{seed}"
                 records.append(run(task, method, seed, RATES[task][method], updates, directory, shared))
                 directories.append(directory)
-        log_z = log_z_of(task, records, directories)
-        kl_report.main(argparse.Namespace(runs=directories, log_z=log_z, out=options.out / task))
+        log_z, error = log_z_of(task, records, directories)
+        kl_report.main(argparse.Namespace(runs=directories, log_z=log_z, log_z_error=error, out=options.out / task))
 
 
 if __name__ == "__main__":

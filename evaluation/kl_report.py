@@ -1,12 +1,13 @@
 """Twists compared: how far each proposal is from the target, both ways, over runs of several methods and seeds.
 
-    python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER]
+    python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER --log_z_error NUMBER]
 
 RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, length, target). One log Z serves them all, as
-in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations, or the number given. Prints a
-table, a row a method: KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96
-standard errors; of a single run, that of its samples). DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and
-bounds.png (log Z from both sides against particles). The last line is JSON.
+in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations; of a target with conditions, whose
+log Z is a mean over them, the midpoint of the closest bounds on it; or the number given. Prints a table, a row a method:
+KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of a single
+run, that of its samples), wider by what log Z is known to: an error there moves all KLs of a column together. DIR gets kl.csv,
+kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from both sides against particles). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -66,9 +67,21 @@ def read_run(path: Path) -> TwistRun:
     return TwistRun(str(path), config.method, config.seed, json.dumps(told, sort_keys=True), evaluations)
 
 
-def shared_log_z(runs: Sequence[TwistRun]) -> float:
-    """The median over runs."""
-    return median(run.last["log_z"] for run in runs)
+def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
+    """(log Z, what it is known to). With conditions: of the run whose bounds are closest, half of the gap between them; else the
+    median over runs, 1.96 standard errors of their mean. ValueError for runs of which some know no log Z of their pairs."""
+    pairs = [run.last.get("log_z_pairs") for run in runs]
+    if any(pairs):
+        if not all(pairs):
+            missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own]
+            raise ValueError(
+                f"{', '.join(missing)} did not bound log Z over all of its pairs and others did; evaluate again, or give --log_z"
+            )
+        ends = [(own["lower"]["value"], own["upper"]["value"]) for own in pairs if own]
+        low, high = min(ends, key=lambda own: abs(own[1] - own[0]))
+        return (low + high) / 2, abs(high - low) / 2
+    found = [run.last["log_z"] for run in runs]
+    return median(found), Z95 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
 
 
 def kls(record: dict, log_z: float) -> dict[str, float]:
@@ -107,14 +120,20 @@ def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
     return {method: own for method, own in found.items() if own}
 
 
-def table(runs: Sequence[TwistRun], log_z: float) -> list[dict]:
-    """A row a method."""
+def table(runs: Sequence[TwistRun], log_z: float, log_z_error: float = 0.0) -> list[dict]:
+    """A row a method. log_z_error: added to every interval."""
     rows = []
     for method, own in of_methods(runs).items():
         row: dict = {"method": NAMES[method], "runs": len(own), "updates": own[0].last["updates"]}
         for side in SIDES:
             values = [kls(run.last, log_z)[side] for run in own]
-            row |= {side: fmean(values), f"{side}_half": half_width(values, own[0].last, side)}
+            row |= {side: fmean(values), f"{side}_half": half_width(values, own[0].last, side) + log_z_error}
+            if row[side] + row[f"{side}_half"] < 0:
+                print(
+                    f"warning: {SIDES[side]} of {method} is {row[side]:.3f}, below 0 by more than its interval: log Z = "
+                    f"{log_z:.3f} is wrong, or the exact samples are not of this target; give a better --log_z",
+                    file=sys.stderr,
+                )
         row["log_z_midpoint"] = fmean(run.last["log_z"] for run in own)
         row["log_phi"] = fmean(run.last["score"]["value"] for run in own)
         rows.append(row)
@@ -201,19 +220,21 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
 
 def main(arguments: argparse.Namespace) -> list[dict]:
     runs = [read_run(path) for path in arguments.runs]
-    log_z = shared_log_z(runs) if arguments.log_z is None else arguments.log_z
-    rows = table(runs, log_z)
+    log_z, error = (arguments.log_z, arguments.log_z_error)
+    if log_z is None:
+        log_z, error = shared_log_z(runs)
+    rows = table(runs, log_z, error)
     shown = [{"method": row["method"], "runs": row["runs"], "updates": row["updates"]}
              | {name: f"{row[side]:.2f} +- {row[f'{side}_half']:.2f}" for side, name in SIDES.items()}
              | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"]} for row in rows]  # fmt: skip
-    print_table(shown, title=f"log Z = {log_z:.4f}")
+    print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, arguments.out / "kl.csv")
     (arguments.out / "kl.tex").write_text(latex(rows))
     plot_curves(runs, log_z, arguments.out / "kl_curves.png")
     plot_bounds(runs, log_z, arguments.out / "bounds.png")
     print(latex(rows))
-    print(json.dumps({"log_z": log_z, "rows": rows}, allow_nan=False))
+    print(json.dumps({"log_z": log_z, "log_z_error": error, "rows": rows}, allow_nan=False))
     return rows
 
 
@@ -222,5 +243,6 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("output/kl_report"), metavar="DIR")
     parser.add_argument("--log_z", type=float, metavar="NUMBER")
+    parser.add_argument("--log_z_error", type=float, default=0.0, metavar="NUMBER", help="half of its interval")
     with exit_on_bad_input():
         main(parser.parse_args())

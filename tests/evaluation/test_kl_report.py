@@ -49,20 +49,20 @@ def runs(tmp_path):
     ]
 
 
-def report(tmp_path, runs, log_z=None):
-    return main(argparse.Namespace(runs=runs, out=tmp_path / "out", log_z=log_z))
+def report(tmp_path, runs, log_z=None, error=0.0):
+    return main(argparse.Namespace(runs=runs, out=tmp_path / "out", log_z=log_z, log_z_error=error))
 
 
 def test_one_log_z_and_means_over_seeds(tmp_path, runs, capsys):
     ctl, dpg = report(tmp_path, runs)
-    log_z = -2.1  # the median
+    log_z, error = -2.1, 1.96 * 0.1 / 3**0.5  # the median, and the error of the mean
     assert (ctl["method"], ctl["runs"], ctl["updates"], dpg["method"]) == ("CTL", 2, 2, "DPG")
     assert ctl["kl_q_sigma"] == pytest.approx(log_z + 3.1) and ctl["kl_sigma_q"] == pytest.approx(-1.45 - log_z)
-    assert ctl["kl_q_sigma_half"] == pytest.approx(1.96 * stdev([-3.0, -3.2]) / 2**0.5, rel=1e-3)
-    assert dpg["kl_q_sigma"] == pytest.approx(0.4) and dpg["kl_q_sigma_half"] == pytest.approx(0.2)
-    assert dpg["kl_sigma_q"] == pytest.approx(0.2) and dpg["kl_sigma_q_half"] == pytest.approx(0.1)
+    assert ctl["kl_q_sigma_half"] == pytest.approx(1.96 * stdev([-3.0, -3.2]) / 2**0.5 + error, rel=1e-3)
+    assert dpg["kl_q_sigma"] == pytest.approx(0.4) and dpg["kl_q_sigma_half"] == pytest.approx(0.2 + error, rel=1e-3)
+    assert dpg["kl_sigma_q"] == pytest.approx(0.2) and dpg["kl_sigma_q_half"] == pytest.approx(0.1 + error, rel=1e-3)
     told = capsys.readouterr().out
-    assert "log Z = -2.1000" in told and "0.40 +- 0.20" in told
+    assert "log Z = -2.1000 +- 0.1132" in told and "0.40 +- 0.31" in told
     assert json.loads(told.splitlines()[-1])["log_z"] == log_z
 
 
@@ -72,15 +72,41 @@ def test_three_formats_and_two_plots(tmp_path, runs):
         lines = list(csv.DictReader(file))
     assert [float(line["kl_q_sigma"]) for line in lines] == [row["kl_q_sigma"] for row in rows]
     tex = (tmp_path / "out" / "kl.tex").read_text()
-    assert r"DPG & $\mathbf{0.40} \pm 0.20$ & $\mathbf{0.20} \pm 0.10$ \\" in tex and "CTL & $1.00" in tex
+    assert r"DPG & $\mathbf{0.40} \pm 0.31$ & $\mathbf{0.20} \pm 0.21$ \\" in tex and "CTL & $1.00" in tex
     for name in ("kl_curves.png", "bounds.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_given_log_z_is_used(tmp_path, runs):
     rows = report(tmp_path, runs, log_z=-2.0)
-    assert rows[1]["kl_q_sigma"] == pytest.approx(0.5)
-    assert shared_log_z([read_run(path) for path in runs]) == -2.1
+    assert rows[1]["kl_q_sigma"] == pytest.approx(0.5) and rows[1]["kl_q_sigma_half"] == pytest.approx(0.2)
+    rows = report(tmp_path, runs, log_z=-2.0, error=0.05)
+    assert rows[1]["kl_q_sigma_half"] == pytest.approx(0.25)
+
+
+def with_pairs(run, lower, upper):
+    """The last evaluation of a run, its log Z bounded over all pairs."""
+    file = run / "evaluations.json"
+    records = json.loads(file.read_text())
+    records[-1]["log_z_pairs"] = {"lower": ESTIMATE(lower), "upper": ESTIMATE(upper)}
+    file.write_text(json.dumps(records))
+
+
+def test_log_z_of_pairs_is_the_closest_and_widens_every_interval(tmp_path, runs, capsys):
+    for run, ends in zip(runs, ((-3.0, -1.0), (-2.3, -1.7), (-4.0, 0.0)), strict=True):
+        with_pairs(run, *ends)
+    assert shared_log_z([read_run(path) for path in runs]) == pytest.approx((-2.0, 0.3))
+    _, dpg = report(tmp_path, runs)
+    assert dpg["kl_q_sigma"] == pytest.approx(0.5) and dpg["kl_q_sigma_half"] == pytest.approx(0.5)
+    assert "warning" not in capsys.readouterr().err
+    report(tmp_path, runs, log_z=-1.0)  # G of DPG is -1.9
+    assert "KL(sigma || q) of dpg is -0.900, below 0 by more than its interval" in capsys.readouterr().err
+
+
+def test_runs_of_which_some_know_no_log_z_of_their_pairs(tmp_path, runs):
+    with_pairs(runs[0], -3.0, -1.0)
+    with pytest.raises(ValueError, match="did not bound log Z over all of its pairs and others did"):
+        report(tmp_path, runs)
 
 
 def test_the_command(tmp_path, runs):
