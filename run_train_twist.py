@@ -25,13 +25,14 @@ from dlm.masked_lm import MaskedLM
 from evaluation.report import write_json
 from load_model import load_model
 from policy.build import canvas_of, shipped
+from rewards.models import reward_folder
 from training.processes import Processes, processes
-from training.run import Run, resumed_config
+from training.run import Run, resumed_config, step_seed
 from training.usage import check_overrides, check_settings, exit_on_bad_input
-from twist.bounds import Origin, Posterior, check_upper, load_posterior, model_digest
+from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest
 from twist.evaluate import evaluate, figures
 from twist.learning import LEVELLED, PROPOSAL_ONLY
-from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, condition_of, positives_of
+from twist.methods import FROM_EXACT, POSITIVES, STREAMS, TwistLearning, check_method, condition_of, positives_of
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
@@ -50,6 +51,7 @@ GIVEN_BY_TARGET = ("target.tokens", "target.classes", "target.label")
 NUMBERS = ("target.beta", "target.threshold", "target.highest", "twist.multiplier", "eval.log_z", "ppo.clip", "ppo.gae_decay",
            "ppo.value_weight")  # fmt: skip
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
+LEARNT = "positives.safetensors"  # in the run: exact samples that it learns from, others than it is measured on
 
 
 def check_twist(config: DictConfig) -> None:
@@ -80,6 +82,11 @@ def check_twist(config: DictConfig) -> None:
         raise ValueError(f"twist.state={config.twist.state} must be true or false; change it")
     if (order := OmegaConf.select(config, "posterior.order") or "written") not in ("written", "uniform"):
         raise ValueError(f"posterior.order={order!r} is unknown; use written or uniform")
+    if order == "uniform" and config.mode == "train" and positives_of(config) not in FROM_EXACT:
+        raise ValueError(
+            f"posterior.order=uniform is of exact samples that are learnt from, and positives={positives_of(config)} learns from "
+            "none; leave it out, or give positives=exact"
+        )
     if config.training.schedule not in ("constant", "exp2"):
         raise ValueError(f"training.schedule={config.training.schedule!r} is unknown; use constant or exp2")
     counts = config.eval.particles
@@ -91,6 +98,10 @@ def check_twist(config: DictConfig) -> None:
         return
     if config.mode == "train":
         check_method(config)
+        if config.training.epochs == 0 and config.init is None:
+            raise ValueError(
+                "training.epochs=0 measures a twist without learning it; give init=RUN, whose twist that is"
+            )
         beta, positives = float(config.target.get("beta", 1.0)), positives_of(config)
         if condition_of(config) != "none" and beta != 1 and positives in FROM_EXACT:
             others = ", ".join(name for name in dict.fromkeys(POSITIVES[config.method]) if name not in FROM_EXACT)
@@ -101,6 +112,10 @@ def check_twist(config: DictConfig) -> None:
     if config.posterior.count:
         if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
             check_upper(float(config.target.get("beta", 1.0)))
+    elif config.posterior.path is not None:
+        raise ValueError(
+            f"posterior.path={config.posterior.path} and posterior.count=0: give a number of them, or no path"
+        )
     elif config.mode == "collect" or (positives_of(config) in FROM_EXACT and condition_of(config) == "none"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
 
@@ -165,20 +180,25 @@ def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Sour
 
 
 def origin_of(config: DictConfig, source: Source) -> Origin:
-    """What exact samples of this run's target are of."""
+    """What exact samples of this run's target are of: its settings and, where these name a classifier or a reward that is a
+    directory, what that holds."""
     words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
+    for key in ("classifier", "reward"):
+        folder = Path(reward_folder(shipped(str(config.target.get(key)))))
+        if folder.is_dir():
+            words += f" {key} {folder_digest(folder)}"
     return Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
 
 
-def exact_samples(config: DictConfig, source: Source, run: Run, group: Processes) -> Posterior | None:
-    """Those of posterior.path, or of the run itself, collected by the first process if they are not there yet."""
-    if not config.posterior.count:
-        return None
+def exact_samples(
+    config: DictConfig, source: Source, run: Run, group: Processes, path: str | None, name: str, seed: int
+) -> Posterior:
+    """Those of `path`, or of the run's own file `name`, collected by the first process if they are not there yet."""
     origin = origin_of(config, source)
-    file = Path(config.posterior.path or run.directory / POSTERIOR)
-    if config.posterior.path is None and group.first and not file.is_file():
+    file = Path(path or run.directory / name)
+    if path is None and group.first and not file.is_file():
         settings = config.posterior
-        found = collect_posterior(source, settings.count, settings.batch, config.seed, settings.most)
+        found = collect_posterior(source, settings.count, settings.batch, seed, settings.most)
         found.save(file, origin)
         run.say(f"{len(found)} exact samples of the target out of {found.tried} of the model: {file}")
     group.barrier()
@@ -274,8 +294,13 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         value = new_value_head(twist, config)
         learner = new_learner(twist, value, config, group)
         run = Run(config, overrides, group)
-        posterior = exact_samples(config, source, run, group)
+        posterior = learnt = None
+        if config.posterior.count:
+            posterior = exact_samples(config, source, run, group, config.posterior.path, POSTERIOR, config.seed)
         if config.mode == "train":
+            if positives_of(config) in FROM_EXACT and condition_of(config) == "none":  # never those it is measured on
+                seed = step_seed(config.seed, 0, STREAMS["conditions"])
+                learnt = exact_samples(config, source, run, group, None, LEARNT, seed)
             size = sum(p.numel() for p in learner.optimiser.parameters)
             run.say(f"{size:,} parameters of twists of {config.dlm.path} learn by {config.method}")
             about = {"model": config.dlm.path, "method": config.method, "target": OmegaConf.to_container(config.target),
@@ -288,7 +313,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
                     run.samples(done, shown_texts(source, config.eval.texts, config.seed))
                 return figures(record)
 
-            learning = TwistLearning(source, learner, value, config, posterior)
+            learning = TwistLearning(source, learner, value, config, learnt)
             train(learning, config, run, on_evaluation, lambda done: save_twist(twist, run.directory / "twist", about))
         run.close()
         return run.directory

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import run_sample
 from dlm.masked_lm import MaskedLM
@@ -229,6 +229,26 @@ def test_exact_samples_are_collected_once_and_used_again(tiny, tmp_path, capsys)
         run(tmp_path / "more", *QUICK, *tiny["class"], *FEW, f"posterior.path={file}", "posterior.count=7")
 
 
+def test_what_is_learnt_from_is_not_what_it_is_measured_on(tiny, tmp_path):
+    """Else a head that knows its samples by heart looks nearer to the target than any can be. Another seed, whatever the file's."""
+    words = [*QUICK, *tiny["class"], *FEW, "method=dpg", "positives=exact", "posterior.count=30"]
+    directory = run(tmp_path / "run", *words)
+    measured, learnt = (load_file(directory / f"{name}.safetensors")["tokens"] for name in ("posterior", "positives"))
+    assert len(measured) == len(learnt) == 30 and not torch.equal(measured, learnt)
+    again = run(tmp_path / "again", *words, f"posterior.path={directory / 'posterior.safetensors'}")
+    assert torch.equal(load_file(again / "positives.safetensors")["tokens"], learnt)
+
+
+def test_samples_of_a_classifier_that_was_trained_since_are_refused(tiny, tmp_path):
+    words = [word for word in tiny["class"] if not word.startswith("target.classifier=")]
+    words.append(f"target.classifier={classifier(tmp_path / 'classifier', 2)}")
+    collected = run(tmp_path / "collected", *QUICK, *words, "mode=collect")
+    file = tmp_path / "classifier" / "model.safetensors"
+    save_file({name: 1.01 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="holds exact samples of another target than this run's"):
+        run(tmp_path / "run", *QUICK, *words, *FEW, f"posterior.path={collected / 'posterior.safetensors'}")
+
+
 def test_a_target_that_is_too_rare_is_given_up(tiny, tmp_path):
     with pytest.raises(
         ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were asked; the target is too rare"
@@ -313,6 +333,10 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["target.beta=2", "posterior.count=0", "method=dpg"], "at beta=1 only, and positives=exact learns from them; give posterior.count=0 and positives=sis"),
     ("masked", ["posterior.order=any"], "posterior.order='any' is unknown; use written or uniform"),
     ("infilling", ["posterior.order=uniform", "training.particles=2"], "is for masked models, and a causal one writes from the left"),
+    ("masked", ["posterior.order=uniform", "positives=sis"], "and positives=sis learns from none; leave it out"),
+    ("class", ["posterior.count=0", "posterior.path=file"], "posterior.path=file and posterior.count=0: give a number of them"),
+    ("class", ["training.epochs=0"], "training.epochs=0 measures a twist without learning it; give init=RUN"),
+    ("infilling", ["target=continuation", "method=rl", "target.text=''"], "target.text is empty"),
     ("infilling", ["mode=samples", "compare=RUN"], "give compare=.RUN,RUN., in brackets"),
     ("infilling", ["dlm=stories", "method=dpg", "+target.form=prob"], "target.form=prob needs a causal model, and this one is masked"),
 ])  # fmt: skip

@@ -142,6 +142,14 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
+def folder_digest(folder: Path) -> str:
+    """Of a saved model: its weights and settings."""
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
+
+
 @dataclass(frozen=True)
 class Origin:
     """What samples of sigma are of."""
@@ -149,7 +157,7 @@ class Origin:
     prompt: tuple[int, ...]
     length: int
     model: str  # `model_digest`
-    target: str  # its settings, in words
+    target: str  # its settings, in words, and the digests of what they name
 
     @property
     def digest(self) -> str:
@@ -182,11 +190,19 @@ class Posterior:
         if self.given is not None:
             tensors["given"] = self.given.cpu().contiguous()
         about = {"prompt": list(origin.prompt), "length": origin.length, "model": origin.model, "target": origin.target}
-        metadata = {"origin": json.dumps(about), "digest": origin.digest, "tried": str(self.tried)}
+        metadata = {"origin": json.dumps(about), "digest": origin.digest, "tried": str(self.tried),
+                    "samples": samples_digest(tensors, self.tried)}  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         save_file(tensors, part, metadata)
         part.replace(file)
+
+
+def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:
+    digest = hashlib.sha256(str(tried).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def load_posterior(file: str | Path, origin: Origin) -> Posterior:
@@ -198,7 +214,10 @@ def load_posterior(file: str | Path, origin: Origin) -> Posterior:
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         about = json.loads(metadata["origin"])
         own = Origin(tuple(about["prompt"]), about["length"], about["model"], about["target"])
-    if metadata["digest"] != own.digest:
+    samples = samples_digest(tensors, int(metadata["tried"]))
+    if (
+        metadata["digest"] != own.digest or metadata.get("samples", samples) != samples
+    ):  # older files have none of samples
         raise ValueError(f"{file} was changed: its digest is not that of what it says; collect the samples again")
     if metadata["digest"] != origin.digest:
         raise ValueError(

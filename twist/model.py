@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from dlm.causal_lm import CausalLM
-from dlm.masked_lm import LlamaLM, MaskedLM
+from dlm.masked_lm import MaskedLM
+from model.sedd import SEDD
 from training.usage import readable
 from twist.bounds import model_digest
 from twist.heads import TwistHead
@@ -33,6 +34,7 @@ HEADS = (
     "output_layer.",
     "embed_out.",
 )  # of a trunk: never read (one that is tied is its embedding, and trained)
+CUT = ("attn_qkv.",)  # of RADD: its weight is read in parts, past what an adapter would add
 
 
 class PairedMasked(MaskedLM):
@@ -222,14 +224,14 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
         return trunk
     if rank < 1:
         raise ValueError(f"twist.rank={rank} must be at least 1; change it")
-    if not isinstance(model, CausalLM | LlamaLM):
+    if isinstance(model.backbone, SEDD):
         raise ValueError(
-            f"twist.trunk=lora adapts causal models, LLaDA and Dream, and this one is a {type(model).__name__}; use separate"
+            "twist.trunk=lora adapts causal models, LLaDA, Dream and RADD, and this one is a SEDD; use separate"
         )
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import: only where it is used
 
     linear = [name for name, module in trunk.backbone.named_modules()
-              if isinstance(module, nn.Linear | Conv1D) and not any(part in f"{name}." for part in HEADS)]  # fmt: skip
+              if isinstance(module, nn.Linear | Conv1D) and not any(part in f"{name}." for part in (*HEADS, *CUT))]  # fmt: skip
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), trunk.backbone)
     for parameter in trunk.parameters():
         if parameter.requires_grad:

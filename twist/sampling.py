@@ -147,6 +147,10 @@ def _base(config: DictConfig, model: MaskedLM, default: str) -> Strategy:
 def _steered(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"]) -> ParticleFilter:
     smc = config.sampler.smc
     reward = config.sampler.guide.reward
+    if smc.twist is not None:
+        raise ValueError(
+            "strategy fk weighs states by a reward and reads no twist; leave --twist out, or take twisted_smc"
+        )
     if reward is None:
         raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of run_train_reward.py")
     if model.tokenizer is None:
@@ -213,6 +217,10 @@ def _given(config: DictConfig, model: MaskedLM, about: dict, prompt: int, writte
                 f"{classes - 1}"
             )
         return torch.tensor(label, device=device)
+    if config.sampler.smc.label is not None:
+        raise ValueError(
+            f"sampler.smc.label={config.sampler.smc.label} is for twists that are told a class, and this one is not; leave it out"
+        )
     if about["target"]["kind"] != "infilling":
         return None
     if not config.suffix:

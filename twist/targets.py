@@ -218,6 +218,14 @@ def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
     return torch.tensor([float(valid(text)) for text in texts])
 
 
+def encoded(model: MaskedLM, text: str) -> Int[Tensor, "token"]:
+    """What follows, as tokens. ValueError for nothing."""
+    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    if not tokens:
+        raise ValueError("target.text is empty, and the target is how likely it is that this text follows; give some")
+    return torch.tensor(tokens)
+
+
 def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -> None:
     """Refuse lengths that do not fit. ValueError."""
     if given > written:
@@ -269,14 +277,14 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
                 raise ValueError(f"target.form={form} needs a causal model, and this one is masked; use form=log_prob")
             follows = None
             if kind == "continuation":
-                follows = torch.tensor(model.tokenizer.encode(settings["text"], add_special_tokens=False))
+                follows = encoded(model, settings["text"])
             check_continuation(model.whole, prompt, max(written, model.tail if follows is not None else 0), model.tail)
             return RevealedTarget(model.whole, follows, beta)
         assert isinstance(model, CausalLM)
         if kind == "infilling":
             check_continuation(model, prompt, written, settings["tokens"])
             return ContinuationTarget(model, None, beta, form, prompt)
-        text = torch.tensor(model.tokenizer.encode(settings["text"], add_special_tokens=False))
+        text = encoded(model, settings["text"])
         check_continuation(model, prompt, max(written, len(text)), len(text))
         return ContinuationTarget(model, text, beta, form, prompt)
     if kind == "latex":

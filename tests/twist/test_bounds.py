@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.enumerable import fits
 from tests.twist.chain import Chain
@@ -172,8 +174,14 @@ def test_a_damaged_or_missing_file_is_named(file, tmp_path):
     with pytest.raises(ValueError, match="none.safetensors does not exist"):
         load_posterior(tmp_path / "none.safetensors", ORIGIN)
     content = file.read_bytes()
+    with safe_open(str(file), "pt") as opened:
+        told = opened.metadata()
     file.write_bytes(content.replace(b"toxicity", b"sentimen"))
     with pytest.raises(ValueError, match="was changed: its digest is not that of what it says"):
+        load_posterior(file, ORIGIN)
+    tensors = load_file(file)
+    save_file(tensors | {"tokens": tensors["tokens"] + 1}, file, told)
+    with pytest.raises(ValueError, match="was changed"):
         load_posterior(file, ORIGIN)
     file.write_bytes(content[:40])
     with pytest.raises(ValueError, match="cannot be read"):

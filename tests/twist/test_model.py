@@ -11,9 +11,10 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from samplers.smc import particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE, Leftmost
-from tests.enumerable import random_radd
+from tests.enumerable import random_radd, random_sedd
 from twist.model import TwistModel, densities, load_twist, save_twist
 from twist.potential import TwistPotential
+from twist.tail import BeforeTail
 from twist.targets import RewardTarget
 
 
@@ -135,6 +136,26 @@ def test_a_trained_trunk_learns_and_the_model_stays():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("tail", [0, 2])
+def test_low_rank_updates_of_a_masked_model_are_all_read(tail):
+    """Of RADD those of its output projections and MLPs; with text behind that is masked, the same."""
+    model = random_radd(width=16, length=8, blocks=2)
+    model = BeforeTail(model, tail) if tail else model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twist = twist_on(model, trunk="lora", layers=2)
+    trained = {name: p for name, p in twist.named_parameters() if p.requires_grad}
+    added = [name for name in trained if "lora_" in name]
+    assert len(added) == 2 * 3 * 2 and not any("attn_qkv" in name for name in added)  # A and B of three layers a block
+    with torch.no_grad():
+        for name in added:
+            trained[name].normal_(std=0.1)  # B is zero at first, and A then without a gradient
+    order = torch.zeros(3, 6, dtype=torch.long)
+    order[:, 2] = 1
+    twist.of_writes(torch.full((3, 6), model.mask_id), order, torch.ones(3, 6, dtype=torch.long)).sum().backward()
+    assert all(trained[name].grad.abs().sum() > 0 for name in added)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("trunk", ["own", "separate"])
 def test_masked_models_read_the_twist_beside_the_model(trunk):
     model = random_radd(width=16, length=6, blocks=1)
@@ -183,8 +204,8 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="layers=0 is none"):
         TwistModel(model, layers=0)
     masked = random_radd(width=16, length=6, blocks=1)
-    with pytest.raises(ValueError, match="this one is a RaddLM; use separate"):
-        TwistModel(masked, trunk="lora")
+    with pytest.raises(ValueError, match="this one is a SEDD; use separate"):
+        TwistModel(random_sedd(), trunk="lora")
     potential = TwistPotential(twist_on(masked), RewardTarget(token_sum), particles=2)
     with pytest.raises(ValueError, match="writes 3 at once; take as many steps as there are masks"):
         particle_filter(UnmaskingEnvironment(masked, 2), TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt),

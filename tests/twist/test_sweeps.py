@@ -75,9 +75,9 @@ def all_paths(source, vocabulary=4):
     return Path(tokens, torch.tensor([[-1] * first + list(order) for _, order in rows]))
 
 
-def exact_kls(source):
+def exact_kls(source, vocabulary=4):
     """(log Z, KL(q || sigma), KL(sigma || q)) over all paths."""
-    path = all_paths(source)
+    path = all_paths(source, vocabulary)
     with torch.no_grad():
         seen = path_densities(source.twist, path, source.length)
     log_p, log_q = (x.double().sum(1) for x in (seen.log_p, seen.log_q))

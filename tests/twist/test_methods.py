@@ -1,0 +1,95 @@
+"""Updates as training makes them: each method, from its own samples, on a model whose twist can be a table; labels; memory."""
+
+import pytest
+import torch
+
+from tests.enumerable import TableLM, inconsistent
+from tests.twist.test_sweeps import KINDS, TableTarget, all_paths, exact_kls, new_source, settings
+from training.processes import ALONE
+from twist.bounds import Posterior
+from twist.learning import LEVELLED
+from twist.methods import POSITIVES, TwistLearning
+from twist.model import TwistModel
+from twist.paths import canvases, path_densities
+from twist.sweeps import Source, collect_posterior
+from twist.train import new_learner, new_value_head
+
+
+def learning_of(source: Source, *words, posterior: Posterior | None = None) -> TwistLearning:
+    config = settings(*words)
+    value = new_value_head(source.twist, config)
+    return TwistLearning(source, new_learner(source.twist, value, config, ALONE), value, config, posterior)
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_of_what_follows_the_token_that_is_scored(kind):
+    """On average phi given the state with it; the published sigma variant took the state before."""
+    source = new_source(kind, length=3, vocabulary=3)
+    every = all_paths(source, 3)
+    with torch.no_grad():
+        p = path_densities(source.twist, every, 3).log_p.double().sum(1).exp()
+    phi = source.target.log_phi(every.tokens).double().exp()
+    rows, mask = 6000, source.model.mask_id
+    path = source.prior(rows, 4)
+    label = learning_of(source, "method=fudge", "training.n_iters=1").labels(7, path, None).double().exp()
+    assert torch.equal(label[:, -1], source.target.log_phi(path.tokens).double().exp())
+    compared = 0
+    for step in range(2):
+        known, place = torch.unique(canvases(every, mask, step + 1, step + 2), dim=0, return_inverse=True)
+        total = torch.zeros(2, len(known), dtype=torch.float64).index_add_(1, place, torch.stack((p, p * phi)))
+        expected = total[1] / total[0]  # E[phi | state]
+        drawn = canvases(path, mask, step + 1, step + 2)
+        of = (drawn.unsqueeze(1) == known.unsqueeze(0)).all(2).long().argmax(1)
+        for state in range(len(known)):
+            own = label[of == state, step]
+            if len(own) >= 100:
+                compared += 1
+                assert abs(float(own.mean() - expected[state])) < 4.5 * float(own.std()) / len(own) ** 0.5 + 1e-9
+    assert compared >= 6
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+class OneHotLM(TableLM):
+    """A hidden state for every canvas and position: a linear head on it is a table."""
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.hidden_size = self.table.shape[0] * self.length
+
+    def hidden_rows(self, tokens, read, sigma):
+        row, position = read.nonzero().unbind(1)
+        return torch.nn.functional.one_hot(self.state(tokens)[row] * self.length + position, self.hidden_size).float()
+
+    def head(self, hidden):
+        place = hidden.argmax(1)
+        logits = self.table[place // self.length, place % self.length]
+        return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)
+
+
+FAST = {"ctl": "sis", "rl": "none", "sixo": "smc", "fudge": "exact", "dpg": "sis", "ppo": "none"}
+WAYS = [pytest.param(method, positives, marks=() if positives == FAST[method] else pytest.mark.slow)
+        for method, known in POSITIVES.items() for positives in dict.fromkeys(known)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "positives"), WAYS)
+def test_every_method_reaches_the_target_from_its_own_samples(method, positives):
+    """Both divergences of paths below 1e-2, where the conditionals are those of no joint."""
+    model = OneHotLM(inconsistent(3, 2).table.detach()).requires_grad_(False)
+    torch.manual_seed(0)
+    twist = TwistModel(model, "own", 1, bounded=method == "fudge", level=method in LEVELLED)
+    source = Source(twist, TableTarget(3, 2), torch.tensor([], dtype=torch.long), 2)
+    posterior = collect_posterior(source, 4000, 4000, 3) if positives in ("exact", "csmc") else None
+    start = exact_kls(source, 3)
+    updates = 300 if method == "rl" else 150  # its own sums stand for the truth at first
+    words = [f"method={method}", f"positives={positives}", "length=2", "training.batch_size=400",
+             f"training.n_iters={updates}", "optim.lr=0.1", "optim.schedule=cosine"]  # fmt: skip
+    learning = learning_of(source, *words, posterior=posterior)
+    for step in range(updates):
+        learning.iteration(step)
+    _, forward, backward = exact_kls(source, 3)
+    assert min(start[1:]) > 0.05 and max(forward, backward) < 1e-2, (start, forward, backward)
