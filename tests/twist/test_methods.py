@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dlm.masked_lm import LOGITS_PER_CHUNK
 from tests.enumerable import TableLM, inconsistent
 from tests.twist.test_sweeps import KINDS, TableTarget, all_paths, exact_kls, new_source, settings
 from training.processes import ALONE
 from twist.bounds import Posterior
+from twist.evaluate import evaluate
 from twist.learning import LEVELLED
 from twist.methods import POSITIVES, TwistLearning
 from twist.model import TwistModel
@@ -93,3 +97,46 @@ def test_every_method_reaches_the_target_from_its_own_samples(method, positives)
         learning.iteration(step)
     _, forward, backward = exact_kls(source, 3)
     assert min(start[1:]) > 0.05 and max(forward, backward) < 1e-2, (start, forward, backward)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes, backward passes included."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and not func.is_view and not tensor.is_meta:
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // max(1, tensor.element_size()))
+        return made
+
+
+class SumTarget:
+    def log_phi(self, tokens, given=None):
+        return logsigmoid(tokens.float().sum(1).sin())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("work", [*POSITIVES, "evaluation"])
+def test_nothing_is_held_for_all_rows_positions_and_tokens(kind, work, monkeypatch):
+    """A logit for each row, position and token would be 1.2 million numbers; chunks are of 20 positions."""
+    method = "ctl" if work == "evaluation" else work
+    rows, vocabulary, length = 64, 3000, 6
+    monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", 20 * vocabulary)
+    monkeypatch.setattr("dlm.draws.TOKENS_PER_CHUNK", 20 * vocabulary)
+    own = new_source(kind, length=2, vocabulary=vocabulary, target=SumTarget())
+    twist = TwistModel(own.model, "own", 1, bounded=method == "fudge", level=method in LEVELLED)
+    source = Source(twist, SumTarget(), own.prompt, length)
+    learning = learning_of(source, f"method={method}", f"training.batch_size={rows}", "training.n_iters=1", "length=6")
+    measured = settings("eval.particles=[32]", "eval.samples=64", "eval.sweeps=2").eval
+    with Largest() as seen:
+        if work == "evaluation":
+            evaluate(source, collect_posterior(source, 4, rows, 0), measured, method, 0)
+        else:
+            learning.iteration(0)
+    weights = vocabulary * own.model.hidden_size  # of the head, whose gradient is as large
+    assert seen.elements <= 3 * weights < rows * length * vocabulary / 7

@@ -45,7 +45,9 @@ class TableTarget:
         return self.table[number if given is None else (number + given[:, 0]) % len(self.table)]
 
 
-def new_source(kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="separate", seed=0, spread=0.0):
+def new_source(
+    kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="separate", seed=0, spread=0.0, target=None
+):
     torch.manual_seed(seed)
     if kind == "causal":
         config = AutoConfig.for_model(
@@ -63,7 +65,7 @@ def new_source(kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="
     twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none")
     if spread:
         torch.nn.init.normal_(twist.head.last.weight, std=spread, generator=torch.Generator().manual_seed(seed))
-    return Source(twist, TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
+    return Source(twist, target or TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
 
 
 def all_paths(source, vocabulary=4):
