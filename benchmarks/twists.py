@@ -43,7 +43,7 @@ TASKS = {
 # Chosen by --sweep, for each task and method.
 RATES = {
     "infilling": {"ctl": 1e-3, "rl": 1e-3, "sixo": 3e-3, "fudge": 1e-4, "dpg": 3e-3, "ppo": 1e-4},
-    "sentiment": {"ctl": 1e-3, "rl": 1e-3, "sixo": 1e-3, "fudge": 1e-3, "dpg": 3e-3, "ppo": 1e-3},
+    "sentiment": {"ctl": 3e-4, "rl": 1e-3, "sixo": 3e-4, "fudge": 3e-3, "dpg": 1e-3, "ppo": 3e-3},
     "masked": {"ctl": 1e-3, "rl": 3e-4, "sixo": 3e-3, "fudge": 3e-3, "dpg": 3e-3, "ppo": 3e-4},
 }
 # CTL compares the sequences of a condition; the others, as published, take one of each.

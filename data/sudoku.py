@@ -45,40 +45,42 @@ def _search(
     used: list[int], empty: list[int], values: list[int], box: Box, limit: int, rng: random.Random | None = None
 ) -> int:
     """Fills `values` (bits) at `empty`, most constrained cell first; returns the number of solutions up to `limit`."""
-    if not empty:
-        return 1
     cells, everything = _cells(box), (1 << box[0] * box[1]) - 1
-    fewest, best, choices = 99, 0, 0
-    for place, cell in enumerate(empty):
-        r, c, b = cells[cell]
-        free = everything & ~(used[r] | used[c] | used[b])
-        count = free.bit_count()
-        if count < fewest:
-            fewest, best, choices = count, place, free
-            if count < 2:
-                break
-    if not choices:
-        return 0
-    cell = empty[best]
-    r, c, b = cells[cell]
-    rest = empty[:best] + empty[best + 1 :]
-    bits = [1 << digit for digit in range(choices.bit_length()) if choices >> digit & 1]
-    if rng is not None:
-        rng.shuffle(bits)
+    tried = []  # of every cell that holds a trial: itself, its units, the digits still to try, what is empty but for it
     found = 0
-    for bit in bits:
-        used[r] |= bit
-        used[c] |= bit
-        used[b] |= bit
-        values[cell] = bit
-        found += _search(used, rest, values, box, limit - found, rng)
-        if found >= limit:
+    while True:
+        if not empty:
+            found += 1
+            if found >= limit:
+                return found
+        else:
+            fewest, best, choices = 99, 0, 0
+            for place, cell in enumerate(empty):
+                r, c, b = cells[cell]
+                free = everything & ~(used[r] | used[c] | used[b])
+                count = free.bit_count()
+                if count < fewest:
+                    fewest, best, choices = count, place, free
+                    if count < 2:
+                        break
+            bits = [1 << digit for digit in range(choices.bit_length()) if choices >> digit & 1]
+            if rng is not None:
+                rng.shuffle(bits)
+            if bits:
+                tried.append((empty[best], cells[empty[best]], iter(bits), empty[:best] + empty[best + 1 :]))
+        while tried:  # the next trial: of this cell, or of the last one that has any left
+            cell, units, bits, empty = tried[-1]
+            if values[cell]:
+                for unit in units:
+                    used[unit] ^= values[cell]
+            values[cell] = next(bits, 0)
+            if values[cell]:
+                for unit in units:
+                    used[unit] |= values[cell]
+                break
+            tried.pop()
+        else:
             return found
-        used[r] ^= bit
-        used[c] ^= bit
-        used[b] ^= bit
-    values[cell] = 0
-    return found
 
 
 def _used(values: list[int], box: Box) -> list[int]:
