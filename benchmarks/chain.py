@@ -3,10 +3,11 @@
     python -m benchmarks.chain --problems 200 --tuning 100 --seeds 3 --policies RUN/policy=alpha_1 RUN/policy=alpha_1 ...
 
 Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too; policies run
-without blocks, by their own law at two temperatures, and those whose name holds `budget` with every budget. Policies of one
-name are training seeds of one thing. At each count K of evaluations the best setting of each side whose mean evaluations are at
-most K is chosen on tuning problems, for each training seed, and measured on others, three sets of them. First the gate: what the
-base knows, and that blocks of two solve the task. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+by their own law at two temperatures, those whose name holds `budget` with every budget and without blocks, the others in blocks
+too. Policies of one name are training seeds of one thing. At each count K of evaluations the best setting of each side whose mean
+evaluations are at most K is chosen on tuning problems, for each training seed, and measured on others, three sets of them. First
+the gate: what the base knows, and that blocks of two solve the task; and what order is worth: random places against the surest,
+at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -75,16 +76,17 @@ def heuristics() -> list[Setting]:
 
 
 def learned(policies: list[str]) -> list[Setting]:
-    """Policies (PATH or PATH=NAME) without blocks: by their own law; those that read a budget, with each."""
+    """Policies (PATH or PATH=NAME) by their own law, at every block length; those of budgets with each, without blocks."""
     found = []
     for policy in policies:
         path, _, name = policy.partition("=")
         network, name = load_policy(path), name or Path(path).name
         for temperature in (0.5, 1.0):
             rule = PolicyUnmasker(network, "bernoulli_argmax", temperature)
-            for count in COUNTS if "budget" in name else (None,):
-                shown = f"T={temperature}" + (f", budget {count}" if count else "")
-                found.append(Setting(name, shown, rule, budget=count, run=path))
+            if "budget" in name:
+                found += [Setting(name, f"T={temperature}, budget {k}", rule, budget=k, run=path) for k in COUNTS]
+            else:
+                found += [Setting(name, f"T={temperature}", rule, block=block, run=path) for block in BLOCKS]
     return found
 
 
@@ -138,6 +140,17 @@ def gate(model: MaskedLM, count: int) -> dict[str, float]:
             "gate_blocks_of_two": blocks["right"]}  # fmt: skip
 
 
+def orders(model: MaskedLM, sets: list[Chains]) -> list[dict]:
+    """Without blocks and in blocks of two: random places, and those whose best token is most likely, at equal steps."""
+    rules: dict[str, Unmasker] = {"random": Random(), "top_prob": Confident("top_prob")}
+    return [
+        measure(model, Setting(name, f"{steps} steps", rule, steps, block), sets)
+        for block, counts in ((LENGTH, (2, 3, 4, 5, 6, 8, 12)), (2, (12,)))
+        for steps in counts
+        for name, rule in rules.items()
+    ]
+
+
 Tuned = list[tuple[dict, Setting]]
 
 
@@ -149,7 +162,10 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
         "threshold, blocks of 2 or 4": lambda s: s.method == "threshold" and s.block < LENGTH,
     }
     for name in dict.fromkeys(setting.method for _, setting in tuned if setting.run):
-        sides[name] = lambda s, name=name: s.run is not None and s.method == name
+        sides[name] = lambda s, name=name: s.run is not None and s.method == name and s.block == LENGTH
+        sides[f"{name}, blocks of 2 or 4"] = lambda s, name=name: (
+            s.run is not None and s.method == name and s.block < LENGTH
+        )
     out = []
     for side, of in sides.items():
         found = []
@@ -181,10 +197,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, _ = load_model(arguments.model)
-    known = gate(model, arguments.problems)
-    print(json.dumps(known))
     tuning = [problems(arguments.tuning, 4001)]
     sets = [problems(arguments.problems, 5001 + number) for number in range(arguments.seeds)]
+    known = gate(model, arguments.problems)
+    print(json.dumps(known))
+    ordered = orders(model, sets)
+    print_table(ordered, title="random places against the surest first, on the problems that are measured")
     settings = [*heuristics(), *learned(arguments.policies)]
     tuned = [(measure(model, setting, tuning), setting) for setting in settings]
 
@@ -207,7 +225,7 @@ def main() -> None:
     result["counts_won"] = won
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json({"result": result, "contest": contest, "records": records}, out / "chain.json")
+    write_json({"result": result, "orders": ordered, "contest": contest, "records": records}, out / "chain.json")
     write_csv(records, out / "chain.csv")
     whole = ("random", "top_prob", "leftmost")  # of these the blocks are in the table
     shown = [

@@ -31,7 +31,10 @@ HYDRA = {f"run_train_{name}.py": f"train_{name}" for name in ("policy", "dlm", "
 COMMAND = re.compile(
     r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_(?:policy|dlm|rl|reward|preference|twist)\.py)([^\n`]*)"
 )
-OTHER = re.compile(r"(\./demo|python -m benchmarks\.\w+|python run_(?:make_\w+|demo|perplexity)\.py)([^\n`]*)")
+OTHER = re.compile(
+    r"(\./demo|python -m (?:benchmarks|evaluation)\.\w+|python run_(?:make_\w+|demo|perplexity)\.py)([^\n`]*)"
+)
+HARNESS = Path(importlib.util.find_spec("lm_eval").origin).parent
 
 
 def text_of(page: str) -> str:
@@ -78,6 +81,8 @@ def test_flags_of_the_other_commands_exist():
         path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
         for flag in [word for word in words if word.startswith("--")]:
             text = path.read_text()  # a parser's words, or, of the benchmarks, the fields of what is measured
+            if name == "evaluation.lm_eval":  # the harness's own words
+                text += "".join(file.read_text() for file in HARNESS.rglob("_cli/*.py"))
             assert f'"{flag}"' in text or f"\n    {flag[2:]}: " in text, f"{command} has no {flag}"
 
 

@@ -14,6 +14,8 @@ def made(tmp_path_factory):
     directory = tmp_path_factory.mktemp("twists")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", command(directory))
+        patch.setattr(twists, "MANY", 4)
+        patch.setattr(twists, "SETS", 3)
         twists.main()
     return directory
 
@@ -43,6 +45,8 @@ def test_a_table_of_methods_over_seeds(made, monkeypatch, capsys):
     assert len(table) == 3 and {"CTL", "SIXO"} <= {cell for row in table for cell in row}
     before = {file: file.stat().st_mtime_ns for file in files}
     monkeypatch.setattr("sys.argv", command(made))
+    monkeypatch.setattr(twists, "MANY", 4)
+    monkeypatch.setattr(twists, "SETS", 3)
     twists.main()
     assert {file: file.stat().st_mtime_ns for file in files} == before and "CTL" in capsys.readouterr().out
 
