@@ -7,7 +7,7 @@
     python run_evaluate.py --task reward --help      answers of run_guide.py under rewards
     python run_evaluate.py --task pairwise --help    two files of answers, by a judge
 
-One line of DIR/NAME/generations.jsonl a sample, written as its batch finishes: an evaluation that was killed goes on where it
+One line of DIR/NAME/generations.jsonl a sample, written as it finishes: an evaluation that was killed goes on where it
 stopped. At the end DIR has detailed_results.csv (a row a rule, data set and seed), summary_statistics.csv (mean, std, min, max of
 seeds), pareto.png. Ends with status 1 where every evaluation failed. What is not said is taken from the run's configuration.
 """
@@ -22,10 +22,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data.questions import (
     DATASETS,
@@ -37,9 +39,10 @@ from data.questions import (
     questions_hash,
     right,
 )
-from dlm.environment import TokenRule
+from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.files import family_by_name
 from dlm.masked_lm import MaskedLM
+from dlm.observation import Observation
 from evaluation import pairwise, reward_task
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, fingerprint, numbers
 from evaluation.decoding import Decoding, answer_lengths
@@ -231,24 +234,49 @@ def evaluate(
             asked = [questions[row] for row in rows.tolist()]
             prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
             environment = job.decoding.environment(model, prompts.prompt_length)
-            started = time.perf_counter()
-            samples = sample(
-                environment, strategy, prompts.canvas, job.seed, rows.to(prompts.canvas.device), start=prompts.start
-            )
-            seconds = (time.perf_counter() - started) / len(rows)
-            texts = model.tokenizer.batch_decode(samples.tokens[:, prompts.prompt_length :])
-            solved = right(asked, texts, arguments.unsandboxed)
-            lengths = answer_lengths(model, samples.tokens[:, prompts.prompt_length :])
-            for place, (row, question) in enumerate(zip(rows.tolist(), asked, strict=True)):
-                record = {
-                    "row": row, "question": question.prompt, "generation": texts[place], "ground_truth": question.truth,
-                    "right": solved[place],
-                    "nfe": int(samples.evaluations[place]), "tokens": int(lengths[place]), "seconds": seconds,
-                    "exact": environment.exact, "drift": environment.drift,
-                }  # fmt: skip
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-            out.flush()
+            writer = Writer(environment, asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
+            row_id = rows.to(prompts.canvas.device)
+            sample(environment, strategy, prompts.canvas, job.seed, row_id, on_step=writer, start=prompts.start)
     return len(todo)
+
+
+class Writer:
+    """A line for every row of a batch at the step at which it finishes. Its seconds are its share of the batch's: those of each
+    step, by the rows that took it."""
+
+    def __init__(
+        self, environment: UnmaskingEnvironment, asked: list[Question], rows: list[int], prompt_length: int,
+        unsandboxed: bool, out: IO[str],
+    ):  # fmt: skip
+        self.environment, self.asked, self.rows, self.first = environment, asked, rows, prompt_length
+        self.unsandboxed, self.out = unsandboxed, out
+        self.seconds, self.before = [0.0] * len(rows), time.perf_counter()
+
+    def __call__(self, observation: Observation, places: Int[Tensor, "active"]) -> None:
+        share = (time.perf_counter() - self.before) / len(places)
+        for place in places.tolist():
+            self.seconds[place] += share
+        done = observation.done.nonzero().squeeze(1)
+        if len(done):
+            self.write(observation, done, places[done].tolist())
+        self.before = time.perf_counter()  # judging is no decoding
+
+    def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
+        answers, model = observation.tokens[done, self.first :], self.environment.model
+        texts = model.tokenizer.batch_decode(answers)
+        asked = [self.asked[place] for place in places]
+        told = zip(
+            places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),
+            answer_lengths(model, answers).tolist(), strict=True,
+        )  # fmt: skip
+        for place, question, text, solved, evaluations, length in told:
+            record = {
+                "row": self.rows[place], "question": question.prompt, "generation": text, "ground_truth": question.truth,
+                "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
+                "exact": self.environment.exact, "drift": self.environment.drift,
+            }  # fmt: skip
+            self.out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.out.flush()
 
 
 def together(work: Callable[[], T], name: str, group: Processes) -> T | None:

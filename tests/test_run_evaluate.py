@@ -321,6 +321,25 @@ def strip(file):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()]
 
 
+def test_a_sample_is_written_as_soon_as_it_is_finished(tmp_path, monkeypatch):
+    """One batch: what is finished is there while the others are still being written."""
+    written = []
+    file = tmp_path / "threshold-0.5_chain_seed42" / "generations.jsonl"
+
+    class Watched(run_evaluate.Writer):
+        def __call__(self, observation, places):
+            super().__call__(observation, places)
+            written.append(len(file.read_text().splitlines()))
+
+    monkeypatch.setattr(run_evaluate, "Writer", Watched)
+    argv = ["--strategy", "threshold", "--settings", "0.5", "--n_test", "8", "--batch_size", "8", "--block_length", "4"]
+    assert main([*argv, "--save_path", str(tmp_path)]) == 0
+    assert len(written) == max(r["nfe"] for r in read_records(file.parent)) and written[-1] == 8
+    assert any(0 < count < 8 for count in written)
+    for record in read_records(file.parent):
+        assert record["row"] in range(8) and 0 < record["seconds"] < 60
+
+
 def nudged(directory):
     """example/chain after one more step of training, so to speak."""
     shutil.copytree(ROOT / "example" / "chain", directory)
