@@ -76,7 +76,11 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         settings["alpha_conditioned"] = True
     unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
     if unknown:
-        raise ValueError(f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out, or use another policy")
+        undo = " ".join(f"~policy.{name}" for name in unknown)
+        raise ValueError(
+            f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out (what an experiment says: {undo}), or use another "
+            "policy"
+        )
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
     check_fits(network, model)
     if isinstance(network, HiddenBlocks):

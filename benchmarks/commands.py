@@ -33,6 +33,10 @@ $TRAIN run_dir=RUNS/ppo algorithm=ppo
 $TRAIN run_dir=RUNS/additive 'reward.functions=[correct_minus_cost]'
 $TRAIN run_dir=RUNS/dpls sampling_mode=dpls
 $TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden ~policy.hidden_dim ~policy.feedforward_dim
+python run_train_policy.py model_path=example/chain data=chain policy_type=dit_hidden policy_smart_init=-2.0 policy.num_heads=4 \
+  policy.mlp_size=64 reward=right 'reward_functions=[correct_times_speed,correct]' 'reward_weights=[1,0]' alpha_compute_reward=1 \
+  block_length=8 sampling_mode=bernoulli temperature=1.0 num_generations=4 num_iterations=2 epsilon=0.2 learning_rate=3e-5 \
+  training.batch_size=16 training.n_iters=2 training.log_freq=1 eval.batch_size=16 wandb.mode=disabled output_dir=RUNS/theirs
 $TRAIN run_dir=RUNS/projection policy=dit_projection
 $TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
 $TRAIN run_dir=RUNS/alphas experiment=chain_alphas
@@ -49,6 +53,8 @@ torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
 accelerate launch --config_file configs/accelerate/cpu.yaml $TRAIN run_dir=RUNS/launched
 # Evaluation
 $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
+$EVALUATE RUNS/theirs --checkpoints 2 --datasets chain --n_test 40 --temperatures 1.0 --seeds 42,43,44 \
+  --sampling_mode bernoulli-argmax --save_path RUNS/theirs_evaluated
 $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
   --save_path RUNS/policy
 $EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \

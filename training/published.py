@@ -64,6 +64,8 @@ WITHOUT_EXPERIMENT |= {
 }
 WITHOUT_EXPERIMENT["alpha_compute_reward"] += ["reward=right", "data=gsm8k_math"]
 WITHOUT_EXPERIMENT["reward_functions"] += ["data=gsm8k_math"]
+# Theirs may take as many steps as there are positions, which any block length divides.
+WITHOUT_EXPERIMENT["block_length"] = ["sampling.discrete_steps=${oc.select:data.answer_length,16}"]
 
 
 def translated(words: list[str]) -> list[str]:

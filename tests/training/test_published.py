@@ -70,6 +70,7 @@ def test_their_keys_need_no_experiment():
     assert (config.policy.policy_type, config.policy.smart_init) == ("dit_confidence", 0.0)
     assert list(config.data.datasets) == ["gsm8k", "math"] and config.eval.temperature == 1.0
     assert config.eval.action == "plackett_luce" and config.sampling.temperature == 0.0
+    assert config.sampling.discrete_steps == config.data.answer_length == 256  # which blocks of any length divide
     config = composed("train_policy", translated(["model_path=example/chain", "reward_functions=[format]"]))
     assert (config.algorithm.name, config.eval.action, config.sampling.temperature) == ("grpo", "bernoulli_argmax", 0.0)
     config = composed(
