@@ -78,8 +78,8 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
     if unknown:
         undo = " ".join(f"~policy.{name}" for name in unknown)
         raise ValueError(
-            f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out (what an experiment says: {undo}), or use another "
-            "policy"
+            f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out (of what an experiment says: {undo}), or use "
+            "another policy"
         )
     network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
     check_fits(network, model)

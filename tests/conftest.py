@@ -22,3 +22,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("there is no folder ../shared with reference outputs")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> dict[str, list[str]]:
+    """Overrides that put a tiny model and little data in the place of the shipped ones (tests/policy_runs.py)."""
+    from tests.policy_runs import tiny_models
+
+    return tiny_models(tmp_path_factory.mktemp("tiny"))

@@ -9,10 +9,10 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.models import load_reward
 from tests.data.test_questions import usable
+from tests.policy_runs import DIT, EXPERIMENTS, QUICK, ROOT, record, run
 from tests.preference_pairs import tiny as tiny_model
 from tests.preference_pairs import write_pairs
 from tests.test_run_guide import EXPERIMENTS as GUIDES
-from tests.test_run_train_policy import DIT, EXPERIMENTS, QUICK, ROOT, record, run
 from tests.test_run_train_preference import run as run_preference
 from tests.test_run_train_reward import run as run_reward
 from tests.test_run_train_rl import run as run_rl

@@ -1,165 +1,31 @@
-"""run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, resuming, refusals."""
+"""run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, going on from a policy, refusals."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 import policy.train
-import run_train_policy
-from data.sudoku import SudokuTokenizer
-from data.text import load_texts
-from load_model import build_model, save_model
 from policy.checkpoints import POLICIES, load_policy, save_policy
 from policy.networks import DitConfidence, HiddenMLP
+from tests.policy_runs import (
+    DIT,
+    EXPERIMENTS,
+    GROUPS,
+    QUICK,
+    REPELLING,
+    ROOT,
+    RULE,
+    SHAPE,
+    assert_equal,
+    record,
+    run,
+    saved,
+)
 from tests.training.test_run import train as train_dlm
 
-ROOT = Path(__file__).parents[1]
-SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
-SEDD = {"cond_dim": 8, "scale_by_sigma": True}
-NOISE = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
-QUICK = [
-    "run_dir=RUN",
-    "device=cpu",
-    "training.n_iters=2",
-    "training.snapshot_freq=2",
-    "training.eval_freq=2",
-    "eval.batch_size=2",
-]
-DIT = ["policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8"]
-WARM = "algorithm.warm_start.updates=1"
-RULE = ["algorithm.expert=threshold", "algorithm.setting=0.5"]  # what imitation learns where nobody knows the answers
-GROUPS = ["training.batch_size=8", "algorithm.group_size=4"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> dict[str, list[str]]:
-    """Overrides that put a tiny model and little data in the place of the shipped ones: text, and 6x6 and 4x4 Sudoku."""
-    root = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "stories" / "tokenizer")
-    causal = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 33, "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
-    board = lambda *box: {
-        "tokens": box[0] * box[1],
-        "model": SHAPE | {"length": (box[0] * box[1]) ** 2},
-        "puzzle": {"box": box},
-    }
-    configs = {
-        "text": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
-        "opinion": ({"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
-        "causal": (causal, tokenizer),
-        "sedd": (
-            {
-                "tokens": len(tokenizer),
-                "model": SHAPE | SEDD | {"length": 32},
-                "noise": NOISE,
-                "graph": {"type": "absorb"},
-                "model_type": "sedd",
-            },
-            tokenizer,
-        ),
-        "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),
-        "small": (board(2, 2) | {"noise": NOISE}, SudokuTokenizer((2, 2))),
-    }
-    for name, (config, vocabulary) in configs.items():
-        torch.manual_seed(0)
-        model = build_model(config, "float32", vocabulary)[0]
-        if name == "opinion":  # the others find every token as likely as any other
-            torch.nn.init.normal_(model.backbone.output_layer.linear.weight, std=0.3)
-        save_model(model, config, root / name, torch.float32)
-    stories = root / "stories.jsonl"
-    stories.write_text(
-        "".join(json.dumps({"text": text}) + "\n" for text in load_texts("stories", "valid")["text"][:40])
-    )
-    text = [f"data.{split}={stories}" for split in ("train", "valid")]
-    return {
-        "text": [f"dlm.path={root / 'text'}", f"reward.judge={root / 'causal'}", *text],
-        "sedd": [f"dlm.path={root / 'sedd'}", "data=stories", *text],
-        "unjudged": [f"dlm.path={root / 'text'}", *text],
-        "opinion": [f"dlm.path={root / 'opinion'}", *text],  # unjudged too
-        "sudoku": [f"dlm.path={root / 'sudoku'}", "data.base_puzzles=4", "data.valid_puzzles=2"],
-        "small": [f"dlm.path={root / 'small'}", "data=puzzles", "reward=puzzle", "data.box=[2,2]",
-                  "data.base_puzzles=4", "data.valid_puzzles=2"],
-        "causal": [f"dlm.path={root / 'causal'}"],
-        "chain": [],  # the shipped one is tiny
-    }  # fmt: skip
-
-
-def run(directory: Path, *overrides: str) -> Path:
-    """The command in this process; RUN in an override is `directory`."""
-    asked = [override.replace("RUN", str(directory)) for override in overrides]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        config = compose("train_policy", asked)
-    return run_train_policy.main(config, asked)
-
-
-def record(directory: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step without clocks; of a step that was made twice, the last."""
-    metrics: dict[int, dict[str, float]] = {}
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        entry.pop("seconds")
-        metrics.setdefault(entry.pop("step"), {}).update(entry)
-    return metrics
-
-
-def saved(directory: Path) -> dict:
-    return torch.load(directory / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
-
-
-def assert_equal(one, other):
-    """Bit for bit, through dicts and lists."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other, strict=True):
-            assert_equal(mine, theirs)
-    else:
-        assert one == other
-
-
 # ------------------------------------------------------------------------------------------ everything runs
-
-EXPERIMENTS = {  # the models and data are replaced, sizes made small
-    "chain_grpo": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
-    "chain_budget": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
-    "chain_alphas": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
-    "chain_expert_steering": [
-        *GROUPS,
-        "algorithm.warm_start.updates=1",
-        "algorithm.experts.thresholds=[0.4,0.9]",
-        "eval.batch_size=4",
-        *DIT,
-        "chain",
-    ],
-    "policy_sedd": [*GROUPS, "sampling.length=8", WARM, *DIT, "sedd"],
-    "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
-    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
-    "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
-    "policy_learned_reward": [*GROUPS, "reward.model=brevity", "sampling.length=8", WARM, *DIT, "unjudged"],
-    "sudoku6_answers": ["training.batch_size=4", "policy.num_blocks=1", "sudoku"],
-    "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
-    "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
-    "sudoku6_ppo": ["training.batch_size=4", WARM, *DIT, "sudoku"],
-    "sudoku6_variational": ["training.batch_size=4", "sudoku"],
-}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -270,12 +136,6 @@ def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
     assert record(directory)[1]["still_masked"] > 0
 
 
-REPELLING = [
-    "algorithm=grpo", "reward=bound", "policy=dit_confidence", *DIT, "policy.smart_init=0", "policy.repulsion=4",
-    "algorithm.action=fixed", *GROUPS, "sampling.length=8", "sampling.discrete_steps=3",
-]  # fmt: skip
-
-
 def test_a_policy_whose_picks_repel_learns_from_the_bound(tiny, tmp_path):
     directory = run(tmp_path / "run", *REPELLING, *tiny["opinion"], *QUICK)
     metrics, policy = record(directory), load_policy(directory)
@@ -336,109 +196,6 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
     ):
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "run", f"algorithm={algorithm}", f"init={tmp_path / start}", *tiny["small"], *QUICK)
-
-
-# ------------------------------------------------------------------------------------------ resuming
-
-RESUMED = {
-    "grpo": ["algorithm=grpo", "policy=dit_confidence", *DIT, "policy.smart_init=0", *GROUPS, "text", "sampling.length=8"],
-    "grpo with a KL": [
-        "algorithm=grpo", "policy=hidden_mlp", "algorithm.kl=0.1", "algorithm.warm_start.updates=2", *GROUPS, "text", "sampling.length=8",
-    ],
-    "ppo": ["algorithm=ppo", "policy=dit_confidence", *DIT, "policy.smart_init=0", "training.batch_size=4", "small"],
-    "variational": ["algorithm=variational", "policy=hidden_mlp", "training.batch_size=4", "training.accum=2", "text"],
-    "bound": [*REPELLING, "opinion"],
-    "imitation": ["algorithm=imitation", "policy=dit_projection", *DIT, "training.batch_size=4", "small"],
-    "imitation of a rule": ["algorithm=imitation", *RULE, "policy=hidden_mlp", "training.batch_size=4", "text"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", RESUMED)
-def test_a_resumed_run_is_the_uninterrupted_one(case, tiny, tmp_path):
-    overrides = [o for name in RESUMED[case] for o in tiny.get(name, [name])] + ["sampling.discrete_steps=3", *QUICK]
-    whole = run(tmp_path / "whole", *overrides, "training.n_iters=4")
-    half = run(tmp_path / "half", *overrides)
-    assert saved(half)["step"] == 2
-    assert run(tmp_path / "half", "resume=RUN", "training.n_iters=4") == half
-    assert record(half) == record(whole) and record(half).keys() == {1, 2, 3, 4}
-    assert_equal(saved(half), saved(whole))
-    assert_equal(load_policy(half).state_dict(), load_policy(whole).state_dict())
-
-
-def test_resuming_with_another_configuration_lists_the_differences(tiny, tmp_path):
-    overrides = [*tiny["small"], *QUICK, "training.batch_size=4"]
-    run(tmp_path / "run", *overrides)
-    with pytest.raises(ValueError) as error:
-        run(
-            tmp_path / "run", "resume=RUN", "training.batch_size=8", "optim.lr=0.5", "seed=0", "experiment=sudoku6_grpo"
-        )
-    message = str(error.value)
-    assert "training.batch_size: the run has 4, the command asks for 8" in message
-    assert "optim.lr: the run has 0.001, the command asks for 0.5" in message
-    assert "the run was not started with experiment=sudoku6_grpo" in message
-    assert "seed" not in message
-    with pytest.raises(ValueError, match="is not a run directory"):
-        run(tmp_path / "nothing", "resume=RUN")
-
-
-def command(*arguments: str) -> tuple[list[str], dict[str, str]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return [sys.executable, *arguments], environment
-
-
-def test_a_killed_run_goes_on(tiny, tmp_path):
-    """kill -9 somewhere after the second of 30 steps, resumed, against a run that was left alone."""
-    every = ["training.snapshot_freq_for_preemption=1", "training.snapshot_freq=100", "training.eval_freq=100"]
-    every += ["training.batch_size=4", "training.n_iters=30", "sampling.discrete_steps=2", "wandb.mode=disabled"]
-    overrides = [*tiny["small"], *QUICK, *every]
-    whole = run(tmp_path / "whole", *overrides)
-    directory = tmp_path / "killed"
-    argv, environment = command(
-        str(ROOT / "run_train_policy.py"), *(o.replace("RUN", str(directory)) for o in overrides)
-    )
-    process = subprocess.Popen(argv, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    metrics, deadline = directory / "metrics.jsonl", time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") >= 2:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, errors.decode()
-    assert saved(directory)["step"] < 30
-    argv, environment = command(str(ROOT / "run_train_policy.py"), f"resume={directory}", "device=cpu")
-    resumed = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert resumed.returncode == 0, resumed.stderr
-    assert record(directory) == record(whole)
-    assert_equal(saved(directory), saved(whole))
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "variational"])
-def test_sigterm_saves_and_ends_with_143(algorithm, tiny, tmp_path, monkeypatch, capsys):
-    """In the middle of step 2 of 4: the step is finished, saved and gone on from, as if nothing had been."""
-    overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "training.n_iters=4"]
-    overrides += ["training.eval_freq=4", "training.snapshot_freq=4", "sampling.discrete_steps=2"]
-    whole = run(tmp_path / "whole", *overrides)
-    name = "clipped_iteration" if algorithm == "grpo" else "variational_iteration"
-    iteration = getattr(policy.train, name)
-
-    def interrupted(*arguments):
-        if arguments[-1] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return iteration(*arguments)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(policy.train, name, interrupted)
-    with pytest.raises(SystemExit) as left:
-        run(tmp_path / "stopped", *overrides)
-    monkeypatch.undo()
-    assert left.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
-    directory = tmp_path / "stopped"
-    told = f"stopped by SIGTERM after step 2, which is saved; resume={directory} goes on"
-    assert told in capsys.readouterr().out and saved(directory)["step"] == 2
-    run(directory, "resume=RUN")
-    assert record(directory) == record(whole)
-    assert_equal(saved(directory), saved(whole))
 
 
 # ------------------------------------------------------------------------------------------ what is refused

@@ -14,8 +14,8 @@ from data.preferences import Preference
 from dlm.causal_lm import sequence_log_prob
 from load_model import load_model
 from run_train_preference import rows_of
+from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
-from tests.test_run_train_policy import ROOT, command, record
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import run_train_reward
 from load_model import load_model
 from rewards.models import load_head, load_reward
+from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
-from tests.test_run_train_policy import ROOT, command, record
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"

@@ -14,7 +14,7 @@ from data.chain import chain_tokenizer, chains
 from dlm.likelihood import ESTIMATORS
 from load_model import load_model
 from rewards.rules import RewardOutput
-from tests.test_run_train_policy import ROOT, assert_equal, command, record, saved
+from tests.policy_runs import ROOT, assert_equal, command, record, saved
 
 QUICK = ["run_dir=RUN", "device=cpu", "training.n_iters=2", "training.snapshot_freq=2", "training.eval_freq=2",
          "training.log_freq=1", "eval.batch_size=4", "eval.samples=2", "rl.batch_size=8", "rl.group_size=4", "rl.num_sigma_samples=2",
@@ -207,7 +207,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, evens, tmp_path):
 
 def test_a_run_of_another_script_is_refused(evens, tmp_path):
     run(tmp_path / "run", *QUICK)
-    from tests.test_run_train_policy import run as policy_run
+    from tests.policy_runs import run as policy_run
 
     with pytest.raises(ValueError, match="is a run of the other training script"):
         policy_run(tmp_path / "run", "resume=RUN")

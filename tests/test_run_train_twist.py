@@ -12,7 +12,7 @@ import run_sample
 from dlm.masked_lm import MaskedLM
 from evaluation.kl_report import main as report
 from load_model import load_model
-from tests.test_run_train_policy import assert_equal, record, saved
+from tests.policy_runs import assert_equal, record, saved
 from tests.twist.tiny import QUICK, causal, classifier, masked, run
 from twist.methods import POSITIVES, TwistLearning
 from twist.model import load_twist

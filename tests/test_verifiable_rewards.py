@@ -12,7 +12,7 @@ from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
 from samplers.loop import Strategy, sample
 from samplers.where import Threshold
-from tests.test_run_train_policy import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
+from tests.policy_runs import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
 from tests.tiny_text import backbone, questions
 from training.published import translated
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from rewards.learned import LearnedReward
 from rewards.likelihood import unigram_entropy
 from rewards.models import BrevityReward
-from tests.test_run_train_policy import record
+from tests.policy_runs import record
 from tests.test_run_train_rl import QUICK, run
 
 ROOT = Path(__file__).resolve().parents[2]
