@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,13 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
 
 import run_evaluate
 from data.questions import canvases, check_questions, load_questions
 from evaluation.candidates import ALIASES, _policy_files, candidates, checkpoint_files
 from evaluation.few_shot import with_examples, worked
-from evaluation.generations import merge, read_records
 from evaluation.intervals import bootstrap_mean, wilson
 from evaluation.summary import IDENTITY, result_row, summary_row
 from load_model import load_model
@@ -31,6 +28,7 @@ from rewards import sandbox
 from rewards.sandbox import check_sandbox
 from run_evaluate import main
 from samplers.where import WHERE, Threshold
+from tests.evaluation.test_generations import strip
 from tests.tiny_text import backbone
 from training.usage import composed
 
@@ -111,24 +109,6 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
     assert isinstance(found.rule.network, DitHidden)
 
 
-def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
-    argv = ["--strategy", "confidence", *TINY, "--save_path"]
-    main([*argv, str(tmp_path / "whole")])
-    main([*argv, str(tmp_path / "cut")])
-    file = tmp_path / "cut" / "confidence_chain_seed42" / "generations.jsonl"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])  # killed within a line
-    asked = []
-    sample = run_evaluate.sample
-    monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(len(a[2])) or sample(*a, **k))
-    main([*argv, str(tmp_path / "cut")])
-    assert asked == [2]
-    strip = lambda file: [
-        {k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()
-    ]
-    assert strip(file) == strip(tmp_path / "whole" / "confidence_chain_seed42" / "generations.jsonl")
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -170,13 +150,6 @@ def test_bad_input(argv, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         main([*argv, "--save_path", str(tmp_path)])
     assert not list(tmp_path.iterdir())  # the corrected command finds nothing in its way
-
-
-def test_the_same_evaluation_twice_is_no_second_one(tmp_path):
-    argv = ["--strategy", "threshold", "--settings", "0.5,0.50", "--seeds", "42,42", "--datasets", "chain,chain"]
-    assert main([*argv, *TINY, "--save_path", str(tmp_path)]) == 0
-    (row,) = read(tmp_path / "summary_statistics.csv")
-    assert (row["num_seeds"], row["exact"], row["drift"]) == ("1", "True", "")
 
 
 def test_a_cache_says_how_far_it_was_off(tmp_path):
@@ -314,122 +287,6 @@ def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
     argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 0
     assert [float(row["accuracy"]) for row in read(tmp_path / "detailed_results.csv")] == [1.0, 0.0]
-
-
-def strip(file):
-    """The records of a file without their times."""
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()]
-
-
-def test_a_sample_is_written_as_soon_as_it_is_finished(tmp_path, monkeypatch):
-    """One batch: what is finished is there while the others are still being written."""
-    written = []
-    file = tmp_path / "threshold-0.5_chain_seed42" / "generations.jsonl"
-
-    class Watched(run_evaluate.Writer):
-        def __call__(self, observation, places):
-            super().__call__(observation, places)
-            written.append(len(file.read_text().splitlines()))
-
-    monkeypatch.setattr(run_evaluate, "Writer", Watched)
-    argv = ["--strategy", "threshold", "--settings", "0.5", "--n_test", "8", "--batch_size", "8", "--block_length", "4"]
-    assert main([*argv, "--save_path", str(tmp_path)]) == 0
-    assert len(written) == max(r["nfe"] for r in read_records(file.parent)) and written[-1] == 8
-    assert any(0 < count < 8 for count in written)
-    for record in read_records(file.parent):
-        assert record["row"] in range(8) and 0 < record["seconds"] < 60
-
-
-def nudged(directory):
-    """example/chain after one more step of training, so to speak."""
-    shutil.copytree(ROOT / "example" / "chain", directory)
-    weights = load_file(directory / "model.safetensors")
-    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, directory / "model.safetensors")
-    return directory
-
-
-def test_a_kill_ends_an_evaluation_at_once(tmp_path, monkeypatch):
-    """Its lines are there, and nothing else is to be saved."""
-    heard = []
-
-    def answering(*arguments):
-        heard.append(signal.getsignal(signal.SIGTERM))
-        raise ValueError("enough")
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_evaluate, "evaluate", answering)
-    assert main(["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]) == 1
-    assert heard == [before]
-
-
-def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
-    argv = ["--strategy", "confidence", *TINY, "--n_test", "2", "--save_path", str(tmp_path)]
-    assert main(argv) == 0
-    before = strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl")
-    assert main([*argv, "--block_length", "4"]) == 1
-    assert "holds an evaluation with block_length=None (now 4); give another --save_path" in capsys.readouterr().err
-    assert strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl") == before
-    assert main([*argv, "--batch_size", "1"]) == 0  # changes nothing
-    assert main([*argv, "--model_path", str(nudged(tmp_path / "model"))]) == 1
-    assert re.search(r"model_weights=\w{16} \(now \w{16}\)", capsys.readouterr().err)  # and the other's directory
-    (tmp_path / "confidence_chain_seed42" / "settings.json").unlink()
-    assert main(argv) == 1
-    assert "holds generations without settings.json" in capsys.readouterr().err
-
-
-def test_damaged_lines_are_named(tmp_path):
-    (tmp_path / "generations.jsonl").write_text('{"row": 0}\nrow 1\n{"row": 2}\n')
-    with pytest.raises(ValueError, match=r"generations.jsonl, line 2 is no JSON"):
-        read_records(tmp_path)
-    (tmp_path / "generations.jsonl").write_text('{"row": 1}\n{"ro')
-    (tmp_path / "generations.rank0.jsonl").write_text('{"row": 2}\n')
-    (tmp_path / "generations.rank1.jsonl").write_text('{"row": 0, "text": "\u2028"}\n')
-    assert [record["row"] for record in merge(tmp_path)] == [0, 1, 2]
-    assert [file.name for file in tmp_path.iterdir()] == ["generations.jsonl"]
-    assert [record["row"] for record in read_records(tmp_path)] == [0, 1, 2]
-
-
-def test_two_processes_answer_what_one_does(tmp_path):
-    argv = [
-        "--strategy",
-        "random",
-        "--steps",
-        "6",
-        *TINY,
-        "--n_test",
-        "5",
-        "--device",
-        "cpu",
-        "--token_temperature",
-        "1",
-    ]
-    main([*argv, "--save_path", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               "run_evaluate.py", *argv, "--save_path", str(tmp_path / "two")]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    name = "random-K6_chain_seed42"
-    assert strip(tmp_path / "two" / name / "generations.jsonl") == strip(tmp_path / "one" / name / "generations.jsonl")
-    assert not list((tmp_path / "two" / name).glob("*rank*"))
-    same = [{k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "two" / "detailed_results.csv")]
-    assert same == [
-        {k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "one" / "detailed_results.csv")
-    ]
-
-
-def test_one_process_goes_on_where_several_stopped(tmp_path, monkeypatch):
-    argv = ["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]
-    main(argv)
-    directory = tmp_path / "confidence_chain_seed42"
-    whole, lines = strip(directory / "generations.jsonl"), (directory / "generations.jsonl").read_text().splitlines()
-    (directory / "generations.jsonl").unlink()
-    for rank in range(3):
-        (directory / f"generations.rank{rank}.jsonl").write_text("\n".join(lines[rank:5:3]) + "\n")
-    asked = []
-    sample = run_evaluate.sample
-    monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(a[4].tolist()) or sample(*a, **k))
-    main(argv)
-    assert asked == [[5]] and strip(directory / "generations.jsonl") == whole
 
 
 def make_run(directory):
