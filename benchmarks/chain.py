@@ -227,11 +227,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json({"result": result, "orders": ordered, "contest": contest, "records": records}, out / "chain.json")
     write_csv(records, out / "chain.csv")
-    whole = ("random", "top_prob", "leftmost")  # of these the blocks are in the table
+    whole = ("random", "top_prob", "leftmost")  # of these, and of policies, the blocks are in the table
     shown = [
         r
         for r in records
-        if r["learned"] or r["method"] == "threshold" or (r["block"] == LENGTH and r["method"] in whole)
+        if r["method"] == "threshold" or (r["block"] == LENGTH and (r["learned"] or r["method"] in whole))
     ]
     front = [
         {"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"]}
