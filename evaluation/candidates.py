@@ -131,7 +131,7 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
     for name, checkpoint, file in _policy_files(arguments):
         network = load_policy(file, model=model)
         network.to(next(model.parameters()).device)
-        weights = weights_hash(network)
+        weights = fingerprint(network)
         for temperature in temperatures:
             for beta in betas:
                 for threshold in thresholds or [0.5]:
@@ -181,18 +181,11 @@ def checkpoint_files(run: Path, asked: str) -> list[Path]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Of a frozen model of any size: both ends of every tensor. Training changes those as it changes the rest."""
+    """Whether two evaluations are of the same weights, of a network of any size: of both ends of every tensor, which training
+    changes as it changes the rest."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         ends = torch.cat((flat[:512], flat[-512:])).cpu().float()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def weights_hash(network: torch.nn.Module) -> str:
-    """Of a policy's weights: whether two evaluations are of the same one."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

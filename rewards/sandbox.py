@@ -70,7 +70,7 @@ class Limits:
 
 
 def run_programs(programs: Sequence[Program], unsandboxed: bool = False, limits: Limits | None = None) -> list[Verdict]:
-    """A verdict a program, in order; as many run at a time as this process has cores of the machine.
+    """A verdict a program, in order; as many run at a time as this process has cores, of a machine that its ranks share.
 
     unsandboxed: run them as ordinary processes of this user. Raises SandboxError where that is not asked for and bubblewrap is
     missing or cannot make a sandbox.
@@ -79,7 +79,7 @@ def run_programs(programs: Sequence[Program], unsandboxed: bool = False, limits:
         return []
     if not unsandboxed:
         check_sandbox()
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with ThreadPoolExecutor(max(1, cores)) as pool:
         return list(pool.map(lambda program: _run(program, unsandboxed, limits or Limits()), programs))
 

@@ -1,6 +1,5 @@
 """run_evaluate.py: figures, files, resuming, and what it refuses."""
 
-import csv
 import json
 import re
 import shlex
@@ -28,17 +27,9 @@ from rewards import sandbox
 from rewards.sandbox import check_sandbox
 from run_evaluate import main
 from samplers.where import WHERE, Threshold
-from tests.evaluation.test_generations import strip
+from tests.evaluation.test_generations import ROOT, TINY, read, strip
 from tests.tiny_text import backbone
 from training.usage import composed
-
-ROOT = Path(__file__).parents[1]
-TINY = ["--n_test", "6", "--batch_size", "4", "--gen_length", "24"]
-
-
-def read(file):
-    with file.open() as opened:
-        return list(csv.DictReader(opened))
 
 
 def test_a_rule_swept_over_seeds(tmp_path):
