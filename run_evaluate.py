@@ -267,13 +267,13 @@ class Writer:
         asked = [self.asked[place] for place in places]
         told = zip(
             places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),
-            answer_lengths(model, answers).tolist(), strict=True,
+            answer_lengths(model, answers).tolist(), self.environment.drift_of(done), strict=True,
         )  # fmt: skip
-        for place, question, text, solved, evaluations, length in told:
+        for place, question, text, solved, evaluations, length, drift in told:
             record = {
                 "row": self.rows[place], "question": question.prompt, "generation": text, "ground_truth": question.truth,
                 "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
-                "exact": self.environment.exact, "drift": self.environment.drift,
+                "exact": self.environment.exact, "drift": drift,
             }  # fmt: skip
             self.out.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.out.flush()

@@ -219,7 +219,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
         model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
         stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
-        refresh=sampler.refresh, alpha=sampler.alpha,
+        refresh=sampler.refresh, alpha=sampler.alpha, measure_drift=sampler.cache is not None,
     )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ class UnmaskingEnvironment:
         cache: str | None = None,
         refresh: int | None = None,
         alpha: float | int | Float[Tensor, "row"] | None = None,
+        measure_drift: bool = False,
     ):
         if steps < 1:
             raise ValueError(f"steps={steps} must be at least 1")
@@ -82,7 +83,7 @@ class UnmaskingEnvironment:
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
         self.allowed, self.prompt_length, self.stop_id = budget, prompt_length, stop_id
         self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
-        self.asked_alpha = alpha
+        self.asked_alpha, self.measure_drift = alpha, measure_drift
         self.cost = 2 if guidance else 1  # evaluations of a canvas
         self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) and model.rooms else cache, refresh
 
@@ -93,8 +94,13 @@ class UnmaskingEnvironment:
 
     @property
     def drift(self) -> float | None:
-        """Mean change of the best token's probability, of positions still masked, when a cached row runs whole again."""
+        """How far off a cache's confidences are, where they are measured: |p(cached) - p(whole)| of the best token of either, a
+        mean over the masks of the window at every run of a whole row after its first. None: there was none."""
         return float(self._drift[0] / self._drift[1]) if self._drift[1] > 0 else None
+
+    def drift_of(self, rows: Int[Tensor, "asked"]) -> list[float | None]:
+        """The same of each of these rows."""
+        return [total / count if count else None for total, count in self._row_drift[rows].tolist()]
 
     def reset(
         self,
@@ -147,8 +153,8 @@ class UnmaskingEnvironment:
         self._known = torch.zeros_like(canvas, dtype=torch.bool)
         self._readout: Readout | None = None
         self._readout_known = torch.zeros_like(self._known)
-        self._drift = torch.zeros(2, device=device)
-        self._read_before = torch.zeros_like(self._known)
+        self._drift = torch.zeros(2, device=device)  # sum and count; outlives its rows
+        self._row_drift = torch.zeros(rows, 2, device=device)
         self.cache = None
         if self.cache_kind is not None:
             self.cache = new_cache(self.model, self.cache_kind, self.refresh, rows, length, device)
@@ -183,7 +189,7 @@ class UnmaskingEnvironment:
         """Keep, copy or reorder rows, with everything that is keyed by row. row_id: other names for them, so that copies of one
         row draw apart; None: they keep theirs."""
         for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
-                     "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_read_before"):  # fmt: skip
+                     "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_row_drift"):  # fmt: skip
             value = getattr(self, name)
             if name == "_hidden" and len(index) <= len(value) and not bool(self._known.any()):
                 self._hidden = value[: len(index)]  # nothing of it is known: as good as any
@@ -266,10 +272,47 @@ class UnmaskingEnvironment:
         assert self.cache is not None
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
+        stale = self._stale(needed, rows, pad, first, last) if self.measure_drift else None
         self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
+        if stale is not None:
+            self._compare(*stale)
         self.rows_evaluated += len(rows)
         self.positions_read += int(needed.sum())
         self.positions_run += int((last - torch.maximum(first, pad)).sum())
+
+    def _stale(
+        self, needed: Bool[Tensor, "row position"], rows: Tensor, pad: Tensor, first: Tensor, last: Tensor
+    ) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "read"]] | None:
+        """Of the rows that are about to run whole again, what the cache would have said instead: masks of the window and the
+        probability of their best token. It costs a run of the window, which is no evaluation and not counted."""
+        assert self.cache is not None
+        again = (first <= pad) & (last == needed.shape[1]) & (self.cache.age[rows] > 0)
+        if self.exact or not bool(again.any()):
+            return None
+        asked, pad = rows[again], pad[again]
+        start = self.block_start()[asked]
+        end = start + self.block if self.cache.kind == "dual" else torch.full_like(start, needed.shape[1])
+        place = torch.arange(needed.shape[1], device=needed.device)
+        window = torch.zeros_like(needed)
+        window[asked] = (place >= start.unsqueeze(1)) & (place < end.unsqueeze(1))
+        read = needed & window & (self.tokens == self.model.mask_id)
+        some = read[asked].any(1)
+        if not bool(some.any()):
+            return None
+        states = self.cache.run(self.tokens, read, asked[some], pad[some], start[some], end[some])
+        return read, self._best(states.float())
+
+    def _compare(self, read: Bool[Tensor, "row position"], cached: Float[Tensor, "read"]) -> None:
+        """Keep by how much they were off, now that the whole rows have run."""
+        change = (self._best(self._hidden[read]) - cached).abs()
+        found = torch.stack((change, torch.ones_like(change)), 1)
+        self._row_drift.index_add_(0, read.nonzero()[:, 0], found)
+        self._drift += found.sum(0)
+
+    def _best(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read"]:
+        """The probability of the most likely token."""
+        parts = [self.logits(part) for part in hidden.split(self.chunk)]
+        return torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in parts])
 
     def _alike(
         self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
@@ -323,12 +366,6 @@ class UnmaskingEnvironment:
                 # Only the best counts: demoting the second would make the difference of both large.
                 ranked = torch.isin(top.indices[:, 0], torch.tensor(self.last_ranked, device=top.indices.device))
                 top_log_probs[:, 0] = top_log_probs[:, 0].masked_fill(ranked, LEAST)
-            if not self.exact:
-                before = self._read_before[row, position]
-                change = top_log_probs[:, 0].exp() - old.top_log_probs[row, position, 0].exp()
-                refreshed = before & (self.cache.age[row] == 1)  # pyright: ignore[reportOptionalMemberAccess]
-                self._drift += torch.stack((change.abs()[refreshed].sum(), refreshed.sum()))
-                self._read_before[row, position] = True
             old.top_tokens[row, position] = top.indices
             old.top_log_probs[row, position] = top_log_probs.float()
             if old.entropy is not None:

@@ -38,7 +38,7 @@ class Decoding:
             model, self.steps or self.length, self.block_length, budget=self.budget, prompt_length=prompt_length,
             stop_id=ends[0] if ends else None, never=ends[:1] if self.logits_eos_inf else (),
             last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
-            refresh=self.refresh, alpha=self.alpha,
+            refresh=self.refresh, alpha=self.alpha, measure_drift=self.cache is not None,
         )  # fmt: skip
 
     def check(self, model: MaskedLM) -> None:

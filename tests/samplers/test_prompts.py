@@ -8,6 +8,7 @@ import torch
 
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.observation import Decision
 from load_model import build_model, load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
@@ -120,13 +121,55 @@ def test_caches_run_fewer_positions_and_report_their_drift():
     canvas[:, :8] = torch.tensor([[1], [2]])
     run = {}
     for cache in (None, "prefix", "dual"):
-        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache)
+        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache, measure_drift=True)
         sample(environment, Strategy(RULES["policy"], TokenRule(0.0)), canvas)
         run[cache] = environment.positions_run / environment.rows_evaluated
         assert (environment.drift is None) == (cache is None)
         if cache:
             assert 0 < environment.drift < 1
     assert run["dual"] < run["prefix"] < run[None] == 24
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_drift_is_what_the_cache_would_have_said(name, cache):
+    """A twin that does not run whole at the third evaluation says it; the decoding is what it is without the measurement."""
+    model = MODELS[name]
+    canvas = torch.full((2, 20), model.mask_id)
+    canvas[:, :8] = torch.tensor([[1], [2]])
+    found = []
+    for refresh, measured in ((2, True), (2, False), (9, False)):
+        environment = UnmaskingEnvironment(
+            model, 12, 6, prompt_length=8, cache=cache, refresh=refresh, measure_drift=measured
+        )
+        observation = environment.reset(canvas)
+        for place in (9, 12, None):
+            window = observation.masked.clone()
+            window[:, 14:] &= cache == "prefix"
+            best = environment.read(window, 1, False).top_log_probs[..., 0].exp()
+            if place is not None:
+                order = torch.zeros_like(canvas)
+                order[:, place] = 1
+                observation = environment.step(
+                    Decision(order, torch.full_like(canvas, 3), torch.zeros(2), torch.zeros(2))
+                )
+        found.append((best, window, environment))
+    (whole, window, watched), (plain, _, unwatched), (cached, _, _) = found
+    torch.testing.assert_close(whole, plain)
+    off = (whole - cached).abs()
+    assert float(off[window].mean()) > 1e-4
+    assert watched.drift == pytest.approx(float(off[window].mean()), rel=1e-4)
+    each = [float(off[row][window[row]].mean()) for row in range(2)]
+    assert watched.drift_of(torch.arange(2)) == pytest.approx(each, rel=1e-4)
+    assert unwatched.drift is None and unwatched.drift_of(torch.arange(2)) == [None, None]
+    assert torch.equal(watched.evaluations, unwatched.evaluations)
+
+
+def test_a_window_that_is_everything_does_not_drift():
+    model = MODELS["llada"]
+    environment = UnmaskingEnvironment(model, 6, cache="dual", refresh=1, measure_drift=True)
+    sample(environment, Strategy(RULES["confidence"], TokenRule(0.0)), torch.full((2, 12), model.mask_id))
+    assert environment.drift == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
