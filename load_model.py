@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
-from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, peft_name
+from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, mask_of, peft_name
 from dlm.causal_lm import CausalLM
 from dlm.files import (
     config_folder,
@@ -143,10 +143,17 @@ def _adapted(
         ) from error
     if model.mask_id == NO_MASK:
         give_mask(model, config["mask_token_id"])
+        if tokenizer is None and model.tokenizer is not None:  # the base's, with the mask
+            tokenizer = model.tokenizer
+            if mask_of(tokenizer) != model.mask_id:
+                raise ValueError(
+                    f"the tokenizer of {base} has its mask at {tokenizer.mask_token_id} and {path} at {model.mask_id}; "
+                    "put the tokenizer that it was made with beside it"
+                )
     config = {name: value for name, value in config.items() if name != "peft_type"}
     if wrong := sorted(name for name in config if model.config.get(name) != config[name]):
         raise ValueError(f"{path} was made for another base than {base}: config.json differs in {', '.join(wrong)}")
-    model.tokenizer, model.model_id = tokenizer, path
+    model.tokenizer, model.model_id = tokenizer or model.tokenizer, path
     with_adapter = AdapterLM(model, adapter)
     if state is None:
         with readable(Path(folder) / "adapter_model.safetensors"):

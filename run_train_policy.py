@@ -176,7 +176,9 @@ def build_task(config: DictConfig, model: MaskedLM) -> Task:
     if config.data.kind == "questions":
         return QuestionTask(model, config.data, config.seed)
     length = config.sampling.length or model.max_length
-    own = model.tokenizer if is_answers(config.data.train) else None
+    own = model.tokenizer if is_answers(config.data.train) or config.data.tokenizer == "model" else None
+    if own is None and config.data.tokenizer == "model":
+        raise ValueError(f"data.tokenizer=model, and {config.dlm.path} came without one; give a directory or a hub id")
     return TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
 
 

@@ -1,6 +1,7 @@
 """run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, going on from a policy, refusals."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -235,6 +236,17 @@ def test_bad_input_is_refused(kind, overrides, message, tiny, tmp_path):
     asked = [o.replace("TEXT", model) for name in overrides for o in tiny.get(name, [name])]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *tiny[kind], *QUICK, *asked)
+
+
+def test_text_by_the_models_own_tokenizer(tiny, tmp_path):
+    """The tiny model's is the one that the data name by default: the run is the same."""
+    own = ["data.tokenizer=model", *tiny["text"], *QUICK]
+    runs = [run(tmp_path / name, *words) for name, words in (("own", own), ("named", own[1:]))]
+    assert_equal(*(load_policy(one).state_dict() for one in runs))
+    shutil.copytree(tiny["text"][0].split("=", 1)[1], tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="data.tokenizer=model, and .*bare came without one"):
+        run(tmp_path / "none", *own, f"dlm.path={tmp_path / 'bare'}")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path, monkeypatch):

@@ -5,7 +5,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import run_train_dlm
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
@@ -247,6 +257,24 @@ def test_a_base_that_is_gone_or_another_one_is_named(bases, tmp_path):
         ValueError, match=r"is an adapter and its base .*base cannot be had .*; set base_model_name_or_path in .*json"
     ):
         load_model(tmp_path / "adapter")
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base_and_the_mask(bases, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(bases["llama"][0], base)
+    model = random_adapter(base)
+    save_model(model, model.config, adapter, torch.float32)
+    for words in (40, 39):
+        vocabulary = {f"w{number}": number for number in range(words)}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(base)
+        if words == 40:
+            found = load_model(adapter)[0].tokenizer
+            assert found.encode("w3 w39") == [3, 39] and found.mask_token_id == 40 == len(found) - 1
+            continue
+        with pytest.raises(ValueError, match="the tokenizer of .*base has its mask at 39 and .*adapter at 40"):
+            load_model(adapter)
 
 
 def test_an_adapters_keys_are_checked_strictly(bases, tmp_path):

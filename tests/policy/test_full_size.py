@@ -30,7 +30,7 @@ def test_an_iteration_of_grpo_on_the_adapted_smollm2(tmp_path):
     save_model(adapter, model.config, tmp_path / "adapted")
     del model, adapter
     overrides = [
-        f"dlm.path={tmp_path / 'adapted'}", f"data.tokenizer={tmp_path / 'adapted'}", "reward.judge=smollm2", "device=cpu",
+        f"dlm.path={tmp_path / 'adapted'}", "data.tokenizer=model", "reward.judge=smollm2", "device=cpu",
         "policy=dit_confidence", "algorithm=grpo", "algorithm.group_size=4", "training.batch_size=8", "training.n_iters=1",
         "eval.batch_size=2", "training.log_freq=1", "training.ema=0.0", "wandb.mode=disabled", f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
