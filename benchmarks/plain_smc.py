@@ -49,7 +49,7 @@ def sweep(
         last, missing = tokens.shape[1], 0 if growing else length - step - 1
         read = torch.nn.functional.pad(tokens, (0, missing))
         with torch.no_grad():
-            log_p = logits_of(read).log_softmax(-1)[:, last]
+            log_p = logits_of(read)[:, last].log_softmax(-1)
         log_psi = log_psi_of(read)[:, last]
         log_q = (log_p + log_psi.detach()).log_softmax(-1)
         drawn = torch.multinomial(log_q.exp(), 1)

@@ -14,6 +14,7 @@ each learning rate, by a seed that is not among the others, and what is printed 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 from pathlib import Path
@@ -38,7 +39,7 @@ TASKS = {
         "optim.schedule=cosine",
     ],
     "sentiment": ["target=vader", "training.batch_size=50", "optim.schedule=cosine"],
-    "masked": ["dlm=stories", "target=vader", "training.batch_size=32"],
+    "masked": ["dlm=stories", "target=vader", "training.batch_size=32", "optim.schedule=cosine"],
 }
 # Chosen by --sweep, for each task and method.
 RATES = {
@@ -97,6 +98,23 @@ def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[f
     return bounds.midpoint, error
 
 
+def with_earlier(rows: list[dict], file: Path) -> list[dict]:
+    """Methods in their order, those not swept now as the file has them, at all rates that any was swept at."""
+    known = {}
+    if file.is_file():
+        with file.open() as lines:
+            known = {
+                row["method"]: {name: value for name, value in row.items() if value} for row in csv.DictReader(lines)
+            }
+    for row in rows:
+        known[row["method"]] = known.get(row["method"], {}) | row
+    rates = sorted({name for row in known.values() for name in row} - {"task", "method"}, key=float)
+    return [
+        {"task": row["task"], "method": row["method"], **{rate: row.get(rate, "") for rate in rates}}
+        for row in (known[method] for method in METHODS if method in known)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
@@ -128,7 +146,7 @@ def main() -> None:
                 rows.append({"task": task, "method": method, **gaps})
             print_table(rows, title=f"{task}: G - F after {options.sweep_updates} updates, by learning rate")
             options.out.mkdir(parents=True, exist_ok=True)
-            write_csv(rows, options.out / f"sweep_{task}.csv")
+            write_csv(with_earlier(rows, options.out / f"sweep_{task}.csv"), options.out / f"sweep_{task}.csv")
             continue
         records, directories = [], []
         for seed in range(options.seeds):

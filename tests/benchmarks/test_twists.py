@@ -60,28 +60,52 @@ def test_a_sweep_of_learning_rates_is_written_down(made, monkeypatch):
     assert row["method"] == "ctl" and all(float(row[rate]) > 0 for rate in ("0.001", "0.01"))
 
 
+def test_a_sweep_keeps_what_others_found(tmp_path):
+    file = tmp_path / "sweep.csv"
+    file.write_text("task,method,0.001,0.01\nmasked,ctl,1.5,2.5\nmasked,ppo,0.5,\n")
+    found = twists.with_earlier([{"task": "masked", "method": "ppo", "0.0003": 0.25, "0.001": 0.75}], file)
+    assert found == [
+        {"task": "masked", "method": "ctl", "0.0003": "", "0.001": "1.5", "0.01": "2.5"},
+        {"task": "masked", "method": "ppo", "0.0003": 0.25, "0.001": 0.75, "0.01": ""},
+    ]
+
+
+def steering_command(directory, *counts, repeats):
+    run = directory / "runs" / "sentiment" / "ctl_0"
+    return ["steering", "--twists", f"causal={run}", "--counts", *counts, "--repeats", repeats, "--out",
+            str(directory / "steering")]  # fmt: skip
+
+
+def test_rows_of_several_calls_are_put_together():
+    row = lambda way, particles, repeats: {"way": way, "particles": particles, "repeats": repeats}
+    known = {
+        "log_z": {"a": -1.0, "b": -2.0},
+        "tables": {"a": [row("twisted SMC", 8, 4), row("best of N", 8, 4)], "b": [row("best of N", 1, 2)]},
+    }
+    found = {
+        "log_z": {"b": -3.0, "c": -4.0},
+        "tables": {"b": [row("best of N", 2, 5), row("best of N", 1, 5)], "c": []},
+    }
+    assert steering.merged(known, found) == {
+        "log_z": {"a": -1.0, "b": -3.0, "c": -4.0},
+        "tables": {"a": [row("best of N", 8, 4), row("twisted SMC", 8, 4)], "b": [row("best of N", 1, 5), row("best of N", 2, 5)],
+                   "c": []},
+    }  # fmt: skip
+
+
 def test_log_z_from_both_sides_and_rewards(made, monkeypatch):
-    run = made / "runs" / "sentiment" / "ctl_0"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "steering",
-            "--twists",
-            f"causal={run}",
-            "--counts",
-            "1",
-            "4",
-            "--repeats",
-            "6",
-            "--out",
-            str(made / "steering"),
-        ],
-    )
+    monkeypatch.setattr("sys.argv", steering_command(made, "1", "4", repeats="6"))
     steering.main()
     assert (made / "steering" / "steering.png").stat().st_size > 10_000
     found = json.loads((made / "steering" / "steering.json").read_text())
     rows = found["tables"]["causal"]
     assert [(row["way"], row["particles"]) for row in rows] == [(way, n) for way in steering.WAYS for n in (1, 4)]
+    again = steering_command(made, "2", "4", repeats="3")
+    monkeypatch.setattr("sys.argv", again)
+    steering.main()  # what was measured before and is not now stays
+    whole = json.loads((made / "steering" / "steering.json").read_text())["tables"]["causal"]
+    assert [row["particles"] for row in whole] == [1, 2, 4] * len(steering.WAYS)
+    assert [row["repeats"] for row in whole] == [6, 3, 3] * len(steering.WAYS) and whole[::3] == rows[::2]
     for row in rows:
         assert row["drawn"] <= row["best"] + 1e-6 and -1 <= row["drawn"] <= 1  # VADER's compound score
         if row["particles"] == 1:
