@@ -20,52 +20,56 @@ from pathlib import Path
 
 COMMANDS = r"""
 # Sampling: blocks, caches, rules, policies
-$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4
-$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=prefix
-$SAMPLE --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=dual sampler.refresh=2
-$SAMPLE --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax
-$SAMPLE --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax \
+python $SAMPLE --prompt "$PROMPT" --strategy threshold --threshold 0.9 sampler.block_length=4
+python $SAMPLE --prompt "$PROMPT" --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=prefix
+python $SAMPLE --prompt "$PROMPT" --strategy threshold --threshold 0.9 sampler.block_length=4 sampler.cache=dual sampler.refresh=2
+python $SAMPLE --prompt "$PROMPT" --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax
+python $SAMPLE --prompt "$PROMPT" --strategy policy --policy example/chain_policy sampler.policy.action=bernoulli_argmax \
   sampler.block_length=8 sampler.cache=dual
-$SAMPLE --strategy policy --policy example/chain_budget sampler.policy.action=bernoulli_argmax sampler.budget=4
+python $SAMPLE --prompt "$PROMPT" --strategy policy --policy example/chain_budget sampler.policy.action=bernoulli_argmax \
+  sampler.budget=4
 # Training a policy
-$TRAIN run_dir=RUNS/grpo alpha_compute_reward=1
-$TRAIN run_dir=RUNS/ppo algorithm=ppo
-$TRAIN run_dir=RUNS/additive 'reward.functions=[correct_minus_cost]'
-$TRAIN run_dir=RUNS/dpls sampling_mode=dpls
-$TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden ~policy.hidden_dim ~policy.feedforward_dim
+python $TRAIN run_dir=RUNS/grpo alpha_compute_reward=1
+python $TRAIN run_dir=RUNS/ppo algorithm=ppo
+python $TRAIN run_dir=RUNS/additive 'reward.functions=[correct_minus_cost]'
+python $TRAIN run_dir=RUNS/dpls sampling_mode=dpls
+python $TRAIN run_dir=RUNS/dit_hidden policy=dit_hidden ~policy.hidden_dim ~policy.feedforward_dim
 python run_train_policy.py model_path=example/chain data=chain policy_type=dit_hidden policy_smart_init=-2.0 policy.num_heads=4 \
   policy.mlp_size=64 reward=right 'reward_functions=[correct_times_speed,correct]' 'reward_weights=[1,0]' alpha_compute_reward=1 \
   block_length=8 sampling_mode=bernoulli temperature=1.0 num_generations=4 num_iterations=2 epsilon=0.2 learning_rate=3e-5 \
   training.batch_size=16 training.n_iters=2 training.log_freq=1 eval.batch_size=16 wandb.mode=disabled output_dir=RUNS/theirs
-$TRAIN run_dir=RUNS/projection policy=dit_projection
-$TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
-$TRAIN run_dir=RUNS/alphas experiment=chain_alphas
-$TRAIN run_dir=RUNS/budget experiment=chain_budget
-$TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
+python $TRAIN run_dir=RUNS/projection policy=dit_projection
+python $TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
+python $TRAIN run_dir=RUNS/alphas experiment=chain_alphas
+python $TRAIN run_dir=RUNS/budget experiment=chain_budget
+python $TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
 python run_train_policy.py dlm=chain data=chain reward=right policy=dit_projection algorithm=imitation \
   algorithm.expert=threshold algorithm.setting=0.4 algorithm.block_length=2 algorithm.only_correct=true training.batch_size=16 \
   training.n_iters=2 training.log_freq=1 eval.batch_size=16 sampling.temperature=0 eval.action=bernoulli_argmax \
   wandb.mode=disabled run_dir=RUNS/ontrack
 python run_train_policy.py resume=RUNS/grpo training.n_iters=3
-$TRAIN run_dir=RUNS/ppo algorithm=ppo resume=auto
-$TRAIN run_dir=file://RUNS/bucket
+python $TRAIN run_dir=RUNS/ppo algorithm=ppo resume=auto
+python $TRAIN run_dir=file://RUNS/bucket
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
 accelerate launch --config_file configs/accelerate/cpu.yaml $TRAIN run_dir=RUNS/launched
 # Evaluation
-$EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
-$EVALUATE RUNS/theirs --checkpoints 2 --datasets chain --n_test 40 --temperatures 1.0 --seeds 42,43,44 \
+python $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
+python $EVALUATE RUNS/theirs --checkpoints 2 --datasets chain --n_test 40 --temperatures 1.0 --seeds 42,43,44 \
   --sampling_mode bernoulli-argmax --save_path RUNS/theirs_evaluated
-$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
+python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
   --save_path RUNS/policy
-$EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \
+python $EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \
   --temperature_policy 1.0 --output_dir RUNS/one
-$EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
-$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 --save_path RUNS/rules
-$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual --save_path RUNS/cached
-$EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --save_path RUNS/random
-$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --guidance 0.5 --save_path RUNS/guided
-$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --confidence_eos_eot_inf --save_path RUNS/ends_last
-$EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
+python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 \
+  --save_path RUNS/rules
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual \
+  --save_path RUNS/cached
+python $EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --save_path RUNS/random
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --guidance 0.5 --save_path RUNS/guided
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --confidence_eos_eot_inf \
+  --save_path RUNS/ends_last
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
 torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
 python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
 python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
@@ -76,25 +80,40 @@ python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=
 python run_train_dlm.py experiment=chain init=example/chain training.n_iters=5 training.log_freq=5 \
   training.batch_size=16 wandb.mode=disabled run_dir=RUNS/base
 """
+# Variables of the shell that runs the commands, without `python`: a launcher stands in its place. What is shown is what runs.
 SHORT = {
-    "$SAMPLE": 'python run_sample.py --model example/chain --prompt "3 A +3 B *2 C +1 D *3 E +1 F *2 G +3 H *3 ?" --steps 24 '
-    "--num_samples 2 --batch_size 2 --no-eval sampler.stop=true sampler.temperature=0",
-    "$TRAIN": "python run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
+    "PROMPT": "3 A +3 B *2 C +1 D *3 E +1 F *2 G +3 H *3 ?",
+    "SAMPLE": "run_sample.py --model example/chain --steps 24 --num_samples 2 --batch_size 2 --no-eval sampler.stop=true "
+    "sampler.temperature=0",
+    "TRAIN": "run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
     "algorithm.warm_start.updates=2 eval.batch_size=16 wandb.mode=disabled",
-    "$EVALUATE": "python run_evaluate.py",
+    "EVALUATE": "run_evaluate.py",
 }
 LAST = 8  # lines of each that are kept
 
 
+def lines_of(commands: str) -> list[str]:
+    """Headings and commands, each of them one line."""
+    return re.sub(r" \\\n +", " ", commands.strip()).splitlines()
+
+
+def head() -> list[str]:
+    """Of the page, with the variables as a shell takes them."""
+    return [
+        "# Every command of reasoning work, on the shipped base\n", "```bash\npython -m benchmarks.commands\n```\n",
+        "Tiny numbers: what is shown is that each one runs on the shipped weights, the last lines that it prints, and its\n"
+        "seconds on a busy core. `RUNS` is a directory, and in bash\n",
+        "\n".join(["```bash", *(f"{name}={shlex.quote(words)}" for name, words in SHORT.items()), "```"]), "",
+    ]  # fmt: skip
+
+
 def ran(command: str, runs: Path) -> tuple[int, float, list[str]]:
-    """(status, seconds, last lines) of a command, in this environment."""
-    for name, long in SHORT.items():
-        launched = command.startswith(("torchrun", "accelerate"))
-        command = command.replace(name, long.removeprefix("python ") if launched else long)
-    words = shlex.split(command.replace("RUNS", str(runs)))
+    """(status, seconds, last lines) of a command, in this environment. runs: in place of RUNS."""
+    words = ["bash", "-c", command.replace("RUNS", str(runs))]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | SHORT | {"PATH": path, "COLUMNS": "110"}
     started = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PATH": path, "COLUMNS": "110"})
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in (done.stderr + done.stdout).splitlines()]
     lines = [line.replace(str(runs), "RUNS") for line in lines if line and not line.startswith(("wandb:", "W1"))]
     return done.returncode, time.perf_counter() - started, lines[-LAST:]
@@ -107,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts, failed = [], 0
     with tempfile.TemporaryDirectory() as directory:
-        for line in COMMANDS.strip().replace("\\\n ", "").splitlines():
+        for line in lines_of(COMMANDS):
             if line.startswith("#"):
                 parts.append(f"#{line}\n")
             elif arguments.only in line:
@@ -119,13 +138,7 @@ def main() -> None:
                     sep="\n",
                 )
                 parts.append("\n".join(["```", f"$ {line}", *lines, "```", f"{seconds:.0f} s\n"]))
-    head = [
-        "# Every command of reasoning work, on the shipped base\n", "```bash\npython -m benchmarks.commands\n```\n",
-        "Tiny numbers: what is shown is that each one runs on the shipped weights, the last lines that it prints, and its\n"
-        "seconds on a busy core. `RUNS` is a directory, and\n",
-        *(f"* `{name}` is `{words}`" for name, words in SHORT.items()), "",
-    ]  # fmt: skip
-    Path(arguments.out).write_text("\n".join([*head, *parts]))
+    Path(arguments.out).write_text("\n".join([*head(), *parts]))
     if failed:
         raise SystemExit(f"{failed} commands failed")
 

@@ -7,7 +7,8 @@
 Data sets come from the hub or from DIR/NAME/SPLIT.jsonl; those of reasoning-gym and chain arithmetic are made on the spot, from
 other seeds in training than in tests. Prompts of a batch have different lengths: they are padded on the left, and the model never
 sees the padding. Instructions and prefixes are those of "Learning Unmasking Policies" (2512.09106) in kind; the instructions are
-the same while a policy is trained and while it is evaluated (there they differ).
+the same while a policy is trained and while it is evaluated (there they differ). As there, `<reasoning>` begins the answers to
+GSM8K and MATH in evaluation alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import Tensor
 from data.chain import chain_tokenizer, chains
 from data.prompts import Prompts
 from data.text import json_lines
-from rewards.answers import CHECKS, has_format, is_right_expression, plain_answer
+from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, plain_answer
 from rewards.code import CodeTruth, code_program, with_calls
 from rewards.sandbox import Program, check_sandbox, run_programs
 
@@ -105,9 +106,11 @@ def load_questions(
 
     name: one of DATASETS, or any data set of reasoning-gym, as NAME or rg:NAME. count: of those made on the spot, 512 by default.
     math_by: `verify` or `string`, see `is_right_expression`.
-    Raises ValueError for an unknown name, a file that lacks a column, and, where the hub cannot be reached, one that says how to
-    give a directory.
+    Raises ValueError for an unknown name or comparison, a file that lacks a column, and, where the hub cannot be reached, one
+    that says how to give a directory.
     """
+    if math_by not in COMPARISONS:
+        raise ValueError(f"math_by={math_by!r} is unknown; use {' or '.join(COMPARISONS)}")
     if name == "chain":
         return _chain_questions(count or MADE, split)
     if name not in HUB:

@@ -166,8 +166,8 @@ class QuestionTask:
     all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
 
     data: datasets, data_dir, count, answer_length (positions to write), max_prompt_length, valid_rows (held out of the training
-    questions), unsandboxed (programs run without a sandbox). Prompts longer than max_prompt_length tokens are left out and
-    counted, never cut.
+    questions), math_by (how answers of MATH compare: verify or string), unsandboxed (programs run without a sandbox). Prompts
+    longer than max_prompt_length tokens are left out and counted, never cut.
     Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
     """
 
@@ -185,7 +185,7 @@ class QuestionTask:
         self.dataset_of: list[int] = []
         self.left_out = Counter()
         for number, name in enumerate(self.datasets):
-            for row, question in enumerate(load_questions(name, "train", data.data_dir, data.count)):
+            for row, question in enumerate(load_questions(name, "train", data.data_dir, data.count, data.math_by)):
                 if self._is_kept(question, f"{name} row {row}", data.max_prompt_length):
                     self.questions.append(question)
                     self.dataset_of.append(number)

@@ -166,10 +166,13 @@ def imitation_iteration(
 def warm_start(
     model: MaskedLM, learner: Learner, task: Task, config: DictConfig, rows: int, reward: Reward | None = None
 ) -> list[float]:
-    """Learn from a teacher before the first reward; returns the losses. Its steps are numbered below 0."""
+    """Learn from a teacher before the first reward; returns the losses of all processes. Its steps are numbered below 0."""
     warm, share = config.algorithm.warm_start, rows // config.algorithm.group_size
-    steps = range(-warm.updates, 0)
-    return [imitation_iteration(model, learner, task, warm, config, share, step, reward)["loss"] for step in steps]
+    losses = []
+    for step in range(-warm.updates, 0):
+        metrics = imitation_iteration(model, learner, task, warm, config, share, step, reward)
+        losses.append(learner.processes.mean({"loss": metrics["loss"]})["loss"])
+    return losses
 
 
 def variational_iteration(

@@ -1,8 +1,8 @@
 """Answers out of text, and whether they are right: GSM8K numbers, MATH expressions, Countdown; code is in rewards/code.py.
 
 As in "Learning Unmasking Policies" (2512.09106), whose answers stand in `<answer>` tags or in a box. What differs: `1,234` is
-1234 (there: 1 in a box and 234 in tags), signs and decimals are read, and MATH is judged by math-verify, with the published
-comparison of normalised strings as an option.
+1234 (there: 1 in a box and 234 in tags), signs and decimals are read, powers of units are not, and MATH is judged by math-verify,
+with the published comparison of normalised strings as an option.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from rewards.code import before_end, is_right_code
 
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
 SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
+THIN_SPACE = re.compile(r"(?<=\d),?\\,(?=\d{3})")  # that LaTeX sets between thousands
+POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d)")  # cm^2, \text{ cm}^{3}
+COMPARISONS = ("verify", "string")  # of MATH's answers: by value, or by spelling as published
 TIME_LIMIT = 3  # seconds of math-verify a side
 FORMAT = re.compile(r"^\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*$", re.DOTALL)
 
 
 def numbers(text: str) -> list[float]:
-    """Every number of a text, thousands separators and dollar signs read. A sign stands before a number and behind none."""
-    found = [match[0].replace(",", "").replace("$", "") for match in NUMBER.finditer(text.translate(SIGNS))]
+    """Every number of a text, thousands separators (also LaTeX's) and dollar signs read. A sign stands before a number and behind
+    none; the power of a unit is no number."""
+    text = THIN_SPACE.sub(",", text.translate(SIGNS).replace("\\!", "").replace("{,}", ","))
+    found = [match[0].replace(",", "").replace("$", "") for match in NUMBER.finditer(POWER_OF_UNIT.sub("", text))]
     return [float(number) for number in found]
 
 
@@ -87,6 +92,15 @@ def has_format(text: str) -> bool:
     return once and FORMAT.match(text) is not None
 
 
+def with_braces(text: str) -> str:
+    r"""Each \frac of one character above, and of one character or a braced part below (\frac12, \fracab, \frac1{72}), as
+    \frac{1}{2} and so on. As published, nothing is changed in a text where one of them lacks a part."""
+    if any(len(part) < 2 and not part.startswith("{") for part in text.split("\\frac")[1:]):
+        return text
+    both_plain = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    return re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", both_plain)
+
+
 def plain(expression: str) -> str:
     """The published normalisation of a LaTeX answer: spelling only, nothing is computed."""
     text = expression.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
@@ -96,8 +110,7 @@ def plain(expression: str) -> str:
     text = "0" + text if text.startswith(".") else text
     if text.count("=") == 1 and len(text.split("=")[0].strip()) <= 2:
         text = text.split("=")[1]
-    text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text).replace(" ", "")
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
+    text = with_braces(re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text).replace(" ", ""))
     text = "\\frac{1}{2}" if text == "0.5" else text
     return re.sub(r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}", text)
 
@@ -105,8 +118,8 @@ def plain(expression: str) -> str:
 def is_right_expression(text: str, truth: str, by: str = "verify") -> bool:
     """by: `verify` (math-verify: equal in value, a list of values in any order) or `string` (the published rule). truth: a MATH
     solution or its answer."""
-    if by not in ("verify", "string"):
-        raise ValueError(f"by={by!r} is unknown; use verify or string")
+    if by not in COMPARISONS:
+        raise ValueError(f"by={by!r} is unknown; use {' or '.join(COMPARISONS)}")
     text = before_end(text)
     given = tagged(text) if (inside := boxed(text)) is None else inside
     wanted = boxed(truth) or truth

@@ -20,6 +20,13 @@ END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of 
 FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
+# Besides START, how the first line of a part may begin. What stands in a fence is code; a word alone names its language.
+IN_FENCE = re.compile(r"(?!\w+\s*$)\S")
+# Other parts are prose, or a fence that the prompt opened, which moves all that follow by one. No prose begins like this.
+OPEN = re.compile(r"(?:try|if|for|while|with)\b")
+STRING = r"\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
+# A quote inside a word is an apostrophe and opens no string.
+END_OR_STRING = re.compile(rf"(?<!\w)[rbfuRBFU]{{0,2}}(?:{STRING})|(?P<end>{END.pattern})")
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,12 @@ def before_end(text: str) -> str:
     return END.split(text, maxsplit=1)[0]
 
 
+def program_before_end(text: str) -> str:
+    """What stands before the first end of sequence that is not inside a string: programs may well be about such marks."""
+    ends = (match.start() for match in END_OR_STRING.finditer(text) if match["end"])
+    return text[: next(ends, len(text))]
+
+
 def parsable_head(source: str) -> str:
     """The longest part, from the first line on, that parses; found by cutting above the line of each error."""
     lines = source.splitlines()
@@ -58,10 +71,10 @@ def parsable_head(source: str) -> str:
     return ""
 
 
-def may_begin(line: str) -> bool:
+def may_begin(line: str, start: re.Pattern = START) -> bool:
     """Whether code may begin with a line, told by it alone, so that prose is passed over without parsing all that follows."""
     try:
-        if START.match(line):
+        if start.match(line):
             codeop.compile_command(line, symbol="exec")
             return True
     except NOT_CODE:
@@ -69,12 +82,13 @@ def may_begin(line: str) -> bool:
     return False
 
 
-def pieces(text: str) -> list[str]:
+def pieces(text: str, first: re.Pattern = START) -> list[str]:
     """All pieces of a text that parse, each as long as can be, in order. A piece begins at the left margin, with a definition, an
-    import, a decorator or an assignment."""
-    lines, found, place = text.splitlines(), [], 0
+    import, a decorator or an assignment; at the first line of the text also with what `first` allows."""
+    lines, found, place = text.strip("\n").splitlines(), [], 0
     while place < len(lines):
-        piece = parsable_head("\n".join(lines[place:])) if may_begin(lines[place]) else ""
+        begins = may_begin(lines[place]) or (place == 0 and may_begin(lines[place], first))
+        piece = parsable_head("\n".join(lines[place:])) if begins else ""
         if piece:
             found.append(piece)
         place += piece.count("\n") + 1
@@ -97,12 +111,13 @@ def code_in(text: str, entry: str, before: str = "") -> str:
     before: code that the prompt ends in (HumanEval, KodCode). The answer may go on from it, the fence being open already, or
     start anew in a fence of its own, or stand in prose without any.
     """
-    parts = FENCE.split(before_end(text))
+    parts = FENCE.split(program_before_end(text))
     whole = parsable_head(before + parts[0])
     if before and len(whole.rstrip()) > len(before.rstrip()) and defines(whole, entry):
         return whole
-    for part in (*parts[1::2], *parts[::2]):
-        code = "\n".join(pieces(part))
+    fences, others = [(part, IN_FENCE) for part in parts[1::2]], [(part, OPEN) for part in parts[::2]]
+    for part, first in fences + others:
+        code = "\n".join(pieces(part, first))
         if defines(code, entry):
             return f"{head}\n{code}" if (head := parsable_head(before)) else code
     return ""

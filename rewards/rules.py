@@ -108,7 +108,8 @@ class PuzzleReward:
         length = (~samples.prompt).sum(1)
         solved = sudoku_solved(samples.tokens, self.box)
         if rows is not None:
-            solved = solved * ((samples.tokens == rows["solutions"]) | ~samples.prompt).all(1)
+            solutions = rows["solutions"].to(samples.tokens.device)  # rows stay on the CPU, whatever decodes them
+            solved = solved * ((samples.tokens == solutions) | ~samples.prompt).all(1)
         alpha = alpha_of(rows, self.alpha, samples.evaluations.device)
         speed = speed_factor(samples.evaluations, length, alpha)
         cost = alpha * samples.evaluations / length

@@ -16,6 +16,7 @@ from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
+from tests.policy_runs import DIT, GROUPS, QUICK, record, run, tiny_models
 
 pytestmark = [
     pytest.mark.cuda,
@@ -107,3 +108,13 @@ def test_recorded_log_probabilities_are_found_again(models):
     assert trajectory is not None
     again, _ = policy_log_probs(network, unmasker.law, trajectory)
     torch.testing.assert_close(again, trajectory.log_where, atol=1e-4, rtol=1e-4)
+
+
+def test_an_iteration_of_grpo_on_puzzles(tmp_path):
+    """Tokens are decoded on the GPU, and the solutions that tell what was given stay on the CPU."""
+    words = [word for word in (*tiny_models(tmp_path)["small"], *GROUPS, *DIT, *QUICK) if word != "device=cpu"]
+    directory = run(
+        tmp_path / "run", *words, "device=cuda", "algorithm=grpo", "policy=dit_confidence", "sampling.discrete_steps=8",
+        "training.n_iters=1", "training.eval_freq=1", "wandb.mode=disabled",
+    )  # fmt: skip
+    assert {"reward", "solved", "eval_solved"} <= record(directory)[1].keys()

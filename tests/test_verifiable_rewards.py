@@ -1,8 +1,10 @@
 """Training on verifiable rewards end to end: the real command with published keys, mixtures, GRPO and PPO, resuming, refusals."""
 
+import re
 import subprocess
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from data.tasks import QuestionTask
@@ -10,11 +12,14 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
+from run_train_policy import build_task, check_data
 from samplers.loop import Strategy, sample
 from samplers.where import Threshold
 from tests.policy_runs import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
 from tests.tiny_text import backbone, questions
+from training.processes import Processes
 from training.published import translated
+from training.usage import composed
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,7 @@ def test_chain_arithmetic_is_a_data_set_like_the_others(tmp_path):
         "answer_length": 24,
         "max_prompt_length": None,
         "valid_rows": 8,
+        "math_by": "verify",
         "unsandboxed": False,
     }
     task = QuestionTask(model, OmegaConf.create(data), 0)
@@ -125,6 +131,20 @@ def test_the_temperature_is_the_policys_at_evaluation(tiny, tmp_path):
     assert metrics["cold"][1]["eval_nfe"] == 8 and metrics["hot"][1]["eval_nfe"] < 7
     trained = [{k: v for k, v in metrics[name][1].items() if not k.startswith("eval")} for name in metrics]
     assert trained[0] == trained[1]
+
+
+def test_the_page_splits_a_model_whose_data_passes_its_check(tiny):
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    ((count, words),) = re.findall(
+        r"^torchrun --nproc-per-node (\d+) run_train_policy.py (.*model.sharded=true.*)$", page, re.M
+    )
+    small = [word for word in translated(tiny) if word.startswith(("dlm.path=", "data."))]
+    config = composed("train_policy", [*words.split(), *small])
+    model, _ = load_model(config.dlm.path, model_type=config.dlm.model_type)
+    check_data(config, model, build_task(config, model))
+    assert config.model.sharded and config.model.dtype == "bfloat16"
+    rows = Processes(0, int(count), torch.device("cpu")).share(config.training.batch_size, "training.batch_size")
+    assert rows % config.algorithm.group_size == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 KEYS = {
     "model_path": "dlm.path", "block_length": "sampling.block_length", "max_completion_length": "data.answer_length",
@@ -22,7 +22,7 @@ KEYS = {
     "num_generations": "algorithm.group_size", "num_iterations": "algorithm.inner_updates", "epsilon": "algorithm.clip",
     "beta": "algorithm.kl", "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay", "max_grad_norm": "optim.grad_clip",
     "warmup_steps": "optim.warmup", "lr_scheduler_type": "optim.schedule", "per_device_train_batch_size": "training.batch_size",
-    "generation_batch_size": "training.batch_size",
+    "generation_batch_size": "training.batch_size", "es_thresholds": "algorithm.experts.thresholds",
 }  # fmt: skip
 # A value of theirs, and the overrides of ours that it stands for.
 VALUES = {
@@ -38,7 +38,9 @@ VALUES = {
         "gsm8k_and_math_and_kodcode": ["data.datasets=[gsm8k,math,kodcode]"],
     },
     "bf16": {"true": ["model.dtype=bfloat16"], "false": ["model.dtype=float32"]},
+    "policy_full_context": {"true": []},  # which is so without being said
 }
+WHY = {"policy_full_context": "policies read every position that is still to be written, those of later blocks too"}
 # What theirs implies where the command does not say otherwise: of a key (with that value), overrides of ours.
 IMPLIED = {
     "sampling_mode=dpls": ["policy.smart_init=0.0"],
@@ -56,6 +58,7 @@ GRPO_KEYS = (
     "beta",
     "reward_functions",
     "alpha_compute_reward",
+    "es_thresholds",
 )
 GRPO = ["algorithm=grpo", "policy=dit_confidence", "eval.action=bernoulli_argmax", "sampling.temperature=0.0"]
 WITHOUT_EXPERIMENT = {key: list(GRPO) for key in GRPO_KEYS}
@@ -81,7 +84,12 @@ def translated(words: list[str]) -> list[str]:
     alone = {} if "experiment" in said_by else WITHOUT_EXPERIMENT
     for word in theirs:
         key, _, value = word.partition("=")
-        implied = [*IMPLIED.get(f"{key}={value.lower()}", []), *IMPLIED.get(key, []), *alone.get(key, [])]
+        implied = [
+            *IMPLIED.get(f"{key}={value.lower()}", []),
+            *IMPLIED.get(key, []),
+            *alone.get(key, []),
+            *_weights(word),
+        ]
         for override in implied:
             said_by.setdefault(_key(override), (override, word))
     return [*ours, *(override for override, by in said_by.values() if by not in ours)]
@@ -114,11 +122,18 @@ def _ours(word: str) -> list[str]:
     key, _, value = word.partition("=")
     if key in VALUES:
         if value.lower() not in VALUES[key]:
-            raise ValueError(f"{word} is unknown; {key} is one of {', '.join(VALUES[key])}")
+            why = f": {WHY[key]}" if key in WHY else ""
+            raise ValueError(f"{word} is unknown; {key} is one of {', '.join(VALUES[key])}{why}")
         return VALUES[key][value.lower()]
     if key == "per_device_train_batch_size" and value.isdigit():
         value = str(int(value) * int(os.environ.get("WORLD_SIZE", "1")))
     return [f"{KEYS[key]}={value}"]
+
+
+def _weights(word: str) -> list[str]:
+    """As there, functions of which the command gives no weights count the same."""
+    functions = _value(word) if word.startswith("reward_functions=") else None
+    return [f"reward.weights={[1.0] * len(functions)}".replace(" ", "")] if isinstance(functions, ListConfig) else []
 
 
 def _key(override: str) -> str:

@@ -24,7 +24,7 @@ def directory(tmp_path_factory):
 
 def task(model, directory, seed=0, **changes):
     settings = {"datasets": ["gsm8k", "math"], "data_dir": str(directory), "count": None, "answer_length": 8,
-                "max_prompt_length": None, "valid_rows": 3, "unsandboxed": False}  # fmt: skip
+                "max_prompt_length": None, "valid_rows": 3, "math_by": "verify", "unsandboxed": False}  # fmt: skip
     return QuestionTask(model, OmegaConf.create(settings | changes), seed)
 
 
@@ -94,6 +94,7 @@ def test_what_does_not_fit_shows_its_row(model, directory, tmp_path):
         ({"datasets": []}, "must name at least one"),
         ({"datasets": ["math", "math"]}, "each once"),
         ({"datasets": ["maths"]}, "data set 'maths' is unknown"),
+        ({"math_by": "guess"}, "math_by='guess' is unknown; use verify or string"),
         ({"valid_rows": 14}, "leaves none of 14 questions"),
         ({"data_dir": "/nowhere"}, "/nowhere holds none of"),
     ],
@@ -125,6 +126,15 @@ def test_answers_end_at_their_end_and_are_judged_by_their_own_data_set(model, di
     # gsm8k's question 1 has the answer 7, question 0 the answer 1; math's question 4 wants a box
     number = torch.tensor([1, 0, 8 + 4, 0])
     assert asked.right(tokens, {"question": number}).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("by", ["verify", "string"])
+def test_answers_of_math_compare_as_the_configuration_says(model, directory, by):
+    """Question 4 wants 4/2: a box with 2 is as much, and spelt otherwise."""
+    asked = task(model, directory, math_by=by, answer_length=24)
+    written = model.tokenizer.encode(r"\boxed{2}<end>", add_special_tokens=False)
+    tokens = torch.tensor([written + [0] * (24 - len(written))])
+    assert asked.right(tokens, {"question": torch.tensor([8 + 4])}).tolist() == [by == "verify"]
 
 
 def test_answers_end_with_their_turn_as_in_an_evaluation(model, directory, monkeypatch):

@@ -17,6 +17,7 @@ from rewards.answers import (
     numbers,
     plain,
     plain_answer,
+    with_braces,
 )
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -29,6 +30,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
         ("1,234,567.5", [1234567.5]),
         ("7.", [7.0]),
         (".5 of 12,5", [0.5, 12.0, 5.0]),
+        (r"1{,}234,\!567 and 1,\!234, 1\,234 and 12\,34", [1234567.0, 1234.0, 1234.0, 12.0, 34.0]),
+        ("36 cm^2, 3 m^{3}, 5 s^{-1} and 10^2", [36.0, 3.0, 5.0, 10.0, 2.0]),
         ("none", []),
     ],
 )
@@ -42,6 +45,12 @@ def test_numbers_of_a_text(text, found):
         (r"so \boxed{1,234} it is", 1234.0),
         (r"\boxed{3} no, \boxed{\text{about } 4}", 4.0),
         ("<reasoning>2+2=4</reasoning><answer>\n$1,234\n</answer>", 1234.0),
+        (r"\boxed{1{,}234}", 1234.0),
+        (r"\boxed{1,\!234}", 1234.0),
+        (r"\boxed{36\text{ cm}^2}", 36.0),
+        (r"\boxed{36 \, \text{cm}^{2}}", 36.0),
+        ("<answer>36 cm^2</answer>", 36.0),
+        ("<answer>x^2 = 49</answer>", 49.0),
         ("6 and 7\n#### -18", -18.0),
         ("it is 41, no, 42", 42.0),
         ("nothing", None),
@@ -78,6 +87,8 @@ def test_boxes_are_matched_by_their_braces():
         (r"\boxed{0.5}", r"\boxed{\frac12}", True, True),
         (r"\boxed{\dfrac{1}{2}}", r"\boxed{\frac{1}{2}}", True, True),
         (r"\boxed{2/4}", r"\boxed{\frac{1}{2}}", True, False),
+        (r"\boxed{\frac1{72}}", r"\boxed{\frac{1}{72}}", True, True),
+        (r"\boxed{\frac12 + \frac3{x}}", r"\boxed{\frac{1}{2}+\frac{3}{x}}", True, True),
         (r"\boxed{3}", r"\boxed{4}", False, False),
         ("<answer>12</answer>", "12", True, True),
         ("twelve", "12", False, False),
@@ -106,6 +117,23 @@ def test_the_format():
     ):
         assert not has_format(text)
     assert plain(r"x=\tfrac12") == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    ("given", "braced"),
+    [
+        (r"\frac12", r"\frac{1}{2}"),
+        (r"2\frac{1}{2}-\fracab3", r"2\frac{1}{2}-\frac{a}{b}3"),
+        (r"\frac1{72}x", r"\frac{1}{72}x"),
+        (r"\frac{72}1", r"\frac{72}1"),  # as published
+        (r"\frac12+\frac1", r"\frac12+\frac1"),
+        (r"\frac", r"\frac"),
+        ("", ""),
+    ],
+)
+def test_braces_of_fractions(given, braced):
+    assert with_braces(given) == braced == with_braces(braced)
+    assert plain(r"\dfrac a b") == plain(r"\frac{a}{b}")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not here")

@@ -60,6 +60,53 @@ def test_an_answer_goes_on_from_the_prompt_or_starts_anew():
     assert code_in(" return 2", "f", "def f(x):") == "def f(x): return 2"
 
 
+TRIED = (
+    "try:\n    from math import fsum\nexcept ImportError:\n    fsum = sum\ndef add(a, b):\n    return int(fsum([a, b]))"
+)
+ASKED = (
+    "if hash:\n    plus = int.__add__\nelse:\n    plus = None\n\n@staticmethod\ndef add(a, b):\n    return plus(a, b)"
+)
+
+
+@pytest.mark.parametrize("code", [TRIED, ASKED])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\n{}\n```",
+        "Here it is:\n```python\n\n{}\n```\nIt isn't long.",
+        "```python\n{}\ndef more(",  # cut off
+        "{}\n```\nThat is it.",  # the fence was open already
+        "{}<|eot_id|><|endoftext|>",
+    ],
+)
+def test_a_fence_may_begin_with_any_statement(text, code):
+    defined: dict = {}
+    exec(code_in(text.format(code), "add"), defined)
+    assert defined["add"](2, 3) == 5
+
+
+def test_a_word_alone_is_the_name_of_a_language_and_no_code():
+    assert code_in(f"```\npython\n{F}\n```", "f") == code_in(f"Sure\n{F}", "f") == F
+
+
+def test_what_follows_the_head_of_a_fence_is_kept():
+    code = code_in("```\nif True:\n    one = 1\nThen, it's easy:\ndef f(x):\n    return x + one\n```", "f")
+    defined: dict = {}
+    exec(code, defined)
+    assert defined["f"](1) == 2
+
+
+@pytest.mark.parametrize(
+    "quoted", ["'</s>'", '"<eos>"', "r'<|eot_id|>'", '"it\'s <eos>"', '"""</s>\n<eos>"""', "'\\'<eos>'"]
+)
+def test_a_mark_of_the_end_in_a_string_of_a_program_ends_nothing(quoted):
+    code = f"def f(x):\n    # it doesn't last\n    y = x\n    return y == {quoted}"
+    for text in (code, f"It doesn't work otherwise:\n```python\n{code}\n```", f"{code}<|eot_id|>don't</s>"):
+        defined: dict = {}
+        exec(code_in(text, "f"), defined)
+        assert defined["f"](eval(quoted)) is True
+
+
 def test_what_was_cut_off_is_cut_back():
     assert parsable_head("a = 1\nb = [1,\n  2,") == "a = 1"
     assert parsable_head('a = 1\n"""never closed\nb = 2') == "a = 1"

@@ -66,6 +66,21 @@ def test_changed_clues_are_no_solution_but_any_grid_will_do_without_rows(puzzles
     assert PuzzleReward(BOX, 1.0)(samples).terms["solved"].tolist() == [1, 0, 0, 1]
 
 
+def test_solutions_of_another_device_are_brought_to_the_tokens(puzzles):
+    """Rows of a task stay on the CPU while tokens are decoded on a GPU."""
+
+    class Elsewhere(torch.Tensor):
+        def __eq__(self, other):
+            raise RuntimeError("found two devices")
+
+        def to(self, device):
+            return self.as_subclass(torch.Tensor).to(device)
+
+    rows = {"solutions": puzzles["solutions"].as_subclass(Elsewhere)}
+    reward = PuzzleReward(BOX, 1.0)(finished(puzzles, [1, 1, 1, 1]), rows)
+    assert reward.terms["solved"].tolist() == [1, 0, 0, 0]
+
+
 def test_a_row_without_a_finite_reward_has_none_and_is_named(puzzles):
     output = RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
     assert output.failed.keys() == {1} and "is nan (terms {'solved': 3.0})" in output.failed[1]

@@ -15,7 +15,7 @@ TYPED = shlex.split(
     "num_iterations=3 epsilon=0.1 learning_rate=1e-4 weight_decay=0.2 max_grad_norm=0.3 warmup_steps=7 seed=5 "
     "lr_scheduler_type=constant dataset=gsm8k_and_math_and_kodcode max_prompt_length=99 generation_batch_size=64 beta=0.01 "
     "confidences_top_p=2 policy_hidden_dim=32 policy_feedforward_dim=64 policy_num_heads=4 policy_num_blocks=2 "
-    "policy_time_embed_dim=16 policy_time_period=100 bf16=false"
+    "policy_time_embed_dim=16 policy_time_period=100 bf16=false policy_full_context=true es_thresholds=[0.9]"
 )
 
 
@@ -32,6 +32,7 @@ def test_a_whole_command_line_of_theirs():
     assert config.reward.alpha == 3.0 and config.model.dtype == "float32"
     algorithm = {"action": "bernoulli", "group_size": 4, "inner_updates": 3, "clip": 0.1, "kl": 0.01}
     assert algorithm.items() <= dict(config.algorithm).items()
+    assert config.algorithm.experts == {"thresholds": [0.9], "block_length": 32}
     optim = {"lr": 1e-4, "weight_decay": 0.2, "grad_clip": 0.3, "warmup": 7, "schedule": "constant"}
     assert optim.items() <= dict(config.optim).items()
     assert config.data.datasets == ["gsm8k", "math", "kodcode"]
@@ -46,6 +47,35 @@ def test_every_key_is_typed_above():
     typed = {word.split("=")[0] for word in TYPED}
     assert KEYS.keys() | VALUES.keys() <= typed | {"per_device_train_batch_size"}
     assert {said.split("=")[0] for said in (*IMPLIED, *WITHOUT_EXPERIMENT)} <= KEYS.keys() | VALUES.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        (["reward_functions=[correct,format]"], [1, 1]),
+        (["reward_functions=[mixed_correctness_add_reward_func, format, correct]", "experiment=llada_bl32"], [1, 1, 1]),
+        (["reward_functions=[correct]"], [1]),
+        (["reward_functions=[correct,format]", "reward_weights=[1,0]"], [1, 0]),
+        (["reward.weights=[0,2]", "reward_functions=[correct,format]"], [0, 2]),
+    ],
+)
+def test_functions_without_weights_count_the_same(words, weights):
+    config = composed("train_policy", translated(words))
+    assert config.reward.weights == weights and len(config.reward.functions) == len(weights)
+    check_settings(config)
+
+
+def test_the_context_of_a_policy_is_the_full_one():
+    assert translated(["experiment=llada_bl32", "policy_full_context=True"]) == ["experiment=llada_bl32"]
+    with pytest.raises(ValueError, match="is one of true: policies read every position .* of later blocks too"):
+        translated(["policy_full_context=false"])
+
+
+def test_experts_of_their_name_make_the_experiment_with_experts():
+    words = ["experiment=llada_bl256", "es_thresholds=[0.9]", "epsilon=0.2"]
+    assert composed("train_policy", translated(words)) == composed("train_policy", ["experiment=llada_expert_steering"])
+    alone = composed("train_policy", translated(["es_thresholds=[0.5,0.9]"]))
+    assert alone.algorithm.experts.thresholds == [0.5, 0.9] and alone.algorithm.name == "grpo"
 
 
 @pytest.mark.parametrize("value", VALUES["dataset"])

@@ -132,6 +132,13 @@ def test_two_processes_learn_what_one_learns(name, finished):
     )  # there was something to learn
 
 
+def test_the_loss_of_a_warm_start_is_that_of_all(finished):
+    """What is printed, and not the first process's alone."""
+    two, one = ((directory / "grpo" / "logs" / "run.log").read_text().splitlines() for directory in finished)
+    told = [line for line in one if line.startswith("learnt from ")]
+    assert len(told) == 1 and told == [line for line in two if line.startswith("learnt from ")]
+
+
 def test_rollouts_are_the_same_rows(finished):
     """Rewards and evaluations are means over whole rows: a row that was decoded otherwise would show."""
     two, one = (metrics(directory / "grpo") for directory in finished)
