@@ -52,12 +52,10 @@ def test_a_table_of_methods_over_seeds(made, monkeypatch, capsys):
 
 
 def test_a_sweep_of_learning_rates_is_written_down(made, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", command(made, "--sweep", "1e-3", "1e-2", "--sweep_updates", "1", "--methods", "ctl")
-    )
+    monkeypatch.setattr("sys.argv", command(made, "--sweep", "1e-3", "--sweep_updates", "1", "--methods", "ctl"))
     twists.main()
     (row,) = csv.DictReader((made / "out" / "sweep_sentiment.csv").read_text().splitlines())
-    assert row["method"] == "ctl" and all(float(row[rate]) > 0 for rate in ("0.001", "0.01"))
+    assert row["method"] == "ctl" and float(row["0.001"]) > 0
 
 
 def test_a_sweep_keeps_what_others_found(tmp_path):

@@ -11,19 +11,20 @@ from dlm.masked_lm import MaskedLM
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 
-RARE, COMMON, STEPS = 50_000, 10, 1024
+RARE, COMMON, STEPS = 20_000, 10, 1024
+EACH = 2.5e-6  # of steps / 2**24 a twentieth
 DRAWS, ROWS = 20_000, 10
 
 
 class SameEverywhere(MaskedLM):
-    """50,000 tokens of probability 1e-6 and ten that share the rest, at every position of every canvas."""
+    """20,000 tokens of probability EACH and ten that share the rest, at every position of every canvas."""
 
     def __init__(self):
         super().__init__(nn.Identity())
         self.mask_id = RARE + COMMON
         self.vocab_size, self.hidden_size, self.max_length = self.mask_id + 1, 1, DRAWS
-        probability = torch.full((self.vocab_size,), 1e-6, dtype=torch.float64)
-        probability[RARE:] = (1 - RARE * 1e-6) / COMMON
+        probability = torch.full((self.vocab_size,), EACH, dtype=torch.float64)
+        probability[RARE:] = (1 - RARE * EACH) / COMMON
         probability[self.mask_id] = 0
         self.logits = probability.log().float()
 
@@ -39,13 +40,13 @@ def test_rare_tokens_are_drawn_as_often_as_their_probability_says():
     canvas = torch.full((ROWS, DRAWS // ROWS), model.mask_id)
     samples = sample(UnmaskingEnvironment(model, STEPS), Strategy(WHERE["direct"](), TokenRule()), canvas)
     rare = samples.tokens[samples.tokens < RARE]
-    expected = DRAWS * RARE * 1e-6
-    deviation = (expected * (1 - RARE * 1e-6)) ** 0.5
+    expected = DRAWS * RARE * EACH
+    deviation = (expected * (1 - RARE * EACH)) ** 0.5
     assert abs(len(rare) - expected) < 4.5 * deviation, (
         f"{len(rare)} rare tokens, expected {expected:.0f} +- {deviation:.0f}"
     )
-    repeats = len(rare) - len(rare.unique())  # 1,000 draws among 50,000 meet about ten times
-    assert repeats < 10 + 4.5 * 10**0.5, (
+    repeats = len(rare) - len(rare.unique())  # 1,000 draws among 20,000 meet about 25 times
+    assert repeats < 25 + 4.5 * 25**0.5, (
         f"{repeats} of {len(rare)} rare tokens came up before: they are not equally likely"
     )
     halves = (rare < RARE // 2).sum()
