@@ -13,7 +13,9 @@ reads.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 
 import hydra
@@ -27,12 +29,12 @@ from load_model import load_model
 from policy.build import canvas_of, shipped
 from rewards.models import reward_folder
 from training.processes import Processes, processes
-from training.run import Run, resumed_config, step_seed
+from training.run import Run, resumed_config
 from training.usage import check_overrides, check_settings, exit_on_bad_input
-from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest
-from twist.evaluate import evaluate, figures
+from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
+from twist.evaluate import evaluate, figures, weighed
 from twist.learning import LEVELLED, PROPOSAL_ONLY
-from twist.methods import FROM_EXACT, POSITIVES, STREAMS, TwistLearning, check_method, condition_of, positives_of
+from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, condition_of, positives_of
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
@@ -210,6 +212,31 @@ def exact_samples(
     return posterior.rows(slice(config.posterior.count))
 
 
+def seed_of(purpose: str, seed: int) -> int:
+    """A seed that no other purpose has, and no number that somebody gives a run: 63 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+def rows_digest(posterior: Posterior) -> str:
+    """Of the samples alone, however many of the model they took."""
+    tensors = {"tokens": posterior.tokens, "written_at": posterior.written_at}
+    return samples_digest({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, 0)
+
+
+def positive_samples(
+    config: DictConfig, source: Source, run: Run, group: Processes, posterior: Posterior | None
+) -> Posterior:
+    """Exact samples to learn from: others than `posterior`, which the twist is measured on. ValueError where these are they."""
+    seed = seed_of("positives", config.seed)
+    learnt = exact_samples(config, source, run, group, None, LEARNT, seed)
+    if posterior is not None and rows_digest(learnt) == rows_digest(posterior):
+        raise ValueError(
+            f"{run.directory / LEARNT} holds the very samples that this run is measured on, which a twist could learn by heart; "
+            "delete it, and others are collected, or give another posterior.path"
+        )
+    return learnt
+
+
 def record_evaluation(file: Path, record: dict) -> None:
     """Into the list in `file`; of an epoch that a resumed run evaluated again, the last counts."""
     known = json.loads(file.read_text()) if file.is_file() else []
@@ -224,15 +251,16 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
     given = None
     if source.conditional:
         _, given = source.pairs(count, seed)
-        swept = source.sweep(count, 1, seed + 1, given)  # with the noise of the pairs it would write their text
+        found = weighed(source, count, 1, seed + 1, given)  # with the noise of the pairs it would write their text
     else:
-        swept = source.sweep(1, count, seed)
+        found = weighed(source, 1, count, seed)
     decode = source.model.tokenizer.decode
     follows: list[dict] = [{}] * count
     if given is not None:
         follows = [{"given": decode(row.tolist()) if source.condition else int(row)} for row in given]
-    return [{"text": decode(row.tolist()), "log_phi": float(phi), **more}
-            for row, phi, more in zip(swept.path.tokens, swept.log_phi, follows, strict=True)]  # fmt: skip
+    log_phi = [value if math.isfinite(value) else None for value in found.log_phi.tolist()]  # null: the potential is 0
+    return [{"text": decode(row.tolist()), "log_phi": phi, **more}
+            for row, phi, more in zip(found.path.tokens, log_phi, follows, strict=True)]  # fmt: skip
 
 
 def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
@@ -296,11 +324,11 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         run = Run(config, overrides, group)
         posterior = learnt = None
         if config.posterior.count:
-            posterior = exact_samples(config, source, run, group, config.posterior.path, POSTERIOR, config.seed)
+            seed = seed_of("posterior", config.seed)  # no batch that a run learns from is drawn by it
+            posterior = exact_samples(config, source, run, group, config.posterior.path, POSTERIOR, seed)
         if config.mode == "train":
             if positives_of(config) in FROM_EXACT and condition_of(config) == "none":  # never those it is measured on
-                seed = step_seed(config.seed, 0, STREAMS["conditions"])
-                learnt = exact_samples(config, source, run, group, None, LEARNT, seed)
+                learnt = positive_samples(config, source, run, group, posterior)
             size = sum(p.numel() for p in learner.optimiser.parameters)
             run.say(f"{size:,} parameters of twists of {config.dlm.path} learn by {config.method}")
             about = {"model": config.dlm.path, "method": config.method, "target": OmegaConf.to_container(config.target),

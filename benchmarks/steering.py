@@ -6,8 +6,9 @@ RUN: of run_train_twist.py, of a reward as its target; exact samples that it lac
 N evaluations of the model a step: particles from the model and none resampled (best of N, or importance sampling), resampled at
 every step by the reward of a state (FK steering, difference) or by the twist, or from the twist's proposal, without resampling
 and with it. A row is the mean over --repeats: log Zhat, on average below log Z; the same with an exact sample in the first slot,
-above it; the reward of a particle drawn by weight, and of the best of the N. log Z itself is known from rejection. Writes
---out DIR/steering.{json,png}, prints a table, ends with flat JSON.
+above it; the reward of a particle drawn by weight, and of the best of the N. log Z itself is known from rejection. Rows go into
+--out DIR/steering.json, where they replace those of the same task (NAME), way and number of particles; the printed tables and
+steering.png are of all that it then holds. Ends with flat JSON of what this call measured.
 """
 
 from __future__ import annotations
@@ -113,10 +114,21 @@ def measure(source: Source, exact: Path, way: str, particles: int, repeats: int)
     rewards = {name: torch.cat(values) / beta + highest for name, values in (("drawn", drawn), ("best", best))}
     values = {"lower": torch.cat(lower), "upper": torch.cat(upper), **rewards}
     found = {name: Estimate.of(each) for name, each in values.items()}
-    return {"way": way, "particles": particles} | {
+    return {"way": way, "particles": particles, "repeats": repeats} | {
         name + end: getattr(estimate, field) for name, estimate in found.items()
         for end, field in (("", "value"), ("_low", "low"), ("_high", "high"))
     }  # fmt: skip
+
+
+def merged(known: dict, found: dict) -> dict:
+    """Both, as steering.json holds them: of rows of the same task, way and number of particles those that were found now. Tasks
+    keep their order, rows that of WAYS."""
+    tables = {}
+    for task in dict.fromkeys((*known["tables"], *found["tables"])):
+        both = (*known["tables"].get(task, ()), *found["tables"].get(task, ()))
+        rows = {(row["way"], row["particles"]): row for row in both}
+        tables[task] = sorted(rows.values(), key=lambda row: (list(WAYS).index(row["way"]), row["particles"]))
+    return {"log_z": known["log_z"] | found["log_z"], "tables": tables}
 
 
 def plot(tables: dict[str, list[dict]], log_z: dict[str, float], file: File) -> None:
@@ -155,25 +167,29 @@ def main() -> None:
     parser.add_argument("--out", type=File, default=File("docs/results/steering"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tables, log_z, flat = {}, {}, {}
+    tables, log_z = {}, {}
     for task, path in (entry.split("=", 1) for entry in options.twists):
         source, posterior, method = loaded(path)
         if method in PROPOSAL_ONLY:
             raise ValueError(
                 f"{path} was learnt by {method}, whose twists are proposals and no weights; give a run of another"
             )
-        known = log_z[task] = math.log(len(posterior) / posterior.tried)
+        log_z[task] = math.log(len(posterior) / posterior.tried)
         exact, _ = source.exact(posterior.rows(torch.arange(options.repeats)))
-        rows = [measure(source, exact, way, count, options.repeats) for way in WAYS for count in options.counts]
-        tables[task] = rows
-        shown = ("way", "particles", "lower", "upper", "drawn", "best")
-        print_table([{key: row[key] for key in shown} for row in rows], title=f"{task}: log Z = {known:.3f}")
-        flat |= {f"{task}_{row['way'].replace(', ', '_').replace(' ', '_')}_{row['particles']}_gap":
-                 round(row["upper"] - row["lower"], 4) for row in rows}  # fmt: skip
+        tables[task] = [measure(source, exact, way, count, options.repeats) for way in WAYS for count in options.counts]
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json({"log_z": log_z, "tables": tables}, options.out / "steering.json")
-    plot(tables, log_z, options.out / "steering.png")
-    print(json.dumps(flat))
+    file, found = options.out / "steering.json", {"log_z": log_z, "tables": tables}
+    whole = merged(json.loads(file.read_text()), found) if file.is_file() else found
+    write_json(whole, file)
+    plot(whole["tables"], whole["log_z"], file.with_suffix(".png"))
+    shown = ("way", "particles", "repeats", "lower", "upper", "drawn", "best")
+    for task, rows in whole["tables"].items():
+        records = [{key: row.get(key, "") for key in shown} for row in rows]
+        print_table(records, title=f"{task}: log Z = {whole['log_z'][task]:.3f}")
+    print(json.dumps({
+        f"{task}_{row['way'].replace(', ', '_').replace(' ', '_')}_{row['particles']}_gap": round(row["upper"] - row["lower"], 4)
+        for task, rows in tables.items() for row in rows
+    }))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -89,13 +89,13 @@ def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[f
     of_pairs = task == "infilling"
     particles, sets = (PARTICLES, len(posterior)) if of_pairs else (MANY, SETS)
     bounds = sandwich(source, posterior, particles, sets, "twist", False, SWEPT)["iwae"]
-    error = abs(bounds.gap) / 2
     if not of_pairs:
         kept, tried = len(posterior), posterior.tried
         print(f"by rejection: log Z = {math.log(kept / tried):.3f} +- {Z95 * math.sqrt((1 - kept / tried) / kept):.3f}")
-        error += Z95 * float(bounds.midpoints.std()) / sets**0.5
-    print(f"log Z = {bounds.midpoint:.3f} +- {error:.3f}, {particles} particles, {sets} sets, by {directories[best]}")
-    return bounds.midpoint, error
+    print(
+        f"log Z = {bounds.midpoint:.3f} +- {bounds.error:.3f}, {particles} particles, {sets} sets, by {directories[best]}"
+    )
+    return bounds.midpoint, bounds.error
 
 
 def with_earlier(rows: list[dict], file: Path) -> list[dict]:

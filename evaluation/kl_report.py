@@ -6,14 +6,17 @@ RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, 
 in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations; of a target with conditions, whose
 log Z is a mean over them, the midpoint of the closest bounds on it; or the number given. Prints a table, a row a method:
 KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of a single
-run, that of its samples), wider by what log Z is known to: an error there moves all KLs of a column together. DIR gets kl.csv,
-kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from both sides against particles). The last line is JSON.
+run, that of its samples), wider by what log Z is known to: an error there moves all KLs of a column together. A proposal that
+writes texts of potential 0 is infinitely far from the target, one way (inf). score: mean log phi / beta, of the proposal's texts.
+DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from both sides against particles). The
+last line is JSON, in which what is infinite is null.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +25,13 @@ from statistics import fmean, median, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from evaluation.intervals import Z95
 from evaluation.report import print_table, style, write_csv
+from evaluation.sampling import finite
 from training.usage import exit_on_bad_input, readable
+from twist.methods import condition_of
 
 NAMES = {"ctl": "CTL", "rl": "RL", "sixo": "SIXO", "fudge": "FUDGE", "dpg": "DPG", "ppo": "PPO"}
 SIDES = {"kl_q_sigma": "KL(q || sigma)", "kl_sigma_q": "KL(sigma || q)"}
@@ -35,13 +40,16 @@ TASK = ("dlm.path", "prompt", "length", "target")
 
 @dataclass(frozen=True)
 class TwistRun:
-    """method, seed; task: what it was learnt for, in words; evaluations: by updates."""
+    """method, seed; task: what it was learnt for, in words; evaluations: by updates; conditional: whether each text has a
+    condition of its own; beta: of the target."""
 
     path: str
     method: str
     seed: int
     task: str
     evaluations: list[dict]
+    conditional: bool
+    beta: float
 
     @property
     def last(self) -> dict:
@@ -55,6 +63,7 @@ def read_run(path: Path) -> TwistRun:
         if not file.is_file():
             raise ValueError(f"{path} is no run of run_train_twist.py with evaluations: {file} does not exist")
     config = OmegaConf.load(files[0])
+    assert isinstance(config, DictConfig)
     with readable(files[1]):
         evaluations = sorted(json.loads(files[1].read_text()), key=lambda record: record["updates"])
     if not evaluations or "g" not in evaluations[-1]:
@@ -64,38 +73,89 @@ def read_run(path: Path) -> TwistRun:
         )
     told = {key: OmegaConf.select(config, key) for key in TASK}
     told["target"] = OmegaConf.to_container(told["target"])
-    return TwistRun(str(path), config.method, config.seed, json.dumps(told, sort_keys=True), evaluations)
+    task, conditional = json.dumps(told, sort_keys=True), condition_of(config) != "none"
+    beta = float(config.target.get("beta", 1.0)) or 1.0
+    return TwistRun(str(path), config.method, config.seed, task, evaluations, conditional, beta)
+
+
+def half_of(estimate: dict) -> float:
+    """Half of an interval; infinite where there is none (null, of a single sample)."""
+    ends = estimate["low"], estimate["high"]
+    return math.inf if None in ends else (ends[1] - ends[0]) / 2
+
+
+def gap_of(bounds: dict) -> float:
+    """Between bounds from both sides; infinite where one is missing."""
+    ends = [bounds[side] and bounds[side]["value"] for side in ("lower", "upper")]
+    return math.inf if None in ends else abs(ends[1] - ends[0])
+
+
+def known_to(bounds: dict) -> float:
+    """What log Z is known to by the midpoint of two bounds: half of the gap, and the midpoint's interval. Older records have that
+    of the bounds alone, which are over the same sweeps."""
+    of_midpoint = (
+        half_of(bounds["midpoint"])
+        if "midpoint" in bounds
+        else (half_of(bounds["lower"]) + half_of(bounds["upper"])) / 2
+    )
+    return math.hypot(gap_of(bounds) / 2, of_midpoint)
+
+
+def log_z_error(record: dict) -> float:
+    """What the log Z of an evaluation without conditions is known to. Older records do not say it: then that of the bounds of
+    which it is the midpoint."""
+    if "log_z_error" in record:
+        return math.inf if record["log_z_error"] is None else record["log_z_error"]
+    if record.get("log_z_by") == "given":
+        return 0.0
+    most = max(bound["particles"] for bound in record["bounds"])
+    own = [b for b in record["bounds"] if b["proposal"] == "twist" and b["particles"] == most]
+    return known_to(min(own, key=gap_of))
 
 
 def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
-    """(log Z, what it is known to). With conditions: of the run whose bounds are closest, half of the gap between them; else the
-    median over runs, 1.96 standard errors of their mean. ValueError for runs of which some know no log Z of their pairs."""
-    pairs = [run.last.get("log_z_pairs") for run in runs]
-    if any(pairs):
-        if not all(pairs):
-            missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own]
+    """(log Z, what it is known to). With conditions: of the run whose bounds over its pairs are closest. Else the median over
+    runs, and 1.96 standard errors of their mean; of a single run, what its own is known to. ValueError where there is none."""
+    if any(run.conditional for run in runs):
+        pairs = [run.last.get("log_z_pairs") for run in runs]
+        bounded = [own for own in pairs if own and gap_of(own) < math.inf]
+        if not all(pairs) or not bounded:
+            missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own] or [run.path for run in runs]
             raise ValueError(
-                f"{', '.join(missing)} did not bound log Z over all of its pairs and others did; evaluate again, or give --log_z"
+                f"{', '.join(missing)} did not bound log Z over all of the exact pairs, and a log Z of a few conditions is none; "
+                "evaluate again with the run's own settings (run_train_twist.py init=RUN method=METHOD training.epochs=0 "
+                "run_dir=OTHER), or give --log_z NUMBER --log_z_error NUMBER"
             )
-        ends = [(own["lower"]["value"], own["upper"]["value"]) for own in pairs if own]
-        low, high = min(ends, key=lambda own: abs(own[1] - own[0]))
-        return (low + high) / 2, abs(high - low) / 2
-    found = [run.last["log_z"] for run in runs]
-    return median(found), Z95 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+        best = min(bounded, key=gap_of)
+        return (best["lower"]["value"] + best["upper"]["value"]) / 2, known_to(best)
+    known = [run.last for run in runs if run.last["log_z"] is not None]
+    if not known:
+        raise ValueError(
+            f"{', '.join(run.path for run in runs)}: no log Z was bounded from both sides, since all particles of a sweep had "
+            "potential 0; evaluate again with more eval.particles, or give --log_z NUMBER --log_z_error NUMBER"
+        )
+    found = [record["log_z"] for record in known]
+    error = Z95 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else log_z_error(known[0])
+    return median(found), error
+
+
+def value_of(estimate: dict) -> float:
+    """Of what is a mean of logarithms of potentials: JSON has no -inf, and null stands for it."""
+    return -math.inf if estimate["value"] is None else estimate["value"]
 
 
 def kls(record: dict, log_z: float) -> dict[str, float]:
-    """Of an evaluation, with this log Z."""
-    return {"kl_q_sigma": log_z - record["f"]["value"], "kl_sigma_q": record["g"]["value"] - log_z}
+    """Of an evaluation, with this log Z. KL(q || sigma) is infinite where q writes texts of potential 0."""
+    return {"kl_q_sigma": log_z - value_of(record["f"]), "kl_sigma_q": record["g"]["value"] - log_z}
 
 
 def half_width(values: Sequence[float], record: dict, side: str) -> float:
-    """Of the 95 % interval: over runs, or, of one run, over its samples."""
+    """Of the 95 % interval: over runs, or, of one run, over its samples. Infinite where a value is."""
+    if not all(map(math.isfinite, values)):
+        return math.inf
     if len(values) > 1:
         return Z95 * stdev(values) / len(values) ** 0.5
-    estimate = record["f" if side == "kl_q_sigma" else "g"]
-    ends = estimate["low"], estimate["high"]  # null where one sample has no interval
-    return float("inf") if None in ends else (ends[1] - ends[0]) / 2
+    return half_of(record["f" if side == "kl_q_sigma" else "g"])
 
 
 def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
@@ -120,6 +180,15 @@ def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
     return {method: own for method, own in found.items() if own}
 
 
+def log_phi_of(record: dict) -> dict:
+    """The mean log phi of an evaluation, which older records call its score."""
+    return record["log_phi"] if "log_phi" in record else record["score"]
+
+
+def with_interval(value: float, half: float) -> str:
+    return f"{value:.2f} +- {half:.2f}" if math.isfinite(value) else f"{value}"
+
+
 def table(runs: Sequence[TwistRun], log_z: float, log_z_error: float = 0.0) -> list[dict]:
     """A row a method. log_z_error: added to every interval."""
     rows = []
@@ -134,8 +203,10 @@ def table(runs: Sequence[TwistRun], log_z: float, log_z_error: float = 0.0) -> l
                     f"{log_z:.3f} is wrong, or the exact samples are not of this target; give a better --log_z",
                     file=sys.stderr,
                 )
-        row["log_z_midpoint"] = fmean(run.last["log_z"] for run in own)
-        row["log_phi"] = fmean(run.last["score"]["value"] for run in own)
+        midpoints = [run.last["log_z"] for run in own if run.last["log_z"] is not None]
+        row["log_z_midpoint"] = fmean(midpoints) if midpoints else ""
+        row["log_phi"] = fmean(value_of(log_phi_of(run.last)) for run in own)
+        row["score"] = fmean(value_of(log_phi_of(run.last)) / run.beta for run in own)
         rows.append(row)
     return rows
 
@@ -148,9 +219,12 @@ def latex(rows: Sequence[dict]) -> str:
     for row in rows:
         cells = []
         for side in SIDES:
-            number = f"{row[side]:.2f}"
+            if math.isinf(row[side]):
+                cells.append(r"$\infty$")
+                continue
+            number, half = f"{row[side]:.2f}", f"{row[f'{side}_half']:.2f}".replace("inf", r"\infty")
             bold = rf"\mathbf{{{number}}}" if row[side] == best[side] else number
-            cells.append(rf"${bold} \pm {row[f'{side}_half']:.2f}$")
+            cells.append(rf"${bold} \pm {half}$")
         lines.append(f"{row['method']} & {' & '.join(cells)} " + r"\\")
     return "\n".join([*lines, r"\end{tabular}"]) + "\n"
 
@@ -163,7 +237,7 @@ def _plain(axes: Axes) -> None:
 
 
 def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
-    """Both KLs against updates, mean over the runs of a method, with the interval as a band."""
+    """Both KLs against updates, mean over the runs of a method, with the interval as a band. What is infinite is left out."""
     figure = Figure(figsize=(8.4, 3.6), dpi=200, layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (side, name) in zip(panels, SIDES.items(), strict=True):
@@ -171,7 +245,9 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
             colour, marker, dashes = style(place)
             known = [{record["updates"]: record for record in run.evaluations} for run in own]
             updates = sorted(set.intersection(*(set(records) for records in known)))
-            values = [[kls(records[at], log_z)[side] for records in known] for at in updates]
+            found = {at: [kls(records[at], log_z)[side] for records in known] for at in updates}
+            updates = [at for at in updates if all(map(math.isfinite, found[at]))]
+            values = [found[at] for at in updates]
             means = [fmean(each) for each in values]
             half = [half_width(each, known[0][at], side) for each, at in zip(values, updates, strict=True)]
             look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5, "linewidth": 1.4}
@@ -188,7 +264,8 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
 
 
 def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
-    """log Z from both sides against the number of particles, a panel a method, at the last evaluation."""
+    """log Z from both sides against the number of particles, a panel a method, at the last evaluation. What is infinite is left
+    out."""
     methods = of_methods(runs)
     figure = Figure(figsize=(2.2 + 2.6 * len(methods), 3.4), dpi=200, layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
@@ -201,9 +278,9 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
                 found: dict[int, list[float]] = {}
                 for bound in (b for run in own for b in run.last["bounds"]):
                     if (bound["proposal"], bound["kind"]) == (proposal, kind) and bound[side] is not None:
-                        found.setdefault(bound["particles"], []).append(bound[side]["value"])
+                        found.setdefault(bound["particles"], []).append(value_of(bound[side]))
                 label = f"{named[proposal]}, {named[kind]}" if side == "lower" else None
-                points = sorted(found)
+                points = sorted(k for k, values in found.items() if all(map(math.isfinite, values)))
                 if points:
                     look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5, "linewidth": 1.3}
                     axes.plot(points, [fmean(found[k]) for k in points], label=label, **look)
@@ -225,8 +302,9 @@ def main(arguments: argparse.Namespace) -> list[dict]:
         log_z, error = shared_log_z(runs)
     rows = table(runs, log_z, error)
     shown = [{"method": row["method"], "runs": row["runs"], "updates": row["updates"]}
-             | {name: f"{row[side]:.2f} +- {row[f'{side}_half']:.2f}" for side, name in SIDES.items()}
-             | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"]} for row in rows]  # fmt: skip
+             | {name: with_interval(row[side], row[f"{side}_half"]) for side, name in SIDES.items()}
+             | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"], "score": row["score"]}
+             for row in rows]  # fmt: skip
     print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, arguments.out / "kl.csv")
@@ -234,7 +312,8 @@ def main(arguments: argparse.Namespace) -> list[dict]:
     plot_curves(runs, log_z, arguments.out / "kl_curves.png")
     plot_bounds(runs, log_z, arguments.out / "bounds.png")
     print(latex(rows))
-    print(json.dumps({"log_z": log_z, "log_z_error": error, "rows": rows}, allow_nan=False))
+    told = finite({"log_z": log_z, "log_z_error": error}) | {"rows": [finite(row) for row in rows]}
+    print(json.dumps(told, allow_nan=False))
     return rows
 
 

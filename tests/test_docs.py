@@ -86,6 +86,35 @@ def test_flags_of_the_other_commands_exist():
             assert f'"{flag}"' in text or f"\n    {flag[2:]}: " in text, f"{command} has no {flag}"
 
 
+def test_runs_that_the_page_on_twists_reads_are_made_by_its_commands():
+    """RUN, in capitals, and dates stand for any."""
+    (block, *_) = re.findall(r"```bash\n(.*?)```", PAGES["docs/twists.md"], re.DOTALL)
+    made = set(re.findall(r"run_dir=(output/\w+)", block)) | set(re.findall(r"--out (output/\w+)", block))
+    read = {name for name in re.findall(r"output/[a-z_]+\b", block)}
+    assert {"output/ctl", "output/dpg", "output/sixo"} <= read <= made
+
+
+VALUES = {  # that a flag of twisted-smc-lm takes: each is ours, or said not to be here
+    "--rm_type": ["exp_beta_toxicity_class_logprob", "exp_beta_sentiment_class_logprob", "p_last_tokens", "toxicity_threshold",
+                  "sentiment_threshold", "p_continuation", "hard_p_continuation", "exp_beta_rew_p_continuation",
+                  "exp_beta_rew_p_continuation_divided_by_p", "sent_cond_twist"],
+    "--hface_model_type": ["distilgpt2", "gpt2small", "gpt2medium", "gpt2large", "TinyStories"],
+    "--twist_learn_type": ["ebm_one_sample", "ebm_reweight", "ebm_ml_jit_vmapped_over_condition_tokens", "rl_q_lsq_partial_jit",
+                           "rl_qsigma_lsq", "sixo_partial_jit", "sixo", "bce_p", "bce_psigma", "one_total_kl_partial_jit", "one_total_kl",
+                           "nvi_", "rl_q_gcd", "rl_q_multistep", "rl_mc", "one_total_kl_sample", "one_total_kl_with_rl",
+                           "one_total_kl_with_sixo", "ebm_combined"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", VALUES)
+def test_every_value_of_a_flag_of_twisted_smc_lm_is_mapped(flag):
+    page = PAGES["docs/coming_from.md"]
+    section = page[page.index("\n## twisted-smc-lm\n") : page.index("\n## PARGS: training")]
+    theirs = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| "))
+    for value in VALUES[flag]:
+        assert re.search(rf"(?<![a-z_]){value}(?![a-z]|_[a-z])", theirs), value
+
+
 def test_what_runs_with_python_c_is_python():
     lines = re.findall(r'python -c "([^"\n]*)"', "\n".join(PAGES.values()))
     assert lines

@@ -201,6 +201,9 @@ def test_the_twists_are_learnt_with_the_published_settings(task):
             layers,
         )
         assert config.target.beta == 1 and config.posterior.count == 2000 and config.seed == 1
+        assert config.eval.samples == (30 if task.startswith("infill") else 4) * max(config.eval.particles)
+    story = composed("train_twist", ["experiment=tox_story"]).eval
+    assert list(story.particles) == [8, 32] and story.samples == 4 * 32
     conditions = {"infill15": (10, 4), "infill2": (1, 10)}
     if task in conditions:
         assert (configs[0].target.tokens, configs[0].training.particles) == conditions[task]

@@ -239,6 +239,22 @@ def test_what_is_learnt_from_is_not_what_it_is_measured_on(tiny, tmp_path):
     assert torch.equal(load_file(again / "positives.safetensors")["tokens"], learnt)
 
 
+def test_no_seed_collects_the_samples_that_a_run_learns_from(tiny, tmp_path):
+    """Those of a run of seed 0 were once what seed 4 collects; a file of that time is refused."""
+    words = [*QUICK, *tiny["class"], "posterior.count=30"]
+    measured = run(tmp_path / "measured", *words, "mode=collect", "seed=4") / "posterior.safetensors"
+    words += [*FEW, "method=dpg", "positives=exact", f"posterior.path={measured}"]
+    learnt = run(tmp_path / "run", *words, "seed=0") / "positives.safetensors"
+    assert not torch.equal(*(load_file(file)["tokens"] for file in (measured, learnt)))
+    for name, count in (("older", 30), ("fewer", 20)):  # those that are used are compared, whatever else the files hold
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "positives.safetensors").write_bytes(measured.read_bytes())
+        with pytest.raises(
+            ValueError, match="positives.safetensors holds the very samples that this run is measured on"
+        ):
+            run(tmp_path / name, *words, "seed=0", f"posterior.count={count}")
+
+
 def test_samples_of_a_classifier_that_was_trained_since_are_refused(tiny, tmp_path):
     words = [word for word in tiny["class"] if not word.startswith("target.classifier=")]
     words.append(f"target.classifier={classifier(tmp_path / 'classifier', 2)}")
@@ -277,6 +293,7 @@ def test_another_beta_has_lower_bounds_alone(tiny, tmp_path):
     last = evaluations(run(tmp_path / "run", *words, "posterior.count=0"))[-1]
     assert all(bound["upper"] is None for bound in last["bounds"]) and last["log_z"] is None
     assert "f" in last and not {"g", "kl_q_sigma", "kl_sigma_q"} & last.keys()
+    assert last["score"]["value"] == pytest.approx(last["log_phi"]["value"] / 3)  # log p(class) alone
 
 
 # ------------------------------------------------------------------------------------------ side by side, and the report
@@ -371,6 +388,37 @@ def test_a_potential_of_0_on_some_texts_is_learnt_by_ctl_and_refused_where_its_l
             run(tmp_path / method, *QUICK, *tiny["class"], *FEW, "eval.particles=[32]", f"method={method}")
         )
         assert math.isfinite(metrics[1]["loss"]) and metrics[1]["grad_norm"] > 0
+        last = evaluations(tmp_path / method)[-1]
+        assert last["f"]["value"] is None and last["kl_q_sigma"]["value"] is None  # infinite: JSON has none
+        assert last["kl_q_p"]["value"] is not None and last["g"]["value"] is not None
     for method in ("rl", "ppo"):
         with pytest.raises(ValueError, match=f"and method={method} learns from its logarithm; give it a floor"):
             run(tmp_path / method, *QUICK, *tiny["class"], *FEW, "eval.particles=[32]", f"method={method}")
+
+
+def test_texts_of_potential_0_do_not_end_an_evaluation_with_conditions(tiny, tmp_path, monkeypatch, capsys):
+    """Each text there is the one particle of its condition."""
+    honest = ClassTarget.log_probs
+
+    def some(self, tokens):
+        """Class 0 is nowhere where the last letter is one of some."""
+        found, never = honest(self, tokens), (tokens[:, -1] % 3 == 0).unsqueeze(1)
+        return found.where(~never, torch.tensor([-math.inf, 0.0]).expand_as(found))
+
+    monkeypatch.setattr(ClassTarget, "log_probs", some)
+    words = [*QUICK, *tiny["class"], *FEW, "target.label=null", "training.particles=4", "method=dpg", "eval.samples=64"]
+    directory = run(tmp_path / "run", *words, "eval.particles=[1,2]", "posterior.count=40")
+    last = evaluations(directory)[-1]
+    assert last["f"]["value"] is None and last["g"]["value"] is not None and last["kl_q_p"]["value"] is not None
+    assert "log_z_pairs" in last
+    capsys.readouterr()
+    (row,) = report(argparse.Namespace(runs=[directory], out=tmp_path / "report", log_z=-1.0, log_z_error=0.0))
+    assert row["kl_q_sigma"] == math.inf and math.isfinite(row["kl_sigma_q"]) and row["log_phi"] == -math.inf
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]["kl_q_sigma"] is None
+
+
+def test_a_threshold_on_the_difference_of_two_logits(tiny, tmp_path):
+    """As docs/coming_from.md says it of sentiment_threshold."""
+    two = [word for word in tiny["class"] if not word.startswith("target=")]
+    words = ["target=toxicity_threshold", *two, "+target.label=1", "+target.against=0", "target.threshold=0.1"]
+    assert (run(tmp_path / "run", *QUICK, *words, "mode=collect") / "posterior.safetensors").is_file()

@@ -44,8 +44,15 @@ class Estimate:
     @classmethod
     def of(cls, values: Float[Tensor, "sample"]) -> Estimate:
         mean = float(values.double().mean())
+        if not math.isfinite(mean):  # of logarithms of what is 0 somewhere: no interval holds a finite mean
+            return cls(mean, mean, mean)
         half = Z95 * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else math.inf
         return cls(mean, mean - half, mean + half)
+
+    @property
+    def half(self) -> float:
+        """Of the interval."""
+        return (self.high - self.low) / 2 if math.isfinite(self.value) else 0.0
 
     def shifted(self, by: float, sign: int = 1) -> Estimate:
         """by + sign * estimate."""
@@ -59,8 +66,8 @@ class Estimate:
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """Of means over samples that are independent."""
-    half = math.hypot(one.high - one.value, other.high - other.value)
     value = one.value - other.value
+    half = math.hypot(one.half, other.half) if math.isfinite(value) else 0.0
     return Estimate(value, value - half, value + half)
 
 
@@ -85,6 +92,22 @@ class Bounds:
     def midpoint(self) -> float:
         return float(self.midpoints.mean())
 
+    @property
+    def error(self) -> float:
+        """What log Z, taken to be the midpoint, is known to: log Z is anywhere between the bounds, and these are means over
+        sweeps. Infinite of a single sweep, which says nothing of the spread."""
+        return math.hypot(self.gap / 2, Estimate.of(self.midpoints).half)
+
+    def of_each(self, conditions: int) -> Bounds:
+        """One of each condition, where sweeps go through `conditions` of them in turn: the mean over its sweeps."""
+        index = torch.arange(len(self.lower), device=self.lower.device) % conditions
+        count = index.bincount(minlength=conditions)
+
+        def mean(values: Float64[Tensor, "sweep"]) -> Float64[Tensor, "condition"]:
+            return values.new_zeros(conditions).index_add(0, index, values) / count
+
+        return Bounds(mean(self.lower), None if self.upper is None else mean(self.upper))
+
 
 def log_mean_weight(log_weight: Float64[Tensor, "sweep particle"]) -> Float64[Tensor, "sweep"]:
     """The log of the mean weight of each sweep."""
@@ -100,8 +123,9 @@ def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Floa
 
 
 def closest(bounds: Mapping[str, Bounds]) -> str | None:
-    """Of bounds from both sides, those that are closest: their midpoint is the estimate of log Z. None: there are none."""
-    both = {name: abs(own.gap) for name, own in bounds.items() if own.upper is not None}
+    """Of bounds from both sides, those that are closest: their midpoint is the estimate of log Z. None: there are none that are
+    finite (a sweep of which every potential is 0 bounds nothing from below)."""
+    both = {name: abs(own.gap) for name, own in bounds.items() if own.upper is not None and math.isfinite(own.gap)}
     return min(both, key=lambda name: both[name]) if both else None
 
 

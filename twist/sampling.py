@@ -226,5 +226,11 @@ def _given(config: DictConfig, model: MaskedLM, about: dict, prompt: int, writte
     if not config.suffix:
         raise ValueError("this twist writes towards what follows; give it: --suffix TEXT")
     given = torch.tensor(model.tokenizer.encode(str(config.suffix), add_special_tokens=False), device=device)
+    learnt_for = about["target"]["tokens"]
+    if len(given) != learnt_for:
+        raise ValueError(
+            f"--suffix {str(config.suffix)!r} is {len(given)} tokens and this twist was learnt for {learnt_for} that follow "
+            f"(target.tokens); give a text of {learnt_for}"
+        )
     check_continuation(model.whole if isinstance(model, BeforeTail) else model, prompt, written, len(given))
     return given

@@ -17,6 +17,7 @@ from twist.bounds import (
     accepted,
     check_upper,
     closest,
+    difference,
     importance_bounds,
     kl_both_ways,
     load_posterior,
@@ -105,6 +106,33 @@ def test_the_smallest_gap_gives_the_midpoint():
               "base": Bounds(value(-1.0), None)}  # fmt: skip
     assert closest(bounds) == "smc" and bounds["smc"].midpoint == pytest.approx(-1.1)
     assert closest({"base": bounds["base"]}) is None
+
+
+def test_what_log_z_is_known_to_holds_the_gap_and_the_spread_of_its_sweeps():
+    value = lambda *numbers: torch.tensor(numbers, dtype=torch.float64)
+    spread = 1.96 * 0.5 * 2**0.5 / 2**0.5  # of midpoints that are one apart
+    for sign in (1, -1):  # bounds that cross say no more than others
+        bounds = Bounds(value(-2.0, -3.0) - sign * 0.6, value(-2.0, -3.0) + sign * 0.6)
+        assert bounds.midpoint == pytest.approx(-2.5) and bounds.error == pytest.approx(
+            math.hypot(0.6, spread), rel=1e-3
+        )
+    assert Bounds(value(-2.0), value(-1.0)).error == math.inf
+    each = Bounds(value(1.0, 2.0, 5.0), value(3.0, 4.0, 5.0)).of_each(2)
+    assert each.lower.tolist() == [3.0, 2.0] and each.upper is not None and each.upper.tolist() == [4.0, 4.0]
+
+
+def test_a_weight_of_0_makes_infinities_and_no_numbers_that_are_none():
+    value = lambda *numbers: torch.tensor(numbers, dtype=torch.float64)
+    f, g = Estimate.of(value(-math.inf, -1.0)), Estimate.of(value(-1.0, -2.0))
+    assert f == Estimate(-math.inf, -math.inf, -math.inf)
+    forward, backward = kl_both_ways(f, g, -1.5)
+    assert forward == Estimate(math.inf, math.inf, math.inf) and backward.value == pytest.approx(0.0)
+    assert difference(g, f).wider(0.1) == Estimate(math.inf, math.inf, math.inf)
+    bounds = {
+        "iwae": Bounds(value(-math.inf, -1.0), value(0.0, 0.0)),
+        "smc": Bounds(value(-2.0, -2.0), value(0.0, 0.0)),
+    }
+    assert closest(bounds) == "smc" and closest({"iwae": bounds["iwae"]}) is None
 
 
 # ------------------------------------------------------------------------------------------------ (i) rejection

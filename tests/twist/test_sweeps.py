@@ -19,7 +19,7 @@ from tests.every_draw import every_run
 from tests.samplers.test_smc import blank, case, log_z_of, paths
 from tests.twist.tiny import ROOT
 from training.processes import ALONE
-from twist.bounds import Origin, model_digest
+from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.learning import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.methods import TwistLearning
@@ -266,7 +266,7 @@ def test_an_evaluation_meets_the_exact_numbers(kind):
     posterior = collect_posterior(source, 4000, 4000, seed=3)
     deviation = ((1 - math.exp(log_z)) / 4000) ** 0.5  # of the log of the share that is kept
     assert math.log(4000 / posterior.tried) == pytest.approx(log_z, abs=4.5 * deviation)
-    weights, _ = proposal_samples(source, 4000, seed=5)
+    weights, _, _ = proposal_samples(source, 4000, seed=5)
     exact = exact_log_weights(source, posterior)
     for values, expected in ((weights, log_z - forward), (exact, log_z + backward)):
         assert abs(float(values.mean()) - expected) < 4.5 * float(values.std()) / 4000**0.5
@@ -318,7 +318,32 @@ def test_kls_of_conditions_are_told_to_their_interval(kind):
         assert abs(one["value"] - other["value"]) < one["high"] - one["value"] + other["high"] - other["value"]
     config.log_z = -1.0
     given = evaluate(source, collect_posterior(source, 100, 100, 0), config, "ctl", 0)
-    assert (given["log_z"], given["log_z_by"]) == (-1.0, "given")
+    assert (given["log_z"], given["log_z_by"]) == (-1.0, "given") and "log_z_pairs" in given
+
+
+def test_pairs_bound_log_z_however_many_sweeps_there_are(monkeypatch):
+    source = told_source(KINDS[0])
+    posterior = collect_posterior(source, 30, 30, 0)
+    config = settings("eval.particles=[2,16]", "eval.samples=60", "eval.sweeps=60").eval
+    record = evaluate(source, posterior, config, "dpg", 0)
+    pairs, (bounds,) = (
+        record["log_z_pairs"],
+        [b for b in record["bounds"] if b["particles"] == 16 and b["proposal"] == "twist"],
+    )
+    assert record["log_z_by"] == "pairs" and record["log_z"] == pytest.approx(pairs["midpoint"]["value"])
+    for side in (
+        "lower",
+        "upper",
+    ):  # two sweeps of each condition: as good a mean, of half as many that are independent
+        assert pairs[side]["value"] == pytest.approx(bounds[side]["value"])
+        assert pairs[side]["high"] - pairs[side]["low"] > 1.1 * (bounds[side]["high"] - bounds[side]["low"])
+    crossed = Bounds(torch.full((30,), -1.0).double(), torch.full((30,), -3.0).double())
+    monkeypatch.setattr("twist.evaluate.bounds_of_pairs", lambda *_: crossed)
+    config.sweeps = 4
+    record = evaluate(source, posterior, config, "dpg", 0)
+    assert record["log_z"] == -2.0 and record["log_z_error"] == pytest.approx(1.0)
+    assert record["kl_q_sigma"]["high"] - record["kl_q_sigma"]["value"] > 1
+    assert record["kl_sigma_q"]["value"] - record["kl_sigma_q"]["low"] > 1
 
 
 def test_a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state():
