@@ -68,6 +68,8 @@ def check_twist(config: DictConfig) -> None:
                 or (key == "target.label" and condition_of(config) == "class")
             ):
                 continue  # of another kind of target, or told with each row
+            if key == "eval.every" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}={value} must be a whole number of at least {least}; change it")
     for key in NUMBERS:

@@ -141,7 +141,7 @@ def main() -> None:
                 gaps = {}
                 for rate in options.sweep:
                     directory = options.runs / task / f"sweep_{method}_{rate}"
-                    last = run(task, method, SWEPT, rate, updates, directory, shared)
+                    last = run(task, method, SWEPT, rate, updates, directory, [*shared, "eval.every=null"])
                     gaps[f"{rate:g}"] = round(last["g"]["value"] - last["f"]["value"], 3)
                 rows.append({"task": task, "method": method, **gaps})
             print_table(rows, title=f"{task}: G - F after {options.sweep_updates} updates, by learning rate")

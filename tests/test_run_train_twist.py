@@ -145,11 +145,12 @@ def twist_names(directory) -> list[str]:
 # ------------------------------------------------------------------------------------------ schedules, resuming, going on
 
 
-def test_updates_double_from_epoch_to_epoch(tiny, tmp_path):
+@pytest.mark.parametrize("every, updates, epochs", [("2", [0, 4, 8], [0, 2, 3]), ("null", [8], [3])])
+def test_updates_double_from_epoch_to_epoch(every, updates, epochs, tiny, tmp_path):
     directory = run(tmp_path / "run", *QUICK, *tiny["infilling"], "method=dpg", "training.schedule=exp2", "training.epochs=3",
-                    "eval.particles=[2]", "eval.every=2")  # fmt: skip
-    assert [entry["updates"] for entry in evaluations(directory)] == [0, 4, 8] and saved(directory)["step"] == 8
-    assert [entry["epoch"] for entry in evaluations(directory)] == [0, 2, 3]
+                    "eval.particles=[2]", f"eval.every={every}")  # fmt: skip
+    assert [entry["updates"] for entry in evaluations(directory)] == updates and saved(directory)["step"] == 8
+    assert [entry["epoch"] for entry in evaluations(directory)] == epochs
 
 
 @pytest.mark.parametrize("method", ["ctl", "ppo"])

@@ -68,7 +68,8 @@ def train(
     def evaluation(done: int) -> None:
         nonlocal evaluated
         epoch = starts.index(done)
-        if epoch > evaluated and (epoch % config.eval.every == 0 or done == training.n_iters):
+        due = config.eval.every is not None and epoch % config.eval.every == 0
+        if epoch > evaluated and (due or done == training.n_iters):
             if processes.first:
                 run.log(done, evaluate(done, epoch))
             evaluated = epoch
