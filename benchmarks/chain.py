@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from data.chain import EOS, MASK, MODULUS, Chains, chains, is_right, prompt_length
 from dlm.environment import TokenRule, UnmaskingEnvironment
@@ -29,7 +31,7 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
-from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold
+from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, nothing
 
 PROBLEM_STEPS, LENGTH = 8, 24
 COUNTS = (2, 3, 4, 5, 6, 7, 8, 12)
@@ -110,6 +112,43 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
         "run": setting.run,
         "right": float(whole.mean()), "low": rate.low, "high": rate.high, "nfe": float(torch.cat(evaluations).mean()),
     }  # fmt: skip
+
+
+@dataclass
+class Planned:
+    """These positions behind the prompt first, all others at the second evaluation, whatever the problem."""
+
+    first: Bool[Tensor, "position"]
+
+    def choose(self, observation, draws):
+        behind = torch.nn.functional.pad(self.first, (observation.tokens.shape[1] - len(self.first), 0))
+        picked = observation.writable & (behind | (observation.row_step > 0).unsqueeze(1))
+        return picked.long(), nothing(observation)
+
+
+def climbed(model: MaskedLM, tuning: Chains, starts: int) -> tuple[dict, Setting]:
+    """The best plan of two evaluations that changing one position at a time leads to, from the leftmost eight and from `starts`
+    random sets: what can be had there by an order that does not look at the problem."""
+
+    def of(first: Bool[Tensor, "position"]) -> tuple[dict, Setting]:
+        name = " ".join(str(place) for place in first.nonzero().squeeze(1).tolist())
+        setting = Setting("plan", name, Planned(first), 2)
+        return measure(model, setting, [tuning]), setting
+
+    generator = torch.Generator().manual_seed(0)
+    ends = []
+    for first in (torch.arange(LENGTH) < 8, *(torch.rand(starts, LENGTH, generator=generator) < 0.5)):
+        best, since = of(first), 0
+        order = torch.randperm(LENGTH, generator=generator).tolist()
+        while since < LENGTH:  # until no change of one position helps
+            first = best[1].rule.first.clone()  # pyright: ignore[reportAttributeAccessIssue]
+            first[order[0]] ^= True
+            order, since = [*order[1:], order[0]], since + 1
+            found = of(first)
+            if found[0]["right"] > best[0]["right"]:
+                best, since = found, 0
+        ends.append(best)
+    return max(ends, key=lambda end: end[0]["right"])
 
 
 def problems(count: int, seed: int) -> Chains:
@@ -193,6 +232,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=1000, help="in each of the sets that are measured")
     parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
     parser.add_argument("--seeds", type=int, default=3, help="sets")
+    parser.add_argument(
+        "--plans", type=int, default=0, metavar="N", help="also climb to a plan of two evaluations, from N sets and one"
+    )
     parser.add_argument("--out", default="docs/results/chain")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,6 +245,11 @@ def main() -> None:
     print(json.dumps(known))
     ordered = orders(model, sets)
     print_table(ordered, title="random places against the surest first, on the problems that are measured")
+    if arguments.plans:
+        _, plan = climbed(model, tuning[0], arguments.plans - 1)
+        print_table(
+            [measure(model, plan, sets)], title="two evaluations by a plan that was climbed to on tuning problems"
+        )
     settings = [*heuristics(), *learned(arguments.policies)]
     tuned = [(measure(model, setting, tuning), setting) for setting in settings]
 
