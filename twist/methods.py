@@ -38,7 +38,17 @@ from twist.learning import (
     sixo_loss,
     soft_q_loss,
 )
-from twist.paths import canvases, each_step, joined, path_densities, path_features, path_log_psi, reordered, rows_of
+from twist.paths import (
+    canvases,
+    each_step,
+    joined,
+    path_densities,
+    path_features,
+    path_log_psi,
+    path_states,
+    reordered,
+    rows_of,
+)
 from twist.sweeps import Source, Swept
 
 POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
@@ -213,9 +223,9 @@ class TwistLearning:
         """log psi of every step, of one set of rows or several, in one pass."""
         return list(path_log_psi(self.twist, *self.whole(given, paths)).chunk(len(paths)))
 
-    def seen(self, given: Tensor | None, *paths: Path) -> list[Densities]:
-        """log p, log psi and log mass of them; sets of the same size."""
-        whole = path_densities(self.twist, *self.whole(given, paths))
+    def seen(self, given: Tensor | None, *paths: Path, states: Tensor | None = None) -> list[Densities]:
+        """log p, log psi and log mass of them; sets of the same size. states: the frozen model's, where they are known."""
+        whole = path_densities(self.twist, *self.whole(given, paths), states)
         return [whole.take(slice(start, start + self.rows)) for start in range(0, len(paths) * self.rows, self.rows)]
 
     # ---------------------------------------------------------------------------------------------------------------- methods
@@ -339,24 +349,25 @@ class TwistLearning:
         row = torch.arange(self.rows, device=drawn.path.tokens.device).repeat_interleave(length)
         place = torch.arange(length, device=row.device).repeat(self.rows)
         weight = torch.full((len(row),), 1 / len(row), device=row.device)
+        states = path_states(self.twist, drawn.path, length)  # the frozen model's, once for all epochs
 
         def valued() -> Float[Tensor, "step"]:
             """The features stand still: the value head alone learns from its loss."""
             with torch.no_grad():
-                features = path_features(self.twist, drawn.path, length)
+                features = path_features(self.twist, drawn.path, length, states)
                 condition = each_step(self.encoded(given), length)
                 inputs = features if condition is None else torch.cat((features, condition), 1)
             return value(inputs).squeeze(1)
 
         with torch.no_grad():
-            (old,) = self.seen(given, drawn.path)
+            (old,) = self.seen(given, drawn.path, states=states)
             rewards = ppo_rewards(old.log_p, old.log_q, self.finite_phi(drawn.log_phi).float())
             advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
             _, mean, deviation = self.processes.moments(advantage)
             advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
         metrics: dict[str, float] = {"log_weight": float(rewards.sum(1).mean())}
         for _ in range(settings.epochs):
-            (seen,) = self.seen(given, drawn.path)
+            (seen,) = self.seen(given, drawn.path, states=states)
             policy = clipped_policy_loss(seen.log_q.flatten(), old_log_q, advantage, weight, settings.clip)
             loss = policy + settings.value_weight * value_loss(valued(), goal, weight)
             loss.backward()

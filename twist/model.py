@@ -153,10 +153,13 @@ class TwistModel(nn.Module):
 
     def features(self, tokens: Int[Tensor, "row position"], first: int) -> Float[Tensor, "row output width"]:
         """Of a causal model: the hidden states that predict the tokens from position `first` on, one teacher-forced pass."""
-        read = torch.zeros_like(tokens, dtype=torch.bool)
-        read[:, first:] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
-            return self.reader.hidden(tokens, read).unflatten(0, (len(tokens), -1))
+            return self.reader.hidden(tokens, self.read_from(tokens, first)).unflatten(0, (len(tokens), -1))
+
+    @staticmethod
+    def read_from(tokens: Int[Tensor, "row position"], first: int) -> Bool[Tensor, "row position"]:
+        """The positions from `first` on."""
+        return (torch.arange(tokens.shape[1], device=tokens.device) >= first).expand_as(tokens)
 
     def log_psi_all(
         self, tokens: Int[Tensor, "row position"], first: int = 0, condition: Float[Tensor, "row given"] | None = None
@@ -241,19 +244,16 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
 
 def densities(
     twist: TwistModel, tokens: Int[Tensor, "row position"], first: int = 0,
-    condition: Float[Tensor, "row given"] | None = None,
+    condition: Float[Tensor, "row given"] | None = None, states: Float[Tensor, "read width"] | None = None,
 ) -> tuple[Float[Tensor, "row output"], Float[Tensor, "row output"], Float[Tensor, "row output"]]:  # fmt: skip
     """Of a causal model, teacher-forced: log p(s_t | s_<t), log psi_t(s_1:t) and log mass_t(s_<t), the log of the sum over v of
-    p(v | s_<t) psi_t(s_<t, v). Logits exist for a chunk of positions at a time, in the backward pass too."""
+    p(v | s_<t) psi_t(s_<t, v). Logits exist for a chunk of positions at a time, in the backward pass too. states: those of the
+    frozen model that predict the tokens, where they are there already."""
     model, targets = twist.model, tokens[:, first:]
-    features = twist.features(tokens, first).flatten(0, 1)
-    if twist.trunk is None:
-        hidden = features
-    else:
-        read = torch.zeros_like(tokens, dtype=torch.bool)
-        read[:, first:] = True
+    if states is None:
         with torch.no_grad():
-            hidden = model.hidden(tokens, read)
+            states = model.hidden(tokens, twist.read_from(tokens, first))
+    hidden, features = states, states if twist.trunk is None else twist.features(tokens, first).flatten(0, 1)
     each = None if condition is None else condition.repeat_interleave(targets.shape[1], 0)
 
     def of_chunk(states: Tensor, own: Tensor, target: Tensor, given: Tensor | None = None) -> Tensor:

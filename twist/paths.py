@@ -67,27 +67,44 @@ def path_log_psi(
 
 
 @torch.no_grad()
-def path_features(twist: TwistModel, path: Path, steps: int) -> Float[Tensor, "state width"]:
-    """What the twist reads of the state before each step (of a masked model the mean over its masks), row by row."""
+def path_states(twist: TwistModel, path: Path, steps: int) -> Float[Tensor, "read width"]:
+    """Hidden states of the frozen model before each step: those that predict what it wrote (of a masked model, at every mask).
+    They stand still while a twist learns, so that passes over the same paths can share them."""
     if twist.model.causal:
-        return twist.features(path.tokens, path.tokens.shape[1] - steps).flatten(0, 1)
+        return twist.model.hidden(path.tokens, twist.read_from(path.tokens, path.tokens.shape[1] - steps))
+    before = canvases(path, twist.model.mask_id, 0, steps)
+    return twist.model.hidden(before, before == twist.model.mask_id)
+
+
+@torch.no_grad()
+def path_features(
+    twist: TwistModel, path: Path, steps: int, states: Float[Tensor, "read width"] | None = None
+) -> Float[Tensor, "state width"]:
+    """What the twist reads of the state before each step (of a masked model the mean over its masks), row by row. states:
+    `path_states`, where they are there already; a trunk of its own is always run."""
+    if twist.trunk is not None:
+        states = None
+    if twist.model.causal:
+        return twist.features(path.tokens, path.tokens.shape[1] - steps).flatten(0, 1) if states is None else states
     before = canvases(path, twist.model.mask_id, 0, steps)
     masks = before == twist.model.mask_id
+    read = twist.reader.hidden(before, masks) if states is None else states
     hidden = torch.zeros(*before.shape, twist.model.hidden_size, device=before.device)
-    hidden = hidden.masked_scatter(masks.unsqueeze(2), twist.reader.hidden(before, masks).float())
+    hidden = hidden.masked_scatter(masks.unsqueeze(2), read.float())
     return hidden.sum(1) / masks.sum(1, keepdim=True)
 
 
 def path_densities(
-    twist: TwistModel, path: Path, steps: int, condition: Float[Tensor, "row given"] | None = None
-) -> Densities:
-    """log p, log psi and log mass of each step. Logits exist for a chunk of positions at a time, in the backward pass too."""
+    twist: TwistModel, path: Path, steps: int, condition: Float[Tensor, "row given"] | None = None,
+    states: Float[Tensor, "read width"] | None = None,
+) -> Densities:  # fmt: skip
+    """log p, log psi and log mass of each step. Logits exist for a chunk of positions at a time, in the backward pass too.
+    states: `path_states`, where they are there already."""
+    hidden = path_states(twist, path, steps) if states is None else states
     if twist.model.causal:
-        return Densities(*densities(twist, path.tokens, path.tokens.shape[1] - steps, condition))
+        return Densities(*densities(twist, path.tokens, path.tokens.shape[1] - steps, condition, hidden))
     before, tokens = canvases(path, twist.model.mask_id, 0, steps), path.tokens.repeat_interleave(steps, 0)
     masks, picked = before == twist.model.mask_id, picks(path, steps) > 0
-    with torch.no_grad():
-        hidden = twist.model.hidden(before, masks)
     own = hidden
     if twist.trunk is not None:
         own = twist.reader.hidden(before, masks)

@@ -14,7 +14,7 @@ from twist.evaluate import evaluate
 from twist.learning import LEVELLED
 from twist.methods import POSITIVES, TwistLearning
 from twist.model import TwistModel
-from twist.paths import canvases, path_densities
+from twist.paths import canvases, path_densities, path_features, path_states
 from twist.sweeps import Source, collect_posterior
 from twist.train import new_learner, new_value_head
 
@@ -97,6 +97,40 @@ def test_every_method_reaches_the_target_from_its_own_samples(method, positives)
         learning.iteration(step)
     _, forward, backward = exact_kls(source, 3)
     assert min(start[1:]) > 0.05 and max(forward, backward) < 1e-2, (start, forward, backward)
+
+
+# ------------------------------------------------------------------------------------------------ what stands still
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_epochs_of_an_update_share_what_the_frozen_model_says(kind, monkeypatch):
+    asked = []
+    for epochs in (1, 4):
+        source = new_source(kind, length=3, vocabulary=3)
+        learning = learning_of(source, "method=ppo", "training.n_iters=1", f"ppo.epochs={epochs}")
+        hidden, calls = source.model.hidden_rows, []
+        monkeypatch.setattr(
+            source.model, "hidden_rows", lambda *a, calls=calls, hidden=hidden: calls.append(1) or hidden(*a)
+        )
+        learning.iteration(0)
+        asked.append(len(calls))
+    assert asked[0] == asked[1] > 0
+
+
+@pytest.mark.parametrize("trunk", ["own", "separate"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_are_there_already_change_nothing(kind, trunk):
+    own = new_source(kind, length=3, vocabulary=3)
+    torch.manual_seed(0)
+    twist = TwistModel(own.model, trunk)
+    torch.nn.init.normal_(twist.head.last.weight)
+    path = own.prior(6, 1)
+    states = path_states(twist, path, 3)
+    with torch.no_grad():
+        fresh, shared = path_densities(twist, path, 3), path_densities(twist, path, 3, None, states)
+    for name in ("log_p", "log_psi", "log_mass"):
+        assert torch.equal(getattr(fresh, name), getattr(shared, name))
+    assert torch.equal(path_features(twist, path, 3), path_features(twist, path, 3, states))
 
 
 # ------------------------------------------------------------------------------------------------ memory
