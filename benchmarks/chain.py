@@ -229,6 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/chain")
     parser.add_argument("--policies", nargs="*", default=["example/chain_policy", "example/chain_budget"])
+    names = list(dict.fromkeys(setting.method for setting in heuristics()))
+    parser.add_argument("--rules", nargs="*", choices=names, default=names, help="of the heuristics these alone")
     parser.add_argument("--problems", type=int, default=1000, help="in each of the sets that are measured")
     parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
     parser.add_argument("--seeds", type=int, default=3, help="sets")
@@ -245,12 +247,12 @@ def main() -> None:
     print(json.dumps(known))
     ordered = orders(model, sets)
     print_table(ordered, title="random places against the surest first, on the problems that are measured")
+    plans = []
     if arguments.plans:
-        _, plan = climbed(model, tuning[0], arguments.plans - 1)
-        print_table(
-            [measure(model, plan, sets)], title="two evaluations by a plan that was climbed to on tuning problems"
-        )
-    settings = [*heuristics(), *learned(arguments.policies)]
+        plans = [measure(model, climbed(model, tuning[0], arguments.plans - 1)[1], sets)]
+        print_table(plans, title="two evaluations by the best plan that was climbed to on tuning problems")
+    rules = [setting for setting in heuristics() if setting.method in arguments.rules]
+    settings = [*rules, *learned(arguments.policies)]
     tuned = [(measure(model, setting, tuning), setting) for setting in settings]
 
     contest = [record for count in COUNTS for record in contest_at(model, count, tuned, sets)]
@@ -272,7 +274,10 @@ def main() -> None:
     result["counts_won"] = won
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json({"result": result, "orders": ordered, "contest": contest, "records": records}, out / "chain.json")
+    write_json(
+        {"result": result, "orders": ordered, "plans": plans, "contest": contest, "records": records},
+        out / "chain.json",
+    )
     write_csv(records, out / "chain.csv")
     whole = ("random", "top_prob", "leftmost")  # of these, and of policies, the blocks are in the table
     shown = [
