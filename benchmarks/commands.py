@@ -49,8 +49,11 @@ python run_train_policy.py dlm=chain data=chain reward=right policy=dit_projecti
   wandb.mode=disabled run_dir=RUNS/ontrack
 python run_train_policy.py resume=RUNS/grpo training.n_iters=3
 python $TRAIN run_dir=RUNS/ppo algorithm=ppo resume=auto
+python $TRAIN run_dir=RUNS/read_all policy.read_all=true
 python $TRAIN run_dir=file://RUNS/bucket
+python run_train_policy.py resume=file://RUNS/bucket training.n_iters=3
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
+torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/sharded model.sharded=true
 accelerate launch --config_file configs/accelerate/cpu.yaml $TRAIN run_dir=RUNS/launched
 # Evaluation
 python $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
@@ -61,6 +64,7 @@ python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy
 python $EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \
   --temperature_policy 1.0 --output_dir RUNS/one
 python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
+python $EVALUATE RUNS/alphas --datasets chain --n_test 40 --alphas 0,3 --betas 0.5,1 --save_path RUNS/fronts
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 \
   --save_path RUNS/rules
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual \
@@ -74,6 +78,8 @@ torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy to
 python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
 python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
   --tasks unmask_rolling,unmask_generate,unmask_choice --include_path tests/evaluation/tasks --limit 2
+python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=policy,policy.path=example/chain_policy \
+  --tasks unmask_generate --include_path tests/evaluation/tasks --limit 2
 # The model itself
 python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \
   wandb.mode=disabled run_dir=RUNS/rl

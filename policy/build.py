@@ -120,6 +120,8 @@ def check_alpha(network: object, alpha: object) -> None:
 
 
 def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
+    if not isinstance(settings, DictConfig):
+        raise ValueError(f"sampler.policy={settings} takes the place of several keys; say sampler.policy.path={settings}")
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")

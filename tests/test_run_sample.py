@@ -248,6 +248,7 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
         (TEXT, ["--strategy", "policy", "--policy", "NARROW"], "width 8"),
         (TEXT, ["--strategy", "policy", "--policy", "MLP", "sampler.policy.action=plackett_luce"], "must be fixed"),
         (TEXT, ["--strategy", "policy", "sampler.policy.action=bernoulli"], "bernoulli"),
+        (TEXT, ["--strategy", "policy", "sampler.policy=some/run"], "say sampler.policy.path=some/run"),
         (CAUSAL, ["--strategy", "direct"], "causal"),
         (CAUSAL, ["--suffix", "hill"], "prefix only"),
         (SUDOKU, ["--prompt", "12"], "expected 16 cells"),
