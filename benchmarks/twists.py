@@ -45,7 +45,7 @@ TASKS = {
 RATES = {
     "infilling": {"ctl": 1e-3, "rl": 1e-3, "sixo": 3e-3, "fudge": 1e-4, "dpg": 3e-3, "ppo": 1e-4},
     "sentiment": {"ctl": 3e-4, "rl": 1e-3, "sixo": 3e-4, "fudge": 3e-3, "dpg": 1e-3, "ppo": 3e-3},
-    "masked": {"ctl": 3e-4, "rl": 3e-4, "sixo": 1e-3, "fudge": 3e-3, "dpg": 1e-3, "ppo": 1e-3},
+    "masked": {"ctl": 3e-4, "rl": 3e-4, "sixo": 1e-3, "fudge": 3e-3, "dpg": 3e-3, "ppo": 1e-3},
 }
 # CTL compares the sequences of a condition; the others, as published, take one of each.
 PAIRED = {("infilling", "ctl"): ["training.particles=10"]}

@@ -35,6 +35,7 @@ BOX = (2, 3)
 SUDOKU = json.loads((ROOT / "docs/results/sudoku/sudoku.json").read_text())
 RECORDS, CONTEST = SUDOKU["records"], SUDOKU["contest"]
 CHAIN = json.loads((ROOT / "docs/results/chain/chain.json").read_text())
+IN_BLOCKS = json.loads((ROOT / "docs/results/chain/in_blocks/chain.json").read_text())
 LATEX = json.loads((ROOT / "docs/results/latex/latex.json").read_text())["records"]
 STORIES = [json.loads(line) for line in (ROOT / "docs/results/stories/stories.jsonl").read_text().splitlines()]
 
@@ -77,7 +78,9 @@ def chain_setting(record):
         return Setting("threshold", record["setting"], Threshold(float(record["setting"])), block=record["block"])
     temperature, _, budget = record["setting"].removeprefix("T=").partition(", budget ")
     rule = PolicyUnmasker(load_policy(ROOT / record["run"]), "bernoulli_argmax", float(temperature))
-    return Setting(record["method"], record["setting"], rule, budget=int(budget) if budget else None)
+    return Setting(
+        record["method"], record["setting"], rule, block=record["block"], budget=int(budget) if budget else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,11 +92,16 @@ def chain_setting(record):
         ("shipped_alpha_3", "T=0.5", 24),
         ("shipped_budget", "T=0.5, budget 3", 24),
         ("shipped_budget", "T=0.5, budget 6", 24),
+        ("blocks_alpha_1", "T=0.5", 4),
     ],
 )
 def test_chain_arithmetic(method, setting, block):
     """Problems of another seed than the written ones."""
-    record = next(r for r in CHAIN["records"] if (r["method"], r["setting"], r["block"]) == (method, setting, block))
+    record = next(
+        r
+        for r in [*CHAIN["records"], *IN_BLOCKS["records"]]
+        if (r["method"], r["setting"], r["block"]) == (method, setting, block)
+    )
     model, _ = load_model(ROOT / "example/chain")
     again = measure(model, chain_setting(record), [problems(200, 4711)])
     assert again["low"] <= record["high"] and record["low"] <= again["high"]
