@@ -33,6 +33,7 @@ from policy.build import (
     build_strategy,
     canvas_of,
     check_known,
+    check_policy_keys,
     score_predictor,
     shipped,
     strategy_name,
@@ -174,6 +175,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 def check(config: DictConfig) -> None:
     """Refuse what no model could be asked for. Raises ValueError."""
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
+    check_policy_keys(config.sampler.policy)
     for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
         value = OmegaConf.select(config, key)
         optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")

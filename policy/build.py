@@ -54,6 +54,14 @@ def check_known(name: str | None, more: tuple[str, ...] = ()) -> None:
         raise ValueError(f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(known)}")
 
 
+def check_policy_keys(settings: object) -> None:
+    """Refuse a path in the place of the keys of `sampler.policy`."""
+    if not isinstance(settings, DictConfig):
+        raise ValueError(
+            f"sampler.policy={settings} takes the place of several keys; say sampler.policy.path={settings}"
+        )
+
+
 def strategy_name(name: str | None, model: MaskedLM) -> str:
     """The strategy to use: the default is direct, for a causal model leftmost, its only legal order."""
     check_known(name)
@@ -67,6 +75,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
 def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     """Where and what, as `config.sampler` says. Raises ValueError for anything that it or this model does not allow."""
     sampler = config.sampler
+    check_policy_keys(sampler.policy)
     name = strategy_name(sampler.strategy, model)
     if name in PREDICTORS:
         raise ValueError(
@@ -120,8 +129,6 @@ def check_alpha(network: object, alpha: object) -> None:
 
 
 def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
-    if not isinstance(settings, DictConfig):
-        raise ValueError(f"sampler.policy={settings} takes the place of several keys; say sampler.policy.path={settings}")
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
