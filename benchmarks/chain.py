@@ -4,10 +4,10 @@
 
 Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too; policies run
 by their own law at two temperatures, those whose name holds `budget` with every budget and without blocks, the others in blocks
-too. Policies of one name are training seeds of one thing. At each count K of evaluations the best setting of each side whose mean
-evaluations are at most K is chosen on tuning problems, for each training seed, and measured on others, three sets of them. First
-the gate: what the base knows, and that blocks of two solve the task; and what order is worth: random places against the surest,
-at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+too (and those whose name holds `blocks` are drawn so). Policies of one name are training seeds of one thing. At each count K of
+evaluations the best setting of each side whose mean evaluations are at most K is chosen on tuning problems, for each training seed,
+and measured on others, three sets of them. First the gate: what the base knows, and that blocks of two solve the task; and what
+order is worth: random places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -225,6 +225,26 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
     return out
 
 
+def draw(records: list[dict], path: Path) -> None:
+    """Threshold at every block length, policies and a few other rules without blocks; policies named `blocks` with them."""
+
+    def shown(record: dict) -> bool:
+        if record["learned"]:
+            return ("blocks" in record["method"]) == (record["block"] < LENGTH)
+        return record["method"] == "threshold" or (
+            record["block"] == LENGTH and record["method"] in ("random", "top_prob", "leftmost")
+        )
+
+    def name(record: dict) -> str:
+        in_blocks = not record["learned"] or "blocks" in record["method"]
+        return record["method"] + (f", block {record['block']}" if in_blocks else "")
+
+    front = [
+        {"name": name(r), "x": r["nfe"], "y": r["right"], "lo": r["low"], "hi": r["high"]} for r in records if shown(r)
+    ]
+    plot_pareto(front, path, y_label="right answers", title="Chain arithmetic, held-out problems")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/chain")
@@ -279,18 +299,7 @@ def main() -> None:
         out / "chain.json",
     )
     write_csv(records, out / "chain.csv")
-    whole = ("random", "top_prob", "leftmost")  # of these, and of policies, the blocks are in the table
-    shown = [
-        r
-        for r in records
-        if r["method"] == "threshold" or (r["block"] == LENGTH and (r["learned"] or r["method"] in whole))
-    ]
-    front = [
-        {"name": r["method"] + ("" if r["learned"] else f", block {r['block']}"), "x": r["nfe"], "y": r["right"]}
-        | {"lo": r["low"], "hi": r["high"]}
-        for r in shown
-    ]
-    plot_pareto(front, out / "chain.png", y_label="right answers", title="Chain arithmetic, held-out problems")
+    draw(records, out / "chain.png")
     print(json.dumps(result))
 
 
