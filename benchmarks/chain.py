@@ -6,8 +6,8 @@ Held-out problems, greedy tokens, rows end at their end of sequence. Every heuri
 by their own law at two temperatures, those whose name holds `budget` with every budget and without blocks, the others in blocks
 too (and those whose name holds `blocks` are drawn so). Policies of one name are training seeds of one thing. At each count K of
 evaluations the best setting of each side whose mean evaluations are at most K is chosen on tuning problems, for each training
-seed, and measured on others, three sets of them. First the gate: what the base knows, and that blocks of two solve the task; and what
-order is worth: random places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+seed, and measured on others, three sets of them. First the gate: what the base knows, and that blocks of two solve the task; and
+what order is worth: random places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
