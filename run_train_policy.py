@@ -188,7 +188,7 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
         raise ValueError(
             f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
         )
-    if isinstance(task, QuestionTask):  # reads by the model's own tokenizer
+    if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own
         return
     tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
     if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them

@@ -225,6 +225,24 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
     return out
 
 
+def summary(contest: list[dict], names: set[str]) -> dict[str, float | int | None]:
+    """At each count the best rule and the best policy without blocks (where all policies are of blocks, both with them), and at
+    how many counts the interval of the policy is above that of the rule."""
+    found: dict[str, float | int | None] = {}
+    in_blocks = all("blocks" in name for name in names)
+    rule = "threshold, blocks of 2 or 4" if in_blocks else "best heuristic, no blocks"
+    sides = {f"{name}, blocks of 2 or 4" if in_blocks else name for name in names}
+    won = 0
+    for count in COUNTS:
+        here = {record["side"]: record for record in contest if record["count"] == count}
+        theirs, ours = here.get(rule), [record for side, record in here.items() if side in sides]
+        mine = max(ours, key=lambda record: record["right"], default=None)
+        found[f"heuristic_{count}"] = theirs["right"] if theirs else None
+        found[f"policy_{count}"] = mine["right"] if mine else None
+        won += bool(mine and (theirs is None or mine["low"] > theirs["high"]))
+    return found | {"counts_won": won}
+
+
 def draw(records: list[dict], path: Path) -> None:
     """Threshold at every block length, policies and a few other rules without blocks; policies named `blocks` with them."""
 
@@ -255,7 +273,11 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
     parser.add_argument("--seeds", type=int, default=3, help="sets")
     parser.add_argument(
-        "--plans", type=int, default=0, metavar="N", help="also climb to a plan of two evaluations, from N sets and one"
+        "--plans",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also climb to a plan of two evaluations, from N sets",
     )
     parser.add_argument("--out", default="docs/results/chain")
     arguments = parser.parse_args()
@@ -280,18 +302,8 @@ def main() -> None:
     records = [record for record, _ in tuned]
     print_table(records, title=f"every setting on {arguments.tuning} tuning problems")
 
-    result: dict[str, float | int | None] = dict(known)
-    won = 0
-    for count in COUNTS:
-        here = {record["side"]: record for record in contest if record["count"] == count}
-        theirs = here.get("best heuristic, no blocks")
-        names = {setting.method for _, setting in tuned if setting.run}
-        ours = [record for side, record in here.items() if side in names]
-        mine = max(ours, key=lambda record: record["right"], default=None)
-        result[f"heuristic_{count}"] = theirs["right"] if theirs else None
-        result[f"policy_{count}"] = mine["right"] if mine else None
-        won += bool(mine and (theirs is None or mine["low"] > theirs["high"]))
-    result["counts_won"] = won
+    names = {setting.method for _, setting in tuned if setting.run}
+    result = known | summary(contest, names)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(

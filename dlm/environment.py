@@ -95,7 +95,8 @@ class UnmaskingEnvironment:
     @property
     def drift(self) -> float | None:
         """How far off a cache's confidences are, where they are measured: |p(cached) - p(whole)| of the best token of either, a
-        mean over the masks of the window at every run of a whole row after its first. None: there was none."""
+        mean over the masks of the window that were asked for, at every run of a whole row after its first (without `refresh` that
+        is where a block begins). None: there was none, as where there is one block."""
         return float(self._drift[0] / self._drift[1]) if self._drift[1] > 0 else None
 
     def drift_of(self, rows: Int[Tensor, "asked"]) -> list[float | None]:
@@ -287,11 +288,12 @@ class UnmaskingEnvironment:
         probability of their best token. It costs a run of the window, which is no evaluation and not counted."""
         assert self.cache is not None
         again = (first <= pad) & (last == needed.shape[1]) & (self.cache.age[rows] > 0)
-        if self.exact or not bool(again.any()):
+        if self.exact:
             return None
-        asked, pad = rows[again], pad[again]
-        start = self.block_start()[asked]
+        start = self.block_start()[rows]
         end = start + self.block if self.cache.kind == "dual" else torch.full_like(start, needed.shape[1])
+        again &= (start > pad) | (end < needed.shape[1])  # else the window is the row, and always known
+        asked, pad, start, end = rows[again], pad[again], start[again], end[again]
         place = torch.arange(needed.shape[1], device=needed.device)
         window = torch.zeros_like(needed)
         window[asked] = (place >= start.unsqueeze(1)) & (place < end.unsqueeze(1))

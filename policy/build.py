@@ -75,7 +75,6 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
 def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     """Where and what, as `config.sampler` says. Raises ValueError for anything that it or this model does not allow."""
     sampler = config.sampler
-    check_policy_keys(sampler.policy)
     name = strategy_name(sampler.strategy, model)
     if name in PREDICTORS:
         raise ValueError(
@@ -129,6 +128,7 @@ def check_alpha(network: object, alpha: object) -> None:
 
 
 def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
+    check_policy_keys(settings)
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")

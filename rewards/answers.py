@@ -21,8 +21,8 @@ from rewards.code import before_end, is_right_code
 
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
 SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
-THIN_SPACE = re.compile(r"(?<=\d),?\\,(?=\d{3})")  # that LaTeX sets between thousands
-POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d)")  # cm^2, \text{ cm}^{3}
+THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")  # that LaTeX sets between thousands
+POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d(?:\.\d+)?)")  # cm^2, \text{ cm}^{3}
 COMPARISONS = ("verify", "string")  # of MATH's answers: by value, or by spelling as published
 TIME_LIMIT = 3  # seconds of math-verify a side
 FORMAT = re.compile(r"^\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*$", re.DOTALL)

@@ -82,10 +82,26 @@ def may_begin(line: str, start: re.Pattern = START) -> bool:
     return False
 
 
+def is_label(line: str) -> bool:
+    """Whether a line that parses does nothing but name something, as `python`, `solution.py` or `Note: this` do."""
+    try:
+        body = ast.parse(line).body
+    except NOT_CODE:
+        return False
+    if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.AnnAssign) or getattr(body[0], "simple", 0) > 1:
+        return False
+    if isinstance(body[0], ast.AnnAssign) and body[0].value is not None:
+        return False
+    named = (ast.Name, ast.Attribute, ast.expr_context, ast.Expr, ast.AnnAssign)
+    return all(isinstance(node, named) for node in ast.walk(body[0]))
+
+
 def pieces(text: str, first: re.Pattern = START) -> list[str]:
     """All pieces of a text that parse, each as long as can be, in order. A piece begins at the left margin, with a definition, an
     import, a decorator or an assignment; at the first line of the text also with what `first` allows."""
     lines, found, place = text.strip("\n").splitlines(), [], 0
+    if lines and is_label(lines[0]):
+        place = 1
     while place < len(lines):
         begins = may_begin(lines[place]) or (place == 0 and may_begin(lines[place], first))
         piece = parsable_head("\n".join(lines[place:])) if begins else ""
@@ -111,7 +127,14 @@ def code_in(text: str, entry: str, before: str = "") -> str:
     before: code that the prompt ends in (HumanEval, KodCode). The answer may go on from it, the fence being open already, or
     start anew in a fence of its own, or stand in prose without any.
     """
-    parts = FENCE.split(program_before_end(text))
+    kept = program_before_end(text)
+    return code_of(kept, entry, before) or (code_of(cut, entry, before) if (cut := before_end(text)) != kept else "")
+
+
+def code_of(text: str, entry: str, before: str) -> str:
+    """The same of a text without what follows its end. (A stray quote can make a string of the mark of an end: then the first
+    mark ends it.)"""
+    parts = FENCE.split(text)
     whole = parsable_head(before + parts[0])
     if before and len(whole.rstrip()) > len(before.rstrip()) and defines(whole, entry):
         return whole

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import run_train_dlm
+import run_train_policy
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
@@ -29,6 +30,7 @@ from policy.networks import DitConfidence, HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
+from training.usage import composed
 
 SHAPE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 0, "rms_norm_eps": 1e-6,
@@ -275,6 +277,21 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base_and_the_mask(bases,
             continue
         with pytest.raises(ValueError, match="the tokenizer of .*base has its mask at 39 and .*adapter at 40"):
             load_model(adapter)
+
+
+def test_a_policy_learns_on_a_model_whose_table_has_spare_rows(bases, tmp_path):
+    """The mask is one of them: there are fewer tokens than rows and one more than before the mask."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(bases["llama"][0], base)
+    tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(37)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1").save_pretrained(base)
+    model = random_adapter(base, mask_id=37)
+    assert mask_of(model.tokenizer) == 37
+    save_model(model, model.config, adapter, torch.float32)
+    loaded, _ = load_model(adapter)
+    assert (loaded.mask_id, loaded.vocab_size, len(loaded.tokenizer)) == (37, 40, 38)
+    config = composed("train_policy", ["data.tokenizer=model", "sampling.length=8", "eval.batch_size=2"])
+    run_train_policy.check_data(config, loaded, run_train_policy.build_task(config, loaded))
 
 
 def test_an_adapters_keys_are_checked_strictly(bases, tmp_path):

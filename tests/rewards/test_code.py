@@ -85,6 +85,11 @@ def test_a_fence_may_begin_with_any_statement(text, code):
     assert defined["add"](2, 3) == 5
 
 
+@pytest.mark.parametrize("label", ["solution.py", "Note: this", "python", "numpy.linalg"])
+def test_a_line_that_only_names_something_is_no_code(label):
+    assert code_in(f"```\n{label}\ndef f(x): return 1\n```", "f") == "def f(x): return 1"
+
+
 def test_a_word_alone_is_the_name_of_a_language_and_no_code():
     assert code_in(f"```\npython\n{F}\n```", "f") == code_in(f"Sure\n{F}", "f") == F
 
