@@ -57,7 +57,8 @@ def report(tmp_path, runs, log_z=None, error=0.0):
     return main(argparse.Namespace(runs=runs, out=tmp_path / "out", log_z=log_z, log_z_error=error))
 
 
-def test_one_log_z_and_means_over_seeds(tmp_path, runs, capsys):
+def test_one_log_z_and_means_over_seeds(tmp_path, runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table folds its cells
     ctl, dpg = report(tmp_path, runs)
     log_z, error = -2.1, 1.96 * 0.1 / 3**0.5  # the median, and the error of the mean
     assert (ctl["method"], ctl["runs"], ctl["updates"], dpg["method"]) == ("CTL", 2, 2, "DPG")
