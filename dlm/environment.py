@@ -287,9 +287,9 @@ class UnmaskingEnvironment:
         """Of the rows that are about to run whole again, what the cache would have said instead: masks of the window and the
         probability of their best token. It costs a run of the window, which is no evaluation and not counted."""
         assert self.cache is not None
-        again = (first <= pad) & (last == needed.shape[1]) & (self.cache.age[rows] > 0)
         if self.exact:
             return None
+        again = (first <= pad) & (last == needed.shape[1]) & (self.cache.age[rows] > 0)
         start = self.block_start()[rows]
         end = start + self.block if self.cache.kind == "dual" else torch.full_like(start, needed.shape[1])
         again &= (start > pad) | (end < needed.shape[1])  # else the window is the row, and always known

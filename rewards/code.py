@@ -20,8 +20,8 @@ END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of 
 FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
-# Besides START, how the first line of a part may begin. What stands in a fence is code; a word alone names its language.
-IN_FENCE = re.compile(r"(?!\w+\s*$)\S")
+# Besides START, how the first line of a part may begin. What stands in a fence is code.
+IN_FENCE = re.compile(r"\S")
 # Other parts are prose, or a fence that the prompt opened, which moves all that follow by one. No prose begins like this.
 OPEN = re.compile(r"(?:try|if|for|while|with)\b")
 STRING = r"\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
@@ -88,22 +88,17 @@ def is_label(line: str) -> bool:
         body = ast.parse(line).body
     except NOT_CODE:
         return False
-    if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.AnnAssign) or getattr(body[0], "simple", 0) > 1:
-        return False
-    if isinstance(body[0], ast.AnnAssign) and body[0].value is not None:
-        return False
     named = (ast.Name, ast.Attribute, ast.expr_context, ast.Expr, ast.AnnAssign)
-    return all(isinstance(node, named) for node in ast.walk(body[0]))
+    return len(body) == 1 and "=" not in line and all(isinstance(node, named) for node in ast.walk(body[0]))
 
 
 def pieces(text: str, first: re.Pattern = START) -> list[str]:
     """All pieces of a text that parse, each as long as can be, in order. A piece begins at the left margin, with a definition, an
     import, a decorator or an assignment; at the first line of the text also with what `first` allows."""
-    lines, found, place = text.strip("\n").splitlines(), [], 0
-    if lines and is_label(lines[0]):
-        place = 1
+    lines, found = text.strip("\n").splitlines(), []
+    start = place = int(bool(lines) and is_label(lines[0]))
     while place < len(lines):
-        begins = may_begin(lines[place]) or (place == 0 and may_begin(lines[place], first))
+        begins = may_begin(lines[place]) or (place == start and may_begin(lines[place], first))
         piece = parsable_head("\n".join(lines[place:])) if begins else ""
         if piece:
             found.append(piece)

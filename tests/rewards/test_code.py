@@ -87,7 +87,8 @@ def test_a_fence_may_begin_with_any_statement(text, code):
 
 @pytest.mark.parametrize("label", ["solution.py", "Note: this", "python", "numpy.linalg"])
 def test_a_line_that_only_names_something_is_no_code(label):
-    assert code_in(f"```\n{label}\ndef f(x): return 1\n```", "f") == "def f(x): return 1"
+    code = "try:\n    import math\nexcept ImportError:\n    pass\ndef f(x): return 1"
+    assert code_in(f"```\n{label}\n{code}\n```", "f") == code
 
 
 def test_a_word_alone_is_the_name_of_a_language_and_no_code():
