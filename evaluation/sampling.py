@@ -35,7 +35,7 @@ def solved(boards: Int[Tensor, "row cell"], box: Box) -> dict[str, float]:
 
 
 def cost(batches: list[Samples]) -> dict[str, float | int]:
-    """nfe: network evaluations of a sample, on average; forwards: model calls; seconds: of decoding, all batches."""
+    """nfe: network evaluations of a sample, on average; forwards: model calls; seconds, cpu_seconds: of decoding, all batches."""
     seconds = sum(batch.seconds for batch in batches)
     generated = sum(int(batch.generated.sum()) for batch in batches)
     return {
@@ -43,6 +43,7 @@ def cost(batches: list[Samples]) -> dict[str, float | int]:
         "forwards": sum(batch.forwards for batch in batches),
         "generated": generated,
         "seconds": seconds,
+        "cpu_seconds": sum(batch.cpu_seconds for batch in batches),
         "tokens_per_second": generated / seconds,
     }
 

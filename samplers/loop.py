@@ -6,7 +6,6 @@ Direct, confidence, threshold, learned and autoregressive decoding are choices o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from torch import Tensor
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision, Observation
-from samplers.samples import Samples, Trajectory
+from samplers.samples import Samples, Stopwatch, Trajectory
 
 
 @runtime_checkable
@@ -94,7 +93,7 @@ def sample(
     view).
     """
     draws = Draws(seed, first=first_row)
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     observation = environment.reset(canvas, row_id, start)
     first = environment.prompt_length  # a trajectory is of what a policy sees: the positions behind the prompt
     tokens, written_at = canvas.clone(), torch.full_like(canvas, -1)
@@ -133,5 +132,5 @@ def sample(
         trajectory = Trajectory(**fixed, inputs=whole)
     return Samples(
         tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,
-        environment.forwards, environment.rows_evaluated, time.perf_counter() - started, trajectory,
+        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(), trajectory,
     )  # fmt: skip

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass
+class Stopwatch:
+    """Measures the time since it was made."""
+
+    started: float = field(default_factory=time.perf_counter)
+    cpu_started: float = field(default_factory=time.process_time)
+
+    def seconds(self) -> tuple[float, float]:
+        """Wall-clock seconds, and CPU seconds of this process over all its threads."""
+        return time.perf_counter() - self.started, time.process_time() - self.cpu_started
 
 
 @dataclass
@@ -34,7 +47,8 @@ class Trajectory:
 class Samples:
     """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
-    forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding."""
+    forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
+    clock; cpu_seconds: of this process while decoding (model, policy and rewards together)."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
@@ -44,13 +58,14 @@ class Samples:
     forwards: int
     rows_evaluated: int
     seconds: float
+    cpu_seconds: float
     trajectory: Trajectory | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
         return Samples(
             self.tokens[index], self.prompt[index], self.written_at[index], self.evaluations[index], self.steps[index],
-            self.forwards, self.rows_evaluated, self.seconds,
+            self.forwards, self.rows_evaluated, self.seconds, self.cpu_seconds,
         )  # fmt: skip
 
     @property

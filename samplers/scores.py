@@ -12,7 +12,6 @@ whose last mask is gone are not evaluated. The law is the same. On the absorbing
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from dlm.draws import Draws
 from dlm.masked_lm import SeddLM
 from dlm.noise import Noise
-from samplers.samples import Samples
+from samplers.samples import Samples, Stopwatch
 
 PREDICTORS = ("euler", "analytic")
 LAST = 1e-5  # time of the last step
@@ -112,7 +111,7 @@ def sample_scores(
     rows, length = canvas.shape
     if length > model.max_length:
         raise ValueError(f"the canvas has {length} positions, more than the model's {model.max_length}; shorten it")
-    started, draws, absorbing = time.perf_counter(), Draws(seed), model.graph == "absorb"
+    stopwatch, draws, absorbing = Stopwatch(), Draws(seed), model.graph == "absorb"
     row_id = torch.arange(rows, device=canvas.device) if row_id is None else row_id
     to_write, tokens = canvas == model.mask_id, canvas.clone()
     evaluations = torch.zeros(rows, dtype=torch.long, device=canvas.device)
@@ -139,7 +138,7 @@ def sample_scores(
             on_step(Seen(changed, masked, evaluations[active], evaluations[active]), active)
     return Samples(
         tokens, ~to_write, written_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
-        time.perf_counter() - started,
+        *stopwatch.seconds(),
     )  # fmt: skip
 
 

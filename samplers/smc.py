@@ -15,7 +15,6 @@ What differs from twisted SMC as published (2404.17546): any order of writing, a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -29,7 +28,7 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.observation import Decision, Observation
 from samplers.loop import Decoder
 from samplers.particles import SCHEMES, Weights, check_scheme, due
-from samplers.samples import Samples
+from samplers.samples import Samples, Stopwatch
 
 
 @dataclass
@@ -209,7 +208,7 @@ def particle_filter(
         raise ValueError(f"particles={particles} must be at least 1")
     if environment.stop_id is not None:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     draws = draws or Draws(seed)
     filters, device = len(canvas), canvas.device
     sample_id = torch.arange(filters, device=device) if sample_id is None else sample_id
@@ -264,6 +263,6 @@ def particle_filter(
             on_step(observation, every)
     samples = Samples(
         observation.tokens, prompt, written_at, observation.evaluations, steps,
-        environment.forwards, environment.rows_evaluated, time.perf_counter() - started,
+        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(),
     )  # fmt: skip
     return Particles(samples, weights, log_psi)

@@ -1,0 +1,64 @@
+"""The cost of decoding beside the number of network evaluations: floating-point operations of everything that runs.
+
+NFE counts evaluations of the frozen model alone. A policy, a reward model or a head runs beside it, and an evaluation that is
+read at few positions is cheaper than a whole one. *Equivalent evaluations* put all of it in one unit: the FLOP of the whole decoding
+over the FLOP of one evaluation of the model on a whole row, its head at every position. Matrix products and attention are
+counted (`torch.utils.flop_counter`), in every module and on every device; element-wise operations are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from dlm.masked_lm import MaskedLM
+
+T = TypeVar("T")
+COUNTED_ROWS = 16  # rows whose decoding is counted: enough for a mean, few enough to cost little
+
+
+def _sdpa_on_cpu(query, key, value, *arguments, out_shape=None, **settings) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# The fused attention of the CPU, which torch's own table lacks.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_on_cpu}
+
+
+def flop_of(work: Callable[[], T]) -> tuple[T, int]:
+    """Run `work` and count its floating-point operations (a multiplication and an addition are two). Counting slows it down."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        result = work()
+    return result, counter.get_total_flops()
+
+
+@torch.no_grad()
+def evaluation_flop(model: MaskedLM, length: int) -> int:
+    """FLOP of one evaluation of `model` on one row of `length` positions, with the head at every position."""
+    device = next(model.parameters()).device
+    canvas = torch.full((1, length), model.mask_id, device=device)
+    return flop_of(lambda: model.head(model.hidden(canvas, torch.ones_like(canvas, dtype=torch.bool))))[1]
+
+
+def equivalent_evaluations(
+    model: MaskedLM,
+    decode: Callable[[Int[Tensor, "counted position"]], object],
+    canvas: Int[Tensor, "row position"],
+    start: Int[Tensor, "row"] | None = None,
+) -> float:
+    """Mean equivalent evaluations of a row: `decode` runs again on COUNTED_ROWS rows of `canvas`, evenly spaced, and its FLOP are
+    divided by those of one evaluation of each of these rows.
+
+    decode: the decoding to count, of the canvases that it is given (the draws of a row may differ from those of the whole batch).
+    start: where each row begins behind its padding; None: no padding.
+    """
+    rows = torch.linspace(0, len(canvas) - 1, min(COUNTED_ROWS, len(canvas))).round().long().to(canvas.device)
+    _, flop = flop_of(lambda: decode(canvas[rows]))
+    lengths = [canvas.shape[1]] * len(rows) if start is None else (canvas.shape[1] - start[rows]).tolist()
+    one = {length: evaluation_flop(model, length) for length in set(lengths)}
+    return flop / sum(one[length] for length in lengths)

@@ -1,0 +1,81 @@
+"""Equivalent evaluations count everything that runs: the model where it is read, its head, and the policy."""
+
+import pytest
+import torch
+
+from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import RaddLM
+from evaluation.cost import equivalent_evaluations, evaluation_flop, flop_of
+from model.radd import RADD
+from policy.networks import DitConfidence, HiddenBlocks
+from policy.unmasker import PolicyUnmasker
+from samplers.loop import Strategy, sample
+from samplers.where import Threshold
+
+WIDTH, BLOCKS, LENGTH, TOKENS = 16, 2, 48, 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "n_blocks": BLOCKS, "n_heads": 2, "length": LENGTH, "dropout": 0.0}
+    network = RADD({"tokens": TOKENS, "model": shape})
+    torch.nn.init.normal_(network.output_layer.linear.weight)
+    return RaddLM(network).eval()
+
+
+def by_hand(positions: int) -> int:
+    """2 * (products of one block) * blocks + head, at every position; attention is two products of [position, position]."""
+    linear = 12 * WIDTH * WIDTH
+    attention = 2 * positions * WIDTH
+    return 2 * positions * (BLOCKS * (linear + attention) + WIDTH * (TOKENS + 1))
+
+
+def test_one_evaluation_is_counted_as_by_hand(model):
+    assert evaluation_flop(model, LENGTH) == by_hand(LENGTH)
+
+
+def decoding(model, rule):
+    canvas = torch.full((5, LENGTH), model.mask_id)
+    canvas[:, ::3] = torch.arange(5)[:, None]
+    decode = lambda canvas: sample(UnmaskingEnvironment(model, LENGTH), Strategy(rule, TokenRule(0.0)), canvas)
+    return canvas, decode
+
+
+def test_a_rule_costs_at_most_its_evaluations(model):
+    canvas, decode = decoding(model, Threshold(0.3))
+    nfe = float(decode(canvas).evaluations.double().mean())
+    assert 0.5 * nfe < equivalent_evaluations(model, decode, canvas) <= nfe
+
+
+def test_a_policy_is_counted(model):
+    """HiddenBlocks of two blocks doubles what runs, DitConfidence of width 128 is far larger than this model."""
+    torch.manual_seed(0)
+    copies = HiddenBlocks(WIDTH, 2, num_blocks=2, smart_init=20.0)
+    copies.start_from(model.backbone)
+    for network in (copies, DitConfidence(smart_init=20.0)):
+        rule = PolicyUnmasker(network, "threshold", threshold=0.5)
+        canvas, learned = decoding(model, rule)
+        samples = learned(canvas)
+        assert samples.evaluations.tolist() == [1] * 5  # everything at once
+        observed = equivalent_evaluations(model, learned, canvas)
+        read = network.inputs(UnmaskingEnvironment(model, LENGTH).reset(canvas))
+        _, alone = flop_of(lambda network=network, read=read: network.scores(**read))
+        plain = equivalent_evaluations(model, decoding(model, Threshold(0.0))[1], canvas)
+        assert observed >= plain + 0.99 * alone / (5 * by_hand(LENGTH))
+
+
+def test_rows_behind_padding_are_measured_by_their_own_length(model):
+    canvas, decode = decoding(model, Threshold(0.3))
+    start = torch.tensor([0, 16, 16, 32, 32])
+    whole = equivalent_evaluations(model, decode, canvas)
+    lengths = [LENGTH, LENGTH - 16, LENGTH - 16, LENGTH - 32, LENGTH - 32]
+    expected = whole * 5 * by_hand(LENGTH) / sum(by_hand(length) for length in lengths)
+    assert equivalent_evaluations(model, decode, canvas, start) == pytest.approx(expected)
+
+
+def test_cpu_seconds_are_of_the_decoding(model):
+    canvas, decode = decoding(model, Threshold(0.3))
+    samples = decode(canvas)
+    assert samples.cpu_seconds > 0
+    assert samples.take(torch.tensor([0])).cpu_seconds == samples.cpu_seconds
