@@ -1,7 +1,7 @@
 """The cost of decoding beside the number of network evaluations: floating-point operations of everything that runs.
 
 NFE counts evaluations of the frozen model alone. A policy, a reward model or a head runs beside it, and an evaluation that is
-read at few positions is cheaper than a whole one. *Equivalent evaluations* put all of it in one unit: the FLOP of the whole decoding
+read at few positions is cheaper than a whole one. *Equivalent evaluations* put all of it in one unit: the FLOP of the decoding
 over the FLOP of one evaluation of the model on a whole row, its head at every position. Matrix products and attention are
 counted (`torch.utils.flop_counter`), in every module and on every device; element-wise operations are not.
 """
