@@ -134,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--cache", choices=("prefix", "dual", "none"), help="default: the configuration's, else none")
     made.add_argument("--refresh", type=int, help="evaluations after which a cached row runs whole again")
+    made.add_argument(
+        "--drift", action="store_true",
+        help="measure how far a cache's confidences are off; the runs this takes count neither as evaluations nor as seconds",
+    )  # fmt: skip
     made.add_argument("--logits_eos_inf", action="store_true", help="never write the end of sequence")
     made.add_argument("--confidence_eos_eot_inf", action="store_true", help="write the ends of sequence and turn last")
     made.add_argument("--guidance", type=float, default=0.0, help="classifier-free; an evaluation then counts twice")
@@ -186,7 +190,7 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
     length = arguments.gen_length or configured or (24 if dataset == "chain" else 256)
     return Decoding(
         length, None, said["block_length"], said["cache"], said["refresh"], None, arguments.logits_eos_inf,
-        arguments.confidence_eos_eot_inf, arguments.guidance,
+        arguments.confidence_eos_eot_inf, arguments.guidance, drift=arguments.drift,
     )  # fmt: skip
 
 
@@ -195,7 +199,9 @@ def settings_of(
 ) -> dict:
     """What decides the samples of a job. model: `fingerprint` of the one at model_path."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
-    decoding = {key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha")}
+    decoding = {
+        key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
+    }
     asked = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
     return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | asked
@@ -250,16 +256,17 @@ class Writer:
     ):  # fmt: skip
         self.environment, self.asked, self.rows, self.first = environment, asked, rows, prompt_length
         self.unsandboxed, self.out = unsandboxed, out
-        self.seconds, self.before = [0.0] * len(rows), time.perf_counter()
+        self.seconds, self.before, self.measuring = [0.0] * len(rows), time.perf_counter(), 0.0
 
     def __call__(self, observation: Observation, places: Int[Tensor, "active"]) -> None:
-        share = (time.perf_counter() - self.before) / len(places)
+        measured = self.environment.measuring[0] - self.measuring  # drift is no decoding
+        share = (time.perf_counter() - self.before - measured) / len(places)
         for place in places.tolist():
             self.seconds[place] += share
         done = observation.done.nonzero().squeeze(1)
         if len(done):
             self.write(observation, done, places[done].tolist())
-        self.before = time.perf_counter()  # judging is no decoding
+        self.before, self.measuring = time.perf_counter(), self.environment.measuring[0]  # judging is no decoding
 
     def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
         answers, model = observation.tokens[done, self.first :], self.environment.model

@@ -146,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
         "--judge", metavar="NAME", help="causal model for perplexity: smollm2 (default), a hub id, a directory"
     )
     after.add_argument("--no-eval", dest="eval", action="store_false", help="no judge, so no perplexity")
+    after.add_argument("--drift", action="store_true", help="measure how far off the confidences of sampler.cache are")
     after.add_argument("--out", metavar="DIR", help="write sample_*.txt and samples.jsonl here")
     after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
     after.add_argument("--show", action="store_true", help="watch the canvas fill")
@@ -221,7 +222,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
         model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
         stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
-        refresh=sampler.refresh, alpha=sampler.alpha, measure_drift=sampler.cache is not None,
+        refresh=sampler.refresh, alpha=sampler.alpha, measure_drift=config.drift,
     )  # fmt: skip
 
 

@@ -9,7 +9,9 @@ padding, so that a row is what it is alone. Caches of a bidirectional model (`dl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +44,8 @@ class UnmaskingEnvironment:
         cache: None, `prefix` or `dual` (bidirectional; approximate); a causal model always keeps its keys and values.
         refresh: evaluations after which a cached row runs whole again; None: at the start of each block.
         alpha: weight of speed, one number or one a row, shown to policies that are conditioned on it.
+        measure_drift: measure `drift` of a cache. The additional network runs count neither as evaluations nor as seconds of
+            decoding: `measuring` adds their seconds up.
     """
 
     def __init__(
@@ -78,6 +82,11 @@ class UnmaskingEnvironment:
             raise ValueError("a cache goes with neither guidance nor a causal model, whose own is exact; leave it out")
         if refresh is not None and (cache is None or refresh < 1):
             raise ValueError(f"refresh={refresh} must be at least 1 evaluation, and needs a cache")
+        if measure_drift and cache is None:
+            raise ValueError(
+                "drift compares the confidences of a cache with the model's own, and there is no cache; give cache=prefix or "
+                "cache=dual, or leave drift out"
+            )
         if guidance and model.causal:
             raise ValueError("guidance masks the prompt, which a causal model cannot see past; leave it out")
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
@@ -156,6 +165,7 @@ class UnmaskingEnvironment:
         self._readout_known = torch.zeros_like(self._known)
         self._drift = torch.zeros(2, device=device)  # sum and count; outlives its rows
         self._row_drift = torch.zeros(rows, 2, device=device)
+        self.measuring = (0.0, 0.0)  # seconds on the wall clock, CPU seconds
         self.cache = None
         if self.cache_kind is not None:
             self.cache = new_cache(self.model, self.cache_kind, self.refresh, rows, length, device)
@@ -273,13 +283,31 @@ class UnmaskingEnvironment:
         assert self.cache is not None
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
-        stale = self._stale(needed, rows, pad, first, last) if self.measure_drift else None
+        stale = None
+        if self.measure_drift:
+            with self._untimed():
+                stale = self._stale(needed, rows, pad, first, last)
         self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
         if stale is not None:
-            self._compare(*stale)
+            with self._untimed():
+                self._compare(*stale)
         self.rows_evaluated += len(rows)
         self.positions_read += int(needed.sum())
         self.positions_run += int((last - torch.maximum(first, pad)).sum())
+
+    @contextmanager
+    def _untimed(self) -> Iterator[None]:
+        """Add the seconds of the enclosed work to `measuring`."""
+
+        def now() -> tuple[float, float]:
+            if self.tokens.is_cuda:  # kernels run behind the host
+                torch.cuda.synchronize(self.tokens.device)
+            return time.perf_counter(), time.process_time()
+
+        started = now()
+        yield
+        spent = [end - start for start, end in zip(started, now(), strict=True)]
+        self.measuring = (self.measuring[0] + spent[0], self.measuring[1] + spent[1])
 
     def _stale(
         self, needed: Bool[Tensor, "row position"], rows: Tensor, pad: Tensor, first: Tensor, last: Tensor

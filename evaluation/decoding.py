@@ -16,6 +16,7 @@ from dlm.masked_lm import MaskedLM
 @dataclass(frozen=True)
 class Decoding:
     """length: positions to write; steps: of rules that write equal parts (None: one a position); block_length: None is one block;
+    drift: measure that of the cache;
     the rest as in dlm.environment. A row ends at its end of sequence."""
 
     length: int
@@ -28,6 +29,7 @@ class Decoding:
     confidence_eos_eot_inf: bool = False
     guidance: float | int = 0.0
     alpha: float | int | None = None
+    drift: bool = False
 
     def environment(self, model: MaskedLM, prompt_length: int) -> UnmaskingEnvironment:
         """For canvases with `prompt_length` columns of prompt. ValueError for what this model has not."""
@@ -38,7 +40,7 @@ class Decoding:
             model, self.steps or self.length, self.block_length, budget=self.budget, prompt_length=prompt_length,
             stop_id=ends[0] if ends else None, never=ends[:1] if self.logits_eos_inf else (),
             last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
-            refresh=self.refresh, alpha=self.alpha, measure_drift=self.cache is not None,
+            refresh=self.refresh, alpha=self.alpha, measure_drift=self.drift,
         )  # fmt: skip
 
     def check(self, model: MaskedLM) -> None:

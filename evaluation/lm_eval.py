@@ -35,7 +35,7 @@ from policy.build import build_strategy, shipped
 from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from training.usage import check_device, composed, exit_on_bad_input
+from training.usage import composed, device_of, exit_on_bad_input
 
 try:
     from lm_eval._cli import HarnessCLI
@@ -60,8 +60,7 @@ class UnmaskLM(TemplateLM):
         super().__init__()
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "auto"  # the harness asks for cuda:0 where nothing is said
-        check_device(device)
-        self._device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_of(device)
         self.model: MaskedLM = load_model(shipped(str(path)), self._device, dtype)[0]
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:

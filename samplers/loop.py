@@ -132,5 +132,5 @@ def sample(
         trajectory = Trajectory(**fixed, inputs=whole)
     return Samples(
         tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,
-        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(), trajectory,
+        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring), trajectory,
     )  # fmt: skip

@@ -16,9 +16,9 @@ class Stopwatch:
     started: float = field(default_factory=time.perf_counter)
     cpu_started: float = field(default_factory=time.process_time)
 
-    def seconds(self) -> tuple[float, float]:
-        """Wall-clock seconds, and CPU seconds of this process over all its threads."""
-        return time.perf_counter() - self.started, time.process_time() - self.cpu_started
+    def seconds(self, without: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+        """Wall-clock seconds, and CPU seconds of this process over all its threads; without as many of either."""
+        return time.perf_counter() - self.started - without[0], time.process_time() - self.cpu_started - without[1]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Samples:
     """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
     forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
-    clock; cpu_seconds: of this process while decoding (model, policy and rewards together)."""
+    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither has the measurement of drift."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]

@@ -263,6 +263,6 @@ def particle_filter(
             on_step(observation, every)
     samples = Samples(
         observation.tokens, prompt, written_at, observation.evaluations, steps,
-        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(),
+        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring),
     )  # fmt: skip
     return Particles(samples, weights, log_psi)

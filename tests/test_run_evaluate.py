@@ -132,6 +132,7 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
         (["--strategy", "threshold", "--settings", "0.5", "--steps", "4"], "threshold takes as many steps as it needs"),
         (["--strategy", "random", "--block_length", "5"], "block_length=5 does not divide the length 24"),
         (["--strategy", "random", "--steps", "4,5", "--block_length", "6"], "steps=5 is not divisible by the 4 blocks"),
+        (["--strategy", "random", "--drift"], "there is no cache; give cache=prefix or cache=dual, or leave drift out"),
         (["--strategy", "random", "--refresh", "2"], "refresh=2 must be at least 1 evaluation, and needs a cache"),
         (["--strategy", "random", "--budgets", "2", "--block_length", "4"], "not with blocks"),
         (["--strategy", "random", "--seeds", ","], "give one at least"),
@@ -145,7 +146,10 @@ def test_bad_input(argv, message, tmp_path):
 
 def test_a_cache_says_how_far_it_was_off(tmp_path):
     argv = ["--strategy", "confidence", "--block_length", "12", "--cache", "dual", "--refresh", "2", *TINY]
-    assert main([*argv, "--save_path", str(tmp_path)]) == 0
+    assert main([*argv, "--save_path", str(tmp_path / "unmeasured")]) == 0
+    (row,) = read(tmp_path / "unmeasured" / "summary_statistics.csv")
+    assert row["exact"] == "False" and row["drift"] == ""
+    assert main([*argv, "--drift", "--save_path", str(tmp_path)]) == 0
     whole = json.loads((tmp_path / "confidence_chain_seed42" / "generations.json").read_text())
     (row,) = read(tmp_path / "summary_statistics.csv")
     assert whole["metrics"]["exact"] is False and row["exact"] == "False"

@@ -1,6 +1,7 @@
 """Prompts of different lengths, ends of sequence, guidance and caches: rows are what they are alone, and what is approximate says so."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_caches_run_fewer_positions_and_report_their_drift():
     canvas[:, :8] = torch.tensor([[1], [2]])
     run = {}
     for cache in (None, "prefix", "dual"):
-        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache, measure_drift=True)
+        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache, measure_drift=cache is not None)
         sample(environment, Strategy(RULES["policy"], TokenRule(0.0)), canvas)
         run[cache] = environment.positions_run / environment.rows_evaluated
         assert (environment.drift is None) == (cache is None)
@@ -164,6 +165,33 @@ def test_drift_is_what_the_cache_would_have_said(name, cache):
     assert watched.drift_of(torch.arange(2)) == pytest.approx(each, rel=1e-4)
     assert unwatched.drift is None and unwatched.drift_of(torch.arange(2)) == [None, None]
     assert torch.equal(watched.evaluations, unwatched.evaluations)
+
+
+def test_measuring_drift_counts_neither_as_seconds_nor_as_evaluations(monkeypatch):
+    """The measurement is slowed down here; the decoding is not."""
+    model, runs = MODELS["llada"], []
+    canvas = torch.full((2, 24), model.mask_id)
+    canvas[:, :8] = 1
+    strategy = Strategy(RULES["confidence"], TokenRule(0.0))
+    compare = UnmaskingEnvironment._compare
+
+    def slowly(*arguments):
+        time.sleep(0.4)
+        runs.append(1)
+        compare(*arguments)
+
+    monkeypatch.setattr(UnmaskingEnvironment, "_compare", slowly)
+    plain, measured = (
+        sample(
+            UnmaskingEnvironment(model, 8, 8, prompt_length=8, cache="dual", refresh=2, measure_drift=drift),
+            strategy,
+            canvas,
+        )
+        for drift in (False, True)
+    )
+    assert len(runs) >= 2 and measured.seconds < 0.4 * len(runs)
+    assert torch.equal(measured.tokens, plain.tokens) and torch.equal(measured.evaluations, plain.evaluations)
+    assert (measured.forwards, measured.rows_evaluated) == (plain.forwards, plain.rows_evaluated)
 
 
 def test_a_window_that_is_everything_is_not_run_twice(monkeypatch):
