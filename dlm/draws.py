@@ -13,7 +13,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5, "resample": 6, "pick": 7, "order": 8}
-TOKENS_PER_CHUNK = 400_000  # [positions, vocabulary] hashed at a time: stays in the cache of a core
+# Elements of [positions, vocabulary] hashed at a time: on a CPU, so that they stay in the cache of a core; on CUDA, so that the
+# temporaries (about 25 bytes an element) stay below half a gigabyte.
+TOKENS_PER_CHUNK = {"cpu": 400_000, "cuda": 16_000_000}
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -87,7 +89,7 @@ class Draws:
         keys = self.keys(stream, row_id + self.first, row_step, position)
         columns = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0) if names is None else names
         tokens = (columns + 1) * _GOLDEN
-        rows = max(1, TOKENS_PER_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+        rows = max(1, TOKENS_PER_CHUNK[logits.device.type] // logits.shape[1])
         winners = []
         pieces = tokens.expand(len(logits), -1).split(rows)
         for part, key, token in zip(logits.split(rows), keys.split(rows), pieces, strict=True):

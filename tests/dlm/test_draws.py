@@ -135,7 +135,7 @@ def test_categorical_does_not_depend_on_how_it_is_cut(monkeypatch):
     counters = torch.arange(100), torch.zeros(100, dtype=torch.long), torch.arange(100) % 7
     whole = Draws(0).categorical(logits, *counters)
     for size in (30, 31, 90, 1):
-        monkeypatch.setattr(dlm.draws, "TOKENS_PER_CHUNK", size)
+        monkeypatch.setitem(dlm.draws.TOKENS_PER_CHUNK, "cpu", size)
         assert torch.equal(Draws(0).categorical(logits, *counters), whole)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(4))
     assert torch.equal(Draws(0).categorical(logits[order], *(c[order] for c in counters)), whole[order])
