@@ -91,12 +91,15 @@ def model_config(config: DictConfig, tokenizer) -> dict:
     }
 
 
-def stored_config(model: MaskedLM) -> dict:
-    """config.json of a loaded model: RADD's or SEDD's dictionary as it was, or that of the causal model."""
+def stored_config(model: MaskedLM, loss: str) -> dict:
+    """config.json of a loaded model that was trained further by `loss`: the dictionary of a causal model, or that of RADD or SEDD
+    with the name of the loss, which tells whether the sums of a SEDD's scores are trained."""
     if isinstance(model, LlamaLM):
         return model.config
     config = model.backbone.config
-    return dict(config) if isinstance(config, dict) else config.to_dict()
+    if not isinstance(config, dict):
+        return config.to_dict()
+    return config | {"training": config.get("training", {}) | {"loss_type": loss}}
 
 
 def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
@@ -154,7 +157,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             if adapted:
                 give_mask(model, mask_of(tokenizer))  # pyright: ignore[reportArgumentType]
             model.tokenizer = model.tokenizer or tokenizer
-            description = stored_config(model)
+            description = stored_config(model, config.loss)
         else:
             description = model_config(config, tokenizer)
             model, noise = build_model(description, config.model.dtype, tokenizer)

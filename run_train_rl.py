@@ -85,7 +85,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             config.dlm.path = config.init
         path = shipped(config.dlm.path)
         model, noise = load_model(path, group.device, config.model.dtype, kind)
-        description = stored_config(model)
+        description = stored_config(model, config.rl.algorithm)
         model = trained(model, config, path)
         learner, algorithm = build(config, model, noise, group)
         run = Run(config, overrides, group)

@@ -6,6 +6,7 @@ causal one is in dlm/causal_lm.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -23,7 +24,8 @@ from model.sedd import SEDD
 
 # Rows go through the blocks in groups of about so many positions: on a CPU, so that what a block makes stays in the cache.
 POSITIONS_PER_FORWARD = {"cpu": 1024, "cuda": 65_536}
-LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 256_000_000}  # elements of [positions, vocabulary] alive at a time
+# Elements of [positions, vocabulary] alive at a time: on CUDA a nucleus (top_p), which sorts, needs about 42 bytes for each.
+LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 64_000_000}
 
 
 class MaskedLM(nn.Module):
@@ -150,15 +152,19 @@ class SeddLM(MaskedLM):
 
     The sigma of a canvas, where none is given, is that at which as many of its positions are masked on average:
     1 - exp(-sigma) = masked share, within the schedule. It is a function of the canvas, and so is what is read.
+    Losses other than score entropy (DSE) look at the normalised scores only, so that the sums of the scores drift: where
+    config.json names another `training.loss_type`, `log_scores` has the sums of exact scores, 1 / (e^sigma - 1), in their place.
     On the uniform graph there are no masks: `mask_id` is past the vocabulary and stands for what is to be written; only
     `samplers/scores.py` samples such a model.
     """
 
     time_conditioned = True
+    has_sums = True  # the sums of the scores were trained; else they are what normalised scores must sum to
 
     def __init__(self, backbone: SEDD, noise: Noise, dtype: str = "float32", tokenizer=None, model_id: str = ""):
         super().__init__(backbone, dtype)
         self.noise, self.graph = noise, backbone.graph
+        self.has_sums = backbone.config.get("training", {}).get("loss_type", "DSE") == "DSE" or self.graph == "uniform"
         self.most = float(noise(torch.tensor(1.0, device="cpu"))[0])  # of the schedule, at its end
         self.vocab_size, self.mask_id = backbone.columns, backbone.config["tokens"]
         self.max_length = backbone.config["model"]["length"]
@@ -193,6 +199,13 @@ class SeddLM(MaskedLM):
     def log_scale(self, sigma: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """What is added to the head's logits for log-scores."""
         return self.backbone.log_scale(sigma)
+
+    def log_scores(self, hidden: Float[Tensor, "read width"], sigma: float) -> Float[Tensor, "read columns"]:
+        """Log-scores that `samplers/scores.py` samples from, of canvases of one sigma; see the class for their sums."""
+        logits = self.head(hidden)
+        if self.has_sums:
+            return logits.add_(float(self.log_scale(torch.tensor(sigma, dtype=torch.float64))))
+        return logits.log_softmax(1).sub_(math.log(math.expm1(sigma)))
 
 
 class LlamaLM(MaskedLM):

@@ -2,7 +2,8 @@
 
 Lou et al. (2310.16834), section 4. At each of `steps` equally spaced times every position to write keeps its token or takes
 another; a last step, at the time LAST, takes the noise that is left. So a row costs steps + 1 evaluations, fewer where its last
-mask is gone before. Scores are not normalised: with what probability a position changes depends on their sum over the vocabulary.
+mask is gone before. Scores are not normalised: with what probability a position changes depends on their sum over the vocabulary
+(of a model whose sums no loss has trained, on that of exact scores: `SeddLM.log_scores`).
 What differs from the published code: nothing of size [row, position, vocabulary] exists, since of the positions that can change
 only the sum is taken, a chunk at a time, and a token is drawn only where something changes, by an exact draw in float64; rows
 whose last mask is gone are not evaluated. The law is the same. On the absorbing graph only masks change; on the uniform one
@@ -153,13 +154,12 @@ def changes(
 ) -> Int[Tensor, "row position"]:
     """The canvases after a step."""
     sigma = torch.full((len(tokens),), step.sigma, device=tokens.device)
-    scale = float(model.log_scale(torch.tensor(step.sigma, dtype=torch.float64)))
     uniforms = draws.uniform("where", row_id, row_step, tokens.shape[1])
     hidden, chunk = model.hidden(tokens, changeable, sigma), model.chunk(tokens.device)
     after = tokens.clone()
     for place, states in zip(changeable.nonzero().split(chunk), hidden.split(chunk), strict=True):
         row, position = place.unbind(1)
-        log_scores = model.head(states).add_(scale)
+        log_scores = model.log_scores(states, step.sigma)
         if model.graph == "absorb":
             log_weights, chance = absorbing_change(log_scores, step)
         else:

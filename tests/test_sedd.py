@@ -54,6 +54,7 @@ def test_it_is_trained_further_by_any_loss(trained, stories, tmp_path):
         run = train(f"init={trained}", f"loss={loss}", *FEW, *stories, f"run_dir={tmp_path / loss}")
         model, noise = load_model(run)
         assert isinstance(model, SeddLM) and noise.sigma_max == 20
+        assert model.has_sums == (loss == "DSE")  # config.json says it, whatever the loss before
 
 
 @pytest.mark.parametrize("strategy", ["euler", "analytic", "confidence"])
@@ -139,7 +140,7 @@ def test_a_run_of_the_published_training_is_read(tmp_path):
 
 def test_saving_keeps_the_published_names(tmp_path):
     model, _ = load_model(VECTORS)
-    save_model(model, stored_config(model), tmp_path, torch.float32)
+    save_model(model, stored_config(model, "DSE"), tmp_path, torch.float32)
     again, _ = load_model(tmp_path)
     tokens = torch.full((1, 8), model.mask_id)
     assert torch.equal(again.log_probs(tokens), model.log_probs(tokens))

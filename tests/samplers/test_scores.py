@@ -143,6 +143,31 @@ def test_with_exact_scores_the_analytic_sampler_gives_the_law_of_the_data(graph,
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
+def test_untrained_sums_are_those_of_exact_scores(predictor):
+    """A model that was trained by the normalised scores only: its sums do not matter, and its tokens are its own."""
+    law = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    exact = ExactScores(law, "absorb", GeometricNoise(1e-3, 6.0))
+    drifted = ExactScores(law, "absorb", GeometricNoise(1e-3, 6.0))
+    drifted.head = lambda hidden: exact.head(hidden) + 3.0
+    blank = torch.full((2_000, 1), exact.mask_id)
+    expected = sample_scores(exact, predictor, 8, blank)
+    early = sample_scores(drifted, predictor, 8, blank).written_at.double().mean()
+    assert early < 0.8 * expected.written_at.double().mean()
+    drifted.has_sums = False
+    assert torch.equal(sample_scores(drifted, predictor, 8, blank).tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("name", ["latex_sft", "latex_rl"])
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_the_shipped_models_write_step_by_step(name, predictor):
+    """On the log-linear schedule each of 8 analytic steps writes an eighth of the canvas, on average."""
+    model = load_model(Path(__file__).parents[2] / "example" / name)[0]
+    written = sample_scores(model, predictor, 8, torch.full((8, 64), model.mask_id)).written_at
+    shares = torch.bincount(written.flatten(), minlength=9) / written.numel()
+    assert float(shares.max()) < (0.2 if predictor == "analytic" else 0.4)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("graph", ["absorb", "uniform"])
 def test_prompts_stay_and_a_row_does_not_depend_on_its_batch(graph, predictor):
     model = random_sedd(graph, vocabulary=9, length=12)
