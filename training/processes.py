@@ -131,6 +131,25 @@ class Processes:
         self.stopping = True
 
 
+def device_of_rank(device: str, world: int, local: int) -> torch.device:
+    """The device of one of `world` processes, the `local`-th of its machine: a card of its own on CUDA.
+
+    Raises:
+        ValueError: several processes for one card.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if world > 1 and kind.startswith("cuda:"):
+        raise ValueError(
+            f"device={device} names one card for {world} processes; use device=cuda, which gives each process a card of its own"
+        )
+    if kind == "cuda" and local >= (cards := torch.cuda.device_count()):
+        raise ValueError(
+            f"device={device} gives each process a card of its own, and this machine has {cards} for more processes; start at "
+            f"most {cards} on it, or use device=cpu"
+        )
+    return torch.device(f"cuda:{local}" if kind == "cuda" else kind)
+
+
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -138,17 +157,16 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def processes(device: str = "auto", saves: bool = True):
     """Join the process group that torchrun describes, or be the only process; leave it at the end.
 
-    `device`: auto (CUDA where there is one), cpu, cuda. saves: SIGTERM is heard meanwhile, for a loop that asks `stop_asked` and
-    saves; else it ends the process at once, as it does by default.
+    `device`: auto (CUDA where there is one), cpu, cuda, or one of several (cuda:1) for a single process. saves: SIGTERM is heard
+    meanwhile, for a loop that asks `stop_asked` and saves; else it ends the process at once, as it does by default.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     world, rank, local = (int(os.environ.get(name, default)) for name, default in
                           (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
-    where = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
-    if kind == "cuda":
+    where = device_of_rank(device, world, local)
+    if where.type == "cuda":
         torch.cuda.set_device(where)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     group = Processes(rank, world, where)
     before = signal.signal(signal.SIGTERM, group.hear) if saves else signal.getsignal(signal.SIGTERM)
     try:

@@ -11,7 +11,8 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from samplers.where import Threshold
 from tests.training.test_run import TINY, train
-from training.usage import check_settings, composed
+from training.processes import device_of_rank
+from training.usage import check_settings, composed, device_of
 
 
 @pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
@@ -132,3 +133,54 @@ def test_what_a_rule_picks_at_once_has_no_order_of_position():
     order, _ = Threshold(0.0).choose(observation, Draws(0))
     assert (order.sort(1).values == torch.tensor([1, 2, 3])).all()
     assert 150 < int((order[:, 0] < order[:, 2]).sum()) < 250
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """`cards(n)`: a machine with n CUDA devices."""
+
+    def machine(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "message"),
+    [
+        (0, "cuda", "device=cuda but this machine offers no CUDA device; use cpu"),
+        (0, "cuda:0", "device=cuda:0 but this machine offers no CUDA device; use cpu"),
+        (1, "cuda:1", "device=cuda:1 but this machine offers only cuda:0; choose a device that exists"),
+        (4, "cuda:4", "device=cuda:4 but this machine offers cuda:0 to cuda:3; choose a device that exists"),
+        (1, "cuda:", "device=cuda: is unknown; use auto, cpu or cuda"),
+        (1, "cuda:-1", "device=cuda:-1 is unknown"),
+        (1, "cuda:one", "device=cuda:one is unknown"),
+        (1, "cpu:1", "device=cpu:1 is unknown"),
+        (1, "auto:0", "device=auto:0 is unknown"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(cards, count, device, message):
+    cards(count)
+    with pytest.raises(ValueError, match=message):
+        device_of(device)
+
+
+def test_a_device_that_is_there_is_taken(cards):
+    cards(2)
+    assert [str(device_of(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    cards(0)
+    assert device_of("auto").type == "cpu"
+
+
+def test_each_process_has_a_card_of_its_own(cards):
+    """Two on one card would share its memory, and their group would be one of the CPU."""
+    cards(4)
+    assert [str(device_of_rank("auto", 4, local)) for local in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert str(device_of_rank("cuda:1", 1, 0)) == "cuda:1" and str(device_of_rank("cpu", 2, 1)) == "cpu"
+    with pytest.raises(ValueError, match="device=cuda:1 names one card for 2 processes; use device=cuda"):
+        device_of_rank("cuda:1", 2, 0)
+    with pytest.raises(
+        ValueError, match="this machine has 4 for more processes; start at most 4 on it, or use device=cpu"
+    ):
+        device_of_rank("cuda", 8, 4)
