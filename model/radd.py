@@ -147,7 +147,7 @@ def read_places(
 class Block(nn.Module):
     """Pre-norm attention and MLP (tanh GELU, ratio 4)."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float | int):
         super().__init__()
         self.heads = heads
         self.norm1 = LayerNorm(width)

@@ -64,7 +64,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class SeddBlock(nn.Module):
     """Attention and MLP (tanh GELU, ratio 4); the noise shifts and scales their norms and gates what they give."""
 
-    def __init__(self, width: int, heads: int, condition: int, dropout: float):
+    def __init__(self, width: int, heads: int, condition: int, dropout: float | int):
         super().__init__()
         self.heads = heads
         self.norm1 = Norm(width)

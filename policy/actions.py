@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 FLOOR = -1e30  # stands for -inf where a gradient passes
+NEVER = 1e300  # stands for inf as the logarithm of a time: differences stay numbers, and finite terms do not change it
 
 
 @dataclass(frozen=True)
@@ -216,19 +217,22 @@ class FixedCount:
         if repulsion is None:
             ranks = _ranks(keys)
             return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
-        cost = _by_distance(repulsion.double(), logits.shape[-1])
-        # Logarithms of what is left of each position's time; those that are written or may not be never come.
-        left = (-keys).masked_fill(~writable, torch.inf)
+        cost = _by_distance(repulsion.double(), logits.shape[-1]).clamp(max=NEVER)
+        # Logarithms of the remaining time of each position; a position that is picked, or not writable, never arrives.
+        left = (-keys).masked_fill(~writable, NEVER).clamp(max=NEVER)
+        arrivals = []
+        for pick in range(int(count.max())):
+            if pick:
+                left = _after(left, arrivals[-1].values, arrivals[-1].indices, cost)
+            arrivals.append(left.min(dim=-1, keepdim=True))
         order = torch.zeros_like(writable, dtype=torch.long)
-        for rank in range(1, int(count.max()) + 1):
-            first = left.min(dim=-1, keepdim=True)
-            picking = (rank <= count[:, None]) & first.values.isfinite()
-            order = torch.where(picking, order.scatter(-1, first.indices, rank), order)
-            # log(e^left - e^first) = left + log(1 - e^(first - left)); an exact tie keeps a last bit
-            gap = (first.values - left).clamp(max=-1e-300).nan_to_num(nan=-1.0)
-            left = left + torch.log(-torch.expm1(gap)) + cost[first.indices.squeeze(-1)]
-            left = left.scatter(-1, first.indices, torch.inf)
-        return order
+        if not arrivals:
+            return order
+        times = torch.cat([first.values for first in arrivals], dim=-1)
+        places = torch.cat([first.indices for first in arrivals], dim=-1)
+        rank = torch.arange(1, len(arrivals) + 1, device=order.device)
+        picked = (times < NEVER / 2) & (rank <= count[:, None])
+        return order.scatter_add(-1, places, rank * picked)
 
     def log_prob(
         self,
@@ -334,6 +338,20 @@ def _gumbel_keys(
     utilities: Float64[Tensor, "row position"], uniforms: Float64[Tensor, "row position"]
 ) -> Float64[Tensor, "row position"]:
     return utilities - torch.log(-torch.log(uniforms))
+
+
+def _after(
+    left: Float64[Tensor, "row position"],
+    time: Float64[Tensor, "row 1"],
+    place: Int[Tensor, "row 1"],
+    cost: Float64[Tensor, "position other"],
+) -> Float64[Tensor, "row position"]:
+    """Logarithms of the remaining times after a position has arrived: log(e^left - e^time), and the repulsion of that position.
+    Overwrites `left`, since every operation of this loop is a kernel on a GPU."""
+    gap = (time - left).clamp_(
+        max=-1e-300
+    )  # log(e^left - e^time) = left + log(1 - e^gap); an exact tie keeps a last bit
+    return left.add_(gap.expm1_().neg_().log_()).add_(cost[place.squeeze(-1)]).scatter_(-1, place, NEVER)
 
 
 def _by_distance(repulsion: Float[Tensor, "distance"], length: int) -> Float[Tensor, "position other"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
+import torch
 from jaxtyping import Bool, Int
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,6 +21,7 @@ from dlm.observation import Observation
 from samplers.scores import Seen
 
 MASK, FRESH = "░", "bold green"
+INTERVAL = 0.1  # seconds between two reads of the canvases, each of which makes a GPU wait; a screen shows no more
 
 
 def paint(
@@ -67,7 +69,8 @@ class LiveView:
         self.total, self.decode, self.columns = total, decode, columns
         self.written = 0  # in the batches before this one
         self.batch_masks = 0
-        self.shown: Int[Tensor, "position"] | None = None  # the first canvas of the batch, a step ago
+        self.read_at = -INTERVAL
+        self.shown: Int[Tensor, "position"] | None = None  # the first canvas of the batch when it was last displayed
         self.bar = Progress(
             TextColumn("{task.fields[nfe]:.0f} evaluations"),
             BarColumn(),
@@ -90,17 +93,29 @@ class LiveView:
 
     def next_batch(self, canvases: Int[Tensor, "row position"], mask_id: int) -> None:
         """Say that these canvases come next."""
+        if self.on_step is None:
+            return
         self.written += self.batch_masks
         self.batch_masks = int((canvases == mask_id).sum())
-        self.shown = canvases[0]
+        self.shown = canvases[0].cpu()
 
     def _on_step(self, observation: Observation | Seen, place: Int[Tensor, "active"]) -> None:
-        written = self.written + self.batch_masks - int(observation.masked.sum())  # rows that left have no masks
+        """Display the canvases as they are now, with one read from the device."""
+        if perf_counter() - self.read_at < INTERVAL:
+            return
+        figures = torch.stack(
+            (observation.masked.sum(), observation.evaluations.max(), place[0], observation.row_step[0])
+        )
+        length = observation.tokens.shape[1]
+        canvas = (observation.tokens[0], observation.masked[0]) if self.decode is not None else ()
+        read = torch.cat((figures, *canvas)).cpu()
+        open_positions, evaluations, first, step = read[:4].tolist()
+        written = self.written + self.batch_masks - open_positions  # rows that left have no masks
         speed = written / (perf_counter() - self.started)
-        self.bar.update(self.task, completed=written, nfe=observation.evaluations.max().item(), speed=speed)
-        if self.decode is not None and int(place[0]) == 0:  # rows leave but keep their order
-            tokens, masked = observation.tokens[0], observation.masked[0]
-            fresh = tokens != self.shown
+        self.bar.update(self.task, completed=written, nfe=evaluations, speed=speed)
+        if self.decode is not None and first == 0:  # rows leave but keep their order
+            tokens, masked = read[4 : 4 + length], read[4 + length :].bool()
+            canvas = paint(tokens, masked, tokens != self.shown, self.decode, self.columns)
             self.shown = tokens
-            canvas = paint(tokens, masked, fresh, self.decode, self.columns)
-            self.live.update(Group(Panel(canvas, title=f"step {int(observation.row_step[0])}"), self.bar))
+            self.live.update(Group(Panel(canvas, title=f"step {step}"), self.bar))
+        self.read_at = perf_counter()

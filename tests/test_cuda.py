@@ -82,7 +82,7 @@ def test_a_training_step_has_the_same_gradient(models, loss):
             "n_heads": 2,
             "length": 64,
             "scale_by_sigma": True,
-            "dropout": 0,
+            "dropout": 0.0,
         }
         network = SEDD({"tokens": 50, "graph": {"type": "absorb"}, "model": shape})
         for parameter in network.parameters():

@@ -453,3 +453,40 @@ def test_trust_has_probability_one_where_it_picks_and_none_elsewhere():
     assert law.log_prob(logits, writable, torch.tensor([[1, 0], [1, 1]])).tolist() == [0.0, -float("inf")]
     with pytest.raises(ValueError, match="threshold 1.5"):
         Trust(threshold=1.5)
+
+
+def plain_race(logits, writable, uniforms, count, repulsion, temperature):
+    """The repelled draw as its definition reads, one statement at a time."""
+    utilities = (logits.double() / temperature).masked_fill(~writable, -torch.inf)
+    left = (-(utilities - torch.log(-torch.log(uniforms)))).masked_fill(~writable, torch.inf)
+    place = torch.arange(logits.shape[-1])
+    distance = (place[:, None] - place).abs()
+    reach = torch.zeros(logits.shape[-1] + 1, dtype=torch.double)
+    reach[1 : 1 + min(len(repulsion), logits.shape[-1])] = repulsion.double()[: logits.shape[-1]]
+    cost, order = reach[distance], torch.zeros_like(writable, dtype=torch.long)
+    for rank in range(1, int(count.max()) + 1):
+        first = left.min(dim=-1, keepdim=True)
+        picking = (rank <= count[:, None]) & first.values.isfinite()
+        order = torch.where(picking, order.scatter(-1, first.indices, rank), order)
+        gap = (first.values - left).clamp(max=-1e-300).nan_to_num(nan=-1.0)
+        left = left + torch.log(-torch.expm1(gap)) + cost[first.indices.squeeze(-1)]
+        left = left.scatter(-1, first.indices, torch.inf)
+    return order
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 300.0])
+def test_the_repelled_draw_is_the_plain_race_to_the_last_pick(spread):
+    """Also where rows end early, have nothing writable, ask for nothing, or tie."""
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(300, 13, generator=generator)
+    logits[7, 4] = -torch.inf
+    writable = torch.rand(300, 13, generator=generator) < torch.rand(300, 1, generator=generator)
+    uniforms = torch.rand(300, 13, generator=generator, dtype=torch.double).clamp(min=1e-12)
+    uniforms[:20] = 0.5
+    count = torch.randint(0, 15, (300,), generator=generator)
+    for repulsion in (torch.tensor([]), torch.tensor([4.0]), torch.tensor([1.5, -0.7, 300.0] * 6)):
+        drawn = FixedCount(temperature=0.5).sample(logits, writable, uniforms, count, repulsion)
+        assert torch.equal(drawn, plain_race(logits, writable, uniforms, count, repulsion, 0.5))
+        assert (drawn.amax(1) == torch.minimum(count, (writable & (logits > -torch.inf)).sum(1))).all()
+    nothing = FixedCount().sample(logits, writable, uniforms, torch.zeros_like(count), torch.tensor([1.0]))
+    assert not nothing.any()

@@ -5,10 +5,12 @@ import io
 import torch
 from rich.console import Console
 
+import samplers.live
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from load_model import build_model
 from samplers.live import FRESH, LiveView, paint
 from samplers.loop import Strategy, sample
+from samplers.scores import Seen
 from samplers.where import Random
 
 
@@ -28,7 +30,8 @@ def test_a_board_has_lines():
     assert paint(tokens, tokens == 8, tokens == 9, letters, columns=2).plain == "a ░\nb c"
 
 
-def test_the_bar_counts_over_batches_and_shows_the_first_canvas():
+def test_the_bar_counts_over_batches_and_shows_the_first_canvas(monkeypatch):
+    monkeypatch.setattr(samplers.live, "INTERVAL", 0.0)
     shape = {"hidden_size": 16, "n_blocks": 1, "n_heads": 1, "length": 4, "dropout": 0.0}
     noise = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
     model, _ = build_model({"tokens": 8, "model": shape, "noise": noise}, "float32", None)
@@ -48,6 +51,18 @@ def test_the_bar_counts_over_batches_and_shows_the_first_canvas():
         assert view.bar.tasks[0].fields["speed"] > 0
     assert counts == [(3, 1), (5, 2), (8, 1), (10, 2)]
     assert "tokens/s" in screen.getvalue() and "step 1" in screen.getvalue()
+
+
+def test_steps_that_no_screen_would_show_are_not_read():
+    """The second step comes at once. It has no values, so that a read of it would fail: a GPU would wait for one."""
+    step = Seen(torch.tensor([[0, 8]]), torch.tensor([[False, True]]), torch.tensor([1]), torch.tensor([1]))
+    with LiveView(2, letters, console=Console(file=io.StringIO(), force_terminal=True)) as view:
+        view.next_batch(torch.full((1, 2), 8), 8)
+        view.on_step(step, torch.tensor([0]))
+        assert view.bar.tasks[0].completed == 1
+        canvas, number = torch.empty(1, 2, device="meta").long(), torch.empty(1, device="meta").long()
+        view.on_step(Seen(canvas, canvas > 0, number, number), number)
+        assert view.bar.tasks[0].completed == 1
 
 
 def test_silent_without_a_terminal_or_when_told():
