@@ -48,7 +48,7 @@ class Samples:
     """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
     forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
-    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither has the measurement of drift."""
+    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
