@@ -21,6 +21,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from data.encoding import text_ids
 from data.prompt_file import Asked, load_asked
 from data.prompts import Prompts
 from data.questions import check_prompt, padded_left
@@ -86,7 +87,7 @@ def method_config(config: DictConfig, name: str) -> DictConfig:
 
 def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
     """Prompts as they are, padded on the left, masks behind them. ValueError names the prompt that does not fit."""
-    rows = [model.tokenizer.encode(one.prompt, add_special_tokens=False) for one in asked]
+    rows = [text_ids(model.tokenizer, one.prompt) for one in asked]
     for number, (row, one) in enumerate(zip(rows, asked, strict=True)):
         check_prompt(model, row, length, f"prompt {number}", one.prompt, "shorten it, or lower length")
     return padded_left(rows, length, model.mask_id)

@@ -235,15 +235,6 @@ def with_defaults_of_twist(config: DictConfig) -> DictConfig:
     return config
 
 
-def as_message(prompt: str | None, model: MaskedLM) -> str:
-    """The prompt as a user's message in the model's chat template, up to where the answer begins. ValueError without one."""
-    if prompt is None or getattr(model.tokenizer, "chat_template", None) is None:
-        what = "there is no prompt" if prompt is None else f"{model.model_id} has no chat template"
-        raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")
-    message = [{"role": "user", "content": prompt}]
-    return model.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-
-
 def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
     check(config)
@@ -259,14 +250,13 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     predictor = score_predictor(config, model) if composed_of_two else None
     strategy = build_strategy(config, model) if composed_of_two and predictor is None else None
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
-    if config.chat:
-        given["prefix"] = as_message(given["prefix"], model)
     learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
     if learnt_for is not None and learnt_for["target"]["kind"] == "infilling":
         given["suffix"] = None  # the twist is told it; it does not stand on the canvas
-    canvas = canvas_of(model, **given, length=config.length)
+    canvas = canvas_of(model, **given, length=config.length, chat=config.chat)
     if learnt_for is not None and config.length is None and config.template is None:
-        canvas = canvas_of(model, **given, length=int((canvas != model.mask_id).sum()) + learnt_for["length"])
+        length = int((canvas != model.mask_id).sum()) + learnt_for["length"]
+        canvas = canvas_of(model, **given, length=length, chat=config.chat)
     canvas = canvas.to(device)
     particles = build_filter(config, model, canvas) if filtered else None
     config = config.copy()

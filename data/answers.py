@@ -9,7 +9,6 @@ The fill is part of the answer, so that a model that writes on a canvas of fixed
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.text import EndlessRows, json_lines
+from data.encoding import batch_ids
+from data.text import EndlessRows, json_lines, opened_text
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
 HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}
@@ -80,7 +80,7 @@ def is_answers(name: str) -> bool:
         return True
     if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
         return False
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with opened_text(path) as file:
         return '"question"' in next((line for line in file if line.strip()), "")
 
 
@@ -174,10 +174,8 @@ def encode_pairs(
     no room for an answer is dropped always. Raises ValueError where nothing is left.
     """
 
-    def ids(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []  # pyright: ignore
-
-    questions, answers = ids([prompt_text(q) for q, _ in pairs]), ids([f" {a}" for _, a in pairs])
+    questions = batch_ids(tokenizer, [prompt_text(question) for question, _ in pairs])
+    answers = batch_ids(tokenizer, [f" {answer}" for _, answer in pairs])
     rows, prompts = [], []
     for question, answer in zip(questions, answers, strict=True):
         row = [*question, *answer, eos_id]

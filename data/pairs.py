@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from data.encoding import text_ids
 from data.text import json_lines
 
 FIELDS = ("prompt", "chosen", "rejected")
@@ -59,7 +60,7 @@ def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
     for line, record in json_lines(Path(path)):
         if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in FIELDS):
             raise ValueError(f"{line}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
-        prompt, *answers = (tokenizer.encode(record[name], add_special_tokens=False) for name in FIELDS)
+        prompt, *answers = (text_ids(tokenizer, record[name]) for name in FIELDS)
         for name, answer in zip(FIELDS[1:], answers, strict=True):
             row = prompt + answer
             if len(row) > length:
@@ -68,7 +69,9 @@ def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
                     "shorten it, or raise data.length"
                 )
             if mask_id in row:
-                raise ValueError(f"{line}: the {name} row holds the mask token; leave it out")
+                raise ValueError(
+                    f"{line}: the {name} row holds the mask token as a word of the vocabulary; leave it out"
+                )
             rows[name].append(row + [end] * (length - len(row)))
         if len(prompt) == length:
             raise ValueError(f"{line}: the prompt fills the canvas of {length}; raise data.length")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
 
+from data.encoding import text_ids
 from data.pairs import FIELDS
 from data.text import json_lines
 
@@ -150,8 +151,7 @@ def encode(tokenizer: Any, prompt: str, answer: str, finished: bool = True) -> t
     prompt, answer and end of sequence for a causal one, behind its start token where it always writes one. finished: whether the
     answer has its last token, the end.
     """
-    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False) if prompt else []
-    answer_ids = tokenizer.encode(answer, add_special_tokens=False, verbose=False) if answer else []
+    prompt_ids, answer_ids = (text_ids(tokenizer, text) if text else [] for text in (prompt, answer))
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         start, between = [tokenizer.cls_token_id], [tokenizer.sep_token_id] if prompt else []
     else:

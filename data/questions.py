@@ -34,6 +34,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
+from data.encoding import check_ids, message_ids, text_ids
 from data.prompts import Prompts
 from data.text import json_lines
 from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, plain_answer
@@ -83,6 +84,7 @@ class Reader(Protocol):
 
     tokenizer: Any
     mask_id: int
+    vocab_size: int
     max_length: int
 
 
@@ -339,20 +341,17 @@ def end_tokens(tokenizer: Any) -> list[int]:
 def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:
     """A user's message in the tokenizer's chat template, then how the answer begins; where it has none, the bare text of both."""
     if getattr(model.tokenizer, "chat_template", None):
-        message = [{"role": "user", "content": prompt}]
-        prompt = model.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    elif prefix:
-        prompt += "\n\n"
-    return model.tokenizer.encode(prompt + prefix, add_special_tokens=False)
+        return message_ids(model.tokenizer, prompt, prefix)
+    return text_ids(model.tokenizer, f"{prompt}\n\n{prefix}" if prefix else prompt)
 
 
 def check_prompt(
     model: Reader, tokens: list[int], length: int, name: str, prompt: str, advice: str = "shorten it"
 ) -> None:
-    """Refuse a prompt that holds the mask token, or leaves fewer than `length` positions to write. ValueError shows its end."""
+    """Refuse a prompt that holds the mask token or one past the vocabulary, or that leaves fewer than `length` positions to
+    write. ValueError shows its end."""
     shown = f"{name} ({prompt[-60:]!r})"
-    if model.mask_id in tokens:
-        raise ValueError(f"{shown} holds the mask token as text; take it out")
+    check_ids(model, tokens, shown)
     if len(tokens) + length > model.max_length:
         raise ValueError(
             f"{shown} has {len(tokens)} tokens, with {length} to write more than the model's {model.max_length}; {advice}"

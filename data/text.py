@@ -10,8 +10,11 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,6 +24,8 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from data.encoding import batch_ids, without_surrogates
 
 STORIES = Path(__file__).parent / "stories"
 END_OF_TEXT = "<|endoftext|>"
@@ -49,8 +54,9 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
 
     name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
     document a line), `.jsonl` or `.jsonl.gz` (field "text"), or a directory written by `save_to_disk`.
-    split: train, valid or test; a local file is its own split. Raises ValueError where the data cannot be reached, or a line of
-    it is no JSON.
+    split: train, valid or test; a local file is its own split, in UTF-8, a byte order mark passed over. A document that is the
+    name of the end-of-text token is the mark between two documents, so it is empty. Raises ValueError where the data cannot be
+    reached, is no text, or a line of it is no JSON.
     """
     local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
     column = "text"
@@ -64,12 +70,15 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
             )
         builder = "text" if local.suffix == ".txt" else "json"
         try:
-            texts = load_dataset(builder, data_files=str(local), split="train", cache_dir=cache_dir)  # pyright: ignore
-        except DatasetGenerationError:
-            if builder == "json":
-                for _ in json_lines(local):  # ends at the line that is none
-                    pass
-            raise
+            texts: Any = load_dataset(
+                builder,
+                data_files=str(local),
+                split="train",
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                encoding="utf-8-sig",
+            )
+        except (DatasetGenerationError, ValueError, EOFError, StopIteration):  # which name no file and no line
+            texts = _read_here(local)
     else:
         where, column = HUB.get(name, ({"path": name}, "text"))
         hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
@@ -84,24 +93,78 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
         raise ValueError(
             f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column."
         )
+    if texts.features[column].dtype not in ("string", "large_string"):
+        raise ValueError(
+            f"the data set '{name}' has values of type {texts.features[column].dtype} in column '{column}', expected texts: "
+            "mend that column."
+        )
     texts = texts.select_columns([column])
     texts = texts if column == "text" else texts.rename_column(column, "text")
     return texts.filter(_not_empty, input_columns="text")
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """(where it stands, what it says) of each line of a .jsonl or .jsonl.gz file; empty lines are passed over. Raises ValueError
-    that names the line which is no JSON."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+def _read_here(path: Path) -> Dataset:
+    """A local file that `datasets` refuses: with halves of surrogate pairs mended, or a ValueError that names the broken line."""
+    if path.suffix == ".txt":
+        texts = [line.rstrip("\n") for _, line in text_lines(path)]
+    else:
+        texts = []
+        for place, row in json_lines(path):
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise ValueError(f'{place} has no text "text"; add it')
+            texts.append(row["text"])
+    if not texts:
+        raise ValueError(f"{path} holds no text; give a file with a document a line")
+    return Dataset.from_dict({"text": texts})
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[IO[str]]:
+    """A text file of a user, gzipped or not: UTF-8, its byte order mark passed over. Raises ValueError for other bytes."""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}: {error.reason}); save it as UTF-8"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); give it again, or unpacked") from error
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where it stands, the line) of each line of a text file."""
+    with opened_text(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path} line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
-                ) from error
+            yield f"{path} line {number}", line
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, what it says) of each line of a .jsonl or .jsonl.gz file; empty lines are passed over. Halves of
+    surrogate pairs (a cut emoji) become U+FFFD. Raises ValueError that names the line which is no JSON."""
+    for place, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{place} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
+            ) from error
+        yield place, _mended(found)
+
+
+def _mended(value: Any) -> Any:
+    """A value of JSON, its texts `without_surrogates`."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [_mended(each) for each in value]
+    return {_mended(key): _mended(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:
@@ -111,8 +174,8 @@ def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:
     return splits[split]
 
 
-def _not_empty(text: str) -> bool:
-    return bool(text.strip())
+def _not_empty(text: str | None) -> bool:
+    return bool(text) and text.strip() not in ("", END_OF_TEXT)
 
 
 def pack(
@@ -153,7 +216,7 @@ def documents(
 
 def _token_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> Iterator[np.ndarray]:
     for batch in texts.iter(batch_size=1000):
-        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
+        encoded = batch_ids(tokenizer, batch["text"])  # pyright: ignore
         yield np.concatenate([np.array([*ids, eos_id], dtype=np.int64) for ids in encoded])
 
 

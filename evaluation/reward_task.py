@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data.encoding import text_ids
 from evaluation.likelihood import log_likelihoods
 from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error
@@ -94,10 +95,7 @@ def evaluate_method(
     for name, values in judged.items():
         of_prompts = torch.tensor(values, dtype=torch.float64).view(seeds, -1).mean(0)
         found |= {f"{name}_mean": of_prompts.mean().item(), f"{name}_se": standard_error(of_prompts)}
-    pairs = [
-        tuple(model.tokenizer.encode(row[key], add_special_tokens=False) for key in ("prompt", "result"))
-        for row in rows
-    ]
+    pairs = [tuple(text_ids(model.tokenizer, row[key]) for key in ("prompt", "result")) for row in rows]
     lengths = torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
     longest = model.max_length
     written = [(prompt, answer[: max(0, longest - len(prompt))]) for prompt, answer in pairs if answer]

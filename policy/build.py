@@ -14,6 +14,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.encoding import check_ids, message_ids, model_ids, unwritable
 from data.sudoku import SudokuTokenizer
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM, SeddLM
@@ -38,7 +39,9 @@ RULE_SETTINGS = {
     "entropy_bound": "entropy_bound",
     "confidence_noisy": "noise",
 }
-MASKS = re.compile(r" ?\[MASK(?::(\d+))?\]")  # the space before a mask belongs to the word that will stand there
+# In a template. The space before a mask belongs to the word that will stand there; `\[MASK]` is text.
+MASKS = re.compile(r" ?(?<!\\)\[MASK(?::(\d+))?\]")
+ESCAPED_MASK = re.compile(r"\\(\[MASK(?::\d+)?\])")
 
 
 def shipped(path: str) -> str:
@@ -148,9 +151,12 @@ def canvas_of(
     suffix: str | None = None,
     template: str | None = None,
     length: int | None = None,
+    chat: bool = False,
 ) -> Int[Tensor, "position"]:
     """One row to fill in: masks between `prefix` and `suffix`, or where `template` has [MASK:n].
 
+    Text is text: names of special tokens in it, the mask among them, stand for their letters; a template writes [MASK] as
+    \\[MASK]. chat: the prefix is a user's message, in the model's chat template.
     length: positions; by default the model's longest, or the template's own; a template is continued by masks up to it.
     A Sudoku model's canvas is its board and `prefix` the puzzle. Raises ValueError for what does not fit.
     """
@@ -168,7 +174,7 @@ def canvas_of(
         raise ValueError(f"length={length} must be from 1 to the model's {model.max_length}; change it")
     if template is None:
         length = length or model.max_length
-        start, end = _encode(model, prefix), _encode(model, suffix)
+        start, end = _message(model, prefix) if chat else _encode(model, prefix), _encode(model, suffix)
     else:
         start, end = _fill_in(model, template), []
         length = length or len(start)
@@ -194,27 +200,40 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
         raise ValueError(
             f"the tokenizer of {model.model_id} cannot be loaded, so it takes no prompt; add tokenizer.json"
         )
-    if MASKS.search(text):
-        raise ValueError(f"the prompt {text!r} holds [MASK]; a template (--template) is where masks may stand")
-    tokens: list[int] = model.tokenizer.encode(text, add_special_tokens=False)
-    if any(token >= model.vocab_size or token == model.mask_id for token in tokens):  # pyright: ignore
+    if lost := unwritable(model.tokenizer, text):
         raise ValueError(
-            f"the prompt {text!r} holds the mask token or one past the vocabulary; leave it out, and write [MASK:n] in a "
-            "template for positions to fill"
+            f"the prompt {text[-60:]!r} holds {lost!r}, for which the tokenizer of {model.model_id} has no token; leave it out, "
+            "and write [MASK:n] in a template (--template) for positions to fill"
         )
+    return model_ids(model, text, "the prompt")
+
+
+def _message(model: MaskedLM, message: str | None) -> list[int]:
+    """A user's message in the model's chat template, up to where the answer begins. ValueError without one."""
+    if message is None or getattr(model.tokenizer, "chat_template", None) is None:
+        what = "there is no prompt" if message is None else f"{model.model_id} has no chat template"
+        raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")
+    tokens = message_ids(model.tokenizer, message)
+    check_ids(model, tokens, f"the prompt {message[-60:]!r}")
     return tokens
 
 
 def _fill_in(model: MaskedLM, template: str) -> list[int]:
     if not MASKS.search(template):
         raise ValueError(f"the template {template!r} has nothing to fill; write [MASK:n] where n tokens are to stand")
-    if sum(int(match[1] or 1) for match in MASKS.finditer(template)) > model.max_length:
+    counts = [int(match[1] or 1) for match in MASKS.finditer(template)]
+    if min(counts) < 1:
+        raise ValueError(f"the template {template!r} has [MASK:0]; write [MASK:n] with n of at least 1")
+    if sum(counts) > model.max_length:
         raise ValueError(
             f"the template {template!r} asks for too many positions; shorten it (at most {model.max_length})"
         )
     row: list[int] = []
     at = 0
-    for match in MASKS.finditer(template):
-        row += _encode(model, template[at : match.start()]) + [model.mask_id] * int(match[1] or 1)
-        at = match.end()
-    return row + _encode(model, template[at:])
+    for match in [*MASKS.finditer(template), None]:
+        text = template[at : match.start() if match else len(template)]
+        row += _encode(model, ESCAPED_MASK.sub(r"\1", text))
+        if match:
+            row += [model.mask_id] * int(match[1] or 1)
+            at = match.end()
+    return row

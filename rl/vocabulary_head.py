@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.encoding import model_ids
 from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
 from dlm.masked_lm import MaskedLM
@@ -45,8 +46,8 @@ def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) ->
     sides: list[list[list[int]]] = [[], []]
     prompts = []
     for pair in preferences:
-        prompt, *answers = ([] if not text else tokenizer.encode(text, add_special_tokens=False)
-                            for text in (pair.prompt, pair.chosen, pair.rejected))  # fmt: skip
+        texts = {"the prompt": pair.prompt, "the chosen answer": pair.chosen, "the rejected answer": pair.rejected}
+        prompt, *answers = (model_ids(model, text, name) if text else [] for name, text in texts.items())
         if len(prompt) + max(map(len, answers)) < length and answers[0] != answers[1]:  # room for the end
             prompts.append(len(prompt))
             for side, answer in zip(sides, answers, strict=True):

@@ -144,9 +144,11 @@ def test_a_policy_is_shown_what_it_writes_and_not_the_prompt():
 def test_a_chat_prompt_is_a_message_in_the_models_template(models):
     model, _ = load_model(models["text"])
     with pytest.raises(ValueError, match="has no chat template; leave --chat out"):
-        run_sample.as_message("a cat", model)
+        canvas_of(model, "a cat", chat=True)
     model.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}.{% endfor %} reply:"
-    assert run_sample.as_message("a cat", model) == "user: a cat. reply:"
+    model.max_length = 40
+    written = canvas_of(model, "a cat", length=40, chat=True)
+    assert model.tokenizer.decode(written[written != model.mask_id]) == "user: a cat. reply:"
     with pytest.raises(ValueError, match="there is no prompt"):
         draw("--model", models["text"], "--chat")
 
@@ -239,6 +241,7 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
         (TEXT, ["--prompt", "The cat", "--template", "a [MASK]"], "template"),
         (TEXT, ["--template", "nothing"], "nothing to fill"),
         (TEXT, ["--template", "a [MASK:99]"], "at most 12"),
+        (TEXT, ["--template", "a [MASK:0]"], "n of at least 1"),
         (TEXT, ["sampler.stepz=4"], "stepz"),
         (TEXT, ["dlm=none"], "dlm/none"),
         (TEXT, ["--step", "4"], "did you mean --steps"),
@@ -265,13 +268,32 @@ def test_bad_input_is_refused_in_one_sentence(models, model, argv, message):
 
 def test_a_prompt_that_encodes_to_the_mask_is_refused(models):
     class Careless:
-        def encode(self, text, add_special_tokens):
-            return [280]
+        is_fast = False
+
+        def __call__(self, texts, **settings):
+            return {"input_ids": [[280] for _ in texts]}
 
     model = run_sample.load_model(models["text"])[0]
     model.tokenizer = Careless()
     with pytest.raises(ValueError, match="mask token"):
         canvas_of(model, "anything")
+
+
+@pytest.mark.parametrize("given", [{"prefix": "a [MASK] b"}, {"template": r"a \[MASK] b[MASK:2]"}])
+def test_a_prompt_about_masks_is_text(models, given):
+    model = load_model(models["text"])[0]
+    model.max_length = 40
+    canvas = canvas_of(model, **given)
+    assert model.tokenizer.decode(canvas[canvas != model.mask_id]) == "a [MASK] b"
+
+
+def test_a_prompt_that_the_tokenizer_cannot_write_is_refused():
+    model = load_model("example/chain")[0]
+    for prompt, lost in (("hello world", "hello"), ("3 A +1 naïve", "naïve")):
+        with pytest.raises(ValueError, match=f"holds '{lost}', for which the tokenizer"):
+            canvas_of(model, prompt)
+    with pytest.raises(ValueError, match="holds the mask token as a word"):
+        canvas_of(model, "3 A <mask>")
 
 
 def test_exit_status_of_bad_usage(models, capsys):

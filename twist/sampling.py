@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.encoding import model_ids
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
@@ -225,7 +226,7 @@ def _given(config: DictConfig, model: MaskedLM, about: dict, prompt: int, writte
         return None
     if not config.suffix:
         raise ValueError("this twist writes towards what follows; give it: --suffix TEXT")
-    given = torch.tensor(model.tokenizer.encode(str(config.suffix), add_special_tokens=False), device=device)
+    given = torch.tensor(model_ids(model, str(config.suffix), "--suffix"), device=device)
     learnt_for = about["target"]["tokens"]
     if len(given) != learnt_for:
         raise ValueError(

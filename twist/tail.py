@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from data.encoding import text_ids
 from dlm.masked_lm import MaskedLM
 
 FOLLOWED = ("infilling", "continuation")  # targets that ask what comes behind the text
@@ -45,4 +46,4 @@ def with_tail(model: MaskedLM, target: Mapping[str, Any]) -> MaskedLM:
         return model
     if target["kind"] == "infilling":
         return BeforeTail(model, target["tokens"])
-    return BeforeTail(model, len(model.tokenizer.encode(target["text"], add_special_tokens=False)))
+    return BeforeTail(model, len(text_ids(model.tokenizer, target["text"])))

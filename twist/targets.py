@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from data.encoding import model_ids
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.masked_lm import MaskedLM
 from rewards.latex import is_valid, spans
@@ -220,7 +221,7 @@ def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
 
 def encoded(model: MaskedLM, text: str) -> Int[Tensor, "token"]:
     """What follows, as tokens. ValueError for nothing."""
-    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    tokens = model_ids(model, text, "target.text") if text else []
     if not tokens:
         raise ValueError("target.text is empty, and the target is how likely it is that this text follows; give some")
     return torch.tensor(tokens)

@@ -1,7 +1,5 @@
 """Training prompts out of question data sets: mixtures, order, what is left out, what is refused, and how answers are judged."""
 
-import json
-
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -81,11 +79,11 @@ def test_what_does_not_fit_shows_its_row(model, directory, tmp_path):
         match=r"gsm8k row 7 \(.*Why\?'\) has \d+ tokens, with 300 to write more than the model's 512; lower data.max_",
     ):
         task(model, directory, answer_length=300)
-    (tmp_path / "math").mkdir()
-    rows = [{"question": asked, "answer": "7"} for asked in ("1?", "2?", "what is <mask> + 1?")]
-    (tmp_path / "math" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"math row 2 \(.*what is <mask> \+ 1\?'\) holds the mask token as text"):
-        task(model, tmp_path, datasets=["math"])
+
+
+def test_a_question_that_names_the_mask_is_asked_in_letters(model):
+    tokens = encode(model, "what is <mask> + 1?")
+    assert model.mask_id not in tokens and "<mask> + 1?" in model.tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize(

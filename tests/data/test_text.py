@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 import data.text
-from data.text import EndlessRows, documents, load_texts, pack, train_bpe
+from data.text import EndlessRows, documents, json_lines, load_texts, pack, train_bpe
 
 TEXTS = [
     f"The {animal} has {count} red apples and a blue hat." for animal in ("cat", "dog", "fox") for count in range(9)
@@ -136,6 +136,43 @@ def test_a_restored_stream_goes_on_with_the_same_batches():
     assert all(torch.equal(batch, restored.next(4)) for batch in ahead)
     with pytest.raises(ValueError, match="resume with the same data"):
         EndlessRows(numbered(9)).load_state_dict(state)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    """Notepad and PowerShell write one."""
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8-sig")
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress('{"text": "one \\ud83d"}\n{"text": "two"}\n'.encode("utf-8-sig"))
+    )
+    for name in ("a.txt", "a.jsonl"):
+        assert load_texts(str(tmp_path / name), "train", tmp_path / "cache")["text"][:] == ["one", "two"]
+    assert next(json_lines(tmp_path / "a.jsonl"))[1] == {"text": "one"}
+    assert load_texts(str(tmp_path / "b.jsonl.gz"), "train", tmp_path / "cache")["text"][:] == ["one \ufffd", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "café\n".encode("latin-1"), "is not UTF-8 text (byte 0xe9"),
+        ("a.jsonl", '{"text": "café"}\n'.encode("latin-1"), "is not UTF-8 text (byte 0xe9"),
+        ("b.txt", bytes(range(256)) * 9, "is not UTF-8 text"),
+        ("c.txt", b"", "holds no text"),
+        ("c.jsonl", b"", "holds no text"),
+        ("d.jsonl", b'{"text": 3}\n', "expected texts"),
+        ("e.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "is no whole gzip file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        load_texts(str(tmp_path / name), "train", tmp_path / "cache")
+    assert message in str(refused.value) and name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_mark_between_documents_is_no_document(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n")
+    assert load_texts(str(tmp_path / "a.txt"), "train", tmp_path / "cache")["text"][:] == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])

@@ -1,0 +1,123 @@
+"""From user text to token ids. Text is text: the name of a special token in it (`<|im_end|>`, `[MASK]`) stands for its letters.
+
+Every prompt, question, answer, preference and target goes through `text_ids`; a message of a chat goes through `message_ids`,
+where the template alone writes special tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from transformers import PreTrainedTokenizerBase
+
+STAND_INS = 0x10F000  # private use: the first of the characters that stand for names of special tokens in a message
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What is needed of a model to encode text for it."""
+
+    tokenizer: Any
+    mask_id: int
+    vocab_size: int
+
+
+def without_surrogates(text: str) -> str:
+    """Halves of a surrogate pair joined where both are there, else replaced by U+FFFD: a cut emoji in JSON, a byte of a command
+    line that is not UTF-8. No tokenizer and no UTF-8 file takes them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text as text, without special tokens."""
+    return batch_ids(tokenizer, [text])[0]
+
+
+def batch_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """`text_ids` of many texts, in one call of the tokenizer."""
+    if not texts:
+        return []
+    cleaned = [without_surrogates(text) for text in texts]
+    return tokenizer(cleaned, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def model_ids(model: Vocabulary, text: str, name: str) -> list[int]:
+    """`text_ids` for a model. name: what the text is, for the message.
+
+    Raises ValueError for a mask, which would be filled, and for an id that the model has no embedding for.
+    """
+    ids = text_ids(model.tokenizer, text)
+    check_ids(model, ids, f"{name} {text[-60:]!r}")
+    return ids
+
+
+def check_ids(model: Vocabulary, ids: Sequence[int], shown: str) -> None:
+    """Raises ValueError that begins with `shown` for ids that hold the mask or one past the vocabulary."""
+    if model.mask_id in ids:
+        raise ValueError(f"{shown} holds the mask token as a word of its vocabulary; take it out")
+    if past := [token for token in ids if token >= model.vocab_size]:
+        raise ValueError(
+            f"{shown} has the token {past[0]} and the model {model.vocab_size} tokens; give the model with its own tokenizer"
+        )
+
+
+def unwritable(tokenizer: Any, text: str) -> str:
+    """The first word or character that the tokenizer drops or replaces by its unknown token; empty where there is none."""
+    if not tokenizer.is_fast:  # no offsets; such tokenizers fall back to bytes or to an unknown token
+        return ""
+    text = without_surrogates(text)
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    unknown = {tokenizer.unk_token, getattr(tokenizer.backend_tokenizer.model, "unk_token", None)}
+    written = set()
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True):
+        if token not in unknown or text[start:end].strip() == token:
+            written |= set(range(start, end))
+    lost = next((place for place, letter in enumerate(text) if place not in written and not letter.isspace()), None)
+    return "" if lost is None else text[lost:].split()[0]
+
+
+# -------------------------------------------------------------------------------------------------------------------- chats
+
+
+def message_ids(tokenizer: Any, message: str, answer: str = "") -> list[int]:
+    """A user's message in the tokenizer's chat template, up to where the answer begins, and the beginning of the answer."""
+    chat = [{"role": "user", "content": hidden_names(tokenizer, message)}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return rendered_ids(tokenizer, rendered + hidden_names(tokenizer, answer))
+
+
+def special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Names of the special tokens, in the order of their ids."""
+    return [added.content for _, added in sorted(tokenizer.added_tokens_decoder.items()) if added.special]
+
+
+def hidden_names(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text of a message, each name of a special token in it replaced by one character: what a chat template is given."""
+    stand_in = {name: chr(STAND_INS + number) for number, name in enumerate(special_names(tokenizer))}
+    return _any_of(stand_in).sub(lambda found: stand_in[found[0]], without_surrogates(text)) if stand_in else text
+
+
+def rendered_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of what a chat template made of messages out of `hidden_names`. Special tokens of the template are tokens, those that
+    a message names are text."""
+    names = special_names(tokenizer)
+    name = {chr(STAND_INS + number): name for number, name in enumerate(names)}
+    if not any(letter in name for letter in text):
+        return tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = []
+    at = 0
+    for special in [*_any_of(names).finditer(text), None]:
+        between = text[at : special.start() if special else len(text)]
+        if between:
+            ids += text_ids(tokenizer, "".join(name.get(letter, letter) for letter in between))
+        if special:
+            ids += tokenizer.convert_tokens_to_ids([special[0]])  # pyright: ignore[reportOperatorIssue]
+            at = special.end()
+    return ids
+
+
+def _any_of(names: Sequence[str] | dict[str, str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
