@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--settings", "--thres", default="", help="of the rule, one evaluation each: thresholds 0.5,0.9, say"
     )
+    made.add_argument("--windows", default="", help="of --strategy window: widths of the window, 2,4,8 (default: 4)")
     made.add_argument(
         "--config", help="an experiment's name or a YAML file: model, lengths, blocks (default: the run's)"
     )
@@ -304,8 +305,10 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     unread = () if arguments.run else ("checkpoints",)
     if arguments.strategy:
         unread = ("checkpoints", "temperatures", "betas", "sampling_mode", "alphas")
+    if arguments.strategy != "window":
+        unread = (*unread, "windows")
     if idle := [f"--{key}" for key in unread if getattr(arguments, key)]:
-        given = "--strategy" if arguments.strategy else "--policy_path"
+        given = f"--strategy {arguments.strategy}" if arguments.strategy else "--policy_path" if arguments.policy_path else "RUN"
         raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:

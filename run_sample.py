@@ -54,7 +54,7 @@ any key of configs/sample.yaml can follow as KEY=VALUE, among them
   sampler.block_length=32   semi-autoregressive decoding
   sampler.budget=4          at most 4 evaluations a sample: the last one writes all that is left
   sampler.alpha=1           of a policy trained with reward.alphas: how much speed is worth
-  sampler.factor=1          and sampler.entropy_bound, sampler.noise: parameters of strategies
+  sampler.factor=1          and sampler.entropy_bound, sampler.noise, sampler.window: parameters of strategies
   sampler.policy.action=bernoulli_argmax   not for example/014609, which takes fixed only
   model.dtype=bfloat16
 
@@ -93,9 +93,9 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(PREDICTORS)}; guided by a reward: {', '.join(GUIDED)}; with particles: {', '.join(FILTERS)}",
     )  # fmt: skip
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
-                     "first_hitting, threshold, factor and entropy_bound take as many as they need")  # fmt: skip
+                     "first_hitting, threshold, window, factor and entropy_bound take as many as they need")  # fmt: skip
     how.add_argument(
-        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of strategy threshold (0.9)"
+        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of strategies threshold and window (0.9)"
     )
     how.add_argument(
         "--policy",

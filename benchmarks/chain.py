@@ -31,13 +31,14 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
-from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, nothing
+from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
 
 PROBLEM_STEPS, LENGTH = 8, 24
 COUNTS = (2, 3, 4, 5, 6, 7, 8, 12)
 BLOCKS = (24, 4, 2)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.999)
 FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0)
+WINDOWS = (2, 4, 6, 8)
 BOUNDS = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 
@@ -66,10 +67,11 @@ def heuristics() -> list[Setting]:
         if block == LENGTH:  # so many positions at once from the left: blocks of a step each
             for steps in range(2, LENGTH + 1):
                 found.append(Setting("leftmost", f"{steps} steps", Leftmost(), steps, block))
-        adaptive: list[tuple[str, float, Unmasker]] = [("threshold", v, Threshold(v)) for v in THRESHOLDS]
-        adaptive += [("factor", v, Factor(v)) for v in FACTORS] + [
-            ("entropy_bound", v, EntropyBound(v)) for v in BOUNDS
-        ]
+        adaptive: list[tuple[str, float | str, Unmasker]] = [("threshold", v, Threshold(v)) for v in THRESHOLDS]
+        adaptive += [("factor", v, Factor(v)) for v in FACTORS]
+        adaptive += [("entropy_bound", v, EntropyBound(v)) for v in BOUNDS]
+        if block == LENGTH:  # a window stands in the place of blocks
+            adaptive += [("window", f"{v}, window {w}", Window(v, w)) for v in THRESHOLDS for w in WINDOWS]
         for name, value, rule in adaptive:
             found.append(Setting(name, str(value), rule, block=block))
             if block == LENGTH:
@@ -197,7 +199,10 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
     """The best of each side at a mean of at most `count` evaluations: one record a side, over its training seeds."""
     sides: dict[str, Callable[[Setting], bool]] = {
         "best heuristic, no blocks": lambda s: s.run is None and s.block == LENGTH,
-        "the same but for leftmost": lambda s: s.run is None and s.block == LENGTH and s.method != "leftmost",
+        "window": lambda s: s.method == "window",
+        "other rules, no blocks": lambda s: (
+            s.run is None and s.block == LENGTH and s.method not in ("leftmost", "window")
+        ),
         "threshold, blocks of 2 or 4": lambda s: s.method == "threshold" and s.block < LENGTH,
     }
     for name in dict.fromkeys(setting.method for _, setting in tuned if setting.run):
@@ -250,7 +255,7 @@ def draw(records: list[dict], path: Path) -> None:
         if record["learned"]:
             return ("blocks" in record["method"]) == (record["block"] < LENGTH)
         return record["method"] == "threshold" or (
-            record["block"] == LENGTH and record["method"] in ("random", "top_prob", "leftmost")
+            record["block"] == LENGTH and record["method"] in ("random", "top_prob", "leftmost", "window")
         )
 
     def name(record: dict) -> str:

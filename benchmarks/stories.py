@@ -1,141 +1,238 @@
-"""Stories: generative perplexity and entropy of every rule at 16 steps, one token rule for all.
+"""Stories: perplexity, entropy and cost of every rule, over steps, lengths and token temperatures, with held-out text as the mark.
 
-    python -m benchmarks.stories --sweep --samples 96 --judged 0       # noise of confidence_noisy, temperature of the policy
-    python -m benchmarks.stories --samples 512 --judged 256 --seeds 3 --noise 1.0
+    python -m benchmarks.stories                              # steps 8 to 64, lengths 128 and 256, temperatures 0.8 to 1.0
+    python -m benchmarks.stories --bound 16                   # what the order alone costs, on held-out text
+    python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --samples 512 --judged 128 --seeds 3 --out DIR
+    python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --sweep --samples 64 --out DIR
 
-No prompt, tokens drawn at temperature 1 without a cut. Two judges: smollm2 on the decoded text (it also wrote the data), and the
-shipped causal model on token ids. A record for each rule and seed is appended to --out DIR/stories.jsonl (sweep.jsonl) as it is
-made, so that seeds may be drawn by several processes (--first-seed); the table at the end is of all records there. Ends with
-flat JSON.
+No prompt, tokens without a cut. The shipped causal model judges the token ids; `--judged N` also has smollm2 judge the decoded text
+of N samples (it wrote the training data). A record for each rule, setting and seed is appended to --out DIR/stories.jsonl as it
+is made, so that several processes may draw seeds (--first-seed) and a killed run goes on: records that are there are not made
+again. CPU seconds are those of the process; equivalent evaluations: evaluation/cost.py. Ends with flat JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from time import process_time
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from data.rows import end_of_text
+from data.text import documents, load_texts
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from evaluation.cost import equivalent_evaluations
 from evaluation.report import print_table
-from evaluation.text import JudgeMissing, distinct_n, load_judge, perplexity, standard_error, unigram_entropy
+from evaluation.text import Judge, distinct_n, load_judge, perplexity, standard_error, unigram_entropy
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy, Unmasker, sample
+from samplers.loop import Strategy, TeacherForced, Unmasker, sample
 from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 
 NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
-TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the policy
+SAMPLES = {8: 48, 16: 32, 32: 20, 64: 12}  # by steps, where --samples does not say: about as long for each
+COUNTED = 4  # rows whose floating-point operations are counted
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to write: at most so many steps, positions, and the temperature of the tokens."""
+
+    steps: int
+    length: int
+    temperature: float
 
 
 def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]:
-    """Name -> where."""
+    """Name -> rule."""
     networks = {Path(path).name: load_policy(path) for path in policies}
     if sweep:
         noisy = {f"confidence_noisy {value}": ConfidentNoisy(value) for value in NOISES}
         learned = {f"{n} T={t}": PolicyUnmasker(p, "fixed", t) for n, p in networks.items() for t in TEMPERATURES}
-        return {"direct": Direct(), **noisy, **learned}
+        return {"direct": Direct(), **noisy, "dilated": Dilated(), **learned}
     learned = {name: PolicyUnmasker(network, "fixed") for name, network in networks.items()}
     learned |= {f"{name} T=0.5": PolicyUnmasker(network, "fixed", 0.5) for name, network in networks.items()}
     return {"direct": Direct(), f"confidence_noisy {noise}": ConfidentNoisy(noise), "dilated": Dilated(), **learned,
             "random": Random(), "confidence": Confident()}  # fmt: skip
 
 
-def summary(records: list[dict]) -> list[dict]:
-    """A row a rule: means over seeds, weighted by samples, with their standard errors, and ratios to direct's."""
+def held_out(model: MaskedLM, length: int, count: int) -> Int[Tensor, "row position"]:
+    """Rows of the held-out stories, each from the beginning of a document on, as the model was trained on them."""
+    rows = documents(load_texts("stories", "valid"), model.tokenizer, length, end_of_text(model.tokenizer))
+    return rows[:count]
+
+
+def judged(judge: CausalLM, tokens: Int[Tensor, "row position"]) -> dict[str, float | int]:
+    """Perplexity under the causal judge and unigram entropy (nats), means with standard errors over rows."""
+    own = torch.exp(-sequence_log_prob(judge, tokens)[:, 1:].mean(1))
+    entropy = unigram_entropy(tokens)
+    return {
+        "samples": len(tokens), "causal_ppl": float(own.mean()), "causal_ppl_se": float(standard_error(own)),
+        "entropy": float(entropy.mean()), "entropy_se": float(standard_error(entropy)),
+        "distinct_2": distinct_n(tokens, 2),
+    }  # fmt: skip
+
+
+def judged_text(judge: Judge, texts: list[str]) -> dict[str, float | int]:
+    """Perplexity of decoded texts under a judge of another tokenizer, with its standard error."""
+    scores = perplexity(judge, texts)
+    scores = scores[scores.isfinite()]
+    return {"gen_ppl": float(scores.mean()), "gen_ppl_se": float(standard_error(scores)), "judged": len(scores)}
+
+
+def drawn(
+    model: MaskedLM, rule: Unmasker, cell: Cell, count: int, seed: int
+) -> tuple[Int[Tensor, "row position"], dict[str, float]]:
+    """Samples, and what they cost: evaluations, equivalent evaluations and CPU seconds of a sample."""
+    canvas = torch.full((count, cell.length), model.mask_id)
+
+    def decode(rows: Int[Tensor, "row position"], numbers: Int[Tensor, "row"] | None = None):
+        strategy = Strategy(rule, TokenRule(cell.temperature))
+        return sample(UnmaskingEnvironment(model, cell.steps), strategy, rows, seed, numbers)
+
+    started = process_time()
+    parts = [decode(canvas[rows], rows) for rows in torch.arange(count).split(32)]
+    spent = process_time() - started
+    return torch.cat([part.tokens for part in parts]), {
+        "nfe": float(torch.cat([part.evaluations for part in parts]).float().mean()),
+        "equivalent": equivalent_evaluations(model, decode, canvas[:COUNTED]),
+        "cpu_s": spent / count,
+    }
+
+
+def bound(model: MaskedLM, rule: Unmasker, text: Int[Tensor, "row position"], steps: int) -> Float[Tensor, "row"]:
+    """-log p of each text in nats a token, revealed in the rule's order: the reward of experiment=stories_bound, negated. What a
+    rule loses by writing several positions at once is in it, and nothing is sampled but the order."""
+    samples = sample(
+        UnmaskingEnvironment(model, steps), TeacherForced(rule, text), torch.full_like(text, model.mask_id),
+        record=lambda observation: {},
+    )  # fmt: skip
+    trajectory = samples.trajectory
+    assert trajectory is not None
+    total = torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
+    return -total / text.shape[1]
+
+
+def bounds(model: MaskedLM, chosen: dict[str, Unmasker], steps: list[int], count: int, length: int) -> list[dict]:
+    """The bound of every rule at every count of steps, and its difference from `dilated` on the same texts, with errors."""
+    text = held_out(model, length, count)
     rows = []
-    records = list(
-        {(record["rule"], record["seed"]): record for record in records}.values()
-    )  # drawn again: the last counts
-    for name in dict.fromkeys(record["rule"] for record in records):
-        row: dict[str, str | int | float] = {"rule": name}
-        own = [record for record in records if record["rule"] == name]
-        row["samples"] = sum(record["samples"] for record in own)
-        for key, count in (("gen_ppl", "judged"), ("causal_ppl", "samples"), ("entropy", "samples")):
-            used = [record for record in own if record.get(count)]
-            total = sum(record[count] for record in used)
-            if total:
-                row[key] = sum(record[key] * record[count] for record in used) / total
-                row[f"{key}_se"] = sum((record[f"{key}_se"] * record[count] / total) ** 2 for record in used) ** 0.5
-        rows.append(row)
-    direct = next((row for row in rows if row["rule"] == "direct"), {})
-    for row in rows:
-        row |= {f"{key}_over_direct": row[key] / direct[key] for key in ("gen_ppl", "causal_ppl", "entropy")
-                if key in row and key in direct}  # fmt: skip
+    for one in steps:
+        reference = bound(model, Dilated(), text, one)
+        for name, rule in chosen.items():
+            nats = reference if name == "dilated" else bound(model, rule, text, one)
+            more = nats - reference
+            rows.append({"rule": name, "steps": one, "length": length, "texts": count, "nats": float(nats.mean()),
+                         "nats_se": float(standard_error(nats)), "over_dilated": float(more.mean()),
+                         "over_dilated_se": float(standard_error(more))})  # fmt: skip
     return rows
 
 
-def main() -> None:
+def summary(records: list[dict]) -> list[dict]:
+    """A row a rule and cell: means over seeds, weighted by samples, with standard errors, and ratios to direct's there."""
+    found: dict[tuple, dict] = {}
+    for key in dict.fromkeys(key_of(record)[:-1] for record in records):
+        own = [record for record in records if key_of(record)[:-1] == key]
+        row = dict(zip(("rule", "steps", "length", "temperature"), key, strict=True))
+        row["samples"] = sum(record["samples"] for record in own)
+        for name, count in (("gen_ppl", "judged"), ("causal_ppl", "samples"), ("entropy", "samples"),
+                            ("nfe", "samples"), ("equivalent", "samples"), ("cpu_s", "samples")):  # fmt: skip
+            used = [record for record in own if record.get(count) and name in record]
+            total = sum(record[count] for record in used)
+            if total:
+                row[name] = sum(record[name] * record[count] for record in used) / total
+            if total and f"{name}_se" in used[0]:
+                row[f"{name}_se"] = sum((record[f"{name}_se"] * record[count] / total) ** 2 for record in used) ** 0.5
+        found[key] = row
+    for key, row in found.items():
+        direct = found.get(("direct", *key[1:]), {})
+        row |= {f"{name}_over_direct": row[name] / direct[name] for name in ("gen_ppl", "causal_ppl", "entropy")
+                if name in row and name in direct}  # fmt: skip
+    return list(found.values())
+
+
+def key_of(record: dict) -> tuple:
+    """What a record is of: rule, steps, length, temperature, seed."""
+    return tuple(record[name] for name in ("rule", "steps", "length", "temperature", "seed"))
+
+
+def read(file: Path) -> list[dict]:
+    """The records of a file, the last of each key."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return list({key_of(record): record for record in map(json.loads, lines)}.values())
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/stories")
-    parser.add_argument("--causal", default="example/stories_causal", help="second judge")
+    parser.add_argument("--causal", default="example/stories_causal", help="the judge of token ids")
     parser.add_argument("--policies", nargs="*", default=["example/014609"])
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument(
-        "--judged", type=int, default=None, help="samples that smollm2 scores (default: all; it is slow)"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--noise", type=float, default=1.0)
-    parser.add_argument(
-        "--rules", nargs="*", help="only the rules of these names, such as 'confidence_noisy 1.0' (default: all)"
-    )
-    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--steps", nargs="*", type=int, default=[8, 16, 32, 64])
+    parser.add_argument("--lengths", nargs="*", type=int, default=[128, 256])
+    parser.add_argument("--temperatures", nargs="*", type=float, default=[0.8, 0.9, 1.0])
+    parser.add_argument("--samples", type=int, help=f"of each setting and seed (default, by steps: {SAMPLES})")
+    parser.add_argument("--judged", type=int, default=0, help="samples that --judge scores too (it is slow)")
     parser.add_argument("--judge", default="smollm2")
-    parser.add_argument("--out", default="docs/results/stories")
-    arguments = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--rules", nargs="*", default=["direct", "dilated", "014609 T=0.5"], help="names; none: all")
+    parser.add_argument("--sweep", action="store_true", help="noises of confidence_noisy, temperatures of the policies")
+    parser.add_argument("--bound", type=int, metavar="N", help="only the bound, on N held-out texts of each length")
+    parser.add_argument("--out", default="docs/results/stories/grid")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     torch.set_num_threads(1)
     model, _ = load_model(arguments.model)
-    second, _ = load_model(arguments.causal)
-    assert isinstance(second, CausalLM) and model.tokenizer is not None
-    try:
-        judge = load_judge(arguments.judge)
-    except JudgeMissing as error:
-        print(f"no {arguments.judge}: {error}")
-        judge = None
+    chosen = rules(arguments.policies, arguments.sweep, arguments.noise)
+    if arguments.rules and not arguments.sweep:
+        chosen = {name: rule for name, rule in chosen.items() if name in arguments.rules}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.bound:
+        rows = [row for length in arguments.lengths
+                for row in bounds(model, chosen, arguments.steps, arguments.bound, length)]  # fmt: skip
+        with (out / "bound.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        print_table(rows, title="nats a token of held-out text, revealed in the order of each rule")
+        print(json.dumps({f"{row['rule']} {row['steps']} {row['length']}": row["nats"] for row in rows}))
+        return
+    second, _ = load_model(arguments.causal)
+    assert isinstance(second, CausalLM) and model.tokenizer is not None
+    judge = load_judge(arguments.judge) if arguments.judged else None
     file = out / ("sweep.jsonl" if arguments.sweep else "stories.jsonl")
-    canvas = torch.full((arguments.samples, model.max_length), model.mask_id)
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for name, rule in rules(arguments.policies, arguments.sweep, arguments.noise).items():
-            if arguments.rules and name not in arguments.rules:
-                continue
-            environment = UnmaskingEnvironment(model, arguments.steps)
-            parts = [sample(environment, Strategy(rule, TokenRule()), canvas[rows], seed, rows)
-                     for rows in torch.arange(arguments.samples).split(64)]  # fmt: skip
-            tokens = torch.cat([part.tokens for part in parts])
-            own = torch.exp(-sequence_log_prob(second, tokens)[:, 1:].mean(1))
-            entropy = unigram_entropy(tokens)
-            record = {
-                "rule": name, "seed": seed, "samples": len(tokens), "steps": arguments.steps,
-                "causal_ppl": float(own.mean()), "causal_ppl_se": float(standard_error(own)),
-                "entropy": float(entropy.mean()), "entropy_se": float(standard_error(entropy)),
-                "distinct_2": distinct_n(tokens, 2),
-                "nfe": float(torch.cat([part.evaluations for part in parts]).float().mean()),
-                "tokens_per_s": sum(int(p.generated.sum()) for p in parts) / sum(p.seconds for p in parts),
-            }  # fmt: skip
-            if judge is not None and arguments.judged != 0:
-                texts = model.tokenizer.batch_decode(tokens[: arguments.judged])
-                scores = perplexity(judge, texts)
-                scores = scores[scores.isfinite()]
-                record |= {
-                    "gen_ppl": float(scores.mean()),
-                    "gen_ppl_se": float(standard_error(scores)),
-                    "judged": len(scores),
-                }
-            with open(file, "a") as records:
-                records.write(json.dumps(record) + "\n")
-    rows = summary([json.loads(line) for line in file.read_text().splitlines()])
-    print_table(rows, title=f"{file}: {arguments.steps} steps, temperature 1")
-    result = {
-        f"{row['rule']} {key}": value for row in rows for key, value in row.items() if key.endswith("_over_direct")
-    }
-    print(json.dumps(result))
+    done = {key_of(record) for record in read(file)}
+    marks = [{"rule": "held-out text", "steps": 0, "length": length, "temperature": 1.0, "seed": 0,
+              **judged(second, held_out(model, length, 128))} for length in arguments.lengths]  # fmt: skip
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    cells = [Cell(*values) for values in product(arguments.steps, arguments.lengths, arguments.temperatures)]
+    for seed, cell, (name, rule) in product(seeds, cells, chosen.items()):
+        record = {"rule": name, **vars(cell), "seed": seed}
+        if key_of(record) in done:
+            continue
+        tokens, cost = drawn(model, rule, cell, arguments.samples or SAMPLES.get(cell.steps, 32), seed)
+        record |= judged(second, tokens) | cost
+        if judge is not None:
+            record |= judged_text(judge, model.tokenizer.batch_decode(tokens[: arguments.judged]))
+        with file.open("a", encoding="utf-8") as records:
+            records.write(json.dumps(record) + "\n")
+    rows = summary([*marks, *read(file)])
+    print_table(rows, title=str(file))
+    print(json.dumps({f"{row['rule']}, {row['steps']} steps, length {row['length']}, T={row['temperature']}": row["causal_ppl"]
+                      for row in rows}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
-from policy.build import RULE_SETTINGS, check_alpha, check_known, shipped, strategy_name
+from policy.build import RULE_SETTINGS, check_alpha, check_known, check_window, highest_setting, shipped, strategy_name
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Unmasker
-from samplers.where import ADAPTIVE, WHERE
+from samplers.where import ADAPTIVE, WHERE, Window
 
 SAMPLING_MODES = {
     "bernoulli-argmax": "bernoulli_argmax",
@@ -95,15 +95,29 @@ def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
     if name in RULE_SETTINGS:
         if not settings:
             raise ValueError(f"--strategy {name} needs --settings, such as 0.5,0.9")
-        highest = 1.0 if name == "threshold" else float("inf")
+        highest = highest_setting(name)
         if wrong := [value for value in settings if not 0 <= value <= highest]:
             raise ValueError(f"--settings {wrong} of {name} must be from 0 to {highest}; change them")
         found = [Candidate(f"{name}-{value:g}", name, WHERE[name](value), setting=value) for value in settings]
+        if name == "window":
+            found = _windows(arguments.windows, settings)
     elif settings:
         raise ValueError(f"{name} has no setting to sweep; give --steps, such as 4,8,16")
     if name in ADAPTIVE and steps:
         raise ValueError(f"{name} takes as many steps as it needs; leave --steps out, or give --budgets")
     return _in_steps(found, steps)
+
+
+def _windows(windows: str, settings: list[float]) -> list[Candidate]:
+    """Every width of a window with every threshold. A width is part of the name, so that each has its own directory."""
+    widths = numbers(windows, "--windows", int) or [Window.window]
+    for width in widths:
+        check_window(width, "--windows")
+    return [
+        Candidate(f"window{width}-{value:g}", f"window {width}", Window(value, width), setting=value)
+        for width in widths
+        for value in settings
+    ]
 
 
 def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:

@@ -23,7 +23,7 @@ from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy
 from samplers.scores import PREDICTORS
-from samplers.where import WHERE
+from samplers.where import WHERE, Window
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = (*WHERE, "policy")  # and, for SEDD, PREDICTORS
@@ -35,6 +35,7 @@ ACTIONS = (
 )  # those that leave no mask; `bernoulli` is for training
 RULE_SETTINGS = {
     "threshold": "threshold",
+    "window": "threshold",
     "factor": "factor",
     "entropy_bound": "entropy_bound",
     "confidence_noisy": "noise",
@@ -92,10 +93,24 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     if name not in RULE_SETTINGS:
         return Strategy(WHERE[name](), what)
     key = RULE_SETTINGS[name]
-    highest = 1.0 if name == "threshold" else float("inf")
+    highest = highest_setting(name)
     if not isinstance(sampler[key], int | float) or not 0 <= sampler[key] <= highest:
         raise ValueError(f"sampler.{key}={sampler[key]} must be a number from 0 to {highest}; change it")
+    if name == "window":
+        check_window(sampler.window, "sampler.window")
+        return Strategy(Window(float(sampler.threshold), sampler.window), what)
     return Strategy(WHERE[name](float(sampler[key])), what)
+
+
+def highest_setting(name: str) -> float:
+    """The largest value of the setting of a rule of RULE_SETTINGS: 1 of a probability."""
+    return 1.0 if RULE_SETTINGS[name] == "threshold" else float("inf")
+
+
+def check_window(window: object, setting: str) -> None:
+    """Refuse a width of the rule `window` that is no positive whole number. setting: its name, for the message."""
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"{setting}={window} must be a whole number of at least 1; change it")
 
 
 def score_predictor(config: DictConfig, model: MaskedLM) -> str | None:

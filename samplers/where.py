@@ -9,7 +9,7 @@ Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,6 +181,22 @@ class Threshold:
 
 
 @dataclass
+class Window:
+    """`Threshold` within a sliding window, the leftmost `window` masks of each row: the window moves on with every commit, where
+    semi-autoregressive blocks wait until they are full. window: at least 1."""
+
+    threshold: float | int = 0.9
+    window: int = 4
+
+    def choose(self, observation, draws):
+        leftmost = observation.writable & (observation.writable.cumsum(1) <= self.window)
+        if observation.environment.allowed is not None:
+            # The last evaluation that a budget allows writes every mask, so that all of them are read from it.
+            leftmost |= observation.writable & observation.last[:, None]
+        return Threshold(self.threshold).choose(replace(observation, writable=leftmost), draws)
+
+
+@dataclass
 class Factor:
     """The n most confident, n the largest with (n + 1)(1 - p_n) < factor, at least one."""
 
@@ -210,7 +226,7 @@ class EntropyBound:
         return best(-entropy, observation.writable, count, by_ties(observation, draws)), nothing(observation)
 
 
-ADAPTIVE = ("threshold", "factor", "entropy_bound", "first_hitting")  # rules that take as many steps as they need
+ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # rules that take as many steps as they need
 WHERE = {
     "direct": Direct,
     "first_hitting": FirstHitting,
@@ -221,6 +237,7 @@ WHERE = {
     "top_prob": lambda: Confident("top_prob"),
     "entropy": lambda: Confident("entropy"),
     "threshold": Threshold,
+    "window": Window,
     "factor": Factor,
     "entropy_bound": EntropyBound,
     "leftmost": Leftmost,

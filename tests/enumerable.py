@@ -196,6 +196,10 @@ def where_law(name, canvas_log_probs, count, left, **settings):
     if name == "threshold":
         sure = {i for i in positions if top[i] >= settings["threshold"]}
         return [(share, tuple(sorted(sure | set(one)))) for share, one in best_subsets(top, 1)]
+    if name == "window":
+        inside = {i: top[i] for i in positions[: settings["window"]]}
+        sure = {i for i, p in inside.items() if p >= settings["threshold"]}
+        return [(share, tuple(sorted(sure | set(one)))) for share, one in best_subsets(inside, 1)]
     if name == "factor":
         falling = sorted(top.values(), reverse=True)
         passing = [n for n, p in enumerate(falling, start=1) if (n + 1) * (1 - p) < settings["factor"]]

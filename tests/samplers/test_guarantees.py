@@ -187,6 +187,36 @@ def picks(scores, count, rows=2000, writable=None):
     return (order > 0).double().mean(0).tolist()
 
 
+def window_by_a_plain_loop(model, canvas, threshold, width):
+    """Greedy decoding of one row: of its leftmost `width` masks, those whose best token has the threshold, else the best one."""
+    row, order = canvas.clone(), torch.full_like(canvas, -1)
+    for step in range(len(row)):
+        masks = (row == model.mask_id).nonzero().squeeze(1).tolist()[:width]
+        if not masks:
+            break
+        best = {i: model.log_probs(row.unsqueeze(0))[0, i].max(0) for i in masks}
+        surest = max(masks, key=lambda i: float(best[i].values))
+        for i in masks:
+            if float(best[i].values.exp()) >= threshold or i == surest:
+                row[i], order[i] = best[i].indices, step
+    return row, order
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 9])
+@pytest.mark.parametrize("threshold", [0.3, 0.45, 0.99])
+def test_window_is_a_threshold_among_the_leftmost_masks_of_each_row(threshold, width):
+    """Rows of which other positions are given, whose windows stand at other places."""
+    model = RandomLM(4, seed=5)
+    canvas = torch.full((5, 9), 4)
+    canvas[1, 0], canvas[2, 3:6], canvas[3, [0, 2, 4, 6]], canvas[4, 8] = 1, 2, 0, 3
+    rule = WHERE["window"](threshold, width)
+    samples = sample(UnmaskingEnvironment(model, 9), Strategy(rule, TokenRule(0.0)), canvas)
+    for tokens, written_at, row in zip(samples.tokens, samples.written_at, canvas, strict=True):
+        expected, order = window_by_a_plain_loop(model, row, threshold, width)
+        assert torch.equal(tokens, expected)
+        assert torch.equal(written_at, order)
+
+
 def test_scores_within_1e_5_tie_and_others_do_not():
     near, far = 0.9e-5, 1.1e-5
     assert picks([0.5, 0.5 + far, 0.1], 1) == [0, 1, 0]

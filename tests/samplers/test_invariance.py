@@ -13,11 +13,11 @@ import torch
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold
+from samplers.where import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
 from tests.enumerable import RandomLM, random_radd
 
 CASES = 1000
-LOOK = ("confidence", "confidence_noisy", "top_prob", "entropy", "threshold", "factor", "entropy_bound")
+LOOK = ("confidence", "confidence_noisy", "top_prob", "entropy", "threshold", "window", "factor", "entropy_bound")
 BLIND = ("direct", "first_hitting", "random", "dilated", "leftmost")
 BY_ROW = ("tokens", "prompt", "written_at", "evaluations", "steps")
 
@@ -31,6 +31,7 @@ def random_where(name, rng):
     settings = {
         "confidence_noisy": lambda: ConfidentNoisy(rng.choice([0.1, 1.0])),
         "threshold": lambda: Threshold(rng.choice([0.3, 0.5, 0.9])),
+        "window": lambda: Window(rng.choice([0.3, 0.9]), rng.choice([1, 2, 3])),
         "factor": lambda: Factor(rng.choice([0.7, 1.0, 2.0])),
         "entropy_bound": lambda: EntropyBound(rng.choice([0.1, 1.0, 3.0])),
     }
@@ -163,7 +164,7 @@ def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, what):
     assert torch.equal(ours.tokens, plain.tokens)
     assert torch.equal(ours.written_at, plain.written_at)
     assert ours.rows_evaluated == len(asked)
-    assert len(asked) < len(model.asked) or name in ("threshold", "factor", "entropy_bound")
+    assert len(asked) < len(model.asked) or name in ("threshold", "window", "factor", "entropy_bound")
     assert all(model.mask_id in row for row, _ in asked), "a finished row was evaluated"
     assert ours.forwards <= int(ours.steps.max())
 
@@ -231,7 +232,7 @@ def test_identical_rows_share_their_evaluation(name):
     WHERE[name]().choose(observation, Draws(0))
     assert environment.rows_evaluated == len(model.asked) == 1
     assert environment.evaluations.tolist() == [1] * 7  # each still spent one of its own
-    assert environment.positions_read == 6
+    assert environment.positions_read == (Window.window if name == "window" else 6)
 
 
 @pytest.mark.parametrize("name", BLIND)

@@ -12,6 +12,7 @@ ROWS = 20_000
 SETTINGS = {  # chosen so that a step writes one position at some canvases and several at others
     "confidence_noisy": {"noise": 0.7},
     "threshold": {"threshold": 0.592},
+    "window": {"threshold": 0.55, "window": 2},
     "factor": {"factor": 1.0},
     "entropy_bound": {"bound": 1.5},
 }

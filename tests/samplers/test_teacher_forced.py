@@ -11,8 +11,14 @@ from samplers.loop import Strategy, TeacherForced, sample
 from samplers.where import WHERE, Threshold
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint, inconsistent
 
-SETTINGS = {"threshold": [0.5], "factor": [1.0], "entropy_bound": [1.0], "confidence_noisy": [0.7]}
-LOOKING_FOR_SURE = ("confidence", "top_prob", "entropy", "threshold", "factor", "entropy_bound", "leftmost")
+SETTINGS = {
+    "threshold": {"threshold": 0.5},
+    "window": {"threshold": 0.5, "window": 2},
+    "factor": {"factor": 1.0},
+    "entropy_bound": {"bound": 1.0},
+    "confidence_noisy": {"noise": 0.7},
+}
+LOOKING_FOR_SURE = ("confidence", "top_prob", "entropy", "threshold", "window", "factor", "entropy_bound", "leftmost")
 INCONSISTENT = inconsistent(vocabulary=3, length=4, seed=2)
 TEXTS = torch.tensor(list(product(range(3), repeat=4)))
 
@@ -20,7 +26,7 @@ TEXTS = torch.tensor(list(product(range(3), repeat=4)))
 def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
     """`text` revealed by the rule `name`, and log p of what was written: of each recorded step, and summed over the row."""
     canvas = torch.full_like(text, model.mask_id) if canvas is None else canvas
-    strategy = TeacherForced(WHERE[name](*SETTINGS.get(name, [])), text)
+    strategy = TeacherForced(WHERE[name](**SETTINGS.get(name, {})), text)
     samples = sample(UnmaskingEnvironment(model, steps, block), strategy, canvas, seed, record=lambda observation: {})
     trajectory = samples.trajectory
     return samples, torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
@@ -66,8 +72,7 @@ def test_one_position_a_step_with_exact_conditionals_is_the_probability_of_the_t
 def test_a_rule_without_chance_gives_the_probability_of_the_text_under_its_sampler(name, steps):
     """One order for each text: the bound is tight. The sampler's law by enumeration, which never reveals a text."""
     _, total = revealed(INCONSISTENT, name, TEXTS, steps)
-    settings = dict(zip(("threshold", "factor", "bound"), 3 * SETTINGS.get(name, []), strict=False))
-    law = exact_law(INCONSISTENT, name, steps, **settings)
+    law = exact_law(INCONSISTENT, name, steps, **SETTINGS.get(name, {}))
     expected = torch.tensor([law[tuple(text)] for text in TEXTS.tolist()]).log()
     torch.testing.assert_close(total.double(), expected.double(), atol=3e-5, rtol=0)
 
