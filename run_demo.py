@@ -4,8 +4,8 @@
 
 1. Trains an unmasking policy by GRPO on the shipped Sudoku backbone, from the shipped policy that knows which best tokens can be
 trusted (example/sudoku6_answers), for several budgets of evaluations at once. 2. Solves held-out puzzles and 3. writes stories
-with direct, confidence, threshold and policy. Prints one table; writes a Pareto plot, the samples, and an HTML page that replays
-the unmasking step by step.
+with direct, confidence, threshold, dilated (a schedule that learns nothing) and policy. Prints one table; writes a Pareto plot, the
+samples, and an HTML page that replays the unmasking step by step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
-from samplers.where import Confident, Direct, Threshold
+from samplers.where import Confident, Dilated, Direct, Threshold
 from training.usage import exit_on_bad_input
 
 ROOT = Path(__file__).parent
@@ -87,6 +87,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
         ("direct", "16 steps", Direct()),
         ("confidence", "16 steps", Confident()),
         ("threshold", "0.2", Threshold(0.2)),
+        ("dilated", "16 steps", Dilated()),
         ("policy", "16 steps", PolicyUnmasker(network, "fixed")),
     ]
     rows, kept = [], {}

@@ -308,7 +308,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     if arguments.strategy != "window":
         unread = (*unread, "windows")
     if idle := [f"--{key}" for key in unread if getattr(arguments, key)]:
-        given = f"--strategy {arguments.strategy}" if arguments.strategy else "--policy_path" if arguments.policy_path else "RUN"
+        given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
         raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:

@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
                      "first_hitting, threshold, window, factor and entropy_bound take as many as they need")  # fmt: skip
     how.add_argument(
-        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of strategies threshold and window (0.9)"
+        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of threshold and window (0.9)"
     )
     how.add_argument(
         "--policy",

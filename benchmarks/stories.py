@@ -1,13 +1,13 @@
-"""Stories: perplexity, entropy and cost of every rule, over steps, lengths and token temperatures, with held-out text as the mark.
+"""Stories: perplexity, entropy and cost of every rule, over steps, lengths and token temperatures, beside held-out text.
 
     python -m benchmarks.stories                              # steps 8 to 64, lengths 128 and 256, temperatures 0.8 to 1.0
     python -m benchmarks.stories --bound 16                   # what the order alone costs, on held-out text
     python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --samples 512 --judged 128 --seeds 3 --out DIR
     python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --sweep --samples 64 --out DIR
 
-No prompt, tokens without a cut. The shipped causal model judges the token ids; `--judged N` also has smollm2 judge the decoded text
-of N samples (it wrote the training data). A record for each rule, setting and seed is appended to --out DIR/stories.jsonl as it
-is made, so that several processes may draw seeds (--first-seed) and a killed run goes on: records that are there are not made
+No prompt, tokens without a cut. The shipped causal model judges the token ids; `--judged N` also has smollm2 judge the decoded
+text of N samples (it wrote the training data). A record for each rule, setting and seed is appended to --out DIR/stories.jsonl as
+it is made, so that several processes may draw seeds (--first-seed) and a killed run goes on: records that are there are not made
 again. CPU seconds are those of the process; equivalent evaluations: evaluation/cost.py. Ends with flat JSON.
 """
 
@@ -41,6 +41,7 @@ from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the policy
 SAMPLES = {8: 48, 16: 32, 32: 20, 64: 12}  # by steps, where --samples does not say: about as long for each
+KEYS = ("rule", "steps", "length", "temperature", "seed")
 COUNTED = 4  # rows whose floating-point operations are counted
 
 
@@ -143,7 +144,7 @@ def summary(records: list[dict]) -> list[dict]:
     found: dict[tuple, dict] = {}
     for key in dict.fromkeys(key_of(record)[:-1] for record in records):
         own = [record for record in records if key_of(record)[:-1] == key]
-        row = dict(zip(("rule", "steps", "length", "temperature"), key, strict=True))
+        row: dict[str, str | int | float] = dict(zip(KEYS[:-1], key, strict=True))
         row["samples"] = sum(record["samples"] for record in own)
         for name, count in (("gen_ppl", "judged"), ("causal_ppl", "samples"), ("entropy", "samples"),
                             ("nfe", "samples"), ("equivalent", "samples"), ("cpu_s", "samples")):  # fmt: skip
@@ -162,8 +163,8 @@ def summary(records: list[dict]) -> list[dict]:
 
 
 def key_of(record: dict) -> tuple:
-    """What a record is of: rule, steps, length, temperature, seed."""
-    return tuple(record[name] for name in ("rule", "steps", "length", "temperature", "seed"))
+    """What a record is of."""
+    return tuple(record[name] for name in KEYS)
 
 
 def read(file: Path) -> list[dict]:

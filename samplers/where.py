@@ -226,7 +226,7 @@ class EntropyBound:
         return best(-entropy, observation.writable, count, by_ties(observation, draws)), nothing(observation)
 
 
-ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # rules that take as many steps as they need
+ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # they take as many steps as they need
 WHERE = {
     "direct": Direct,
     "first_hitting": FirstHitting,

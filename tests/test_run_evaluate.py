@@ -123,7 +123,7 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
         (["--strategy", "random", "--betas", "1", "--alphas", "1"], "--betas, --alphas would do nothing"),
         (["--strategy", "random", "--sampling_mode", "dpls"], "--sampling_mode would do nothing"),
         (["--strategy", "random", "--checkpoints", "last"], "--checkpoints would do nothing with --strategy"),
-        (["--policy_path", "x", "--checkpoints", "last"], "--checkpoints would do nothing with --policy_path"),
+        (["--policy_path", "x", "--checkpoints", "last"], "--checkpoints would do nothing with a policy"),
         (["--policy_path", "example/chain_policy", "--alphas", "1"], "alpha=1.0 is read by policies"),
         (
             ["--policy_path", "example/chain_policy", "--steps", "4"],
@@ -139,7 +139,7 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
         (["--strategy", "window", "--settings", "1.5"], r"\[1.5\] of window must be from 0 to 1.0"),
         (["--strategy", "window", "--settings", "0.5", "--windows", "0"], "--windows=0 must be a whole number"),
         (["--strategy", "threshold", "--settings", "0.5", "--windows", "4"], "--windows would do nothing with --strategy"),
-        (["--policy_path", "example/chain_policy", "--windows", "4"], "--windows would do nothing with --policy_path"),
+        (["--policy_path", "example/chain_policy", "--windows", "4"], "--windows would do nothing with a policy"),
     ],
 )
 def test_bad_input(argv, message, tmp_path):

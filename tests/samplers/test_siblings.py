@@ -109,22 +109,26 @@ class Kept(Values):
 
 
 @pytest.mark.parametrize("way", ["siblings", "rows"])
-def test_scores_and_tokens_are_those_of_the_plain_loop(way):
-    """The published loop: batch 1, the reward k times a token, no cache anywhere."""
+def test_scores_and_tokens_are_those_of_the_published_loops(way):
+    """ARGS and both of PARGS's scripts, batch 1; the scores, of every candidate's whole text."""
     reward, model = classifier(), language_model()
     values = Kept(Siblings(cache_of(reward)) if way == "siblings" else Canvases(Rows(reward)))
     prompts = torch.randint(49, (3, 8), generator=torch.Generator().manual_seed(2))
     canvas = nn.functional.pad(prompts, (0, 10), value=model.mask_id)
     ours = sample(UnmaskingEnvironment(model, 18), Guided(WHERE["leftmost"](), values, 2.0, 10, 0.0), canvas)
+    first, second = plain_guided.words(50, start=49), plain_guided.words(50)
     for row, prompt in enumerate(prompts):
-        text = nn.functional.pad(prompt, (1, 0), value=49)  # the start token, which the model writes itself
-        score = lambda tokens: reward(input_ids=tokens[:, 1:]).logits.item()
-        theirs, scores = plain_guided.decode(model.backbone, score, text, 10, 2.0, 10)
-        assert torch.equal(ours.tokens[row], theirs[1:])
-        for step, found in enumerate(scores):
-            best, _ = plain_guided.step(model.backbone, lambda tokens: 0.0, theirs[: 9 + step], 10, 0.0)
-            log_probs = model.backbone(input_ids=theirs[None, : 9 + step]).logits[0, -1].log_softmax(0)[best]
-            torch.testing.assert_close(log_probs + 2.0 * values.found[step][row], found, atol=1e-4, rtol=0)
+        start = nn.functional.pad(prompt, (1, 0), value=49)[None]  # the start token, which the model puts there itself
+        written = plain_guided.args(model.backbone, reward, start, 2.0, 10, 10)[0, 9:]
+        assert torch.equal(ours.tokens[row, 8:], written)
+        for script in (plain_guided.pargs_generate, plain_guided.pargs_baselines):
+            text = second.decode(prompt)
+            assert torch.equal(script(model.backbone, first, reward, second, text, 2.0, 10, 10)[0], written)
+        for step, found in enumerate(values.found):
+            before = ours.tokens[row, : 8 + step]
+            best = model.backbone(input_ids=torch.cat((start[0, :1], before))[None]).logits[0, -1].topk(10).indices
+            expected = plain(reward, before[None], torch.tensor([8 + step]), best[None])
+            torch.testing.assert_close(found[row : row + 1], expected, atol=1e-4, rtol=0)
 
 
 def test_texts_of_different_lengths_and_rows_that_end_leave_the_others_as_they_are():
