@@ -4,7 +4,7 @@
 
 1. Trains an unmasking policy by GRPO on the shipped Sudoku backbone, from the shipped policy that knows which best tokens can be
 trusted (example/sudoku6_answers), for several budgets of evaluations at once. 2. Solves held-out puzzles and 3. writes stories
-with direct, confidence, threshold, dilated (a schedule that learns nothing) and policy. Prints one table; writes a Pareto plot, the
+with direct, confidence, threshold, dilated (which learns nothing) and policy. Prints one table; writes a Pareto plot, the
 samples, and an HTML page that replays the unmasking step by step.
 """
 

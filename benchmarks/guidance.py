@@ -82,7 +82,9 @@ def decode(model: CausalLM, decoder: Decoder, prompts: Int[Tensor, "row prompt"]
     return (process_time() - started) / (len(prompts) * tokens), samples
 
 
-def published(model: CausalLM, reward: Any, shape: Shape) -> dict[str, Callable[[Int[Tensor, "position"], int], Tensor]]:
+def published(
+    model: CausalLM, reward: Any, shape: Shape
+) -> dict[str, Callable[[Int[Tensor, "position"], int], Tensor]]:
     """The peers' loops: (a text, tokens to write) -> those tokens."""
     lm, own = plain_guided.words(shape.vocabulary, start=0), plain_guided.words(shape.vocabulary)
 

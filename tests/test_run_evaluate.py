@@ -138,7 +138,10 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
         (["--strategy", "random", "--seeds", ","], "give one at least"),
         (["--strategy", "window", "--settings", "1.5"], r"\[1.5\] of window must be from 0 to 1.0"),
         (["--strategy", "window", "--settings", "0.5", "--windows", "0"], "--windows=0 must be a whole number"),
-        (["--strategy", "threshold", "--settings", "0.5", "--windows", "4"], "--windows would do nothing with --strategy"),
+        (
+            ["--strategy", "threshold", "--settings", "0.5", "--windows", "4"],
+            "--windows would do nothing with --strategy",
+        ),
         (["--policy_path", "example/chain_policy", "--windows", "4"], "--windows would do nothing with a policy"),
     ],
 )
