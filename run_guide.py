@@ -34,33 +34,31 @@ from policy.build import build_strategy, check_known, shipped
 from policy.guidance import GUIDED, Guide, answer_texts, build_guide
 from rewards.models import TextReward, load_reward
 from training.processes import Processes, processes
-from training.usage import CHOICES, check_device, check_overrides, exit_on_bad_input
+from training.ranges import Maybe, Text, check_ranges
+from training.settings import SAMPLER, check_settings, resolved
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def check_guide_run(config: DictConfig) -> None:
     """Refuse what no run could have."""
-    check_device(str(config.device))
     if OmegaConf.is_missing(config, "out") or OmegaConf.is_missing(config.prompts, "file"):
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
-    if config.model.dtype not in CHOICES["model.dtype"]:
-        raise ValueError(f"model.dtype={config.model.dtype} is unknown; use one of {', '.join(CHOICES['model.dtype'])}")
-    for key in ("length", "batch_size", "prompts.count"):
-        value = OmegaConf.select(config, key)
-        if value is None and key == "prompts.count":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
-    if not config.methods:
-        raise ValueError("methods is empty, so there is nothing to do; name one at least")
+    check_settings(config, "guide")
+    if not isinstance(config.methods, DictConfig) or not config.methods:
+        raise ValueError(f"methods={config.methods} names no method, so there is nothing to do; name one at least")
     for name, settings in config.methods.items():
-        if settings is None:
-            raise ValueError(f"methods.{name} is null; leave a method out by ~methods.{name}")
+        if not isinstance(settings, DictConfig):
+            raise ValueError(f"methods.{name}={settings} sets no strategy; leave a method out by ~methods.{name}")
         check_known(settings.get("strategy"), GUIDED)
         wrong = unknown({str(key): value for key, value in settings.items() if key != "path"}, config.sampler)
         if wrong:
             raise ValueError(
                 f"methods.{name} sets {', '.join(wrong)}, which configs/sampler/default.yaml does not have"
             )
+        check_ranges(
+            {"methods": {name: resolved(config)["methods"][name]}},
+            {f"methods.{name}.{key}": allowed for key, allowed in (SAMPLER | {"path": Maybe(Text())}).items()},
+        )
 
 
 def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") -> list[str]:

@@ -14,7 +14,6 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -33,7 +32,6 @@ from policy.build import (
     build_strategy,
     canvas_of,
     check_known,
-    check_policy_keys,
     score_predictor,
     shipped,
     strategy_name,
@@ -44,7 +42,8 @@ from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from samplers.where import ADAPTIVE
-from training.usage import check_device, composed, device_of, exit_on_bad_input
+from training.settings import check_settings
+from training.usage import composed, device_of, exit_on_bad_input
 from twist.sampling import FILTERS, build_filter, model_of_twist
 
 EXAMPLES = """
@@ -168,30 +167,10 @@ def build_config(argv: list[str]) -> DictConfig:
     return config
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """An integer of 64 bits; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
 def check(config: DictConfig) -> None:
     """Refuse what no model could be asked for. Raises ValueError."""
+    check_settings(config, "sample")
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
-    check_policy_keys(config.sampler.policy)
-    for key in ("sampler.steps", "batch_size", "num_samples", "length", "sampler.block_length", "sampler.budget"):
-        value = OmegaConf.select(config, key)
-        optional = key in ("num_samples", "length", "sampler.block_length", "sampler.budget")
-        if not (value is None and optional) and not (is_whole(value) and value >= 1):
-            raise ValueError(f"{key.split('.')[-1]}={value} must be a whole number of at least 1; change it")
-    for name in ("temperature", "top_p", "policy.temperature", "policy.beta", "policy.threshold", "guidance"):
-        key = f"sampler.{name}"
-        if not isinstance(OmegaConf.select(config, key), int | float):
-            raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a number; change it")
-    for key in ("seed", "sampler.top_k"):
-        if not is_whole(OmegaConf.select(config, key)):
-            raise ValueError(f"{key}={OmegaConf.select(config, key)} must be a whole number; change it")
-    if config.model.dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"model.dtype={config.model.dtype} must be float32, bfloat16 or float16; change it")
-    check_device(str(config.device))
 
 
 def default_judge(device: torch.device) -> Judge | None:

@@ -36,7 +36,8 @@ from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config
-from training.usage import check_overrides, check_settings, exit_on_bad_input
+from training.settings import check_settings
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
@@ -142,7 +143,7 @@ def with_adapter(model: MaskedLM, config: DictConfig, new_mask: bool) -> MaskedL
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
-    check_settings(config)
+    check_settings(config, "train_dlm")
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         start = starting_model(config, group.device)

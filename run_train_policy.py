@@ -46,8 +46,9 @@ from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.published import translated
 from training.run import Run, resumed_config
+from training.settings import check_settings
 from training.sharding import shard
-from training.usage import check_overrides, check_settings, exit_on_bad_input
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
@@ -201,7 +202,7 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_policy")
-    check_settings(config)
+    check_settings(config, "train_policy")
     if config.algorithm.name not in ALGORITHMS:
         raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     with processes(config.device) as group:

@@ -30,8 +30,9 @@ from rewards.models import TextReward, load_reward
 from run_train_reward import read_preferences
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
+from training.settings import check_epochs, check_settings
 from training.trainers import train_by, trainer_settings
-from training.usage import check_overrides, check_settings, exit_on_bad_input
+from training.usage import check_overrides, exit_on_bad_input
 
 ALGORITHMS = ("dpo", "kto", "rloo")
 
@@ -43,8 +44,6 @@ def check_preference(config: DictConfig) -> None:
         raise ValueError(
             f"preference.algorithm={preference.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}"
         )
-    if not isinstance(preference.beta, int | float) or not 0 <= preference.beta < float("inf"):
-        raise ValueError(f"preference.beta={preference.beta} must be a finite number of at least 0; change it")
     if (preference.algorithm == "rloo") != (preference.reward is not None):
         raise ValueError(
             f"preference.reward={preference.reward} with preference.algorithm={preference.algorithm}: rloo learns from a reward, "
@@ -143,7 +142,8 @@ def build_trainer(
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_preference")
-    check_settings(config)
+    check_settings(config, "train_preference")
+    check_epochs(config, overrides)
     check_preference(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)

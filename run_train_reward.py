@@ -32,8 +32,9 @@ from rewards.models import ClassifierReward, reward_folder
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
+from training.settings import check_epochs, check_settings
 from training.trainers import train_by, trainer_settings
-from training.usage import check_overrides, check_settings, exit_on_bad_input
+from training.usage import check_overrides, exit_on_bad_input
 
 HEADS = ("sequence", "vocabulary")
 
@@ -215,7 +216,8 @@ def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes)
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_reward")
-    check_settings(config)
+    check_settings(config, "train_reward")
+    check_epochs(config, overrides)
     check_reward(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)

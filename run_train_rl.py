@@ -30,7 +30,8 @@ from run_train_dlm import stored_config
 from run_train_policy import build_reward, build_task, check_data
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.usage import check_overrides, check_settings, exit_on_bad_input
+from training.settings import check_settings
+from training.usage import check_overrides, exit_on_bad_input
 
 
 def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
@@ -76,7 +77,7 @@ def build(config: DictConfig, model: MaskedLM, noise, group: Processes):
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
-    check_settings(config)
+    check_settings(config, "train_rl")
     check_rl(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)

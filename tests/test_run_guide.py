@@ -204,7 +204,7 @@ def test_published_prompts_are_those_that_rewards_are_trained_with(tmp_path):
 
 REFUSED = [
     ("pargs", ["--k", "281"], "k=281 must be a whole number from 1 to the model's 280 tokens"),
-    ("pargs", ["--k", "0"], "k=0 must be a whole number from 1"),
+    ("pargs", ["--k", "0"], "k=0 must be a whole number of at least 1"),
     ("pargs", ["--beta", "nan"], "beta=nan must be a finite number"),
     ("pargs", ["--beta", "inf"], "beta=inf must be a finite number"),
     ("args", [], "takes a reward that was trained on full rows and .* is of kind 'prefix'; use pargs or pargs_g"),
@@ -221,7 +221,7 @@ REFUSED = [
     ("best_of_n", ["--k", "281"], "k=281 must be a whole number from 1"),
     ("top_k", ["--k", "281"], "k=281 must be a whole number from 1"),
     ("best_of_n", ["sampler.guide.samples=0"], "sampler.guide.samples=0 must be a whole number"),
-    ("best_of_n", ["sampler.top_p=0"], "top_p=0.0 must be in"),
+    ("best_of_n", ["sampler.top_p=0"], "top_p=0 must be a finite number above 0"),
 ]  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
     (["--twist", "causal twist", "sampler.stop=true"], "compared at one length"),
     (["--twist", "vocabulary", "sampler.guidance=1"], "the twist reads one; leave sampler.guidance out"),
     (["--twist", "vocabulary", "sampler.budget=2"], "writes one position a step, whatever sampler.budget=2 is"),
-    (["--twist", "vocabulary", "sampler.smc.exponent=-1"], "exponent=-1 must be a number of at least 0"),
+    (["--twist", "vocabulary", "sampler.smc.exponent=-1"], "exponent=-1 must be a finite number of at least 0"),
     (["--twist", "vocabulary", "sampler.smc.exponent=0.5", "sampler.smc.proposal=base"], "proposal base is not bent"),
     (["--twist", "vocabulary", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "2"], "writes 2 at once"),
 ], ids=str)  # fmt: skip
@@ -173,7 +173,7 @@ def test_bad_input_is_refused_in_one_sentence(twists, argv, message):
 def test_steering_refuses_what_it_cannot_do(twists, happy):
     with pytest.raises(ValueError, match="strategy fk needs a reward"):
         draw("--strategy", "fk", "--model", twists["masked"])
-    for setting, message in (("potential=mean", "potential='mean' is unknown"), ("scale=much", "scale=much must be a number"),
+    for setting, message in (("potential=mean", "potential='mean' is unknown"), ("scale=much", "scale=much must be a finite number"),
                              ("pick=worst", "pick='worst' is unknown"), ("interval=0", "interval=0 must be a whole number"),
                              ("unmask=leftwards", "did you mean 'leftmost'")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

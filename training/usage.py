@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -49,63 +48,6 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     for key, value in config.items_ex(resolve=False):
         found += _keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
     return found
-
-
-WHOLE = (
-    "training.batch_size", "training.accum", "training.chunk", "training.n_iters", "training.log_freq", "training.eval_freq",
-    "training.snapshot_freq", "training.snapshot_freq_for_preemption", "eval.batch_size", "sampling.discrete_steps",
-    "sampling.length", "sampling.block_length", "sampling.refresh", "algorithm.group_size", "algorithm.inner_updates",
-    "policy.num_heads", "policy.hidden_dim", "policy.num_blocks", "data.answer_length", "data.max_prompt_length", "data.count",
-    "data.valid_rows", "sampling.steps", "eval.samples", "rl.batch_size", "rl.group_size", "rl.ppo_epochs", "rl.reward_freq",
-    "rl.num_sigma_samples",
-)  # fmt: skip
-NUMBERS = (
-    "optim.lr", "optim.weight_decay", "optim.grad_clip", "training.ema", "sampling.temperature", "reward.alpha", "algorithm.kl",
-    "algorithm.clip", "eval.temperature", "rl.ppo_clip", "rl.kl_beta", "rl.baseline_decay", "rl.sandwich.beta", "rl.sandwich.mix",
-)  # fmt: skip
-LISTS = {"reward.functions": str, "reward.weights": float, "data.datasets": str}
-CHOICES = {"model.dtype": ("float32", "bfloat16", "float16"), "optim.schedule": ("constant", "linear", "cosine")}
-
-
-def check_settings(config: DictConfig) -> None:
-    """Refuse, before any work, values of a training configuration that no run could have. A key that is not there, or null where
-    that means something, is passed over."""
-    for key in WHOLE:
-        value = OmegaConf.select(config, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{key}={value} must be a whole number of at least 1; change it")
-    for key in NUMBERS:
-        value = OmegaConf.select(config, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise ValueError(f"{key}={value} must be a number of at least 0; change it")
-    for key, known in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and value not in known:
-            raise ValueError(f"{key}={value} is unknown; use one of {', '.join(known)}")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**31:
-        raise ValueError(f"seed={config.seed} must be a whole number from 0 to {2**31 - 1}; change it")
-    for key, kind in LISTS.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and not (isinstance(value, ListConfig) and all(_is_a(kind, item) for item in value)):
-            what = "names" if kind is str else "numbers"
-            raise ValueError(f"{key}={value} must be a list of {what}, in brackets: {key}=[A,B]; change it")
-    budgets = OmegaConf.select(config, "sampling.budgets")
-    if budgets is not None and not (
-        isinstance(budgets, ListConfig) and len(budgets) and all(isinstance(b, int) and b >= 1 for b in budgets)
-    ):
-        raise ValueError(f"sampling.budgets={budgets} must be a list of evaluations, each at least 1, such as [2,4,8]")
-    if budgets is not None and config.sampling.block_length is not None:
-        raise ValueError(
-            "sampling.budgets ends with one evaluation that writes all that is left, which sampling.block_length would not let "
-            "it; leave one out"
-        )
-    check_device(str(config.device))
-
-
-def _is_a(kind: type, value: object) -> bool:
-    if kind is str:
-        return isinstance(value, str)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_device(device: str) -> None:

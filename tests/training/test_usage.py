@@ -12,12 +12,13 @@ from policy.checkpoints import load_policy
 from samplers.where import Threshold
 from tests.training.test_run import TINY, train
 from training.processes import device_of_rank
-from training.usage import check_settings, composed, device_of
+from training.settings import check_settings
+from training.usage import composed, device_of
 
 
 @pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
 def test_the_shipped_defaults_pass(script):
-    check_settings(composed(script, []))
+    check_settings(composed(script, []), script)
 
 
 @pytest.mark.parametrize(
@@ -26,20 +27,20 @@ def test_the_shipped_defaults_pass(script):
         ("training.n_iters=abc", "training.n_iters=abc must be a whole number"),
         ("training.n_iters=0", "at least 1"),
         ("training.accum=0", "training.accum=0"),
-        ("training.log_freq=true", "training.log_freq=True"),
+        ("training.log_freq=true", "training.log_freq=true"),
         ("eval.batch_size=0", "eval.batch_size=0"),
         ("sampling.length=5.5", "sampling.length=5.5"),
-        ("optim.lr=abc", "optim.lr=abc must be a number"),
+        ("optim.lr=abc", "optim.lr=abc must be a finite number"),
         ("optim.lr=nan", "optim.lr=nan"),
-        ("optim.schedule=foo", "use one of constant, linear, cosine"),
-        ("model.dtype=foo", "use one of float32"),
+        ("optim.schedule=foo", "one of constant, linear, cosine"),
+        ("model.dtype=foo", "one of float32"),
         ("device=foo", "use auto, cpu or cuda"),
         ("seed=abc", "seed=abc must be a whole number"),
         ("seed=99999999999999999999", "must be a whole number"),
-        ("sampling.budgets=3", "must be a list of evaluations"),
-        ("sampling.budgets=[]", "must be a list of evaluations"),
-        ("sampling.budgets=[0]", "must be a list of evaluations"),
-        ("eval.temperature=-1", "eval.temperature=-1 must be a number of at least 0"),
+        ("sampling.budgets=3", "must be a list of at least 1 in brackets"),
+        ("sampling.budgets=[]", "must be a list of at least 1 in brackets"),
+        ("sampling.budgets=[0]", "must be a list of at least 1 in brackets"),
+        ("eval.temperature=-1", "eval.temperature=-1 must be a finite number of at least 0"),
     ],
 )
 def test_settings_that_no_run_could_have(override, message):
@@ -50,11 +51,11 @@ def test_settings_that_no_run_could_have(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward.functions=correct", r"reward.functions=correct must be a list of names, in brackets"),
-        ("reward.weights=1.0", "reward.weights=1.0 must be a list of numbers"),
-        ("reward.weights=[a]", "must be a list of numbers"),
-        ("reward.weights=[.nan]", "must be a list of numbers"),
-        ("data.datasets=gsm8k", "must be a list of names"),
+        ("reward.functions=correct", r"reward.functions=correct must be a list of at least 1 in brackets"),
+        ("reward.weights=1.0", "reward.weights=1.0 must be a list of at least 1"),
+        ("reward.weights=[a]", "must be a list of at least 1"),
+        ("reward.weights=[.nan]", "must be a list of at least 1"),
+        ("data.datasets=gsm8k", "must be a list of at least 1"),
         ("data.answer_length=0", "data.answer_length=0 must be a whole number of at least 1"),
         ("data.max_prompt_length=1.5", "data.max_prompt_length=1.5 must be a whole number"),
     ],

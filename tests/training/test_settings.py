@@ -1,0 +1,161 @@
+"""Every key of every configuration has a range, every shipped value is in it, and what is outside is refused by name."""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import run_train_reward
+from training.ranges import Flag, ListOf, Maybe, Number, Text, Whole
+from training.settings import check_epochs, check_settings, ranges_of
+from training.usage import CONFIGS, composed
+
+COMMANDS = (
+    "train_dlm",
+    "train_policy",
+    "train_rl",
+    "train_twist",
+    "train_reward",
+    "train_preference",
+    "guide",
+    "sample",
+)
+GIVEN = {  # what the command line has to give
+    "train_reward": ["data.train=x"],
+    "train_preference": ["data.train=x", "init=x"],
+    "guide": ["out=x", "prompts.file=x"],
+}
+FREE = ("methods", "published", "rewards")  # keys that an experiment names itself
+
+
+def values(name: str):
+    """(key, value) of everything that configs/`name`.yaml, the files of its groups and its experiments set; read as files, since
+    composing them all costs half a minute."""
+    base = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    groups = [
+        group
+        for entry in base.defaults
+        if isinstance(entry, DictConfig)
+        for group in entry
+        if (CONFIGS / group).is_dir()
+    ]
+    own = {key: value for key, value in plain(CONFIGS / f"{name}.yaml").items() if key != "hydra"}
+    yield from leaves(own)
+    for group in groups:
+        for file in sorted((CONFIGS / group).glob("*.yaml")):
+            if group != "experiment":
+                yield from leaves({group: plain(file)})
+            elif f"run_{name}.py" in file.read_text():
+                yield from leaves(plain(file))
+
+
+@cache
+def plain(file: Path) -> dict:
+    found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    assert isinstance(found, dict)
+    return {key: value for key, value in found.items() if key != "defaults"}
+
+
+def leaves(settings: dict, before: str = ""):
+    for key, value in settings.items():
+        yield from leaves(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_key_has_a_range_and_every_shipped_value_is_in_it(name):
+    seen = 0
+    for key, value in values(name):
+        if key.split(".")[0] not in FREE:
+            assert key in ranges_of(name)
+            seen += 1
+            reference = isinstance(value, str) and ("${" in value or value == "???")
+            assert reference or ranges_of(name)[key].holds(value), f"{key}={value}"
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("train_dlm", "optim.lr", math.inf),
+        ("train_dlm", "optim.lr", 1e30),
+        ("train_policy", "optim.weight_decay", math.inf),
+        ("train_rl", "optim.warmup", -1),
+        ("train_twist", "optim.warmup", 2.5),
+        ("train_twist", "optim.eps", "abc"),
+        ("train_policy", "optim.eps", math.inf),
+        ("train_policy", "optim.betas", 0),
+        ("train_policy", "optim.betas", [0.9]),
+        ("train_policy", "optim.betas", [0.9, 1.0]),
+        ("train_policy", "training.chunk", None),
+        ("train_rl", "rl.batch_size", None),
+        ("train_rl", "sampling.threshold", math.nan),
+        ("train_dlm", "training.ema", True),
+        ("train_reward", "data.held_out", 1),
+        ("train_preference", "lora.alpha", math.nan),
+        ("sample", "sampler.smc.scale", math.inf),
+        ("sample", "sampler.top_p", "high"),
+        ("guide", "length", 0),
+    ],
+)  # fmt: skip
+def test_a_value_outside_its_range_is_named_with_it(name, key, value):
+    config = composed(name, GIVEN.get(name, []))
+    OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(ValueError) as refused:
+        check_settings(config, name)
+    message = str(refused.value)
+    assert message.startswith(f"{key}=") and ranges_of(name)[key].allowed in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.smart_init=nan"], "policy.smart_init=nan must be a finite number"),
+        (["reward.alpha=inf"], "reward.alpha=inf must be"),
+        (["algorithm=grpo", "algorithm.warm_start.setting=nan"], "algorithm.warm_start.setting=nan"),
+        (["data=puzzles", "data.box=2"], "data.box=2 must be a list of 2 in brackets, such as [2,3]"),
+        (["optim=5"], "optim=5 takes the place of several keys"),
+        (["~optim.lr"], "optim.lr was deleted"),
+        (["~wandb"], "wandb was deleted"),
+        (["optim.lr=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["training.ema=[0.9]"], "training.ema=[0.9] must be"),
+    ],
+)
+def test_sections_deleted_keys_and_interpolations(overrides, message):
+    policy = ["policy=dit_confidence"] if "policy" in overrides[0] else []
+    with pytest.raises(ValueError) as refused:
+        check_settings(composed("train_policy", [*policy, *overrides]), "train_policy")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_has_to_be_given_is_said_to_be_missing():
+    with pytest.raises(ValueError, match="data.train has to be given"):
+        check_settings(composed("train_reward", []), "train_reward")
+
+
+def test_ranges_by_their_ends():
+    assert all(map(Whole(1, 3).holds, (1, 3))) and not any(
+        map(Whole(1, 3).holds, (0, 4, True, 1.0, "1", None, 10**400))
+    )
+    assert all(map(Number(0, 1).holds, (0, 1, 0.5))) and not any(
+        map(Number(0, 1).holds, (math.nan, math.inf, -1e-9, False, "0.5", [0.5], 10**400))
+    )
+    assert not Number(0, 1, open_low=True).holds(0) and not Number(0, 1, open_high=True).holds(1)
+    assert Flag().holds(False) and not Flag().holds(0)
+    assert not Text().holds(" ") and not Text().holds(5) and Text(empty=True, number=True).holds(5)
+    assert (
+        Maybe(Whole()).holds(None)
+        and not ListOf(Whole(), "[1]").holds([])
+        and not ListOf(Whole(), "[1]").holds([1, "a"])
+    )
+
+
+def test_epochs_are_refused_where_iterations_decide():
+    words = ["experiment=pargs_smollm2", "training.epochs=3"]
+    with pytest.raises(
+        ValueError, match="training.epochs=3 would do nothing beside training.n_iters=150; add training.n_iters=null"
+    ):
+        run_train_reward.main(composed("train_reward", words), words)
+    check_epochs(composed("train_reward", [*words, "training.n_iters=null"]), words)
+    check_epochs(composed("train_reward", words[:1]), words[:1])

@@ -1,0 +1,250 @@
+"""The range of every setting of every configuration, and the check that every command makes before any work.
+
+A key that two commands read differently stands in `OF_COMMAND`. tests/training/test_settings.py proves that no key of
+configs/*.yaml and of its groups and experiments is missing here. Names that one module knows (strategies, losses) are refused by
+that module.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from training.ranges import (
+    ABSENT,
+    Either,
+    Flag,
+    ListOf,
+    Maybe,
+    Number,
+    OneOf,
+    Range,
+    Text,
+    Whole,
+    check_ranges,
+    found_at,
+)
+from training.usage import CONFIGS, check_device
+
+NAME, FLAG, WORDS = Text(), Flag(), Text(empty=True, number=True)
+COUNT, COUNT_OR_NONE = Whole(1), Whole(0)
+ROWS = Whole(1, 1_000_000)  # that go through a network at a time
+LENGTH = Whole(1, 1_000_000)  # positions
+SIZE = Whole(1, 100_000)  # of a network: a width, a number of layers
+SHARE = Number(0, 1)
+PART = Number(0, 1, open_high=True)  # a share that leaves something
+WEIGHT = Number(0, 1e6)  # of a term; also temperatures and exponents
+ABOVE_0 = Number(0, 1e6, open_low=True)
+SEED = Whole(0, 2**31 - 1)
+DTYPE = OneOf(("float32", "bfloat16", "float16"))
+CACHE = Maybe(OneOf(("prefix", "dual")))
+
+
+def _in(section: str, ranges: dict[str, Range]) -> dict[str, Range]:
+    """The ranges of a section's keys, whose names in `ranges` are short. Several names in one key are separated by spaces."""
+    return {f"{section}{key}": allowed for keys, allowed in ranges.items() for key in keys.split()}
+
+
+POLICY_OF_SAMPLER: dict[str, Range] = {
+    "path": NAME, "action": Maybe(NAME), "temperature beta": WEIGHT, "threshold": SHARE,
+}  # fmt: skip
+SAMPLER: dict[str, Range] = {
+    **_in("", {
+        "strategy": Maybe(NAME), "steps": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
+        "cache": CACHE, "guidance temperature factor entropy_bound noise": WEIGHT,
+        "stop logits_eos_inf confidence_eos_eot_inf": FLAG, "threshold": SHARE, "top_p": Number(0, 1, open_low=True),
+        "top_k": COUNT_OR_NONE,
+    }),
+    **_in("policy.", POLICY_OF_SAMPLER),
+    **_in("guide.", {
+        "reward unmask read": Maybe(NAME), "beta": Maybe(Number(-1e6, 1e6)), "k": COUNT, "temperature": Maybe(WEIGHT),
+        "positions": NAME, "proposals samples": ROWS,
+    }),
+    **_in("smc.", {
+        "particles completions": ROWS, "interval": COUNT, "resample scheme pick potential": NAME,
+        "unmask twist proposal": Maybe(NAME), "exponent": WEIGHT, "label": Maybe(COUNT_OR_NONE), "scale": Number(-1e6, 1e6),
+    }),
+}  # fmt: skip
+SETTINGS: dict[str, Range] = {
+    **_in("", {
+        "seed": SEED, "device": NAME, "run_dir resume init": Maybe(NAME), "stage mode method": NAME, "prompt": WORDS,
+        "positives": Maybe(NAME), "samples": ROWS, "batch_size": ROWS, "compare": ListOf(NAME, "[RUN,RUN]", (0, 100)),
+        "loss": NAME, "dlm.path": NAME, "dlm.model_type": Maybe(NAME), "wandb.mode": OneOf(("online", "offline", "disabled")),
+        "wandb.project": NAME, "wandb.name": Maybe(Text(number=True)),
+    }),
+    **_in("model.", {
+        "dtype": DTYPE, "sharded learned_positions scale_by_sigma": FLAG, "kind": OneOf(("radd", "sedd", "llada", "causal")),
+        "hidden_size n_blocks n_heads cond_dim": SIZE, "length": LENGTH, "dropout": PART, "rope_theta": Number(1, 1e12),
+    }),
+    **_in("noise.", {"type": OneOf(("loglinear", "geometric")), "sigma_min sigma_max": Number(0, 1000, open_low=True)}),
+    **_in("adapt.", {"length": Maybe(LENGTH), "anneal": COUNT_OR_NONE}),
+    **_in("lora.", {
+        "rank": Maybe(SIZE), "alpha": ABOVE_0, "dropout": PART,
+        "target_modules": Either(NAME, ListOf(NAME, "[q_proj,v_proj]")),
+    }),
+    **_in("training.", {
+        "batch_size accum chunk particles": ROWS, "epochs updates_per_epoch": Whole(1, 1_000_000), "ema": SHARE,
+        "n_iters log_freq eval_freq snapshot_freq snapshot_freq_for_preemption": COUNT, "schedule": NAME,
+        "gradient_checkpointing dropout": FLAG,
+    }),
+    **_in("optim.", {
+        "lr": Number(0, 10), "betas": ListOf(PART, "[0.9,0.999]", (2, 2)), "eps": Number(0, 1, open_low=True),
+        "weight_decay": Number(0, 10), "warmup": COUNT_OR_NONE, "grad_clip": Number(0, 1e12, open_low=True),
+        "schedule": OneOf(("constant", "linear", "cosine")), "optimiser": NAME,
+    }),
+    **_in("eval.", {
+        "batch_size samples steps sweeps": ROWS, "texts": Whole(0, 1_000_000), "first": FLAG, "action": NAME,
+        "temperature": WEIGHT, "every": Maybe(COUNT), "particles": ListOf(ROWS, "[32,500]"), "log_z": Maybe(Number()),
+    }),
+    **_in("sampling.", {
+        "discrete_steps steps": LENGTH, "length block_length refresh": Maybe(LENGTH), "cache": CACHE, "strategy": NAME,
+        "temperature factor entropy_bound noise": WEIGHT, "threshold": SHARE, "alpha": Maybe(WEIGHT),
+        "budgets": Maybe(ListOf(LENGTH, "[2,4,8]")),
+    }),
+    **_in("sampling.policy.", POLICY_OF_SAMPLER),
+    **_in("data.", {
+        "kind train": NAME, "valid cache_dir data_dir valid_pairs": Maybe(NAME), "pairs": NAME,
+        "valid_rows valid_count base_grids base_puzzles valid_grids valid_puzzles": COUNT,
+        "count": Maybe(COUNT), "held_out": Number(0, 1, open_low=True, open_high=True), "tokenizer": NAME,
+        "packing": OneOf(("documents", "pack")), "given": Maybe(OneOf(("question", "nothing"))),
+        "longer": Maybe(OneOf(("drop", "cut"))), "box": ListOf(Whole(1, 5), "[2,3]", (2, 2)), "clues base_clues": Maybe(COUNT),
+        "keep_clues unsandboxed": FLAG, "seed": SEED, "steps": Whole(1, 8), "fewest_steps": Maybe(Whole(1, 8)), "keep": SHARE,
+        "datasets": ListOf(NAME, "[gsm8k]"), "answer_length max_length": LENGTH, "max_prompt_length length": Maybe(LENGTH),
+        "rows": Maybe(ROWS), "canvas": Maybe(LENGTH), "math_by": OneOf(("verify", "string")),
+    }),
+    **_in("policy.", {
+        "policy_type": NAME, "hidden_dim feedforward_dim num_blocks time_embed_dim confidences_top_p": SIZE,
+        "num_heads mlp_size": Maybe(SIZE), "time_period": ABOVE_0, "time_exponent": Number(0, 100),
+        "smart_init": Number(-100, 100), "read_all": FLAG, "repulsion": Whole(0, 100_000),
+        "hidden_size": Maybe(Whole(0, 100_000)),
+    }),
+    **_in("algorithm.", {
+        "name action expert": NAME, "group_size": ROWS, "inner_updates": Whole(1, 10_000),
+        "clip kl value_weight reinforce setting": WEIGHT, "gae_decay": SHARE, "advantage_std only_correct": FLAG,
+        "block_length": Maybe(LENGTH),
+    }),
+    **_in("algorithm.warm_start.", {
+        "updates": COUNT_OR_NONE, "expert": NAME, "setting": WEIGHT, "block_length": Maybe(LENGTH), "only_correct": FLAG,
+    }),
+    **_in("algorithm.experts.", {"thresholds": ListOf(SHARE, "[0.9]", (0, 100)), "block_length": Maybe(LENGTH)}),
+    **_in("reward.", {
+        "name": NAME, "judge model": Maybe(NAME), "alpha weight": WEIGHT, "entropy_floor": Number(0, 1000),
+        "additive bare": FLAG, "alphas": Maybe(ListOf(WEIGHT, "[0,1,3]", (0, 1000))),
+        "functions": ListOf(NAME, "[correct_times_speed]"), "weights": ListOf(Number(-1e6, 1e6), "[1.0]"),
+        "terms.valid terms.progress terms.structure terms.commands terms.length terms.repetition": WEIGHT,
+        "window": ListOf(Whole(0), "[4,200]", (2, 2)), "kind head": NAME,
+    }),
+    **_in("rl.", {
+        "algorithm ratio estimator masks": NAME, "batch_size group_size": ROWS, "advantage_std antithetic": FLAG,
+        "baseline_decay": SHARE, "ppo_epochs": Whole(1, 10_000), "ppo_clip kl_beta sandwich.beta": WEIGHT, "reward_freq": COUNT,
+        "num_sigma_samples": ROWS, "replayed_steps": Maybe(LENGTH), "prompt_mask": PART,
+        "coupled": ListOf(SHARE, "[0.2,0.8]", (2, 2)), "sandwich.mix": SHARE,
+    }),
+    **_in("twist.", {
+        "trunk": NAME, "layers": Whole(1, 1000), "multiplier": Number(0, 1000, open_low=True), "rank": SIZE, "state": FLAG,
+    }),
+    **_in("ppo.", {"epochs": Whole(1, 10_000), "clip value_weight": WEIGHT, "gae_decay": SHARE}),
+    **_in("posterior.", {
+        "path": Maybe(NAME), "count": COUNT_OR_NONE, "batch": ROWS, "most": COUNT, "order": OneOf(("written", "uniform")),
+    }),
+    **_in("target.", {
+        "kind form classifier reward": NAME, "text": WORDS, "tokens": LENGTH, "classes": SIZE,
+        "label": Maybe(COUNT_OR_NONE), "beta threshold highest": Number(-1e6, 1e6), "above": FLAG,
+    }),
+    **_in("preference.", {
+        "algorithm": NAME, "beta": WEIGHT, "reward": Maybe(NAME), "group_size": ROWS, "answer_length": LENGTH,
+        "temperature": ABOVE_0,
+    }),
+    **_in("encoder.", {"tokenizer": NAME, "hidden_size intermediate_size num_layers num_heads": SIZE, "max_length": LENGTH}),
+    **_in("sampler.", SAMPLER),
+    **_in("prompts.", {"file": NAME, "count": Maybe(COUNT), "seed": SEED, "cache_dir": Maybe(NAME)}),
+    **_in("rewards.", {"full partial head prefix": Maybe(NAME)}), "selector": Maybe(NAME), "out": Maybe(NAME),
+    "length": LENGTH,
+}  # fmt: skip
+OF_COMMAND: dict[str, dict[str, Range]] = {
+    "sample": _in("", {
+        "num_samples": Maybe(COUNT), "length": Maybe(LENGTH), "seed": Whole(-(2**63), 2**63 - 1),
+        "prefix suffix template": Maybe(WORDS), "chat show eval": FLAG, "json judge": Maybe(NAME),
+    }),
+    "guide": {"out": NAME},
+    "train_preference": {"init": NAME, "training.n_iters": Maybe(COUNT)},
+    "train_reward": {"training.n_iters": Maybe(COUNT)},
+    "train_twist": {"training.epochs": Whole(0, 1_000_000), "training.n_iters": Maybe(COUNT_OR_NONE)},
+}  # fmt: skip
+MISSING = "???"  # of OmegaConf: a value that the command line has to give
+SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key} - {"rewards"}  # whose keys are all read
+
+
+def ranges_of(name: str) -> dict[str, Range]:
+    """The range of every key of the configuration `name` (train_dlm, sample, ...)."""
+    own = OF_COMMAND.get(name, {})
+    return {key: allowed for key, allowed in SETTINGS.items() if key.split(".")[0] not in own} | own
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries, interpolations replaced. ValueError for one that leads nowhere."""
+    try:
+        settings = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        found = " ".join(str(error).split("object_type=")[0].split())
+        raise ValueError(
+            f"the configuration cannot be read ({found}); change or leave out what was set there"
+        ) from error
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def check_settings(config: DictConfig, name: str) -> None:
+    """Refuse, before any work, values of a configuration that no run could have.
+
+    Args:
+        config: one of configs/`name`.yaml, with what the command line sets.
+        name: train_dlm, train_policy, train_rl, train_twist, train_reward, train_preference, guide or sample.
+
+    Raises:
+        ValueError: names a key that is missing or outside its range, its value, and the range.
+    """
+    settings = resolved(config)
+    _check_present(settings, name)
+    check_ranges(settings, ranges_of(name))
+    budgets = OmegaConf.select(config, "sampling.budgets")
+    if budgets is not None and config.sampling.block_length is not None:
+        raise ValueError(
+            "sampling.budgets ends with one evaluation that writes all that is left, which sampling.block_length would not let "
+            "it; leave one out"
+        )
+    check_device(str(config.device))
+
+
+@cache
+def _own_keys(name: str) -> list[str]:
+    """Keys of configs/`name`.yaml itself, without those of its groups, two sections deep."""
+    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=False)
+    assert isinstance(own, dict)
+    sections = {str(key): value for key, value in own.items() if key not in ("defaults", "hydra")}
+    inside = [f"{section}.{key}" for section, value in sections.items() if section in SECTIONS and isinstance(value, dict)
+              for key in value]  # fmt: skip
+    return [*sections, *inside]
+
+
+def _check_present(settings: dict[str, Any], name: str) -> None:
+    """Refuse a configuration that lacks a key of its own file, or a value that has to be given."""
+    for key in _own_keys(name):
+        if found_at(settings, key) is ABSENT:
+            raise ValueError(f"{key} was deleted and configs/{name}.yaml needs it; leave ~{key} out")
+    for key in ranges_of(name):
+        if found_at(settings, key) == MISSING:
+            raise ValueError(f"{key} has to be given; add {key}=VALUE")
+
+
+def check_epochs(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse training.epochs on a command line where training.n_iters, of an experiment say, decides how long a run is."""
+    asked = [word for word in overrides if word.lstrip("+").startswith("training.epochs=")]
+    if asked and not config.resume and config.training.n_iters is not None:
+        raise ValueError(
+            f"{asked[-1]} would do nothing beside training.n_iters={config.training.n_iters}; add training.n_iters=null, or "
+            "leave it out"
+        )
