@@ -167,7 +167,7 @@ SETTINGS: dict[str, Range] = {
 OF_COMMAND: dict[str, dict[str, Range]] = {
     "sample": _in("", {
         "num_samples": Maybe(COUNT), "length": Maybe(LENGTH), "seed": Whole(-(2**63), 2**63 - 1),
-        "prefix suffix template": Maybe(WORDS), "chat show eval": FLAG, "json judge": Maybe(NAME),
+        "prefix suffix template": Maybe(WORDS), "chat show eval drift": FLAG, "json judge": Maybe(NAME),
     }),
     "guide": {"out": NAME},
     "train_preference": {"init": NAME, "training.n_iters": Maybe(COUNT)},

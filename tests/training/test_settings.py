@@ -68,7 +68,7 @@ def test_every_key_has_a_range_and_every_shipped_value_is_in_it(name):
     seen = 0
     for key, value in values(name):
         if key.split(".")[0] not in FREE:
-            assert key in ranges_of(name)
+            assert key in ranges_of(name), f"{key} of {name} has no range in training/settings.py"
             seen += 1
             reference = isinstance(value, str) and ("${" in value or value == "???")
             assert reference or ranges_of(name)[key].holds(value), f"{key}={value}"
