@@ -53,6 +53,7 @@ from evaluation.sampling import machine
 from evaluation.summary import result_row, summary_row
 from load_model import load_model
 from policy.build import shipped
+from policy.guidance import answer_texts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from training.processes import Processes, processes
@@ -271,7 +272,7 @@ class Writer:
 
     def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
         answers, model = observation.tokens[done, self.first :], self.environment.model
-        texts = model.tokenizer.batch_decode(answers)
+        texts, _ = answer_texts(model, answers)
         asked = [self.asked[place] for place in places]
         told = zip(
             places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),

@@ -22,6 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from data.encoding import text_ids
+from data.ends import end_tokens
 from data.prompt_file import Asked, load_asked
 from data.prompts import Prompts
 from data.questions import check_prompt, padded_left
@@ -31,7 +32,7 @@ from evaluation.generations import begin, merge, shard
 from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model
 from policy.build import build_strategy, check_known, shipped
-from policy.guidance import GUIDED, Guide, answer_texts, build_guide
+from policy.guidance import GUIDED, Guide, build_guide
 from rewards.models import TextReward, load_reward
 from training.processes import Processes, processes
 from training.ranges import Maybe, Text, check_ranges
@@ -99,11 +100,11 @@ def decoder_of(config: DictConfig, model: MaskedLM, first: int, length: int) -> 
 
 
 def environment_of(config: DictConfig, model: MaskedLM, length: int, first: int) -> UnmaskingEnvironment:
-    """A causal model takes as many steps as there are tokens; a row ends at its end of sequence."""
+    """A causal model takes as many steps as there are tokens; a row ends at its end of sequence or of turn."""
     sampler = config.sampler
     return UnmaskingEnvironment(
         model, length if model.causal else sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=first,
-        stop_id=getattr(model.tokenizer, "eos_token_id", None), guidance=float(sampler.guidance), cache=sampler.cache,
+        stop_id=end_tokens(model.tokenizer), guidance=float(sampler.guidance), cache=sampler.cache,
         refresh=sampler.refresh,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def decode_method(
                 before, started = guide.reward_rows, time.perf_counter()
                 samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
                 seconds, read = time.perf_counter() - started, guide.reward_rows - before
-                texts, finished = answer_texts(model, samples.tokens[:, first:])
+                texts, finished = samples.answers(model.tokenizer), samples.ended.tolist()
                 for place, row in enumerate(rows.tolist()):
                     record = {
                         "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from data.ends import end_tokens
 from data.text import load_texts
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.build import build_strategy, canvas_of, shipped
-from rewards.latex import written
 from rewards.models import TextReward, load_reward
 from samplers.loop import sample
 from training.usage import device_of, exit_on_bad_input
@@ -51,7 +51,7 @@ def prompts_of(texts: str, words: int, count: int, seed: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Continuation:
-    """ends: whether the end of sequence came before the canvas was full."""
+    """ends: whether the text came to its end before the canvas was full."""
 
     text: str
     ends: bool
@@ -69,17 +69,14 @@ def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespa
     }
     strategy = build_strategy(OmegaConf.create({"sampler": sampler}), model)
     steps = options.length if model.causal else options.steps
-    end = model.tokenizer.eos_token_id  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    environment = UnmaskingEnvironment(model, steps, stop_id=end)
+    environment = UnmaskingEnvironment(model, steps, stop_id=end_tokens(model.tokenizer))
     canvases = torch.stack([canvas_of(model, prompt or None, length=options.length) for prompt in prompts])
     canvases = canvases.repeat_interleave(options.samples, 0).to(options.device)
     rows = torch.arange(len(canvases), device=canvases.device)
     found: list[Continuation] = []
     for part in rows.split(options.batch):
         samples = sample(environment, strategy, canvases[part], options.seed, part)
-        texts = written(samples.tokens, samples.prompt, model.tokenizer, model.mask_id)
-        ends = ((samples.tokens == end) & ~samples.prompt).any(1).tolist()
-        found += map(Continuation, texts, ends)
+        found += map(Continuation, samples.answers(model.tokenizer), samples.ended.tolist())
         print(f"{len(found)} of {len(rows)} continuations", flush=True)
     return found
 
@@ -107,7 +104,7 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
     reward = load_reward(options.prefer, options.device)
     assert isinstance(reward, TextReward)  # as all that load_reward gives are
     model, _ = load_model(shipped(options.model), options.device)
-    if model.tokenizer is None or getattr(model.tokenizer, "eos_token_id", None) is None:
+    if not end_tokens(model.tokenizer):
         raise ValueError(f"--model {options.model} writes no texts that end; give a language model with its tokenizer")
     found = continuations(model, prompts, options)
     asked = [prompt for prompt in prompts for _ in range(options.samples)]

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.questions import end_tokens
+from data.ends import end_tokens
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, SeddLM
@@ -199,7 +199,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
     )  # blocks need not divide what says nothing
     return UnmaskingEnvironment(
         model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
-        stop_id=ends[0] if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
+        stop_id=ends if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
         last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
         refresh=sampler.refresh, alpha=sampler.alpha, measure_drift=config.drift,
     )  # fmt: skip
@@ -277,8 +277,8 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
                 batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
     memory = peak_memory_mib(device)
     judge = default_judge(device) if judged and judge is None else judge
-    tokens = torch.cat([batch.tokens for batch in batches]).cpu()
-    texts = [decode(row) for row in tokens.tolist()]
+    tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
+    texts = [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)]
     record = {
         "model": str(config.dlm.path),
         "strategy": config.sampler.strategy,
@@ -286,7 +286,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         "length": config.length,
         "samples": config.num_samples,
         "seed": config.seed,
-        **quality(tokens, texts, judge, model.tokenizer),
+        **quality(tokens, texts, judge, model.tokenizer, counted),
         **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
         **cost(batches),
         **({} if guide is None else guide.record()),

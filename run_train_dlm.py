@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.answers import AnswerRows
+from data.ends import end_tokens
 from data.rows import end_of_text, training_data
 from data.sudoku import is_solved
 from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
@@ -31,7 +32,6 @@ from evaluation.latex import formula_measures
 from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from policy.build import shipped
-from rewards.latex import written
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
@@ -193,17 +193,20 @@ def write_samples(
     canvas = torch.full((config.eval.samples, length), model.mask_id) if prompts is None else prompts
     steps = length if model.causal else min(config.eval.steps, length)
     strategy = Strategy(Leftmost() if model.causal else Direct(), TokenRule())
-    tokens = sample(UnmaskingEnvironment(model, steps), strategy, canvas.to(device)).tokens.cpu()
+    ends = end_tokens(model.tokenizer) if prompts is not None else None  # packed texts go on behind theirs
+    samples = sample(UnmaskingEnvironment(model, steps, stop_id=ends), strategy, canvas.to(device))
+    tokens, counted = samples.tokens.cpu(), samples.counted.cpu()
     directory.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(tokens.tolist()):
+    for number, row in enumerate(tokens[place][kept].tolist() for place, kept in enumerate(counted)):
         text = " ".join(map(str, row)) if model.tokenizer is None else model.tokenizer.decode(row)
         (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
-    measures = {"sample_entropy": float(unigram_entropy(tokens).mean()), "sample_distinct_2": distinct_n(tokens, 2)}
+    entropy = float(unigram_entropy(tokens, counted).mean())
+    measures = {"sample_entropy": entropy, "sample_distinct_2": distinct_n(tokens, 2, counted)}
     if config.data.kind == "sudoku":
         measures["sample_solved"] = float(is_solved(tokens, tuple(config.data.box)).float().mean())
     if prompts is not None:
-        answers = written(tokens, canvas != model.mask_id, model.tokenizer, model.mask_id)
-        measures |= {f"sample_{name}": value for name, value in formula_measures(answers).items()}
+        answers = formula_measures(samples.answers(model.tokenizer))
+        measures |= {f"sample_{name}": value for name, value in answers.items()}
     return measures
 
 

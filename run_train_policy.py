@@ -19,7 +19,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -149,11 +149,14 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
         raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
 
-    def mean_log_prob(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
+    def mean_log_prob(
+        tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]:
         """A mask that a training rollout left is judged as a start token, which hardly ever stands inside a text."""
-        return sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id)).mean(1)
+        each = sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id))
+        return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
 
-    return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha)
+    return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha, task.ends)
 
 
 def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device) -> LearnedReward:
@@ -229,11 +232,11 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             save_policy(policy, run.directory / "policy")
             directory = run.directory / "samples" / f"iter_{step}"
             directory.mkdir(parents=True, exist_ok=True)
-            for number, tokens in enumerate(samples.tokens[:4]):
+            for number, (tokens, kept) in enumerate(zip(samples.tokens[:4], samples.counted[:4], strict=True)):
                 if isinstance(task, QuestionTask):
                     text = task.shown(number, tokens)
                 else:
-                    ids = tokens.tolist()
+                    ids = tokens[kept].tolist()
                     text = " ".join(map(str, ids)) if task.tokenizer is None else task.tokenizer.decode(ids)
                 (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")  # pyright: ignore
 

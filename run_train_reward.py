@@ -28,7 +28,7 @@ from dlm.files import unpacked
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
-from rewards.models import ClassifierReward, reward_folder
+from rewards.models import ClassifierReward, position_limit, reward_folder
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
@@ -140,7 +140,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
     data, kind = config.data, config.reward.kind
     train, held_out, dropped = read_preferences(config)
     model, tokenizer = build_classifier(config)
-    reads = getattr(model.config, "max_position_embeddings", None) or data.max_length
+    reads = position_limit(model, tokenizer)
     longest = min(data.max_length, reads)
     if kind == "mask" and (data.canvas or 0) > reads:
         raise ValueError(

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from data.answers import encode_pairs
+from data.ends import end_tokens
 from data.formulas import is_held_out, row
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
@@ -58,14 +59,9 @@ def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, s
     """Answers at temperature 1, and their texts up to the end of text."""
     assert model.tokenizer is not None
     order = Leftmost() if steps == canvas.shape[1] else Random()
-    environment = UnmaskingEnvironment(model, steps, stop_id=model.tokenizer.eos_token_id)
+    environment = UnmaskingEnvironment(model, steps, stop_id=end_tokens(model.tokenizer))
     samples = sample(environment, Strategy(order, TokenRule(1.0)), canvas, seed)
-    texts = []
-    for tokens, prompt in zip(samples.tokens.tolist(), samples.prompt.sum(1).tolist(), strict=True):
-        answer = tokens[prompt:]
-        end = answer.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in answer else len(answer)
-        texts.append(model.tokenizer.decode(answer[:end]))
-    return samples, texts
+    return samples, samples.answers(model.tokenizer)
 
 
 def distinct_trigrams(texts: list[str]) -> float:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
 from data.encoding import check_ids, message_ids, text_ids
+from data.ends import end_tokens as end_tokens  # found here as well
 from data.prompts import Prompts
 from data.text import json_lines
 from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, plain_answer
@@ -51,7 +52,6 @@ INSTRUCTIONS = {
     "mbpp": f"{EXPERT} Write a Python function for the task below. It has to pass the tests that follow.",
     "kodcode": EXPERT,
 }
-TURNS = ("<|eot_id|>", "<|im_end|>")  # that end a turn: LLaDA's, Dream's
 CODE_PREFIX = "Here is the completed function:\n```python\n"
 # (hub id, its configuration, its columns). Files of GSM8K and MATH have `question` and `answer`, the others the same columns.
 HUB = {
@@ -327,15 +327,6 @@ def _chain_questions(count: int, split: str) -> list[Question]:
 
     return [Question(str(tokenizer.decode(row)), str(truth), is_right, dataset="chain")
             for row, truth in zip(problems.prompts().tolist(), truths, strict=True)]  # fmt: skip
-
-
-def end_tokens(tokenizer: Any) -> list[int]:
-    """End of sequence, and of a turn where the tokenizer has such a token; empty where it has neither."""
-    end = getattr(tokenizer, "eos_token_id", None)
-    if end is None:
-        return []
-    turns = tokenizer.convert_tokens_to_ids(list(TURNS))
-    return [end, *(turn for turn in turns if turn not in (None, end, tokenizer.unk_token_id))]
 
 
 def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:

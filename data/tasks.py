@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import takewhile
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
+from data.ends import before_end, end_tokens, texts_of
 from data.prompts import Prompts
 from data.questions import (
     Question,
@@ -21,17 +21,18 @@ from data.questions import (
     check_prompt,
     check_runnable,
     encode,
-    end_tokens,
     load_questions,
     right,
 )
-from data.rows import end_of_text, training_data
+from data.rows import training_data
 from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
 from data.text import EndlessRows
 
 
 class PuzzleTask:
     """Sudoku with unique solutions, `clues` of them or (null) minimal; held-out ones are of other grid classes."""
+
+    ends = ()  # every cell is written
 
     def __init__(self, data: DictConfig):
         self.box = tuple(data.box)
@@ -65,7 +66,8 @@ class PuzzleTask:
 
 class TextTask:
     """Text: blank canvases, or, where `data` has questions and answers (data/answers.py), canvases that begin with a question;
-    clean rows come from the data set. tokenizer: in place of the one that `data` names."""
+    clean rows come from the data set. tokenizer: in place of the one that `data` names. ends: tokens at which rows end, the first
+    of which fills what follows."""
 
     def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
@@ -76,7 +78,7 @@ class TextTask:
         )
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
-        self.stop_id = end_of_text(self.tokenizer) if answers else None  # answers end there; it fills what follows
+        self.ends = tuple(end_tokens(self.tokenizer)) if answers else ()  # packed texts go on behind them
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
     def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
@@ -109,7 +111,7 @@ class TextTask:
 class ChainTask:
     """Chain arithmetic (data/chain.py); `rows["values"]` holds the running values; `text` is one of the many right ones."""
 
-    stop_id = EOS
+    ends = (EOS,)
     datasets = ()  # one kind of problem: no function of a reward is for some of them only
 
     def __init__(self, data: DictConfig, valid_rows: int):
@@ -143,8 +145,10 @@ class ChainTask:
         return prompts.text, prompts.canvas != MASK
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
-        """The answers as text."""
-        return self.tokenizer.batch_decode(tokens[:, self.prompt :])
+        """The answers as text, up to their end."""
+        answers = tokens[:, self.prompt :]
+        kept = before_end(answers, torch.ones_like(answers, dtype=torch.bool), self.ends)
+        return texts_of(answers, kept, self.tokenizer)
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
         """1 where the digit behind the first `=` is the result, else 0."""
@@ -175,8 +179,7 @@ class QuestionTask:
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length
-        self.stop_id: int | None = model.tokenizer.eos_token_id
-        self.ends = end_tokens(model.tokenizer)
+        self.ends = tuple(end_tokens(model.tokenizer))
         self.datasets = list(data.datasets)
         if not self.datasets or len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"data.datasets={self.datasets} must name at least one data set, and each once")
@@ -235,9 +238,9 @@ class QuestionTask:
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
         """The answers as text, up to their end of sequence or of turn; masks that a training rollout left are dropped."""
-        answers = [[t for t in row if t != self.model.mask_id] for row in tokens[:, -self.length :].tolist()]
-        ended = [list(takewhile(lambda token: token not in self.ends, row)) for row in answers]
-        return self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+        answers = tokens[:, -self.length :]
+        kept = before_end(answers, torch.ones_like(answers, dtype=torch.bool), self.ends)
+        return texts_of(answers, kept & (answers != self.model.mask_id), self.tokenizer)
 
     def shown(self, number: int, tokens: Int[Tensor, "position"]) -> str:
         """Held-out question `number` and what was written below it."""

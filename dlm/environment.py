@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from data.ends import is_end
 from dlm.cache import CACHES, new_cache
 from dlm.causal_lm import CausalLM
 from dlm.draws import Draws
@@ -37,7 +38,8 @@ class UnmaskingEnvironment:
             may select nothing).
         budget: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes.
         prompt_length: columns of the canvas before the first block (prompts, padded on the left): policies do not see them.
-        stop_id: a row is done when this token is written with no mask before it; what follows is filled with it. None: never.
+        stop_id: the end token, or several (data/ends.py): a row is done when one is written with no mask before it, and what
+            follows is filled with the first of them. None: never.
         never: tokens that are never written (LLaDA's `logits_eos_inf`).
         last: tokens whose positions count as least confident (LLaDA's `confidence_eos_eot_inf`).
         guidance: classifier-free: logits (1 + w) * with the prompt - w * without it; two evaluations. 0: none.
@@ -57,7 +59,7 @@ class UnmaskingEnvironment:
         budget: int | Int[Tensor, "row"] | None = None,
         *,
         prompt_length: int = 0,
-        stop_id: int | None = None,
+        stop_id: int | Sequence[int] | None = None,
         never: Sequence[int] = (),
         last: Sequence[int] = (),
         guidance: float | int = 0.0,
@@ -90,7 +92,8 @@ class UnmaskingEnvironment:
         if guidance and model.causal:
             raise ValueError("guidance masks the prompt, which a causal model cannot see past; leave it out")
         self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
-        self.allowed, self.prompt_length, self.stop_id = budget, prompt_length, stop_id
+        self.allowed, self.prompt_length = budget, prompt_length
+        self.ends = (stop_id,) if isinstance(stop_id, int) else tuple(stop_id or ())
         self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
         self.asked_alpha, self.measure_drift = alpha, measure_drift
         self.cost = 2 if guidance else 1  # evaluations of a canvas
@@ -446,9 +449,9 @@ class UnmaskingEnvironment:
     def _move_on(self) -> None:
         """Rows that have ended are filled up; rows whose block is full go to the next one."""
         masked = self.tokens == self.model.mask_id
-        if self.stop_id is not None:
-            ends = (self.tokens == self.stop_id) & ~self.given & (masked.cumsum(1) == 0)
-            self.tokens = self.tokens.masked_fill(masked & ends.any(1, keepdim=True), self.stop_id)
+        if self.ends:
+            ended = is_end(self.tokens, self.ends) & ~self.given & (masked.cumsum(1) == 0)
+            self.tokens = self.tokens.masked_fill(masked & ended.any(1, keepdim=True), self.ends[0])
             masked = self.tokens == self.model.mask_id
         blocks = masked[:, self.prompt_length :].unflatten(1, (-1, self.block))
         block_index = blocks.any(2).long().argmax(1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.questions import end_tokens
+from data.ends import before_end, end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 
@@ -16,8 +16,7 @@ from dlm.masked_lm import MaskedLM
 @dataclass(frozen=True)
 class Decoding:
     """length: positions to write; steps: of rules that write equal parts (None: one a position); block_length: None is one block;
-    drift: measure that of the cache;
-    the rest as in dlm.environment. A row ends at its end of sequence."""
+    drift: measure that of the cache; the rest as in dlm.environment. A row ends at its end of sequence or of turn."""
 
     length: int
     steps: int | None = None
@@ -38,7 +37,7 @@ class Decoding:
             raise ValueError(f"{model.model_id} has no end of sequence; leave the eos settings out")
         return UnmaskingEnvironment(
             model, self.steps or self.length, self.block_length, budget=self.budget, prompt_length=prompt_length,
-            stop_id=ends[0] if ends else None, never=ends[:1] if self.logits_eos_inf else (),
+            stop_id=ends, never=ends[:1] if self.logits_eos_inf else (),
             last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
             refresh=self.refresh, alpha=self.alpha, measure_drift=self.drift,
         )  # fmt: skip
@@ -50,8 +49,5 @@ class Decoding:
 
 
 def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
-    """Tokens before each row's first end of sequence: padding that is written behind it is no text."""
-    ends = end_tokens(model.tokenizer)
-    if not ends:
-        return tokens.new_full((len(tokens),), tokens.shape[1])
-    return ((tokens == ends[0]).cumsum(1) == 0).sum(1)
+    """Tokens before each row's first end: padding that is written behind it is no text."""
+    return before_end(tokens, torch.ones_like(tokens, dtype=torch.bool), end_tokens(model.tokenizer)).sum(1)

@@ -210,8 +210,8 @@ class UnmaskLM(TemplateLM):
                 shown = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
                 prompts = left_padded(self.model, shown, length)
                 samples = self._decode(prompts, length, float(temperature), part)
-                for number, tokens in zip(part, samples.tokens[:, prompts.prompt_length :].tolist(), strict=True):
-                    text = before_end(self.tokenizer.decode(cut(tokens, self.tokenizer.eos_token_id)))
+                for number, answer in zip(part, samples.answers(self.tokenizer), strict=True):
+                    text = before_end(answer)
                     out[number] = postprocess_generated_text(text, asked["until"], None)
                     self.cache_hook.add_partial("generate_until", arguments[number], out[number])
         return out
@@ -254,11 +254,6 @@ def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prom
     for row, context in enumerate(contexts):
         canvas[row, :width] = torch.tensor([0] * (width - len(context)) + context, dtype=torch.long)
     return Prompts(canvas, {}, None, width, torch.tensor([width - len(context) for context in contexts]))
-
-
-def cut(tokens: list[int], end: int | None) -> list[int]:
-    """What stands before the end of sequence."""
-    return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 if __name__ == "__main__":

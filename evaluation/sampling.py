@@ -9,7 +9,7 @@ import resource
 import sys
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from data.sudoku import Box, is_solved
@@ -19,13 +19,19 @@ from samplers.samples import Samples
 
 
 def quality(
-    tokens: Int[Tensor, "row position"], texts: list[str], judge: Judge | None, tokenizer=None
+    tokens: Int[Tensor, "row position"],
+    texts: list[str],
+    judge: Judge | None,
+    tokenizer=None,
+    counted: Bool[Tensor, "row position"] | None = None,
 ) -> dict[str, float | int | str | None]:
-    """Generative perplexity (None without a judge), entropy of each sample in nats, distinct-n of the set."""
+    """Generative perplexity (None without a judge), entropy of each sample in nats, distinct-n of the set. counted: which tokens
+    belong to the samples (`Samples.counted`; None: all)."""
     if judge is not None and tokens.shape[1] >= 3:
-        return finite(summarise(tokens, texts, judge, tokenizer))
-    distinct = {f"distinct_{n}": distinct_n(tokens, n) if tokens.shape[1] >= n else None for n in (1, 2, 3)}
-    return {"gen_ppl": None, "judge": None, "entropy": unigram_entropy(tokens).mean().item(), **distinct}
+        return finite(summarise(tokens, texts, judge, tokenizer, counted=counted))
+    distinct = {f"distinct_{n}": distinct_n(tokens, n, counted) if tokens.shape[1] >= n else None for n in (1, 2, 3)}
+    entropy = unigram_entropy(tokens, counted).mean().item()
+    return finite({"gen_ppl": None, "judge": None, "entropy": entropy, **distinct})
 
 
 def solved(boards: Int[Tensor, "row cell"], box: Box) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +24,8 @@ from transformers import (
 )
 
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
+from rewards.likelihood import unigram_entropy
+from rewards.models import position_limit
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
@@ -72,16 +74,22 @@ def shares_tokenizer(judge: Judge, tokenizer: object) -> bool:
 
 @torch.inference_mode()
 def perplexity(
-    judge: Judge, samples: list[str] | Int[Tensor, "row position"], batch: int = 16, length: int = 1024
+    judge: Judge,
+    samples: list[str] | Int[Tensor, "row position"],
+    batch: int = 16,
+    length: int = 1024,
+    counted: Bool[Tensor, "row position"] | None = None,
 ) -> Float[Tensor, " row"]:
     """exp(mean cross-entropy in nats) of each sequence under the judge, float64; NaN where there is no token to score.
 
     samples: texts, tokenised here behind the judge's bos; or token ids of the judge's own vocabulary, taken as they are,
-    whose first token is not scored. Sequences are cut to `length` tokens, the bos included, or to what the judge takes.
+    whose first token is not scored. Sequences are cut to `length` tokens, the bos included, or to what the judge takes. counted:
+    of token ids, which belong to the text (None: all).
     """
-    limit = min(length, getattr(judge.model.config, "max_position_embeddings", length))
+    limit = min(length, position_limit(judge.model, judge.tokenizer))
     if isinstance(samples, Tensor):
-        sequences = [row[:limit] for row in samples.cpu()]
+        rows = samples.cpu() if counted is None else map(torch.masked_select, samples.cpu(), counted.cpu())
+        sequences = [row[:limit] for row in rows]
     else:
         bos = [] if judge.tokenizer.bos_token_id is None else [judge.tokenizer.bos_token_id]
         encoded = [judge.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in samples]
@@ -108,20 +116,16 @@ def _mean_cross_entropy(model: PreTrainedModel, sequences: list[Int[Tensor, "_"]
     return torch.stack(sums).double().cpu() / (lengths - 1)
 
 
-def unigram_entropy(tokens: Int[Tensor, "row position"]) -> Float[Tensor, " row"]:
-    """Entropy in nats of the token frequencies of each row: 0 for one token repeated, log L for L different ones."""
-    ordered = tokens.sort(dim=1).values
-    run = F.pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0)).cumsum(1)  # equal tokens are one run
-    counts = torch.zeros_like(run).scatter_add(1, run, torch.ones_like(run)).gather(1, run)
-    return -(counts.double() / tokens.shape[1]).log().mean(1)
-
-
-def distinct_n(tokens: Int[Tensor, "row position"], n: int) -> float:
-    """Distinct n-grams of the whole set over all n-grams of it, in (0, 1]. An n-gram does not span two rows."""
+def distinct_n(
+    tokens: Int[Tensor, "row position"], n: int, counted: Bool[Tensor, "row position"] | None = None
+) -> float:
+    """Distinct n-grams of the whole set over all n-grams of it, in (0, 1]. An n-gram does not span two rows. counted: of which
+    tokens (None: all); NaN where they hold no n-gram."""
     if not 1 <= n <= tokens.shape[1]:
         raise ValueError(f"n is {n}, expected between 1 and the row length {tokens.shape[1]}: choose a smaller n.")
-    grams = tokens.unfold(1, n, 1).reshape(-1, n)
-    return len(grams.unique(dim=0)) / len(grams)
+    grams = tokens.unfold(1, n, 1)
+    grams = grams.flatten(0, 1) if counted is None else grams[counted.unfold(1, n, 1).all(2)]
+    return len(grams.unique(dim=0)) / len(grams) if len(grams) else float("nan")
 
 
 def summarise(
@@ -131,16 +135,18 @@ def summarise(
     tokenizer: object = None,
     batch: int = 16,
     length: int = 1024,
+    counted: Bool[Tensor, "row position"] | None = None,
 ) -> dict[str, float | int | str]:
     """The record of a set of samples: perplexity, entropy and distinct-n, ready for a table or a JSON file.
 
     tokens, texts: the same samples as ids of the model and as text. tokenizer: the model's; where the judge shares it the ids
     are scored ("ppl_on": "ids"), else the texts ("text"). Samples with no token to score are counted in "unscored".
+    counted: which tokens belong to the samples (None: all); texts hold these alone.
     """
     on_ids = shares_tokenizer(judge, tokenizer)
-    perplexities = perplexity(judge, tokens if on_ids else texts, batch, length)
+    perplexities = perplexity(judge, tokens if on_ids else texts, batch, length, counted)
     scored = perplexities[~perplexities.isnan()]
-    entropies = unigram_entropy(tokens)
+    entropies = unigram_entropy(tokens, counted)
     return {
         "samples": len(tokens),
         "gen_ppl": scored.mean().item(),
@@ -153,7 +159,7 @@ def summarise(
         "entropy": entropies.mean().item(),
         "entropy_median": entropies.median().item(),
         "entropy_se": standard_error(entropies),
-        **{f"distinct_{n}": distinct_n(tokens, n) for n in (1, 2, 3)},
+        **{f"distinct_{n}": distinct_n(tokens, n, counted) for n in (1, 2, 3)},
     }
 
 

@@ -5,8 +5,9 @@ Settings are those of `guide` in configs/sampler/default.yaml; everything wrong 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.ends import before_end, end_tokens, has_end, texts_of
 from data.preferences import encode
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
@@ -196,17 +198,18 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int, leng
             f"sampler.guide.read=siblings needs a causal language model and a causal reward model, whose keys and values can be "
             f"kept, and {guide.reward} with this model is not such a pair; use rows"
         )
-    end = getattr(model.tokenizer, "eos_token_id", None)
+    ends = end_tokens(model.tokenizer)
     if not same or guide.read == "texts":
         if kind == "mask":
             raise ValueError(
                 f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
             )
-        own = Template(first=first, end=end)
+        own = Template(first=first, end=ends[0] if ends else None, turns=tuple(ends[1:]))
         assert isinstance(reward, TextReward)
-        return Texts(reward.score_texts, model.tokenizer.batch_decode, own, kind)
+        decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (data/ends.py)
+        return Texts(reward.score_texts, decode, own, kind)
     assert isinstance(reward, RewardModel)
-    template = template_of(reward, first, end)
+    template = template_of(reward, first, ends)
     longest = length + len(template.front) + len(template.between)
     if isinstance(reward, ClassifierReward) and longest > reward.max_length:
         raise ValueError(
@@ -237,13 +240,14 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
     return head
 
 
-def template_of(reward: RewardModel, first: int, end: int | None) -> Template:
-    """The template of `data.preferences.encode`, around ids of the model."""
+def template_of(reward: RewardModel, first: int, ends: Sequence[int]) -> Template:
+    """The template of `data.preferences.encode`, around ids of the model. ends: its end tokens, the end of sequence first."""
     tokenizer: Any = reward.tokenizer
     front, _ = encode(tokenizer, "", "", finished=False)
     separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     between = (separator,) if separator is not None and first else ()
-    return Template(tuple(front), between, first, end, tokenizer.mask_token_id)
+    end = ends[0] if ends else None
+    return Template(tuple(front), between, first, end, tokenizer.mask_token_id, tuple(ends[1:]))
 
 
 def score_finished(reward: RewardModel | TextReward, model: MaskedLM, first: int) -> Finished:
@@ -255,14 +259,13 @@ def score_finished(reward: RewardModel | TextReward, model: MaskedLM, first: int
         begins = [0] * len(tokens) if start is None else start.tolist()
         prompts = [row[begin:first] for row, begin in zip(tokens.tolist(), begins, strict=True)]
         texts, finished = answer_texts(model, tokens[:, first:])
-        return reward.score_texts(model.tokenizer.batch_decode(prompts), texts, finished).to(tokens.device)
+        given = model.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        return reward.score_texts(given, texts, finished).to(tokens.device)
 
     return score
 
 
 def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple[list[str], list[bool]]:
-    """What was written, up to the end of sequence, and whether that was written."""
-    end = getattr(model.tokenizer, "eos_token_id", None)
-    ended = torch.zeros_like(answers, dtype=torch.bool) if end is None else (answers == end).cumsum(1) > 0
-    rows = zip(answers.tolist(), (~ended).sum(1).tolist(), strict=True)
-    return model.tokenizer.batch_decode([row[:length] for row, length in rows]), ended.any(1).tolist()
+    """The answers up to their end (data/ends.py), and whether each came to it."""
+    ends, free = end_tokens(model.tokenizer), torch.ones_like(answers, dtype=torch.bool)
+    return texts_of(answers, before_end(answers, free, ends), model.tokenizer), has_end(answers, free, ends).tolist()

@@ -108,15 +108,15 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: float, wrong: flo
 
 def teacher_loss(
     model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
-    stop_id: int | None = None, processes: Processes = ALONE, reward: Reward | None = None,
+    ends: tuple[int, ...] = (), processes: Processes = ALONE, reward: Reward | None = None,
     budget: Int[Tensor, "row"] | None = None,
 ) -> float:  # fmt: skip
-    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. stop_id: the token at which rows end.
+    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. ends: the tokens at which rows end.
     teaching: {expert, setting, block_length}. processes: who share the batch, over all of which the loss is a mean. reward:
     rollouts that it gives nothing are left out; without any, no gradients. budget: evaluations that each row may cost."""
     inputs = network.inputs  # pyright: ignore
     environment = UnmaskingEnvironment(
-        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=stop_id, budget=budget,
+        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=ends, budget=budget,
         alpha=prompts.rows.get("alpha"),
     )  # fmt: skip
     if teaching.expert == "answers":

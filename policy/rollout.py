@@ -30,7 +30,7 @@ class Decoding:
     """How canvases are decoded, whatever chooses the positions: see `UnmaskingEnvironment`."""
 
     block_length: int | None = None
-    stop_id: int | None = None
+    stop_id: tuple[int, ...] = ()  # the tokens that end a row
     cache: str | None = None
     refresh: int | None = None
 

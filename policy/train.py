@@ -99,7 +99,7 @@ def check_alphas(config: DictConfig, network: nn.Module, reward: Reward) -> None
 def decoding(config: DictConfig, task: Task) -> Decoding:
     """Blocks and caches as sampling.* says; a row ends where the task's texts do."""
     sampling = config.sampling
-    return Decoding(sampling.block_length, getattr(task, "stop_id", None), sampling.cache, sampling.refresh)
+    return Decoding(sampling.block_length, task.ends, sampling.cache, sampling.refresh)
 
 
 def clipped_iteration(
@@ -155,7 +155,7 @@ def imitation_iteration(
     prompts = with_alpha(task.prompts(everybody, seed), config, seed).share(mine)
     budget = budgets(config, everybody, processes.device, seed)
     loss = teacher_loss(
-        model, learner.network, prompts.to(processes.device), teaching, config, seed, getattr(task, "stop_id", None), processes,
+        model, learner.network, prompts.to(processes.device), teaching, config, seed, task.ends, processes,
         reward, None if budget is None else budget[mine],
     )  # fmt: skip
     taught = any(parameter.grad is not None for parameter in learner.network.parameters())

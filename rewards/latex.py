@@ -31,6 +31,7 @@ from jaxtyping import Bool, Int
 from math_core import LatexError, LatexToMathML
 from torch import Tensor
 
+from data.ends import before_end, end_tokens, texts_of
 from rewards.brackets import bracket_state, marks_per_token, pieces_of
 from rewards.rules import Finished, RewardOutput, each_row
 
@@ -207,12 +208,9 @@ def unfinished(pieces: Sequence[str | None], slack: int, weights: Mapping[str, f
 def written(
     tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer, mask_id: int
 ) -> list[str]:
-    """What stands at the positions that were not given, up to the end of text; masks are left out."""
-    stop, texts = tokenizer.eos_token_id, []
-    for row, prompt in zip(tokens.tolist(), given.tolist(), strict=True):
-        ids = [token for token, is_given in zip(row, prompt, strict=True) if not is_given]
-        texts.append([t for t in (ids[: ids.index(stop)] if stop in ids else ids) if t != mask_id])
-    return tokenizer.batch_decode(texts, skip_special_tokens=True)
+    """The answers at the positions that were not given, up to their end (data/ends.py); masks are left out."""
+    answer = before_end(tokens, ~given, end_tokens(tokenizer))
+    return texts_of(tokens, answer & (tokens != mask_id), tokenizer)
 
 
 class LatexReward:
@@ -233,11 +231,12 @@ class LatexReward:
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
         texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
-        masked = (samples.tokens == self.mask_id).any(1).tolist()
+        answer = before_end(samples.tokens, ~samples.prompt, end_tokens(self.tokenizer))
+        masked = ((samples.tokens == self.mask_id) & answer).any(1).tolist()
 
         def terms(row: int) -> dict[str, float]:
             if masked[row]:
-                left = samples.tokens[row][~samples.prompt[row]].tolist()
+                left = samples.tokens[row][answer[row]].tolist()
                 found = unfinished(pieces_of(left, self.tokenizer, self.mask_id), self.slack, self.weights)
             else:
                 found = score(texts[row], self.bare, self.weights, self.window)

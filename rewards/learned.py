@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from data.ends import before_end, end_tokens, has_end, texts_of
 from rewards.latex import written
 from rewards.likelihood import unigram_entropy
 from rewards.models import TextReward
@@ -22,15 +23,13 @@ from rewards.rules import Finished, RewardOutput, speed_factor
 
 def given_texts(tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
     """The prompts, without their padding and other special tokens."""
-    rows = zip(tokens.tolist(), given.tolist(), strict=True)
-    prompts = [[token for token, is_given in zip(row, prompt, strict=True) if is_given] for row, prompt in rows]
-    return tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    return texts_of(tokens, given, tokenizer)
 
 
 class LearnedReward:
     """score - weight * relu(entropy_floor - entropy) + alpha * log speed, of the texts that were written up to their end.
 
-    Terms: `score`, `judge` where there is one, `entropy` (nats, of the tokens written), `words`, `penalty`.
+    Terms: `score`, `judge` where there is one, `entropy` (nats, of the answer's tokens), `words`, `penalty`.
     """
 
     def __init__(
@@ -45,12 +44,11 @@ class LearnedReward:
         device = samples.tokens.device
         texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
         prompts = given_texts(samples.tokens, samples.prompt, self.tokenizer)
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        finished = (
-            ((samples.tokens == end) & ~samples.prompt).any(1).tolist() if end is not None else [False] * len(texts)
-        )
+        ends = end_tokens(self.tokenizer)
+        finished = has_end(samples.tokens, ~samples.prompt, ends).tolist()
         score = self.reward.score_texts(prompts, texts, finished).to(device)
-        entropy = unigram_entropy(samples.tokens)
+        answer = before_end(samples.tokens, ~samples.prompt, ends)
+        entropy = unigram_entropy(samples.tokens, answer).float()
         penalty = self.weight * torch.relu(self.entropy_floor - entropy)
         log_speed = speed_factor(samples.evaluations, (~samples.prompt).sum(1), 1.0).log()
         words = torch.tensor([float(len(text.split())) for text in texts], device=device)

@@ -9,41 +9,50 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from data.ends import before_end
 from rewards.rules import Finished, RewardOutput, speed_factor
 
+NO_TOKEN = -1
 
-def unigram_entropy(tokens: Int[Tensor, "row position"]) -> Float[Tensor, " row"]:
-    """Entropy, in nats, of the token frequencies in each row: 0 for one token repeated, log L for L different ones."""
-    rows, length = tokens.shape
-    ordered = tokens.sort(dim=1).values
-    starts = torch.ones_like(ordered)
-    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    run = starts.cumsum(1) - 1  # which distinct token of its row a place holds
-    counts = torch.zeros(rows, length, device=tokens.device)
-    counts.scatter_add_(1, run, torch.ones_like(counts))
-    return torch.special.entr(counts / length).sum(1)
+
+def unigram_entropy(
+    tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"] | None = None
+) -> Float64[Tensor, " row"]:
+    """Entropy, in nats, of the token frequencies in each row: 0 for one token repeated, log L for L different ones. counted:
+    which tokens (None: all); 0 for a row without any."""
+    counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
+    ordered = tokens.masked_fill(~counted, NO_TOKEN).sort(dim=1).values
+    run = F.pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0)).cumsum(1)  # equal tokens are one run
+    counts = torch.zeros(ordered.shape, dtype=torch.float64, device=tokens.device)
+    counts.scatter_add_(1, run, (ordered != NO_TOKEN).double())
+    return torch.special.entr(counts / counted.sum(1, keepdim=True).clamp(min=1)).sum(1)
 
 
 @dataclass
 class LikelihoodReward:
     """Log-likelihood under `judge` - weight * relu(entropy_floor - unigram entropy) + alpha * log speed, in nats.
 
-    `judge(tokens Int[row, position]) -> Float[row]` is the mean log-probability per token. Speed enters as the log of
-    its factor, so as a factor on the likelihood: times a negative log-likelihood it would reward being slow.
+    `judge(tokens Int[row, position], counted Bool[row, position]) -> Float[row]` is the mean log-probability of the counted
+    tokens: prompt and answer. ends: tokens that end an answer (data/ends.py); none of packed texts, which go on behind them.
+    Speed enters as the log of its factor, so as a factor on the likelihood: times a negative log-likelihood it would reward
+    being slow.
     """
 
-    judge: Callable[[Int[Tensor, "row position"]], Float[Tensor, " row"]]
+    judge: Callable[[Int[Tensor, "row position"], Bool[Tensor, "row position"]], Float[Tensor, " row"]]
     entropy_floor: float
     weight: float = 1.0
     alpha: float = 0.0
+    ends: tuple[int, ...] = ()
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
         """Reward of finished samples, prompt included; `rows` is not read."""
-        likelihood = self.judge(samples.tokens)
-        entropy = unigram_entropy(samples.tokens)
+        counted = samples.prompt | before_end(samples.tokens, ~samples.prompt, self.ends)
+        likelihood = self.judge(samples.tokens, counted)
+        entropy = unigram_entropy(samples.tokens, counted).float()
         penalty = self.weight * torch.relu(self.entropy_floor - entropy)
         log_speed = speed_factor(samples.evaluations, (~samples.prompt).sum(1), 1.0).log()
         terms = {"log_likelihood": likelihood, "entropy": entropy, "penalty": penalty, "log_speed": log_speed}

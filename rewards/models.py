@@ -2,7 +2,7 @@
 
     load_reward("output/2026.01.31/120000")     a run of run_train_reward.py
     load_reward("OWNER/NAME")                   any sequence classifier of transformers, or its directory, with one output
-    load_reward("OWNER/NAME#positive")          log p of that label, of a classifier with several
+    load_reward("OWNER/NAME#positive")          log p of that label, of a classifier with several (of a regression its value)
     load_reward("vader")  "profanity"  "brevity"  "embedding:OWNER/NAME"  "embedding:OWNER/NAME#a text"
 
 A `RewardModel` reads ids of its own tokenizer, a `TextReward` strings; a classifier is both. Higher is better in all of them.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from data.preferences import KINDS, fitted
 
 POSITIONS = 16_384  # of a forward pass
+POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
 HEAD = "vocabulary_head.json"  # in a directory with a VocabularyHead
 
 
@@ -55,36 +57,42 @@ class TextReward(Protocol):
 # ------------------------------------------------------------------------------------------------------------- classifiers
 
 
-class ClassifierReward:
-    """A sequence classifier of transformers: its one output, or the log-probability of one of several labels.
+class SequenceClassifier:
+    """A sequence classifier of transformers, frozen, in float32: the one copy that rewards and twists share.
 
     causal: whether it reads from the left (GPT-2, Llama: a linear `score` of the last token's state). Padding may stand anywhere:
-    rows are packed to the left, so that the last token is found without a padding id, and a row does not know its batch.
+    rows are packed to the left, so that the last token is found without a padding id, and a row does not know its batch. A row
+    without a token is read as its start token alone.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, kind: str = "full", label: int | None = None):
-        if kind not in KINDS:
-            raise ValueError(f"a reward model's kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast):
         self.model = model.requires_grad_(False).eval()
-        self.tokenizer, self.kind, self.label = tokenizer, kind, label
+        self.tokenizer = tokenizer
         self.causal = hasattr(model, "score")
         self.pad_id: Any = tokenizer.pad_token_id or 0
-        limits = (getattr(model.config, "max_position_embeddings", None) or 0, tokenizer.model_max_length)
-        self.max_length = min(limit for limit in limits if limit > 0)  # RoBERTa's tokenizer knows of two positions less
+        self.max_length = position_limit(model, tokenizer)
 
     @torch.no_grad()
-    def score(
+    def logits(
         self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
-    ) -> Float[Tensor, "row"]:
-        """float32, on the device of `tokens`."""
+    ) -> Float[Tensor, "row label"]:
+        """float32, on the device of `tokens`. real: False at padding."""
         real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+        if len(tokens) == 0:
+            return torch.zeros(0, self.model.config.num_labels, device=tokens.device)
+        if bool((~real.any(1)).any()):
+            start = start_of(self.tokenizer)
+            tokens, real = F.pad(tokens, (1, 0), value=start), F.pad(real, (1, 0))
+            real[:, 0] = ~real.any(1)
         order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
         tokens, real = tokens.gather(1, order), real.gather(1, order)
         rows = max(1, POSITIONS // tokens.shape[1])
         parts = zip(tokens.split(rows), real.split(rows), strict=True)
-        return torch.cat([self._score(*part) for part in parts]) if len(tokens) else tokens.new_zeros(0).float()
+        return torch.cat([self._logits(*part) for part in parts])
 
-    def _score(self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"]) -> Float[Tensor, "row"]:
+    def _logits(
+        self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, "row label"]:
         length = real.sum(1)
         if int(length.max()) > self.max_length:
             raise ValueError(
@@ -98,32 +106,104 @@ class ClassifierReward:
         }
         if self.causal:
             states = self.model.base_model(**given, use_cache=False).last_hidden_state
-            return self.score_hidden(states[torch.arange(len(tokens)), length - 1]).to(length.device)
-        return self.value(self.model(**given).logits).to(length.device)
+            logits = self.model.score(states[torch.arange(len(tokens)), length - 1])
+        else:
+            logits = self.model(**given).logits
+        return logits.float().to(length.device)
+
+    def read(self, prompts: list[str], texts: list[str], finished: Sequence[bool]) -> Float[Tensor, "row label"]:
+        """Of texts by the template of training, with its end where an answer is finished (`data.preferences.fitted`): what is too
+        long loses its beginning."""
+        rows = zip(prompts, texts, finished, strict=True)
+        return self.logits(*padded([fitted(self.tokenizer, *answer, self.max_length) for answer in rows]))
+
+    def __call__(self, texts: list[str]) -> Float[Tensor, "row label"]:
+        """Of texts without a prompt, as its tokenizer writes them: an encoder's have an end, a causal model's have none."""
+        bare, marked = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+        return self.read([""] * len(texts), texts, [bare[-1:] != marked[-1:]] * len(texts))
+
+    @property
+    def problem(self) -> str | None:
+        """Its kind: multi_label_classification, regression, single_label_classification, or None (classes)."""
+        return self.model.config.problem_type
+
+    def log_probs(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch label"]:
+        """The log-probability of each label: log sigmoid where labels do not exclude each other, log softmax where they do. One
+        logit is that of class 1 against class 0. A regression has no probabilities: its values."""
+        if self.problem == "multi_label_classification":
+            return F.logsigmoid(logits)
+        if self.problem == "regression":
+            return logits
+        return class_log_probs(logits)
+
+
+def class_log_probs(logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch label"]:
+    """log softmax; one logit is that of class 1 (its sigmoid) against class 0."""
+    if logits.shape[-1] == 1:
+        logits = torch.cat((torch.zeros_like(logits), logits), -1)  # log softmax of (0, r) is log sigmoid of (-r, r)
+    return logits.log_softmax(-1)
+
+
+class ClassifierReward(SequenceClassifier):
+    """The one output of a sequence classifier, or the log-probability of one of several labels (of a regression its value)."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, kind: str = "full", label: int | None = None):
+        if kind not in KINDS:
+            raise ValueError(f"a reward model's kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        super().__init__(model, tokenizer)
+        self.kind, self.label = kind, label
+
+    def score(
+        self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
+    ) -> Float[Tensor, "row"]:
+        """float32, on the device of `tokens`."""
+        return self.value(self.logits(tokens, real))
 
     def score_hidden(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
         """The reward of rows that end at a token, by its state in the last layer (causal models)."""
         return self.value(self.model.score(hidden))
 
-    def value(self, logits: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch"]:
+    def value(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch"]:
         """The reward among the outputs."""
-        return logits[..., 0].float() if self.label is None else logits.float().log_softmax(-1)[..., self.label]
+        return logits[..., 0].float() if self.label is None else self.log_probs(logits.float())[..., self.label]
 
     def score_texts(
         self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
     ) -> Float[Tensor, "row"]:
-        """By the template of training, with its end where an answer is finished (`data.preferences.fitted`)."""
-        ends = [True] * len(texts) if finished is None else finished
-        rows = zip(prompts, texts, ends, strict=True)
-        return self.score(*padded([fitted(self.tokenizer, *answer, self.max_length) for answer in rows]))
+        """By the template of training, with its end where an answer is finished."""
+        return self.value(self.read(prompts, texts, [True] * len(texts) if finished is None else finished))
+
+
+def position_limit(model: Any, tokenizer: Any) -> int:
+    """Tokens that a model reads at once. Its own table of positions says it, where it has one: RoBERTa's first position is behind
+    the padding id, and OPT's and BART's tables have an offset. Other models (rotary, relative) have it in their configuration.
+    The tokenizer may allow fewer."""
+    tables = [module for name, module in model.named_modules()
+              if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES]  # fmt: skip
+    limits = [table.num_embeddings - first_position(table) for table in tables]
+    if not limits:
+        limits = [getattr(model.config, "max_position_embeddings", None) or 0]
+    return min(limit for limit in (*limits, int(tokenizer.model_max_length)) if limit > 0)
+
+
+def first_position(table: nn.Embedding) -> int:
+    """The row of a table of positions that a row's first token has."""
+    behind_padding = 0 if table.padding_idx is None else table.padding_idx + 1
+    return int(getattr(table, "offset", behind_padding))
+
+
+def start_of(tokenizer: Any) -> int:
+    """What a row without any text is read as: its start token, else its end, else its padding."""
+    known = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in known if token is not None)
 
 
 def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
     """Rows of ids on one length, and which of them are real."""
-    length = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(length.max()), dtype=torch.int64)
+    length = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
     for place, row in zip(tokens, rows, strict=True):
-        place[: len(row)] = torch.tensor(row)
+        place[: len(row)] = torch.tensor(row, dtype=torch.int64)
     return tokens, torch.arange(tokens.shape[1]) < length[:, None]
 
 
@@ -248,8 +328,9 @@ class EmbeddingReward:
     @torch.no_grad()
     def embedded(self, texts: list[str]) -> Float[Tensor, "text width"]:
         """Vectors of length 1."""
-        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        longest = position_limit(self.model, self.tokenizer)
         rows = [self.tokenizer.encode(text, truncation=True, max_length=longest) for text in texts]
+        rows = [row or [start_of(self.tokenizer)] for row in rows]
         tokens, real = padded(rows)
         states = self.model(input_ids=tokens.to(self.model.device), attention_mask=real.long().to(self.model.device))
         weight = real[:, :, None].to(self.model.device)
@@ -299,6 +380,12 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
     return ClassifierReward(
         model.to(device), tokenizer, getattr(model.config, "reward_kind", "full"), _label(model, name, part)
     )
+
+
+def load_classifier(path_or_id: str, device: str | torch.device = "cpu") -> SequenceClassifier:
+    """A sequence classifier with all its outputs, by a run, a directory or an id."""
+    model, tokenizer = _pretrained(AutoModelForSequenceClassification, reward_folder(path_or_id))
+    return SequenceClassifier(model.to(device), tokenizer)
 
 
 def _label(model: Any, name: str, label: str) -> int | None:

@@ -91,11 +91,11 @@ def strategy_of(config: DictConfig, model: MaskedLM) -> Strategy:
 
 
 def decode(
-    model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, stop_id: int | None, seed: int
+    model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, ends: tuple[int, ...], seed: int
 ) -> Samples:
     """The prompts, decoded as `sampling` says; a row ends where the task's texts do."""
     environment = UnmaskingEnvironment(
-        model, sampling.steps, sampling.block_length, prompt_length=prompts.prompt_length, stop_id=stop_id,
+        model, sampling.steps, sampling.block_length, prompt_length=prompts.prompt_length, stop_id=ends,
         cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
     )  # fmt: skip
     return sample(environment, strategy, prompts.canvas, seed, start=prompts.start, first_row=prompts.first_row)

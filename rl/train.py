@@ -157,8 +157,7 @@ class Rollouts:
         everybody = self.processes.world * self.rows // group
         asked = self.task.prompts(everybody, seed).share(self.processes.part(everybody)).to(self.processes.device)
         prompts = asked.repeat(group)
-        stop = getattr(self.task, "stop_id", None)
-        samples = decode(self.model, self.strategy, prompts, self.config.sampling, stop, seed)
+        samples = decode(self.model, self.strategy, prompts, self.config.sampling, self.task.ends, seed)
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
         for failure in failures:
@@ -229,17 +228,16 @@ class Rollouts:
     def evaluate(self):
         """Held-out prompts, decoded and scored: means, and a record of the first rows."""
         prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
-        stop = getattr(self.task, "stop_id", None)
-        samples = decode(self.model, self.strategy, prompts, self.config.sampling, stop, 0)
+        samples = decode(self.model, self.strategy, prompts, self.config.sampling, self.task.ends, 0)
         scored = score(self.reward, samples, prompts.rows)
         alone = Processes(0, 1, self.processes.device)
         metrics, _ = reward_metrics(scored, samples, alone)
-        written = samples.tokens[:, prompts.prompt_length :]
-        metrics["distinct"] = len(torch.unique(written, dim=0)) / len(written)
-        metrics["distinct_2"] = distinct_n(written.cpu(), 2)
+        answers = samples.tokens.masked_fill(~samples.answer, -1)[:, prompts.prompt_length :]
+        metrics["distinct"] = len(torch.unique(answers, dim=0)) / len(answers)
+        metrics["distinct_2"] = distinct_n(answers.cpu(), 2, answers.cpu() >= 0)
         records = []
-        for number in range(min(self.config.eval.samples, len(written))):
-            ids = samples.tokens[number].tolist()
+        for number in range(min(self.config.eval.samples, len(answers))):
+            ids = samples.tokens[number][samples.counted[number]].tolist()
             text = " ".join(map(str, ids)) if self.task.tokenizer is None else self.task.tokenizer.decode(ids)
             terms = {name: float(term[number]) for name, term in scored.terms.items()}
             reward = float(scored.total[number]) if bool(scored.valid[number]) else None

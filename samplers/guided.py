@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from data.ends import is_end
 from dlm.draws import Draws
 from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
@@ -62,13 +63,15 @@ class Reward(Protocol):
 @dataclass(frozen=True)
 class Template:
     """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer,
-    which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own."""
+    which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own;
+    turns: tokens of the language model that end an answer too (data/ends.py), which the reward model reads as `end`."""
 
     front: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
     first: int = 0
     end: int | None = None
     mask: int | None = None
+    turns: tuple[int, ...] = ()
 
     def placed(
         self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]
@@ -86,11 +89,14 @@ class Template:
 
     def until_end(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
         """What stands before the answer's end, and the end."""
-        if self.end is None:
-            return torch.ones_like(canvases, dtype=torch.bool)
-        ends = canvases == self.end
-        ends[:, : self.first] = False
+        ends = self.ends_of(canvases)
         return ends.cumsum(1) - ends.long() == 0
+
+    def ends_of(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
+        """Which tokens of the answer are one that ends it."""
+        ends = is_end(canvases, self.turns if self.end is None else (self.end, *self.turns))
+        ends[:, : self.first] = False
+        return ends
 
 
 class Values:
@@ -178,6 +184,8 @@ class OfRows(Values):
             keep = keep & ~masked
         if self.reads != "mask":
             keep = keep & self.template.until_end(canvases)
+            if self.template.end is not None:
+                canvases = canvases.masked_fill(self.template.ends_of(canvases), self.template.end)
         self.rows += len(canvases)
         return self.read(canvases, keep)
 
@@ -210,7 +218,7 @@ class Texts(OfRows):
 
     def read(self, canvases, keep):
         sides, first = [], self.template.first
-        ends = torch.zeros_like(keep) if self.template.end is None else keep & (canvases == self.template.end)
+        ends = keep & self.template.ends_of(canvases)
         keep = keep & ~ends
         for side in (slice(0, first), slice(first, None)):
             pieces = zip(canvases[:, side].tolist(), keep[:, side].tolist(), strict=True)
@@ -228,10 +236,10 @@ class Siblings(Values):
         written = observation.tokens[row] != observation.environment.model.mask_id
         keep = written & behind_padding(observation, row)
         if self.template.end is not None:  # behind the end nothing is read: all candidates are worth what ended there
-            ends = keep & (observation.tokens[row] == self.template.end)
-            ends[:, : self.template.first] = False
+            ends = keep & self.template.ends_of(observation.tokens[row])
             keep = keep & (ends.cumsum(1) == 0)
-            tokens = torch.where(ends.any(1, keepdim=True), self.template.end, tokens)
+            over = ends.any(1, keepdim=True) | is_end(tokens, self.template.turns)
+            tokens = torch.where(over, self.template.end, tokens)
         prefixes, real = closed_up(*self.template.placed(observation.tokens[row], keep))
         self.rows += len(row)
         return self.score_siblings(prefixes, tokens, real).float()

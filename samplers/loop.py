@@ -133,4 +133,5 @@ def sample(
     return Samples(
         tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,
         environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring), trajectory,
+        environment.ends,
     )  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from data.ends import before_end, has_end, texts_of
 
 
 @dataclass
@@ -48,7 +51,8 @@ class Samples:
     """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
     forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
-    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift."""
+    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift.
+    ends: tokens that end an answer (data/ends.py), none where rows go on behind them, as packed texts do."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
@@ -60,13 +64,33 @@ class Samples:
     seconds: float
     cpu_seconds: float
     trajectory: Trajectory | None = None
+    ends: tuple[int, ...] = ()
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
         return Samples(
             self.tokens[index], self.prompt[index], self.written_at[index], self.evaluations[index], self.steps[index],
-            self.forwards, self.rows_evaluated, self.seconds, self.cpu_seconds,
+            self.forwards, self.rows_evaluated, self.seconds, self.cpu_seconds, None, self.ends,
         )  # fmt: skip
+
+    @property
+    def answer(self) -> Bool[Tensor, "row position"]:
+        """The positions of the answer: what was not given, up to the first end token."""
+        return before_end(self.tokens, ~self.prompt, self.ends)
+
+    @property
+    def ended(self) -> Bool[Tensor, "row"]:
+        """Whether the answer came to its end."""
+        return has_end(self.tokens, ~self.prompt, self.ends)
+
+    @property
+    def counted(self) -> Bool[Tensor, "row position"]:
+        """What figures of a row are of: what was given and the answer, without what stands behind its end."""
+        return self.prompt | self.answer
+
+    def answers(self, tokenizer: Any) -> list[str]:
+        """The answers as text."""
+        return texts_of(self.tokens, self.answer, tokenizer)
 
     @property
     def generated(self) -> Int[Tensor, "row"]:

@@ -206,7 +206,7 @@ def particle_filter(
     check_scheme(resample, scheme, given is not None)
     if particles < 1:
         raise ValueError(f"particles={particles} must be at least 1")
-    if environment.stop_id is not None:
+    if environment.ends:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
     stopwatch = Stopwatch()
     draws = draws or Draws(seed)

@@ -3,7 +3,8 @@
 Those of Zhao et al. (2404.17546): the class of a classifier to the power beta, a threshold on a score, the probability of a
 continuation, given or fixed (infilling); and the validity of formulas, and any reward. All in stable logarithms: log sigmoid and
 log softmax, never the logarithm of a probability. A `given` is what each row is conditioned on: tokens [row, token], or a class
-[row]. Classifiers read text: what the model wrote, its prompt included, special tokens dropped, cut to what they take.
+[row]. Classifiers read text: the prompt and what the model wrote up to its end, special tokens dropped; what is too long for them
+loses its beginning.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.encoding import model_ids
+from data.ends import before_end, end_tokens, has_end, texts_of
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.masked_lm import MaskedLM
 from rewards.latex import is_valid, spans
+from rewards.models import SequenceClassifier, TextReward, class_log_probs, load_reward
+from rewards.models import load_classifier as load_sequence_classifier
 from twist.tail import BeforeTail
 
 FLOOR = 1e-16  # of a potential that is 0 or 1: in log space finite, so that a filter can go on
@@ -36,77 +39,52 @@ class Target(Protocol):
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]: ...
 
 
-@dataclass
-class Classifier:
-    """A sequence classifier of transformers: texts to logits, a batch at a time."""
-
-    model: Any
-    tokenizer: Any
-    batch: int = 64
-
-    @torch.no_grad()
-    def __call__(self, texts: list[str]) -> Float[Tensor, "row logit"]:
-        device = next(self.model.parameters()).device
-        limit = getattr(self.model.config, "max_position_embeddings", 512)
-        found = []
-        texts = [text or " " for text in texts]  # no text at all is none that it could read
-        for start in range(0, len(texts), self.batch):
-            encoded = self.tokenizer(
-                texts[start : start + self.batch],
-                truncation=True,
-                padding=True,
-                max_length=min(limit, 512),
-                return_tensors="pt",
-            ).to(device)
-            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-            found.append(self.model(**inputs).logits.float())
-        return torch.cat(found)
-
-
-def load_classifier(path: str, device: torch.device, classes: int | None = None) -> Classifier:
-    """A hub id or a directory; no remote code. classes: logits that it must have. ValueError where it has others."""
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+def load_classifier(path: str, device: torch.device, classes: int | None = None) -> SequenceClassifier:
+    """A run, a directory or a hub id; no remote code. classes: logits that it must have. ValueError where it has others."""
+    found = load_sequence_classifier(path, device)
+    logits = found.model.config.num_labels
+    if classes is not None and logits != classes:
         raise ValueError(
-            f"the classifier {path} cannot be had ({str(error).splitlines()[0]}); give a directory with config.json, "
-            "model.safetensors and tokenizer.json, or a hub id that can be reached"
-        ) from error
-    if classes is not None and model.config.num_labels != classes:
-        raise ValueError(
-            f"the classifier {path} has {model.config.num_labels} classes and target.classes={classes}; give one of "
-            f"{classes} classes, or set target.classes={model.config.num_labels}"
+            f"the classifier {path} has {logits} classes and target.classes={classes}; give one of {classes} classes, or set "
+            f"target.classes={logits}"
         )
-    return Classifier(model.to(device).eval().requires_grad_(False), tokenizer)
+    return found
 
 
 @dataclass
 class Texts:
-    """Token ids to what a reader of texts says of them. The ids that a model alone has (its mask) are no text."""
+    """Token ids to what a reader of texts says of them: the prompt (the first `first` positions) and the answer up to its end
+    (data/ends.py). The ids that a model alone has (its mask) are no text."""
 
     tokenizer: Any
     read: Callable[[list[str]], Tensor]
+    first: int = 0
 
     def __call__(self, tokens: Int[Tensor, "row position"]) -> Tensor:
-        return self.read(self.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)).to(tokens.device)
+        free = behind(tokens, self.first)
+        kept = ~free | before_end(tokens, free, end_tokens(self.tokenizer))
+        return self.read(texts_of(tokens, kept, self.tokenizer)).to(tokens.device)
+
+
+def behind(tokens: Int[Tensor, "row position"], first: int) -> Bool[Tensor, "row position"]:
+    """The positions behind a prompt of `first` tokens."""
+    return (torch.arange(tokens.shape[1], device=tokens.device) >= first).expand_as(tokens)
 
 
 @dataclass
 class ClassTarget:
     """beta * log p(class | text). logits: tokens -> [row, class], or one logit, of class 1 (its sigmoid) against class 0.
-    label: the class, counted from 0; None: that of each row, `given`."""
+    label: the class, counted from 0; None: that of each row, `given`. of_logits: from logits to log p of each label; by default
+    classes exclude each other (`SequenceClassifier.log_probs` knows labels that do not, and regressions)."""
 
     logits: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row logit"]]
     label: int | None
     beta: float = 1.0
+    of_logits: Callable[[Float[Tensor, "row logit"]], Float[Tensor, "row label"]] = class_log_probs
 
     def log_probs(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row label"]:
         """log p(class | text)."""
-        logits = self.logits(tokens)
-        if logits.shape[1] == 1:
-            logits = torch.cat((torch.zeros_like(logits), logits), 1)  # log softmax of (0, r) is log sigmoid of (-r, r)
-        return logits.log_softmax(1)
+        return self.of_logits(self.logits(tokens))
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         label = given if self.label is None else torch.full_like(tokens[:, 0], self.label)
@@ -195,16 +173,15 @@ def text_reward(
     name: str, model: MaskedLM, prompt: int
 ) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
     """A reward by its name (rewards/models.py), of canvases whose first `prompt` positions are the prompt."""
-    from rewards.models import TextReward, load_reward
-
     reward = load_reward(name, next(model.parameters()).device)
     assert isinstance(reward, TextReward)
-
-    def decode(tokens: Tensor) -> list[str]:
-        return model.tokenizer.batch_decode(tokens.cpu(), skip_special_tokens=True)
+    ends = end_tokens(model.tokenizer)
 
     def score(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        return reward.score_texts(decode(tokens[:, :prompt]), decode(tokens[:, prompt:])).to(tokens.device)
+        free = behind(tokens, prompt)
+        prompts = texts_of(tokens, ~free, model.tokenizer)
+        answers = texts_of(tokens, before_end(tokens, free, ends), model.tokenizer)
+        return reward.score_texts(prompts, answers, has_end(tokens, free, ends).tolist()).to(tokens.device)
 
     return score
 
@@ -252,16 +229,22 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         )
     if kind in ("class", "threshold"):
         loaded = load_classifier(settings["classifier"], device, settings.get("classes"))
-        classifier, label = Texts(model.tokenizer, loaded), settings.get("label")
+        classifier, label = Texts(model.tokenizer, loaded, prompt), settings.get("label")
         logits = loaded.model.config.num_labels
-        classes = max(2, logits) if kind == "class" else logits
+        exclusive = loaded.problem not in ("multi_label_classification", "regression")
+        classes = max(2, logits) if kind == "class" and exclusive else logits
+        if kind == "class" and label is None and not exclusive:
+            raise ValueError(
+                f"target.label=null draws a class for each text, and the labels of {settings['classifier']} are no classes of "
+                f"which one is drawn ({loaded.problem}); give a label from 0 to {logits - 1}"
+            )
         if label is not None and not 0 <= label < classes:
             raise ValueError(
                 f"target.label={label} and the classifier {settings['classifier']} has {classes} classes; give one from 0 to "
                 f"{classes - 1}"
             )
         if kind == "class":
-            return ClassTarget(classifier, label, beta)
+            return ClassTarget(classifier, label, beta, loaded.log_probs)
         against = settings.get("against")  # the other logit of a difference; None: one logit
 
         def score(tokens: Tensor) -> Tensor:
@@ -289,7 +272,7 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         check_continuation(model, prompt, max(written, len(text)), len(text))
         return ContinuationTarget(model, text, beta, form, prompt)
     if kind == "latex":
-        return ThresholdTarget(Texts(model.tokenizer, valid_formulas), 0.5)
+        return ThresholdTarget(Texts(model.tokenizer, valid_formulas, prompt), 0.5)
     if kind == "reward":
         return RewardTarget(text_reward(settings["reward"], model, prompt), beta, float(settings.get("highest", 0.0)))
     known = ("class", "threshold", "infilling", "continuation", "latex", "reward")

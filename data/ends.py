@@ -1,0 +1,53 @@
+"""Where an answer ends: the one place that decides it, for rewards, rollouts, guidance, twists and evaluation.
+
+An answer is what the model wrote, up to its first end token: the end of sequence, or the end of a turn (LLaDA's `<|eot_id|>`,
+Dream's `<|im_end|>`). The end token is no part of it, and neither is anything behind it. `samplers.samples.Samples` says it of
+decoded rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+# That end a turn or a text, beside the tokenizer's own end of sequence: LLaDA's, Dream's, and those of other chat templates.
+TURNS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
+
+
+def end_tokens(tokenizer: Any) -> list[int]:
+    """The end of sequence, then the ends of a turn that the tokenizer has; empty without an end of sequence."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    if end is None:
+        return []
+    turns = tokenizer.convert_tokens_to_ids(list(TURNS))
+    return [end, *(turn for turn in turns if turn not in (None, end, tokenizer.unk_token_id))]
+
+
+def is_end(tokens: Int[Tensor, "*row position"], ends: Sequence[int]) -> Bool[Tensor, "*row position"]:
+    """Which tokens are one of `ends`."""
+    return torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+
+
+def before_end(
+    tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
+) -> Bool[Tensor, "row position"]:
+    """Which positions hold the answer: those of `free` (what was not given) before the first of `ends` that stands at one."""
+    return free & ((is_end(tokens, ends) & free).cumsum(1) == 0)
+
+
+def has_end(
+    tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
+) -> Bool[Tensor, "row"]:
+    """Whether the answer came to its end."""
+    return (is_end(tokens, ends) & free).any(1)
+
+
+def texts_of(tokens: Int[Tensor, "row position"], kept: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
+    """The kept tokens of each row as text, without special tokens."""
+    rows = zip(tokens.tolist(), kept.tolist(), strict=True)
+    ids = [[token for token, is_kept in zip(row, keep, strict=True) if is_kept] for row, keep in rows]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
