@@ -45,7 +45,7 @@ from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from evaluation import pairwise, reward_task
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, fingerprint, numbers
-from evaluation.decoding import Decoding, answer_lengths
+from evaluation.decoding import Decoding, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, merge, shard
 from evaluation.report import plot_pareto, print_table, write_csv
@@ -53,7 +53,6 @@ from evaluation.sampling import machine
 from evaluation.summary import result_row, summary_row
 from load_model import load_model
 from policy.build import shipped
-from policy.guidance import answer_texts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from training.processes import Processes, processes
@@ -272,7 +271,7 @@ class Writer:
 
     def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
         answers, model = observation.tokens[done, self.first :], self.environment.model
-        texts, _ = answer_texts(model, answers)
+        texts = generations(model, answers)
         asked = [self.asked[place] for place in places]
         told = zip(
             places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),

@@ -46,8 +46,10 @@ def has_end(
     return (is_end(tokens, ends) & free).any(1)
 
 
-def texts_of(tokens: Int[Tensor, "row position"], kept: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
-    """The kept tokens of each row as text, without special tokens."""
+def texts_of(
+    tokens: Int[Tensor, "row position"], kept: Bool[Tensor, "row position"], tokenizer: Any, special: bool = False
+) -> list[str]:
+    """The kept tokens of each row as text. special: with special tokens, which are dropped otherwise."""
     rows = zip(tokens.tolist(), kept.tolist(), strict=True)
     ids = [[token for token, is_kept in zip(row, keep, strict=True) if is_kept] for row, keep in rows]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return tokenizer.batch_decode(ids, skip_special_tokens=not special)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.ends import before_end, end_tokens
+from data.ends import before_end, end_tokens, texts_of
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 
@@ -46,6 +46,12 @@ class Decoding:
         """Before any work: ValueError for what this model has not, and for blocks or steps that do not divide the length."""
         canvas = torch.full((1, self.length), model.mask_id, device=next(model.parameters()).device)
         self.environment(model, 0).reset(canvas)
+
+
+def generations(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> list[str]:
+    """The answers, up to their end. Special tokens stay in the text, so that a check can see where another turn begins."""
+    free = torch.ones_like(tokens, dtype=torch.bool)
+    return texts_of(tokens, before_end(tokens, free, end_tokens(model.tokenizer)), model.tokenizer, special=True)
 
 
 def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:

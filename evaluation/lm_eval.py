@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from data.tasks import Prompts
 from dlm.masked_lm import MaskedLM
-from evaluation.decoding import Decoding
+from evaluation.decoding import Decoding, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
 from policy.build import build_strategy, shipped
@@ -210,7 +210,8 @@ class UnmaskLM(TemplateLM):
                 shown = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
                 prompts = left_padded(self.model, shown, length)
                 samples = self._decode(prompts, length, float(temperature), part)
-                for number, answer in zip(part, samples.answers(self.tokenizer), strict=True):
+                answers = generations(self.model, samples.tokens[:, prompts.prompt_length :])
+                for number, answer in zip(part, answers, strict=True):
                     text = before_end(answer)
                     out[number] = postprocess_generated_text(text, asked["until"], None)
                     self.cache_hook.add_partial("generate_until", arguments[number], out[number])

@@ -66,7 +66,7 @@ def test_the_floor_and_the_speed_are_taken_off(stories):
     done = samples(stories, [("", "a a a a a a"), ("", "One day a cat ran home.")])
     floor = 2.0
     output = LearnedReward(Echo(), stories, MASK, None, floor, 5.0, 0.5)(done)
-    entropy = unigram_entropy(done.tokens)
+    entropy = unigram_entropy(done.tokens, done.tokens != 0).float()  # of the answers, not of what fills the row
     expected = output.terms["score"] - 5 * (floor - entropy).clamp(min=0) + 0.5 * torch.tensor((12 - 3 + 1) / 12).log()
     torch.testing.assert_close(output.total, expected)
     assert output.terms["penalty"][0] > output.terms["penalty"][1] and "judge" not in output.terms

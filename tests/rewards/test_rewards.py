@@ -89,7 +89,9 @@ def test_a_row_without_a_finite_reward_has_none_and_is_named(puzzles):
     samples.prompt = samples.prompt.clone()
     samples.prompt[1] = True  # nothing to generate: the speed of that row is not defined
     assert PuzzleReward(BOX, 1.0)(samples).failed.keys() == {1}
-    judged = LikelihoodReward(lambda tokens: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(finished(puzzles, [1] * 4))
+    judged = LikelihoodReward(lambda tokens, counted: torch.tensor([0.0, 0.0, -math.inf, 0.0]), 0.0)(
+        finished(puzzles, [1] * 4)
+    )
     assert judged.failed.keys() == {2} and "is -inf" in judged.failed[2]
     assert judged.total.isnan().tolist() == [False, False, True, False]
 
@@ -129,14 +131,17 @@ def test_likelihood_reward_penalises_repetition_and_slowness():
         tokens=tokens, prompt=torch.zeros_like(tokens, dtype=torch.bool), evaluations=torch.tensor([1, 1, 4])
     )
 
-    def judge(tokens):
-        return -tokens.float().mean(1)
+    def judge(tokens, counted):
+        return -(tokens * counted).sum(1) / counted.sum(1)
 
     total = LikelihoodReward(judge, entropy_floor=1.0, weight=2.0)(samples).total
     assert total.tolist() == pytest.approx([-7 - 2.0, -2.5, -2.5])
     total = LikelihoodReward(judge, entropy_floor=1.5, alpha=0.5)(samples).total
     missing = 1.5 - math.log(4)  # four different tokens have log 4 = 1.386 nats
     assert total.tolist() == pytest.approx([-8.5, -2.5 - missing, -2.5 - missing + 0.5 * math.log(1 / 4)])
+    ended = LikelihoodReward(judge, entropy_floor=0.0, ends=(4, 3))(samples)  # likelihood and entropy are of [1, 2]
+    assert ended.total.tolist() == pytest.approx([-7, -1.5, -1.5])
+    assert ended.terms["entropy"].tolist() == pytest.approx([0, math.log(2), math.log(2)])
 
 
 # ---------------------------------------------------------------------------------------- the bound
