@@ -119,8 +119,9 @@ class SequenceClassifier:
 
     def __call__(self, texts: list[str]) -> Float[Tensor, "row label"]:
         """Of texts without a prompt, as its tokenizer writes them: an encoder's have an end, a causal model's have none."""
+        encoder = self.tokenizer.cls_token_id is not None and self.tokenizer.sep_token_id is not None
         bare, marked = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
-        return self.read([""] * len(texts), texts, [bare[-1:] != marked[-1:]] * len(texts))
+        return self.read([""] * len(texts), texts, [encoder or bare[-1:] != marked[-1:]] * len(texts))
 
     @property
     def problem(self) -> str | None:

@@ -13,8 +13,11 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     GPT2Config,
+    GPT2Model,
     LlamaConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 import rewards.models
@@ -25,9 +28,11 @@ from rewards.models import (
     RewardModel,
     TextReward,
     VocabularyHead,
+    load_classifier,
     load_head,
     load_reward,
     padded,
+    position_limit,
     shares_tokens,
 )
 
@@ -166,6 +171,54 @@ def test_one_label_of_several(tmp_path):
     classifier("bert", tmp_path)
     with pytest.raises(ValueError, match="has one output and no label 'good'; leave #good out"):
         load_reward(f"{tmp_path}#good")
+
+
+def test_labels_that_do_not_exclude_each_other_are_sigmoids_and_a_regression_is_its_value(tmp_path):
+    names = {"id2label": {0: "toxic", 1: "threat"}, "label2id": {"toxic": 0, "threat": 1}}
+    for problem in ("multi_label_classification", "regression", "single_label_classification"):
+        model = classifier("bert", tmp_path, num_labels=2, problem_type=problem, **names)
+        logits = model(input_ids=torch.tensor([[1, 5, 6, 2]])).logits[0].detach()  # [CLS] a b [SEP]
+        expected = {"multi_label_classification": logits.sigmoid().log(), "regression": logits}.get(
+            problem, logits.softmax(0).log()
+        )
+        found = torch.cat(
+            [load_reward(f"{tmp_path}#{name}").score_texts([""], ["a b"]) for name in ("toxic", "threat")]
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=problem)
+        shared = load_classifier(str(tmp_path))  # what the target of a twist reads
+        torch.testing.assert_close(shared.log_probs(shared(["a b"]))[0], expected, atol=1e-5, rtol=1e-4, msg=problem)
+
+
+def test_a_text_without_a_token_has_one_score(tmp_path):
+    for kind in ("gpt2", "llama", "bert"):
+        reward = ClassifierReward(classifier(kind), tokenizer(kind))
+        alone = reward.score_texts([""], [""], [False])
+        beside = reward.score_texts(["", ""], ["", "a b c d"], [False, False])
+        torch.testing.assert_close(beside[0], alone[0], atol=1e-5, rtol=1e-4)
+        assert bool(torch.isfinite(alone).all()) and reward.score_texts([], []).shape == (0,)
+    GPT2Model(CONFIGS["gpt2"]()).save_pretrained(tmp_path)
+    tokenizer("gpt2").save_pretrained(tmp_path)
+    assert bool(torch.isfinite(load_reward(f"embedding:{tmp_path}#a").score_texts(["", ""], ["", "a b"])).all())
+
+
+@pytest.mark.parametrize(
+    "config, reads",
+    [
+        (RobertaConfig(max_position_embeddings=34, pad_token_id=1, num_labels=1, **SIZE), 32),
+        (OPTConfig(max_position_embeddings=32, word_embed_proj_dim=16, ffn_dim=16, num_labels=1, **SIZE), 32),
+        (BertConfig(max_position_embeddings=32, num_labels=1, **SIZE), 32),
+        (LlamaConfig(max_position_embeddings=24, num_labels=1, pad_token_id=0, **SIZE), 24),
+    ],
+    ids=["roberta", "opt", "bert", "llama"],
+)
+def test_a_model_reads_as_many_tokens_as_its_own_positions_allow(config, reads):
+    model = AutoModelForSequenceClassification.from_config(config)
+    reward = ClassifierReward(model, tokenizer("bert" if reads == 32 else "llama"))
+    assert reward.max_length == reads
+    assert bool(torch.isfinite(reward.score_texts([""], ["a " * 60])).all())
+    few = tokenizer("bert")
+    few.model_max_length = 9
+    assert position_limit(model, few) == 9
 
 
 def test_the_same_tokens():

@@ -4,9 +4,16 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+import torch.nn.functional as F
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
 from data.text import train_bpe
+from rewards.models import load_reward
 from tests.enumerable import random_radd
 from tests.twist.test_model import tiny_causal
 from twist.tail import with_tail
@@ -19,6 +26,7 @@ from twist.targets import (
     build_target,
     check_continuation,
     load_classifier,
+    text_reward,
     valid_formulas,
 )
 
@@ -75,6 +83,42 @@ def test_class_threshold_and_their_settings(classifier):
         passes = (logits[:, 0] > middle) if above else (logits[:, 0] < middle)
         expected = torch.where(passes, 0.0, math.log(1e-16))
         assert torch.equal(build_target(settings, model, 1, 3).log_phi(tokens), expected)
+
+
+def test_a_reward_and_a_twist_read_one_classifier(tmp_path):
+    """Without a padding token and stored in bfloat16, a causal one; of a multi-label one, log sigmoid of the label."""
+    tokenizer = train_bpe(TEXTS, 300)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": len(tokenizer)}
+    for more in ({"num_labels": 1}, {"num_labels": 3, "problem_type": "multi_label_classification"}):
+        config = GPT2Config(bos_token_id=0, eos_token_id=0, **sizes, **more)
+        GPT2ForSequenceClassification(config).to(torch.bfloat16).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        loaded = load_classifier(str(tmp_path), torch.device("cpu"))
+        name = str(tmp_path) + ("" if more["num_labels"] == 1 else "#2")
+        texts = [*TEXTS, " ".join(TEXTS)]  # the last one is too long
+        found = loaded(texts)
+        rewarded = load_reward(name).score_texts([""] * 4, texts, [False] * 4)
+        expected = found[:, 0] if more["num_labels"] == 1 else F.logsigmoid(found[:, 2])
+        torch.testing.assert_close(rewarded, expected, atol=1e-5, rtol=1e-4)
+        assert loaded.model.dtype == torch.float32
+    model = model_with(tokenizer)
+    tokens = torch.tensor([tokenizer.encode(text)[:4] for text in TEXTS])
+    target = build_target({"kind": "class", "classifier": str(tmp_path), "label": 2, "beta": 2.0}, model, 1, 3)
+    logits = loaded([tokenizer.decode(row) for row in tokens.tolist()])
+    assert torch.allclose(target.log_phi(tokens), 2 * F.logsigmoid(logits[:, 2]), atol=1e-5)
+    with pytest.raises(ValueError, match="target.label=null draws a class for each text, and the labels of"):
+        build_target({"kind": "class", "classifier": str(tmp_path)}, model, 1, 3)
+
+
+def test_a_reward_of_texts_reads_them_up_to_their_end_and_knows_which_ended():
+    tokenizer = train_bpe(TEXTS, 300)
+    model, end = model_with(tokenizer), tokenizer.eos_token_id
+    words = [tokenizer.encode(text)[:3] for text in ("cat", " sad dog", " sun")]
+    row = [*words[0], *words[1], end, *words[2]]
+    other = [*words[0], *words[1], *words[2], words[2][0]][: len(row)]
+    score = text_reward("brevity", model, len(words[0]))
+    assert score(torch.tensor([row])).tolist() == [-float(len(tokenizer.decode(words[1]).split()))]
+    assert score(torch.tensor([other]))[0] < score(torch.tensor([row]))[0]
 
 
 def test_potentials_stay_finite_where_probabilities_vanish():
