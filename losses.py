@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+ROUNDING = 1e-6  # of float32, relative to a number's size
+
 # ---------------------------------------------------------------------------------------------------------------- denoising
 
 
@@ -97,6 +99,14 @@ def group_advantages(
     return centred / (deviation + 1e-4)
 
 
+def over_deviation(
+    centred: Float[Tensor, "*n"], deviation: Float[Tensor, ""], size: Float[Tensor, ""]
+) -> Float[Tensor, "*n"]:
+    """centred / deviation; exactly 0 where the deviation is no more than the rounding of float32 numbers of that size, which
+    would be blown up to units."""
+    return (centred / (deviation + 1e-8)).masked_fill(deviation <= ROUNDING * size, 0.0)
+
+
 def step_advantages(
     reward: Float[Tensor, "step"],
     row: Int[Tensor, "step"],
@@ -115,7 +125,7 @@ def step_advantages(
     returns = dense.flip(1).cumsum(1).flip(1).view(rows // group, group, -1)
     equal = (returns == returns[:, :1]).all(1, keepdim=True)  # as in group_advantages: exactly 0 there
     centred = (returns - returns.mean(1, keepdim=True)).masked_fill(equal, 0.0).flatten(0, 1)[row, step]
-    return centred / (centred.std(correction=0) + 1e-8) if divide_by_std else centred
+    return over_deviation(centred, centred.std(correction=0), returns.abs().max()) if divide_by_std else centred
 
 
 def clipped_policy_loss(

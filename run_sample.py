@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
@@ -326,12 +328,19 @@ def summary(record: dict) -> str:
         "peak memory": f"{record['peak_memory_mib']:.0f} MiB",
     }
     if "log_z" in record:
-        mean = sum(record["log_z"]) / len(record["log_z"])
+        log_z, log_phi = (
+            [value for value in record[name] if value is not None] or [-math.inf] for name in ("log_z", "log_phi")
+        )
         lines |= {
-            "log Z": f"{mean:.3f} on average of {record['particles']} particles a sample",
-            "log potential": f"{sum(record['log_phi']) / len(record['log_phi']):.3f} of the samples",
+            "log Z": f"{fmean(log_z):.3f} on average of {record['particles']} particles a sample",
+            "log potential": f"{fmean(log_phi):.3f} of the samples",
             "effective particles": f"{record['effective']:.1f} at the end, {record['resamplings']:.1f} resamplings",
         }
+        if dead := record["dead"]:
+            lines["without a particle"] = (
+                f"{len(dead)} of {record['samples']} samples ({', '.join(map(str, dead[:10]))}): all particles have potential 0, "
+                "log Z = -inf, left out of the means; take more particles, or temper the potential"
+            )
     if "solve_rate" in record:
         low, high = record["solve_rate_low"], record["solve_rate_high"]
         lines = {"solved": f"{record['solve_rate']:.1%} [{low:.1%}, {high:.1%}]"} | lines

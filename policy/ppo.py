@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from losses import clipped_policy_loss, gae, value_loss
+from losses import clipped_policy_loss, gae, over_deviation, value_loss
 from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
@@ -44,7 +44,7 @@ class PPO:
             earned = torch.where(last, reward.total[trajectory.row], 0.0)
         advantage, target = gae(earned, value, trajectory.row, trajectory.step, 1.0, self.algorithm.gae_decay)
         count, mean, deviation = self.processes.moments(advantage)
-        advantage = (advantage - mean) / (deviation + 1e-8)
+        advantage = over_deviation(advantage - mean, deviation, mean.abs())
         return Steps(trajectory, advantage, torch.full_like(advantage, 1 / count), target)
 
     def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:

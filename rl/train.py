@@ -181,7 +181,8 @@ class Rollouts:
         return known_terms(model, self.estimator, batch.tokens, views, self.config.training.chunk, batch.start)
 
     def advantages(self, reward: torch.Tensor, valid: torch.Tensor, mean: float) -> torch.Tensor:
-        """GRPO: against the group. PPO: against the running mean, over the deviation of the batch of all processes."""
+        """GRPO: against the group. PPO: against the running mean, over the root of the mean square of these differences in the
+        batch of all processes. (The deviation of the batch is 0 where its rewards agree, however far they are from that mean.)"""
         rl = self.config.rl
         if self.config.rl.algorithm == "grpo":
             grouped = (x.view(-1, rl.group_size) for x in (reward, valid))
@@ -189,8 +190,9 @@ class Rollouts:
             return group_advantages(rewards, rl.advantage_std, known).flatten()
         before = mean if self.baseline is None else self.baseline
         self.baseline = rl.baseline_decay * before + (1 - rl.baseline_decay) * mean
-        _, _, deviation = self.processes.moments(reward[valid])
-        return ((reward - before) / (deviation + 1e-4)).masked_fill(~valid, 0.0)
+        difference = reward - before
+        _, square, _ = self.processes.moments(difference[valid].square())
+        return (difference / (square.sqrt() + 1e-4)).masked_fill(~valid, 0.0)
 
     def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
         """rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""

@@ -39,13 +39,19 @@ class Weights:
         return Weights((self.log + log_factor).masked_fill(dead, -torch.inf), self.log_z)
 
     @property
+    def dead(self) -> Bool[Tensor, "filter"]:
+        """Filters without a particle of positive weight: log Z is -inf, and no particle says anything of the target."""
+        return (self.log == -torch.inf).all(1)
+
+    @property
     def probability(self) -> Float64[Tensor, "filter particle"]:
-        return self.log.softmax(1)
+        """Normalised weights; of a dead filter, even ones."""
+        return self.log.masked_fill(self.dead.unsqueeze(1), 0.0).softmax(1)
 
     @property
     def effective(self) -> Float64[Tensor, "filter"]:
-        """Effective sample size, 1 / sum W^2: from 1 to the number of particles."""
-        return self.probability.square().sum(1).reciprocal()
+        """Effective sample size, 1 / sum W^2: from 1 to the number of particles; 0 of a dead filter."""
+        return self.probability.square().sum(1).reciprocal().masked_fill(self.dead, 0.0)
 
     @property
     def log_normaliser(self) -> Float64[Tensor, "filter"]:
@@ -59,18 +65,14 @@ class Weights:
         )
 
     def check(self, step: int) -> None:
-        """Raises FloatingPointError where no particle of a filter is alive, or a weight is no number."""
-        if bool(self.log.isnan().any()) or bool((self.log == torch.inf).any()):
-            wrong = int((self.log.isnan() | (self.log == torch.inf)).sum())
+        """Raises FloatingPointError where a weight is no number, and names the samples."""
+        wrong = self.log.isnan() | (self.log == torch.inf)
+        if bool(wrong.any()):
+            samples = ", ".join(map(str, wrong.any(1).nonzero().squeeze(1).tolist()[:5]))
             raise FloatingPointError(
-                f"step {step}: the log potential of {wrong} of {self.log.numel()} particles is NaN or +inf; check the twist or "
-                "the reward on such text, take more particles, or temper the potential (a smaller beta)"
-            )
-        dead = (self.log == -torch.inf).all(1)
-        if bool(dead.any()):
-            raise FloatingPointError(
-                f"step {step}: all {self.log.shape[1]} particles of {int(dead.sum())} of {len(dead)} samples have potential 0 "
-                "(log weight -inf); take more particles, temper the potential (a smaller beta), or one that is nowhere 0"
+                f"step {step}: the log potential of {int(wrong.sum())} of {self.log.numel()} particles is NaN or +inf (sample "
+                f"{samples}); check the twist or the reward on such text, take more particles, or temper the potential (a "
+                "smaller beta)"
             )
 
 
@@ -121,10 +123,11 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def due(weights: Weights, resample: str) -> Bool[Tensor, "filter"]:
-    """Filters that resample now: all, none, or those whose effective sample size is below half of their particles."""
+    """Filters that resample now: all, none, or those whose effective sample size is below half of their particles. Dead ones
+    never do: each of their particles keeps its own line."""
     if resample == "ess":
-        return weights.effective < weights.log.shape[1] / 2
-    return torch.full_like(weights.log_z, resample == "every", dtype=torch.bool)
+        return (weights.effective < weights.log.shape[1] / 2) & ~weights.dead
+    return torch.full_like(weights.log_z, resample == "every", dtype=torch.bool) & ~weights.dead
 
 
 def check_scheme(resample: str, scheme: str, conditional: bool) -> None:

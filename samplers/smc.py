@@ -146,7 +146,7 @@ class Diagnostics:
 class Particles:
     """All particles of all samples, sample by sample. log_phi: of each; weights: at the end, not resampled.
 
-    Without resampling weights.log is log p(path) phi / q(path).
+    Without resampling weights.log is log p(path) phi / q(path). A sample that lost all its particles is dead: its log Z is -inf.
     """
 
     samples: Samples
@@ -157,19 +157,25 @@ class Particles:
     def log_z(self) -> Float64[Tensor, "filter"]:
         return self.weights.log_normaliser
 
+    @property
+    def dead(self) -> Bool[Tensor, "filter"]:
+        """Samples all of whose particles have weight 0."""
+        return self.weights.dead
+
     def best(self) -> Int[Tensor, "filter"]:
-        """The row of highest potential of each sample: best-of-N."""
+        """The row of highest potential of each sample: best-of-N; of a dead sample the first."""
         filters, particles = self.weights.log.shape
         alive = self.log_phi.view(filters, particles).masked_fill(self.weights.log == -torch.inf, -torch.inf)
         return alive.argmax(1) + torch.arange(filters, device=alive.device) * particles
 
     def drawn(self, draws: Draws, sample_id: Int[Tensor, "filter"] | None = None) -> Int[Tensor, "filter"]:
-        """A row of each sample, drawn by weight: of the law sigma as the number of particles grows."""
+        """A row of each sample, drawn by weight: of the law sigma as the number of particles grows. Of a dead sample any."""
         filters, particles = self.weights.log.shape
         number = torch.arange(filters, device=self.weights.log.device)
         zero = torch.zeros_like(number)
         own = number if sample_id is None else sample_id
-        return draws.categorical(self.weights.log, own, zero, zero, stream="pick") + number * particles
+        law = self.weights.log.masked_fill(self.dead.unsqueeze(1), 0.0)
+        return draws.categorical(law, own, zero, zero, stream="pick") + number * particles
 
 
 def draw_ancestors(
@@ -201,7 +207,8 @@ def particle_filter(
     resample: `ess` (below half the particles), `every` step, or `never`; scheme: one of SCHEMES, for a given path multinomial.
     sample_id: names of the samples for the draws; given: the first particle of each sample follows it. interval: states are
     weighed, and particles resampled, every so many steps. draws: in place of those of `seed`.
-    Raises FloatingPointError where a sample loses all its particles, and names the step.
+    A sample that loses all its particles is decoded to its end without being resampled (`Particles.dead`), and the others go on.
+    Raises FloatingPointError where a weight is no number, and names the step.
     """
     check_scheme(resample, scheme, given is not None)
     if particles < 1:

@@ -32,7 +32,8 @@ def refuse_greedy(rule: TokenRule) -> None:
 
 @dataclass
 class Bent:
-    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi^exponent."""
+    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi^exponent. Where that sum is 0, the
+    token is one of p, its log psi is 0, and the particle is dead by its log mass."""
 
     token: Int[Tensor, "read"]
     log_psi: Float64[Tensor, "read"]
@@ -56,13 +57,16 @@ def bend(
         log_total = logits.logsumexp(1)
         law = logits.add_(log_psi, alpha=exponent) if exponent else logits  # 0 times a log psi of -inf is no number
         log_mass = (law.logsumexp(1) - log_total).double()
+        dead = log_mass == -torch.inf
         if draws is None:
             token, chosen = torch.zeros_like(row), torch.zeros_like(log_mass)
         else:
+            if bool(dead.any()):
+                law[dead] = rule(environment.logits(states[dead]))
             token = draws.categorical(law, observation.row_id[row], observation.row_step[row], position)
             if given is not None:
                 token = torch.where(given.rows[row], given.tokens[row, position], token)
-            chosen = log_psi.gather(1, token.unsqueeze(1)).squeeze(1).double()
+            chosen = log_psi.gather(1, token.unsqueeze(1)).squeeze(1).double().masked_fill(dead, 0.0)
         found.append((token, chosen, log_mass))
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     return Bent(*columns)
@@ -130,8 +134,10 @@ class TwistedJoint:
         every = writable.nonzero()
         mass[writable] = bend(observation, every, self.what, self.tilt, None, exponent=self.exponent).log_mass
         active = writable.any(1).nonzero().squeeze(1)
+        law = mass[active]
+        law = torch.where((law == -torch.inf).all(1, keepdim=True) & writable[active], 0.0, law)  # dead: any position
         position = draws.categorical(
-            mass[active],
+            law,
             observation.row_id[active],
             observation.row_step[active],
             torch.zeros_like(active),

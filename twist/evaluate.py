@@ -59,8 +59,8 @@ def weighed(
     source: Source, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
     proposal: str = "twist", resample: str = "never", exact: Path | None = None,
 ) -> Weighed:  # fmt: skip
-    """A sweep, of which a sample whose every particle ends with potential 0 has log Z = -inf, where a particle filter stops: that
-    is what it says of Z, and a mean over samples has to hold it."""
+    """A sweep, of which a sample whose every particle ends with potential 0 has log Z = -inf: that is what it says of Z, and a
+    mean over samples has to hold it."""
     swept = source.sweep(samples, particles, seed, given, first_sample, proposal, resample, exact, scored=False)
     log_phi = potentials(source, swept.path, None if given is None else given.repeat_interleave(particles, 0))
     log_weight = swept.log_weight + log_phi

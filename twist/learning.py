@@ -75,9 +75,11 @@ def prefix_log_weights(
 
 def normalised(log_weight: Float[Tensor, "row *position"], groups: int = 1) -> Float[Tensor, "row *position"]:
     """Self-normalised weights, without a gradient. They sum to one over the rows; each of `groups` equal runs of rows, which
-    belong to conditions of their own, has the same share."""
+    belong to conditions of their own, has the same share. A group whose rows all have weight 0 has no share: it teaches
+    nothing."""
     grouped = log_weight.detach().unflatten(0, (groups, -1))
-    return (grouped.softmax(1) / groups).flatten(0, 1)
+    dead = (grouped == -torch.inf).all(1, keepdim=True)
+    return (grouped.masked_fill(dead, 0.0).softmax(1).masked_fill(dead, 0.0) / groups).flatten(0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------------- losses

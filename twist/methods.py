@@ -19,7 +19,7 @@ from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from losses import clipped_policy_loss, gae, value_loss
+from losses import clipped_policy_loss, gae, over_deviation, value_loss
 from policy.train import Learner
 from samplers.smc import Path
 from training.run import step_seed
@@ -152,7 +152,7 @@ class TwistLearning:
         whole = normalised(self.processes.everywhere(log_weight), self.groups)
         if whole.dim() == 1:
             own = (whole * self.groups).view(self.groups, -1)
-            self.shown["effective"] = float(own.square().sum(1).reciprocal().mean())
+            self.shown["effective"] = float(own.square().sum(1).reciprocal().nan_to_num(posinf=0.0).mean())
         return (whole[self.part] * self.processes.world).float()
 
     @property
@@ -364,7 +364,7 @@ class TwistLearning:
             rewards = ppo_rewards(old.log_p, old.log_q, self.finite_phi(drawn.log_phi).float())
             advantage, goal = gae(rewards.flatten(), valued(), row, place, 1.0, settings.gae_decay)
             _, mean, deviation = self.processes.moments(advantage)
-            advantage, old_log_q = (advantage - mean) / (deviation + 1e-8), old.log_q.flatten()
+            advantage, old_log_q = over_deviation(advantage - mean, deviation, mean.abs()), old.log_q.flatten()
         metrics: dict[str, float] = {"log_weight": float(rewards.sum(1).mean())}
         for _ in range(settings.epochs):
             (seen,) = self.seen(given, drawn.path, states=states)

@@ -75,7 +75,8 @@ def model_of_twist(settings: DictConfig) -> dict:
 @dataclass
 class ParticleFilter:
     """A filter as it was asked for. model: what the environment is to be built on; parts: proposal and potential of so many
-    samples. What was found of the samples so far: log_z, effective (particles, at the end), resamplings."""
+    samples. What was found of the samples so far: log_z, effective (particles, at the end), resamplings; dead: names of those
+    that lost all their particles."""
 
     model: MaskedLM
     parts: Callable[[int], tuple[Proposal, Potential]]
@@ -84,6 +85,7 @@ class ParticleFilter:
     log_phi: list[float] = field(default_factory=list)
     effective: list[float] = field(default_factory=list)
     resamplings: list[int] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
 
     def decode(
         self, environment: UnmaskingEnvironment, canvas: Int[Tensor, "row position"], seed: int, row_id: Int[Tensor, "row"],
@@ -101,14 +103,16 @@ class ParticleFilter:
         self.log_z += found.log_z.tolist()
         self.log_phi += found.log_phi[rows].tolist()
         self.effective += found.weights.effective.tolist()
+        self.dead += row_id[found.dead].tolist()
         self.resamplings += torch.stack(seen.resampled).sum(0).tolist()
         evaluations = found.samples.evaluations.view(len(canvas), -1).sum(1)
         return replace(found.samples.take(rows), evaluations=evaluations)
 
     def record(self) -> dict:
-        """Of all samples: log Z and log phi of each, and on average what was left of the particles."""
+        """Of all samples: log Z and log phi of each (None: -inf), the dead ones, and on average what is left of the particles."""
+        log_z, log_phi = ([x if math.isfinite(x) else None for x in values] for values in (self.log_z, self.log_phi))
         return {
-            "particles": self.settings.particles, "log_z": self.log_z, "log_phi": self.log_phi,
+            "particles": self.settings.particles, "log_z": log_z, "log_phi": log_phi, "dead": self.dead,
             "effective": sum(self.effective) / len(self.effective),
             "resamplings": sum(self.resamplings) / len(self.resamplings),
         }  # fmt: skip

@@ -130,12 +130,16 @@ class Source:
                 f"the log potential is NaN or +inf on {int((log_phi.isnan() | (log_phi == torch.inf)).sum())} of {len(log_phi)} "
                 "texts; check the classifier or the reward on such text, or temper the potential (a smaller target.beta)"
             )
+        self._refuse_dead(log_phi)
+        return log_phi
+
+    def _refuse_dead(self, log_phi: Float[Tensor, "row"]) -> None:
+        """FloatingPointError where every text has potential 0: there is nothing to learn from, nor to measure."""
         if bool((log_phi == -torch.inf).all()):
             raise FloatingPointError(
                 f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the "
                 "potential (a smaller target.beta), or one that is nowhere 0"
             )
-        return log_phi
 
     def sweep(
         self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
@@ -143,7 +147,8 @@ class Source:
     ) -> Swept:  # fmt: skip
         """`samples` sets of `particles` rows. given: what each sample is conditioned on; proposal: twist (q) or base (p);
         resample: never, ess, every; exact: a sample of the target for each, which its first particle follows (multinomial then,
-        else systematic); scored: whether phi is asked, of finished rows."""
+        else systematic); scored: whether phi is asked, of finished rows. A sample all of whose rows have weight 0 has log Z =
+        -inf; FloatingPointError where all have."""
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
         tilt, rule = potential.tilt, TokenRule()
@@ -160,6 +165,8 @@ class Source:
             self._environment(self.twist.sampled(), self.length), chosen, potential, self.blank(samples, self.length),
             particles, resample, "systematic" if exact is None else "multinomial", seed, number, exact, collect=keep,
         )  # fmt: skip
+        if scored and bool(found.dead.all()):
+            self._refuse_dead(found.weights.log.flatten())
         path = Path(found.samples.tokens, found.samples.written_at)
         before_last = torch.stack(weights, 1)[:, :-1]
         return Swept(path, before_last, found.weights.log.flatten(), found.log_phi, found.log_z)

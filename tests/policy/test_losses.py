@@ -8,6 +8,7 @@ from losses import (
     gae,
     group_advantages,
     kl_to_reference,
+    over_deviation,
     per_row_weights,
     step_advantages,
     value_loss,
@@ -80,6 +81,21 @@ def test_equal_rollouts_have_no_advantage_at_any_step(members, divide_by_std):
     reward = -rand(50, 1, 4).expand(-1, members, -1).flatten()
     row, step = torch.cartesian_prod(torch.arange(50 * members), torch.arange(4)).unbind(1)
     assert (step_advantages(reward, row, step, 50 * members, members, divide_by_std) == 0).all()
+
+
+def test_rounding_is_not_blown_up_to_an_advantage():
+    """Numbers that agree to float32's last digits have no spread; a real one, however small beside them, counts."""
+    values = torch.tensor([0.3, 0.3 + 3e-8, 0.3, 0.3])
+    assert (
+        over_deviation(values - values.mean(), (values - values.mean()).std(correction=0), values.mean()) == 0
+    ).all()
+    values = torch.tensor([0.3, 0.301, 0.3, 0.3])
+    spread = over_deviation(values - values.mean(), values.std(correction=0), values.mean())
+    torch.testing.assert_close(spread.square().mean(), torch.tensor(1.0), atol=1e-2, rtol=0)
+    reward = torch.tensor([0.1, 0.2, 0.3 + 2e-8, 0.0])  # returns 0.3 of both, added up in another order
+    found = step_advantages(reward, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), 2, 2, True)
+    assert found.abs().max() < 1.5 and bool(torch.isfinite(found).all())
+    assert (group_advantages(torch.tensor([[1.0, 1.0, 1.0, 0.999]]), True).abs() < 2).all()
 
 
 # ---------------------------------------------------------------------------------------- clipping

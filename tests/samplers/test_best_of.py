@@ -61,6 +61,17 @@ def test_the_law_is_that_of_the_best_of_n_draws():
     fits(kept.tokens, law)
 
 
+def test_the_worst_reward_is_never_chosen_and_a_row_without_another_ends_no_other():
+    worst = lambda tokens, start: torch.where(torch.arange(len(tokens)) % 3 < 2, -torch.inf, 1.0)  # the last of three
+    canvas = torch.full((2, 2), 6)
+    strategy, environment = Strategy(WHERE["random"](), TokenRule()), lambda: UnmaskingEnvironment(RandomLM(6), 2)
+    kept, found = best_of(environment(), strategy, canvas, 3, worst)
+    assert found.argmax(1).tolist() == [2, 2]
+    dead = lambda tokens, start: torch.where(torch.arange(len(tokens)) < 3, -torch.inf, worst(tokens, start))
+    again, found = best_of(environment(), strategy, canvas, 3, dead)
+    assert found[0].tolist() == [-torch.inf] * 3 and torch.equal(again.tokens[1], kept.tokens[1])
+
+
 def test_a_reward_that_is_no_number_stops_it():
-    with pytest.raises(FloatingPointError, match="reward of a sample is not a finite number"):
+    with pytest.raises(FloatingPointError, match=r"reward of a sample is not a finite number \(row 0"):
         decode(RandomLM(6), 2, reward=lambda tokens, start: rewards(tokens, start) * torch.nan)

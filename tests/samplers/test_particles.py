@@ -61,6 +61,19 @@ def test_weights_estimate_z_across_resampling():
     assert torch.equal(before.effective, torch.tensor([1.6, 1.0], dtype=torch.float64))
 
 
+def test_a_dead_filter_is_worth_nothing_and_changes_no_other():
+    both = weights([0.0, math.log(3)], [-math.inf, -math.inf])
+    both.check(3)
+    assert both.dead.tolist() == [False, True]
+    assert both.log_normaliser.exp().tolist() == pytest.approx([2, 0]) and both.effective.tolist() == [1.6, 0]
+    assert both.probability.tolist() == [pytest.approx([0.25, 0.75]), [0.5, 0.5]]
+    assert due(weights([0.0, -9.0, -9.0], [-math.inf] * 3), "ess").tolist() == [True, False]
+    assert due(both, "every").tolist() == [True, False]
+    assert both.times(torch.full((2, 2), torch.nan, dtype=torch.float64)).log[1].tolist() == [-math.inf] * 2
+    for scheme in SCHEMES.values():
+        assert bool((scheme(both.probability, torch.full((2, 2), 0.5, dtype=torch.float64)) < 2).all())
+
+
 def test_who_resamples():
     both = weights([0.0, 0.0, 0.0, -9.0], [0.0, -9.0, -9.0, -9.0])
     assert due(both, "ess").tolist() == [False, True]
@@ -75,7 +88,5 @@ def test_what_is_refused():
         check_scheme("ess", "best", False)
     with pytest.raises(ValueError, match="systematic does not; use multinomial"):
         check_scheme("ess", "systematic", True)
-    with pytest.raises(FloatingPointError, match=r"step 3: all 2 particles of 1 of 2 samples have potential 0.*temper"):
-        weights([0.0, 0.0], [-math.inf, -math.inf]).check(3)
-    with pytest.raises(FloatingPointError, match="step 7: the log potential of 1 of 2 particles is NaN"):
-        weights([math.nan, 0.0]).check(7)
+    with pytest.raises(FloatingPointError, match=r"step 7: the log potential of 1 of 4 particles is NaN.*\(sample 1\)"):
+        weights([0.0, 0.0], [math.nan, 0.0]).check(7)

@@ -351,11 +351,51 @@ def test_a_row_does_not_know_its_batch():
     assert torch.equal(some.log_z, whole.log_z[ids])
 
 
-def test_dead_particles_are_named_by_their_step():
+@pytest.mark.parametrize("kind", ["causal base", "causal twisted", "masked any order", "masked joint"])
+@pytest.mark.parametrize("resample", ["every", "never"])
+def test_a_particle_that_cannot_reach_the_target_counts_as_nothing(kind, resample, monkeypatch):
+    """Texts that begin with token 0 have phi = 0, and psi of their beginnings does not say it: proposals then have no mass."""
+    model, twist, name, steps, proposal = case(kind)
+    twist.psi[:2] = -torch.inf
+    truth = exp(log_z_of(model, twist, paths(model, name, steps)))
+
+    def run(draws):
+        environment = UnmaskingEnvironment(model, steps)
+        return particle_filter(environment, proposal, twist, blank(model), 2, resample, "multinomial", draws=draws)
+
+    runs = every_run(run, monkeypatch)
+    assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - truth) < 1e-12
+    dead = [found for _, found in runs if bool(found.dead)]
+    assert dead and all(float(found.log_z) == -torch.inf for found in dead)
+    assert all((found.samples.tokens < model.mask_id).all() for found in dead)
+    assert {int(found.best()) for found in dead} == {0} and {int(found.drawn(Draws(0))) for found in dead} <= {0, 1}
+
+
+def test_a_dead_sample_ends_no_other():
+    model, _, _, steps, proposal = case("causal base")
+    seen = Diagnostics()
+    potential = Finish(lambda tokens, rows: torch.where(rows // 4 == 1, -torch.inf, 0.5))
+    canvas = blank(model, 3)
+    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
+    assert found.dead.tolist() == [False, True, False]
+    assert found.log_z.tolist() == [0.5, -torch.inf, 0.5] and found.weights.effective.tolist() == [4, 0, 4]
+    whole = particle_filter(
+        UnmaskingEnvironment(model, steps), proposal, Finish(lambda t, r: 0.5 + 0 * r), canvas, 4, "every"
+    )
+    alive = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
+    assert torch.equal(found.samples.tokens[alive], whole.samples.tokens[alive])
+
+    def at_once(observation):  # dead before the first resampling
+        return torch.where(torch.arange(12) // 4 == 1, -torch.inf, 0.0)
+
+    potential.log_psi, seen = at_once, Diagnostics()
+    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
+    assert found.dead.tolist() == [False, True, False] and seen.resampled[0].tolist() == [True, False, True]
+    assert seen.effective[0].tolist() == [4, 0, 4] and int(seen.parents[0][1]) == 4, "its particles keep their lines"
+
+
+def test_a_weight_that_is_no_number_is_named_by_its_step():
     model, twist, _, steps, proposal = case("causal base")
-    twist.psi = torch.where(torch.arange(9) % 3 == 2, -torch.inf, twist.psi)
-    with pytest.raises(FloatingPointError, match="step 1: all 4 particles of 2 of 2 samples"):
-        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
     twist.psi = torch.where(torch.arange(9) % 3 == 2, 0.0, torch.nan)
     with pytest.raises(
         FloatingPointError,

@@ -205,6 +205,24 @@ def test_a_factor_a_prefix_changes_the_weights_of_particles_and_not_the_proposal
         close(dpg_loss(c.log_psi, c.log_mass, target), dpg_loss(d.log_psi, d.log_mass, target))
 
 
+def test_a_group_of_weight_0_teaches_nothing_and_leaves_the_others_as_they_are():
+    log_weight = torch.tensor([0.0, 1.0, -torch.inf, -torch.inf, 2.0, -torch.inf])
+    found = normalised(log_weight, groups=3)
+    close(found[:2], normalised(log_weight[:2]) / 3)
+    assert found[2:].tolist() == [0, 0, pytest.approx(1 / 3), 0]
+
+
+def test_the_targets_of_soft_q_stand_still():
+    """The gradient goes into log psi alone: with the mass of the next position learnt too, both would move together."""
+    log_psi, log_mass = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    phi = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    soft_q_loss(log_psi, log_mass, phi, weight).backward()
+    assert log_mass.grad is None and phi.grad is None
+    target = torch.cat((log_mass[:, 1:], phi.unsqueeze(1)), 1).detach()
+    close(log_psi.grad, 2 * weight.unsqueeze(1) * (log_psi.detach() - target) / 4)
+
+
 # ------------------------------------------------------------------------------------------------ FUDGE on target samples
 
 
