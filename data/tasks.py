@@ -69,6 +69,8 @@ class TextTask:
     clean rows come from the data set. tokenizer: in place of the one that `data` names. ends: tokens at which rows end, the first
     of which fills what follows."""
 
+    ends: tuple[int, ...] = ()  # none of packed texts, which go on behind theirs
+
     def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
         self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
@@ -78,7 +80,8 @@ class TextTask:
         )
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
-        self.ends = tuple(end_tokens(self.tokenizer)) if answers else ()  # packed texts go on behind them
+        if answers:
+            self.ends = tuple(end_tokens(self.tokenizer))
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
     def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:

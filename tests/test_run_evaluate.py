@@ -285,7 +285,7 @@ def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
     texts = iter(["def add(a, b):\n    return a + b\n```\nDone.", "def add(a, b):\n    return 0\n```"])
     model, _ = load_model(ROOT / "example" / "stories")
     monkeypatch.setattr(run_evaluate, "load_model", lambda *given: (model, None))
-    monkeypatch.setattr(model.tokenizer, "batch_decode", lambda tokens: [next(texts)])
+    monkeypatch.setattr(model.tokenizer, "batch_decode", lambda tokens, skip_special_tokens: [next(texts)])
     argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 0
     assert [float(row["accuracy"]) for row in read(tmp_path / "detailed_results.csv")] == [1.0, 0.0]

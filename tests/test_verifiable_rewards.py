@@ -113,7 +113,7 @@ def test_chain_arithmetic_is_a_data_set_like_the_others(tmp_path):
     }
     task = QuestionTask(model, OmegaConf.create(data), 0)
     prompts = task.prompts(100, 0)
-    environment = UnmaskingEnvironment(model, 24, 4, prompt_length=prompts.prompt_length, stop_id=task.stop_id)
+    environment = UnmaskingEnvironment(model, 24, 4, prompt_length=prompts.prompt_length, stop_id=task.ends)
     samples = sample(environment, Strategy(Threshold(0.3), TokenRule(0.0)), prompts.canvas, start=prompts.start)
     right = task.right(samples.tokens, prompts.rows)
     assert right.mean() > 0.6
