@@ -132,7 +132,7 @@ def _adapted(
 ) -> LlamaLM:
     """The adapter at `path` on its base, merged. state: that of a run, under our names; None: the adapter's file."""
     folder = str(model_folder(path)) if is_run(path) else path
-    adapter = json.loads(fetch(folder, "adapter_config.json").read_text())
+    adapter = json.loads(fetch(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
     base = adapter["base_model_name_or_path"]
     try:
         model = load_bidirectional(base, device, dtype, config.get("max_position_embeddings"))
@@ -197,8 +197,8 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, AdapterLM):
         config = {**config, "peft_type": model.adapter["peft_type"]}
-        (directory / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n")
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (directory / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = dict(
         model.backbone.named_parameters()
     )  # buffers (rotary frequencies) stay float32: they multiply positions
@@ -307,7 +307,11 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             )
     loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
     assert isinstance(loaded, dict)
-    config: dict = json.loads((run / "model" / "config.json").read_text()) if (run / "model").is_dir() else loaded
+    config: dict = (
+        json.loads((run / "model" / "config.json").read_text(encoding="utf-8-sig"))
+        if (run / "model").is_dir()
+        else loaded
+    )
     with readable(file):
         saved = torch.load(file, map_location="cpu", weights_only=True)
     if "model" not in saved or "ema" not in saved:

@@ -24,14 +24,14 @@ from dlm.masked_lm import MaskedLM
 from evaluation.intervals import wilson
 from evaluation.replay import replay_html
 from evaluation.report import plot_pareto, print_table, write_json
-from evaluation.text import Judge, JudgeMissing, load_judge, summarise, unigram_entropy
+from evaluation.text import Judge, default_judge, summarise, unigram_entropy
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, Dilated, Direct, Threshold
-from training.usage import exit_on_bad_input
+from training.usage import exit_on_bad_input, override
 
 ROOT = Path(__file__).parent
 BOX = (2, 3)
@@ -40,10 +40,11 @@ BOX = (2, 3)
 def train_policy(out: Path, iterations: int) -> Path:
     """A short run of experiment=sudoku6_budget; returns its directory."""
     overrides = [
-        "experiment=sudoku6_budget", f"dlm.path={ROOT / 'example/sudoku6'}", f"init={ROOT / 'example/sudoku6_answers'}",
+        "experiment=sudoku6_budget", override("dlm.path", str(ROOT / "example/sudoku6")),
+        override("init", str(ROOT / "example/sudoku6_answers")),
         f"training.n_iters={iterations}", "training.batch_size=192",
         f"training.eval_freq={iterations}", f"training.snapshot_freq={iterations}", "eval.batch_size=128",
-        f"run_dir={out / 'policy'}", "data.base_puzzles=1000", "data.valid_puzzles=128", "wandb.mode=disabled",
+        override("run_dir", str(out / "policy")), "data.base_puzzles=1000", "data.valid_puzzles=128", "wandb.mode=disabled",
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_policy", overrides)
@@ -109,6 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1")
     started = time.perf_counter()
+    judge = default_judge("cpu")  # what is missing is said before the work
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
     print("1/3 learning where to unmask, on Sudoku")
     run = train_policy(out, arguments.iterations)
@@ -117,11 +119,6 @@ def main(arguments: argparse.Namespace) -> None:
     table, points, boards = puzzles(board, run, arguments.puzzles)
     print("3/3 writing stories")
     writer, _ = load_model(ROOT / "example/stories")
-    try:
-        judge = load_judge("smollm2")
-    except JudgeMissing as error:
-        print(f"no generative perplexity: {error}")
-        judge = None
     more, texts = stories(writer, judge, arguments.stories)
     print_table(table + more, title="quality, entropy (nats), network evaluations and speed")
     write_json(table + more, out / "table.json")

@@ -371,7 +371,7 @@ def main(argv: list[str]) -> int:
                 records = merge(directory)
                 row = result_row(settings, records)
                 whole = {"metrics": row, "settings": settings, "machine": machine(group.device), "generations": records}
-                (directory / "generations.json").write_text(json.dumps(whole, indent=1) + "\n")
+                (directory / "generations.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
                 results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
         if group.first and results:
             report(results, Path(arguments.save_path), path)

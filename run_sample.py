@@ -26,8 +26,9 @@ from data.ends import end_tokens
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, SeddLM
+from dlm.packaged import smollm2_folder
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
-from evaluation.text import Judge, JudgeMissing, load_judge
+from evaluation.text import default_judge, load_judge
 from load_model import load_model
 from policy.build import (
     STRATEGIES,
@@ -45,7 +46,7 @@ from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from samplers.where import ADAPTIVE
 from training.settings import check_settings
-from training.usage import composed, device_of, exit_on_bad_input
+from training.usage import composed, device_of, exit_on_bad_input, literal
 from twist.sampling import FILTERS, build_filter, model_of_twist
 
 EXAMPLES = """
@@ -164,8 +165,7 @@ def build_config(argv: list[str]) -> DictConfig:
             raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; did you mean {nearest}? See --help")
     config = composed("sample", overrides)
     for key, value in vars(flags).items():
-        literal = value.replace("${", "\\${") if isinstance(value, str) else value  # text, not an interpolation
-        OmegaConf.update(config, key, literal)
+        OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
     return config
 
 
@@ -175,13 +175,13 @@ def check(config: DictConfig) -> None:
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
 
 
-def default_judge(device: torch.device) -> Judge | None:
-    """smollm2; where it is not installed None, and on stderr how to install it."""
+def has_default_judge() -> bool:
+    """Whether smollm2 is installed; where it is not, stderr says before the work how to install it."""
     try:
-        return load_judge("smollm2", str(device))
-    except JudgeMissing as error:
-        print(f"no generative perplexity: {error}", file=sys.stderr)
-        return None
+        return bool(smollm2_folder())
+    except ValueError as error:
+        print(f"no generative perplexity: the judge {error}", file=sys.stderr)
+        return False
 
 
 def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"]) -> UnmaskingEnvironment:
@@ -210,9 +210,9 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
 def with_defaults_of_twist(config: DictConfig) -> DictConfig:
     """The model that the twist was learnt on and, where nothing is said, its prompt."""
     about, config = model_of_twist(config.sampler.smc), config.copy()
-    config.dlm = {"path": about["model"]}
+    config.dlm = {"path": literal(str(about["model"]))}
     if config.prefix is None and config.template is None:
-        config.prefix = about["prompt"]
+        config.prefix = None if about["prompt"] is None else literal(about["prompt"])
     return config
 
 
@@ -255,9 +255,9 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
     board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
     judged = config.eval and board is None and model.tokenizer is not None
-    judge = (
-        load_judge(config.judge, str(device)) if judged and config.judge else None
-    )  # refused now where it is missing
+    # A judge that is missing is said now. The default one is loaded later: the peak of memory is that of sampling.
+    judge = load_judge(config.judge, str(device)) if judged and config.judge else None
+    judged = judged and (judge is not None or has_default_judge())
 
     batches = []
     copies = config.sampler.smc.particles if filtered else 1
@@ -278,7 +278,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
             else:
                 batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
     memory = peak_memory_mib(device)
-    judge = default_judge(device) if judged and judge is None else judge
+    judge = default_judge(str(device)) if judged and judge is None else judge
     tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
     texts = [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)]
     record = {
@@ -296,7 +296,7 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
         "drift": environment.drift,
         "peak_memory_mib": memory,
         "machine": machine(device),
-        "config": OmegaConf.to_container(config),
+        "config": OmegaConf.to_container(config, resolve=True),
     }
     return batches, texts, record
 
@@ -325,7 +325,7 @@ def summary(record: dict) -> str:
         "distinct-1/2/3": " / ".join("-" if (d := record[f"distinct_{n}"]) is None else f"{d:.3f}" for n in (1, 2, 3)),
         "NFE": f"{record['nfe']:.1f} a sample, {record['forwards']} forwards",
         "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
-        "peak memory": f"{record['peak_memory_mib']:.0f} MiB",
+        "peak memory": "not measured" if (peak := record["peak_memory_mib"]) is None else f"{peak:.0f} MiB",
     }
     if "log_z" in record:
         log_z, log_phi = (
@@ -364,14 +364,13 @@ def main(argv: list[str]) -> None:
     if config.json == "-":
         print(json.dumps(record, allow_nan=False))
         return
+    if config.json:  # before the terminal, which may end the command
+        Path(config.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for number, text in enumerate(texts[:4]):
         print(f"--- sample {number} ---\n{text}\n")
     if len(texts) > 4:
         print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
     print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
-    if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

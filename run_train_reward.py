@@ -173,7 +173,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
 
 def say_accuracy(run: Run, found: dict[str, Any]) -> None:
     """To accuracy.json and the log."""
-    (run.directory / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
+    (run.directory / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for name, value in found.items():
         run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else told(value)}")
 

@@ -208,7 +208,7 @@ def positive_samples(
 
 def record_evaluation(file: Path, record: dict) -> None:
     """Into the list in `file`; of an epoch that a resumed run evaluated again, the last counts."""
-    known = json.loads(file.read_text()) if file.is_file() else []
+    known = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else []
     known = [other for other in known if other["updates"] != record["updates"]] + [record]
     part = file.with_suffix(".part")
     write_json(known, part)

@@ -144,7 +144,7 @@ def main() -> None:
                     sep="\n",
                 )
                 parts.append("\n".join(["```", f"$ {line}", *lines, "```", f"{seconds:.0f} s\n"]))
-    Path(arguments.out).write_text("\n".join([*head(), *parts]))
+    Path(arguments.out).write_text("\n".join([*head(), *parts]), encoding="utf-8")
     if failed:
         raise SystemExit(f"{failed} commands failed")
 

@@ -130,7 +130,7 @@ def schedule(shape: Shape, steps: int) -> dict[str, float | int]:
 
 def resident_mib(field: str) -> float:
     """VmRSS (now) or VmHWM (the most so far) of this process."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         tables[task] = [measure(source, exact, way, count, options.repeats) for way in WAYS for count in options.counts]
     options.out.mkdir(parents=True, exist_ok=True)
     file, found = options.out / "steering.json", {"log_z": log_z, "tables": tables}
-    whole = merged(json.loads(file.read_text()), found) if file.is_file() else found
+    whole = merged(json.loads(file.read_text(encoding="utf-8-sig")), found) if file.is_file() else found
     write_json(whole, file)
     plot(whole["tables"], whole["log_z"], file.with_suffix(".png"))
     shown = ("way", "particles", "repeats", "lower", "upper", "drawn", "best")

@@ -71,14 +71,14 @@ def run(task: str, method: str, seed: int, rate: float, updates: int, directory:
     """The last evaluation of a run, which is made if it is not there. shared: overrides of all runs of a task. Its
     bounds on log Z are loose, since `log_z_of` knows better."""
     file = directory / "evaluations.json"
-    known = json.loads(file.read_text()) if file.is_file() else []
+    known = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else []
     if not any(record["updates"] == updates for record in known):
         trained([
             *TASKS[task], *PAIRED.get((task, method), []), *shared,
             f"method={method}", f"seed={seed}", f"optim.lr={rate}", "twist.layers=3",
             "training.log_freq=1000", "eval.particles=[8]", "eval.sweeps=2", f"run_dir={directory}",
         ])  # fmt: skip
-    return json.loads(file.read_text())[-1]
+    return json.loads(file.read_text(encoding="utf-8-sig"))[-1]
 
 
 def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def with_earlier(rows: list[dict], file: Path) -> list[dict]:
     """Methods in their order, those not swept now as the file has them, at all rates that any was swept at."""
     known = {}
     if file.is_file():
-        with file.open() as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             known = {
                 row["method"]: {name: value for name, value in row.items() if value} for row in csv.DictReader(lines)
             }

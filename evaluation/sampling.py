@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import platform
-import resource
 import sys
 
 import torch
@@ -54,10 +54,14 @@ def cost(batches: list[Samples]) -> dict[str, float | int]:
     }
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """The most that was ever held: on CUDA by tensors, on a CPU by the whole process so far."""
+def peak_memory_mib(device: torch.device) -> float | None:
+    """The most that was ever held: on CUDA by tensors, on a CPU by the whole process so far (None on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if importlib.util.find_spec("resource") is None:
+        return None
+    import resource  # POSIX alone has it
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

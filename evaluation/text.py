@@ -9,8 +9,10 @@ Repetition lowers perplexity, so no figure comes without the unigram entropy of 
 The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published ones.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -39,7 +40,7 @@ class Judge:
     """A frozen causal model in float32 with its tokenizer."""
 
     name: str
-    model: PreTrainedModel
+    model: Any  # of transformers, which would take seconds to import for its type
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -65,6 +66,15 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             f"`hf download {name}`, give a directory, or take the judge smollm2."
         ) from error
     return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+def default_judge(device: str) -> Judge | None:
+    """smollm2; where it is not installed None, and on stderr how to install it."""
+    try:
+        return load_judge("smollm2", device)
+    except JudgeMissing as error:
+        print(f"no generative perplexity: {error}", file=sys.stderr)
+        return None
 
 
 def shares_tokenizer(judge: Judge, tokenizer: object) -> bool:
@@ -104,7 +114,7 @@ def perplexity(
     return perplexities
 
 
-def _mean_cross_entropy(model: PreTrainedModel, sequences: list[Int[Tensor, "_"]]) -> Float[Tensor, " row"]:
+def _mean_cross_entropy(model: Any, sequences: list[Int[Tensor, "_"]]) -> Float[Tensor, " row"]:
     """Mean over the tokens after the first; padding is on the right, is not attended and is not scored."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)

@@ -58,7 +58,9 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
         name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
         for name, tensor in policy.state_dict().items()
     }
-    (directory / "config.json").write_text(json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n")
+    (directory / "config.json").write_text(
+        json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     save_file(weights, directory / "model.safetensors.part", metadata={"format": "pt"})
     os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
 
@@ -94,7 +96,7 @@ def load_policy(
         config_file = file.with_name("config.json")
         with readable(file):
             weights, average = load_file(file), None
-        config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.is_file() else {}
     policy = _build(weights, config, file, model)
     if average:
         _load_average(policy, average["shadow_params"], file)

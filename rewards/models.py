@@ -239,7 +239,7 @@ class VocabularyHead(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary, width = self.linear.weight.shape
         settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
-        (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n")
+        (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(
             {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / "model.safetensors"
         )
@@ -250,7 +250,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
     folder = reward_folder(str(path))
     if not (Path(folder) / HEAD).is_file():
         raise ValueError(f"{path} holds no vocabulary head; train one: run_train_reward.py reward.head=vocabulary")
-    head = VocabularyHead(**json.loads((Path(folder) / HEAD).read_text()))
+    head = VocabularyHead(**json.loads((Path(folder) / HEAD).read_text(encoding="utf-8-sig")))
     head.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return head.requires_grad_(False).eval().to(device)
 

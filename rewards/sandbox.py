@@ -143,7 +143,9 @@ def _executable() -> Path:
 def _is_root() -> bool:
     """Whether this is root of the machine, not of a user namespace, and may thus become any user."""
     users = Path("/proc/self/uid_map")
-    return os.geteuid() == 0 and users.is_file() and users.read_text().split() == ["0", "0", "4294967295"]
+    return (
+        os.geteuid() == 0 and users.is_file() and users.read_text(encoding="utf-8").split() == ["0", "0", "4294967295"]
+    )
 
 
 def _sandbox(root: bool, packages: bool) -> list[str]:

