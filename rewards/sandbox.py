@@ -1,19 +1,23 @@
 """Programs that a model wrote, run with their tests where they reach neither the network nor files: bubblewrap.
 
 Inside there are the Python interpreter with its standard library, an empty /tmp in memory and nothing else: no home, no network,
-no other process, an empty environment. Time, memory, file sizes and the number of processes are bounded, and what is printed goes
-nowhere. A program has passed when a random token comes back, which is written after the last test alone.
+no other process, an empty environment. Time, memory, file sizes and the number of processes are bounded for the program as a whole,
+and what is printed goes nowhere.
 
-What this does not do: program and tests share one interpreter, as in every public checker of this kind, so that a program written
-against its tests (objects equal to everything, a walk over the frames of the interpreter) can still fool them. It cannot get out.
+Tests run in another process than the program, and compare copies of its results, of exactly the built-in types (sandbox_judge.py).
+A program has passed when a random token comes back, which that other process alone knows and writes after the last test.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import json
+import marshal
 import os
+import platform
+import re
 import secrets
 import shutil
 import signal
@@ -21,12 +25,48 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
-RUNNER = Path(__file__).with_name("sandbox_runner.py")
+from rewards.seccomp import program_filter
+
+INSIDE = ("sandbox_wire", "sandbox_program", "sandbox_judge", "sandbox_pytest", "sandbox_runner")
+# The runner, taken from the input without reading a byte more: the job that follows is for the process of the tests alone.
+START = """
+import marshal, os, sys
+def take(length):
+    data = b""
+    while len(data) < length:
+        data += os.read(0, length - len(data))
+    return data
+settings, codes = marshal.loads(take(int.from_bytes(take(8), "little")))
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in codes or name == "rewards":
+            return type(sys.__spec__)(name, Finder, is_package=name == "rewards")
+    @staticmethod
+    def create_module(spec):
+        return None
+    @staticmethod
+    def exec_module(module):
+        if module.__name__ in codes:
+            exec(marshal.loads(codes[module.__name__]), module.__dict__)
+sys.meta_path.insert(0, Finder)
+import rewards.sandbox_runner
+rewards.sandbox_runner.main(settings)
+"""
+# A fixed seed of hashes, so that the order of sets, and with it a verdict, is the same each time.
+ENVIRONMENT = {"HOME": "/tmp", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+SHORT = {"np": "numpy", "pd": "pandas"}
+DEVICES = ("null", "zero", "full", "random", "urandom")
+TIME_ZONES = Path("/usr/share/zoneinfo")
+PERIOD = 0.05  # seconds between two looks at memory and time
+SHARED_FROM = 2**28  # bytes
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")  # shared libraries
 PACKAGES = "/packages"
 WAY_OUT = (
@@ -42,12 +82,20 @@ class SandboxError(ValueError):
 
 @dataclass(frozen=True)
 class Program:
-    """code runs first, as a module named `solution`; then, in the same module, the tests. packages: installed packages can be
-    imported (read-only), not the standard library alone."""
+    """Code, and the tests that it has to pass.
+
+    The code runs as a module named `solution`. The tests run in another process, where the names of that module stand for what is
+    in it. packages: both can import installed packages (read-only), not the standard library alone. collect: tests are functions
+    and classes for pytest or unittest, not only statements. entry: the name that is asked for; tests mean it also where it is
+    that of a built-in. functions: names of functions, which have no instances.
+    """
 
     code: str
     tests: str
     packages: bool = False
+    collect: bool = False
+    entry: str = ""
+    functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,13 +108,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program: seconds of the processor (and six times as many by the clock: a busy machine makes nothing wrong),
-    bytes of address space a process, bytes a file, processes and threads."""
+    """Of one program with its tests: seconds of the processor (and six times as many by the clock: a busy machine makes nothing
+    wrong), bytes of memory of all its processes together, which is also the address space of each, bytes a file, processes and
+    threads."""
 
     seconds: int = 5
     memory: int = 2**30
     file: int = 2**24
-    processes: int = 8
+    processes: int = 64
 
 
 def run_programs(programs: Sequence[Program], unsandboxed: bool = False, limits: Limits | None = None) -> list[Verdict]:
@@ -97,33 +146,29 @@ def check_sandbox() -> None:
 def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
     token = secrets.token_hex(16)
     root = not unsandboxed and _is_root()
-    packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
-    job = {
-        "code": program.code, "tests": program.tests, "token": token, "packages": packages if program.packages else None,
-        "cpu": limits.seconds, "memory": limits.memory, "file": limits.file,
-        # Of one user's processes: each program of a root is a user of its own, other users' sandboxes count by themselves.
-        "processes": None if unsandboxed else limits.processes,
-        "user": 10**9 + secrets.randbelow(10**9) if root else None,
-    }  # fmt: skip
-    command = [str(_executable()), "-I", "-S", "-B", "-X", "utf8", "-c", RUNNER.read_text(encoding="utf-8")]
-    if not unsandboxed:
-        command = [*_sandbox(root, program.packages), *command]
-    with (
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, cwd=directory, start_new_session=True,
-            env={"HOME": "/tmp", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        ) as process,
-    ):  # fmt: skip
+    command = [str(_executable()), "-s", "-P", "-S", "-B", "-X", "utf8", "-c", START]
+    job = asdict(program) | {"token": token, "modules": _own_modules(program.tests), "seeds": _seeded(program.tests)}
+    given = _settings(program, unsandboxed, limits, root) + json.dumps(job).encode()
+    with contextlib.ExitStack() as stack:
+        passed = []
+        if not unsandboxed:
+            passed = [stack.enter_context(_file_of(_filter())).fileno()]
+            command = [*_sandbox(root, program.packages), "--seccomp", str(passed[0]), *command]
+        out = stack.enter_context(tempfile.TemporaryFile())
+        directory = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        with _file_of(given) as job_file:  # closed here before the program starts, which could look for it
+            process = stack.enter_context(subprocess.Popen(
+                command, stdin=job_file, stdout=out, stderr=subprocess.PIPE, cwd=directory, start_new_session=True,
+                pass_fds=passed, env=ENVIRONMENT,
+            ))  # fmt: skip
         try:
-            _, complained = process.communicate(json.dumps(job).encode(), timeout=6 * limits.seconds)
-        except subprocess.TimeoutExpired:
-            return Verdict(False, f"not done after {6 * limits.seconds} seconds")
+            complained = _watched(process, limits)
         finally:
             if process.returncode is None or unsandboxed:  # an unsandboxed program may leave others behind
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+        if isinstance(complained, Verdict):
+            return complained
         out.seek(0)
         told, complaint = out.read(1000).decode(errors="replace"), complained.decode(errors="replace").strip()
     if told == token:
@@ -135,9 +180,122 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
     return Verdict(False, told or complaint[-500:] or f"ended with status {process.returncode} before the last test")
 
 
+def _file_of(data: bytes) -> IO[bytes]:
+    file = tempfile.TemporaryFile()
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _watched(process: subprocess.Popen, limits: Limits) -> bytes | Verdict:
+    """What a process complains of when it ends; a verdict where it is not done in time, or holds too much memory, before."""
+    deadline = time.monotonic() + 6 * limits.seconds
+    while True:
+        try:
+            return process.communicate(timeout=PERIOD)[1]
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                return Verdict(False, f"not done after {6 * limits.seconds} seconds")
+        family = descendants(process.pid)
+        if processor_seconds(family) > limits.seconds + 1:  # RLIMIT_CPU, which comes first, is of each process by itself
+            return Verdict(False, f"not done after {limits.seconds} seconds of the processor")
+        if memory_of(family) > limits.memory:
+            return Verdict(False, f"MemoryError: the program holds more than {limits.memory} bytes")
+
+
+@functools.cache
+def _filter() -> bytes:
+    made = program_filter()
+    if made is None:
+        raise SandboxError(f"there is no filter of system calls for this machine ({platform.machine()}); {WAY_OUT}")
+    return made
+
+
+@functools.cache
+def _compiled() -> dict[str, bytes]:
+    """Code of what runs inside, by the name of its module."""
+    files = {name: Path(__file__).with_name(f"{name}.py") for name in INSIDE}
+    return {f"rewards.{name}": marshal.dumps(compile(file.read_text(encoding="utf-8"), name, "exec", dont_inherit=True))
+            for name, file in files.items()}  # fmt: skip
+
+
+def _settings(program: Program, unsandboxed: bool, limits: Limits, root: bool) -> bytes:
+    """What both processes inside may know: eight bytes of length, then the settings and the code of the runner."""
+    packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
+    # Of one user's processes: each process of a root is a user of its own, other users' sandboxes count by themselves.
+    users = [10**9 + secrets.randbelow(10**9) for _ in range(2)] if root else [None, None]
+    settings = {
+        "packages": packages if program.packages else None, "cpu": limits.seconds, "memory": limits.memory, "file": limits.file,
+        "processes": None if unsandboxed else limits.processes, "tests_user": users[0], "program_user": users[1],
+    }  # fmt: skip
+    sent = marshal.dumps((settings, _compiled()))
+    return len(sent).to_bytes(8, "little") + sent
+
+
+def _own_modules(tests: str) -> dict[str, str]:
+    """Modules that tests use without an import, whose names the program could bind to anything: those of the standard library,
+    and `np` and `pd`, of which tests read an attribute."""
+    try:
+        tree = ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}  # they fail inside, with the reason
+    read = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    return {name: SHORT.get(name, name) for name in read if name in SHORT or name in sys.stdlib_module_names}
+
+
+def _seeded(tests: str) -> list[str]:
+    """Modules whose generator of random numbers tests seed."""
+    found = set(re.findall(r"\b(np\.random|numpy\.random|random)\.seed\(", tests))
+    return [name for name, words in {"random": {"random"}, "numpy.random": {"np.random", "numpy.random"}}.items() if words & found]
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those in turn, itself first."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for task in os.listdir(f"/proc/{each}/task"):
+                found += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
+    return found
+
+
+def processor_seconds(family: Sequence[int]) -> float:
+    """Of some processes and of the children that they have waited for."""
+    ticks = 0
+    for each in family:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(family: Sequence[int]) -> int:
+    """Bytes that some processes hold together: the sum of what each holds, and only where that is much, with shared pages once."""
+    sizes = [_resident(each) for each in family]
+    return sum(sizes) if sum(sizes) < SHARED_FROM else sum(map(_proportional, family, sizes))
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _proportional(pid: int, size: int) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        pages = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return int(pages[1]) * 1024 if pages else size
+    return size
+
+
 def _executable() -> Path:
     """The interpreter itself: in a virtual environment, the one that it was made from."""
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+
+
+def _time_zones() -> Path:
+    """The tables of zoneinfo: those of the machine, else of the package tzdata."""
+    packaged = Path(sysconfig.get_path("purelib")) / "tzdata" / "zoneinfo"
+    return packaged if packaged.is_dir() and not TIME_ZONES.is_dir() else TIME_ZONES
 
 
 def _is_root() -> bool:
@@ -152,7 +310,8 @@ def _sandbox(root: bool, packages: bool) -> list[str]:
     """The call of bwrap. A root keeps its user namespace, and the right to give up being root, which the runner does first: the
     bound on processes does not hold for root."""
     base = Path(sys.base_prefix) / "lib"
-    binds = {_executable(): _executable(), base: base, Path("/etc/ld.so.cache"): Path("/etc/ld.so.cache")}
+    binds = {_executable(): _executable(), base: base, Path("/etc/ld.so.cache"): Path("/etc/ld.so.cache"),
+             _time_zones(): TIME_ZONES}  # fmt: skip
     links = []
     for directory in map(Path, SYSTEM):
         if directory.is_symlink():
@@ -162,7 +321,8 @@ def _sandbox(root: bool, packages: bool) -> list[str]:
     if packages:
         binds[Path(sysconfig.get_path("purelib"))] = Path(PACKAGES)
     binds = {source: place for source, place in binds.items() if source.exists()}
-    parents = sorted({parent for place in binds.values() for parent in place.parents if parent != Path("/")})
+    devices = [Path("/dev") / name for name in DEVICES]
+    parents = sorted({parent for place in (*binds.values(), *devices) for parent in place.parents if parent != Path("/")})
     hidden = [base / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages",
               Path("/usr/lib/python3/dist-packages"), Path("/usr/local/lib/python3/dist-packages")]  # fmt: skip
     hidden = [place for place in hidden if place.is_dir() and any(place.is_relative_to(bound) for bound in binds)]
@@ -176,6 +336,7 @@ def _sandbox(root: bool, packages: bool) -> list[str]:
         *(word for source, place in binds.items() for word in ("--ro-bind", str(source), str(place))),
         *links,
         *(word for place in hidden for word in ("--tmpfs", str(place), "--remount-ro", str(place))),
-        "--dev-bind", "/dev/null", "/dev/null", "--perms", "1777", "--size", str(2**26), "--tmpfs", "/tmp",
+        *(word for device in devices for word in ("--dev-bind", str(device), str(device))),
+        "--perms", "1777", "--size", str(2**26), "--tmpfs", "/tmp", "--symlink", "/tmp", "/dev/shm",  # one bound for both
         "--chdir", "/tmp", "--remount-ro", "/",
     ]  # fmt: skip

@@ -1,55 +1,104 @@
-"""What runs inside the sandbox: a program, then its tests in the same module, and at the end the token that proves it.
+"""What runs inside the sandbox: two processes, one for a program, one for its tests.
 
-Given to the interpreter as `-c`, with the job as JSON on its input; imports the standard library alone. Whatever ends the
-interpreter earlier (an exception, sys.exit, os._exit, a signal) ends it without the token.
+The program's process is forked before the tests are read, holds neither them nor the place of the verdict, and answers by messages
+(sandbox_wire.py). As root of the machine each becomes a user of its own. The verdict is a random token, which the process of the
+tests alone knows and writes after the last test.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import resource
+import signal
 import sys
-import types
+from typing import Any
+
+from rewards.sandbox_wire import Channel, ProtocolError
 
 
-def main() -> None:
-    # A program may rebind any of these; what it finds is not what is called here.
-    write, leave, run, build = os.write, os._exit, exec, compile
-    job = json.load(sys.stdin)
-    token = job.pop("token")
+def main(settings: dict[str, Any]) -> None:
+    """settings: limits, users and packages, which both processes may know. The job with code and tests is read from fd 0."""
+    os.umask(0)  # both processes may write the files of the other, under different users
     out = os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    limits = {
-        resource.RLIMIT_AS: job["memory"],
-        resource.RLIMIT_FSIZE: job["file"],
-        resource.RLIMIT_CORE: 0,
-    }
-    if job["processes"]:
-        limits[resource.RLIMIT_NPROC] = job["processes"]
-    if job["user"]:
-        os.setgroups([])
-        os.setgid(job["user"])
-        os.setuid(job["user"])
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, most))
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (job["cpu"], job["cpu"] + 1)
-    )  # a signal that has a name, then one without appeal
-    if job["packages"]:
-        sys.path.append(job["packages"])
-    module = types.ModuleType("solution")  # so that tests may say `from solution import ...`
-    sys.modules["solution"] = module
+    to_program, from_tests = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        keep = {to_program[0], from_tests[1]}
+        _quiet(0, 1, 2)
+        for file in {out, *to_program, *from_tests} - keep:
+            os.close(file)
+        _bounded(settings, settings["program_user"])
+        os.cpu_count = lambda: 4  # workers by default; as many processes as a large machine has cores are not allowed
+        from rewards.sandbox_program import ProgramSide
+
+        ProgramSide(Channel(to_program[0], from_tests[1])).run()
+    os.close(to_program[0])
+    os.close(from_tests[1])
+    job = json.loads(_all_of(0))
+    _quiet(0, 1, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _bounded(settings, settings["tests_user"])
+    told = _verdict(job, Channel(from_tests[0], to_program[1], os.pidfd_open(child)), child)
+    os.write(out, told[:1000].encode(errors="replace"))
+    os._exit(0)
+
+
+def _verdict(job: dict[str, Any], channel: Channel, child: int) -> str:
+    """The token where all tests pass, else the reason."""
+    from rewards.sandbox_judge import TestsSide, run_tests
+
+    side = TestsSide(channel, job["entry"], frozenset(job["functions"]))
     try:
-        tests = build(job["tests"], "tests", "exec")
-        run(build(job["code"], "solution", "exec"), module.__dict__)
-        run(tests, module.__dict__)
-    except BaseException as error:  # whatever a program raises, SystemExit among it, is its failure
-        write(out, f"{type(error).__name__}: {error}"[:500].encode(errors="replace"))
-        leave(1)
-    write(out, token.encode())
-    leave(0)
+        run_tests(side, job["code"], job["tests"], job["modules"], job["collect"], job["seeds"])
+    except ProtocolError:
+        pass
+    except BaseException as error:  # whatever a test or a program raises, SystemExit among it, is a failure
+        if not channel.ended:
+            return f"{type(error).__name__}: {error}"[:500]
+    return _end_of(channel.ended, child) if channel.ended else job["token"]
 
 
-if __name__ == "__main__":
-    main()
+def _end_of(reason: str, child: int) -> str:
+    """Why a program cannot answer any more; by which signal it ended, where it did."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done and os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) == signal.SIGXCPU:
+            return "not done after the seconds of the processor that it has"
+        return f"{reason} (signal {os.WTERMSIG(status)})"
+    return reason
+
+
+def _quiet(*streams: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in streams:
+        os.dup2(null, stream)
+    if null not in streams:
+        os.close(null)
+
+
+def _bounded(settings: dict[str, Any], user: int | None) -> None:
+    limits = {
+        resource.RLIMIT_AS: (settings["memory"], settings["memory"]),
+        resource.RLIMIT_FSIZE: (settings["file"], settings["file"]),
+        resource.RLIMIT_CORE: (0, 0),
+        # A signal that has a name, then one without appeal.
+        resource.RLIMIT_CPU: (settings["cpu"], settings["cpu"] + 1),
+    }
+    if settings["processes"]:
+        limits[resource.RLIMIT_NPROC] = (settings["processes"], settings["processes"])
+    if user:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    for kind, most in limits.items():
+        resource.setrlimit(kind, most)
+    if settings["packages"]:
+        sys.path.append(settings["packages"])
+
+
+def _all_of(file: int) -> bytes:
+    parts = []
+    while part := os.read(file, 2**20):
+        parts.append(part)
+    return b"".join(parts)

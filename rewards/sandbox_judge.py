@@ -1,0 +1,525 @@
+"""The side of the tests: they run here, with stand-ins for what the program defines, and only here is it decided what passes.
+
+Plain values come over as copies, of exactly the built-in types, so that `==` is Python's own. An object of the program is a
+stand-in: using it asks the program. What could tell the program an expected value is never asked: a stand-in is equal to no plain
+value, and takes part in arithmetic and comparisons with plain values only where the tests themselves made it from a class.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import io
+import pickle
+import sys
+import types
+from _thread import RLock
+from collections.abc import Callable
+from typing import Any
+
+from rewards.sandbox_program import SPECIAL
+from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, is_mutable, text_of, update_in_place
+
+TESTS = "tests"  # __name__ of the module that tests run in
+BASES: dict[str, type] = {
+    base.__name__: base for base in (int, float, complex, str, bytes, tuple, frozenset, list, dict, set, bytearray)
+}
+CHANGEABLE = (list, dict, set, bytearray)
+COMPARED = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+# Operators whose operand may be what the tests expect.
+WITH_OPERAND = {*COMPARED, "__contains__"} | {
+    f"__{side}{name}__" for side in ("", "r", "i")
+    for name in "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
+}  # fmt: skip
+CHANGING = {f"__i{name}__" for name in "add sub mul and or xor".split()} | {"__setitem__", "__delitem__"}
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, type)
+OUTCOMES = {"unittest", "pytest", "_pytest", TESTS}  # modules whose exceptions are verdicts: only tests raise them
+
+
+class Remote(type):
+    """The metaclass of stand-ins for classes."""
+
+    _side: TestsSide
+    _number: int
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        if "_number" not in type.__getattribute__(cls, "__dict__"):
+            raise cls._side.channel.fail(f"a test derives {cls.__name__} from a class of the program, which it cannot do")
+        made = cls._side.request("call", cls, given, named)
+        if is_remote(made) and cls.__name__[:1].isupper() and cls.__name__ not in cls._side.functions:
+            cls._side.made.add(number_of(made))
+        return made
+
+    def __getattr__(cls, name: str) -> Any:
+        return cls._side.request("get", cls, name)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        cls._side.request("set", cls, name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        cls._side.request("delete", cls, name)
+
+    def __iter__(cls) -> Any:
+        return cls._side.request("special", cls, "__iter__", (), {})
+
+    def __len__(cls) -> int:
+        return cls._side.request("special", cls, "__len__", (), {})
+
+    def __getitem__(cls, key: Any) -> Any:
+        return cls._side.request("special", cls, "__getitem__", (key,), {})
+
+    def __contains__(cls, item: Any) -> bool:
+        return any(each is item or each == item for each in cls)
+
+    def __bool__(cls) -> bool:
+        return True
+
+
+class Thing:
+    """What stand-ins for objects have in common. Its own attributes are set by `object.__setattr__`."""
+
+    _side: TestsSide
+    _number: int
+
+    def __getattr__(self, name: str) -> Any:
+        return self._side.request("get", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            object.__setattr__(self, name, value)
+        else:
+            self._side.request("set", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._side.request("delete", self, name)
+
+    def __copy__(self) -> Any:
+        return self._side.request("copy", self, False)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._side.request("copy", self, True)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._side.request("get", self, "__dict__")
+
+
+class Function(Thing):
+    """A stand-in for a function or method of the program."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self._side.request("call", self, given, named)
+
+
+class Plain(Thing):
+    """What stand-ins have that derive from a plain type: public attributes are the program's, also where the type has the same."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return object.__getattribute__(self, name)
+        return self._side.request("get", self, name)
+
+
+class Solution(types.ModuleType):
+    """The module of the program, as tests import it."""
+
+    def __init__(self, side: TestsSide):
+        super().__init__("solution")
+        self.__dict__["_side"] = side
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            names = self._side.request("names", self)
+            return [each for each in names if not each.startswith("_") and (each == self._side.entry or each not in BUILTINS)]
+        if name.startswith("__"):
+            raise AttributeError(f"module 'solution' has no attribute {name!r}")
+        return self._side.request("get", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            self._side.request("set", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._side.request("delete", self, name)
+
+
+BUILTINS = frozenset(dir(builtins))
+
+
+class Names(dict):
+    """Globals of the tests: their own names, else modules that they read attributes of, else built-ins, else the program's."""
+
+    def __init__(self, side: TestsSide, modules: dict[str, str]):
+        super().__init__(__name__=TESTS, __builtins__=builtins)
+        self.side, self.modules = side, modules
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.modules:
+            return importlib.import_module(self.modules[name])
+        if (name in BUILTINS and name != self.side.entry) or name.startswith("__"):
+            raise KeyError(name)
+        try:
+            return self.side.request("get", self.side.solution, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
+def is_remote(value: Any) -> bool:
+    """Tell whether a value is a stand-in. (Not isinstance alone, which a value may answer itself.)"""
+    return issubclass(type(value), Thing | Remote | Solution)
+
+
+def number_of(value: Any) -> int:
+    if type(value) is Solution:
+        return 0
+    owner = type if issubclass(type(value), Remote) else object
+    return owner.__getattribute__(value, "_number")
+
+
+def _own(name: str, base: type) -> Callable[..., Any] | None:
+    """An operator of a plain type, on the content that the program has now."""
+    own = getattr(base, name, None)
+    if base not in CHANGEABLE or own is None:
+        return None if base is object else own
+
+    def method(self: Any, *given: Any) -> Any:
+        side = object.__getattribute__(self, "_side")
+        content = side.content(side.request("value", self), base)
+        if base in (list, bytearray):
+            base.__setitem__(self, slice(None), content)
+        else:
+            base.clear(self)
+            base.update(self, content)
+        return own(self, *given)
+
+    return method
+
+
+def _special(name: str, base: type) -> Callable[..., Any]:
+    """An operator of a stand-in: asked of the program, unless that would tell it what is expected."""
+    own = _own(name, base)
+    guarded = name in WITH_OPERAND and not (base in CHANGEABLE and name in CHANGING)
+
+    def method(self: Any, *given: Any, **named: Any) -> Any:
+        side = object.__getattribute__(self, "_side")
+        made = number_of(self) in side.made
+        if guarded and not is_remote(given[0]) and (not made or name in ("__eq__", "__ne__")):
+            if own is not None:
+                return own(self, *given)
+            return any(each is given[0] or each == given[0] for each in self) if name == "__contains__" else NotImplemented
+        result = side.request("special", self, name, given, named)
+        if guarded and made and is_remote(result):
+            side.made.add(number_of(result))
+        return result
+
+    method.__name__ = name
+    return method
+
+
+async def _awaited(side: TestsSide, number: int) -> Any:
+    return side.request("await", Reference(number))
+
+
+def _generated(thing: Any) -> Any:
+    return (yield from thing)
+
+
+class Reference:
+    """A number alone, of an object of the program that has no stand-in."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class TestsSide:
+    """Asks the program, serves what it asks of the tests' objects, and keeps the stand-ins."""
+
+    __test__ = False
+
+    def __init__(self, channel: Channel, entry: str = "", functions: frozenset[str] = frozenset()):
+        """entry: the name that is asked for; functions: names that are no classes whatever the program makes of them."""
+        self.channel, self.entry, self.functions, self.lock = channel, entry, functions, RLock()
+        self.encode, self.decode = Encoder(self._reference), Decoder(self._referred)
+        self.solution = Solution(self)
+        self.made: set[int] = set()
+        self.descriptions: dict[int, tuple] = {}
+        self.mirrors: dict[int, type] = {}
+        self.things: dict[int, Any] = {}
+        self.generators: dict[int, tuple[Any, int]] = {}
+        self.shared: list[Any] = []
+        self.shared_numbers: dict[int, int] = {}
+
+    def request(self, operation: str, *given: Any) -> Any:
+        """What the program answers; raises what it raises. Raises ProtocolError where it cannot answer."""
+        with self.lock:
+            return self._requested(operation, given)
+
+    def _requested(self, operation: str, given: tuple) -> Any:
+        if self.channel.ended:
+            raise ProtocolError(self.channel.ended)
+        try:
+            message = self.encode([operation, *given])
+        except NotData as error:  # the program is not to blame, but nothing can be said about it either
+            raise self.channel.fail(str(error)) from error
+        values = [*given[-2], *given[-1].values()] if operation in ("call", "special") else []
+        self.channel.send(["ask", message])
+        while True:
+            reply = self.channel.receive()
+            try:
+                kind, *rest = reply
+                if kind == "ask":
+                    self._serve(*rest)
+                    continue
+                if kind != "answer":
+                    raise ValueError(kind)
+                (how, what), changed, out, err = rest
+                self._print(out, err)
+                for place, new in changed:
+                    if is_mutable(values[place]) and not is_remote(values[place]):
+                        update_in_place(values[place], self.decode(new))
+                result = values[what] if how == "argument" else self.decode(what)
+            except (TypeError, ValueError, LookupError) as error:
+                raise self.channel.fail("the program sent an answer that is none") from error
+            except ProtocolError as error:
+                raise self.channel.fail(str(error)) from error
+            if how == "raise":
+                raise result if isinstance(result, BaseException) else self.channel.fail("the program raised a value")
+            return result
+
+    def content(self, value: Any, base: type) -> Any:
+        """The value of a stand-in with a plain base, of exactly that type."""
+        if type(value) is not base:
+            raise self.channel.fail(f"the program sent no {base.__name__}")
+        return value
+
+    def _print(self, out: Any, err: Any) -> None:
+        if out:
+            sys.stdout.write(out)
+        if err:
+            sys.stderr.write(err)
+
+    # What the program may ask of the tests.
+
+    def _serve(self, operation: str, given: list, out: str, err: str) -> None:
+        self._print(out, err)
+        try:
+            result = self.encode(self._serving(operation, *map(self.decode, given)))
+            answer = ["told", "return", result]
+        except ProtocolError:
+            raise
+        except BaseException as error:
+            answer = ["told", "raise", self._raised(error)]
+        self.channel.send(answer)
+
+    def _serving(self, operation: str, *given: Any) -> Any:
+        if operation == "input":
+            return builtins.input(*given)
+        if operation == "stdin":
+            name, size = given
+            return sys.stdin.readline(size) if name == "readline" else sys.stdin.read(size)
+        number, *rest = given
+        target = self.shared[number]
+        if operation == "call":
+            positional, named = rest
+            return target(*positional, **named)
+        if operation == "special":
+            name, positional, named = rest
+            if name not in SPECIAL:
+                raise AttributeError(name)
+            return getattr(type(target), name)(target, *positional, **named)
+        name, *new = rest
+        if name.startswith("_") or not _is_open(target) or (is_mock(target) and (new or name.endswith("_mock"))):
+            raise AttributeError(f"{type(target).__name__!r} object has no attribute {name!r}")
+        return setattr(target, name, *new) if new else getattr(target, name)
+
+    def _raised(self, error: BaseException) -> list:
+        if is_remote(error):
+            return self._reference(error)
+        kind = next(each for each in type(error).__mro__ if each.__module__ == "builtins")
+        return ["error", ["global", "builtins", kind.__name__], [self._plain(value) for value in error.args]]
+
+    def _plain(self, value: Any) -> Any:
+        try:
+            return self.encode(value)
+        except NotData:
+            return repr(value)
+
+    def _reference(self, value: Any) -> list:
+        """What is no plain value, for the program: its own objects, importable ones, copies by pickle, else a number to ask for."""
+        if type(value) is Reference:
+            return ["program", value.number]
+        if is_remote(value):
+            return ["program", number_of(value)]
+        if id(value) in self.generators:
+            return ["program", self.generators[id(value)][1]]
+        if isinstance(value, FUNCTIONS):
+            return self._global(value) or self._share(value, None)
+        if isinstance(value, BaseException) and type(value).__module__ == "builtins":
+            return self._raised(value)
+        if _is_open(value) or hasattr(type(value), "__next__"):
+            return self._share(value, [name for name in SPECIAL if getattr(type(value), name, None) is not None])
+        try:
+            return ["pickle", text_of(pickle.dumps(value))]
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise NotData(f"a {type(value).__name__} of the tests cannot be given to a program in another process") from error
+
+    def _global(self, value: Any) -> list | None:
+        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+        if module is None or module.partition(".")[0] in OUTCOMES:
+            return None
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return ["global", module, name] if found is value else None
+
+    def _share(self, value: Any, special: list[str] | None) -> list:
+        number = self.shared_numbers.get(id(value))
+        if number is None:
+            number = self.shared_numbers[id(value)] = len(self.shared)
+            self.shared.append(value)
+        name = getattr(value if special is None else type(value), "__name__", "callable")
+        return ["tests", number, str(name), special and ["list", *special]]
+
+    # Stand-ins for what the program sends.
+
+    def _referred(self, tag: str, rest: list) -> Any:
+        if tag == "tests":
+            return self.shared[rest[0]]
+        if tag == "class":
+            return self._class(*rest)
+        number, *rest = rest
+        if type(number) is not int:
+            raise ProtocolError("the program sent no number")
+        if tag == "coroutine":
+            return _awaited(self, number)
+        if number not in self.things:
+            self.things[number] = self._thing(tag, number, rest)
+        return self.things[number]
+
+    def _thing(self, tag: str, number: int, rest: list) -> Any:
+        if tag == "function":
+            thing = object.__new__(Function)
+            object.__setattr__(thing, "__name__", str(rest[0]))
+            object.__setattr__(thing, "__doc__", rest[1])
+        elif tag == "error":
+            return self._error(number, *rest)
+        elif tag in ("object", "generator"):
+            kind = self._mirror(self._described(*rest[0][1:]))
+            base = next((base for base in BASES.values() if issubclass(kind, base)), object)
+            value = (self.content(self.decode(rest[1]), base),) if base is not object else ()
+            thing = base.__new__(kind, *(value if base not in CHANGEABLE else ()))
+        else:
+            raise ProtocolError(f"the program sent {tag}")
+        object.__setattr__(thing, "_side", self)
+        object.__setattr__(thing, "_number", number)
+        if tag == "generator":
+            generator = _generated(thing)
+            self.generators[id(generator)] = (generator, number)
+            return generator
+        return thing
+
+    def _error(self, number: int, kind: list, given: list, text: str) -> BaseException:
+        """An exception of the program: of the class of the same name here, else of a stand-in for its class."""
+        made, values = self.decode(kind), self.decode.items(given)
+        if not issubclass(made, BaseException) or type(text) is not str:
+            raise ProtocolError("the program raised no exception")
+        if not issubclass(type(made), Remote):
+            try:
+                return made(*values)
+            except Exception:
+                error = BaseException.__new__(made, text)
+                error.args = (text,)
+                return error
+        error = BaseException.__new__(made, *values)
+        error.args = tuple(values)
+        for name, value in (("_side", self), ("_number", number), ("_text", text)):
+            object.__setattr__(error, name, value)
+        return error
+
+    def _described(self, number: int, *description: Any) -> int:
+        if type(number) is not int:
+            raise ProtocolError("the program sent no number")
+        if description:
+            self.descriptions.setdefault(number, description)
+        return number
+
+    def _class(self, number: int, *description: Any) -> type:
+        number = self._described(number, *description)
+        return self._known(*self.descriptions[number][:2]) or self._mirror(number)
+
+    def _mirror(self, number: int) -> type:
+        if number not in self.mirrors:
+            self.mirrors[number] = self._mirrored(number, *self.descriptions[number])
+        return self.mirrors[number]
+
+    def _known(self, module: str, name: str) -> type | None:
+        """A class of the built-ins, or an exception of the standard library that the tests have imported."""
+        if module == "builtins" and name in BUILTINS:
+            found = getattr(builtins, name)
+            return found if isinstance(found, type) else None
+        if module.partition(".")[0] in sys.stdlib_module_names - OUTCOMES:
+            found = getattr(sys.modules.get(module), name, None)
+            return found if isinstance(found, type) and issubclass(found, BaseException) else None
+        return None
+
+    def _mirrored(self, number: int, module: str, name: str, doc: Any, bases: list, special: list, value: str) -> type:
+        """A class that stands in for one of the program: bases as there, operators that ask it."""
+        parents = [base for base in self.decode.items(bases) if issubclass(base, Thing | BaseException)]
+        base = BASES.get(value, object)
+        own: dict[str, Any] = {"_side": self, "_number": number, "__module__": str(module), "__doc__": doc}
+        if base in CHANGEABLE:
+            read = (*COMPARED, "__iter__", "__len__", "__getitem__", "__contains__", "__repr__", "__reversed__")
+            own |= {each: _own(each, base) for each in read if hasattr(base, each)}
+            special = [*special, *(each for each in CHANGING if hasattr(base, each))]
+        own |= {each: _special(each, base) for each in special if each in SPECIAL}
+        if any(issubclass(parent, BaseException) for parent in parents):
+            own = {each: item for each, item in own.items() if each not in SPECIAL}
+            own["__str__"] = lambda self: object.__getattribute__(self, "_text")
+        if not any(issubclass(parent, Thing) for parent in parents):
+            parents = [Plain if base is not object else Thing, *parents]
+        if base is not object and not any(issubclass(parent, base) for parent in parents):
+            parents.append(base)
+        try:
+            return Remote(name.rpartition(".")[2], tuple(parents), own)
+        except TypeError:  # bases that cannot be put in an order here
+            return Remote(name.rpartition(".")[2], (Thing,), own)
+
+
+def _is_open(value: Any) -> bool:
+    """Tell whether the program may read and set the public attributes of an object: it is of a class of the tests, a mock, a file."""
+    return type(value).__module__ == TESTS or is_mock(value) or isinstance(value, io.IOBase)
+
+
+def is_mock(value: Any) -> bool:
+    return type(value).__module__ == "unittest.mock"
+
+
+def run_tests(side: TestsSide, code: str, tests: str, modules: dict[str, str], collect: bool, seeds: list[str]) -> None:
+    """Run the code over there, then the tests here. Raises whatever keeps a test from passing."""
+    compiled = compile(tests, TESTS, "exec")
+    side.request("load", code)
+    for name in seeds:
+        _seed_both(side, name)
+    names = Names(side, modules)
+    module = types.ModuleType(TESTS)
+    sys.modules.update({TESTS: module, "solution": side.solution})
+    if collect:
+        runner = importlib.import_module("rewards.sandbox_pytest")
+        sys.modules["pytest"] = runner.pytest_module()
+    exec(compiled, names)
+    if collect:
+        importlib.import_module("rewards.sandbox_pytest").run_collected(names)
+
+
+def _seed_both(side: TestsSide, name: str) -> None:
+    """Tests that seed a generator of random numbers mean the program's as well."""
+    module = importlib.import_module(name)
+    own = module.seed
+
+    def seed(*given: Any) -> None:
+        own(*given)
+        side.request("seed", name, *given)
+
+    module.seed = seed

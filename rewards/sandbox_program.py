@@ -1,0 +1,301 @@
+"""The side of the program: it runs the code, then answers the questions of the tests about it, one message at a time.
+
+Everything in this process belongs to the program: it may rebind, patch or read all of it, and gains nothing, since the expected
+values, the comparisons and the verdict are in the process of the tests (sandbox_judge.py).
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import importlib
+import io
+import os
+import pickle
+import sys
+import types
+from _thread import RLock
+from collections.abc import Callable
+from typing import Any
+
+from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, data_of, is_mutable
+
+LARGEST_OUTPUT = 2**20  # bytes that are kept of what a program prints between two messages
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)
+# Operators and protocols by which tests may use an object. Those of the class `object` alone are not mirrored.
+SPECIAL = tuple(
+    f"__{name}__" for name in (
+        "call len iter next reversed contains getitem setitem delitem missing enter exit aenter aexit aiter anext await bool int "
+        "float complex index round trunc floor ceil abs neg pos invert eq ne lt le gt ge hash repr str format bytes fspath "
+        "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor radd rsub rmul rmatmul rtruediv rfloordiv "
+        "rmod rdivmod rpow rlshift rrshift rand ror rxor iadd isub imul imatmul itruediv ifloordiv imod ipow ilshift irshift "
+        "iand ior ixor length_hint dir").split()
+)  # fmt: skip
+# Plain types of which a program may have subclasses, with what reads the value whatever the subclass overrides.
+VALUES: dict[type, Callable[[Any], Any]] = {
+    bool: bool, int: int.__int__, float: float.__float__, complex: complex.__complex__,
+    str: lambda value: "".join(str.__iter__(value)), bytes: lambda value: bytes(bytes.__iter__(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)), list: lambda value: list(list.__iter__(value)),
+    set: lambda value: set(set.__iter__(value)), frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    dict: lambda value: {key: dict.__getitem__(value, key) for key in dict.__iter__(value)},
+    bytearray: lambda value: bytearray(bytearray.__iter__(value)),
+}  # fmt: skip
+
+
+class Printed(io.RawIOBase):
+    """What a program prints, up to LARGEST_OUTPUT bytes; the rest is dropped."""
+
+    def __init__(self) -> None:
+        self.kept = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.kept += view[: max(0, LARGEST_OUTPUT - len(self.kept))]
+        return len(view)
+
+    def take(self) -> str:
+        text = self.kept.decode(errors="replace")
+        self.kept.clear()
+        return text
+
+
+class Foreign:
+    """An object of the tests, used through them."""
+
+    def __init__(self, program: ProgramSide, number: int):
+        object.__setattr__(self, "_foreign", (program, number))
+
+    def __getattr__(self, name: str) -> Any:
+        program, number = object.__getattribute__(self, "_foreign")
+        return program.ask("get", number, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        program, number = object.__getattribute__(self, "_foreign")
+        program.ask("set", number, name, value)
+
+
+def _foreign_special(name: str) -> Callable[..., Any]:
+    def method(self: Foreign, *given: Any, **named: Any) -> Any:
+        program, number = object.__getattribute__(self, "_foreign")
+        return program.ask("special", number, name, given, named)
+
+    return method
+
+
+class Input(io.TextIOBase):
+    """Standard input, read from the process of the tests, which may have put a text in its place."""
+
+    def __init__(self, program: ProgramSide):
+        self.program = program
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> str:
+        return self.program.ask("stdin", "read", -1 if size is None else size)
+
+    def readline(self, size: int | None = -1) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.program.ask("stdin", "readline", -1 if size is None else size)
+
+
+class ProgramSide:
+    """The loop that answers the tests, and the tables of the objects that have crossed as references."""
+
+    def __init__(self, channel: Channel):
+        self.channel, self.lock = channel, RLock()
+        self.encode, self.decode = Encoder(self._reference), Decoder(self._referred)
+        self.module = types.ModuleType("solution")  # so that tests may say `from solution import ...`
+        self.objects: list[Any] = [self.module]
+        self.numbers: dict[int, int] = {id(self.module): 0}
+        self.described: set[int] = set()
+        self.foreign: dict[int, Any] = {}
+        self.foreign_numbers: dict[int, int] = {}
+        self.out, self.err = Printed(), Printed()
+        sys.modules["solution"] = self.module
+        sys.stdout = io.TextIOWrapper(self.out, "utf-8", "replace", write_through=True)  # pyright: ignore[reportArgumentType]
+        sys.stderr = io.TextIOWrapper(self.err, "utf-8", "replace", write_through=True)  # pyright: ignore[reportArgumentType]
+        sys.stdin = Input(self)
+        builtins.input = lambda prompt="", /: self.ask("input", prompt)
+
+    def run(self) -> None:
+        """Answer until the tests are done."""
+        try:
+            while True:
+                self.answer(self.channel.receive())
+        except ProtocolError:
+            os._exit(0)
+
+    def answer(self, message: Any) -> None:
+        """Do what one message of the tests asks for; whatever it raises is the answer then."""
+        given, before = [], []
+        try:
+            operation, *rest = self.decode(message[1])
+            if operation in ("call", "special"):
+                given = [*rest[-2], *rest[-1].values()]
+            before = [self.encode(value) if is_mutable(value) else None for value in given]
+            result = getattr(self, f"_{operation}")(*rest)
+            answer = self._result(result, given)
+        except BaseException as error:  # SystemExit among it: what a program raises is for the tests to judge
+            answer = ["raise", self._error(error)]
+        self.channel.send(["answer", answer, self._changed(given, before), self.out.take(), self.err.take()])
+
+    def _result(self, result: Any, given: Any) -> list:
+        """An argument that is returned is the tests' own object, not a copy."""
+        for place, value in enumerate(given):
+            if result is value and is_mutable(value):
+                return ["argument", place]
+        return ["return", self.encode(result)]
+
+    def _changed(self, given: Any, before: list) -> list:
+        changed = []
+        for place, (value, old) in enumerate(zip(given, before, strict=False)):
+            if old is not None:
+                try:
+                    new = self.encode(value)
+                except (NotData, RecursionError):
+                    continue
+                if new != old:
+                    changed.append([place, new])
+        return changed
+
+    def ask(self, operation: str, *given: Any) -> Any:
+        """Ask the tests to use an object of theirs, and answer what they ask in turn."""
+        with self.lock:
+            self.channel.send(["ask", operation, [self.encode(value) for value in given], self.out.take(), self.err.take()])
+            while True:
+                message = self.channel.receive()
+                if message[0] == "told":
+                    break
+                self.answer(message)
+        if message[1] == "raise":
+            raise self.decode(message[2])
+        return self.decode(message[2])
+
+    # What the tests can ask for. `target` is an object of the program.
+
+    def _load(self, code: str) -> None:
+        exec(compile(code, "solution", "exec"), self.module.__dict__)
+
+    def _get(self, target: Any, name: str) -> Any:
+        return getattr(target, name)
+
+    def _set(self, target: Any, name: str, value: Any) -> None:
+        setattr(target, name, value)
+
+    def _delete(self, target: Any, name: str) -> None:
+        delattr(target, name)
+
+    def _call(self, target: Any, given: tuple, named: dict) -> Any:
+        return target(*given, **named)
+
+    def _special(self, target: Any, name: str, given: tuple, named: dict) -> Any:
+        method = getattr(type(target), name, None)
+        return NotImplemented if method is None else method(target, *given, **named)
+
+    def _value(self, target: Any) -> Any:
+        """The content of an object whose class derives from a plain type."""
+        return next(read(target) for kind, read in VALUES.items() if isinstance(target, kind))
+
+    def _copy(self, target: Any, deep: bool) -> Any:
+        return copy.deepcopy(target) if deep else copy.copy(target)
+
+    def _await(self, target: Any) -> Any:
+        return importlib.import_module("asyncio").run(self._waited(target))
+
+    async def _waited(self, target: Any) -> Any:
+        return await target
+
+    def _names(self, target: Any) -> list[str]:
+        return [name for name in dir(target) if isinstance(name, str)]
+
+    def _seed(self, module: str, seed: Any) -> None:
+        importlib.import_module(module).seed(seed)
+
+    # References.
+
+    def _number(self, value: Any) -> int:
+        number = self.numbers.get(id(value))
+        if number is None:
+            number = self.numbers[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return number
+
+    def _reference(self, value: Any) -> list:
+        if id(value) in self.foreign_numbers:
+            return ["tests", self.foreign_numbers[id(value)]]
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, BaseException):
+            return self._error(value)
+        number = self._number(value)
+        if isinstance(value, types.GeneratorType):
+            return ["generator", number, self._class(type(value))]
+        if isinstance(value, types.CoroutineType):
+            return ["coroutine", number]
+        if isinstance(value, FUNCTIONS):
+            return ["function", number, str(getattr(value, "__name__", "")), _doc(value)]
+        described = ["object", number, self._class(type(value))]
+        return [*described, self.encode(self._value(value))] if isinstance(value, tuple(VALUES)) else described
+
+    def _class(self, kind: type) -> list:
+        """A class with, the first time, its description: module, name, documentation, bases, operators."""
+        number = self._number(kind)
+        if number in self.described:
+            return ["class", number]
+        self.described.add(number)
+        plain = next((each for each in VALUES if issubclass(kind, each)), object)
+        inherited = [{None, getattr(object, name, None), getattr(plain, name, None)} for name in SPECIAL]
+        special = [name for name, known in zip(SPECIAL, inherited, strict=True) if getattr(kind, name, None) not in known]
+        bases = [self._class(base) for base in kind.__bases__ if base is not object]
+        return ["class", number, kind.__module__, kind.__qualname__, _doc(kind), bases, special, plain.__name__]
+
+    def _error(self, error: BaseException) -> list:
+        try:
+            text = str(error)
+        except Exception:
+            text = ""
+        return ["error", self._number(error), self._class(type(error)), [self._plain(value) for value in error.args], text]
+
+    def _plain(self, value: Any) -> Any:
+        try:
+            return self.encode(value)
+        except (NotData, RecursionError):
+            return repr(value)
+
+    def _referred(self, tag: str, rest: list) -> Any:
+        if tag == "program":
+            return self.objects[rest[0]]
+        if tag == "pickle":
+            return pickle.loads(data_of(rest[0]))
+        if tag == "global":
+            found = importlib.import_module(rest[0])
+            for name in rest[1].split("."):
+                found = getattr(found, name)
+            return found
+        if tag == "error":
+            return self.decode(rest[0])(*self.decode.items(rest[1]))
+        if tag != "tests":
+            raise ProtocolError(f"the tests sent {tag}")
+        number, name, special = rest
+        if number not in self.foreign:
+            made = self.foreign[number] = self._made(number, name, special)
+            self.foreign_numbers[id(made)] = number
+        return self.foreign[number]
+
+    def _made(self, number: int, name: str, special: list[str] | None) -> Any:
+        if special is not None:
+            return type(name, (Foreign,), {each: _foreign_special(each) for each in special})(self, number)
+
+        def function(*given: Any, **named: Any) -> Any:
+            return self.ask("call", number, given, named)
+
+        function.__name__ = function.__qualname__ = name
+        return function
+
+
+def _doc(value: Any) -> str | None:
+    doc = getattr(value, "__doc__", None)
+    return doc if isinstance(doc, str) else None
