@@ -10,15 +10,17 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
-import pickle
 import sys
 import types
 from _thread import RLock
-from collections.abc import Callable
-from typing import Any
 
 from rewards.sandbox_program import SPECIAL
 from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, is_mutable, text_of, update_in_place
+
+TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 TESTS = "tests"  # __name__ of the module that tests run in
 BASES: dict[str, type] = {
@@ -360,6 +362,7 @@ class TestsSide:
             return self._raised(value)
         if _is_open(value) or hasattr(type(value), "__next__"):
             return self._share(value, [name for name in SPECIAL if getattr(type(value), name, None) is not None])
+        pickle = importlib.import_module("pickle")
         try:
             return ["pickle", text_of(pickle.dumps(value))]
         except (pickle.PicklingError, TypeError, AttributeError) as error:

@@ -7,18 +7,19 @@ values, the comparisons and the verdict are in the process of the tests (sandbox
 from __future__ import annotations
 
 import builtins
-import copy
 import importlib
 import io
 import os
-import pickle
 import sys
 import types
 from _thread import RLock
-from collections.abc import Callable
-from typing import Any
 
 from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, data_of, is_mutable
+
+TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 LARGEST_OUTPUT = 2**20  # bytes that are kept of what a program prints between two messages
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)
@@ -200,7 +201,8 @@ class ProgramSide:
         return next(read(target) for kind, read in VALUES.items() if isinstance(target, kind))
 
     def _copy(self, target: Any, deep: bool) -> Any:
-        return copy.deepcopy(target) if deep else copy.copy(target)
+        module = importlib.import_module("copy")
+        return module.deepcopy(target) if deep else module.copy(target)
 
     def _await(self, target: Any) -> Any:
         return importlib.import_module("asyncio").run(self._waited(target))
@@ -269,7 +271,7 @@ class ProgramSide:
         if tag == "program":
             return self.objects[rest[0]]
         if tag == "pickle":
-            return pickle.loads(data_of(rest[0]))
+            return importlib.import_module("pickle").loads(data_of(rest[0]))
         if tag == "global":
             found = importlib.import_module(rest[0])
             for name in rest[1].split("."):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import sys
-import tempfile
 import types
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 FIXTURES = ("tmp_path", "tmp_path_factory", "capsys", "monkeypatch", "request")
 
@@ -80,6 +81,8 @@ class Raised:
         return f"{type(self.value).__name__}: {self.value}"
 
     def match(self, pattern: Any) -> bool:
+        import re
+
         if not re.search(pattern, str(self.value)):
             raise Failed(f"{str(self.value)!r} does not match {pattern!r}")
         return True
@@ -276,6 +279,7 @@ class Paths:
 
     def mktemp(self, name: str, numbered: bool = True) -> Any:
         import pathlib
+        import tempfile
 
         path = pathlib.Path(tempfile.mkdtemp(prefix=name))
         path.chmod(0o777)  # the program, another user, may write there

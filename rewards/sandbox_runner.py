@@ -7,14 +7,16 @@ tests alone knows and writes after the last test.
 
 from __future__ import annotations
 
-import json
+import _signal as signal  # without the enumerations around it, which take longer to import than to use
 import os
 import resource
-import signal
 import sys
-from typing import Any
 
-from rewards.sandbox_wire import Channel, ProtocolError
+from rewards.sandbox_wire import Channel, ProtocolError, loads
+
+TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -35,7 +37,7 @@ def main(settings: dict[str, Any]) -> None:
         ProgramSide(Channel(to_program[0], from_tests[1])).run()
     os.close(to_program[0])
     os.close(from_tests[1])
-    job = json.loads(_all_of(0))
+    job = loads(_all_of(0))
     _quiet(0, 1, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bounded(settings, settings["tests_user"])

@@ -7,22 +7,22 @@ process. This module also runs inside the sandbox, so it imports the standard li
 
 from __future__ import annotations
 
-import base64
+import binascii
 import importlib
-import json
 import os
-import re
 import select
-import struct
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any
+from _collections import OrderedDict  # these two without the packages around them, which take longer to import than to use
+from _json import encode_basestring_ascii, make_encoder, make_scanner
+
+TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
 LARGEST_FRAME = 2**26
 PLAIN = (type(None), bool, str, float)
 FACTORIES = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str, "tuple": tuple}
-NUMPY_TYPE = re.compile(r"[<>|=][biufcSUmM]\d+(\[\w+\])?")
 
 
 class ProtocolError(Exception):
@@ -31,6 +31,33 @@ class ProtocolError(Exception):
 
 class NotData(Exception):
     """The value can cross neither as a copy nor as a reference."""
+
+
+def _unknown(value: Any) -> Any:
+    raise NotData(f"a {type(value).__name__} is no value of JSON")
+
+
+def dumps(value: Any) -> bytes:
+    """JSON as `json.dumps` makes it."""
+    return "".join(_encoder(value, 0)).encode()
+
+
+def loads(data: bytes) -> Any:
+    """A value of JSON; ValueError where the data are something else."""
+    text = data.decode()
+    try:
+        value, end = _scanner(text, 0)
+    except StopIteration:
+        raise ValueError("no JSON") from None
+    if end != len(text):
+        raise ValueError("more than JSON")
+    return value
+
+
+_encoder = make_encoder(None, _unknown, encode_basestring_ascii, None, ":", ",", False, False, True)
+_scanner = make_scanner(types.SimpleNamespace(
+    strict=True, object_hook=None, object_pairs_hook=None, parse_float=float, parse_int=int, parse_constant=float, memo={},
+))  # fmt: skip
 
 
 class Channel:
@@ -46,8 +73,8 @@ class Channel:
             self.poll.register(process, select.POLLIN)
 
     def send(self, message: Any) -> None:
-        frame = json.dumps(message, separators=(",", ":")).encode()
-        frame = struct.pack("<I", len(frame)) + frame
+        frame = dumps(message)
+        frame = len(frame).to_bytes(4, "little") + frame
         view = memoryview(frame)
         try:
             while view:
@@ -56,11 +83,11 @@ class Channel:
             raise self.fail("the program ended before the last test") from error
 
     def receive(self) -> Any:
-        (length,) = struct.unpack("<I", self._exactly(4))
+        length = int.from_bytes(self._exactly(4), "little")
         if length > LARGEST_FRAME:
             raise self.fail(f"the program sent a message of {length} bytes")
         try:
-            return json.loads(self._exactly(length))
+            return loads(self._exactly(length))
         except (ValueError, RecursionError) as error:
             raise self.fail("the program sent no message") from error
 
@@ -82,11 +109,16 @@ class Channel:
 
 
 def text_of(data: bytes) -> str:
-    return base64.b64encode(bytes(data)).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def data_of(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return binascii.a2b_base64(text, strict_mode=True)
+
+
+def is_plain_type(kind: str) -> bool:
+    """Tell whether elements of a numpy type are numbers, dates or texts of fixed size, which are copied by their bytes."""
+    return kind[:1] in tuple("<>|=") and kind[1:2] in tuple("biufcSUmM") and kind[2:3].isdigit()
 
 
 class Encoder:
@@ -132,13 +164,13 @@ def _moment(*names: str) -> Callable[[Encoder, Any], list]:
 
 
 def _array(encode: Encoder, value: Any) -> list | None:
-    if not NUMPY_TYPE.fullmatch(value.dtype.str):
+    if not is_plain_type(value.dtype.str):
         return ["objects", list(value.shape), *map(encode, value.ravel().tolist())] if value.dtype == object else None
     return ["array", value.dtype.str, list(value.shape), text_of(value.tobytes())]
 
 
 def _scalar(encode: Encoder, value: Any) -> list | None:
-    return ["scalar", value.dtype.str, text_of(value.tobytes())] if NUMPY_TYPE.fullmatch(value.dtype.str) else None
+    return ["scalar", value.dtype.str, text_of(value.tobytes())] if is_plain_type(value.dtype.str) else None
 
 
 def _frame(encode: Encoder, value: Any) -> list | None:
@@ -243,7 +275,7 @@ def _to_objects(decode: Decoder, rest: list) -> Any:
 
 def _numbers(kind: str, data: str) -> Any:
     numpy = importlib.import_module("numpy")
-    if not NUMPY_TYPE.fullmatch(kind):
+    if not is_plain_type(kind):
         raise ProtocolError("the program sent an array of no plain type")
     return numpy.frombuffer(data_of(data), dtype=numpy.dtype(kind))
 
