@@ -224,8 +224,24 @@ async def _awaited(side: TestsSide, number: int) -> Any:
     return side.request("await", Reference(number))
 
 
+class Steps:
+    """A generator of the program as `yield from` uses it: `iter` of it is itself, not the generator here."""
+
+    def __init__(self, thing: Any):
+        self.thing = thing
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        return self.thing.__next__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.thing, name)
+
+
 def _generated(thing: Any) -> Any:
-    return (yield from thing)
+    return (yield from Steps(thing))
 
 
 class Reference:

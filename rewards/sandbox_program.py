@@ -249,8 +249,7 @@ class ProgramSide:
             return ["class", number]
         self.described.add(number)
         plain = next((each for each in VALUES if issubclass(kind, each)), object)
-        inherited = [{None, getattr(object, name, None), getattr(plain, name, None)} for name in SPECIAL]
-        special = [name for name, known in zip(SPECIAL, inherited, strict=True) if getattr(kind, name, None) not in known]
+        special = [name for name in SPECIAL if (own := _defined(kind, name)) is not None and own is not _defined(plain, name)]
         bases = [self._class(base) for base in kind.__bases__ if base is not object]
         return ["class", number, kind.__module__, kind.__qualname__, _doc(kind), bases, special, plain.__name__]
 
@@ -296,6 +295,11 @@ class ProgramSide:
 
         function.__name__ = function.__qualname__ = name
         return function
+
+
+def _defined(kind: type, name: str) -> Any:
+    """What a class or one of its bases defines; not its metaclass, where `getattr` looks too."""
+    return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
 
 
 def _doc(value: Any) -> str | None:

@@ -11,6 +11,7 @@ import _signal as signal  # without the enumerations around it, which take longe
 import os
 import resource
 import sys
+import time
 
 from rewards.sandbox_wire import Channel, ProtocolError, loads
 
@@ -63,7 +64,11 @@ def _verdict(job: dict[str, Any], channel: Channel, child: int) -> str:
 
 def _end_of(reason: str, child: int) -> str:
     """Why a program cannot answer any more; by which signal it ended, where it did."""
-    done, status = os.waitpid(child, os.WNOHANG)
+    for _ in range(50):  # its pipe closes a little before it ends
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
     if done and os.WIFSIGNALED(status):
         if os.WTERMSIG(status) == signal.SIGXCPU:
             return "not done after the seconds of the processor that it has"

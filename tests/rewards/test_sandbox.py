@@ -66,7 +66,7 @@ def test_its_world_is_empty():
     world = """
 import os, socket
 assert [name for _, name in socket.if_nameindex()] == ["lo"]
-assert set(os.environ) <= {"HOME", "PWD", "LC_CTYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+assert set(os.environ) <= {"HOME", "PWD", "LC_CTYPE", "PYTHONHASHSEED", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 assert os.getcwd() == "/tmp" and os.listdir("/tmp") == []
 assert set(os.listdir("/")) <= {"usr", "lib", "lib64", "etc", "dev", "tmp", os.path.normpath(BASE).split("/")[1]}
 assert not os.path.exists("/proc") and os.getpid() < 10
