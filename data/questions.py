@@ -21,6 +21,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,8 @@ from data.ends import end_tokens as end_tokens  # found here as well
 from data.prompts import Prompts
 from data.text import json_lines
 from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, plain_answer
-from rewards.code import CodeTruth, code_program, with_calls
+from rewards.code import CodeTruth, code_program, given_functions
+from rewards.needs import missing
 from rewards.sandbox import Program, check_sandbox, run_programs
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
@@ -208,8 +210,9 @@ def _code_question(name: str, prompt: str, truth: CodeTruth) -> Question:
 
 def _humaneval_question(row: dict[str, Any]) -> Question:
     prompt = f"{INSTRUCTIONS['humaneval']}\n\n```python\n{row['prompt'].rstrip()}\n```"
-    tests = f"{row['test']}\ncheck({row['entry_point']})"
-    return _code_question("humaneval", prompt, CodeTruth(row["prompt"].rstrip() + "\n", row["entry_point"], tests))
+    before = row["prompt"].rstrip() + "\n"
+    tests = f"{given_functions(before, row['entry_point'])}\n{row['test']}\ncheck({row['entry_point']})"
+    return _code_question("humaneval", prompt, CodeTruth(before, row["entry_point"], tests))
 
 
 def _mbpp_question(row: dict[str, Any]) -> Question:
@@ -222,44 +225,51 @@ def _mbpp_question(row: dict[str, Any]) -> Question:
             f"the first test of an MBPP row calls nothing that its code defines: {tests[0]!r}; mend that row"
         )
     prompt = f"{INSTRUCTIONS['mbpp']}\n\n{row['text'].strip()}\n\n" + "\n".join(tests)
-    return _code_question("mbpp", prompt, CodeTruth("", entry, "\n".join([row["test_setup_code"], *tests])))
+    is_class = re.search(rf"^class\s+{entry}\b", row["code"], re.MULTILINE) is not None
+    truth = CodeTruth("", entry, "\n".join([row["test_setup_code"], *tests]), is_class=is_class)
+    return _code_question("mbpp", prompt, truth)
 
 
 def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Question]:
-    """Those whose tests can be called and import what is here; says on stderr how many are left out."""
-    left_out: list[str] = []
+    """Those all of whose tests can run here; says on stderr how many are left out, and what they need most often."""
+    left_out: Counter[str] = Counter()
 
     def made():
         for row in rows:
-            try:
-                tests = with_calls(row["test"])
-            except SyntaxError:
-                left_out.append("tests that are no Python")
+            if why := _cannot_run(row["test"]):
+                left_out[why] += 1
                 continue
-            missing = [module for module in _imported(tests) if importlib.util.find_spec(module) is None]
-            if tests and not missing:
-                told = row["test_info"][0]
-                truth = CodeTruth(told["function_declaration"].rstrip() + "\n", told["function_name"], tests, True)
-                yield _code_question("kodcode", f"{INSTRUCTIONS['kodcode']}\n\n{row['question'].strip()}", truth)
-            else:
-                left_out.append(f"no {', '.join(missing)} here" if missing else "tests with fixtures")
+            told, tests = row["test_info"][0], row["test"]
+            before, is_class = told["function_declaration"].rstrip() + "\n", told["function_declaration"].startswith("class")
+            truth = CodeTruth(before, told["function_name"], tests, packages=True, collect=True, is_class=is_class)
+            yield _code_question("kodcode", f"{INSTRUCTIONS['kodcode']}\n\n{row['question'].strip()}", truth)
 
     questions = list(islice(made(), count))
     if left_out:
-        why = ", ".join(dict.fromkeys(left_out))
-        print(f"kodcode: {len(left_out)} questions are left out, their tests cannot run ({why})", file=sys.stderr)
+        why = ", ".join(f"{reason} in {times}" for reason, times in left_out.most_common(10))
+        print(f"kodcode: {left_out.total()} questions are left out, their tests cannot run ({why})", file=sys.stderr)
     return questions
 
 
+def _cannot_run(tests: str) -> str:
+    """The first thing that tests need and that is not here or not provided; "" where they can run."""
+    try:
+        needed = missing(tests)
+    except SyntaxError:
+        return "tests that are no Python"
+    absent = [f"no {module} here" for module in sorted(_imported(tests)) if importlib.util.find_spec(module) is None]
+    return next(iter([*absent, *needed]), "")
+
+
 def _imported(tests: str) -> set[str]:
-    """Top-level packages outside the standard library that tests import; `solution` is what is tested."""
+    """Top-level packages outside the standard library that tests import; `solution` is what is tested, `pytest` is provided."""
     names = set()
     for node in ast.walk(ast.parse(tests)):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
-    return names - sys.stdlib_module_names - {"solution"}
+    return names - sys.stdlib_module_names - {"solution", "pytest"}
 
 
 def _gym_questions(name: str, split: str, count: int) -> list[Question]:

@@ -13,35 +13,48 @@ import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
+from textwrap import dedent
 
 from rewards.sandbox import Program, run_programs
 
 END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of turn, written out
-FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
+FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
 # Besides START, how the first line of a part may begin. What stands in a fence is code.
 IN_FENCE = re.compile(r"\S")
 # Other parts are prose, or a fence that the prompt opened, which moves all that follow by one. No prose begins like this.
 OPEN = re.compile(r"(?:try|if|for|while|with)\b")
-STRING = r"\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
+THREE = r"\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}"
+ONE = r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
 # A quote inside a word is an apostrophe and opens no string.
-END_OR_STRING = re.compile(rf"(?<!\w)[rbfuRBFU]{{0,2}}(?:{STRING})|(?P<end>{END.pattern})")
+OPEN_STRING = re.compile(rf"{THREE}|(?P<open>\"{{3}}|'{{3}})|{ONE}|#[^\n]*")  # closed strings and comments are passed over
+END_OR_STRING = re.compile(rf"(?<!\w)[rbfuRBFU]{{0,2}}(?:{THREE}|{ONE})|(?P<end>{END.pattern})")
 
 
 @dataclass(frozen=True)
 class CodeTruth:
     """What a code question is judged by. before: code that the answer goes on from, already written into the prompt; entry: the
-    name that has to be defined; tests: run after the code; packages: whether tests import more than the standard library."""
+    name that has to be defined; tests: run after the code; packages: whether tests import more than the standard library; collect:
+    whether tests are functions and classes for pytest or unittest; is_class: whether the name is that of a class."""
 
     before: str
     entry: str
     tests: str
     packages: bool = False
+    collect: bool = False
+    is_class: bool = False
 
     def dumps(self) -> str:
         """As the `truth` of a question, which is text."""
         return json.dumps(asdict(self))
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as Python and Markdown count them: a form feed or a Unicode separator, which `str.splitlines` takes for the end of one,
+    may well stand in a string."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def before_end(text: str) -> str:
@@ -57,7 +70,7 @@ def program_before_end(text: str) -> str:
 
 def parsable_head(source: str) -> str:
     """The longest part, from the first line on, that parses; found by cutting above the line of each error."""
-    lines = source.splitlines()
+    lines = lines_of(source)
     while lines:
         try:
             with warnings.catch_warnings():
@@ -95,7 +108,7 @@ def is_label(line: str) -> bool:
 def pieces(text: str, first: re.Pattern = START) -> list[str]:
     """All pieces of a text that parse, each as long as can be, in order. A piece begins at the left margin, with a definition, an
     import, a decorator or an assignment; at the first line of the text also with what `first` allows."""
-    lines, found = text.strip("\n").splitlines(), []
+    lines, found = lines_of(text.strip("\n")), []
     start = place = int(bool(lines) and is_label(lines[0]))
     while place < len(lines):
         begins = may_begin(lines[place]) or (place == start and may_begin(lines[place], first))
@@ -128,24 +141,66 @@ def code_in(text: str, entry: str, before: str = "") -> str:
 
 def code_of(text: str, entry: str, before: str) -> str:
     """The same of a text without what follows its end. (A stray quote can make a string of the mark of an end: then the first
-    mark ends it.)"""
-    parts = FENCE.split(text)
-    whole = parsable_head(before + parts[0])
-    if before and len(whole.rstrip()) > len(before.rstrip()) and defines(whole, entry):
-        return whole
-    fences, others = [(part, IN_FENCE) for part in parts[1::2]], [(part, OPEN) for part in parts[::2]]
-    for part, first in fences + others:
-        code = "\n".join(pieces(part, first))
+    mark ends it.) Of several programs the last one is the answer, those in fences before others."""
+    return last_program(sections(text, strings=True), entry, before) or last_program(sections(text), entry, before)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands between two fences. named: the first of them names a language, so it opens."""
+
+    text: str
+    named: bool = False
+
+
+def sections(text: str, strings: bool = False) -> list[Section]:
+    """A text cut at its fences; with `strings` not at those inside a string of three quotes, where they are part of a program."""
+    found, named, own = [], False, []
+    for line in lines_of(text):
+        fence = FENCE.fullmatch(line)
+        if fence and not (strings and in_string("\n".join(own))):
+            found.append(Section("\n".join(own), named))
+            named, own = bool(fence["info"].strip()), []
+        else:
+            own.append(line)
+    return [*found, Section("\n".join(own), named)]
+
+
+def in_string(source: str) -> bool:
+    """Whether a string of three quotes is still open at the end of a source."""
+    return any(match["open"] for match in OPEN_STRING.finditer(source))
+
+
+def last_program(parts: list[Section], entry: str, before: str) -> str:
+    """The last program of a text that defines `entry`; "" where there is none."""
+    whole = parsable_head(before + parts[0].text)
+    goes_on = before and len(whole.rstrip()) > len(before.rstrip()) and defines(whole, entry)
+    code = whole if goes_on else "\n".join(pieces(parts[0].text, OPEN))
+    # Where the text begins with the program, the prompt has opened a fence: the first one of the text closes it.
+    inside = defines(code, entry)
+    fenced, others = [], [code if goes_on else with_head(before, code)] if inside else []
+    for part in parts[1:]:
+        inside = part.named or not inside
+        code = "\n".join(pieces(dedent(part.text), IN_FENCE) if inside else pieces(part.text, OPEN))
         if defines(code, entry):
-            return f"{head}\n{code}" if (head := parsable_head(before)) else code
-    return ""
+            (fenced if inside else others).append(with_head(before, code))
+    return [*others, *fenced][-1] if others or fenced else ""
+
+
+def with_head(before: str, code: str) -> str:
+    """A program that starts anew, behind what the prompt has defined."""
+    return f"{head}\n{code}" if (head := parsable_head(before)) else code
 
 
 def code_program(text: str, truth: str) -> Program:
     """What is run to judge an answer. truth: CodeTruth.dumps()."""
     told = CodeTruth(**json.loads(truth))
     code = code_in(text, told.entry, told.before)
-    return Program(code or f"raise NameError('no code that defines {told.entry}')", told.tests, told.packages)
+    functions = () if told.is_class else (told.entry,)
+    return Program(
+        code or f"raise NameError('no code that defines {told.entry}')",
+        told.tests, told.packages, told.collect, told.entry, functions,
+    )  # fmt: skip
 
 
 def is_right_code(text: str, truth: str, unsandboxed: bool = False) -> bool:
@@ -153,18 +208,9 @@ def is_right_code(text: str, truth: str, unsandboxed: bool = False) -> bool:
     return run_programs([code_program(text, truth)], unsandboxed)[0].passed
 
 
-def with_calls(tests: str) -> str:
-    """Tests written for pytest, with calls of every `test_*` that takes no argument, also of classes; "" where there is none."""
-    calls = []
-    for node in ast.parse(tests).body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not needed(node):
-            calls.append(f"{node.name}()")
-        if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
-            calls += [f"{node.name}().{own.name}()" for own in node.body
-                      if isinstance(own, ast.FunctionDef) and own.name.startswith("test_") and needed(own) == 1]  # fmt: skip
-    return "\n".join([tests, *calls]) if calls else ""
-
-
-def needed(function: ast.FunctionDef) -> int:
-    """How many arguments have to be given."""
-    return len(function.args.posonlyargs + function.args.args) - len(function.args.defaults)
+def given_functions(source: str, entry: str) -> str:
+    """Imports and functions of the code that a prompt shows, without the one that is asked for: the tests use these, not what an
+    answer makes of them."""
+    kept = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)
+            or (isinstance(node, ast.FunctionDef) and node.name != entry)]  # fmt: skip
+    return "\n".join(map(ast.unparse, kept))

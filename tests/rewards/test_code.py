@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rewards.code import CodeTruth, before_end, code_in, code_program, parsable_head, pieces, with_calls
+from rewards.code import CodeTruth, before_end, code_in, code_program, given_functions, parsable_head, pieces
 
 F = "def f(x):\n    return x + 1"
 
@@ -138,16 +138,67 @@ def test_a_text_without_code_is_a_program_that_fails():
         exec(program.code, {})
 
 
-def test_tests_written_for_pytest_are_called():
-    tests = """
-def test_a(): done.append("a")
-def test_fixture(tmp_path): done.append("fixture")
-def test_default(x=1): done.append("default")
-class TestB:
-    def test_c(self): done.append("c")
-    def helper(self): done.append("helper")
-"""
-    done: list = []
-    exec(with_calls(tests), {"done": done})
-    assert done == ["a", "default", "c"]
-    assert with_calls("def test_fixture(tmp_path): pass") == ""
+def runs(text: str, entry: str = "f", before: str = "") -> dict:
+    """What the code of a text defines."""
+    defined: dict = {}
+    exec(code_in(text, entry, before), defined)
+    return defined
+
+
+DRAFT, FINAL = "def f(x):\n    return x", "def f(x):\n    return 2 * x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{DRAFT}\n```\nThat is wrong. Final:\n```python\n{FINAL}\n```\n",
+        f"```\n{DRAFT}\n```\nNow\n```\n{FINAL}\n```\nand so it's done.",
+        f"{DRAFT}\n```\nNo, it has to be doubled:\n```python\n{FINAL}\n```",
+        f"{DRAFT}\n```\nNo, it has to be doubled:\n```\n{FINAL}\n```",
+        f"~~~py\n{DRAFT}\n~~~\n~~~py\n{FINAL}\n~~~",
+        f"```python\n{FINAL}\n```\nUse it:\n```python\nprint(f(2))\n```",
+        f"```python\n{FINAL}\n```\nOr, cut off:\n```python\ndef f(x):\n    return (",
+        f"First\n\n{DRAFT}\n\nand then, which is right,\n\n{FINAL}\n",
+        f"```python\n{FINAL}\n```\nIt was\n\n{DRAFT}\n\nat first.",
+    ],
+)
+def test_of_several_programs_the_last_complete_one_in_a_fence_is_the_answer(text):
+    assert runs(text)["f"](2) == 4
+
+
+def test_a_later_program_replaces_what_goes_on_from_the_prompt():
+    head = "def f(x):\n"
+    assert runs("    return x\n```\nNo:\n```python\ndef f(x):\n    return 2 * x\n```", before=head)["f"](2) == 4
+    assert runs("    return 2 * x\n```\nUse:\n```python\nprint(f(1))\n```", before=head)["f"](2) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Code:\n\n   ```python\n   def f(x):\n       return 2 * x\n   ```\n",
+        "- so\n\n\t```python\n\tdef f(x):\n\t    return 2 * x\n\t```\n- done",
+        "1. Code:\n\n   ```python\n   import math\n\n   def f(x):\n       if x:\n           return 2 * x\n   ```\n2. `f(1)`",
+        '```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return 2 * x\n```\n',
+        "```python\ndef f(x):\n    '''Twice.\n\n    ```python\n    def f(x): return 0\n    ```\n    '''\n    return 2 * x\n```\nIt isn't long.",
+        '    """Twice.\n    ```\n    f(1)\n    ```\n    """\n    return 2 * x\n```\nDone.',
+        'def f(x):\n    """It isn\'t closed.\n```\nAgain:\n```python\ndef f(x):\n    """Twice."""\n    return 2 * x\n```',
+        "```python\r\ndef f(x):\r\n    return 2 * x\r\n```\r\nDone",
+        "````python\ndef f(x):\n    return 2 * x\n````",
+        "``` python title=\"f.py\"\ndef f(x):\n    return 2 * x\n```",
+    ],
+)  # fmt: skip
+def test_fences_in_lists_and_in_strings(text):
+    assert runs(text, before="def f(x):\n" if text.startswith("    ") else "")["f"](2) == 4
+
+
+@pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_only_line_feeds_end_a_line(mark):
+    code = f"def f():\n    return '{mark}'\ndef g(): return {mark!r}"
+    assert runs(f"```python\n{code}\n```\n")["f"]() == mark
+    assert runs(f"It's this:\n{code}\n")["f"]() == mark
+    assert runs(f"{code}\r\nx = [1,")["g"]() == mark
+
+
+def test_functions_of_the_prompt_are_those_of_the_tests():
+    source = 'import math\n\ndef half(x):\n    return x / 2\n\ndef f(x):\n    """Doc."""\n'
+    assert given_functions(source, "f") == "import math\ndef half(x):\n    return x / 2"

@@ -1,0 +1,256 @@
+"""What tests for pytest or unittest need that the sandbox does not provide, read off their text. Nothing is executed here."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import sys
+from collections.abc import Iterator
+
+from rewards.sandbox_pytest import FIXTURES, PROVIDED
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+# Modules whose work would have to reach into the process of the program, or that are plugins of pytest.
+ELSEWHERE = {
+    "freezegun", "time_machine", "responses", "requests_mock", "httpretty", "respx", "vcr", "moto", "pyfakefs", "hypothesis",
+    "subprocess", "threading", "multiprocessing", "concurrent", "inspect", "gc", "weakref", "tracemalloc", "doctest", "pytest_mock", "pytest_asyncio", "pytest_benchmark",
+    "pytest_django", "nose", "anyio", "trio", "aiounittest", "parameterized", "ddt", "testfixtures", "_pytest",
+}  # fmt: skip
+STREAMS = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}  # shared by both processes
+CASES = {"unittest.TestCase", "TestCase", "unittest.IsolatedAsyncioTestCase", "IsolatedAsyncioTestCase"}
+# Calls whose effect would have to reach the process of the program, by their last two names.
+CALLS = {
+    "os.chdir", "os.putenv", "os.environ.update", "os.environ.setdefault", "os.environ.pop", "importlib.reload", "warnings.catch_warnings",
+    "pytest.warns", "pytest.deprecated_call", "monkeypatch.setenv", "monkeypatch.delenv", "monkeypatch.chdir", "locale.setlocale",
+    "monkeypatch.syspath_prepend", "self.assertLogs", "self.assertNoLogs", "self.assertWarns", "self.assertWarnsRegex",
+    "asyncio.wait_for", "asyncio.gather", "asyncio.create_task", "asyncio.TaskGroup", "signal.signal", "signal.alarm", "sys.setrecursionlimit", "request.applymarker", "request.getfixturevalue",
+}  # fmt: skip
+
+
+def missing(tests: str) -> list[str]:
+    """Everything that tests need and the sandbox does not provide, in words; empty where all of them can run.
+
+    Raises SyntaxError for text that is no Python."""
+    tree = ast.parse(tests)
+    found = [*_imports(tree), *_pytest(tree), *_classes(tree), *_reach(tree), *_arguments(tree)]
+    if not any(_tests_of(tree)):
+        found.append("no test that is a function")
+    return list(dict.fromkeys(found))
+
+
+def _name(node: ast.expr) -> str:
+    """A dotted name as text; "" for another expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{before}.{node.attr}" if (before := _name(node.value)) else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """What the names that are imported stand for."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.partition(".")[0]: alias.name if alias.asname else alias.name.partition(".")[0]
+                      for alias in node.names}  # fmt: skip
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: f"{node.module or '.'}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _meant(node: ast.expr, imported: dict[str, str]) -> str:
+    """A dotted name with its first part replaced by what it was imported as."""
+    first, dot, rest = _name(node).partition(".")
+    return imported.get(first, first) + dot + rest
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for module in sorted({name.partition(".")[0] for name in _imported(tree).values()}):
+        if module in ELSEWHERE or module.startswith("pytest_"):
+            yield module
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield "a relative import"
+
+
+def _pytest(tree: ast.Module) -> Iterator[str]:
+    imported = _imported(tree)
+    for name in imported.values():
+        if name.startswith("pytest.") and name.split(".")[1] not in PROVIDED:
+            yield name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _meant(node.value, imported) == "pytest" and node.attr not in PROVIDED:
+            yield f"pytest.{node.attr}"
+        if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.mark.parametrize":
+            yield from ("indirect parameters" for word in node.keywords if word.arg == "indirect")
+        if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.fixture":
+            yield from ("a scope by a function" for word in node.keywords if word.arg == "scope" and not isinstance(word.value, ast.Constant))
+    for node in tree.body:
+        if isinstance(node, Function) and node.name.startswith("pytest_"):
+            yield "a hook of pytest"
+        if isinstance(node, ast.Assign) and any(_name(target) == "pytest_plugins" for target in node.targets):
+            yield "plugins of pytest"
+
+
+def _is_case(node: ast.ClassDef, imported: dict[str, str], known: dict[str, ast.ClassDef]) -> bool:
+    return any(_meant(base, imported) in CASES or (_name(base) in known and _name(base) != node.name
+               and _is_case(known[_name(base)], imported, known)) for base in node.bases)  # fmt: skip
+
+
+def _classes(tree: ast.Module) -> Iterator[str]:
+    imported = _imported(tree)
+    known = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in known.values():
+        for base in node.bases:
+            base = base.value if isinstance(base, ast.Subscript) else base
+            name = _meant(base, imported)
+            ours = name in known or hasattr(builtins, name) or name.partition(".")[0] in sys.stdlib_module_names
+            if name.startswith("solution.") or not ours:
+                yield f"a class that derives from {_name(base) or 'an expression'}"
+        own = {each.name for each in node.body if isinstance(each, Function)}
+        if node.name.startswith("Test") and own & {"__init__", "__new__"} and not _is_case(node, imported, known):
+            yield "a test class with a constructor"
+
+
+def _reach(tree: ast.Module) -> Iterator[str]:
+    """Changes of the process that runs the tests which are meant for the program."""
+    imported = _imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = _meant(node.func, imported)
+            if called in CALLS:
+                yield called
+            yield from _patched(node, called, imported)
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.Delete):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            for target in targets:
+                place = _meant(target.value if isinstance(target, ast.Subscript) else target, imported)
+                module = place.partition(".")[0]
+                if isinstance(target, ast.Subscript | ast.Attribute) and module in imported.values() and module != "solution":
+                    yield from () if place in STREAMS else (f"a change of {place}",)
+
+
+def _patched(node: ast.Call, called: str, imported: dict[str, str]) -> Iterator[str]:
+    """`patch` and `monkeypatch.setattr` of anything that only the process of the program has."""
+    *_, way = called.split(".")
+    by_mock = called.startswith("unittest.mock.patch") or called.startswith("mock.patch")
+    if by_mock and way in ("dict", "multiple"):
+        yield called
+    elif (by_mock and way in ("patch", "object")) or called in ("monkeypatch.setattr", "monkeypatch.delattr"):
+        if not node.args:
+            yield called
+            return
+        target, *rest = node.args
+        if isinstance(target, ast.Constant) and isinstance(target.value, str):
+            place = target.value
+        else:
+            place = _meant(target, imported)
+            if place.partition(".")[0] in (*imported.values(), "builtins") and rest and isinstance(rest[0], ast.Constant):
+                place = f"{place}.{rest[0].value}"
+        outside = place.partition(".")[0] in sys.stdlib_module_names or place in imported.values() or isinstance(target, ast.Constant)
+        if outside and place not in STREAMS and place.partition(".")[0] != "solution":
+            yield f"a patch of {place}"
+
+
+def _decorated(function: Function, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
+    """Names of decorators, and what they are called with."""
+    return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in function.decorator_list]
+
+
+def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None, bool]]:
+    """Tests, each with its class, and whether that is one of unittest."""
+    imported = _imported(tree)
+    known = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, Function) and node.name.startswith("test"):
+            yield node, None, False
+    for node in known.values():
+        case = _is_case(node, imported, known)
+        if case or node.name.startswith("Test"):
+            yield from ((each, node, case) for each in node.body if isinstance(each, Function) and each.name.startswith("test"))
+
+
+def _fixtures(tree: ast.Module, imported: dict[str, str]) -> dict[str, Function]:
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            for name, call in _decorated(node, imported):
+                if name == "pytest.fixture":
+                    named = next((word.value for word in getattr(call, "keywords", []) if word.arg == "name"), None)
+                    found[getattr(named, "value", None) or node.name] = node
+    return found
+
+
+def _arguments(tree: ast.Module) -> Iterator[str]:
+    """Fixtures that are not there, and kinds of tests that cannot run."""
+    imported = _imported(tree)
+    fixtures = _fixtures(tree, imported)
+    everything = [*_tests_of(tree), *((each, None, False) for each in fixtures.values())]
+    for function, owner, case in everything:
+        decorators = _decorated(function, imported)
+        is_async = isinstance(function, ast.AsyncFunctionDef)
+        if is_async and not (case and any("Isolated" in _name(base) for base in (owner.bases if owner else []))):
+            yield "asynchronous tests"
+        if function not in fixtures.values() and any(isinstance(each, ast.Yield | ast.YieldFrom) for each in _own_nodes(function)):
+            yield "tests that are generators"
+        outer = [*decorators, *(_decorated_class(owner, imported) if owner else [])]
+        given = {name for called, call in outer if called == "pytest.mark.parametrize" for name in _parameter_names(call)}
+        patches = sum(_gives_argument(called, call) for called, call in outer)
+        names = _needed(function, owner is not None or _is_method(function))[patches:] if not case else []
+        for name in names:
+            if name not in given and name not in fixtures and name not in FIXTURES:
+                yield f"the fixture {name}"
+        for called, call in outer:
+            if called == "pytest.mark.usefixtures" and isinstance(call, ast.Call):
+                yield from (f"the fixture {each.value}" for each in call.args
+                            if isinstance(each, ast.Constant) and each.value not in {*fixtures, *FIXTURES})  # fmt: skip
+            if case and called in ("pytest.mark.parametrize", "pytest.mark.usefixtures"):
+                yield f"{called} in a unittest.TestCase"
+    if any(case for _, _, case in everything) and any(
+        word.arg == "autouse" for each in fixtures.values() for _, call in _decorated(each, imported) for word in getattr(call, "keywords", [])
+    ):
+        yield "fixtures for a unittest.TestCase"
+
+
+def _decorated_class(node: ast.ClassDef, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
+    return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in node.decorator_list]
+
+
+def _own_nodes(function: Function) -> Iterator[ast.AST]:
+    """Nodes of a function without those of the functions inside it."""
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, Function | ast.Lambda | ast.ClassDef):
+            pending += ast.iter_child_nodes(node)
+
+
+def _is_method(function: Function) -> bool:
+    return bool(function.args.args) and function.args.args[0].arg in ("self", "cls")
+
+
+def _needed(function: Function, method: bool) -> list[str]:
+    """Arguments without a default, without self."""
+    given = function.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args)]
+    names = names[: len(names) - len(given.defaults)]
+    static = any(_name(each) == "staticmethod" for each in function.decorator_list)
+    names = names[1:] if method and not static else names
+    return names + [each.arg for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+
+
+def _parameter_names(call: ast.expr) -> list[str]:
+    """Names that a `parametrize` gives; where they are not written out, one that no test has."""
+    words = {word.arg: word.value for word in getattr(call, "keywords", [])}
+    named = next(iter(getattr(call, "args", [])), words.get("argnames"))
+    if isinstance(named, ast.Constant) and isinstance(named.value, str):
+        return [name.strip() for name in named.value.split(",")]
+    return [each.value for each in named.elts if isinstance(each, ast.Constant)] if isinstance(named, ast.List | ast.Tuple) else []
+
+
+def _gives_argument(called: str, call: ast.expr) -> bool:
+    """Whether a decorator of unittest.mock adds an argument: it does where it is not told what to put there."""
+    if not called.startswith(("unittest.mock.patch", "mock.patch")) or not isinstance(call, ast.Call):
+        return False
+    positional = 2 if called.endswith(".object") else 1
+    return len(call.args) <= positional and not any(word.arg == "new" for word in call.keywords)
