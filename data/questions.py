@@ -240,13 +240,16 @@ def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Qu
                 left_out[why] += 1
                 continue
             told, tests = row["test_info"][0], row["test"]
-            before, is_class = told["function_declaration"].rstrip() + "\n", told["function_declaration"].startswith("class")
+            before, is_class = (
+                told["function_declaration"].rstrip() + "\n",
+                told["function_declaration"].startswith("class"),
+            )
             truth = CodeTruth(before, told["function_name"], tests, packages=True, collect=True, is_class=is_class)
             yield _code_question("kodcode", f"{INSTRUCTIONS['kodcode']}\n\n{row['question'].strip()}", truth)
 
     questions = list(islice(made(), count))
     if left_out:
-        why = ", ".join(f"{reason} in {times}" for reason, times in left_out.most_common(10))
+        why = ", ".join(f"{reason} in {times}" if times > 1 else reason for reason, times in left_out.most_common(10))
         print(f"kodcode: {left_out.total()} questions are left out, their tests cannot run ({why})", file=sys.stderr)
     return questions
 

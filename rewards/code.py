@@ -28,15 +28,20 @@ OPEN = re.compile(r"(?:try|if|for|while|with)\b")
 THREE = r"\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}"
 ONE = r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
 # A quote inside a word is an apostrophe and opens no string.
-OPEN_STRING = re.compile(rf"{THREE}|(?P<open>\"{{3}}|'{{3}})|{ONE}|#[^\n]*")  # closed strings and comments are passed over
+OPEN_STRING = re.compile(
+    rf"{THREE}|(?P<open>\"{{3}}|'{{3}})|{ONE}|#[^\n]*"
+)  # closed strings and comments are passed over
 END_OR_STRING = re.compile(rf"(?<!\w)[rbfuRBFU]{{0,2}}(?:{THREE}|{ONE})|(?P<end>{END.pattern})")
 
 
 @dataclass(frozen=True)
 class CodeTruth:
-    """What a code question is judged by. before: code that the answer goes on from, already written into the prompt; entry: the
-    name that has to be defined; tests: run after the code; packages: whether tests import more than the standard library; collect:
-    whether tests are functions and classes for pytest or unittest; is_class: whether the name is that of a class."""
+    """What a code question is judged by.
+
+    before: code that the answer goes on from, already written into the prompt; entry: the name that has to be defined; tests: run
+    after the code; packages: tests may import more than the standard library; collect: tests are functions and classes for pytest
+    or unittest; is_class: `entry` is the name of a class.
+    """
 
     before: str
     entry: str
@@ -51,8 +56,8 @@ class CodeTruth:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as Python and Markdown count them: a form feed or a Unicode separator, which `str.splitlines` takes for the end of one,
-    may well stand in a string."""
+    """Lines as Python and Markdown count them. (`str.splitlines` also cuts at form feeds and at Unicode separators, which may
+    well stand in a string.)"""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 

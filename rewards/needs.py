@@ -13,17 +13,19 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Modules whose work would have to reach into the process of the program, or that are plugins of pytest.
 ELSEWHERE = {
     "freezegun", "time_machine", "responses", "requests_mock", "httpretty", "respx", "vcr", "moto", "pyfakefs", "hypothesis",
-    "subprocess", "threading", "multiprocessing", "concurrent", "inspect", "gc", "weakref", "tracemalloc", "doctest", "pytest_mock", "pytest_asyncio", "pytest_benchmark",
-    "pytest_django", "nose", "anyio", "trio", "aiounittest", "parameterized", "ddt", "testfixtures", "_pytest",
+    "subprocess", "threading", "multiprocessing", "concurrent", "inspect", "gc", "weakref", "tracemalloc", "doctest",
+    "pytest_mock", "pytest_asyncio", "pytest_benchmark", "pytest_django", "nose", "anyio", "trio", "aiounittest",
+    "parameterized", "ddt", "testfixtures", "_pytest",
 }  # fmt: skip
 STREAMS = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}  # shared by both processes
 CASES = {"unittest.TestCase", "TestCase", "unittest.IsolatedAsyncioTestCase", "IsolatedAsyncioTestCase"}
 # Calls whose effect would have to reach the process of the program, by their last two names.
 CALLS = {
-    "os.chdir", "os.putenv", "os.environ.update", "os.environ.setdefault", "os.environ.pop", "importlib.reload", "warnings.catch_warnings",
-    "pytest.warns", "pytest.deprecated_call", "monkeypatch.setenv", "monkeypatch.delenv", "monkeypatch.chdir", "locale.setlocale",
-    "monkeypatch.syspath_prepend", "self.assertLogs", "self.assertNoLogs", "self.assertWarns", "self.assertWarnsRegex",
-    "asyncio.wait_for", "asyncio.gather", "asyncio.create_task", "asyncio.TaskGroup", "signal.signal", "signal.alarm", "sys.setrecursionlimit", "request.applymarker", "request.getfixturevalue",
+    "os.chdir", "os.putenv", "os.environ.update", "os.environ.setdefault", "os.environ.pop", "importlib.reload",
+    "warnings.catch_warnings", "warnings.simplefilter", "monkeypatch.setenv", "monkeypatch.delenv", "monkeypatch.chdir",
+    "monkeypatch.syspath_prepend", "locale.setlocale", "self.assertLogs", "self.assertNoLogs", "self.assertWarns",
+    "self.assertWarnsRegex", "asyncio.wait_for", "asyncio.gather", "asyncio.create_task", "asyncio.TaskGroup",
+    "signal.signal", "signal.alarm", "sys.setrecursionlimit", "request.applymarker",
 }  # fmt: skip
 
 
@@ -83,7 +85,8 @@ def _pytest(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.mark.parametrize":
             yield from ("indirect parameters" for word in node.keywords if word.arg == "indirect")
         if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.fixture":
-            yield from ("a scope by a function" for word in node.keywords if word.arg == "scope" and not isinstance(word.value, ast.Constant))
+            scopes = [word.value for word in node.keywords if word.arg == "scope"]
+            yield from ("a scope by a function" for scope in scopes if not isinstance(scope, ast.Constant))
     for node in tree.body:
         if isinstance(node, Function) and node.name.startswith("pytest_"):
             yield "a hook of pytest"
@@ -125,7 +128,11 @@ def _reach(tree: ast.Module) -> Iterator[str]:
             for target in targets:
                 place = _meant(target.value if isinstance(target, ast.Subscript) else target, imported)
                 module = place.partition(".")[0]
-                if isinstance(target, ast.Subscript | ast.Attribute) and module in imported.values() and module != "solution":
+                if (
+                    isinstance(target, ast.Subscript | ast.Attribute)
+                    and module in imported.values()
+                    and module != "solution"
+                ):
                     yield from () if place in STREAMS else (f"a change of {place}",)
 
 
@@ -144,16 +151,21 @@ def _patched(node: ast.Call, called: str, imported: dict[str, str]) -> Iterator[
             place = target.value
         else:
             place = _meant(target, imported)
-            if place.partition(".")[0] in (*imported.values(), "builtins") and rest and isinstance(rest[0], ast.Constant):
+            if (
+                place.partition(".")[0] in (*imported.values(), "builtins")
+                and rest
+                and isinstance(rest[0], ast.Constant)
+            ):
                 place = f"{place}.{rest[0].value}"
-        outside = place.partition(".")[0] in sys.stdlib_module_names or place in imported.values() or isinstance(target, ast.Constant)
-        if outside and place not in STREAMS and place.partition(".")[0] != "solution":
+        module = place.partition(".")[0]
+        outside = module in sys.stdlib_module_names or place in imported.values() or isinstance(target, ast.Constant)
+        if outside and place not in STREAMS and module != "solution":
             yield f"a patch of {place}"
 
 
-def _decorated(function: Function, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
-    """Names of decorators, and what they are called with."""
-    return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in function.decorator_list]
+def _decorated(node: Function | ast.ClassDef, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
+    """Names of decorators, each with the decorator itself."""
+    return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in node.decorator_list]
 
 
 def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None, bool]]:
@@ -166,7 +178,9 @@ def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None,
     for node in known.values():
         case = _is_case(node, imported, known)
         if case or node.name.startswith("Test"):
-            yield from ((each, node, case) for each in node.body if isinstance(each, Function) and each.name.startswith("test"))
+            yield from (
+                (each, node, case) for each in node.body if isinstance(each, Function) and each.name.startswith("test")
+            )
 
 
 def _fixtures(tree: ast.Module, imported: dict[str, str]) -> dict[str, Function]:
@@ -190,10 +204,13 @@ def _arguments(tree: ast.Module) -> Iterator[str]:
         is_async = isinstance(function, ast.AsyncFunctionDef)
         if is_async and not (case and any("Isolated" in _name(base) for base in (owner.bases if owner else []))):
             yield "asynchronous tests"
-        if function not in fixtures.values() and any(isinstance(each, ast.Yield | ast.YieldFrom) for each in _own_nodes(function)):
+        yields = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in _own_nodes(function))
+        if yields and function not in fixtures.values():
             yield "tests that are generators"
-        outer = [*decorators, *(_decorated_class(owner, imported) if owner else [])]
-        given = {name for called, call in outer if called == "pytest.mark.parametrize" for name in _parameter_names(call)}
+        outer = [*decorators, *(_decorated(owner, imported) if owner else [])]
+        given = {
+            name for called, call in outer if called == "pytest.mark.parametrize" for name in _parameter_names(call)
+        }
         patches = sum(_gives_argument(called, call) for called, call in outer)
         names = _needed(function, owner is not None or _is_method(function))[patches:] if not case else []
         for name in names:
@@ -205,14 +222,10 @@ def _arguments(tree: ast.Module) -> Iterator[str]:
                             if isinstance(each, ast.Constant) and each.value not in {*fixtures, *FIXTURES})  # fmt: skip
             if case and called in ("pytest.mark.parametrize", "pytest.mark.usefixtures"):
                 yield f"{called} in a unittest.TestCase"
-    if any(case for _, _, case in everything) and any(
-        word.arg == "autouse" for each in fixtures.values() for _, call in _decorated(each, imported) for word in getattr(call, "keywords", [])
-    ):
+    words = [word.arg for each in fixtures.values() for _, call in _decorated(each, imported)
+             for word in getattr(call, "keywords", [])]  # fmt: skip
+    if "autouse" in words and any(case for _, _, case in everything):
         yield "fixtures for a unittest.TestCase"
-
-
-def _decorated_class(node: ast.ClassDef, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
-    return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in node.decorator_list]
 
 
 def _own_nodes(function: Function) -> Iterator[ast.AST]:
@@ -236,7 +249,9 @@ def _needed(function: Function, method: bool) -> list[str]:
     names = names[: len(names) - len(given.defaults)]
     static = any(_name(each) == "staticmethod" for each in function.decorator_list)
     names = names[1:] if method and not static else names
-    return names + [each.arg for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+    return names + [
+        each.arg for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None
+    ]
 
 
 def _parameter_names(call: ast.expr) -> list[str]:
@@ -245,7 +260,9 @@ def _parameter_names(call: ast.expr) -> list[str]:
     named = next(iter(getattr(call, "args", [])), words.get("argnames"))
     if isinstance(named, ast.Constant) and isinstance(named.value, str):
         return [name.strip() for name in named.value.split(",")]
-    return [each.value for each in named.elts if isinstance(each, ast.Constant)] if isinstance(named, ast.List | ast.Tuple) else []
+    if isinstance(named, ast.List | ast.Tuple):
+        return [str(each.value) for each in named.elts if isinstance(each, ast.Constant)]
+    return []
 
 
 def _gives_argument(called: str, call: ast.expr) -> bool:

@@ -1,11 +1,12 @@
 """Programs that a model wrote, run with their tests where they reach neither the network nor files: bubblewrap.
 
 Inside there are the Python interpreter with its standard library, an empty /tmp in memory and nothing else: no home, no network,
-no other process, an empty environment. Time, memory, file sizes and the number of processes are bounded for the program as a whole,
-and what is printed goes nowhere.
+no other process, an empty environment. Time, memory, file sizes and the number of processes are bounded for the program as a
+whole, and what is printed goes nowhere.
 
-Tests run in another process than the program, and compare copies of its results, of exactly the built-in types (sandbox_judge.py).
-A program has passed when a random token comes back, which that other process alone knows and writes after the last test.
+Tests run in another process than the program, and compare copies of its results, of exactly the built-in types
+(sandbox_judge.py). A program has passed when a random token comes back, which that other process alone knows and writes after the
+last test.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
 
 
 def _file_of(data: bytes) -> IO[bytes]:
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     file.write(data)
     file.seek(0)
     return file
@@ -197,7 +198,9 @@ def _watched(process: subprocess.Popen, limits: Limits) -> bytes | Verdict:
             if time.monotonic() > deadline:
                 return Verdict(False, f"not done after {6 * limits.seconds} seconds")
         family = descendants(process.pid)
-        if processor_seconds(family) > limits.seconds + 1:  # RLIMIT_CPU, which comes first, is of each process by itself
+        if (
+            processor_seconds(family) > limits.seconds + 1
+        ):  # RLIMIT_CPU, which comes first, is of each process by itself
             return Verdict(False, f"not done after {limits.seconds} seconds of the processor")
         if memory_of(family) > limits.memory:
             return Verdict(False, f"MemoryError: the program holds more than {limits.memory} bytes")
@@ -239,14 +242,16 @@ def _own_modules(tests: str) -> dict[str, str]:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}  # they fail inside, with the reason
-    read = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    read = {
+        node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
     return {name: SHORT.get(name, name) for name in read if name in SHORT or name in sys.stdlib_module_names}
 
 
 def _seeded(tests: str) -> list[str]:
     """Modules whose generator of random numbers tests seed."""
-    found = set(re.findall(r"\b(np\.random|numpy\.random|random)\.seed\(", tests))
-    return [name for name, words in {"random": {"random"}, "numpy.random": {"np.random", "numpy.random"}}.items() if words & found]
+    found = re.findall(r"\b(np\.random|numpy\.random|random)\.seed\(", tests)
+    return sorted({name.replace("np.", "numpy.") for name in found})
 
 
 def descendants(pid: int) -> list[int]:
@@ -269,7 +274,7 @@ def processor_seconds(family: Sequence[int]) -> float:
 
 
 def memory_of(family: Sequence[int]) -> int:
-    """Bytes that some processes hold together: the sum of what each holds, and only where that is much, with shared pages once."""
+    """Bytes that some processes hold together; where that is much, pages that they share are counted once, which takes longer."""
     sizes = [_resident(each) for each in family]
     return sum(sizes) if sum(sizes) < SHARED_FROM else sum(map(_proportional, family, sizes))
 
@@ -322,7 +327,9 @@ def _sandbox(root: bool, packages: bool) -> list[str]:
         binds[Path(sysconfig.get_path("purelib"))] = Path(PACKAGES)
     binds = {source: place for source, place in binds.items() if source.exists()}
     devices = [Path("/dev") / name for name in DEVICES]
-    parents = sorted({parent for place in (*binds.values(), *devices) for parent in place.parents if parent != Path("/")})
+    parents = sorted(
+        {parent for place in (*binds.values(), *devices) for parent in place.parents if parent != Path("/")}
+    )
     hidden = [base / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages",
               Path("/usr/lib/python3/dist-packages"), Path("/usr/local/lib/python3/dist-packages")]  # fmt: skip
     hidden = [place for place in hidden if place.is_dir() and any(place.is_relative_to(bound) for bound in binds)]

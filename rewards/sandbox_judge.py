@@ -14,7 +14,7 @@ import sys
 import types
 from _thread import RLock
 
-from rewards.sandbox_program import SPECIAL
+from rewards.sandbox_program import ARITHMETIC, SPECIAL
 from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, is_mutable, text_of, update_in_place
 
 TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
@@ -31,9 +31,9 @@ COMPARED = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 # Operators whose operand may be what the tests expect.
 WITH_OPERAND = {*COMPARED, "__contains__"} | {
     f"__{side}{name}__" for side in ("", "r", "i")
-    for name in "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
+    for name in ARITHMETIC
 }  # fmt: skip
-CHANGING = {f"__i{name}__" for name in "add sub mul and or xor".split()} | {"__setitem__", "__delitem__"}
+CHANGING = {f"__i{name}__" for name in ("add", "sub", "mul", "and", "or", "xor")} | {"__setitem__", "__delitem__"}
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, type)
 OUTCOMES = {"unittest", "pytest", "_pytest", TESTS}  # modules whose exceptions are verdicts: only tests raise them
 
@@ -46,7 +46,9 @@ class Remote(type):
 
     def __call__(cls, *given: Any, **named: Any) -> Any:
         if "_number" not in type.__getattribute__(cls, "__dict__"):
-            raise cls._side.channel.fail(f"a test derives {cls.__name__} from a class of the program, which it cannot do")
+            raise cls._side.channel.fail(
+                f"a test derives {cls.__name__} from a class of the program, which it cannot do"
+            )
         made = cls._side.request("call", cls, given, named)
         if is_remote(made) and cls.__name__[:1].isupper() and cls.__name__ not in cls._side.functions:
             cls._side.made.add(number_of(made))
@@ -114,7 +116,7 @@ class Function(Thing):
 
 
 class Plain(Thing):
-    """What stand-ins have that derive from a plain type: public attributes are the program's, also where the type has the same."""
+    """What stand-ins have that derive from a plain type: public attributes are the program's, also those of the type."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -132,7 +134,11 @@ class Solution(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__all__":
             names = self._side.request("names", self)
-            return [each for each in names if not each.startswith("_") and (each == self._side.entry or each not in BUILTINS)]
+            return [
+                each
+                for each in names
+                if not each.startswith("_") and (each == self._side.entry or each not in BUILTINS)
+            ]
         if name.startswith("__"):
             raise AttributeError(f"module 'solution' has no attribute {name!r}")
         return self._side.request("get", self, name)
@@ -189,11 +195,11 @@ def _own(name: str, base: type) -> Callable[..., Any] | None:
     def method(self: Any, *given: Any) -> Any:
         side = object.__getattribute__(self, "_side")
         content = side.content(side.request("value", self), base)
-        if base in (list, bytearray):
+        if issubclass(base, list | bytearray):
             base.__setitem__(self, slice(None), content)
         else:
             base.clear(self)
-            base.update(self, content)
+            base.update(self, content)  # pyright: ignore[reportAttributeAccessIssue]
         return own(self, *given)
 
     return method
@@ -210,7 +216,9 @@ def _special(name: str, base: type) -> Callable[..., Any]:
         if guarded and not is_remote(given[0]) and (not made or name in ("__eq__", "__ne__")):
             if own is not None:
                 return own(self, *given)
-            return any(each is given[0] or each == given[0] for each in self) if name == "__contains__" else NotImplemented
+            return (
+                any(each is given[0] or each == given[0] for each in self) if name == "__contains__" else NotImplemented
+            )
         result = side.request("special", self, name, given, named)
         if guarded and made and is_remote(result):
             side.made.add(number_of(result))
@@ -365,7 +373,7 @@ class TestsSide:
             return repr(value)
 
     def _reference(self, value: Any) -> list:
-        """What is no plain value, for the program: its own objects, importable ones, copies by pickle, else a number to ask for."""
+        """What is no plain value, for the program: an object of its own, an importable one, a copy by pickle, else a number."""
         if type(value) is Reference:
             return ["program", value.number]
         if is_remote(value):
@@ -382,7 +390,9 @@ class TestsSide:
         try:
             return ["pickle", text_of(pickle.dumps(value))]
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise NotData(f"a {type(value).__name__} of the tests cannot be given to a program in another process") from error
+            raise NotData(
+                f"a {type(value).__name__} of the tests cannot be given to a program in another process"
+            ) from error
 
     def _global(self, value: Any) -> list | None:
         module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
@@ -485,7 +495,7 @@ class TestsSide:
 
     def _mirrored(self, number: int, module: str, name: str, doc: Any, bases: list, special: list, value: str) -> type:
         """A class that stands in for one of the program: bases as there, operators that ask it."""
-        parents = [base for base in self.decode.items(bases) if issubclass(base, Thing | BaseException)]
+        parents: list[type] = [base for base in self.decode.items(bases) if issubclass(base, Thing | BaseException)]
         base = BASES.get(value, object)
         own: dict[str, Any] = {"_side": self, "_number": number, "__module__": str(module), "__doc__": doc}
         if base in CHANGEABLE:
@@ -507,7 +517,7 @@ class TestsSide:
 
 
 def _is_open(value: Any) -> bool:
-    """Tell whether the program may read and set the public attributes of an object: it is of a class of the tests, a mock, a file."""
+    """Tell whether the program may use the public attributes of an object: it is of a class of the tests, a mock or a file."""
     return type(value).__module__ == TESTS or is_mock(value) or isinstance(value, io.IOBase)
 
 
@@ -534,7 +544,7 @@ def run_tests(side: TestsSide, code: str, tests: str, modules: dict[str, str], c
 
 def _seed_both(side: TestsSide, name: str) -> None:
     """Tests that seed a generator of random numbers mean the program's as well."""
-    module = importlib.import_module(name)
+    module: Any = importlib.import_module(name)
     own = module.seed
 
     def seed(*given: Any) -> None:

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 LARGEST_OUTPUT = 2**20  # bytes that are kept of what a program prints between two messages
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)
 # Operators and protocols by which tests may use an object. Those of the class `object` alone are not mirrored.
-SPECIAL = tuple(
-    f"__{name}__" for name in (
-        "call len iter next reversed contains getitem setitem delitem missing enter exit aenter aexit aiter anext await bool int "
-        "float complex index round trunc floor ceil abs neg pos invert eq ne lt le gt ge hash repr str format bytes fspath "
-        "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor radd rsub rmul rmatmul rtruediv rfloordiv "
-        "rmod rdivmod rpow rlshift rrshift rand ror rxor iadd isub imul imatmul itruediv ifloordiv imod ipow ilshift irshift "
-        "iand ior ixor length_hint dir").split()
+ARITHMETIC = (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "or", "xor",
 )  # fmt: skip
+SPECIAL = tuple(f"__{name}__" for name in (
+    "call", "len", "iter", "next", "reversed", "contains", "getitem", "setitem", "delitem", "missing", "enter", "exit",
+    "aenter", "aexit", "aiter", "anext", "await", "bool", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil",
+    "abs", "neg", "pos", "invert", "eq", "ne", "lt", "le", "gt", "ge", "hash", "repr", "str", "format", "bytes", "fspath",
+    "length_hint", "dir", *ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), *(f"i{name}" for name in ARITHMETIC),
+))  # fmt: skip
 # Plain types of which a program may have subclasses, with what reads the value whatever the subclass overrides.
 VALUES: dict[type, Callable[[Any], Any]] = {
     bool: bool, int: int.__int__, float: float.__float__, complex: complex.__complex__,
@@ -165,7 +166,9 @@ class ProgramSide:
     def ask(self, operation: str, *given: Any) -> Any:
         """Ask the tests to use an object of theirs, and answer what they ask in turn."""
         with self.lock:
-            self.channel.send(["ask", operation, [self.encode(value) for value in given], self.out.take(), self.err.take()])
+            self.channel.send(
+                ["ask", operation, [self.encode(value) for value in given], self.out.take(), self.err.take()]
+            )
             while True:
                 message = self.channel.receive()
                 if message[0] == "told":
@@ -249,7 +252,9 @@ class ProgramSide:
             return ["class", number]
         self.described.add(number)
         plain = next((each for each in VALUES if issubclass(kind, each)), object)
-        special = [name for name in SPECIAL if (own := _defined(kind, name)) is not None and own is not _defined(plain, name)]
+        special = [
+            name for name in SPECIAL if (own := _defined(kind, name)) is not None and own is not _defined(plain, name)
+        ]
         bases = [self._class(base) for base in kind.__bases__ if base is not object]
         return ["class", number, kind.__module__, kind.__qualname__, _doc(kind), bases, special, plain.__name__]
 
@@ -258,7 +263,13 @@ class ProgramSide:
             text = str(error)
         except Exception:
             text = ""
-        return ["error", self._number(error), self._class(type(error)), [self._plain(value) for value in error.args], text]
+        return [
+            "error",
+            self._number(error),
+            self._class(type(error)),
+            [self._plain(value) for value in error.args],
+            text,
+        ]
 
     def _plain(self, value: Any) -> Any:
         try:

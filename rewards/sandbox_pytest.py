@@ -1,7 +1,7 @@
 """Tests written for pytest or unittest, run without pytest: set-up, fixtures, parameters, skips, in the process of the tests.
 
-`pytest_module()` stands in for `pytest`, with what PROVIDED names. What is not provided is not run: `rewards/needs.py` finds it in
-the text of the tests beforehand, so that no test is dropped and no right program fails for want of a feature.
+`pytest_module()` stands in for `pytest`, with what PROVIDED names. Tests that need more are not run: `rewards/needs.py` finds
+that in their text beforehand, so that no test is dropped and no right program fails for want of a feature.
 """
 
 from __future__ import annotations
@@ -405,7 +405,10 @@ class Run:
 
     def fixture(self, name: str, owner: Any) -> Fixture | None:
         spaces = [vars(each) for each in (owner.__mro__ if owner else ())] + [self.names]
-        return next((each for space in spaces for each in space.values() if isinstance(each, Fixture) and each.name == name), None)
+        return next(
+            (each for space in spaces for each in space.values() if isinstance(each, Fixture) and each.name == name),
+            None,
+        )
 
     def all(self) -> None:
         module = sys.modules["tests"]
@@ -432,7 +435,12 @@ class Run:
             return self.unittest(found, marks)
         if hasattr(found, "setup_class"):
             optional(found.setup_class, found)
-        tests = {name: getattr(found, name) for each in reversed(found.__mro__) for name in vars(each) if name.startswith("test")}
+        tests = {
+            name: getattr(found, name)
+            for each in reversed(found.__mro__)
+            for name in vars(each)
+            if name.startswith("test")
+        }
         for name, function in tests.items():
             if isinstance(function, types.FunctionType):
                 self.test(Item(name, function, found, [*marks, *vars(function).get("pytestmark", [])]))
@@ -507,7 +515,9 @@ class Run:
         case = Case(self, item, instance, parameters, indices)
         method = getattr(instance, item.name) if item.owner else item.function
         before, after = ("setup_method", "teardown_method") if item.owner else ("setup_function", "teardown_function")
-        space = {name: getattr(instance, name) for name in (before, after, "setup", "teardown") if hasattr(instance, name)}
+        space = {
+            name: getattr(instance, name) for name in (before, after, "setup", "teardown") if hasattr(instance, name)
+        }
         space = space if item.owner else self.names
         try:
             needed = self.closure(item, set(parameters))

@@ -1,13 +1,13 @@
 """What runs inside the sandbox: two processes, one for a program, one for its tests.
 
-The program's process is forked before the tests are read, holds neither them nor the place of the verdict, and answers by messages
-(sandbox_wire.py). As root of the machine each becomes a user of its own. The verdict is a random token, which the process of the
-tests alone knows and writes after the last test.
+The program's process is forked before the tests are read. It holds neither them nor the place of the verdict, and answers by
+messages (sandbox_wire.py). As root of the machine each becomes a user of its own. The verdict is a random token, which the
+process of the tests alone knows and writes after the last test.
 """
 
 from __future__ import annotations
 
-import _signal as signal  # without the enumerations around it, which take longer to import than to use
+import _signal as signal  # pyright: ignore[reportMissingImports]  # without the enumerations around it, which take longer to import than to use
 import os
 import resource
 import sys

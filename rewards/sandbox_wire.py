@@ -12,7 +12,9 @@ import importlib
 import os
 import select
 import types
-from _collections import OrderedDict  # these two without the packages around them, which take longer to import than to use
+
+# These two without the packages around them, which take longer to import than to use.
+from _collections import OrderedDict  # pyright: ignore[reportMissingImports]
 from _json import encode_basestring_ascii, make_encoder, make_scanner
 
 TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
@@ -241,7 +243,15 @@ class Decoder:
         try:
             decode = DECODERS.get(tag)
             return decode(self, rest) if decode else self.reference(tag, rest)
-        except (TypeError, ValueError, ArithmeticError, LookupError, ImportError, AttributeError, RecursionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            ImportError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ProtocolError(f"the program sent a value that is no {tag}") from error
 
     def items(self, encoded: list) -> list[Any]:

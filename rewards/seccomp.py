@@ -1,4 +1,4 @@
-"""A filter of system calls for bubblewrap (`--seccomp`): no namespaces, no memory outside the limits, no look into other processes.
+"""A filter of system calls for bubblewrap (`--seccomp`): no namespaces, no memory outside the limits, no other process.
 
 Classic BPF as in seccomp(2), for the two machines whose numbers of system calls are below.
 """
@@ -41,6 +41,11 @@ def program_filter(machine: str | None = None) -> bytes | None:
     for number in refused.values():
         steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]
     steps += [(EQUAL, 0, 1, clone3), (RETURN, 0, 0, ABSENT)]
-    steps += [(EQUAL, 0, 3, clone), (LOAD, 0, 0, FIRST_ARGUMENT), (ANY_BIT, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
+    steps += [
+        (EQUAL, 0, 3, clone),
+        (LOAD, 0, 0, FIRST_ARGUMENT),
+        (ANY_BIT, 0, 1, NEW_NAMESPACES),
+        (RETURN, 0, 0, REFUSE),
+    ]
     steps += [(RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)

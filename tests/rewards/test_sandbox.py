@@ -103,6 +103,53 @@ def test_what_bounds_a_program(code, reason):
     assert time.monotonic() - started < 40
 
 
+FORKED = """
+import os, time
+def f():
+    for n in range(6):
+        if os.fork() == 0:
+            held = bytearray(b'x') * (2 ** 27)
+            time.sleep(20)
+            os._exit(0)
+    time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("unsandboxed", [pytest.param(False, marks=needs_bwrap), True])
+def test_memory_and_time_are_bounded_for_all_processes_together(unsandboxed):
+    """Six processes of 128 MiB are within the bound of each, and not within that of the program. The same with six that work."""
+    work = FORKED.replace("held = bytearray(b'x') * (2 ** 27)", "while True: pass")
+    few = FORKED.replace("range(6)", "range(2)").replace("sleep(20)", "sleep(0.5)")
+    limits = Limits(seconds=2, memory=2**29)
+    given = run_programs([Program(code, "f()") for code in (FORKED, work, few)], unsandboxed, limits)
+    assert [each.passed for each in given] == [False, False, True], given
+    assert f"holds more than {2**29} bytes" in given[0].reason and "of the processor" in given[1].reason
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; held = os.memfd_create('held')",
+        "import ctypes; held = ctypes.CDLL(None).shmget(0, 2**20, 0o1600); assert held >= 0",
+        "for n in range(9): open(f'/dev/shm/{n}', 'wb').write(bytes(2**23))",
+        "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
+        "import ctypes; assert ctypes.CDLL(None).syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0",
+        "import ctypes, os; assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0",
+    ],
+)
+def test_what_system_calls_give_no_program(code):
+    """Memory outside the limits, a namespace of its own, a look into the process of the tests."""
+    assert not verdict(code).passed
+
+
+@needs_bwrap
+def test_a_verdict_repeats():
+    code = "def f():\n    return list({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"
+    given = run_programs([Program(code, "assert f() == []\n"), *[Program(code, "raise ValueError(f())")] * 6])
+    assert len({each.reason for each in given[1:]}) == 1
+
+
 @needs_bwrap
 def test_a_fork_bomb_stays_small():
     bomb = """
