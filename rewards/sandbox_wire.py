@@ -57,7 +57,7 @@ def loads(data: bytes) -> Any:
 
 
 _encoder = make_encoder(None, _unknown, encode_basestring_ascii, None, ":", ",", False, False, True)
-_scanner = make_scanner(types.SimpleNamespace(
+_scanner = make_scanner(types.SimpleNamespace(  # pyright: ignore[reportArgumentType]
     strict=True, object_hook=None, object_pairs_hook=None, parse_float=float, parse_int=int, parse_constant=float, memo={},
 ))  # fmt: skip
 
