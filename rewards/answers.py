@@ -1,55 +1,49 @@
 """Answers out of text, and whether they are right: GSM8K numbers, MATH expressions, Countdown; code is in rewards/code.py.
 
-As in "Learning Unmasking Policies" (2512.09106), whose answers stand in `<answer>` tags or in a box. What differs: `1,234` is
-1234 (there: 1 in a box and 234 in tags), signs and decimals are read, powers of units are not, and MATH is judged by math-verify,
-with the published comparison of normalised strings as an option.
+As in "Learning Unmasking Policies" (2512.09106) and d1 (2504.12216), whose answers stand in `<answer>` tags or in a box. What
+differs: one normal form and one reading of values serve all three (rewards/values.py; docs/tasks.md has the table of what is
+accepted), and MATH is judged by value, with the published comparison of normalised strings as an option.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 
-from math_verify import parse, verify
-
 from rewards.code import before_end, is_right_code
+from rewards.equality import equal_in_value
+from rewards.values import normal, reading, same_number, sides, words
 
-NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\$?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
-SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
-THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")  # that LaTeX sets between thousands
-POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d(?:\.\d+)?)")  # cm^2, \text{ cm}^{3}
 COMPARISONS = ("verify", "string")  # of MATH's answers: by value, or by spelling as published
-TIME_LIMIT = 3  # seconds of math-verify a side
 FORMAT = re.compile(r"^\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*$", re.DOTALL)
-
-
-def numbers(text: str) -> list[float]:
-    """Every number of a text, thousands separators (also LaTeX's) and dollar signs read. A sign stands before a number and behind
-    none; the power of a unit is no number."""
-    text = THIN_SPACE.sub(",", text.translate(SIGNS).replace("\\!", "").replace("{,}", ","))
-    found = [match[0].replace(",", "").replace("$", "") for match in NUMBER.finditer(POWER_OF_UNIT.sub("", text))]
-    return [float(number) for number in found]
+BASE = re.compile(r"\(?(?:\\text\s*\{)?([0-9A-Z]+)\}?\)?\s*(?:_\s*\{?(?:\\text\s*\{)?\s*(\w+)\s*\}*)?")  # 4210_{5}
+BROKEN_NUMBER = re.compile(r"(?<![_^\d])(?<![_^]\{)\d+\s+\d")
+PREFACE = re.compile(r"^[^\\=<>]*\b(?:is|are|equals|be)\b:?\s*|^[A-Za-z ]{3,}:\s*", re.DOTALL)  # the answer is
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed or \fbox, braces matched; None where there is none."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
-    if not rest.startswith("{"):
-        return rest.split()[0].split("$")[0] if rest.split() else None
-    depth = 0
-    for place, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:place].strip()
+    r"""What stands in the last \boxed or \fbox that is not empty (`\boxed{...}` is); None where there is none."""
+    for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*", text))):
+        if (inside := _braced(text[found.end() :])).strip(" ."):
+            return inside
     return None
+
+
+def _braced(text: str) -> str:
+    """What stands in the braces that a text begins with; the rest of the line, up to a tag, where they stay open, as at the end
+    of a canvas; the first word of a text that begins with none."""
+    if not text.startswith("{"):
+        return text.split()[0].split("$")[0] if text.split() else ""
+    text, depth = text.split("</")[0], 0
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # \{ and \} are characters
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return text[1 : brace.start()].strip()
+    inside = text[1:].strip().split("\n")[0].rstrip("<>/ ")
+    return inside + "}" * (inside.count("{") - inside.count("}"))
 
 
 def tagged(text: str) -> str | None:
@@ -66,23 +60,36 @@ def plain_answer(text: str) -> str:
     return text.strip() if inside is None else inside
 
 
-def number_answer(text: str) -> float | None:
-    """The answer of a GSM8K text: in the last box, else in the last `<answer>`, else after `####`, else the last number; what
-    stands behind the end of sequence is no text."""
+def given_answer(text: str) -> tuple[str, bool]:
+    """(where the answer of a text stands, whether that is a box): in the last box, else in the last `<answer>`, else behind the
+    last `####`, to the end of its line, else anywhere. What stands behind the end of sequence is no text."""
     text = before_end(text)
-    inside = boxed(text)
-    inside = tagged(text) if inside is None else inside
-    if inside is None and "####" in text:
-        found = numbers(text.rsplit("####", 1)[1])
-        return found[0] if found else None
-    found = numbers(text if inside is None else inside)
-    return found[-1] if found else None
+    if (inside := boxed(text)) is not None:
+        return inside, True
+    if (inside := tagged(text)) is not None:
+        return inside, False
+    return (text.rsplit("####", 1)[1].strip().split("\n")[0] if "####" in text else text), False
+
+
+def number_truth(truth: str) -> Fraction | None:
+    """The number of a GSM8K answer, or of what follows its `####`; None where there is none."""
+    value = reading(truth.rsplit("####", 1)[-1], boxed=True)
+    return None if value is None else value.number
+
+
+def number_answer(text: str) -> Fraction | None:
+    """The value of the answer of a GSM8K text, where it gives one."""
+    try:
+        value = reading(*given_answer(text))
+    except OverflowError:
+        return None
+    return None if value is None else value.number
 
 
 def is_right_number(text: str, truth: str) -> bool:
     """truth: a GSM8K answer, or what follows its `####`."""
-    given, wanted = number_answer(text), numbers(truth.rsplit("####", 1)[-1])
-    return given is not None and bool(wanted) and abs(given - wanted[-1]) < 1e-6
+    given, wanted = number_answer(text), number_truth(truth)
+    return given is not None and wanted is not None and same_number(given, wanted)
 
 
 def has_format(text: str) -> bool:
@@ -125,51 +132,58 @@ def is_right_expression(text: str, truth: str, by: str = "verify") -> bool:
     wanted = boxed(truth) or truth
     if given is None:
         return False
-    if by == "string":
-        return plain(given) == plain(wanted)
-    # Its time limits use a signal, which only a main thread may. Elsewhere 9^{9^{9}} would hold everything up.
-    seconds = TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
-    gold, answer = (parse(f"${side}$", parsing_timeout=seconds) for side in (wanted, given))  # pyright: ignore[reportArgumentType]
-    return bool(verify(gold, answer, timeout_seconds=seconds))
+    return plain(given) == plain(wanted) if by == "string" else is_same_expression(given, wanted)
 
 
-OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: a / b,
-}  # fmt: skip
-
-
-def countdown_value(expression: str) -> tuple[Fraction, list[int]] | None:
-    """Exact value of an expression of whole numbers, + - * / and brackets, and the numbers that it holds; None where it is
-    anything else, or divides by zero. Nothing is evaluated as Python."""
-    used: list[int] = []
-
-    def value(node: ast.expr) -> Fraction:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            used.append(node.value)
-            return Fraction(node.value)
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        raise ValueError(f"{type(node).__name__} is no part of an expression")
-
-    if len(expression) > 500:
-        return None
+def is_same_expression(given: str, wanted: str) -> bool:
+    """Whether two answers of MATH have the same value: words by their letters, numbers exactly, numbers of another base by their
+    digits, all else by math-verify."""
+    answer, gold = normal(given), normal(wanted)
+    if answer == gold:
+        return True
+    name = words(wanted)
+    if name is not None and ("\\text" in gold or len(name) > 3):  # `east` is no product of letters, and so not `seat`
+        return words(given) == name
+    number = _number(wanted)
     try:
-        return value(ast.parse(expression.strip().translate(SIGNS), mode="eval").body), used
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        value = sides(given, boxed=True)
+    except OverflowError:
+        return False
+    if number is not None and (value is None or (value and value[-1] is not None)):
+        return value is not None and value[-1] is not None and same_number(value[-1].number, number)
+    based = [BASE.fullmatch(side) for side in (answer, gold)]
+    if any(found is not None and found[2] for found in based):
+        return all(based) and based[0][1] == based[1][1] and len({found[2] for found in based if found[2]}) == 1  # pyright: ignore
+    answer = PREFACE.sub("", answer)
+    return not BROKEN_NUMBER.search(answer) and equal_in_value(gold, answer)
+
+
+def _number(wanted: str) -> Fraction | None:
+    try:
+        value = reading(wanted, boxed=True)
+    except OverflowError:
         return None
+    return None if value is None else value.number
 
 
 def is_right_countdown(text: str, truth: str) -> bool:
     """Whether the expression reaches the target with the numbers given. truth: JSON of `numbers`, `target` and, where not all
-    numbers have to be used, `"all": false`. An expression with an equals sign is none."""
+    numbers have to be used, `"all": false`. Where it is an equation (`3 * 4 + 5 = 17`), all of its sides have to be the target."""
     told = json.loads(truth)
-    found = countdown_value(plain_answer(text))
-    if found is None or found[0] != told["target"]:
+    try:
+        found = sides(*given_answer(text))
+    except OverflowError:
         return False
-    used, given = Counter(found[1]), Counter(told["numbers"])
-    return used == given if told.get("all", True) else used <= given
+    given = Counter(told["numbers"])
+
+    def uses_them(literals: tuple[Fraction, ...]) -> bool:
+        used = Counter(map(int, literals))
+        return used == given if told.get("all", True) else used <= given
+
+    values = [value for value in found or () if value is not None and value.is_elementary]
+    if not found or len(values) < len(found) or any(value.number != told["target"] for value in values):
+        return False
+    return any(uses_them(value.literals) for value in values)
 
 
 # By name of the data set: whether a text answers what `truth` says. Others of reasoning-gym need its entry (data/questions.py).
