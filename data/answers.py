@@ -61,7 +61,7 @@ def without_unicode(text: str) -> str:
 
 def squeezed(text: str) -> str:
     """Spaces in a row are one, blank lines none; none at the ends of lines."""
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 

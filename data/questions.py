@@ -39,7 +39,7 @@ from data.encoding import check_ids, message_ids, text_ids
 from data.ends import end_tokens as end_tokens  # found here as well
 from data.prompts import Prompts
 from data.text import json_lines
-from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, plain_answer
+from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, number_truth, plain_answer
 from rewards.code import CodeTruth, code_program, given_functions
 from rewards.needs import missing
 from rewards.sandbox import Program, check_sandbox, run_programs
@@ -65,6 +65,7 @@ HUB = {
 }
 GYM = ("countdown", "gsm_symbolic", "sudoku")
 DATASETS = (*HUB, "chain", *GYM, "rg:NAME")
+KINDS: dict[str, type] = {"test_list": list, "test_info": list, "task_id": int}  # other columns are text
 MBPP_IDS = {
     "prompt": (1, 10),
     "test": (11, 510),
@@ -191,13 +192,31 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
             raise ValueError(f"{place}: a line is {_line(columns)}")
         if missing := [column for column in columns if column not in row]:
             raise ValueError(f"{place} lacks {', '.join(missing)}; a line is {_line(columns)}")
-        rows.append(row)
+        rows.append(_checked(name, place, row, columns))
+    if not rows:
+        raise ValueError(f"{file} holds no questions; a line is {_line(columns)}")
     if file.name == "mbpp.jsonl":
         if split not in MBPP_IDS:
             raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")
         low, high = MBPP_IDS[split]
         rows = [row for row in rows if low <= row["task_id"] <= high]
+        if not rows:
+            raise ValueError(f"{file} holds no question of the {split} split, whose ids are {low} to {high}; add some")
     return rows
+
+
+def _checked(name: str, place: str, row: dict[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
+    """A row whose columns hold what they should; an answer may be a number. Raises ValueError that names the place and the column,
+    and for an answer to GSM8K that gives no number."""
+    if isinstance(row.get("answer"), (int, float)) and not isinstance(row["answer"], bool):
+        row = row | {"answer": str(row["answer"])}
+    for column in columns:
+        if not isinstance(row[column], KINDS.get(column, str)) or isinstance(row[column], bool):
+            kind = KINDS.get(column, str).__name__
+            raise ValueError(f"{place}: `{column}` is {row[column]!r:.60}, expected {kind}; mend that line")
+    if name == "gsm8k" and number_truth(row["answer"]) is None:
+        raise ValueError(f"{place}: `answer` ends in {row['answer'][-60:]!r}, expected a number; mend that line")
+    return row
 
 
 def _line(columns: tuple[str, ...]) -> str:
@@ -388,7 +407,9 @@ def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length:
 
 
 def padded_left(tokens: Sequence[list[int]], length: int, mask_id: int) -> Prompts:
-    """Prompts of token ids, padded on the left, `length` masks behind them."""
+    """Prompts of token ids, padded on the left, `length` masks behind them. Raises ValueError where there is none."""
+    if not tokens:
+        raise ValueError("there are no prompts; give at least one")
     width = max(len(own) for own in tokens)
     canvas = torch.full((len(tokens), width + length), mask_id)
     for row, own in enumerate(tokens):

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from rewards.code import before_end, is_right_code
 from rewards.equality import equal_in_value
-from rewards.values import normal, reading, same_number, sides, words
+from rewards.values import normal, number_of, same_number, sides, words
 
 COMPARISONS = ("verify", "string")  # of MATH's answers: by value, or by spelling as published
 FORMAT = re.compile(r"^\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*$", re.DOTALL)
@@ -73,17 +73,12 @@ def given_answer(text: str) -> tuple[str, bool]:
 
 def number_truth(truth: str) -> Fraction | None:
     """The number of a GSM8K answer, or of what follows its `####`; None where there is none."""
-    value = reading(truth.rsplit("####", 1)[-1], boxed=True)
-    return None if value is None else value.number
+    return number_of(truth.rsplit("####", 1)[-1], boxed=True)
 
 
 def number_answer(text: str) -> Fraction | None:
     """The value of the answer of a GSM8K text, where it gives one."""
-    try:
-        value = reading(*given_answer(text))
-    except OverflowError:
-        return None
-    return None if value is None else value.number
+    return number_of(*given_answer(text))
 
 
 def is_right_number(text: str, truth: str) -> bool:
@@ -144,7 +139,7 @@ def is_same_expression(given: str, wanted: str) -> bool:
     name = words(wanted)
     if name is not None and ("\\text" in gold or len(name) > 3):  # `east` is no product of letters, and so not `seat`
         return words(given) == name
-    number = _number(wanted)
+    number = number_of(wanted, boxed=True)
     try:
         value = sides(given, boxed=True)
     except OverflowError:
@@ -156,14 +151,6 @@ def is_same_expression(given: str, wanted: str) -> bool:
         return all(based) and based[0][1] == based[1][1] and len({found[2] for found in based if found[2]}) == 1  # pyright: ignore
     answer = PREFACE.sub("", answer)
     return not BROKEN_NUMBER.search(answer) and equal_in_value(gold, answer)
-
-
-def _number(wanted: str) -> Fraction | None:
-    try:
-        value = reading(wanted, boxed=True)
-    except OverflowError:
-        return None
-    return None if value is None else value.number
 
 
 def is_right_countdown(text: str, truth: str) -> bool:

@@ -1,9 +1,9 @@
 r"""Values out of text: one normal form and one exact arithmetic for GSM8K, MATH and Countdown (the table is in docs/tasks.md).
 
-    normal(r"**\[ 1\,250 \]**")                      "1250"
-    reading(r"about 2\frac{1}{2} cups", boxed=True)  5/2
-    reading("20 - 2", boxed=True)                    18
-    reading("3:30", boxed=True)                      None: a part of what stands there is never taken for a value
+    normal(r"**\[ 1\,250 \]**")                         "1250"
+    number_of(r"about 2\frac{1}{2} cups", boxed=True)  5/2
+    number_of("20 - 2", boxed=True)                     18
+    number_of("3:30", boxed=True)                       None: a part of what stands there is never taken for a value
 
 A value is an expression of numbers, + - * /, powers, fractions, roots and brackets, which may have a unit behind it and words
 before it. It is computed exactly, as a Fraction. Nothing is evaluated as Python.
@@ -319,7 +319,7 @@ def _evaluated(tokens: list[Token]) -> Value | None:
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------- readings
+# ------------------------------------------------------------------------------------------------------- values in a text
 
 # Letters and pairs of letters that stand for a unit. Longer words may all be units.
 UNITS = frozenset(
@@ -433,11 +433,14 @@ def _stands_apart(group: list[Token], before: Token | None, behind: Token | None
     return True
 
 
-def reading(text: str, boxed: bool) -> Value | None:
-    """The value that a text gives: that of the last side of its last equation. None where there is none, or where the number
-    there is a part of something else. Raises OverflowError for a power too large to hold."""
-    found = sides(text, boxed)
-    return found[-1] if found else None
+def number_of(text: str, boxed: bool) -> Fraction | None:
+    """The number that a text gives: the last side of its last equation. None where there is none, where it is part of something
+    else, and where it is a power too large to hold."""
+    try:
+        found = sides(text, boxed)
+    except OverflowError:
+        return None
+    return found[-1].number if found and found[-1] is not None else None
 
 
 def same_number(given: Fraction, wanted: Fraction) -> bool:
