@@ -206,16 +206,17 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
 
 
 def _checked(name: str, place: str, row: dict[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
-    """A row whose columns hold what they should; an answer may be a number. Raises ValueError that names the place and the column,
-    and for an answer to GSM8K that gives no number."""
-    if isinstance(row.get("answer"), (int, float)) and not isinstance(row["answer"], bool):
-        row = row | {"answer": str(row["answer"])}
+    """A row whose columns hold what they should; an answer may be a number. Raises ValueError that names the place and the
+    column, also for an answer to GSM8K that gives no number."""
+    answer: Any = row.get("answer")
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        row = row | {"answer": str(answer)}
     for column in columns:
         if not isinstance(row[column], KINDS.get(column, str)) or isinstance(row[column], bool):
             kind = KINDS.get(column, str).__name__
             raise ValueError(f"{place}: `{column}` is {row[column]!r:.60}, expected {kind}; mend that line")
-    if name == "gsm8k" and number_truth(row["answer"]) is None:
-        raise ValueError(f"{place}: `answer` ends in {row['answer'][-60:]!r}, expected a number; mend that line")
+    if name == "gsm8k" and number_truth(str(row["answer"])) is None:
+        raise ValueError(f"{place}: `answer` ends in {str(row['answer'])[-60:]!r}, expected a number; mend that line")
     return row
 
 

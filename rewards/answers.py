@@ -155,7 +155,7 @@ def is_same_expression(given: str, wanted: str) -> bool:
 
 def is_right_countdown(text: str, truth: str) -> bool:
     """Whether the expression reaches the target with the numbers given. truth: JSON of `numbers`, `target` and, where not all
-    numbers have to be used, `"all": false`. Where it is an equation (`3 * 4 + 5 = 17`), all of its sides have to be the target."""
+    numbers have to be used, `"all": false`. All sides of an equation (`3 * 4 + 5 = 17`) have to be the target."""
     told = json.loads(truth)
     try:
         found = sides(*given_answer(text))

@@ -54,7 +54,10 @@ class Worker:
             self.process.stdin.write(question)
         except BrokenPipeError:
             return reply
-        while not reply.endswith(b"\n") and select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while (
+            not reply.endswith(b"\n")
+            and select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]
+        ):
             if not (part := os.read(self.process.stdout.fileno(), 100)):
                 break
             reply += part

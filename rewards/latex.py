@@ -2,7 +2,8 @@ r"""A reward for LaTeX: is every formula of a text valid, and if so, is it more 
 
     python -m rewards.latex FILE [--bare]      # one line of a text file is one text
 
-Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, or, bare, the whole text. Each is judged by math-core, whose verdicts are
+Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, environments that stand by themselves (align, equation, gather and their kind),
+or, bare, the whole text. Each is judged by math-core, whose verdicts are
 KaTeX's (docs/latex.md); how far a broken one is right is a dense term. Bonuses are capped and paid for valid formulas only:
 
     total = .6 valid + .1 progress + valid (.15 structure + .1 commands + .05 length - .3 repetition)
@@ -41,7 +42,13 @@ WINDOW = (4, 200)  # characters of formulas
 FREE_REPETITION = 0.2  # matrices and sums repeat this much
 
 CONVERTER = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True, macros={"mbox": r"\text{#1}"})
-DELIMITER = re.compile(r"\\\\|\\\$|\$\$|\$|\\[()\[\]]")
+# Environments that begin mathematics themselves.
+DISPLAYED = "align|flalign|alignat|equation|gather|multline|eqnarray|displaymath|math"
+DELIMITER = re.compile(rf"\\\\|\\\$|\$\$|\$|\\[()\[\]]|\\begin\s*\{{(?P<name>(?:{DISPLAYED})\*?)\}}")
+# Environments that math-core does not know, and those that stand for the same.
+SAME_AS = {"split": "aligned", "alignedat": "aligned", "smallmatrix": "matrix", "flalign": "align", "alignat": "align",
+           "eqnarray": "align", "displaymath": "equation*", "math": "equation*"}  # fmt: skip
+UNKNOWN = re.compile(rf"\\(begin|end)\s*\{{({'|'.join(SAME_AS)})(\*?)\}}(?:\s*\{{\d+\}})?")
 CLOSER = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 STRAY = re.compile(r"\\[A-Za-z]|[{}^_]")
 TOKEN = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|\\.|\S", re.DOTALL)
@@ -98,7 +105,8 @@ def verdict(formula: str) -> Verdict:
         return Verdict(False, 0.0, f"longer than {LONGEST} characters")
     if forbidden := FORBIDDEN.search(formula):
         return Verdict(False, forbidden.start(1) / len(formula), f"{forbidden[1]} is not for formulas")
-    rest = NOTHING.sub(" ", formula)
+    known = UNKNOWN.sub(lambda found: f"\\{found[1]}{{{SAME_AS[found[2]]}{found[3]}}}".replace("**", "*"), formula)
+    rest = NOTHING.sub(" ", known)
     if not STANDS.search(rest):
         return Verdict(False, 0.0, "nothing stands in it")
     if not STANDS.search(TEXT.sub(" ", rest)) and len(" ".join(TEXT.findall(rest)).split()) > 1:
@@ -107,10 +115,10 @@ def verdict(formula: str) -> Verdict:
     if word := WORD.search(letters) or PROSE.search(letters):
         return Verdict(False, 0.0, f"{word[0]!r} is no product of letters")
     try:
-        CONVERTER.convert_with_local_state(formula, displaystyle=True)
+        CONVERTER.convert_with_local_state(known, displaystyle=True)
     except LatexError as error:
         place, _, reason = str(error).partition(": ")
-        return Verdict(False, min(1.0, int(place) / len(formula)), reason)
+        return Verdict(False, min(1.0, int(place) / len(known)), reason)
     if last := OF_NOTHING.search(rest):
         return Verdict(False, last.start() / len(rest), f"nothing follows {last[0].strip()}")
     return Verdict(True, 1.0)
@@ -123,7 +131,7 @@ def is_valid(formula: str) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A formula of a text without its delimiters; closed: whether its end stands there."""
+    """A formula of a text without its delimiters, an environment with them; closed: whether its end stands there."""
 
     text: str
     closed: bool = True
@@ -136,7 +144,12 @@ def spans(text: str) -> tuple[list[Piece], str]:
     opener, start, place = "", 0, 0
     while mark := DELIMITER.search(text, place):
         place = mark.end()
-        if not opener and mark[0] in CLOSER:
+        if not opener and mark["name"]:
+            outside.append(text[start : mark.start()])
+            end = re.compile(rf"\\end\s*\{{{re.escape(mark['name'])}\}}").search(text, place)
+            place = start = end.end() if end else len(text)
+            pieces.append(Piece(text[mark.start() : place], closed=end is not None))
+        elif not opener and mark[0] in CLOSER:
             opener = mark[0]
             outside.append(text[start : mark.start()])
             start = place

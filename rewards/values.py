@@ -41,7 +41,7 @@ SINGLE = r"[\dA-Za-z]|\\(?:pi|theta|alpha|beta|phi)(?![A-Za-z])"  # an argument 
 TEXTS = re.compile(
     r"\\(?:mbox|hbox|underline|emph|text(?:bf|rm|it|tt|sf|normal)|math(?:rm|bf|it|sf|tt)|boldsymbol|bm)(?![A-Za-z])\s*(?=\{)"
 )
-WORDLESS = re.compile(r"\\text\s*\{([^{}A-Za-z\\]*)\}")
+WHOLE_TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (r"\\(?:boxed|fbox)(?![A-Za-z])\s*", ""),
     (r"\\(?:left|right|[bB]ig+[lrm]?)(?![A-Za-z])\s*\.?", ""),
@@ -61,15 +61,21 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (rf"(?<!\\){SPACE}", " "), (r"(?<!\\)\\!", ""), (r"(?<!\\)\\\s*$", ""),
 )]  # fmt: skip
 DISPLAY = re.compile(r"\\\\|\\[\[\]()]")
-BOLD = re.compile(r"(?<![\w)\]}*])(?<!\d\s)(\*\*|__|\*)(?=[^\s*])((?:(?!\1).){1,200}?)(?<=[^\s*])\1(?![\w({\[*])", re.DOTALL)
-WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+BOLD = re.compile(
+    r"(?<![\w)\]}*])(?<!\d\s)(\*\*|__|\*)(?=[^\s*])((?:(?!\1).){1,200}?)(?<=[^\s*])\1(?![\w({\[*])", re.DOTALL
+)
+
+
+def _without_text(found: re.Match) -> str:
+    """What stands in a \\text that holds no words, but digits, signs and commands; else all of it."""
+    return found[0] if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", found[1])) else f" {found[1]} "
 
 
 def normal(text: str) -> str:
     r"""LaTeX of one spelling: without dollars, display brackets, bold, boxes, \left and \right, degrees, percent and currency
     signs; other signs and spaces of Unicode as LaTeX or ASCII; digits in groups as one number (`1\,250`, `1{,}250`; `1,250`
     stays, since `(1,250)` is a pair too); one spelling of fractions, text, comparisons and the empty set."""
-    text = WORDLESS.sub(r" \1 ", TEXTS.sub(r"\\text", text))
+    text = WHOLE_TEXT.sub(_without_text, TEXTS.sub(r"\\text", text))
     text = BOLD.sub(r"\2", BOLD.sub(r"\2", text))
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^{" + "".join(SUPERSCRIPTS[c] for c in found[0]) + "}", text)
     text = re.sub(r"[¼-¾⅐-⅞↉]", lambda found: f" {unicodedata.normalize('NFKD', found[0])} ", text)
@@ -87,7 +93,11 @@ def words(text: str) -> str | None:
     inside = normal(text)
     whole = WHOLE_TEXT.fullmatch(inside)
     found = " ".join((whole[1] if whole else inside).strip(" ().,").lower().split())
-    return found if re.fullmatch(r"(?:[a-z]+[ '-])*[a-z]+", found) and not re.fullmatch(r"(?:[a-z][ -])+[a-z]", found) else None
+    return (
+        found
+        if re.fullmatch(r"(?:[a-z]+[ '-])*[a-z]+", found) and not re.fullmatch(r"(?:[a-z][ -])+[a-z]", found)
+        else None
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- expressions
@@ -104,8 +114,8 @@ class Value:
 
 
 TOKEN = re.compile(
-    r"(?P<number>\d*\.\d*\\overline\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,4}(?!\w))?|\.\d+)"
-    r"|(?P<word>[^\W\d_](?:['-]?\w)*(?:\s?\^\s?(?:\{\s*[-+]?\d+\s*\}|[-+]?\d+))?)"
+    r"(?P<number>\d*\.\d*\\overline\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d*)?(?:[eE][-+]?\d{1,4}(?!\d))?|\.\d+)"
+    r"|(?P<word>[^\W\d_](?:['_-]?[^\W_])*(?:_\{[^{}]*\})?(?:\s?\^\s?(?:\{\s*[-+]?\d+\s*\}|[-+]?\d+))?)"
     r"|(?P<command>\\[A-Za-z]+)"
     r"|(?P<operator>\*\*|[-+*/^])|(?P<bracket>\\?[({\[\])}])|(?P<join>[:,_&|!])|(?P<other>\\?\S)"
 )
@@ -242,7 +252,11 @@ class Reader:
         if self.place > 1 and self.tokens[self.place - 2].text in ("/", "^"):
             return number
         rest = self.tokens[self.place : self.place + 3]
-        if [part.kind for part in rest] == ["number", "part", "number"] and rest[1].text == "/" and rest[0].start > token.end:
+        if (
+            [part.kind for part in rest] == ["number", "part", "number"]
+            and rest[1].text == "/"
+            and rest[0].start > token.end
+        ):
             self.place += 3
             return self.mixed(number, decimal(rest[0].text), decimal(rest[2].text))
         if self.next == r"\frac":
@@ -294,7 +308,9 @@ def power(base: Fraction, exponent: Fraction) -> Fraction:
         if abs(exponent.numerator) * bits > LARGEST:
             raise OverflowError("a power of too many digits")
     else:
-        exponent = Fraction(exponent.numerator % 2 + 2 * (exponent > 0))  # of 0, 1 and -1 only its parity and sign count
+        exponent = Fraction(
+            exponent.numerator % 2 + 2 * (exponent > 0)
+        )  # of 0, 1 and -1 only its parity and sign count
         if base == 0 and exponent.numerator < 2:
             raise ValueError("0 to the power of 0 or less")
     return base**exponent.numerator
@@ -322,13 +338,12 @@ def _evaluated(tokens: list[Token]) -> Value | None:
 # ------------------------------------------------------------------------------------------------------- values in a text
 
 # Letters and pairs of letters that stand for a unit. Longer words may all be units.
-UNITS = frozenset(
-    "m g s h l L A K N J W V C F kg mg cm mm km nm ml mL dl cl in ft yd mi oz lb hr am pm ha Hz kW kB MB GB px pt qt ms sq cu "
-    "St MW dm cc ct mo yr wk".split()
+UNITS = re.compile(
+    r"[mgshlLAKNJWVCF]|kg|mg|cm|mm|km|nm|dm|ml|mL|dl|cl|cc|in|ft|yd|mi|sq|oz|lb|pt|qt|hr|ms|am|pm|yr|mo|wk|ha|Hz|kW|MW|kB|MB|GB|px|ct"
 )
 MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SHORT_WORDS = frozenset("aAI")
-FUNCTIONS = frozenset("sin cos tan cot sec csc log ln lg exp max min gcd lcm mod sqrt det".split())
+FUNCTIONS = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|gcd|lcm|mod|sqrt|det")
 COMMA = r"(?<=[^\d\s]),(?=\s)|(?<=\d),(?=\s*[^\d\s+.-])"  # none between two numbers
 CLAUSE_END = re.compile(rf"\n|[.;!?]+(?=\s|$)|{COMMA}")
 BOX_END = re.compile(rf"(?<!\.)[.;](?=\s|$)|{COMMA}")  # 5! in a box is a factorial
@@ -349,20 +364,26 @@ def sides(text: str, boxed: bool) -> list[Value | None] | None:
     boxed: all of it is the answer; else it is prose, whose last clause with a number counts.
     """
     text = normal(text if boxed else TAG.sub("\n", text).rstrip("<>/\\ \n"))
-    text = WHOLE_TEXT.sub(r" \1 ", text.replace("\n", " ") if boxed else text)
+    text = WHOLE_TEXT.sub(r" \1 ", WHOLE_TEXT.sub(r" \1 ", text.replace("\n", " ") if boxed else text))
     text = TIMES.sub(" * ", REMARK.sub("", text))
-    clauses = [[tokens_of(side) for side in SAME.split(clause)] for clause in (BOX_END if boxed else CLAUSE_END).split(text)]
+    clauses = [
+        [tokens_of(side) for side in SAME.split(clause)] for clause in (BOX_END if boxed else CLAUSE_END).split(text)
+    ]
     numbered = [clause for clause in clauses if any(map(_has_number, clause))]
     if not numbered or (boxed and len(numbered) > 1):
         return None if numbered else []
     is_all = boxed or len(clauses) == 1
     found = {place: _side(side, is_all or place > 0) for place, side in enumerate(numbered[-1]) if _has_number(side)}
-    unsolved = any(_is_algebra(side) for place, side in enumerate(numbered[-1][:-1]) if found.get(place) is None)
+    unsolved = any(
+        side and _is_algebra(side) for place, side in enumerate(numbered[-1][:-1]) if found.get(place) is None
+    )
     return None if unsolved else list(found.values())
 
 
 def _is_algebra(tokens: list[Token]) -> bool:
-    """Whether it computes with letters, as `2x` and `x + 5` do and `x`, `f(x)`, `x^2` and prose do not."""
+    """Whether a side computes with letters, as `2x` and `x + 5` do and `x`, `f(2)`, `x^2` and prose do not."""
+    if tokens[-1].text == ")" and tokens[0].kind == "word" and tokens[1].text == "(":
+        return False
     names = [re.split(r"[\s^]", token.text)[0] for token in tokens if token.kind == "word"]
     computes = any(token.kind == "number" or token.text in ("+", "-", "*", "/") for token in tokens)
     return computes and bool(names) and max(map(len, names)) == 1
@@ -403,9 +424,9 @@ def _trimmed(tokens: list[Token], first: int, last: int) -> tuple[int, int]:
     for opener, closer in BRACKETS.items():
         if group[last] == closer and group[first : last + 1].count(closer) > group[first : last + 1].count(opener):
             last -= 1
-    if last + 1 < len(tokens) and tokens[last + 1].kind == "word" and group[last] in ("/", "-"):
-        if group[last] == "/" or (tokens[last].start == tokens[last - 1].end and tokens[last].end == tokens[last + 1].start):
-            last -= 1
+    if last + 1 < len(tokens) and tokens[last + 1].kind == "word":
+        touches = tokens[last].start == tokens[last - 1].end and tokens[last].end == tokens[last + 1].start
+        last -= group[last] == "/" or (group[last] == "-" and touches)
     return first, last
 
 
@@ -413,7 +434,7 @@ def _stands_apart(group: list[Token], before: Token | None, behind: Token | None
     """Whether what stands beside a group of numbers leaves it the value that it is."""
     starts_with_sign = group[0].text in ("+", "-")
     if before is not None:
-        if before.kind != "word" or len(before.text) == 1 or before.text in FUNCTIONS:
+        if before.kind != "word" or len(before.text) == 1 or FUNCTIONS.fullmatch(before.text):
             return False
         attached = before.end == group[0].start
         if attached and group[0].text in ("(", "["):  # a function of it
@@ -426,10 +447,12 @@ def _stands_apart(group: list[Token], before: Token | None, behind: Token | None
         return True
     if behind.kind != "word":
         return False
-    name = re.split(r"[\s^]", behind.text)[0]
+    name = re.sub(r"(?<=[^\W\d_]{2})[23]$", "", re.split(r"[\s^]", behind.text)[0])  # cm2
+    if re.search(r"\d", name):
+        return False
     attached = behind.start == group[-1].end
     if name.isascii() and len(name) < (3 if attached else 2):  # 5x is no five; 5cm is
-        return name in UNITS or (name in SHORT_WORDS and not attached)
+        return bool(UNITS.fullmatch(name)) or (name in SHORT_WORDS and not attached)
     return True
 
 

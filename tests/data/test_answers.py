@@ -63,6 +63,7 @@ def tokenizer():
         (without_unicode, "αβ ≤ 2πr², x∈S", r"\alpha\beta \leq 2\pi r^{2}, x\in S"),
         (without_unicode, "plain text", "plain text"),
         (squeezed, "  a \t b  \n\n\n c ", "a b\nc"),
+        (squeezed, "a\u2028b\x0bc\x1cd\x85e\r\nf", "a b c d e\nf"),  # lines end at newlines alone
         (cleaned, "Let \\(x  ≥ α{i}\\).\n\n\\[ x \\]", "Let $x \\geq \\alpha_{i}$.\n$$ x $$"),
     ],
 )

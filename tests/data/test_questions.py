@@ -151,6 +151,53 @@ def test_a_file_of_questions_that_is_none_is_named_with_its_line(tmp_path):
         load_questions("mbpp", "test", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gsm8k", b"", r"gsm8k/test.jsonl holds no questions; a line is"),
+        ("gsm8k", b"\n\n", r"gsm8k/test.jsonl holds no questions"),
+        ("gsm8k", b'{"question": "caf\xe9", "answer": "18"}', r"gsm8k/test.jsonl is not UTF-8"),
+        ("gsm8k", b'{"question": "a", "answer": "eighteen"}', r"line 1: `answer` ends in 'eighteen', expected a number"),
+        ("gsm8k", b'{"question": "a", "answer": "5\\n#### 3:30"}', r"line 1: `answer` ends in .*3:30', expected a number"),
+        ("gsm8k", b'{"question": "a", "answer": null}', r"line 1: `answer` is None, expected str"),
+        ("gsm8k", b'{"question": "a", "answer": true}', r"line 1: `answer` is True, expected str"),
+        ("math", b'{"question": "a", "answer": "1"}\n{"question": ["a"], "answer": "1"}', r"line 2: `question` is \['a'\], expected str"),
+        ("mbpp", b'{"text": "a", "code": "", "test_list": "assert f()", "test_setup_code": ""}', r"`test_list` is 'assert f\(\)', expected list"),
+    ],
+)  # fmt: skip
+def test_a_file_of_questions_whose_rows_cannot_be_judged_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_questions(name, "test", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math"])
+def test_an_answer_may_be_a_number(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_text('{"question": "a", "answer": 18}\n{"question": "b", "answer": -0.5}')
+    asked = load_questions(name, "test", str(tmp_path))
+    assert [question.truth for question in asked] == ["18", "-0.5"]
+    assert (
+        right(asked, [r"\boxed{18}", r"\boxed{-\frac12}"])
+        == [True, True]
+        == [not r for r in right(asked, ["18.5"] * 2)]
+    )
+
+
+def test_a_split_of_the_published_mbpp_without_rows_is_refused(tmp_path):
+    (tmp_path / "mbpp").mkdir()
+    row = {"text": "Add.", "code": "def f(): pass", "test_list": ["f()"], "test_setup_code": "", "task_id": 601}
+    (tmp_path / "mbpp" / "mbpp.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match="holds no question of the test split, whose ids are 11 to 510"):
+        load_questions("mbpp", "test", str(tmp_path))
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="there are no prompts"):
+        questions.padded_left([], 8, 0)
+
+
 def test_kodcode_tests_that_are_no_python_are_left_out(tmp_path, capsys):
     (tmp_path / "kodcode").mkdir()
     row = json.loads((Path(OWN) / "kodcode" / "train.jsonl").read_text().splitlines()[0]) | {"test": "def ("}

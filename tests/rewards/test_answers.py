@@ -8,13 +8,11 @@ import pytest
 from rewards.answers import (
     CHECKS,
     boxed,
-    countdown_value,
     has_format,
     is_right_countdown,
     is_right_expression,
     is_right_number,
     number_answer,
-    numbers,
     plain,
     plain_answer,
     with_braces,
@@ -24,26 +22,9 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("1,234 eggs and -5, then $3.50", [1234.0, -5.0, 3.5]),
-        ("1,234,567.5", [1234567.5]),
-        ("7.", [7.0]),
-        (".5 of 12,5", [0.5, 12.0, 5.0]),
-        (r"1\,2345 and (12,\,345), 10 m^2.5", [1.0, 2345.0, 12.0, 345.0, 10.0]),
-        (r"1{,}234,\!567 and 1,\!234, 1\,234 and 12\,34", [1234567.0, 1234.0, 1234.0, 12.0, 34.0]),
-        ("36 cm^2, 3 m^{3}, 5 s^{-1} and 10^2", [36.0, 3.0, 5.0, 10.0, 2.0]),
-        ("none", []),
-    ],
-)
-def test_numbers_of_a_text(text, found):
-    assert numbers(text) == found
-
-
-@pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (r"so \boxed{1,234} it is", 1234.0),
+        (r"so \boxed{1,234} it is", 1234),
         (r"\boxed{3} no, \boxed{\text{about } 4}", 4.0),
         ("<reasoning>2+2=4</reasoning><answer>\n$1,234\n</answer>", 1234.0),
         (r"\boxed{1{,}234}", 1234.0),
@@ -61,6 +42,25 @@ def test_the_answer_of_a_text(text, answer):
     assert number_answer(text) == answer
 
 
+def test_a_box_comes_before_a_tag_and_a_tag_before_a_marker():
+    assert number_answer(r"\boxed{3} <answer>4</answer> #### 5") == 3 == number_answer(r"<answer>4</answer> \boxed{3}")
+    assert number_answer("<answer>4</answer> #### 5") == 4
+    assert is_right_expression(r"<answer>4</answer> \boxed{a}", "a") and not is_right_expression(
+        r"<answer>a</answer> \boxed{4}", "a"
+    )
+    told = json.dumps({"numbers": [1, 2], "target": 3})
+    assert is_right_countdown(r"\boxed{1 + 2} <answer>1 - 2</answer>", told)
+    assert not is_right_countdown(r"\boxed{1 - 2} <answer>1 + 2</answer>", told)
+
+
+@pytest.mark.parametrize("near", ["18.4", "17.6", "18.00001", "17.99999"])
+def test_a_number_beside_the_right_one_is_wrong(near):
+    assert not is_right_number(f"<answer>{near}</answer>", "#### 18") and not is_right_expression(
+        rf"\boxed{{{near}}}", "18"
+    )
+    assert is_right_number("<answer>18.0000001</answer>", "#### 18")
+
+
 def test_a_number_is_right_whatever_its_spelling():
     truth = "He has 1,000 + 234.\n#### 1,234"
     assert is_right_number("<answer>1234.0</answer>", truth)
@@ -72,13 +72,16 @@ def test_a_number_is_right_whatever_its_spelling():
 def test_what_stands_behind_the_end_is_no_answer():
     assert is_right_number("The answer is 5.<|endoftext|> foo 7", "#### 5")
     assert is_right_expression(r"\boxed{\frac12}<|endoftext|>\boxed{3}", r"\boxed{0.5}")
-    assert not is_right_number("<answer>\u22125</answer>", "5") and is_right_number("so 18-24", "24")
+    assert not is_right_number("<answer>\u22125</answer>", "5") and not is_right_number("so 18-24", "24")
 
 
 def test_boxes_are_matched_by_their_braces():
     assert boxed(r"\boxed{\frac{1}{2}} and more") == r"\frac{1}{2}"
     assert boxed(r"\fbox{a} \boxed{b{c}d}") == "b{c}d"
-    assert boxed(r"\boxed{never closed") is None
+    assert boxed(r"\boxed{\left\{ x \right. } and }") == r"\left\{ x \right."
+    assert boxed(r"\boxed{5} or \boxed{} or \boxed{...}") == "5" and boxed(r"\boxed 7 apples") == "7"
+    assert boxed("<answer>\\boxed{a \\text{never closed\n</answer}") == r"a \text{never closed}"
+    assert boxed(r"\boxedtext{1}") is None
     assert boxed("none") is None
 
 
@@ -149,40 +152,22 @@ def test_an_answer_without_a_form_of_its_own():
     assert plain_answer("<answer>never closed") == "never closed"
 
 
-@pytest.mark.parametrize(
-    ("expression", "value", "used"),
-    [
-        ("94*4 - 61 - 6", 309, [94, 4, 61, 6]),
-        ("(1 + 2) * -3", -9, [1, 2, 3]),
-        ("1 / 3 * 3", 1, [1, 3, 3]),
-        ("6 × 4 ÷ 2 − 1", 11, [6, 4, 2, 1]),
-    ],
-)
-def test_values_of_countdown(expression, value, used):
-    assert countdown_value(expression) == (value, used)
-
-
-@pytest.mark.parametrize(
-    "expression",
-    ["", "1 +", "2 ** 3", "1 / 0", "1 // 2", "x + 1", "f(1)", "1.0 + 2", "True + 1", "'a' * 3", "1 + 2 = 3", "(1, 2)", "1 if 2 else 3",
-     "__import__('os').system('true')", "1+" * 400 + "1", "(" * 300 + "1" + ")" * 300, "\0"],
-)  # fmt: skip
-def test_what_is_no_expression_of_countdown(expression):
-    found = countdown_value(expression)
-    assert found is None
-
-
 def test_countdown_uses_each_number_as_it_is_told():
     every = json.dumps({"numbers": [6, 61, 94, 4], "target": 309})
     some = json.dumps({"numbers": [6, 61, 94, 4, 5], "target": 309, "all": False})
     right = "<reasoning>94*4</reasoning><answer>94*4 - 61 - 6</answer>"
-    assert is_right_countdown(right, every) and is_right_countdown(right, some)
+    for text in (right, r"\boxed{94 \times 4 - 61 - 6 = 309}", "94*4 - 61 - 6 = 376 - 67 = 309"):
+        assert is_right_countdown(text, every) and is_right_countdown(text, some)
     assert not is_right_countdown(right, json.dumps({"numbers": [6, 61, 94, 4, 5], "target": 309}))
     for wrong in (
         "309",
         "94*4 - 61 - 3 - 3",
         "94*4 - 61 - 7",
-        "94*4 - 61 - 6 = 309",
+        "94*4 - 61 - 6 = 308",
+        "94*4 - 61 - 6 - 309",
+        "(94*4 - 61 - 6) ** 1",
+        "94*4 - 61.0 - 6",
+        "94*4 - 61 - 6 + x",
         "6*61 - 94 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 1",
     ):
         assert not is_right_countdown(wrong, every) and not is_right_countdown(wrong, some)

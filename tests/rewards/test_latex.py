@@ -165,6 +165,52 @@ def test_formulas_are_found_between_all_delimiters():
     assert [(piece.text, piece.closed) for piece in pieces] == [(r"a \\ b", True), (" x $ y ", True), ("open", False)]
 
 
+ALIGNED = ("align", "align*", "flalign", "flalign*", "eqnarray", "eqnarray*", "alignat", "alignat*")
+PLAIN = ("equation", "equation*", "gather", "gather*", "multline", "multline*", "displaymath", "math")
+
+
+@pytest.mark.parametrize("name", [*ALIGNED, *PLAIN])
+def test_an_environment_that_stands_by_itself_is_a_formula(name):
+    columns, body = (
+        "{2}" * name.startswith("alignat"),
+        r"a &= \frac{b}{2} \\ &= c" if name in ALIGNED else r"a = \frac{b}{2}",
+    )
+    text = rf"\begin{{{name}}}{columns} {body} \end{{{name}}}"
+    assert score(text) == score(f"$${text}$$") and score(text)["valid"] == 1
+    assert score(f"so {text} and $x$")["valid"] == 1 and score(f"so {text} and \\frac")["valid"] == 0.5
+    assert [piece.text for piece in spans(f"$x$ {text} $y$")[0]] == ["x", text, "y"]
+    broken = rf"\begin{{{name}}}{columns} \frac{{1}} \end{{{name}}}"
+    for wrong in (
+        broken,
+        text.replace(r"\end", r"\emd"),
+        rf"\begin{{{name}}}{columns}\end{{{name}}}",
+        text.split(r"\end")[0],
+    ):
+        assert score(wrong)["valid"] == 0, wrong
+
+
+def test_other_environments_stand_inside_of_a_formula_alone():
+    for text in (
+        r"\begin{pmatrix} 1 \end{pmatrix}",
+        r"\begin{split} a &= b \end{split}",
+        r"\begin{align} a \end{align*}",
+    ):
+        assert score(text)["valid"] == 0
+    for text in (r"$\begin{split} a &= b \end{split}$", r"$\begin{smallmatrix} 1 & 2 \end{smallmatrix}$",
+                 r"\begin{equation}\begin{split} a &= b \\ &= c \end{split}\end{equation}"):  # fmt: skip
+        assert score(text)["valid"] == 1
+
+
+@pytest.mark.parametrize("opener", ["$", "$$", r"\(", r"\[", r"\begin{align}"])
+def test_a_formula_that_is_not_closed_is_broken(opener):
+    for text in (f"{opener} x + y", f"so {opener} x + y", f"$a$ and {opener} x + y"):
+        terms = score(text)
+        assert spans(text)[0][-1].closed is False and terms["valid"] == terms["progress"] == 0.5 * text.startswith(
+            "$a$"
+        )
+    assert score(f"{opener} x + y")["total"] == 0
+
+
 def test_the_error_offset_is_a_dense_term():
     broken = [r"$\foo + 1 + 2$", r"$1 + \foo + 2$", r"$1 + 2 + \foo$"]
     assert [score(text)["progress"] for text in broken] == pytest.approx([0, 4 / 12, 8 / 12])
