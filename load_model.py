@@ -42,6 +42,7 @@ from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
 from training.usage import readable
+from weights import check_read, check_written, load_checkpoint
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
@@ -158,6 +159,7 @@ def _adapted(
     if state is None:
         with readable(Path(folder) / "adapter_model.safetensors"):
             saved = load_file(fetch(folder, "adapter_model.safetensors"))
+        check_read(saved.items(), Path(folder) / "adapter_model.safetensors")
         keys = KEYS[family(config)]
         ours = {peft_name(name, keys): name for name in with_adapter.backbone_state()}
         state = {ours.get(name, name): tensor for name, tensor in saved.items()}
@@ -212,6 +214,7 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     elif getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
     file = "adapter_model.safetensors" if isinstance(model, AdapterLM) else "model.safetensors"
+    check_written(state.items(), directory / file)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / file, {"format": "pt"})
     if isinstance(model.tokenizer, PreTrainedTokenizerBase):
         model.tokenizer.save_pretrained(directory)
@@ -236,6 +239,7 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
             [name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)],
             [f"{name} is {tuple(is_)}, expected {tuple(due)}" for name, is_, due in found["mismatched_keys"]],
         )  # fmt: skip
+        check_read(backbone.named_parameters(), path)
     else:
         settings = AutoConfig.for_model(**config)
         backbone = AutoModelForCausalLM.from_config(settings, dtype=stored, trust_remote_code=False)
@@ -266,6 +270,7 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
                 elif tensor.shape != expected[own[name]].shape:
                     wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[own[name]].shape)}")
                 else:
+                    check_read([(name, tensor)], file or path)
                     weights[own[name]] = tensor.to(device, model.dtype)
     missing = [published for published, name in own.items() if name not in weights and not wrong]
     _refuse_misfit(path, model.backbone, missing, unexpected, wrong)
@@ -281,6 +286,7 @@ def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> 
     wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in expected.items()
              if k in state and state[k].shape != v.shape]  # fmt: skip
     _refuse_misfit(path, backbone, expected.keys() - state.keys(), state.keys() - expected.keys(), wrong)
+    check_read(state.items(), path)
     backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
@@ -313,7 +319,7 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
         else loaded
     )
     with readable(file):
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = load_checkpoint(file, file)
     if "model" not in saved or "ema" not in saved:
         raise ValueError(
             f"{file} holds {sorted(saved)}, expected 'model' and 'ema'; a policy's run is given to --policy"

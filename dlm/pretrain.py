@@ -220,6 +220,7 @@ def train(
             run.log(done, metrics)
         snapshot = done % training.snapshot_freq == 0 or done == training.n_iters
         if snapshot or done % training.eval_freq == 0:
+            run.check_weights(model.named_parameters(), done)
             kept = [p.detach().clone() for p in parameters]
             average.copy_to(parameters)
             model.eval()

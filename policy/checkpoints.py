@@ -20,6 +20,7 @@ from model.llama import LLADA_KEYS
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.usage import readable
+from weights import check_read, check_written, load_checkpoint
 
 Policy = DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
 POLICIES = {
@@ -58,6 +59,7 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
         name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
         for name, tensor in policy.state_dict().items()
     }
+    check_written(weights.items(), directory / "model.safetensors")
     (directory / "config.json").write_text(
         json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
@@ -85,7 +87,7 @@ def load_policy(
     file = _find_weights(Path(path))
     if file.suffix == ".pth":
         with readable(file):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = load_checkpoint(file, file)
         if not isinstance(checkpoint, dict) or "policy_model" not in checkpoint:
             raise ValueError(
                 f"{file} holds no policy: found {sorted(checkpoint)}, expected 'policy_model'; give a policy checkpoint"
@@ -96,6 +98,7 @@ def load_policy(
         config_file = file.with_name("config.json")
         with readable(file):
             weights, average = load_file(file), None
+            check_read(weights.items(), file)
         config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.is_file() else {}
     policy = _build(weights, config, file, model)
     if average:

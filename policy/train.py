@@ -124,6 +124,7 @@ def clipped_iteration(
     )  # fmt: skip
     if scored.failed:
         print(f"iteration {step}: {scored.told()}", file=sys.stderr, flush=True)
+    check_selects(samples, processes, step)
     metrics = summary(samples, scored, model.mask_id)
     more: dict = {"chunk": config.training.chunk}
     if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
@@ -141,6 +142,18 @@ def clipped_iteration(
             total += float(loss.detach())
         metrics.update({"loss": total, **learner.update()})
     return metrics
+
+
+def check_selects(samples: Samples, processes: Processes, step: int) -> None:
+    """Raises FloatingPointError where no rollout of any process selected a position: rewards are then equal, and nothing is
+    learnt from there on."""
+    assert samples.trajectory is not None
+    selected = float((samples.trajectory.order > 0).sum())
+    if processes.mean({"selected": selected})["selected"] == 0:
+        raise FloatingPointError(
+            f"the policy selected no position in any rollout of iteration {step}, so there is nothing to learn from; raise "
+            "policy.smart_init, lower optim.lr, or learn by algorithm.action=fixed"
+        )
 
 
 def imitation_iteration(
@@ -315,6 +328,7 @@ def train(
         run.log(done, metrics, show=done % training.log_freq == 0 or last)
         snapshot = done % training.snapshot_freq == 0 or last
         if snapshot or done % training.eval_freq == 0:
+            run.check_weights(network.named_parameters(), done)
             kept = [p.detach().clone() for p in parameters]
             learner.average.copy_to(parameters)
             if processes.first:

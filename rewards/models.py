@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from data.preferences import KINDS, fitted
+from weights import check_read, check_written
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
@@ -239,6 +240,7 @@ class VocabularyHead(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary, width = self.linear.weight.shape
         settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
+        check_written(self.state_dict().items(), directory / "model.safetensors")
         (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(
             {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / "model.safetensors"
@@ -251,7 +253,9 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
     if not (Path(folder) / HEAD).is_file():
         raise ValueError(f"{path} holds no vocabulary head; train one: run_train_reward.py reward.head=vocabulary")
     head = VocabularyHead(**json.loads((Path(folder) / HEAD).read_text(encoding="utf-8-sig")))
-    head.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    weights = load_file(Path(folder) / "model.safetensors")
+    check_read(weights.items(), Path(folder) / "model.safetensors")
+    head.load_state_dict(weights)
     return head.requires_grad_(False).eval().to(device)
 
 
@@ -421,4 +425,5 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
             f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: run_train_reward.py "
             f"init={path}"
         )
+    check_read(model.named_parameters(), path)
     return model, tokenizer

@@ -291,6 +291,7 @@ def train(
         run.log(done, metrics, show=done % training.log_freq == 0 or last)
         snapshot = done % training.snapshot_freq == 0 or last
         if snapshot or done % training.eval_freq == 0:
+            run.check_weights(model.named_parameters(), done)
             kept = [p.detach().clone() for p in parameters]
             learner.average.copy_to(parameters)
             if processes.first:

@@ -202,10 +202,13 @@ def train_head(training: HeadTraining, run: Run) -> None:
     for step in range(first, training.updates):
         metrics = training.processes.mean(training.update(step))
         run.check(metrics["loss"], step)
+        run.check(metrics["grad_norm"], step, "gradient norm")
         done = step + 1
         last = done == training.updates
         run.log(done, metrics, show=done % config.training.log_freq == 0 or last)
         snapshot = done % config.training.snapshot_freq == 0 or last
+        if snapshot or done % config.training.eval_freq == 0:
+            run.check_weights(head.named_parameters(), done)
         stop = training.processes.stop_asked()
         if snapshot or stop:
             run.save(

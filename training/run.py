@@ -13,17 +13,21 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
 from training.usage import composed, readable
+from weights import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
 
 MAY_CHANGE = (
     "training.n_iters",
@@ -135,6 +139,7 @@ class Run:
             directory += f"-{os.getpid()}"  # two runs began in one second
         self.directory = Path(processes.broadcast(directory))
         self.started = time.perf_counter()
+        self.last: dict[str, float] = {}  # metrics, as they were logged last
         self.wandb = None
         if not processes.first:
             return
@@ -171,6 +176,7 @@ class Run:
         """Append to metrics.jsonl and wandb. The record of a run that was resumed may hold a step twice: the last counts."""
         if not self.processes.first:
             return
+        self.last |= metrics
         record = {"step": step, **metrics, "seconds": round(time.perf_counter() - self.started, 2)}
         with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -201,16 +207,42 @@ class Run:
     def check(self, value: float, step: int, name: str = "loss") -> None:
         """Raises FloatingPointError where the loss (or `name`) is not a number, naming the step and the last good checkpoint."""
         if not math.isfinite(value):
-            kept = self.directory / "checkpoints-meta" / "checkpoint.pth"
-            where = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
-            raise FloatingPointError(f"the {name} is {value} at step {step}; {where}")
+            raise FloatingPointError(f"the {name} is {value} at step {step}; {self._last_good()}")
+
+    def _last_good(self) -> str:
+        kept = self.directory / RESUME
+        return f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
+
+    def check_weights(self, weights: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Raises FloatingPointError where a weight is not finite after update `step`: nothing is saved from there on."""
+        if (name := not_finite(weights)) is not None:
+            known = ", ".join(f"{key} {self.last[key]:.4g}" for key in ("loss", "lr", "grad_norm") if key in self.last)
+            raise FloatingPointError(
+                f"{name} holds numbers that are not finite after update {step} ({known or 'no loss yet'}), so nothing was saved; "
+                f"{self._last_good()}; lower optim.lr"
+            )
+
+    def check_step(self, step: object, file: str) -> None:
+        """Refuse a checkpoint whose step this run cannot have made."""
+        record = self.directory / "metrics.jsonl"
+        made = re.findall(
+            r'^{"step": (\d+)', record.read_text(encoding="utf-8") if record.is_file() else "", re.MULTILINE
+        )
+        most = max([self.config.training.n_iters, *map(int, made)])
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= most:
+            raise ValueError(
+                f"{file} is of step {step} and this run has made {most} at most; put back the run's own, or "
+                "raise training.n_iters"
+            )
 
     def save(self, state: dict[str, Any], snapshot: bool) -> None:
         """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` where it is a snapshot; both atomically. A storage
         that is out of reach is tried again at the next save; at the last, it is an error."""
         if not self.processes.first:
             return
+        self.check_weights(named_tensors(state), state["step"])
         state["run"] = self.identity
+        state[CHECKSUM] = checksum(state)
         targets = [self.directory / RESUME]
         if snapshot:
             targets.append(self.directory / "checkpoints" / f"checkpoint_{state['step']}.pth")
@@ -240,7 +272,7 @@ class Run:
         if source is None:
             return None
         with readable(f"{place}/{RESUME}"):
-            state = torch.load(source, map_location="cpu", weights_only=True)
+            state = load_checkpoint(source, f"{place}/{RESUME}")
         if not isinstance(state, dict) or not {holds, "optimizer", "ema", "step"} <= state.keys():
             found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
@@ -252,6 +284,7 @@ class Run:
                 f"{place}/{RESUME} is a checkpoint of another run than {place}/{CONFIG} describes; put back the run's own, "
                 f"or copy the newest of {place}/checkpoints there"
             )
+        self.check_step(state["step"], f"{place}/{RESUME}")
         if state["step"] >= self.config.training.n_iters:
             further = "training.epochs" if holds == "twist" else "training.n_iters"
             self.say(f"already at step {state['step']} of {self.config.training.n_iters}; {further}=N goes further")

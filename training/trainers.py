@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from training.processes import Processes
 from training.run import Run
+from weights import check_read
 
 OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop"}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -60,6 +61,7 @@ def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict
         "dataloader_pin_memory": processes.device.type != "cpu",
         "disable_tqdm": True,
         "report_to": "none",
+        "logging_nan_inf_filter": False,  # a loss that is not a number stops the run
     }
 
 
@@ -71,12 +73,18 @@ class ToRun(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        for name in ("loss", "grad_norm"):
+        for name in ("loss", "grad_norm", "train_loss"):
             if name in numbers:
                 self.run.check(numbers[name], state.global_step, name)
         self.run.log(state.global_step, numbers)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if state.global_step:  # resumed
+            check_read(model.named_parameters(), f"{args.output_dir}/checkpoint-{state.global_step}")
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if control.should_save:
+            self.run.check_weights(model.named_parameters(), state.global_step)
         if self.run.processes.stop_asked():
             control.should_save = control.should_training_stop = True
 
@@ -87,5 +95,6 @@ def train_by(trainer: Trainer, run: Run) -> None:
     trainer.add_callback(ToRun(run))
     resume = run.config.resume and get_last_checkpoint(str(run.directory / "checkpoints"))
     trainer.train(resume_from_checkpoint=resume or None)
+    run.check_weights(trainer.model.named_parameters(), trainer.state.global_step)
     if run.processes.stopping:
         run.stop(trainer.state.global_step)

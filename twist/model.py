@@ -26,6 +26,7 @@ from model.sedd import SEDD
 from training.usage import readable
 from twist.bounds import model_digest
 from twist.heads import TwistHead
+from weights import check_read, check_written
 
 TRUNKS = ("own", "separate", "lora")
 CONDITIONS = ("none", "tokens", "class")
@@ -285,6 +286,7 @@ def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
+    check_written(weights.items(), directory / "model.safetensors")
     save_file(weights, directory / "model.safetensors.part", {"format": "pt"})
     (directory / "model.safetensors.part").replace(directory / "model.safetensors")
     known = {"twist": twist.settings, "digest": digests(twist.model), **about}
@@ -309,6 +311,7 @@ def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict
     twist = TwistModel(model, **about["twist"])
     with readable(Path(directory) / "model.safetensors"):
         state = load_file(Path(directory) / "model.safetensors")
+        check_read(state.items(), Path(directory) / "model.safetensors")
     own = twist.trained()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:

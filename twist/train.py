@@ -84,6 +84,8 @@ def train(
         last = done == training.n_iters
         run.log(done, metrics, show=done % training.log_freq == 0 or last)
         snapshot, stop = done % training.snapshot_freq == 0 or last, processes.stop_asked()
+        if last or snapshot or stop:
+            run.check_weights(learner.network.named_parameters(), done)
         if last:
             evaluation(done)
         if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:

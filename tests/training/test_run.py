@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(tmp_path, monk
         ("training.accum=3", "a process's batch of 4 is not divisible by training.accum=3"),
         ("loss=mse", "loss='mse' is unknown; use one of t_DCE, lambda_DCE, k_DCE, masked_CE, DSE, ar"),
         ("loss=ar", "loss=ar does not fit a masked model"),
-        ("training.ema=1.5", "training.ema=1.5 must be between 0 and 1"),
+        ("training.ema=1.5", "training.ema=1.5 must be a finite number of at least 0 and at most 1"),
         ("model.n_heads=3", "model.hidden_size=16 must be an even multiple of model.n_heads=3"),
     ],
 )
