@@ -78,13 +78,13 @@ class ToRun(TrainerCallback):
                 self.run.check(numbers[name], state.global_step, name)
         self.run.log(state.global_step, numbers)
 
-    def on_train_begin(self, args, state, control, model=None, **_):
+    def on_train_begin(self, args, state, control, **more):
         if state.global_step:  # resumed
-            check_read(model.named_parameters(), f"{args.output_dir}/checkpoint-{state.global_step}")
+            check_read(more["model"].named_parameters(), f"{args.output_dir}/checkpoint-{state.global_step}")
 
-    def on_step_end(self, args, state, control, model=None, **_):
+    def on_step_end(self, args, state, control, **more):
         if control.should_save:
-            self.run.check_weights(model.named_parameters(), state.global_step)
+            self.run.check_weights(more["model"].named_parameters(), state.global_step)
         if self.run.processes.stop_asked():
             control.should_save = control.should_training_stop = True
 
@@ -95,6 +95,7 @@ def train_by(trainer: Trainer, run: Run) -> None:
     trainer.add_callback(ToRun(run))
     resume = run.config.resume and get_last_checkpoint(str(run.directory / "checkpoints"))
     trainer.train(resume_from_checkpoint=resume or None)
+    assert trainer.model is not None
     run.check_weights(trainer.model.named_parameters(), trainer.state.global_step)
     if run.processes.stopping:
         run.stop(trainer.state.global_step)
