@@ -1,5 +1,6 @@
 """Every estimator against its target by enumeration: what it means, that it is unbiased for that, and what it costs."""
 
+import math
 from itertools import product
 
 import pytest
@@ -92,6 +93,40 @@ def model():
 @pytest.mark.parametrize("counts", [True, False])
 def test_the_elbo_is_unbiased_for_the_any_order_bound(counts, antithetic, samples, model):
     near(estimates(model, Elbo(samples, counts, antithetic)), -any_order_bound(model, ROW))
+
+
+@pytest.mark.parametrize("kind", [Elbo, Sandwich])
+def test_the_second_half_of_the_views_mirrors_the_first(kind):
+    """Their times add up to 1 and their masks to all that is free: exactly by times, up to one position by counts."""
+    free = torch.ones(50, 6, dtype=torch.bool)
+    views = kind(4, counts=False, antithetic=True)
+    time, keys = views.times(free, Draws(3))
+    time, keys = time.view(50, 4), keys.view(50, 4, 6)
+    torch.testing.assert_close(time + time.flip(1), torch.ones(50, 4, dtype=time.dtype))
+    masked = keys < time.unsqueeze(2)
+    assert torch.equal(masked[:, :2], ~masked.flip(1)[:, :2])
+    of = {
+        antithetic: kind(4, True, antithetic).views(free, Draws(3)).masked.view(50, 4, 6)
+        for antithetic in (True, False)
+    }
+    both = of[True] & of[True].flip(1), of[True] | of[True].flip(1)
+    assert both[1].all() and int(both[0].sum(2).max()) <= 1
+    assert not (of[False] | of[False].flip(1)).all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_the_upper_side_of_the_sandwich_is_a_power_mean(beta):
+    """log(mean over views of weight * p^beta) / beta, by hand; a row that is not pushed down has its ELBO."""
+    terms_of = torch.tensor([[0.5, 0.2], [0.25, 0.9], [0.5, 0.2], [0.25, 0.9]]).log()
+    read = torch.tensor([[True, True], [True, False]] * 2)
+    weight = torch.tensor([1.5, 0.5, 1.5, 0.5])
+    views = Views(torch.tensor([0, 0, 1, 1]), read, read, weight)
+    found = Sandwich(2, beta=beta, mix=1.0).combine(terms_of, views, 2, torch.tensor([True, False]))
+    upper = [(1.5 * 0.5**beta + 0.5 * 0.25**beta), 1.5 * 0.2**beta]
+    lower = [1.5 * math.log(0.5) + 0.5 * math.log(0.25), 1.5 * math.log(0.2)]
+    torch.testing.assert_close(found, torch.tensor([[math.log(u) / beta for u in upper], lower]))
+    half = Sandwich(2, beta=beta, mix=0.25).combine(terms_of, views, 2, torch.tensor([True, False]))
+    torch.testing.assert_close(half[0], 0.25 * found[0] + 0.75 * torch.tensor(lower))
 
 
 def test_given_positions_are_never_masked(model):

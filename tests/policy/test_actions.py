@@ -445,6 +445,11 @@ def test_trust_writes_all_above_its_threshold_and_always_the_best():
     assert order.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
     cooler = Trust(temperature=10.0, threshold=0.54).sample(logits, writable, torch.zeros(2, 4, dtype=torch.float64))
     assert cooler.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]  # sigmoid(0.2) = 0.55, sigmoid(0.01) = 0.50
+    both = torch.tensor([[2.0, 1.9, -3.0, 9.0], [-2.0, -1.0, -3.0, 9.0]])
+    order = Trust(temperature=10.0, threshold=0.6).sample(both, writable, torch.zeros(2, 4, dtype=torch.float64))
+    assert order.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]], (
+        "at temperature 1 both of the first row pass: sigmoid(1.9) = 0.87"
+    )
 
 
 def test_trust_has_probability_one_where_it_picks_and_none_elsewhere():

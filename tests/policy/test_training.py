@@ -284,6 +284,94 @@ def test_a_batch_without_advantages_changes_nothing():
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
+class NotedTask(BlankTask):
+    """Notes the seeds it is asked with."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def prompts(self, count, seed):
+        self.seeds.append(seed)
+        return super().prompts(count, seed)
+
+    def clean(self, count, seed):
+        self.seeds.append(seed)
+        return super().clean(count, seed)
+
+
+def noting(monkeypatch, name, kept):
+    """`loops.NAME`, which notes its arguments in `kept`."""
+    honest = getattr(loops, name)
+
+    def noted(*arguments, **more):
+        kept.append((arguments, more))
+        return honest(*arguments, **more)
+
+    monkeypatch.setattr(loops, name, noted)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "imitation", "variational"])
+def test_every_iteration_has_draws_of_its_own(algorithm, monkeypatch):
+    """Its prompts and what is drawn on them; the same iteration of a resumed run has the same."""
+    teaching = {"expert": "threshold", "setting": 0.5, "block_length": None, "reinforce": 0.0}
+    config = config_of(GRPO_SETTINGS | {"action": "bernoulli"} | teaching)
+    network = network_of("hidden_mlp")
+    learner, task, drawn = learner_of(network), NotedTask(), []
+    noting(
+        monkeypatch, {"grpo": "rollout", "imitation": "teacher_loss", "variational": "masking_path"}[algorithm], drawn
+    )
+    for step in (0, 1, 2, 1):
+        if algorithm == "grpo":
+            loops.clipped_iteration(MODEL, learner, task, some_reward, GRPO(config.algorithm, network), config, 8, step)
+        elif algorithm == "imitation":
+            loops.imitation_iteration(MODEL, learner, task, config.algorithm, config, 8, step)
+        else:
+            loops.variational_iteration(MODEL, learner, task, config, 8, step)
+    place = {"grpo": 6, "imitation": 5, "variational": 5}[algorithm]
+    seeds = [getattr(arguments[place], "seed", arguments[place]) for arguments, _ in drawn]
+    for own in (seeds, task.seeds):
+        assert len(set(own)) == 3 and own[1] == own[3]
+
+
+def test_rollouts_of_a_prompt_share_its_budget(monkeypatch):
+    """Else a group compares rollouts that were allowed more with rollouts that were allowed less."""
+    config, network, drawn = config_of(GRPO_SETTINGS | {"action": "bernoulli"}), network_of("hidden_mlp"), []
+    config.sampling.budgets = [1, 2, 3, 5]
+    noting(monkeypatch, "rollout", drawn)
+    learner = learner_of(network)
+    loops.clipped_iteration(MODEL, learner, BlankTask(), some_reward, GRPO(config.algorithm, network), config, 32, 0)
+    ((_, more),) = drawn
+    budget = more["budget"].view(8, 4)
+    assert (budget == budget[:, :1]).all() and len(budget[:, 0].unique()) > 1
+
+
+def test_a_kl_is_to_the_policy_that_a_warm_start_leaves(monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def warm_start(model, learner, *rest):
+        with torch.no_grad():
+            for parameter in learner.network.parameters():
+                parameter.add_(1.0)
+        return [1.0, 0.5]
+
+    def clipped_iteration(model, learner, task, reward, algorithm, *rest):
+        pairs = zip(algorithm.reference.parameters(), learner.network.parameters(), strict=True)
+        raise Seen(all(torch.equal(*pair) for pair in pairs))
+
+    monkeypatch.setattr(loops, "warm_start", warm_start)
+    monkeypatch.setattr(loops, "clipped_iteration", clipped_iteration)
+    warm = {"updates": 2, "expert": "threshold", "setting": 0.5, "block_length": None, "only_correct": False}
+    algorithm = GRPO_SETTINGS | {"kl": 0.1, "action": "bernoulli", "warm_start": warm}
+    config = config_of(algorithm, batch_size=8, n_iters=1, ema=0.9)
+    config.eval, config.optim = {"action": "bernoulli_argmax", "temperature": 1.0, "first": False}, OPTIM
+    run, task = loops.Run.__new__(loops.Run), BlankTask()
+    run.restore, run.say, task.valid = (lambda name: None), (lambda text: None), task.prompts(4, 0)
+    alone = Processes(0, 1, torch.device("cpu"))
+    with pytest.raises(Seen, match="True"):
+        loops.train(MODEL, network_of("hidden_mlp"), task, some_reward, config, run, alone, lambda *_: None)
+
+
 class SomebodyElse(Processes):
     """The other of two processes has steps to learn from, this one has none."""
 

@@ -66,6 +66,17 @@ def test_changed_clues_are_no_solution_but_any_grid_will_do_without_rows(puzzles
     assert PuzzleReward(BOX, 1.0)(samples).terms["solved"].tolist() == [1, 0, 0, 1]
 
 
+def test_a_puzzle_with_several_solutions_is_solved_by_any_that_keeps_its_clues(puzzles):
+    """Two rows of a band change places: another grid, of which the clues outside of them do not tell."""
+    samples = finished(puzzles, [1, 1, 1, 1])
+    grids = puzzles["solutions"].view(-1, 4, 4)
+    samples.tokens = grids[:, [1, 0, 2, 3]].flatten(1)
+    samples.prompt = (torch.arange(16) >= 8).expand(4, -1).clone()
+    samples.prompt[3] = True
+    samples.prompt[3, -1] = False  # the last grid has clues in those rows, and changed them
+    assert PuzzleReward(BOX, 1.0)(samples, puzzles).terms["solved"].tolist() == [1, 1, 1, 0]
+
+
 def test_solutions_of_another_device_are_brought_to_the_tokens(puzzles):
     """Rows of a task stay on the CPU while tokens are decoded on a GPU."""
 

@@ -10,7 +10,7 @@ from torch import nn
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from samplers.loop import Strategy
-from samplers.smc import Diagnostics, Finish, Path, Plain, particle_filter
+from samplers.smc import Diagnostics, Finish, Path, Plain, Proposed, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
 from tests.enumerable import TableLM, dependent_joint, exact_law, from_joint
@@ -392,6 +392,33 @@ def test_a_dead_sample_ends_no_other():
     found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
     assert found.dead.tolist() == [False, True, False] and seen.resampled[0].tolist() == [True, False, True]
     assert seen.effective[0].tolist() == [4, 0, 4] and int(seen.parents[0][1]) == 4, "its particles keep their lines"
+
+
+def test_what_a_proposal_said_of_a_state_goes_with_the_particle_that_is_resampled():
+    """Particles write, are resampled by what the proposal says of their token, and then rest: nothing is left to weigh."""
+    model, _, _, steps, _ = case("causal base")
+    decoder, rests = Strategy(WHERE["leftmost"](), TokenRule()), Finish(lambda tokens, rows: 2.0 * tokens[:, 0])
+
+    class Resting:
+        def propose(self, observation, draws, given):
+            decision = decoder.decide(observation, draws)
+            log_psi = 2.0 * decision.tokens[:, 0].double()
+            if int(observation.row_step[0]) == 1:
+                decision.order, log_psi = torch.zeros_like(decision.order), torch.zeros_like(log_psi)
+            return Proposed(decision, torch.zeros_like(log_psi), log_psi)
+
+    weighed = []
+    environment = UnmaskingEnvironment(model, steps)
+    particle_filter(
+        environment,
+        Resting(),
+        rests,
+        blank(model, 40),
+        4,
+        "every",
+        collect=lambda step: weighed.append(step.weights.log),
+    )
+    assert weighed[0].unique().tolist() == [0.0, 2.0] and (weighed[1] == 0).all()
 
 
 def test_a_weight_that_is_no_number_is_named_by_its_step():
