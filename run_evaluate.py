@@ -54,7 +54,7 @@ from evaluation.summary import result_row, summary_row
 from load_model import load_model
 from policy.build import shipped
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
+from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
 from training.processes import Processes, processes
 from training.published import from_file
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
@@ -115,6 +115,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
     made.add_argument("--token_temperature", type=float, default=0.0, help="0 writes the most likely token")
+    made.add_argument(
+        "--confidence", default="model", choices=CONFIDENCES, help="of --strategy: that of the model at temperature 1, or of "
+        "the token drawn at --token_temperature",
+    )  # fmt: skip
     made.add_argument("--seeds", "--seed", default="42")
     made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
     made.add_argument("--gen_length", type=int, default=None, help="positions to write (default: 256; chain: 24)")
@@ -204,6 +208,7 @@ def settings_of(
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
     }
     asked = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
+    asked |= {"confidence": arguments.confidence} if arguments.confidence != "model" else {}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
     return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | asked
 
@@ -233,7 +238,8 @@ def evaluate(
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
-    strategy = Strategy(job.candidate.rule, TokenRule(arguments.token_temperature))
+    rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
+    strategy = Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
     if len(todo) == 0:
         return 0
     with shard(directory, group).open("a", encoding="utf-8") as out:
@@ -307,6 +313,9 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
         unread = ("checkpoints", "temperatures", "betas", "sampling_mode", "alphas")
     if arguments.strategy != "window":
         unread = (*unread, "windows")
+    check_confidence(
+        arguments.confidence, ALIASES.get(arguments.strategy, arguments.strategy or "policy"), "--confidence"
+    )
     if idle := [f"--{key}" for key in unread if getattr(arguments, key)]:
         given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
         raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")

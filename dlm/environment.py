@@ -390,23 +390,31 @@ class UnmaskingEnvironment:
         hidden = self.hidden(where)[needed]
         columns = old.top_tokens.shape[-1]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
-            logits = self.logits(part)
-            log_total = logits.logsumexp(1, keepdim=True)
-            top = logits.topk(columns, dim=1)
             row, position = place.unbind(1)
-            top_log_probs, ranked = top.values - log_total, None
-            if self.last_ranked:
-                # Only the best counts: demoting the second would make the difference of both large.
-                ranked = torch.isin(top.indices[:, 0], torch.tensor(self.last_ranked, device=top.indices.device))
-                top_log_probs[:, 0] = top_log_probs[:, 0].masked_fill(ranked, LEAST)
-            old.top_tokens[row, position] = top.indices
-            old.top_log_probs[row, position] = top_log_probs.float()
+            found = self.summarised(self.logits(part), columns, old.entropy is not None)
+            old.top_tokens[row, position], old.top_log_probs[row, position] = found.top_tokens, found.top_log_probs
             if old.entropy is not None:
-                log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
-                found = -(log_prob.exp() * log_prob).sum(1)
-                old.entropy[row, position] = found.masked_fill(ranked, -LEAST) if ranked is not None else found
+                assert found.entropy is not None
+                old.entropy[row, position] = found.entropy
         self._readout_known |= needed
         return old.cut(best)
+
+    def summarised(self, logits: Float[Tensor, "read vocabulary"], best: int, entropy: bool) -> Readout:
+        """The k best tokens and the entropy of logits, which are overwritten; [read] in the place of [row position]."""
+        log_total = logits.logsumexp(1, keepdim=True)
+        top = logits.topk(best, dim=1)
+        top_log_probs = (top.values - log_total).float()
+        # Only the best counts: demoting the second would make the difference of both large.
+        last = self.written_last(top.indices[:, 0])
+        top_log_probs[:, 0] = top_log_probs[:, 0].masked_fill(last, LEAST)
+        if not entropy:
+            return Readout(top.indices, top_log_probs, None)
+        log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
+        return Readout(top.indices, top_log_probs, -(log_prob.exp() * log_prob).sum(1).masked_fill(last, -LEAST))
+
+    def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]:
+        """Which tokens make their position the least confident."""
+        return is_end(tokens, self.last_ranked) if self.last_ranked else torch.zeros_like(tokens, dtype=torch.bool)
 
     @torch.no_grad()
     def draw(

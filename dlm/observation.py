@@ -20,9 +20,9 @@ class Readout:
     """What the model says, dense over the canvas and valid where it was read: the k best tokens with their
     log-probabilities at temperature 1, best first, and the entropy (nats) where asked for."""
 
-    top_tokens: Int[Tensor, "row position best"]
-    top_log_probs: Float[Tensor, "row position best"]
-    entropy: Float[Tensor, "row position"] | None
+    top_tokens: Int[Tensor, "*place best"]
+    top_log_probs: Float[Tensor, "*place best"]
+    entropy: Float[Tensor, "*place"] | None
 
     def cut(self, best: int) -> Readout:
         """The `best` first tokens only: more may have been read for somebody else."""
@@ -46,6 +46,10 @@ class Readable(Protocol):
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]: ...
+
+    def summarised(self, logits: Float[Tensor, "read vocabulary"], best: int, entropy: bool) -> Readout: ...
+
+    def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]: ...
 
     @property
     def chunk(self) -> int: ...
@@ -153,6 +157,12 @@ class Response:
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         return self.whole.logits(hidden)
+
+    def summarised(self, logits: Float[Tensor, "read vocabulary"], best: int, entropy: bool) -> Readout:
+        return self.whole.summarised(logits, best, entropy)
+
+    def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]:
+        return self.whole.written_last(tokens)
 
     @property
     def chunk(self) -> int:

@@ -26,8 +26,8 @@ class TokenRule:
             raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token")
 
     def __call__(self, logits: Float[Tensor, "read vocabulary"]) -> Float[Tensor, "read vocabulary"]:
-        """Logits of what is drawn from; not for the greedy rule."""
-        logits = logits / self.temperature if self.temperature != 1 else logits
+        """Logits of what is drawn from. The greedy rule draws nothing: its logits are those of temperature 1, with the cuts."""
+        logits = logits / self.temperature if self.temperature not in (0, 1) else logits
         if self.top_k and self.top_k < logits.shape[1]:
             worst = logits.topk(self.top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < worst, -torch.inf)

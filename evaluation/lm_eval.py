@@ -35,6 +35,7 @@ from policy.build import build_strategy, shipped
 from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
+from samplers.where import AsSampled
 from training.usage import composed, device_of, exit_on_bad_input
 
 try:
@@ -239,7 +240,8 @@ class UnmaskLM(TemplateLM):
         """By the strategy; rows: the requests' numbers, so that a request's draws do not hang on its batch."""
         prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
         environment = self._decoding(length, blocks).environment(self.model, prompts.prompt_length)
-        strategy = Strategy(self.strategy.where, replace(self.strategy.what, temperature=temperature))
+        where, what = self.strategy.where, replace(self.strategy.what, temperature=temperature)
+        strategy = Strategy(replace(where, what=what) if isinstance(where, AsSampled) else where, what)
         return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.encoding import check_ids, message_ids, model_ids, unwritable
@@ -21,9 +21,9 @@ from dlm.masked_lm import MaskedLM, SeddLM
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy
+from samplers.loop import Strategy, Unmasker
 from samplers.scores import PREDICTORS
-from samplers.where import WHERE, Window
+from samplers.where import WHERE, AsSampled, Window, check_confidence
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = (*WHERE, "policy")  # and, for SEDD, PREDICTORS
@@ -88,18 +88,27 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     if name == "policy":
         policy = _policy(sampler.policy, model)
         check_alpha(policy.network, sampler.alpha)
+        check_confidence(OmegaConf.select(config, "sampler.confidence") or "model", name, "sampler.confidence")
         return Strategy(policy, what)
     check_alpha(None, sampler.alpha)
+    confidence = OmegaConf.select(config, "sampler.confidence") or "model"
+    check_confidence(confidence, name, "sampler.confidence")
+    rule = _rule(sampler, name)
+    return Strategy(AsSampled(rule, what) if confidence == "sampling" else rule, what)
+
+
+def _rule(sampler: DictConfig, name: str) -> Unmasker:
+    """A rule of WHERE with its settings."""
     if name not in RULE_SETTINGS:
-        return Strategy(WHERE[name](), what)
+        return WHERE[name]()
     key = RULE_SETTINGS[name]
     highest = highest_setting(name)
     if not isinstance(sampler[key], int | float) or not 0 <= sampler[key] <= highest:
         raise ValueError(f"sampler.{key}={sampler[key]} must be a number from 0 to {highest}; change it")
     if name == "window":
         check_window(sampler.window, "sampler.window")
-        return Strategy(Window(float(sampler.threshold), sampler.window), what)
-    return Strategy(WHERE[name](float(sampler[key])), what)
+        return Window(float(sampler.threshold), sampler.window)
+    return WHERE[name](float(sampler[key]))
 
 
 def highest_setting(name: str) -> float:
@@ -122,7 +131,7 @@ def score_predictor(config: DictConfig, model: MaskedLM) -> str | None:
         return None
     neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "guidance": 0, "budget": None, "block_length": None, "cache": None,
                "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
-               "confidence_eos_eot_inf": False}  # fmt: skip
+               "confidence_eos_eot_inf": False, "confidence": "model"}  # fmt: skip
     if wrong := [f"sampler.{key}={sampler[key]}" for key, value in neutral.items() if sampler[key] != value]:
         raise ValueError(
             f"strategy {name!r} samples the model's own scores on the whole canvas; leave {', '.join(wrong)} out, or use "

@@ -101,6 +101,11 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int, length: int) ->
     name = sampler.strategy
     columns = model.vocab_size - (not model.causal)
     where = WHERE[unmask_rule(guide.unmask, model)]()
+    if sampler.confidence != "model":
+        raise ValueError(
+            f"sampler.confidence={sampler.confidence} is for strategies without a reward; strategy {name!r} reads the model's "
+            "own confidences: leave it out"
+        )
     check_guide(guide.k, 0.0 if guide.beta is None else guide.beta, columns)
     if name in ("best_of_n", "top_k"):
         what = TokenRule(float(sampler.temperature), float(sampler.top_p), guide.k)

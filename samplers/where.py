@@ -1,7 +1,8 @@
 """Where to unmask: every rule that needs no learned policy. `WHERE` maps the names of the command line to them.
 
 Rules that choose without looking (direct, first_hitting, random, dilated, leftmost) never read the model; the loop then reads
-it at the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule.
+it at the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule; `AsSampled` makes
+them those of the distribution that tokens are drawn from.
 Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim et al. 2502.06768 (margin), genpolicy
 (confidence_noisy), LLaDA 2502.09992 (top_prob), Dream (entropy), Fast-dLLM 2505.22618 (threshold, factor), EB-Sampler
 2505.24857 (entropy_bound), "Plan for Speed" 2506.19037 (dilated; what differs: its offset is drawn).
@@ -16,7 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.observation import Observation
+from dlm.environment import LEAST
+from dlm.observation import Observation, Readout, Response
+from dlm.token_rule import TokenRule
+from samplers.loop import Unmasker
 
 TIE = 1e-5  # scores closer than this to the last one taken are equal: the tie stream orders them, not rounding
 
@@ -224,6 +228,77 @@ class EntropyBound:
         count = (ordered.cumsum(1) - ordered <= self.bound).sum(1)  # of the n taken the largest is the last
         count = torch.minimum(count, observation.writable.sum(1)).clamp(min=1)
         return best(-entropy, observation.writable, count, by_ties(observation, draws)), nothing(observation)
+
+
+class Sampled(Response):
+    """An environment whose confidences are of the distribution that tokens are drawn from, after temperature, top-p and top-k. A
+    rule that asks for one token is told of the one that is drawn there, as in Dream's `sample_tokens` (2508.15487), not of the
+    best; rules that ask for two (margin) or for the entropy see the distribution itself. Nothing of it is kept between steps."""
+
+    def __init__(self, observation: Observation, what: TokenRule, draws: Draws):
+        super().__init__(observation.environment, 0)
+        self.observation, self.what, self.draws = observation, what, draws
+
+    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+        seen, whole = self.observation, self.whole
+        found = Readout(
+            torch.zeros(*where.shape, best, dtype=torch.long, device=where.device),
+            torch.zeros(*where.shape, best, device=where.device),
+            torch.zeros(where.shape, device=where.device) if entropy else None,
+        )
+        hidden, place = whole.hidden(where)[where], where.nonzero()
+        for part, states in zip(place.split(whole.chunk), hidden.split(whole.chunk), strict=True):
+            row, position = part.unbind(1)
+            logits = self.what(whole.logits(states))
+            drawn = None
+            if best == 1 and self.what.temperature > 0:
+                own = position if seen.start is None else position - seen.start[row]
+                drawn = self.draws.categorical(logits, seen.row_id[row], seen.row_step[row], own).unsqueeze(1)
+                log_prob = logits.gather(1, drawn) - logits.logsumexp(1, keepdim=True)
+                log_prob = log_prob.masked_fill(whole.written_last(drawn[:, 0]).unsqueeze(1), LEAST)
+            own_readout = whole.summarised(logits, best, entropy)
+            found.top_tokens[row, position] = own_readout.top_tokens if drawn is None else drawn
+            found.top_log_probs[row, position] = own_readout.top_log_probs if drawn is None else log_prob.float()
+            if found.entropy is not None:
+                assert own_readout.entropy is not None
+                found.entropy[row, position] = own_readout.entropy
+        return found
+
+
+@dataclass
+class AsSampled:
+    """A rule that reads confidences, on those of the distribution that `what` draws from (`Sampled`), in place of the model's at
+    temperature 1."""
+
+    where: Unmasker
+    what: TokenRule
+
+    def choose(self, observation, draws):
+        seen = replace(observation, environment=Sampled(observation, self.what, draws))
+        return self.where.choose(seen, draws)
+
+
+CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences
+CONFIDENT = (
+    "confidence",
+    "confidence_noisy",
+    "top_prob",
+    "entropy",
+    "threshold",
+    "window",
+    "factor",
+    "entropy_bound",
+)  # rules that read one
+
+
+def check_confidence(confidence: object, name: str, setting: str) -> None:
+    """Refuse an unknown source of confidences, and one for a rule that reads none. setting: its name, for the message."""
+    if confidence not in CONFIDENCES:
+        raise ValueError(f"{setting}={confidence!r} is unknown; use one of {', '.join(CONFIDENCES)}")
+    if confidence == "sampling" and name not in CONFIDENT:
+        raise ValueError(
+            f"{setting}=sampling is for rules that read confidences, and {name} reads none; use one of {', '.join(CONFIDENT)}"
+        )
 
 
 ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # they take as many steps as they need

@@ -56,7 +56,7 @@ SAMPLER: dict[str, Range] = {
         "strategy": Maybe(NAME), "steps window": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
         "cache": CACHE, "guidance temperature factor entropy_bound noise": WEIGHT,
         "stop logits_eos_inf confidence_eos_eot_inf": FLAG, "threshold": SHARE, "top_p": Number(0, 1, open_low=True),
-        "top_k": COUNT_OR_NONE,
+        "top_k": COUNT_OR_NONE, "confidence": NAME,
     }),
     **_in("policy.", POLICY_OF_SAMPLER),
     **_in("guide.", {
