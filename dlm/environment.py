@@ -410,7 +410,8 @@ class UnmaskingEnvironment:
         if not entropy:
             return Readout(top.indices, top_log_probs, None)
         log_prob = logits.sub_(log_total).masked_fill_(logits == -torch.inf, -1e4)
-        return Readout(top.indices, top_log_probs, -(log_prob.exp() * log_prob).sum(1).masked_fill(last, -LEAST))
+        found = -(log_prob.exp() * log_prob).sum(1)
+        return Readout(top.indices, top_log_probs, found.masked_fill(last, -LEAST))
 
     def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]:
         """Which tokens make their position the least confident."""

@@ -81,7 +81,11 @@ def test_confidences_are_those_of_dreams_own_code(alg, what, model):
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_decoding_writes_what_dreams_loop_writes(alg, model):
     """A step: confidences and tokens everywhere, the most confident positions keep theirs."""
-    what, steps, canvas = TokenRule(3.0, 0.95), 4, canvases(model, length=11)  # warm: no two confidences are within a tie
+    what, steps, canvas = (
+        TokenRule(3.0, 0.95),
+        4,
+        canvases(model, length=11),
+    )  # warm: no two confidences are within a tie
     rule = AsSampled(WHERE[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), what)
     found = sample(UnmaskingEnvironment(model, steps), Strategy(rule, what), canvas, seed=3).tokens
     x, draws, rows = canvas.clone(), Draws(3), torch.arange(len(canvas))
