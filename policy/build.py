@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from data.encoding import check_ids, message_ids, model_ids, unwritable
@@ -88,10 +88,10 @@ def build_strategy(config: DictConfig, model: MaskedLM) -> Strategy:
     if name == "policy":
         policy = _policy(sampler.policy, model)
         check_alpha(policy.network, sampler.alpha)
-        check_confidence(OmegaConf.select(config, "sampler.confidence") or "model", name, "sampler.confidence")
+        check_confidence(sampler.get("confidence", "model"), name, "sampler.confidence")
         return Strategy(policy, what)
     check_alpha(None, sampler.alpha)
-    confidence = OmegaConf.select(config, "sampler.confidence") or "model"
+    confidence = sampler.get("confidence", "model")
     check_confidence(confidence, name, "sampler.confidence")
     rule = _rule(sampler, name)
     return Strategy(AsSampled(rule, what) if confidence == "sampling" else rule, what)
@@ -132,7 +132,7 @@ def score_predictor(config: DictConfig, model: MaskedLM) -> str | None:
     neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "guidance": 0, "budget": None, "block_length": None, "cache": None,
                "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
                "confidence_eos_eot_inf": False, "confidence": "model"}  # fmt: skip
-    if wrong := [f"sampler.{key}={sampler[key]}" for key, value in neutral.items() if sampler[key] != value]:
+    if wrong := [f"sampler.{key}={sampler[key]}" for key, value in neutral.items() if sampler.get(key, value) != value]:
         raise ValueError(
             f"strategy {name!r} samples the model's own scores on the whole canvas; leave {', '.join(wrong)} out, or use "
             "another strategy"

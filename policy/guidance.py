@@ -101,7 +101,7 @@ def build_guide(config: DictConfig, model: MaskedLM, first: int, length: int) ->
     name = sampler.strategy
     columns = model.vocab_size - (not model.causal)
     where = WHERE[unmask_rule(guide.unmask, model)]()
-    if sampler.confidence != "model":
+    if sampler.get("confidence", "model") != "model":
         raise ValueError(
             f"sampler.confidence={sampler.confidence} is for strategies without a reward; strategy {name!r} reads the model's "
             "own confidences: leave it out"
