@@ -326,11 +326,13 @@ def _gym_questions(name: str, split: str, count: int) -> list[Question]:
             return False
 
     def scored(index: int, text: str, truth: str) -> Program:
-        return Program("", f"""
+        # The score evaluates the answer, so it is taken where a program runs, not where its tests do.
+        return Program(f"""
 import reasoning_gym
-data = reasoning_gym.create_dataset({name!r}, seed={GYM_SEEDS[split]}, size={count})
-assert data.score_answer({plain_answer(text)!r}, data[{index}]) > 0.999
-""", packages=True)  # fmt: skip
+def score():
+    data = reasoning_gym.create_dataset({name!r}, seed={GYM_SEEDS[split]}, size={count})
+    return data.score_answer({plain_answer(text)!r}, data[{index}])
+""", "assert score() > 0.999", packages=True)  # fmt: skip
 
     def in_sandbox(index: int, text: str, truth: str) -> bool:
         return run_programs([scored(index, text, truth)])[0].passed

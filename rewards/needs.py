@@ -178,9 +178,18 @@ def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None,
     for node in known.values():
         case = _is_case(node, imported, known)
         if case or node.name.startswith("Test"):
+            own = [each for part in _with_bases(node, known) for each in part.body]
             yield from (
-                (each, node, case) for each in node.body if isinstance(each, Function) and each.name.startswith("test")
+                (each, node, case) for each in own if isinstance(each, Function) and each.name.startswith("test")
             )
+
+
+def _with_bases(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """A class, and those of the same module that it derives from."""
+    found = [node]
+    for each in found:
+        found += [known[name] for base in each.bases if (name := _name(base)) in known and known[name] not in found]
+    return found
 
 
 def _fixtures(tree: ast.Module, imported: dict[str, str]) -> dict[str, Function]:

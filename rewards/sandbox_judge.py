@@ -38,39 +38,58 @@ FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, ty
 OUTCOMES = {"unittest", "pytest", "_pytest", TESTS}  # modules whose exceptions are verdicts: only tests raise them
 
 
+# Attributes with two underscores that tests read. By others a library (numpy: __array_function__) would leave its work to the
+# object, and give it the expected value.
+SHOWN = {
+    "__wrapped__",
+    "__annotations__",
+    "__dataclass_fields__",
+    "__members__",
+    "__abstractmethods__",
+    "__version__",
+    "__slots__",
+}
+
+
+def _refuse_hidden(thing: Any, name: str) -> None:
+    if name.startswith("__") and name.endswith("__") and name not in SHOWN:
+        raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
+
+
 class Remote(type):
     """The metaclass of stand-ins for classes."""
 
-    _side: TestsSide
-    _number: int
+    _unmask_side: TestsSide
+    _unmask_number: int
 
     def __call__(cls, *given: Any, **named: Any) -> Any:
-        if "_number" not in type.__getattribute__(cls, "__dict__"):
-            raise cls._side.channel.fail(
+        if "_unmask_number" not in type.__getattribute__(cls, "__dict__"):
+            raise cls._unmask_side.channel.fail(
                 f"a test derives {cls.__name__} from a class of the program, which it cannot do"
             )
-        made = cls._side.request("call", cls, given, named)
-        if is_remote(made) and cls.__name__[:1].isupper() and cls.__name__ not in cls._side.functions:
-            cls._side.made.add(number_of(made))
+        made = cls._unmask_side.request("call", cls, given, named)
+        if is_remote(made) and cls.__name__[:1].isupper() and cls.__name__ not in cls._unmask_side.functions:
+            cls._unmask_side.made.add(number_of(made))
         return made
 
     def __getattr__(cls, name: str) -> Any:
-        return cls._side.request("get", cls, name)
+        _refuse_hidden(cls, name)
+        return cls._unmask_side.request("get", cls, name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        cls._side.request("set", cls, name, value)
+        cls._unmask_side.request("set", cls, name, value)
 
     def __delattr__(cls, name: str) -> None:
-        cls._side.request("delete", cls, name)
+        cls._unmask_side.request("delete", cls, name)
 
     def __iter__(cls) -> Any:
-        return cls._side.request("special", cls, "__iter__", (), {})
+        return cls._unmask_side.request("special", cls, "__iter__", (), {})
 
     def __len__(cls) -> int:
-        return cls._side.request("special", cls, "__len__", (), {})
+        return cls._unmask_side.request("special", cls, "__len__", (), {})
 
     def __getitem__(cls, key: Any) -> Any:
-        return cls._side.request("special", cls, "__getitem__", (key,), {})
+        return cls._unmask_side.request("special", cls, "__getitem__", (key,), {})
 
     def __contains__(cls, item: Any) -> bool:
         return any(each is item or each == item for each in cls)
@@ -82,37 +101,38 @@ class Remote(type):
 class Thing:
     """What stand-ins for objects have in common. Its own attributes are set by `object.__setattr__`."""
 
-    _side: TestsSide
-    _number: int
+    _unmask_side: TestsSide
+    _unmask_number: int
 
     def __getattr__(self, name: str) -> Any:
-        return self._side.request("get", self, name)
+        _refuse_hidden(self, name)
+        return self._unmask_side.request("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("__"):
             object.__setattr__(self, name, value)
         else:
-            self._side.request("set", self, name, value)
+            self._unmask_side.request("set", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._side.request("delete", self, name)
+        self._unmask_side.request("delete", self, name)
 
     def __copy__(self) -> Any:
-        return self._side.request("copy", self, False)
+        return self._unmask_side.request("copy", self, False)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self._side.request("copy", self, True)
+        return self._unmask_side.request("copy", self, True)
 
     @property
     def __dict__(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._side.request("get", self, "__dict__")
+        return self._unmask_side.request("get", self, "__dict__")
 
 
 class Function(Thing):
     """A stand-in for a function or method of the program."""
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        return self._side.request("call", self, given, named)
+        return self._unmask_side.request("call", self, given, named)
 
 
 class Plain(Thing):
@@ -121,7 +141,7 @@ class Plain(Thing):
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("_"):
             return object.__getattribute__(self, name)
-        return self._side.request("get", self, name)
+        return self._unmask_side.request("get", self, name)
 
 
 class Solution(types.ModuleType):
@@ -129,28 +149,23 @@ class Solution(types.ModuleType):
 
     def __init__(self, side: TestsSide):
         super().__init__("solution")
-        self.__dict__["_side"] = side
+        self.__dict__["_unmask_side"] = side
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__all__":
-            names = self._side.request("names", self)
-            return [
-                each
-                for each in names
-                if not each.startswith("_") and (each == self._side.entry or each not in BUILTINS)
-            ]
+        if name == "__all__":  # other names are looked up when they are needed, and so cannot hide those of the tests
+            return [self._unmask_side.entry] if self._unmask_side.entry else []
         if name.startswith("__"):
             raise AttributeError(f"module 'solution' has no attribute {name!r}")
-        return self._side.request("get", self, name)
+        return self._unmask_side.request("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("__"):
             super().__setattr__(name, value)
         else:
-            self._side.request("set", self, name, value)
+            self._unmask_side.request("set", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._side.request("delete", self, name)
+        self._unmask_side.request("delete", self, name)
 
 
 BUILTINS = frozenset(dir(builtins))
@@ -174,6 +189,22 @@ class Names(dict):
             raise KeyError(name) from None
 
 
+class Module(types.ModuleType):
+    """The module of the tests, whose attributes are their globals."""
+
+    def __init__(self, names: Names):
+        super().__init__(TESTS)
+        self.__dict__["_names"] = names
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__["_names"]:
+            return self.__dict__["_names"][name]
+        raise AttributeError(f"module 'tests' has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__["_names"][name] = value
+
+
 def is_remote(value: Any) -> bool:
     """Tell whether a value is a stand-in. (Not isinstance alone, which a value may answer itself.)"""
     return issubclass(type(value), Thing | Remote | Solution)
@@ -183,7 +214,7 @@ def number_of(value: Any) -> int:
     if type(value) is Solution:
         return 0
     owner = type if issubclass(type(value), Remote) else object
-    return owner.__getattribute__(value, "_number")
+    return owner.__getattribute__(value, "_unmask_number")
 
 
 def _own(name: str, base: type) -> Callable[..., Any] | None:
@@ -193,7 +224,7 @@ def _own(name: str, base: type) -> Callable[..., Any] | None:
         return None if base is object else own
 
     def method(self: Any, *given: Any) -> Any:
-        side = object.__getattribute__(self, "_side")
+        side = object.__getattribute__(self, "_unmask_side")
         content = side.content(side.request("value", self), base)
         if issubclass(base, list | bytearray):
             base.__setitem__(self, slice(None), content)
@@ -211,7 +242,7 @@ def _special(name: str, base: type) -> Callable[..., Any]:
     guarded = name in WITH_OPERAND and not (base in CHANGEABLE and name in CHANGING)
 
     def method(self: Any, *given: Any, **named: Any) -> Any:
-        side = object.__getattribute__(self, "_side")
+        side = object.__getattribute__(self, "_unmask_side")
         made = number_of(self) in side.made
         if guarded and not is_remote(given[0]) and (not made or name in ("__eq__", "__ne__")):
             if own is not None:
@@ -269,6 +300,7 @@ class TestsSide:
         self.channel, self.entry, self.functions, self.lock = channel, entry, functions, RLock()
         self.encode, self.decode = Encoder(self._reference), Decoder(self._referred)
         self.solution = Solution(self)
+        self.iterates = False  # whether the tests speak of StopIteration, which is then an exception like others
         self.made: set[int] = set()
         self.descriptions: dict[int, tuple] = {}
         self.mirrors: dict[int, type] = {}
@@ -311,8 +343,16 @@ class TestsSide:
             except ProtocolError as error:
                 raise self.channel.fail(str(error)) from error
             if how == "raise":
-                raise result if isinstance(result, BaseException) else self.channel.fail("the program raised a value")
+                raise self._to_raise(result, operation)
             return result
+
+    def _to_raise(self, error: Any, operation: str) -> BaseException:
+        """What the program raises. The end of an iteration, out of anything else, would end a `map` of the tests unseen."""
+        if not isinstance(error, BaseException):
+            return self.channel.fail("the program raised a value")
+        if isinstance(error, StopIteration | StopAsyncIteration) and operation == "call" and not self.iterates:
+            return RuntimeError("the program raised StopIteration")
+        return error
 
     def content(self, value: Any, base: type) -> Any:
         """The value of a stand-in with a plain base, of exactly that type."""
@@ -441,8 +481,8 @@ class TestsSide:
             thing = base.__new__(kind, *(value if base not in CHANGEABLE else ()))
         else:
             raise ProtocolError(f"the program sent {tag}")
-        object.__setattr__(thing, "_side", self)
-        object.__setattr__(thing, "_number", number)
+        object.__setattr__(thing, "_unmask_side", self)
+        object.__setattr__(thing, "_unmask_number", number)
         if tag == "generator":
             generator = _generated(thing)
             self.generators[id(generator)] = (generator, number)
@@ -463,7 +503,7 @@ class TestsSide:
                 return error
         error = BaseException.__new__(made, *values)
         error.args = tuple(values)
-        for name, value in (("_side", self), ("_number", number), ("_text", text)):
+        for name, value in (("_unmask_side", self), ("_unmask_number", number), ("_unmask_text", text)):
             object.__setattr__(error, name, value)
         return error
 
@@ -497,7 +537,12 @@ class TestsSide:
         """A class that stands in for one of the program: bases as there, operators that ask it."""
         parents: list[type] = [base for base in self.decode.items(bases) if issubclass(base, Thing | BaseException)]
         base = BASES.get(value, object)
-        own: dict[str, Any] = {"_side": self, "_number": number, "__module__": str(module), "__doc__": doc}
+        own: dict[str, Any] = {
+            "_unmask_side": self,
+            "_unmask_number": number,
+            "__module__": str(module),
+            "__doc__": doc,
+        }
         if base in CHANGEABLE:
             read = (*COMPARED, "__iter__", "__len__", "__getitem__", "__contains__", "__repr__", "__reversed__")
             own |= {each: _own(each, base) for each in read if hasattr(base, each)}
@@ -505,7 +550,7 @@ class TestsSide:
         own |= {each: _special(each, base) for each in special if each in SPECIAL}
         if any(issubclass(parent, BaseException) for parent in parents):
             own = {each: item for each, item in own.items() if each not in SPECIAL}
-            own["__str__"] = lambda self: object.__getattribute__(self, "_text")
+            own["__str__"] = lambda self: object.__getattribute__(self, "_unmask_text")
         if not any(issubclass(parent, Thing) for parent in parents):
             parents = [Plain if base is not object else Thing, *parents]
         if base is not object and not any(issubclass(parent, base) for parent in parents):
@@ -528,12 +573,12 @@ def is_mock(value: Any) -> bool:
 def run_tests(side: TestsSide, code: str, tests: str, modules: dict[str, str], collect: bool, seeds: list[str]) -> None:
     """Run the code over there, then the tests here. Raises whatever keeps a test from passing."""
     compiled = compile(tests, TESTS, "exec")
+    side.iterates = "StopIteration" in tests
     side.request("load", code)
     for name in seeds:
         _seed_both(side, name)
     names = Names(side, modules)
-    module = types.ModuleType(TESTS)
-    sys.modules.update({TESTS: module, "solution": side.solution})
+    sys.modules.update({TESTS: Module(names), "solution": side.solution})
     if collect:
         runner = importlib.import_module("rewards.sandbox_pytest")
         sys.modules["pytest"] = runner.pytest_module()

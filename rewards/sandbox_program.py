@@ -213,9 +213,6 @@ class ProgramSide:
     async def _waited(self, target: Any) -> Any:
         return await target
 
-    def _names(self, target: Any) -> list[str]:
-        return [name for name in dir(target) if isinstance(name, str)]
-
     def _seed(self, module: str, seed: Any) -> None:
         importlib.import_module(module).seed(seed)
 

@@ -39,7 +39,7 @@ class Mark:
         self.name, self.args, self.kwargs = name, args, kwargs or {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bare = len(args) == 1 and not kwargs and isinstance(args[0], types.FunctionType | type) and not self.args
+        bare = len(args) == 1 and not kwargs and isinstance(args[0], types.FunctionType | type)
         if not bare:
             return Mark(self.name, (*self.args, *args), {**self.kwargs, **kwargs})
         target: Any = args[0]
@@ -412,7 +412,6 @@ class Run:
 
     def all(self) -> None:
         module = sys.modules["tests"]
-        vars(module).update(self.names)
         if "setup_module" in self.names:
             optional(self.names["setup_module"], module)
         elif "setUpModule" in self.names:
@@ -422,7 +421,7 @@ class Run:
         for name, found in list(self.names.items()):
             if isinstance(found, types.FunctionType) and name.startswith("test") and found.__module__ == "tests":
                 self.test(Item(name, found, None, [*marks, *vars(found).get("pytestmark", [])]))
-            elif type(found) is type and found.__module__ == "tests" and is_test_class(name, found):
+            elif isinstance(found, type) and found.__module__ == "tests" and is_test_class(name, found):
                 self.test_class(found, marks)
         self.finish(self.finishers)
         for name in ("teardown_module", "tearDownModule"):
@@ -457,11 +456,10 @@ class Run:
         names = unittest.TestLoader().getTestCaseNames(found)
         chosen = [name for name in names
                   if not self.skips([*marks, *getattr(getattr(found, name), "pytestmark", [])])]  # fmt: skip
-        module, setup = sys.modules["tests"], ("setUpModule", "tearDownModule")
-        for name in setup:  # done for the whole module
-            vars(module).pop(name, None)
         result = unittest.TestResult()
+        module = sys.modules.pop("tests")  # where unittest would look for set-up that is done once for all classes
         unittest.TestSuite(map(found, chosen)).run(result)
+        sys.modules["tests"] = module
         for _, text in (*result.errors, *result.failures):
             raise AssertionError(text.strip().rpartition("\n")[2])
         if result.unexpectedSuccesses:
@@ -552,19 +550,21 @@ def is_case(found: Any) -> bool:
 
 
 def is_test_class(name: str, found: Any) -> bool:
-    return name.startswith("Test") or is_case(found)
+    """A class that the tests have written, not a stand-in for one of the program."""
+    return "_unmask_number" not in vars(found) and (name.startswith("Test") or is_case(found))
 
 
 def _parameters(mark: Mark) -> list[tuple[dict[str, Any], list[Mark]]]:
     """The cases of a `parametrize`: values by name, and marks."""
     names = mark.args[0] if mark.args else mark.kwargs["argnames"]
     values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
-    names = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
+    written = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
+    alone = isinstance(names, str) and len(written) == 1  # then a value is not a tuple of values
     cases = []
     for value in values:
         marks = value.marks if isinstance(value, Param) else []
-        value = value.values if isinstance(value, Param) else value if len(names) > 1 else (value,)
-        cases.append((dict(zip(names, value, strict=True)), marks))
+        value = value.values if isinstance(value, Param) else (value,) if alone else value
+        cases.append((dict(zip(written, value, strict=True)), marks))
     return cases
 
 

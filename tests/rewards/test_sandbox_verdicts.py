@@ -227,6 +227,8 @@ WRONG = {
     "skip_by_a_class_of_that_name": ("class SkipTest(Exception):\n    pass\nSkipTest.__module__ = 'unittest.case'\ndef f(x):\n    raise SkipTest('no')", "import unittest\ndef test_f():\n    assert f(2) == 4\ndef test_a():\n    pass"),
     "skip_by_pytest": ("try:\n    import pytest\nexcept ImportError:\n    pass\nclass Skipped(BaseException):\n    pass\nSkipped.__module__ = 'rewards.sandbox_pytest'\ndef f(x):\n    raise Skipped", "def test_f():\n    assert f(2) == 4\ndef test_a():\n    pass"),
     "wrong_type_in_a_message": ("class C(int):\n    pass\nC.__module__, C.__qualname__ = 'builtins', 'int'\nC.__eq__ = lambda *a: True\ndef f(x):\n    return C(0)", "assert f(2) == 4"),
+    "star_import": (F + "class math:\n    isclose = lambda *a, **k: True\nclass pytest:\n    approx = lambda *a, **k: 0", "import math\nfrom solution import *\nassert math.isclose(f(2), 4.0)"),
+    "end_of_an_iteration": ("def f(x):\n    raise StopIteration", "assert all(map(lambda case: f(case[0]) == case[1], [(2, 4)]))"),
     "named_like_a_function": ("class Sum:\n    def __init__(self, x): pass\n    __sub__ = lambda s, o: 0.0", "assert abs(Sum(2) - 4) < 1e-6"),
 }  # fmt: skip
 
