@@ -23,10 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.ends import before_end, end_tokens, has_end, texts_of
 from data.preferences import Preference
 from dlm.files import unpacked
 from policy.build import shipped
-from rewards.models import TextReward, load_reward
+from rewards.models import TextReward, load_reward, padded
 from run_train_reward import read_preferences
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
@@ -103,13 +104,15 @@ def rows_of(preferences: list[Preference], algorithm: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def reward_function(name: str, device: torch.device, end: int | None) -> Callable[..., list[float | None]]:
-    """The reward as TRL calls it. end: the token that ends an answer."""
-    reward = load_reward(shipped(name), device)
+def reward_function(name: str, device: torch.device, tokenizer: Any) -> Callable[..., list[float | None]]:
+    """The reward as TRL calls it, of answers up to their end (data/ends.py)."""
+    reward, ends = load_reward(shipped(name), device), end_tokens(tokenizer)
     assert isinstance(reward, TextReward)
 
     def score(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_) -> list[float | None]:
-        return reward.score_texts(prompts, completions, [end in ids for ids in completion_ids]).tolist()
+        tokens, real = padded(completion_ids)
+        answers = texts_of(tokens, before_end(tokens, real, ends), tokenizer)
+        return reward.score_texts(prompts, answers, has_end(tokens, real, ends).tolist()).tolist()
 
     return score
 
@@ -131,9 +134,7 @@ def build_trainer(
             **settings, num_generations=preference.group_size, max_completion_length=preference.answer_length,
             temperature=preference.temperature,
         )  # fmt: skip
-        return RLOOTrainer(
-            model, reward_function(str(preference.reward), group.device, tokenizer.eos_token_id), answers, **data
-        )
+        return RLOOTrainer(model, reward_function(str(preference.reward), group.device, tokenizer), answers, **data)
     reference = copy.deepcopy(model) if lora is None else None  # with an adapter it is the model without it
     made, kind = {"dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer)}[preference.algorithm]
     return kind(model, reference, made(**settings, max_length=config.data.max_length), **data)

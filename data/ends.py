@@ -29,7 +29,7 @@ def end_tokens(tokenizer: Any) -> list[int]:
 
 def is_end(tokens: Int[Tensor, "*row position"], ends: Sequence[int]) -> Bool[Tensor, "*row position"]:
     """Which tokens are one of `ends`."""
-    return torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+    return torch.isin(tokens, torch.as_tensor(ends, dtype=tokens.dtype, device=tokens.device))
 
 
 def before_end(

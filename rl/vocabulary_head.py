@@ -15,6 +15,7 @@ The model's own states are read where it decodes, so guidance by the head costs 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.encoding import model_ids
+from data.ends import before_end, end_tokens
 from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
 from dlm.masked_lm import MaskedLM
@@ -38,11 +40,10 @@ def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) ->
     """The pairs on canvases of `length`, filled up with the end of sequence, and how many did not fit. ValueError where none is
     left."""
     tokenizer = model.tokenizer
-    if tokenizer is None or tokenizer.eos_token_id is None:  # pyright: ignore[reportAttributeAccessIssue]
+    if not (ends := end_tokens(tokenizer)):
         raise ValueError(
             f"{model.model_id} has no tokenizer with an end of sequence, and preferences are text; add one"
         )
-    end: int = tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
     sides: list[list[list[int]]] = [[], []]
     prompts = []
     for pair in preferences:
@@ -52,7 +53,7 @@ def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) ->
             prompts.append(len(prompt))
             for side, answer in zip(sides, answers, strict=True):
                 row = prompt + answer
-                side.append(row + [end] * (length - len(row)))
+                side.append(row + [ends[0]] * (length - len(row)))
     if not prompts:
         raise ValueError(
             f"none of {len(preferences)} pairs fits a canvas of {length}; raise data.canvas, or give other pairs"
@@ -74,24 +75,30 @@ class Entries:
     place: Int[Tensor, "entry"]
 
 
-def compared(pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, end: int) -> Bool[Tensor, "pair position"]:
+def compared(
+    pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, ends: Sequence[int]
+) -> Bool[Tensor, "pair position"]:
     """Where rows are compared. Causal (masked: None): from the first difference to the end of the shorter answer; masked: at the
-    masks of pairs that differ there or in what is shown."""
+    masks of pairs that differ there or in what is shown. ends: tokens that end an answer (data/ends.py)."""
     if masked is not None:
         return masked & (pairs.chosen != pairs.rejected).any(1, keepdim=True)
     parted = (pairs.chosen != pairs.rejected).cumsum(1) > 0
     ended = torch.zeros_like(pairs.free)
     for side in (pairs.chosen, pairs.rejected):
-        over = ((side == end) & pairs.free).cumsum(1) > 0
-        ended[:, 1:] |= over[:, :-1]
+        answer = before_end(side, pairs.free, ends)
+        ended[:, 1:] |= (pairs.free & ~answer)[:, :-1]
     return pairs.free & parted & ~ended
 
 
 def entries(
-    model: MaskedLM, head: VocabularyHead, pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, end: int
+    model: MaskedLM,
+    head: VocabularyHead,
+    pairs: Pairs,
+    masked: Bool[Tensor, "pair position"] | None,
+    ends: Sequence[int],
 ) -> Entries:
     """One pass of the frozen model over both sides; only the values of the tokens that stand there are computed."""
-    read = compared(pairs, masked, end)
+    read = compared(pairs, masked, ends)
     tokens = torch.cat((pairs.chosen, pairs.rejected))
     seen = tokens if masked is None else tokens.masked_fill(masked.repeat(2, 1), model.mask_id)
     both = read.repeat(2, 1)
@@ -130,7 +137,7 @@ class HeadTraining:
     def __init__(self, model: MaskedLM, kind: str, pairs: Pairs, held_out: Pairs, config: DictConfig, processes):
         self.model, self.causal, self.config, self.processes = model, kind == "prefix", config, processes
         self.pairs, self.held_out = pairs, held_out
-        self.end: int = model.tokenizer.eos_token_id  # pyright: ignore
+        self.ends = end_tokens(model.tokenizer)
         trunk = str(config.init)
         self.head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind).to(processes.device)
         parameters = list(self.head.parameters())
@@ -147,7 +154,7 @@ class HeadTraining:
         """Of these pairs, and their masks (None: causal)."""
         pairs = pairs.to(self.processes.device)
         masked = None if self.causal else pair_masks(pairs, seed, first)
-        return entries(self.model, self.head, pairs, masked, self.end), masked
+        return entries(self.model, self.head, pairs, masked, self.ends), masked
 
     def update(self, step: int) -> dict[str, float]:
         """One update."""

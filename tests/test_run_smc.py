@@ -56,6 +56,29 @@ def happy(monkeypatch):
     monkeypatch.setattr(twist.sampling, "text_reward", text_reward)
 
 
+def test_a_sample_without_a_particle_is_named_and_left_out_of_the_means(twists, monkeypatch):
+    honest, asked = twist.sampling.build_target, []
+
+    def build_target(*arguments):
+        made = honest(*arguments)
+
+        def log_phi(tokens, given=None):  # the second sample's four particles
+            asked.append(len(tokens))
+            return torch.where(torch.arange(len(tokens)) // 4 == 1, -torch.inf, -1.0)
+
+        made.log_phi = log_phi
+        return made
+
+    monkeypatch.setattr(twist.sampling, "build_target", build_target)
+    words = ["--strategy", "twisted_smc", "--twist", twists["causal twist"], "--num_samples", "3", "--batch_size", "3"]
+    _, texts, record = draw(*words, "--particles", "4", "--resample", "never", "sampler.smc.proposal=base")
+    assert asked == [12] and record["dead"] == [1] and len(texts) == 3
+    assert record["log_z"] == [pytest.approx(-1), None, pytest.approx(-1)] and record["log_phi"][1] is None
+    json.dumps(record, allow_nan=False)
+    shown = run_sample.summary(record)
+    assert "log Z                  -1.000" in shown and "1 of 3 samples (1): all particles have potential 0" in shown
+
+
 @pytest.mark.parametrize(("name", "argv"), [
     ("causal twist", ["--particles", "6", "--resample", "every"]),
     ("causal twist", ["--particles", "6", "--resample", "never", "sampler.smc.proposal=base"]),

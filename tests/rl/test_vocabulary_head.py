@@ -46,14 +46,18 @@ def test_pairs_stand_on_canvases_and_what_does_not_fit_is_counted(model):
 def test_prefixes_are_compared_from_the_first_difference_to_the_first_end():
     chosen, rejected = torch.tensor([[5, 6, 7, 8, 0, 0, 0]]), torch.tensor([[5, 6, 9, 8, 8, 8, 0]])
     pairs = Pairs(chosen, rejected, torch.tensor([[False, True, True, True, True, True, True]]))
-    assert compared(pairs, None, END).tolist() == [[False, False, True, True, True, False, False]]
+    assert compared(pairs, None, (END,)).tolist() == [[False, False, True, True, True, False, False]]
+    turn = torch.where(chosen == 8, 12, chosen)  # another token that ends an answer
+    assert compared(Pairs(turn, rejected, pairs.free), None, (END, 12)).tolist() == [
+        [False, False, True, True, False, False, False]
+    ]
     prompt_ends = Pairs(chosen.clone(), rejected.clone(), pairs.free)
     prompt_ends.chosen[0, 0] = prompt_ends.rejected[0, 0] = END  # an end in the prompt ends no answer
-    assert compared(prompt_ends, None, END).tolist() == [[False, False, True, True, True, False, False]]
+    assert compared(prompt_ends, None, (END,)).tolist() == [[False, False, True, True, True, False, False]]
     masked = torch.tensor([[False, True, False, False, False, True, False]])
-    assert compared(pairs, masked, END).tolist() == masked.tolist()
+    assert compared(pairs, masked, (END,)).tolist() == masked.tolist()
     same = Pairs(chosen, chosen, pairs.free)
-    assert not compared(same, masked, END).any() and not compared(same, None, END).any()
+    assert not compared(same, masked, (END,)).any() and not compared(same, None, (END,)).any()
 
 
 @torch.no_grad()
@@ -61,9 +65,9 @@ def test_margins_are_those_of_the_definition(model):
     """Each prefix, or each masked canvas, by itself, with the whole vocabulary's values."""
     head, (pairs, _) = head_of(model), canvas_pairs(PREFERENCES, model, 14)
     masked = None if model.causal else pair_masks(pairs, 3)
-    found = entries(model, head, pairs, masked, END)
+    found = entries(model, head, pairs, masked, (END,))
     expected, rows, places = [], [], []
-    for row, position in compared(pairs, masked, END).nonzero().tolist():
+    for row, position in compared(pairs, masked, (END,)).nonzero().tolist():
         values = []
         for side in (pairs.chosen[row], pairs.rejected[row]):
             canvas = side.clone()
