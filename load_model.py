@@ -1,7 +1,8 @@
 """load_model(path_or_hub_id, device) -> (model, noise): a frozen MaskedLM and its noise schedule (None for a causal model).
 
-Takes a hub id, a directory with config.json and safetensors (sharded or not; or pytorch_model.bin), a run of ours or of RADD's
-(its averaged weights), one .pth of a run, an adapter (merged into its base), or `smollm2`. Published checkpoints of RADD, SEDD,
+Takes a hub id, a directory with config.json and model.safetensors or pytorch_model.bin (each in one file or several, with an
+index, saved from a wrapped model or not), a run of ours or of RADD's (its averaged weights), one .pth of a run, an adapter
+(merged into its base), or `smollm2`. Published checkpoints of RADD, SEDD,
 MDLM, LLaDA, Dream and of any causal model of transformers load unmodified; keys are checked strictly; no remote code runs.
 """
 
@@ -9,16 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, mask_of, peft_name
@@ -31,13 +32,12 @@ from dlm.files import (
     model_folder,
     read_config,
     read_tokenizer,
-    read_weights,
     unpacked,
-    weight_files,
 )
 from dlm.masked_lm import LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
+from dlm.weights import read_weights, stored, stored_names, unwrapped, weight_files
 from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
@@ -46,6 +46,7 @@ from weights import check_read, check_written, load_checkpoint
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
+EMBEDDING = "vocab_embed.embedding"  # what RADD, SEDD and MDLM have
 OLD_BUFFERS = (
     "attn.bias",
     "attention.bias",
@@ -77,7 +78,7 @@ def load_model(
                 raise ValueError(
                     f"config.json of {path} has no {key!r}; expected a RADD or SEDD checkpoint or a causal model's config"
                 )
-        state = read_weights(path) if state is None else state
+        state = read_weights(path, [EMBEDDING]) if state is None else state
         if NOISE_EMBEDDING in state:
             config["model_type"] = "sedd"
     found = family(config)
@@ -90,18 +91,32 @@ def load_model(
     if "peft_type" in config:
         model: MaskedLM = _adapted(path, config, state, dtype, tokenizer, torch.device(device))
     elif found in KEYS:
-        model = build_llama(config, dtype, tokenizer, path, "meta")
-        _load_streaming(model, path, state, torch.device(device))  # pyright: ignore[reportArgumentType]
+        with described_by(path):
+            model = build_llama(config, dtype, tokenizer, path, "meta")
+        _load_streaming(model, path, state, torch.device(device))
     elif found not in ("radd", "sedd", "mdlm"):
         model, noise = _causal(path, config, state, dtype, tokenizer), None
     else:
-        if found == "mdlm":
-            config = radd_config(config)
-            state = fold_mdlm(read_weights(path))
-        with readable(Path(path) / "config.json"):
+        with described_by(path):
+            config = radd_config(config) if found == "mdlm" else config
             model = _nested(config, noise, dtype, tokenizer, path)  # pyright: ignore[reportArgumentType]
-        _load_strictly(model.backbone, read_weights(path) if state is None else state, path)
+        state = read_weights(path, [EMBEDDING]) if state is None else state
+        files = "" if is_run(path) else f" ({' and '.join(file.name for file in weight_files(path)[:2])})"
+        _load_strictly(model.backbone, fold_mdlm(state) if found == "mdlm" else state, f"{path}{files}")
     return model.requires_grad_(False).eval().to(device), noise
+
+
+@contextmanager
+def described_by(path: str):
+    """A config.json that describes no network ends in one sentence that names the file."""
+    file = Path(path) / "config.json"
+    with readable(file):
+        try:
+            yield
+        except ValueError as error:
+            if type(error) is ValueError and path not in str(error):
+                raise ValueError(f"{file}: {error}") from error
+            raise
 
 
 def load_bidirectional(
@@ -118,7 +133,8 @@ def load_bidirectional(
         loaded = load_model(path, device, dtype)[0]
         assert isinstance(loaded, LlamaLM)
         return loaded
-    model = build_llama(dream_config(config, length), dtype, read_tokenizer(folder, config), path, "meta")
+    with described_by(folder):
+        model = build_llama(dream_config(config, length), dtype, read_tokenizer(folder, config), path, "meta")
     _load_streaming(model, folder, None, torch.device(device))
     return model.requires_grad_(False).eval()
 
@@ -133,8 +149,9 @@ def _adapted(
 ) -> LlamaLM:
     """The adapter at `path` on its base, merged. state: that of a run, under our names; None: the adapter's file."""
     folder = str(model_folder(path)) if is_run(path) else path
-    adapter = json.loads(fetch(folder, "adapter_config.json").read_text(encoding="utf-8-sig"))
-    base = adapter["base_model_name_or_path"]
+    with readable(file := fetch(folder, "adapter_config.json")):
+        adapter = json.loads(file.read_text(encoding="utf-8-sig"))
+        base = adapter["base_model_name_or_path"]
     try:
         model = load_bidirectional(base, device, dtype, config.get("max_position_embeddings"))
     except ValueError as error:
@@ -226,12 +243,16 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
             f"{path} is of type {config['model_type']}, of which transformers has no causal model, and code that comes with a "
             "checkpoint is never run; choose another"
         )
-    stored = getattr(torch, dtype)
+    precision = getattr(torch, dtype)
     if state is None:
+        saved = _wrapped_causal(path, config)
+        settings: Any = None if saved is None else AutoConfig.for_model(**config)
+        kind: Any = AutoModelForCausalLM if saved is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         try:
-            backbone, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                path, dtype=stored, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
-            )
+            backbone, found = kind.from_pretrained(
+                path if saved is None else None, config=settings, state_dict=saved, dtype=precision,
+                output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False,
+            )  # fmt: skip
         except OSError as error:
             raise ValueError(f"{path} has a config.json but its weights cannot be had: {error}") from error
         _refuse_misfit(
@@ -242,36 +263,51 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
         check_read(backbone.named_parameters(), path)
     else:
         settings = AutoConfig.for_model(**config)
-        backbone = AutoModelForCausalLM.from_config(settings, dtype=stored, trust_remote_code=False)
+        backbone = AutoModelForCausalLM.from_config(settings, dtype=precision, trust_remote_code=False)
         _load_strictly(backbone, state, path)
     start = backbone.config.bos_token_id if backbone.config.bos_token_id is not None else backbone.config.eos_token_id
     return CausalLM(backbone, start, dtype, tokenizer, path)
 
 
+def _wrapped_causal(path: str, config: dict) -> dict[str, Tensor] | None:
+    """Weights that were saved from a wrapped causal model, under the model's own names; None where they were not: transformers
+    reads those itself. Refuses an index that leads out of a local directory."""
+    if not Path(path).is_dir():
+        return None
+    with described_by(path), torch.device("meta"):
+        settings = AutoConfig.for_model(**config)
+        expected = AutoModelForCausalLM.from_config(settings, trust_remote_code=False).state_dict()
+    names = stored_names(weight_files(path))
+    if all(own == name for name, own in unwrapped(names, expected).items()):
+        return None
+    return read_weights(path, expected.keys())
+
+
 def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, device: torch.device) -> None:
     """Fill a model that has no weights yet, one tensor at a time: what is in memory besides is one tensor.
 
-    state: weights of a run, under our names; None: the checkpoint's safetensors, under the published ones.
+    state: weights of a run, under our names; None: the checkpoint's files, under the published ones.
     """
     names = {name: name for name in model.backbone.state_dict()} if state is not None else published_names(model)
     own = {published: name for name, published in names.items()}
     expected, weights = model.backbone.state_dict(), {}
-    files = [None] if state is not None else weight_files(path)
+    files = [] if state is not None else weight_files(path)
+    plain = unwrapped(state if state is not None else stored_names(files), own)
     tied_head = published_name("head.weight", KEYS[model.config["model_type"]])  # some checkpoints hold it all the same
     unexpected, wrong = [], []
-    for file in files:
-        with readable(Path(path)), nullcontext() if file is None else safe_open(file, "pt") as opened:
-            for name in state if opened is None else opened.keys():  # pyright: ignore[reportOptionalIterable]
-                tensor = state[name] if opened is None else opened.get_tensor(name)  # pyright: ignore[reportOptionalSubscript]
-                if name.endswith(OLD_BUFFERS) or (model.backbone.shape.tied and name == tied_head):
-                    continue
-                if name not in own:
-                    unexpected.append(name)
-                elif tensor.shape != expected[own[name]].shape:
-                    wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[own[name]].shape)}")
-                else:
-                    check_read([(name, tensor)], file or path)
-                    weights[own[name]] = tensor.to(device, model.dtype)
+    pieces = [("", state.items())] if state is not None else [(f" in {file.name}", stored(file)) for file in files]
+    for where, tensors in pieces:
+        for stored_name, tensor in tensors:
+            name = plain[stored_name]
+            if name.endswith(OLD_BUFFERS) or (model.backbone.shape.tied and name == tied_head):
+                continue
+            if name not in own:
+                unexpected.append(stored_name)
+            elif complaint := misfit(tensor, expected[own[name]]):
+                wrong.append(f"{stored_name}{where} is {complaint}")
+            else:
+                check_read([(stored_name, tensor)], f"{path}{where}")
+                weights[own[name]] = tensor.to(device, model.dtype)
     missing = [published for published, name in own.items() if name not in weights and not wrong]
     _refuse_misfit(path, model.backbone, missing, unexpected, wrong)
     if model.backbone.shape.tied:
@@ -283,11 +319,20 @@ def _load_streaming(model: LlamaLM, path: str, state: dict[str, Tensor] | None, 
 
 def _load_strictly(backbone: nn.Module, state: dict[str, Tensor], path: str) -> None:
     expected = backbone.state_dict()
-    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in expected.items()
-             if k in state and state[k].shape != v.shape]  # fmt: skip
+    wrong = [f"{name} is {complaint}" for name, due in expected.items()
+             if name in state and (complaint := misfit(state[name], due))]  # fmt: skip
     _refuse_misfit(path, backbone, expected.keys() - state.keys(), state.keys() - expected.keys(), wrong)
     check_read(state.items(), path)
     backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+def misfit(tensor: Tensor, due: Tensor) -> str:
+    """What is wrong with a weight of a file: another shape, or numbers of a kind that weights are not (quantised); else empty."""
+    if tensor.shape != due.shape:
+        return f"{tuple(tensor.shape)}, expected {tuple(due.shape)}"
+    if due.is_floating_point() != tensor.is_floating_point():
+        return f"{str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or float16"
+    return ""
 
 
 def _refuse_misfit(
@@ -313,11 +358,7 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             )
     loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
     assert isinstance(loaded, dict)
-    config: dict = (
-        json.loads((run / "model" / "config.json").read_text(encoding="utf-8-sig"))
-        if (run / "model").is_dir()
-        else loaded
-    )
+    config: dict = read_config(str(run / "model")) if (run / "model").is_dir() else loaded
     with readable(file):
         saved = load_checkpoint(file, file)
     if "model" not in saved or "ema" not in saved:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from data.sudoku import SudokuTokenizer
@@ -58,21 +55,13 @@ def config_folder(path: str) -> str:
 
 
 def read_config(path: str) -> dict:
-    with readable(Path(path) / "config.json"):
-        return json.loads(fetch(path, "config.json").read_text(encoding="utf-8-sig"))
-
-
-def weight_files(path: str) -> list[Path]:
-    """The checkpoint's files: those of its index, or the one there is."""
-    index = "model.safetensors.index.json"
-    one = Path(path) / "model.safetensors"
-    if one.is_file():
-        return [one]
-    try:
-        listed = json.loads(fetch(path, index).read_text(encoding="utf-8-sig"))["weight_map"]
-    except ValueError:
-        return [fetch(path, "model.safetensors")]
-    return [fetch(path, name) for name in sorted(set(listed.values()))]
+    """config.json. ValueError that names the file where it is none."""
+    file = fetch(path, "config.json")
+    with readable(file):
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
+    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+        raise ValueError(f"{file} describes no model; give the config.json that was saved with the weights")
+    return config
 
 
 def fetch(path: str, name: str) -> Path:
@@ -80,7 +69,8 @@ def fetch(path: str, name: str) -> Path:
     if Path(path).is_dir():
         if not (Path(path) / name).is_file():
             raise ValueError(
-                f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors"
+                f"{path} has no {name}; expected a checkpoint directory with config.json and model.safetensors or "
+                "pytorch_model.bin"
             )
         return Path(path) / name
     try:
@@ -102,30 +92,30 @@ def fetch(path: str, name: str) -> Path:
         raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
-    if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
-        return torch.load(fetch(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    state = {}
-    for file in weight_files(path):
-        with readable(file):
-            state |= load_file(file)
-    return state
-
-
 def read_tokenizer(path: str, config: dict):
-    """None where it cannot be had: the model works on token ids, and decoding says what is missing."""
+    """None where there is none or the hub is out of reach: the model works on token ids, and decoding says what is missing.
+
+    Raises ValueError that names the file for one that is there and broken.
+    """
     if "puzzle" in config:
         return SudokuTokenizer(tuple(config["puzzle"]["box"]))
     found, local = family(config), Path(path).is_dir()
     if not local and found in ("radd", "mdlm"):
         path = PUBLISHED_TOKENIZER
-    try:
-        if found == "Dream" and not is_there(path, "tokenizer.json"):
-            return _dream_tokenizer(path, config)
-        if local and not is_there(path, "tokenizer.json"):
+    there = is_there(path, "tokenizer.json")
+    if found == "Dream" and not there:
+        if not all(is_there(path, name) for name in ("vocab.json", "merges.txt")):
             return None
-        if found in KEYS or (local and found in ("sedd", "mdlm")):  # transformers does not know these names
-            return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+        with readable(fetch(path, "vocab.json")):
+            return _dream_tokenizer(path, config)
+    if local and not there:
+        return None
+    if there:
+        with readable(fetch(path, "tokenizer.json")):
+            if found in KEYS or (local and found in ("radd", "sedd", "mdlm")):  # names that transformers does not know
+                return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    try:  # in the layouts that came before tokenizer.json
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):  # the hub is out of reach
         return None
@@ -133,8 +123,6 @@ def read_tokenizer(path: str, config: dict):
 
 def _dream_tokenizer(path: str, config: dict) -> Qwen2Tokenizer:
     """Dream and DiffuCoder ship vocab.json and merges.txt, and code of their own that makes Qwen2's tokenizer of them."""
-    for name in ("vocab.json", "merges.txt"):
-        fetch(path, name)
     tokenizer = Qwen2Tokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.mask_token = tokenizer.convert_ids_to_tokens(config["mask_token_id"])
     return tokenizer

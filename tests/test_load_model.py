@@ -298,7 +298,7 @@ def test_directories_that_are_no_checkpoint(tmp_path, checkpoint):
         load_model(tmp_path)
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(
-        ValueError, match=r"has no pytorch_model.bin; expected a checkpoint directory .* model.safetensors"
+        ValueError, match=r"has no model.safetensors; expected a checkpoint directory .* model.safetensors"
     ):
         load_model(checkpoint)
     (checkpoint / "config.json").write_text(json.dumps({"model": {}}))
@@ -307,7 +307,7 @@ def test_directories_that_are_no_checkpoint(tmp_path, checkpoint):
     ):
         load_model(checkpoint)
     (checkpoint / "config.json").write_text(json.dumps(LLAMA))
-    with pytest.raises(ValueError, match="has a config.json but its weights cannot be had"):
+    with pytest.raises(ValueError, match="has no model.safetensors; expected a checkpoint directory"):
         load_model(checkpoint)
 
 

@@ -1,0 +1,113 @@
+"""Weights of a checkpoint: safetensors or pytorch_model.bin, in one file or several, saved from a wrapped model or not.
+
+No pickled code runs, and an index names files of its own directory alone.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dlm.files import fetch, is_there
+from training.usage import readable
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+# What torch.compile and FSDP put into a parameter's name, at any depth.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def weight_files(path: str) -> list[Path]:
+    """The checkpoint's files: the one there is, or those of its index. Raises ValueError where there is none, and for an index
+    that is broken or names a file outside its directory."""
+    for name in SINGLE:
+        if is_there(path, name):
+            return [fetch(path, name)]
+        if is_there(path, f"{name}.index.json"):
+            return _shards(path, f"{name}.index.json")
+    return [fetch(path, SINGLE[0])]  # says what is missing
+
+
+def _shards(path: str, index: str) -> list[Path]:
+    file = fetch(path, index)
+    with readable(file):
+        names = sorted(set(json.loads(file.read_text(encoding="utf-8-sig"))["weight_map"].values()))
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} names no file of weights; take the one that was published with them")
+    for name in names:
+        parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+        absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
+        if absolute or ".." in parts or not _is_inside(Path(path), name):
+            raise ValueError(f"{file} names {name!r}, which is outside its directory; take weights from one directory")
+    return [fetch(path, name) for name in names]
+
+
+def _is_inside(directory: Path, name: str) -> bool:
+    """Whether a file of a local directory is in it, links resolved. The hub's cache holds links to `blobs` beside `snapshots`."""
+    if not directory.is_dir():
+        return True
+    folder = directory.resolve()
+    roots = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    return any((directory / name).resolve().is_relative_to(root) for root in roots)
+
+
+def stored(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in a file, one tensor in memory at a time. ValueError that names a file that is damaged."""
+    with readable(file):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+                    yield name, opened.get_tensor(name)
+            return
+        yield from _pickled(file).items()
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{file} holds no weights by name; give a state_dict that torch.save wrote")
+    return state
+
+
+def stored_names(files: Iterable[Path]) -> list[str]:
+    """Names of all tensors."""
+    names: list[str] = []
+    for file in files:
+        with readable(file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as opened:
+                    names += opened.keys()
+            else:
+                names += _pickled(file)
+    return names
+
+
+def unwrapped(names: Iterable[str], expected: Collection[str]) -> dict[str, str]:
+    """Each name as the model itself has it: without what DDP (`module.`), torch.compile, FSDP, Lightning or any other wrapper put
+    before it. The prefix is that which makes most names expected ones; names without it stay as they are."""
+    plain = {}
+    for name in names:
+        plain[name] = name
+        for wrapper in WRAPPERS:
+            plain[name] = plain[name].replace(wrapper, "")
+    votes: Counter[str] = Counter()
+    for name in plain.values():
+        parts = name.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        votes.update(name.removesuffix(end) for end in ends if end in expected)
+    prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)), default="")
+    return {name: own.removeprefix(prefix) for name, own in plain.items()}
+
+
+def read_weights(path: str, expected: Collection[str]) -> dict[str, Tensor]:
+    """All weights in memory, under the model's own names. expected: some or all of these (`unwrapped`)."""
+    files = weight_files(path)
+    own = unwrapped(stored_names(files), expected)
+    return {own[name]: tensor for file in files for name, tensor in stored(file)}
