@@ -221,8 +221,8 @@ LATE_ENCODERS: dict[str, Callable[[Encoder, Any], Any]] = {
     "pathlib.PosixPath": lambda encode, value: ["PosixPath", str(value)],
     "pathlib.PurePosixPath": lambda encode, value: ["PurePosixPath", str(value)],
     "numpy.ndarray": _array,
-    "pandas.core.frame.DataFrame": _frame,
-    "pandas.core.series.Series": _series,
+    **dict.fromkeys(("pandas.DataFrame", "pandas.core.frame.DataFrame"), _frame),  # the name since pandas 3, and before
+    **dict.fromkeys(("pandas.Series", "pandas.core.series.Series"), _series),
 } | {f"numpy.{name}": _scalar for name in (
     "bool_", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "longlong", "ulonglong",
     "float16", "float32", "float64", "complex64", "complex128", "datetime64", "timedelta64")}  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 from rewards import sandbox
 from rewards.sandbox import Limits, Program, SandboxError, check_sandbox, run_programs
+from rewards.seccomp import program_filter
 
 HERE = Path(__file__).resolve()
 
@@ -273,3 +274,19 @@ def test_nothing_lives_on(unsandboxed):
             return
         time.sleep(0.1)
     raise AssertionError("a process outlived its program")
+
+
+def test_a_machine_whose_system_calls_are_not_known_has_no_sandbox(monkeypatch, tmp_path):
+    check_sandbox.cache_clear()
+    sandbox._filter.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path))
+    monkeypatch.setattr(sandbox.platform, "machine", lambda: "abacus")
+    with pytest.raises(SandboxError, match="no filter of system calls for this machine \\(abacus\\).*--unsandboxed"):
+        run_programs([Program("", "")])
+
+
+def test_the_filter_is_a_list_of_instructions():
+    for machine in ("x86_64", "aarch64"):
+        made = program_filter(machine)
+        assert made is not None and len(made) % 8 == 0 and made.endswith((0x7FFF0000).to_bytes(4, sys.byteorder))
+    assert program_filter("abacus") is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.sandbox import Program, SandboxError, check_sandbox, run_programs
+from rewards.sandbox import Limits, Program, SandboxError, check_sandbox, run_programs
 
 
 def usable() -> bool:
@@ -255,3 +255,29 @@ def test_wrong_programs_fail(unsandboxed):
     given = run_programs([program(name, *each) for name, each in wrong.items()], unsandboxed)
     assert [name for name, verdict in zip(wrong, given, strict=True) if verdict.passed] == []
     assert all(verdict.reason for verdict in given)
+
+
+ARRAYS = "import numpy as np\ndef f(x):\n    return np.array([4, 5])\ndef g():\n    return np.float64(0.1) + np.float64(0.2)\ndef h(a):\n    a[1] = 5"
+TABLE = "import pandas as pd\ndef f(d):\n    d = d.copy()\n    d['c'] = d['a'] * 2\n    return d\ndef g(d):\n    return d['a']"
+LYING_ARRAY = "class A:\n    __array_function__ = __array_ufunc__ = lambda *a, **k: True\ndef f(x):\n    return A()"
+
+
+@needs_bwrap
+@pytest.mark.slow
+def test_arrays_and_tables_cross_as_data():
+    right = [
+        Program(ARRAYS, "import numpy as np\nassert np.array_equal(f(2), np.array([4, 5])) and f(2).dtype == np.int64\n"
+                "assert np.isclose(g(), 0.3) and type(g()) is np.float64\na = np.zeros(3)\nh(a)\nassert a[1] == 5", True),
+        Program(ARRAYS, "import numpy as np, pytest\ndef test_a():\n    assert f(2) == pytest.approx(np.array([4.0, 5.0]))\n"
+                "    assert f(2) != pytest.approx(np.array([4.0, 6.0]))", True, collect=True),
+        Program(TABLE, "import pandas as pd\nd = pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']})\nassert g(d).tolist() == [1, 2]\n"
+                "pd.testing.assert_frame_equal(f(d), pd.DataFrame({'a': [1, 2], 'b': ['x', 'y'], 'c': [2, 4]}))", True),
+    ]  # fmt: skip
+    asked = (
+        "assert np.array_equal(f(2), np.array([4, 5]))",
+        "assert np.isclose(f(2), 4)",
+        "np.testing.assert_allclose(f(2), [4.0])",
+    )
+    wrong = [Program(LYING_ARRAY, f"import numpy as np\n{tests}", True) for tests in asked]
+    given = run_programs([*right, *wrong], limits=Limits(seconds=30))
+    assert [each.passed for each in given] == [True] * 3 + [False] * 3, given
