@@ -20,6 +20,7 @@ from random import Random
 import torch
 
 from evaluation.text import Judge, load_judge
+from training.usage import device_of, exit_on_bad_input
 
 VALID_SHARE = 0.08
 OVERLAP = 0.5  # a held-out story that shares more of its eight-word runs with the training stories is a near duplicate
@@ -128,12 +129,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=160, help="longest story, in tokens of the model")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     if options.split is None:
-        make_stories(
-            options.model, options.out, options.count, options.batch, options.seed, options.device, options.tokens
-        )
+        device = str(device_of(options.device))
+        make_stories(options.model, options.out, options.count, options.batch, options.seed, device, options.tokens)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     train, valid = split_stories([story["text"].strip() for story in read_stories(options.split)])
@@ -143,4 +143,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

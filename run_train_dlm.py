@@ -47,6 +47,11 @@ def model_config(config: DictConfig, tokenizer) -> dict:
     kind = shape.pop("kind")
     if kind == "llada":
         eos = end_of_text(tokenizer)
+        if tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"model=llada masks with a token of the tokenizer, and data.tokenizer={config.data.get('tokenizer')} has no mask "
+                "token; give a tokenizer that has one, or use model=radd"
+            )
         return {
             "model_type": "llada",
             "architectures": ["LLaDAModelLM"],
