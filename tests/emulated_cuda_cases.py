@@ -40,10 +40,10 @@ from samplers.live import LiveView
 from samplers.loop import Strategy, sample
 from samplers.scores import PREDICTORS, sample_scores
 from samplers.where import Confident
-from tests import tiny_rewards, tiny_text
+from tests import tiny_text
 from tests.enumerable import random_sedd
 from tests.helpers.emulated_cuda import watch
-from tests.policy_runs import DIT, GROUPS, REPELLING, RULE, ROOT, WARM
+from tests.policy_runs import DIT, GROUPS, REPELLING, ROOT, RULE, WARM
 from tests.preference_pairs import tiny as tiny_language_model
 from tests.preference_pairs import write_pairs
 from tests.test_run_guide import rewards, words  # noqa: F401
@@ -392,16 +392,16 @@ DLM = [*ONE, "training.batch_size=4", "eval.samples=2", "eval.steps=3", "eval.ba
 
 
 @pytest.mark.parametrize(
-    "words",  # noqa: F811
+    "words",
     [
         ["loss=t_DCE", *SMALL], ["loss=k_DCE", "model.learned_positions=true", *SMALL],
         ["model=sedd", "loss=DSE", "model.cond_dim=8", *SMALL], ["model=causal", "loss=ar", *SMALL],
         ["experiment=chain", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "data.valid_rows=4"],
         ["init=CAUSAL", "loss=masked_CE", "adapt.length=24", "lora.rank=2", "lora.target_modules=[q_proj,v_proj]"],
     ],
-    ids=lambda words: words[0] + words[1],  # noqa: F811
+    ids=lambda words: words[0] + words[1],
 )  # fmt: skip
-def test_a_step_of_pre_training(words, stories, tiny, tmp_path):  # noqa: F811
+def test_a_step_of_pre_training(words, stories, tiny, tmp_path):
     causal = tiny["causal"][0].removeprefix("dlm.path=")
     data = [] if "experiment=chain" in words else stories
     trained_on_both("dlm", tmp_path, *data, *(word.replace("CAUSAL", causal) for word in words), *DLM)
@@ -411,7 +411,7 @@ POLICY = [*ONE, "eval.batch_size=2"]
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),  # noqa: F811
+    ("model", "words"),
     [
         ("small", [*GROUPS, WARM, *DIT, "algorithm=grpo", "policy=dit_confidence", "sampling.discrete_steps=4"]),
         ("small", ["algorithm=ppo", "training.batch_size=4", *DIT, "policy=dit_confidence", "sampling.discrete_steps=4"]),
@@ -426,7 +426,7 @@ POLICY = [*ONE, "eval.batch_size=2"]
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip
-def test_a_step_of_policy_learning(model, words, tiny, tmp_path):  # noqa: F811
+def test_a_step_of_policy_learning(model, words, tiny, tmp_path):
     trained_on_both("policy", tmp_path, *words, *tiny[model], *POLICY)
 
 
@@ -440,8 +440,8 @@ REWARD = [*ONE, "training.batch_size=4", "eval.batch_size=4", "data.valid_count=
 HEAD = ["reward.head=vocabulary", "reward.kind=mask", "init=example/stories"]
 
 
-@pytest.mark.parametrize("words", [["reward.kind=full"], ["reward.kind=mask"], HEAD], ids=str)  # noqa: F811
-def test_a_step_of_reward_learning(words, pairs, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("words", [["reward.kind=full"], ["reward.kind=mask"], HEAD], ids=str)
+def test_a_step_of_reward_learning(words, pairs, tmp_path):
     run = trained_on_both("reward", tmp_path, *REWARD, f"data.train={pairs}", *words)
     if words == HEAD:  # a head that was trained there decodes there
         both(
@@ -482,15 +482,15 @@ CHAIN = ["data.answer_length=4", "data.steps=2"]
 
 
 @pytest.mark.parametrize(
-    "words",  # noqa: F811
+    "words",
     [
         ["rl.algorithm=grpo", "rl.estimator=elbo", *CHAIN], ["rl.algorithm=ppo", "rl.estimator=trajectory", "rl.ratio=token", *CHAIN],
         ["rl.algorithm=grpo", "rl.estimator=sandwich", *CHAIN], ["rl.algorithm=grpo", "rl.estimator=coupled", *CHAIN],
         ["rl.algorithm=vrpo", "data=pairs", "data.pairs=PAIRS", "data.valid_pairs=PAIRS", "data.length=12"],
     ],
-    ids=lambda words: " ".join(words[:2]),  # noqa: F811
+    ids=lambda words: " ".join(words[:2]),
 )  # fmt: skip
-def test_a_step_of_reinforcement_learning(words, tmp_path):  # noqa: F811
+def test_a_step_of_reinforcement_learning(words, tmp_path):
     pairs = write_chain_pairs(tmp_path / "pairs.jsonl", 12, 0)
     trained_on_both("rl", tmp_path, *RL, *(word.replace("PAIRS", str(pairs)) for word in words))
 
