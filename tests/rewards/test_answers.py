@@ -53,6 +53,12 @@ def test_a_box_comes_before_a_tag_and_a_tag_before_a_marker():
     assert not is_right_countdown(r"\boxed{1 - 2} <answer>1 + 2</answer>", told)
 
 
+@pytest.mark.parametrize("inside", ["x = 3, y = 18", "3 apples. 18 pears", "x = 3; y = 18", "x=3,y=18"])
+def test_a_box_holds_one_answer(inside):
+    assert number_answer(rf"\boxed{{{inside}}}") is None and not is_right_expression(rf"\boxed{{{inside}}}", "18")
+    assert number_answer(f"<answer>{inside}</answer>") == 18  # prose: its last clause
+
+
 @pytest.mark.parametrize("near", ["18.4", "17.6", "18.00001", "17.99999"])
 def test_a_number_beside_the_right_one_is_wrong(near):
     assert not is_right_number(f"<answer>{near}</answer>", "#### 18") and not is_right_expression(
