@@ -402,8 +402,8 @@ def test_texts_of_potential_0_do_not_end_an_evaluation_with_conditions(tiny, tmp
     honest = ClassTarget.log_probs
 
     def some(self, tokens):
-        """Class 0 is nowhere where the last letter is one of some."""
-        found, never = honest(self, tokens), (tokens[:, -1] % 3 == 0).unsqueeze(1)
+        """As likely as class 1, and nowhere where the last letter is one of some."""
+        found, never = honest(self, tokens).fill_(-math.log(2)), (tokens[:, -1] % 3 == 0).unsqueeze(1)
         return found.where(~never, torch.tensor([-math.inf, 0.0]).expand_as(found))
 
     monkeypatch.setattr(ClassTarget, "log_probs", some)
