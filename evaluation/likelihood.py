@@ -41,6 +41,7 @@ class Scored:
     read: Bool[Tensor, "draw position"]
     weight: Float[Tensor, "draw"]
     summed: bool  # all of them, rather than draws
+    context: int  # how many tokens are given
 
 
 def sets_of_masks(
@@ -64,12 +65,15 @@ def sets_of_masks(
 
 @torch.no_grad()
 def log_likelihoods(
-    model: MaskedLM, texts: Sequence[tuple[list[int], list[int]]], draws: int = 128, seed: int = 0, batch: int = 32
-) -> list[Likelihood]:
+    model: MaskedLM, texts: Sequence[tuple[list[int], list[int]]], draws: int = 128, seed: int = 0, batch: int = 32,
+    guidance: float = 0.0,
+) -> list[Likelihood]:  # fmt: skip
     """log p(continuation | context) of each (context, continuation), token ids; the context may be empty.
 
     draws: Monte Carlo samples a text, an even number; a text's draws hang on the seed and its own tokens, not on the others.
-    batch: canvases at a time. Raises ValueError for an odd number of draws or a text longer than the model.
+    batch: canvases at a time. guidance: classifier-free, of a masked model: logits (1 + w) * with the context - w * with it
+    masked, as LLaDA scores multiple choice (there `cfg`); what comes out is a score, no longer a bound.
+    Raises ValueError for an odd number of draws or a text longer than the model.
     """
     if draws < 2 or draws % 2:
         raise ValueError(f"{draws} Monte Carlo samples: expected an even number of at least 2, as they come in pairs")
@@ -83,7 +87,8 @@ def log_likelihoods(
         for part in (rows[first : first + batch] for first in range(0, len(rows), batch)):
             tokens = torch.stack([scored[text].tokens for text, _ in part])
             read = torch.stack([scored[text].read[draw] for text, draw in part])
-            sums, best = _read(model, tokens, read)
+            context = torch.tensor([scored[text].context for text, _ in part])
+            sums, best = _read(model, tokens, read, context, guidance)
             for place, (text, draw) in enumerate(part):
                 values[text][draw], greedy[text][draw] = sums[place], best[place]
     return [_estimate(one, value, bool(hit.all()) if model.causal else None)
@@ -98,26 +103,35 @@ def _scored(model: MaskedLM, context: list[int], continuation: list[int], draws:
     if model.causal or not count:
         read = torch.zeros(1, length, dtype=torch.bool)
         read[:, len(context) :] = True
-        return Scored(tokens, read, torch.ones(1, dtype=torch.float64), True)
+        return Scored(tokens, read, torch.ones(1, dtype=torch.float64), True, len(context))
     own = hash((seed, *context, -1, *continuation)) % 2**63  # of integers: the same in every process
     sets, weight, summed = sets_of_masks(count, draws, torch.Generator().manual_seed(own))
     context_read = torch.zeros(len(sets), len(context), dtype=torch.bool)
-    return Scored(tokens, torch.cat((context_read, sets), 1), weight, summed)
+    return Scored(tokens, torch.cat((context_read, sets), 1), weight, summed, len(context))
 
 
 def _read(
-    model: MaskedLM, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"]
-) -> tuple[Float[Tensor, "row"], Bool[Tensor, "row"]]:
-    """The summed log-probability of each row's tokens at `read`, and whether all of them are the most likely ones."""
+    model: MaskedLM, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], context: Int[Tensor, "row"],
+    guidance: float,
+) -> tuple[Float[Tensor, "row"], Bool[Tensor, "row"]]:  # fmt: skip
+    """The summed log-probability of each row's tokens at `read`, and whether all of them are the most likely ones. context: how
+    many tokens of each row are given, which guidance masks."""
     device = next(model.parameters()).device
     tokens, read = tokens.to(device), read.to(device)
     canvas = tokens if model.causal else tokens.masked_fill(read, model.mask_id)
     total, missed = torch.zeros(2, len(tokens), dtype=torch.float64, device=device)
     if bool(read.any()):
         row, chunk = read.nonzero()[:, 0], model.chunk(device)
-        pieces = (part.split(chunk) for part in (model.hidden(canvas, read), tokens[read], row))
-        for hidden, target, own in zip(*pieces, strict=True):
-            logits = model.head(hidden)
+        hidden = model.hidden(canvas, read)
+        if guidance:
+            given = torch.arange(canvas.shape[1], device=device) < context.to(device)[:, None]
+            hidden = torch.cat((hidden, model.hidden(canvas.masked_fill(given, model.mask_id), read)), 1)
+        pieces = (part.split(chunk) for part in (hidden, tokens[read], row))
+        for states, target, own in zip(*pieces, strict=True):
+            logits = model.head(states[:, : model.hidden_size])
+            if guidance:
+                without = model.head(states[:, model.hidden_size :])
+                logits = (1 + guidance) * logits - guidance * without.masked_fill(without == -torch.inf, 0.0)
             log_prob = logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
             total.index_add_(0, own, log_prob.double())
             missed.index_add_(0, own, (logits.argmax(1) != target).double())

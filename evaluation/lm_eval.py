@@ -9,6 +9,7 @@ record=FILE: a line of JSON for each log-likelihood, with its standard error.
 * generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string and
   before the first end of sequence or of turn. Temperature: that of --model_args, else the task's.
 * loglikelihood, loglikelihood_rolling: exact for causal models, else a lower bound by Monte Carlo (evaluation/likelihood.py).
+  guidance=W is classifier-free guidance by the context, as LLaDA scores multiple choice (cfg=0.5): a score, no bound.
   Bounds are looser or tighter from text to text: they rank choices only as well as the standard error and that slack allow.
 * is_greedy: whether decoding by the strategy at temperature 0, without blocks, writes exactly this text (the most likely next
   tokens, for a causal model). It is what `acc` of LAMBADA and exact match of multiple choice read; greedy=false leaves it out.
@@ -128,12 +129,16 @@ class UnmaskLM(TemplateLM):
                     f"{text[:80]!r} has {len(continuation)} tokens, more than the model's {self.max_length}"
                 )
             texts.append((context[max(0, len(context) - room) :], continuation))
-        found = log_likelihoods(self.model, texts, self.samples, self.seed, max(self.batch_size, self.samples))
+        found = self._score(texts)
         greedy = [bool(one.greedy) for one in found]
         if self.check_greedy and not self.model.causal:
             greedy = self.writes(texts)
         self._keep([words for words, _, _ in requests], found, greedy)
         return [(one.log_prob, own) for one, own in zip(found, greedy, strict=True)]
+
+    def _score(self, texts: list[tuple[list[int], list[int]]]) -> list[Likelihood]:
+        guidance, batch = float(self.config.sampler.guidance), max(self.batch_size, self.samples)
+        return log_likelihoods(self.model, texts, self.samples, self.seed, batch, guidance)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """A long text in windows of the model's length, one token of context each, the last with as much as there is room for."""
@@ -143,7 +148,7 @@ class UnmaskLM(TemplateLM):
             for first, scored, end in windows(len(tokens), self.max_length):
                 texts.append((tokens[first:scored], tokens[scored:end]))
                 owner.append(number)
-        found = log_likelihoods(self.model, texts, self.samples, self.seed, max(self.batch_size, self.samples))
+        found = self._score(texts)
         sums, squares = [0.0] * len(requests), [0.0] * len(requests)
         for number, one in zip(owner, found, strict=True):
             sums[number] += one.log_prob
@@ -186,7 +191,11 @@ class UnmaskLM(TemplateLM):
         if not errors:
             return info
         return info | {
-            "likelihood": "exact" if self.model.causal else "lower bound by Monte Carlo",
+            "likelihood": "exact"
+            if self.model.causal
+            else "guided score by Monte Carlo"
+            if self.config.sampler.guidance
+            else "lower bound by Monte Carlo",
             "likelihood_samples": 1 if self.model.causal else self.samples,
             "likelihood_standard_error_mean": sum(errors) / len(errors),
             "likelihood_standard_error_max": max(errors),

@@ -101,7 +101,7 @@ def equal_in_value(gold: str, answer: str) -> bool:
 
 def serve() -> None:
     """Answer the questions of standard input, one line of JSON each, until it ends."""
-    replies = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no reply
     import resource
     import warnings

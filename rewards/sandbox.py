@@ -260,7 +260,7 @@ def descendants(pid: int) -> list[int]:
     for each in found:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             for task in os.listdir(f"/proc/{each}/task"):
-                found += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
+                found += map(int, Path(f"/proc/{each}/task/{task}/children").read_text(encoding="utf-8").split())
     return found
 
 
@@ -269,7 +269,9 @@ def processor_seconds(family: Sequence[int]) -> float:
     ticks = 0
     for each in family:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15]))
+            ticks += sum(
+                map(int, Path(f"/proc/{each}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:15])
+            )
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -281,13 +283,15 @@ def memory_of(family: Sequence[int]) -> int:
 
 def _resident(pid: int) -> int:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def _proportional(pid: int, size: int) -> int:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        pages = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        pages = re.search(
+            r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8"), re.MULTILINE
+        )
         return int(pages[1]) * 1024 if pages else size
     return size
 

@@ -6,6 +6,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import run_perplexity
 
@@ -37,3 +39,17 @@ def test_it_scores_text(capsys):
     run_perplexity.main(Namespace(**ARGUMENTS))
     record = json.loads(capsys.readouterr().out)
     assert record["rows"] == 2 and 1 < record["perplexity"] < 1e4 and record["standard_error"] > 0
+
+
+def test_text_that_the_tokenizer_cannot_write_is_refused_and_any_other_language_is_not():
+    names = ["<unk>", "</s>", *"ACDEFGHIKLMNPQRSTVWY"]
+    core = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    proteins = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    run_perplexity.check_writable(proteins, ["MKVLAAGIVG", "MSTNPKPQRK"] * 20 + ["MXX"], "proteins", "data")
+    with pytest.raises(ValueError, match="the tokenizer of proteins has no token for 'nce' of story"):
+        run_perplexity.check_writable(proteins, ["Once upon a time"], "proteins", "story")
+    with pytest.raises(ValueError, match="the tokenizer of example/chain has no token for"):
+        run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/chain"}))
+    with pytest.raises(ValueError, match="is no model of text"):
+        run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/sudoku6"}))

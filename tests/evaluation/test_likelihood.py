@@ -100,3 +100,17 @@ def test_bad_input():
         log_likelihoods(model, [([], [0, 1])], draws=3)
     with pytest.raises(ValueError, match="5 tokens, more than the model's 4"):
         log_likelihoods(model, [([0], [0, 1, 2, 0])])
+
+
+def test_guidance_compares_with_the_context_masked():
+    """One token behind a context: (1 + w) of its logits with the context, minus w of those with the context masked."""
+    model, _ = load_model(ROOT / "example" / "stories")
+    tokens = model.tokenizer.encode("Once upon a time there", add_special_tokens=False)
+    canvas = torch.tensor([[*tokens[:-1], model.mask_id], [model.mask_id] * len(tokens)])
+    read = torch.zeros_like(canvas, dtype=torch.bool)
+    read[:, -1] = True
+    shown, without = model.head(model.hidden(canvas, read))[:, :-1]  # the last column is the mask
+    for guidance in (0.0, 0.5, 3.0):
+        expected = ((1 + guidance) * shown - guidance * without).log_softmax(0)[tokens[-1]]
+        (found,) = log_likelihoods(model, [(tokens[:-1], tokens[-1:])], guidance=guidance)
+        assert found.log_prob == pytest.approx(float(expected), abs=1e-4)
