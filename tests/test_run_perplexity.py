@@ -47,7 +47,7 @@ def test_text_that_the_tokenizer_cannot_write_is_refused_and_any_other_language_
     core.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     proteins = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
     run_perplexity.check_writable(proteins, ["MKVLAAGIVG", "MSTNPKPQRK"] * 20 + ["MXX"], "proteins", "data")
-    with pytest.raises(ValueError, match="the tokenizer of proteins has no token for 'nce' of story"):
+    with pytest.raises(ValueError, match="the tokenizer of proteins has no token for 'Once' of story"):
         run_perplexity.check_writable(proteins, ["Once upon a time"], "proteins", "story")
     with pytest.raises(ValueError, match="the tokenizer of example/chain has no token for"):
         run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/chain"}))
