@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
 from model.llama import LLADA_KEYS
+from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.usage import readable
 from weights import check_read, check_written, load_checkpoint
 
-Policy = DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
+Policy = Agreement | DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
 POLICIES = {
+    "agreement": Agreement,
     "dit_confidence": DitConfidence,
     "dit_hidden": DitHidden,
     "hidden_mlp": HiddenMLP,
@@ -39,10 +41,11 @@ def check_fits(policy: nn.Module, masked_lm) -> None:
             f"the policy reads hidden states of width {policy.hidden_size} but this model's are "
             f"{masked_lm.hidden_size} wide; use the model it was trained on, or train a policy for this one"
         )
-    if isinstance(policy, DitConfidence) and policy.confidences_top_p > masked_lm.vocab_size - 1:
+    name = {DitConfidence: "confidences_top_p", Agreement: "top_k"}.get(type(policy))
+    if name is not None and getattr(policy, name) > masked_lm.vocab_size - 1:
         raise ValueError(
-            f"confidences_top_p {policy.confidences_top_p} exceeds the {masked_lm.vocab_size - 1} tokens that this "
-            "model can write; use a policy with a smaller confidences_top_p"
+            f"{name} {getattr(policy, name)} exceeds the {masked_lm.vocab_size - 1} tokens that this model can write; "
+            f"use a policy with a smaller {name}"
         )
 
 
@@ -136,7 +139,7 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
     if "ada_linears.0.weight" in weights:
         weights = {_own_name(name): tensor for name, tensor in weights.items()}
-    telling = {"mlp.0.weight": "hidden_mlp", "mask_embedding.weight": "dit_confidence"}
+    telling = {"mlp.0.weight": "hidden_mlp", "mask_embedding.weight": "dit_confidence", "relations": "agreement"}
     if not telling.keys() & weights.keys():
         raise ValueError(
             f"{file} holds no policy: found {sorted(weights)[:4]}; a backbone is given to --model or dlm.path"
@@ -193,6 +196,12 @@ def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict:
     arguments = {}
     if "mlp.0.weight" in shapes:
         arguments["hidden_size"] = shapes["mlp.0.weight"][1] - 1
+    if "relations" in shapes:
+        _, arguments["length"], _, arguments["relations"] = shapes["relations"]
+        arguments["candidates"] = (shapes["features.weight"][1] - OWN) // (1 + 3 * arguments["relations"])
+        arguments["top_k"] = max(6, arguments["candidates"])
+        arguments["width"] = shapes["hidden.weight"][0]
+        arguments["value_head"] = "value_proj.weight" in shapes
     if "blocks.0.attn_qkv.weight" in shapes:
         arguments["hidden_size"] = shapes["final_norm.weight"][0]
         arguments["num_heads"] = arguments["hidden_size"] // (2 * shapes["rotary.inv_freq"][0])

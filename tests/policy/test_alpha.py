@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from policy import train as loops
+from policy.agreement import Agreement
 from policy.build import check_alpha
 from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
@@ -29,17 +30,24 @@ KINDS = {
     "dit_confidence": lambda **more: DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, **more),
     "dit_hidden": lambda **more: DitHidden(8, 2, 12, time_embed_dim=4, **more),
     "hidden_blocks": lambda **more: HiddenBlocks(8, 2, 1, time_embed_dim=4, **more),
+    "agreement": lambda **more: Agreement(8, 2, 2, 8, top_k=3, **more),
 }
 
 
 def network_of(kind, **more):
     torch.manual_seed(0)
-    return KINDS[kind](**more)
+    network = KINDS[kind](**more)
+    if kind == "agreement":  # whose output layer starts at zero
+        torch.nn.init.normal_(network.output_proj.weight)
+    return network
 
 
 def inputs_of(kind):
     generator = torch.Generator().manual_seed(1)
     inputs = {"masked": torch.rand(6, 8, generator=generator) < 0.7, "time": torch.rand(6, generator=generator)}
+    if kind == "agreement":
+        likely = torch.rand(6, 8, 9, generator=generator).softmax(-1).topk(3)
+        return inputs | {"top_tokens": likely.indices, "probabilities": likely.values}
     if kind != "dit_confidence":
         inputs["hidden"] = torch.randn(6, 8, 8, generator=generator)
     if kind != "dit_hidden":

@@ -37,6 +37,17 @@ def hidden_inputs(rows=5, length=7, width=6, seed=0):
     return {"hidden": hidden, "time": torch.rand(rows, generator=generator)}
 
 
+def agreement_inputs(rows=5, length=7, best=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    masked = torch.rand(rows, length, generator=generator) < 0.6
+    likely = torch.rand(rows, length, 9, generator=generator).softmax(-1).topk(best)
+    committed = torch.eye(best)[0].expand_as(likely.values)
+    return {
+        "masked": masked, "top_tokens": likely.indices, "time": torch.rand(rows, generator=generator),
+        "probabilities": torch.where(masked[..., None], likely.values, committed),
+    }  # fmt: skip
+
+
 def tiny(kind):
     torch.manual_seed(0)
     if kind == "hidden_mlp":
@@ -53,6 +64,10 @@ def tiny(kind):
         return policy, {name: value for name, value in dit_inputs().items() if name != "confidences"} | {
             "hidden": hidden_inputs(width=8)["hidden"]
         }
+    if kind == "agreement":
+        policy = POLICIES[kind](7, relations=2, candidates=2, width=8, top_k=3)
+        torch.nn.init.normal_(policy.output_proj.weight)
+        return policy, agreement_inputs()
     assert kind == "dit_projection"
     policy = DitConfidence(confidences_top_p=2, hidden_size=6, repulsion=3, **sizes)
     torch.nn.init.normal_(policy.repulsion)

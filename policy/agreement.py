@@ -1,0 +1,168 @@
+"""A policy that reads what the model would write at other positions: `Agreement`.
+
+A masked model predicts every position by itself, so that its best tokens may contradict each other: two cells of one row of a
+Sudoku with the same digit, for example. The confidence of a position does not know that, and neither does its hidden state to
+a useful degree; the predictions at the other positions do. They are there anyway, so that this policy costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from policy.conditions import AlphaEmbedding, alpha_input, mean_over, zero_
+
+SURE = 1e-4  # probabilities are kept so far from 0 and 1 where a logarithm is taken
+OWN = 3  # features of a position that need no other one, beside the probabilities of its candidates
+
+
+class Agreement(nn.Module, PyTorchModelHubMixin):
+    """For each of the best tokens t of position i: how probable is t at every other position j, weighted by learned relations.
+
+    Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each pair of
+    positions, and gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of a_ij over the
+    committed ones. An MLP reads these sums, for the `candidates` best tokens of i, beside the position's own probabilities; its
+    output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold rule.
+
+    Args:
+        length: positions that the policy is shown (canvas behind the prompt); each pair has weights of its own.
+        relations: number of learned relations.
+        candidates: how many of a position's best tokens are compared with the other positions.
+        width: width of the MLP.
+        top_k: how many of a position's best tokens are read.
+        smart_init: bias of the output at the start; None: 0.
+        value_head: add a scalar value (for PPO), read by `forward_with_value`.
+        alpha_conditioned: the weight of speed is an input too (set by training with reward.alphas).
+    """
+
+    hidden_size = 0  # reads no hidden states: fits every model whose canvas has this length
+
+    def __init__(
+        self,
+        length: int,
+        relations: int = 8,
+        candidates: int = 3,
+        width: int = 64,
+        top_k: int = 6,
+        smart_init: float | int | None = None,
+        value_head: bool = False,
+        alpha_conditioned: bool = False,
+    ):
+        super().__init__()
+        self._hub_mixin_config["policy_type"] = "agreement"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        if not 1 <= candidates <= top_k:
+            raise ValueError(f"policy.candidates={candidates} must be from 1 to policy.top_k={top_k}; change one of them")
+        self.length, self.top_k, self.candidates = length, top_k, candidates
+        self.relations = nn.Parameter(0.02 * torch.randn(3, length, length, relations))
+        self.features = nn.Linear(OWN + candidates * (1 + 3 * relations), width)
+        self.time_mlp = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        self.hidden = nn.Linear(width, width)
+        self.confidence_scale = nn.Parameter(torch.ones(()))
+        self.output_proj = nn.Linear(width, 1)
+        self.value_proj = nn.Linear(width, 1) if value_head else None
+        self.alpha_embedding = AlphaEmbedding(width) if alpha_conditioned else None
+        for layer in (self.time_mlp[2], self.output_proj):
+            zero_(layer)  # pyright: ignore[reportArgumentType]
+        if smart_init is not None:
+            nn.init.constant_(self.output_proj.bias, smart_init)
+
+    @torch.no_grad()
+    def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
+        """Return what the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+
+        everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+        Raises ValueError for a canvas of another length.
+        """
+        masked = observation.masked
+        if masked.shape[1] != self.length:
+            raise ValueError(
+                f"this policy was trained on {self.length} positions and the canvas has {masked.shape[1]} to decode; "
+                f"use length={self.length}, or another policy"
+            )
+        readout = observation.read(where=masked, best=self.top_k)
+        # At a committed position all probability is on its token.
+        committed = F.one_hot(torch.zeros_like(observation.tokens), self.top_k).float()
+        probabilities = torch.where(masked[..., None], readout.top_log_probs.float().exp(), committed)
+        tokens = torch.where(masked[..., None], readout.top_tokens, observation.tokens[..., None])
+        inputs = {"masked": masked, "top_tokens": tokens, "probabilities": probabilities, "time": observation.time}
+        return inputs | alpha_input(self, observation)
+
+    def agreement(
+        self, top_tokens: Int[Tensor, "row position best"], probabilities: Float[Tensor, "row position best"]
+    ) -> Float[Tensor, "row candidate position other"]:
+        """Return the probability of each position's candidates at every other position, 0 outside the top k there."""
+        candidates = top_tokens[..., : self.candidates].mT[..., None]
+        return sum(  # pyright: ignore[reportReturnType]
+            probabilities[:, None, None, :, k] * (top_tokens[:, None, None, :, k] == candidates)
+            for k in range(top_tokens.shape[-1])
+        )
+
+    def trunk(
+        self,
+        masked: Bool[Tensor, "row position"],
+        top_tokens: Int[Tensor, "row position best"],
+        probabilities: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "row position width"]:
+        agreement, others = self.agreement(top_tokens, probabilities), masked[:, None, None, :]
+        seen = torch.stack(
+            (
+                agreement * others,
+                torch.log1p(-agreement.clamp(max=1 - SURE)) * others / 3,  # of the size of the others
+                agreement * ~others,
+            )
+        )
+        related = torch.einsum("krcij,kijh->rickh", seen, self.relations).flatten(2)
+        entropy = -(probabilities * probabilities.clamp_min(1e-9).log()).sum(-1)
+        share = masked.float().mean(1, keepdim=True).expand_as(entropy)
+        own = torch.stack((self.log_odds(probabilities) / 5, entropy, share), -1)
+        of_row = self.time_mlp(time.float()[:, None])
+        if self.alpha_embedding is not None:
+            assert alpha is not None
+            of_row = of_row + self.alpha_embedding(alpha)
+        x = self.features(torch.cat([own, probabilities[..., : self.candidates], related], -1)) + of_row[:, None]
+        return F.gelu(self.hidden(F.gelu(x, approximate="tanh")), approximate="tanh")
+
+    @staticmethod
+    def log_odds(probabilities: Float[Tensor, "row position best"]) -> Float[Tensor, "row position"]:
+        """log(p / (1 - p)) of the best token."""
+        return probabilities[..., 0].logit(1e-5)
+
+    def forward(
+        self,
+        masked: Bool[Tensor, "row position"],
+        top_tokens: Int[Tensor, "row position best"],
+        probabilities: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "row position"]:
+        """Return the unmasking logit of every position. `probabilities` are those of `top_tokens`, best first."""
+        x = self.trunk(masked, top_tokens, probabilities, time, alpha)
+        return self._logits(x, probabilities)
+
+    def _logits(
+        self, x: Float[Tensor, "row position width"], probabilities: Float[Tensor, "row position best"]
+    ) -> Float[Tensor, "row position"]:
+        return self.output_proj(x).squeeze(-1) + self.confidence_scale * self.log_odds(probabilities)
+
+    def forward_with_value(
+        self,
+        masked: Bool[Tensor, "row position"],
+        top_tokens: Int[Tensor, "row position best"],
+        probabilities: Float[Tensor, "row position best"],
+        time: Float[Tensor, "row"],
+        alpha: Float[Tensor, "row"] | None = None,
+    ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
+        """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        if self.value_proj is None:
+            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+        x = self.trunk(masked, top_tokens, probabilities, time, alpha)
+        return self._logits(x, probabilities), self.value_proj(mean_over(x, masked)).squeeze(-1)
+
+    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
+        """Return the unmasking logits, under the name that every policy network answers to."""
+        return self(**inputs)
