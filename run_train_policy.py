@@ -12,6 +12,7 @@ Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
     """A policy network that fits the model: a new one, or that of `init`, whose architecture is then taken too."""
     if config.init is not None:
         return continued_policy(config, model)
+    if config.init_trust is not None:
+        raise ValueError(
+            f"init_trust={config.init_trust} shifts the scores of the policy `init`, and there is none; give init"
+        )
     settings = OmegaConf.to_container(config.policy)
     assert isinstance(settings, dict)
     kind = str(settings.pop("policy_type"))
@@ -101,8 +106,16 @@ def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
 
 
 def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
-    """The policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none."""
+    """Return the policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none.
+
+    init_trust: a policy that learnt which tokens are right becomes, by its pick probabilities, a soft threshold at this trust.
+    """
     start = load_policy(shipped(config.init), model=model)
+    if config.init_trust is not None:
+        if not hasattr(start, "output_proj"):
+            raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
+        with torch.no_grad():
+            start.output_proj.bias -= math.log(config.init_trust / (1 - config.init_trust))  # pyright: ignore
     new = {}
     if config.algorithm.name == "ppo" and getattr(start, "value_proj", True) is None:
         new["value_head"] = True

@@ -1,153 +1,260 @@
-"""Sudoku: quality against network evaluations of every rule, and what the learned policies gain.
+"""Sudoku: puzzles solved against the cost of decoding, for every rule and the learned policies.
 
-    python -m benchmarks.sudoku --puzzles 1200 --tuning 250 --contest 4000 --seeds 3
+    python -m benchmarks.sudoku --puzzles 1000 --tuning 500 --contest 2000
 
-Held-out minimal puzzles (other grid classes than the training grids), greedy tokens. Every rule is swept, as it is and with a
-budget of K = 2 to 6 evaluations, the last of which writes all that is left; learned policies too. E is the lowest mean number of
-evaluations at which a threshold rule comes within one point of the best heuristic. At each count K the best heuristic and the
-best policy, among all settings whose mean evaluations are at most K, are chosen on tuning puzzles and measured on --contest
-others. Prints tables, writes --out DIR/sudoku.{json,csv,png}, ends with flat JSON.
+Held-out minimal puzzles (grid classes that no training grid belongs to), greedy tokens. Every rule and policy is swept alike, as
+it is and with a budget of K = 2 to 6 evaluations, the last of which commits all open cells. Three tables:
+
+* every setting without a budget on --puzzles puzzles;
+* at equal solve rate: for each target the cheapest setting of each side, in equivalent evaluations, whose solve rate on the
+  tuning puzzles reaches it, measured on --contest other puzzles;
+* at equal evaluations: for each K the best setting of each side whose mean evaluations are at most K, chosen and measured
+  likewise.
+
+Cost is given three times: evaluations of the model (NFE), equivalent evaluations (FLOP of everything that runs over those of one
+whole evaluation, `evaluation/cost.py`) and CPU seconds of the whole decoding for 1,000 puzzles, the least of --repeats runs in
+which all settings of a table take turns. Intervals of 95 % resample grids up to a renaming of digits (`interval`) and, wider, the
+held-out symmetry classes (`interval_over_classes`), so that puzzles of one grid do not count as independent. Writes
+--out DIR/sudoku.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.sudoku import Box, blanked, is_solved, make
+from data.sudoku import Box, blanked, class_key, is_solved, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from evaluation.intervals import wilson
+from evaluation.cost import evaluation_flop, flop_of
+from evaluation.intervals import Interval, bootstrap_groups
 from evaluation.report import plot_pareto, print_table, write_csv, write_json
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
+from samplers.samples import Samples
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
 
 THRESHOLDS = (
     0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995, 0.997, 0.998, 0.999, 0.9995, 0.9999,
 )  # fmt: skip
-FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0)
-BOUNDS = (0.02, 0.1, 0.5, 1.0, 2.0)
+FACTORS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+BOUNDS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.0)
 BUDGETS = (2, 3, 4, 5, 6)
-TRUST = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+TRUST = (0.3, *THRESHOLDS)
+TARGETS = (0.8, 0.9, 0.95, 0.96, 0.97)
+POLICIES = ("sudoku6_agreement", "sudoku6_agreement_rl", "sudoku6_answers", "sudoku6_budget")
 
 
-def adaptive() -> list[tuple[str, str, Unmasker]]:
-    """(method, setting, rule) of the heuristics that decide how many to write."""
-    return [
+@dataclass(frozen=True)
+class Setting:
+    """One way to decode. side: "rule", or the name of the policy; budget: evaluations that a puzzle may cost."""
+
+    side: str
+    method: str
+    setting: str
+    rule: Unmasker = field(repr=False, compare=False)
+    budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """canvas: the clues; grid: which puzzles share a solution up to a renaming of digits; symmetry: which share a class."""
+
+    canvas: Int[Tensor, "puzzle cell"]
+    grid: np.ndarray
+    symmetry: np.ndarray
+    box: Box
+
+
+def puzzles(box: Box, count: int, seed: int) -> Puzzles:
+    """Held-out minimal puzzles with the groups that their intervals resample."""
+    made = make(box, count, None, seed=seed, split="test")
+    solutions = made["solutions"].numpy()
+    first = solutions[:, : box[0] * box[1]]  # the first row holds every digit once: renamed to 0, 1, 2, ...
+    renamed = np.take_along_axis(first.argsort(1), solutions, 1)
+    _, grid = np.unique(renamed, axis=0, return_inverse=True)
+    _, symmetry = np.unique([class_key(solution, box) for solution in solutions], return_inverse=True)
+    return Puzzles(blanked(made, box), grid.ravel(), symmetry.ravel(), box)
+
+
+def heuristics(budget: int | None) -> list[Setting]:
+    """The untrained rules: those that decide how many to commit and, within a budget, those that commit equal parts."""
+    adaptive: list[tuple[str, str, Unmasker]] = [
         *(("threshold", str(value), Threshold(value)) for value in THRESHOLDS),
         *(("factor", str(value), Factor(value)) for value in FACTORS),
         *(("entropy_bound", str(value), EntropyBound(value)) for value in BOUNDS),
     ]
+    equal: list[tuple[str, str, Unmasker]] = [
+        *((score, "equal parts", Confident(score)) for score in ("margin", "top_prob", "entropy")),
+        ("random", "equal parts", Random()),
+    ]
+    return [Setting("rule", *rule, budget) for rule in adaptive + (equal if budget else [])]
 
 
-def equal_parts() -> list[tuple[str, str, Unmasker]]:
-    """Heuristics that write an equal part a step."""
-    scores = [(score, "equal parts", Confident(score)) for score in ("margin", "top_prob", "entropy")]
-    return [*scores, ("random", "equal parts", Random())]
-
-
-def learned(path: str, budget: int | None) -> list[tuple[str, str, Unmasker]]:
-    """A policy by what it trusts, by its own law and, within a budget, by equal parts (all that hidden_mlp can)."""
+def learned(path: str, budget: int | None) -> list[Setting]:
+    """A policy by what it trusts, by its own distribution and, within a budget, by equal parts (all that hidden_mlp can)."""
     network, name = load_policy(path), Path(path).name
-    ranked: list[tuple[str, str, Unmasker]] = (
-        [(name, "equal parts", PolicyUnmasker(network, "fixed", 0.05))] if budget else []
-    )
-    if isinstance(network, HiddenMLP):
-        return ranked
-    trusted = [(name, f"threshold {t}", PolicyUnmasker(network, "threshold", threshold=t)) for t in TRUST]
-    return [*trusted, (name, "bernoulli_argmax", PolicyUnmasker(network, "bernoulli_argmax")), *ranked]
+    rules = [("equal parts", PolicyUnmasker(network, "fixed", 0.05))] if budget else []
+    if not isinstance(network, HiddenMLP):
+        rules += [(f"threshold {t}", PolicyUnmasker(network, "threshold", threshold=t)) for t in TRUST]
+        rules += [("bernoulli_argmax", PolicyUnmasker(network, "bernoulli_argmax"))]
+    return [Setting(name, name, *rule, budget) for rule in rules]
 
 
-def measure(
-    model: MaskedLM, rule: Unmasker, steps: int, budget: int | None, canvas: Int[Tensor, "row cell"], box: Box, seeds: int
-) -> dict[str, float]:  # fmt: skip
-    """Solve rate with its 95 % interval, and mean evaluations, over seeds where the rule draws."""
-    draws = isinstance(rule, Random) or (isinstance(rule, PolicyUnmasker) and rule.action != "threshold")
-    solved, evaluations, seconds, written = [], [], 0.0, 0
-    for seed in range(seeds if draws else 1):
-        environment = UnmaskingEnvironment(model, steps, budget=budget)
-        samples = sample(environment, Strategy(rule, TokenRule(0.0)), canvas, seed)
-        solved.append(is_solved(samples.tokens, box))
-        evaluations.append(samples.evaluations.float())
-        seconds, written = seconds + samples.seconds, written + int(samples.generated.sum())
-    # Seeds share the puzzles: the interval is that of the puzzles, not of puzzles times seeds.
-    rate = wilson(int(torch.stack(solved).float().mean(0).sum().round()), len(canvas))
+def decode(model: MaskedLM, one: Setting, canvas: Int[Tensor, "row cell"], seed: int = 0) -> Samples:
+    """Decode with the greedy token everywhere."""
+    environment = UnmaskingEnvironment(model, one.budget or canvas.shape[1], budget=one.budget)
+    return sample(environment, Strategy(one.rule, TokenRule(0.0)), canvas, seed)
+
+
+def quick(model: MaskedLM, one: Setting, on: Puzzles) -> dict[str, float]:
+    """Means on tuning puzzles, without intervals and CPU time."""
+    samples, flop = flop_of(partial(decode, model, one, on.canvas))
     return {
-        "solved": float(torch.stack(solved).float().mean()), "low": rate.low, "high": rate.high,
-        "nfe": float(torch.stack(evaluations).mean()), "tokens_per_s": written / seconds,
-    }  # fmt: skip
+        "solved": float(is_solved(samples.tokens, on.box).double().mean()),
+        "nfe": float(samples.evaluations.double().mean()),
+        "equivalent": flop / evaluation_flop(model, on.canvas.shape[1]) / len(on.canvas),
+    }
+
+
+def measure(model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int) -> list[dict]:
+    """A record a setting: solve rate and costs with intervals. CPU time: the least of `repeats` runs, all settings by turns."""
+    seconds = np.full(len(settings), np.inf)
+    records = []
+    for repeat in range(repeats):
+        for place, one in enumerate(settings):
+            seconds[place] = min(seconds[place], decode(model, one, on.canvas, repeat).cpu_seconds)
+    for one, cpu in zip(settings, seconds.tolist(), strict=True):
+        samples, flop = flop_of(partial(decode, model, one, on.canvas))
+        solved, nfe = is_solved(samples.tokens, on.box), samples.evaluations.double()
+        equivalent = flop / evaluation_flop(model, on.canvas.shape[1]) / len(on.canvas)
+        records.append(
+            {
+                "method": one.method, "setting": one.setting, "budget": one.budget, **solve_rate(solved, on),
+                "nfe": float(nfe.mean()), "nfe_interval": _pair(bootstrap_groups(nfe.numpy(), on.grid)),
+                "equivalent": equivalent, "cpu_s_per_1000": 1000 * cpu / len(on.canvas), "puzzles": len(on.canvas),
+            }
+        )  # fmt: skip
+    return records
+
+
+def solve_rate(solved: Bool[Tensor, "puzzle"], on: Puzzles) -> dict:
+    """Share of puzzles solved, with intervals that resample grids and symmetry classes."""
+    values = solved.double().numpy()
+    by_grid = bootstrap_groups(values, on.grid)
+    by_class = bootstrap_groups(values, on.symmetry)
+    return {"solved": by_grid.value, "interval": _pair(by_grid), "interval_over_classes": _pair(by_class)}
+
+
+def _pair(interval: Interval) -> list[float]:
+    return [round(interval.low, 5), round(interval.high, 5)]
+
+
+def chosen(
+    tuned: list[tuple[dict, Setting]], sides: list[str], fits: Callable[[dict], bool], worth: Callable[[dict], float]
+) -> list[Setting | None]:
+    """The best setting of each side among those that fit; None for a side with none."""
+    best = []
+    for side in sides:
+        own = [(record, one) for record, one in tuned if one.side == side and fits(record)]
+        best.append(max(own, key=lambda entry: worth(entry[0]))[1] if own else None)
+    return best
+
+
+def contest(
+    model: MaskedLM, tuned: list[tuple[dict, Setting]], sides: list[str], on: Puzzles, repeats: int
+) -> tuple[list[dict], list[dict]]:
+    """(at equal solve rate, at equal evaluations): a record for each side and target."""
+    picks: list[tuple[str, float, str, Setting | None]] = []
+    for target in TARGETS:
+        found = chosen(tuned, sides, lambda r, t=target: r["solved"] >= t, lambda r: -r["equivalent"])
+        picks += [("solved", target, side, one) for side, one in zip(sides, found, strict=True)]
+    for count in BUDGETS:
+        found = chosen(tuned, sides, lambda r, k=count: r["nfe"] <= k, lambda r: r["solved"])
+        picks += [("evaluations", count, side, one) for side, one in zip(sides, found, strict=True)]
+    settings = list(dict.fromkeys(one for *_, one in picks if one is not None))
+    records = dict(zip(settings, measure(model, settings, on, repeats), strict=True))
+    rows = [
+        (kind, {"target": target, "side": side, **records[one]}) for kind, target, side, one in picks if one is not None
+    ]
+    return [row for kind, row in rows if kind == "solved"], [row for kind, row in rows if kind == "evaluations"]
+
+
+def headline(at_rate: list[dict], at_count: list[dict], policy: str) -> dict:
+    """The figures of the last line: `policy` against the rules at equal solve rate, and at how many counts its interval is above."""
+    result = {}
+    for target in TARGETS:
+        found = {row["side"]: row for row in at_rate if row["target"] == target}
+        if {"rule", policy} <= found.keys():
+            ours, theirs = found[policy], found["rule"]
+            for cost in ("nfe", "equivalent", "cpu_s_per_1000"):
+                result[f"{cost}_ratio_at_{target}"] = round(ours[cost] / theirs[cost], 3)
+    won = 0
+    for count in BUDGETS:
+        found = {row["side"]: row for row in at_count if row["target"] == count}
+        won += found[policy]["interval"][0] > found["rule"]["interval"][1]
+    return result | {"counts_won": won}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/sudoku6")
-    parser.add_argument("--policies", nargs="*", default=["example/sudoku6_answers", "example/sudoku6_budget"])
-    parser.add_argument("--puzzles", type=int, default=1200)
-    parser.add_argument("--tuning", type=int, default=250, help="other puzzles, on which settings are chosen")
-    parser.add_argument("--contest", type=int, default=4000, help="others again, for the best at each count")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--policies", nargs="*", default=[f"example/{name}" for name in POLICIES])
+    parser.add_argument("--puzzles", type=int, default=1000)
+    parser.add_argument("--tuning", type=int, default=500, help="other puzzles, on which settings are chosen")
+    parser.add_argument("--contest", type=int, default=2000, help="others again, for the chosen settings")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each setting of a contest, for the CPU time")
     parser.add_argument("--out", default="docs/results/sudoku")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, _ = load_model(arguments.model)
     box = (2, 3) if model.max_length == 36 else (3, 3)
-    canvas = blanked(make(box, arguments.puzzles, None, seed=2027, split="test"), box)
-    tuning = blanked(make(box, arguments.tuning, None, seed=2028, split="test"), box)
-    others = blanked(make(box, arguments.contest, None, seed=2029, split="test"), box)
-    cells, seeds = canvas.shape[1], arguments.seeds
-    names = {Path(path).name for path in arguments.policies}
+    sets = [puzzles(box, count, seed) for count, seed in (
+        (arguments.puzzles, 2027), (arguments.tuning, 2028), (arguments.contest, 2029))]  # fmt: skip
+    first, tuning, others = sets
+    sides = ["rule", *(Path(path).name for path in arguments.policies)]
 
-    def evaluate(name: str, setting: str, rule: Unmasker, budget: int | None, on: torch.Tensor, seeds: int) -> dict:
-        measures = measure(model, rule, budget or cells, budget, on, box, seeds)
-        return {"method": name, "setting": setting, "budget": budget, **measures}
-
-    rules = [(*rule, None) for rule in adaptive()]
-    rules += [(*rule, budget) for budget in BUDGETS for rule in (*adaptive(), *equal_parts())]
-    rules += [
-        (*rule, budget) for budget in (None, *BUDGETS) for path in arguments.policies for rule in learned(path, budget)
+    settings = [one for budget in (None, *BUDGETS) for one in heuristics(budget)]
+    settings += [one for budget in (None, *BUDGETS) for path in arguments.policies for one in learned(path, budget)]
+    tuned = [(quick(model, one, tuning), one) for one in settings]
+    whole = [
+        Setting("rule", "margin", "one cell a step", Confident()),
+        Setting("rule", "random", "one cell a step", Random()),
     ]
-    tuned = [(evaluate(*rule, tuning, 1), rule) for rule in rules]
+    records = measure(model, whole + [one for _, one in tuned if one.budget is None], first, 1)
+    print_table(records, title=f"{len(first.canvas)} held-out minimal puzzles, as many evaluations as it takes")
+    at_rate, at_count = contest(model, tuned, sides, others, arguments.repeats)
+    print_table(at_rate, title="the cheapest setting of each side that solves so many, chosen on other puzzles")
+    print_table(
+        at_count, title="the best setting of each side at a mean of at most so many evaluations, chosen likewise"
+    )
 
-    records = [evaluate(*rule, None, canvas, seeds) for rule in (
-        ("margin", "one cell a step", Confident()), ("random", "one cell a step", Random()))]  # fmt: skip
-    records += [evaluate(*rule, canvas, seeds) for _, rule in tuned if rule[3] is None]
-    print_table(records, title=f"{len(canvas)} held-out minimal {cells}-cell puzzles, as many evaluations as it takes")
-    contest = []
-    for count in BUDGETS:
-        fits = [(record["solved"], rule) for record, rule in tuned if record["nfe"] <= count]
-        for side in (False, True):  # heuristics, policies
-            _, rule = max((entry for entry in fits if (entry[1][0] in names) == side), key=lambda entry: entry[0])
-            contest.append({"count": count, "learned": side, **evaluate(*rule, others, seeds)})
-    print_table(contest, title="the best of each at a mean of at most so many evaluations, chosen on other puzzles")
-
-    heuristics = [r for r in records + contest if r["method"] not in names]
-    policies = [r for r in records + contest if r["method"] in names]
-    best = max(r["solved"] for r in heuristics)
-    threshold = [r["nfe"] for r in heuristics if r["method"] == "threshold" and r["solved"] >= best - 0.01]
-    policy = [r["nfe"] for r in policies if r["solved"] >= best - 0.01]
-    pairs = list(zip(contest[::2], contest[1::2], strict=True))
-    one = {r["method"]: r["solved"] for r in records if r["setting"] == "one cell a step"}
-    result = {
-        "margin": one["margin"], "random": one["random"], "best_heuristic": best, "E": min(threshold, default=None),
-        "policy_evaluations": min(policy, default=None),
-        "counts_won": sum(ours["low"] > theirs["high"] for theirs, ours in pairs),
-    }  # fmt: skip
+    result = headline(at_rate, at_count, sides[1])
+    result |= {"grids": len(set(others.grid.tolist())), "classes": len(set(others.symmetry.tolist()))}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json({"result": result, "records": records, "contest": contest}, out / "sudoku.json")
+    tables = {"result": result, "records": records, "at_equal_rate": at_rate, "at_equal_evaluations": at_count}
+    write_json(tables | {"tuning": [{"side": one.side, "method": one.method, "setting": one.setting,
+                                     "budget": one.budget, **record} for record, one in tuned]}, out / "sudoku.json")  # fmt: skip
     write_csv(records, out / "sudoku.csv")
-    front = [{"name": r["method"], "x": r["nfe"], "y": r["solved"], "lo": r["low"], "hi": r["high"]}
+    front = [{"name": r["method"], "x": r["equivalent"], "y": r["solved"], "lo": r["interval"][0], "hi": r["interval"][1]}
              for r in records if r["setting"] not in ("one cell a step", "bernoulli_argmax")]  # fmt: skip
-    plot_pareto(front, out / "sudoku.png", y_label="puzzles solved", title="Held-out minimal puzzles")
+    plot_pareto(
+        front, out / "sudoku.png", y_label="puzzles solved", title="Held-out minimal puzzles",
+        x_label="equivalent evaluations per puzzle (FLOP of model and policy)",
+    )  # fmt: skip
     print(json.dumps(result))
 
 

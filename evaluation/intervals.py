@@ -36,6 +36,20 @@ def bootstrap_mean(values: Values, resamples: int = 2000, seed: int = 0) -> Inte
     return _bootstrap(np.asarray(values, dtype=float), lambda rows: rows.mean(), resamples, seed)
 
 
+def bootstrap_groups(
+    values: Values, groups: Sequence[int] | np.ndarray, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the mean with its 95% percentile bootstrap interval over whole groups, whose members are not independent.
+
+    groups: the group of each value. One group gives an interval of no width, which says nothing: ValueError.
+    """
+    values, (_, place) = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place).astype(float)
+    if len(sums) < 2:
+        raise ValueError("all values are of one group: expected at least two groups to resample.")
+    return _bootstrap(np.stack([sums, counts], 1), lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), resamples, seed)
+
+
 def paired_difference(ours: Values, theirs: Values, resamples: int = 2000, seed: int = 0) -> Interval:
     """mean(ours) - mean(theirs) with its 95% interval, resampling the pairs (one pair: the same prompt or seed)."""
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() - rows[:, 1].mean(), resamples, seed)

@@ -22,10 +22,10 @@ OWN = 3  # features of a position that need no other one, beside the probabiliti
 class Agreement(nn.Module, PyTorchModelHubMixin):
     """For each of the best tokens t of position i: how probable is t at every other position j, weighted by learned relations.
 
-    Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each pair of
-    positions, and gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of a_ij over the
-    committed ones. An MLP reads these sums, for the `candidates` best tokens of i, beside the position's own probabilities; its
-    output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold rule.
+    Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each pair
+    of positions, and gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of a_ij
+    over the committed ones. An MLP reads these sums, for the `candidates` best tokens of i, beside the position's own
+    probabilities; its output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold rule.
 
     Args:
         length: positions that the policy is shown (canvas behind the prompt); each pair has weights of its own.
@@ -54,7 +54,9 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self._hub_mixin_config["policy_type"] = "agreement"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         if not 1 <= candidates <= top_k:
-            raise ValueError(f"policy.candidates={candidates} must be from 1 to policy.top_k={top_k}; change one of them")
+            raise ValueError(
+                f"policy.candidates={candidates} must be from 1 to policy.top_k={top_k}; change one of them"
+            )
         self.length, self.top_k, self.candidates = length, top_k, candidates
         self.relations = nn.Parameter(0.02 * torch.randn(3, length, length, relations))
         self.features = nn.Linear(OWN + candidates * (1 + 3 * relations), width)

@@ -72,7 +72,8 @@ SETTINGS: dict[str, Range] = {
     **_in("", {
         "seed": SEED, "device": NAME, "run_dir resume init": Maybe(NAME), "stage mode method": NAME, "prompt": WORDS,
         "positives": Maybe(NAME), "samples": ROWS, "batch_size": ROWS, "compare": ListOf(NAME, "[RUN,RUN]", (0, 100)),
-        "loss": NAME, "dlm.path": NAME, "dlm.model_type": Maybe(NAME), "wandb.mode": OneOf(("online", "offline", "disabled")),
+        "loss": NAME, "init_trust": Maybe(Number(0, 1, open_low=True, open_high=True)),
+        "dlm.path": NAME, "dlm.model_type": Maybe(NAME), "wandb.mode": OneOf(("online", "offline", "disabled")),
         "wandb.project": NAME, "wandb.name": Maybe(Text(number=True)),
     }),
     **_in("model.", {
@@ -119,7 +120,7 @@ SETTINGS: dict[str, Range] = {
         "policy_type": NAME, "hidden_dim feedforward_dim num_blocks time_embed_dim confidences_top_p": SIZE,
         "num_heads mlp_size": Maybe(SIZE), "time_period": ABOVE_0, "time_exponent": Number(0, 100),
         "smart_init": Number(-100, 100), "read_all": FLAG, "repulsion": Whole(0, 100_000),
-        "hidden_size": Maybe(Whole(0, 100_000)),
+        "hidden_size": Maybe(Whole(0, 100_000)), "length": Maybe(LENGTH), "relations candidates width top_k": SIZE,
     }),
     **_in("algorithm.", {
         "name action expert": NAME, "group_size": ROWS, "inner_updates": Whole(1, 10_000),
