@@ -193,7 +193,7 @@ def contest(
 
 
 def headline(at_rate: list[dict], at_count: list[dict], policy: str) -> dict:
-    """The figures of the last line: `policy` against the rules at equal solve rate, and at how many counts its interval is above."""
+    """The figures of the last line: `policy` against the rules at equal solve rate; at how many counts its interval is above."""
     result = {}
     for target in TARGETS:
         found = {row["side"]: row for row in at_rate if row["target"] == target}

@@ -53,6 +53,8 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
     "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
     "policy_learned_reward": [*GROUPS, "reward.model=brevity", "sampling.length=8", WARM, *DIT, "unjudged"],
+    "sudoku6_agreement": ["training.batch_size=4", "sudoku"],
+    "sudoku6_agreement_rl": [*GROUPS, "init=null", "init_trust=null", "sudoku"],
     "sudoku6_answers": ["training.batch_size=4", "policy.num_blocks=1", "sudoku"],
     "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
     "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],

@@ -40,6 +40,8 @@ def test_experiments(experiment, tiny, tmp_path):
     kinds = {
         "genpolicy_owt": "hidden_mlp",
         "sudoku6_variational": "hidden_mlp",
+        "sudoku6_agreement": "agreement",
+        "sudoku6_agreement_rl": "agreement",
         "sudoku6_answers": "hidden_blocks",
         "sudoku6_budget": "hidden_blocks",
     }
@@ -174,6 +176,25 @@ def test_init_takes_the_weights_and_ppo_adds_a_value_head(algorithm, form, tiny,
     assert ours.keys() - weights.keys() == head and "hidden_proj.weight" in weights and "repulsion" in weights
     assert_equal({name: ours[name] for name in weights}, weights)
     assert (load_policy(after).value_proj is not None) == (algorithm == "ppo")
+
+
+def test_init_trust_makes_a_soft_threshold_of_what_the_policy_says_is_right(tiny, tmp_path):
+    agreement = [
+        "policy=agreement",
+        "policy.top_k=2",
+        "policy.candidates=2",
+        "training.batch_size=4",
+        "algorithm.setting=1",
+    ]
+    before = run(tmp_path / "before", "experiment=sudoku6_answers", *agreement, *tiny["sudoku"], *QUICK)
+    settings = ["experiment=sudoku6_agreement_rl", *GROUPS, *tiny["sudoku"], *QUICK, *STILL]
+    after = run(tmp_path / "after", *settings, f"init={before}", "init_trust=0.9")
+    weights, ours = load_policy(before).state_dict(), load_policy(after).state_dict()
+    shift = weights.pop("output_proj.bias") - ours.pop("output_proj.bias")
+    assert_equal(ours, weights)
+    torch.testing.assert_close(shift.sigmoid(), torch.tensor([0.9]))  # a score of 0 now is a probability of 0.9 before
+    with pytest.raises(ValueError, match="init_trust=0.9 shifts the scores of the policy `init`"):
+        run(tmp_path / "nothing", *settings, "init=null", "init_trust=0.9")
 
 
 def test_init_keeps_a_value_head_and_learns_on(tiny, tmp_path):

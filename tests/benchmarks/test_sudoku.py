@@ -18,14 +18,21 @@ def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, cap
         monkeypatch.setattr(sudoku, name, (1.0,))
     monkeypatch.setattr(sudoku, "BUDGETS", (3,))
     monkeypatch.setattr(sudoku, "TARGETS", (0.1,))
-    options = ["--policies", "example/sudoku6_agreement", "--puzzles", "6", "--tuning", "6", "--contest", "8", "--repeats", "1"]
+    sizes = {
+        "--puzzles": "6",
+        "--tuning": "6",
+        "--contest": "8",
+        "--repeats": "1",
+        "--policies": "example/sudoku6_agreement",
+    }
+    options = [word for option in sizes.items() for word in option]
     monkeypatch.setattr(sys, "argv", ["sudoku", *options, "--out", str(tmp_path)])
     sudoku.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"nfe_ratio_at_0.1", "equivalent_ratio_at_0.1", "cpu_s_per_1000_ratio_at_0.1", "counts_won"} <= result.keys()
     tables = json.loads((tmp_path / "sudoku.json").read_text())
     for record in (*tables["records"], *tables["at_equal_rate"], *tables["at_equal_evaluations"]):
-        assert 0 < record["equivalent"] and 0 < record["cpu_s_per_1000"] and 0 < record["nfe"]
+        assert min(record["equivalent"], record["cpu_s_per_1000"], record["nfe"]) > 0
         low, high = record["interval"]
         assert low <= record["solved"] <= high
     assert (tmp_path / "sudoku.png").stat().st_size > 1000
