@@ -49,6 +49,7 @@ def test_relations_weigh_masked_and_committed_positions_apart():
     """The trunk's sums, by plain loops over positions, put through the same layers."""
     seen, network = observed(), policy()
     torch.nn.init.normal_(network.output_proj.weight)
+    torch.nn.init.constant_(network.confidence_scale, 1.5)
     inputs = network.inputs(seen)
     agreement = network.agreement(inputs["top_tokens"], inputs["probabilities"])
     probabilities = inputs["probabilities"]
@@ -71,7 +72,7 @@ def test_relations_weigh_masked_and_committed_positions_apart():
     x = x + network.time_mlp(inputs["time"][:, None])[:, None]
     x = torch.nn.functional.gelu(x, approximate="tanh")
     x = torch.nn.functional.gelu(network.hidden(x), approximate="tanh")
-    expected = network.output_proj(x).squeeze(-1) + probabilities[..., 0].logit(1e-5)
+    expected = network.output_proj(x).squeeze(-1) + 1.5 * probabilities[..., 0].logit(1e-5)
     torch.testing.assert_close(network.scores(**inputs), expected, atol=1e-5, rtol=1e-5)
 
 
