@@ -49,17 +49,18 @@ def m(file: str, old: str, new: str, *tests: str) -> Mutation:
     return Mutation(file, old, new, tests)
 
 
+AGREEMENT, COST = "tests/policy/test_agreement.py", "tests/evaluation/test_cost.py"
 MUTATIONS: tuple[Mutation, ...] = (
     # policy
-    m("policy/agreement.py", "agreement * others,\n", "agreement,\n", "tests/policy/test_agreement.py"),
-    m("policy/agreement.py", "agreement * ~others", "agreement * others", "tests/policy/test_agreement.py"),
-    m("policy/agreement.py", "torch.log1p(-agreement", "torch.log1p(agreement", "tests/policy/test_agreement.py"),
-    m("policy/agreement.py", "self.confidence_scale * self.log_odds", "self.log_odds", "tests/policy/test_agreement.py"),
-    m("policy/agreement.py", "torch.where(masked[..., None], readout.top_tokens", "torch.where(~masked[..., None], readout.top_tokens",
-      "tests/policy/test_agreement.py"),
+    m("policy/agreement.py", "agreement * others,\n", "agreement,\n", AGREEMENT),
+    m("policy/agreement.py", "agreement * ~others", "agreement * others", AGREEMENT),
+    m("policy/agreement.py", "torch.log1p(-agreement", "torch.log1p(agreement", AGREEMENT),
+    m("policy/agreement.py", "self.confidence_scale * self.log_odds", "self.log_odds", AGREEMENT),
+    m("policy/agreement.py", "where(masked[..., None], readout.top_tokens", "where(~masked[..., None], readout.top_tokens",
+      AGREEMENT),
     # evaluation
-    m("evaluation/cost.py", "1, length), model.mask_id", "1, length // 2), model.mask_id", "tests/evaluation/test_cost.py"),
-    m("evaluation/cost.py", "canvas.shape[1] - start[rows]", "canvas.shape[1] + 0 * start[rows]", "tests/evaluation/test_cost.py"),
+    m("evaluation/cost.py", "1, length), model.mask_id", "1, length // 2), model.mask_id", COST),
+    m("evaluation/cost.py", "canvas.shape[1] - start[rows]", "canvas.shape[1] + 0 * start[rows]", COST),
     m("evaluation/intervals.py", "rows[:, 0].sum() / rows[:, 1].sum(), resamples", "(rows[:, 0] / rows[:, 1]).sum(), resamples",
       "tests/benchmarks/test_sudoku.py"),
 )  # fmt: skip
