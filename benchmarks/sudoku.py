@@ -3,13 +3,14 @@
     python -m benchmarks.sudoku --puzzles 1000 --tuning 500 --contest 2000
 
 Held-out minimal puzzles (grid classes that no training grid belongs to), greedy tokens. Every rule and policy is swept alike, as
-it is and with a budget of K = 2 to 6 evaluations, the last of which commits all open cells. Three tables:
+it is and with a budget of K = 2 to 6 evaluations, the last of which commits all open cells. Four tables:
 
 * every setting without a budget on --puzzles puzzles;
 * at equal solve rate: for each target the cheapest setting of each side, in equivalent evaluations, whose solve rate on the
   tuning puzzles reaches it, measured on --contest other puzzles;
 * at equal evaluations: for each K the best setting of each side whose mean evaluations are at most K, chosen and measured
-  likewise.
+  likewise;
+* at equal budget: for each K the best setting of each side with a budget of K for every puzzle, likewise.
 
 Cost is given three times: evaluations of the model (NFE), equivalent evaluations (FLOP of everything that runs over those of one
 whole evaluation, `evaluation/cost.py`) and CPU seconds of the whole decoding for 1,000 puzzles, the least of --repeats runs in
@@ -163,49 +164,63 @@ def _pair(interval: Interval) -> list[float]:
 
 
 def chosen(
-    tuned: list[tuple[dict, Setting]], sides: list[str], fits: Callable[[dict], bool], worth: Callable[[dict], float]
+    tuned: list[tuple[dict, Setting]],
+    sides: list[str],
+    fits: Callable[[dict, Setting], bool],
+    worth: Callable[[dict], float],
 ) -> list[Setting | None]:
     """The best setting of each side among those that fit; None for a side with none."""
     best = []
     for side in sides:
-        own = [(record, one) for record, one in tuned if one.side == side and fits(record)]
+        own = [(record, one) for record, one in tuned if one.side == side and fits(record, one)]
         best.append(max(own, key=lambda entry: worth(entry[0]))[1] if own else None)
     return best
 
 
 def contest(
     model: MaskedLM, tuned: list[tuple[dict, Setting]], sides: list[str], on: Puzzles, repeats: int
-) -> tuple[list[dict], list[dict]]:
-    """(at equal solve rate, at equal evaluations): a record for each side and target."""
+) -> dict[str, list[dict]]:
+    """Tables at equal solve rate, evaluations and budget: a record for each side and target."""
     picks: list[tuple[str, float, str, Setting | None]] = []
-    for target in TARGETS:
-        found = chosen(tuned, sides, lambda r, t=target: r["solved"] >= t, lambda r: -r["equivalent"])
-        picks += [("solved", target, side, one) for side, one in zip(sides, found, strict=True)]
-    for count in BUDGETS:
-        found = chosen(tuned, sides, lambda r, k=count: r["nfe"] <= k, lambda r: r["solved"])
-        picks += [("evaluations", count, side, one) for side, one in zip(sides, found, strict=True)]
+    kinds: list[tuple[str, float, Callable[[dict, Setting], bool], Callable[[dict], float]]] = [
+        *(("rate", t, lambda r, _, t=t: r["solved"] >= t, lambda r: -r["equivalent"]) for t in TARGETS),
+        *(("evaluations", k, lambda r, _, k=k: r["nfe"] <= k, lambda r: r["solved"]) for k in BUDGETS),
+        *(("budget", k, lambda _, one, k=k: one.budget == k, lambda r: r["solved"]) for k in BUDGETS),
+    ]
+    for kind, target, fits, worth in kinds:
+        found = chosen(tuned, sides, fits, worth)
+        picks += [(kind, target, side, one) for side, one in zip(sides, found, strict=True)]
     settings = list(dict.fromkeys(one for *_, one in picks if one is not None))
     records = dict(zip(settings, measure(model, settings, on, repeats), strict=True))
-    rows = [
-        (kind, {"target": target, "side": side, **records[one]}) for kind, target, side, one in picks if one is not None
-    ]
-    return [row for kind, row in rows if kind == "solved"], [row for kind, row in rows if kind == "evaluations"]
+    tables: dict[str, list[dict]] = {"at_equal_rate": [], "at_equal_evaluations": [], "at_equal_budget": []}
+    for kind, target, side, one in picks:
+        if one is not None:
+            tables[f"at_equal_{kind}"].append({"target": target, "side": side, **records[one]})
+    return tables
 
 
-def headline(at_rate: list[dict], at_count: list[dict], policy: str) -> dict:
-    """The figures of the last line: `policy` against the rules at equal solve rate; at how many counts its interval is above."""
+def counts_above(table: list[dict], ours: str, theirs: str) -> int:
+    """At how many targets of a table the interval of `ours` lies above that of `theirs`."""
+    found = {(row["target"], row["side"]): row["interval"] for row in table}
+    pairs = [(found.get((k, ours)), found.get((k, theirs))) for k in {row["target"] for row in table}]
+    return sum(first[0] > second[1] for first, second in pairs if first and second)
+
+
+def headline(tables: dict[str, list[dict]], policy: str, after: str | None) -> dict:
+    """The figures of the last line: costs of `policy` over those of the rules at equal solve rate; at how many counts and budgets
+    its interval is above theirs, and that of `after`, the policy after reinforcement learning, above its own."""
     result = {}
     for target in TARGETS:
-        found = {row["side"]: row for row in at_rate if row["target"] == target}
+        found = {row["side"]: row for row in tables["at_equal_rate"] if row["target"] == target}
         if {"rule", policy} <= found.keys():
             ours, theirs = found[policy], found["rule"]
             for cost in ("nfe", "equivalent", "cpu_s_per_1000"):
                 result[f"{cost}_ratio_at_{target}"] = round(ours[cost] / theirs[cost], 3)
-    won = 0
-    for count in BUDGETS:
-        found = {row["side"]: row for row in at_count if row["target"] == count}
-        won += found[policy]["interval"][0] > found["rule"]["interval"][1]
-    return result | {"counts_won": won}
+    for kind in ("evaluations", "budget"):
+        result[f"{kind}_won"] = counts_above(tables[f"at_equal_{kind}"], policy, "rule")
+        if after is not None:
+            result[f"{kind}_won_by_rl"] = counts_above(tables[f"at_equal_{kind}"], after, policy)
+    return result
 
 
 def main() -> None:
@@ -235,19 +250,17 @@ def main() -> None:
     ]
     records = measure(model, whole + [one for _, one in tuned if one.budget is None], first, 1)
     print_table(records, title=f"{len(first.canvas)} held-out minimal puzzles, as many evaluations as it takes")
-    at_rate, at_count = contest(model, tuned, sides, others, arguments.repeats)
-    print_table(at_rate, title="the cheapest setting of each side that solves so many, chosen on other puzzles")
-    print_table(
-        at_count, title="the best setting of each side at a mean of at most so many evaluations, chosen likewise"
-    )
+    tables = contest(model, tuned, sides, others, arguments.repeats)
+    for name, table in tables.items():
+        print_table(table, title=f"the best setting of each side {name.replace('_', ' ')}, chosen on other puzzles")
 
-    result = headline(at_rate, at_count, sides[1])
+    result = headline(tables, sides[1], sides[2] if len(sides) > 2 else None)
     result |= {"grids": len(set(others.grid.tolist())), "classes": len(set(others.symmetry.tolist()))}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    tables = {"result": result, "records": records, "at_equal_rate": at_rate, "at_equal_evaluations": at_count}
-    write_json(tables | {"tuning": [{"side": one.side, "method": one.method, "setting": one.setting,
-                                     "budget": one.budget, **record} for record, one in tuned]}, out / "sudoku.json")  # fmt: skip
+    kept = [{"side": one.side, "setting": one.setting, "method": one.method, "budget": one.budget, **record}
+            for record, one in tuned]  # fmt: skip
+    write_json({"result": result, "records": records, **tables, "tuning": kept}, out / "sudoku.json")
     write_csv(records, out / "sudoku.csv")
     front = [{"name": r["method"], "x": r["equivalent"], "y": r["solved"], "lo": r["interval"][0], "hi": r["interval"][1]}
              for r in records if r["setting"] not in ("one cell a step", "bernoulli_argmax")]  # fmt: skip

@@ -26,6 +26,7 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
     of positions, and gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of a_ij
     over the committed ones. An MLP reads these sums, for the `candidates` best tokens of i, beside the position's own
     probabilities; its output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold rule.
+    Its time is 1 / (evaluations left) within a budget and 0 without one.
 
     Args:
         length: positions that the policy is shown (canvas behind the prompt); each pair has weights of its own.
@@ -89,7 +90,9 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         committed = F.one_hot(torch.zeros_like(observation.tokens), self.top_k).float()
         probabilities = torch.where(masked[..., None], readout.top_log_probs.float().exp(), committed)
         tokens = torch.where(masked[..., None], readout.top_tokens, observation.tokens[..., None])
-        inputs = {"masked": masked, "top_tokens": tokens, "probabilities": probabilities, "time": observation.time}
+        # Without a budget there is no hurry: the limit of 1 / (evaluations left).
+        time = observation.time if observation.environment.allowed is not None else torch.zeros_like(observation.time)
+        inputs = {"masked": masked, "top_tokens": tokens, "probabilities": probabilities, "time": time}
         return inputs | alpha_input(self, observation)
 
     def agreement(
@@ -122,7 +125,8 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         entropy = -(probabilities * probabilities.clamp_min(1e-9).log()).sum(-1)
         share = masked.float().mean(1, keepdim=True).expand_as(entropy)
         own = torch.stack((self.log_odds(probabilities) / 5, entropy, share), -1)
-        of_row = self.time_mlp(time.float()[:, None])
+        hurry = time.float()[:, None]
+        of_row = hurry * self.time_mlp(hurry)  # 0 at time 0: what is learnt without a budget holds within one too
         if self.alpha_embedding is not None:
             assert alpha is not None
             of_row = of_row + self.alpha_embedding(alpha)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import sudoku
 from data.sudoku import augment, make
+from samplers.where import Random
 
 
 def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, capsys):
@@ -29,8 +30,9 @@ def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, cap
     monkeypatch.setattr(sys, "argv", ["sudoku", *options, "--out", str(tmp_path)])
     sudoku.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"nfe_ratio_at_0.1", "equivalent_ratio_at_0.1", "cpu_s_per_1000_ratio_at_0.1", "counts_won"} <= result.keys()
+    assert {"nfe_ratio_at_0.1", "equivalent_ratio_at_0.1", "cpu_s_per_1000_ratio_at_0.1", "budget_won"} <= result.keys()
     tables = json.loads((tmp_path / "sudoku.json").read_text())
+    assert {row["budget"] for row in tables["at_equal_budget"]} == {3}
     for record in (*tables["records"], *tables["at_equal_rate"], *tables["at_equal_evaluations"]):
         assert min(record["equivalent"], record["cpu_s_per_1000"], record["nfe"]) > 0
         low, high = record["interval"]
@@ -51,11 +53,23 @@ def test_symmetric_puzzles_share_a_class_and_renamed_ones_a_grid(monkeypatch):
 
 
 def test_each_side_is_chosen_on_its_own_records():
-    rule, policy = (sudoku.Setting(side, side, "1", None) for side in ("rule", "policy"))
-    other = sudoku.Setting("rule", "rule", "2", None)
+    rule, policy = (sudoku.Setting(side, side, "1", Random()) for side in ("rule", "policy"))
+    other = sudoku.Setting("rule", "rule", "2", Random())
     tuned = [({"solved": 0.9, "nfe": 3}, rule), ({"solved": 0.8, "nfe": 2}, other), ({"solved": 0.7, "nfe": 2}, policy)]
-    best = sudoku.chosen(tuned, ["rule", "policy"], lambda r: r["solved"] >= 0.8, lambda r: -r["nfe"])
+    best = sudoku.chosen(tuned, ["rule", "policy"], lambda r, _: r["solved"] >= 0.8, lambda r: -r["nfe"])
     assert best == [other, None]
+
+
+def test_a_count_is_won_where_intervals_do_not_meet():
+    rows = [
+        (2, "a", [0.5, 0.6]),
+        (2, "b", [0.3, 0.4]),
+        (3, "a", [0.5, 0.6]),
+        (3, "b", [0.4, 0.5]),
+        (4, "a", [0.5, 0.6]),
+    ]
+    table = [{"target": target, "side": side, "interval": interval} for target, side, interval in rows]
+    assert sudoku.counts_above(table, "a", "b") == 1 and sudoku.counts_above(table, "b", "a") == 0
 
 
 def test_grouped_intervals_do_not_narrow_with_copies():

@@ -16,11 +16,11 @@ LENGTH, TOP = 6, 3
 MODEL = RandomLM(5, max_length=LENGTH)
 
 
-def observed():
+def observed(budget=None):
     canvas = torch.full((4, LENGTH), MODEL.mask_id)
     canvas[1:, 2] = torch.arange(3)
     canvas[2:, 4] = 1
-    return UnmaskingEnvironment(MODEL, LENGTH).reset(canvas)
+    return UnmaskingEnvironment(MODEL, LENGTH, budget=budget).reset(canvas)
 
 
 def policy(**settings):
@@ -47,8 +47,9 @@ def test_agreement_is_the_probability_of_the_best_token_elsewhere():
 
 def test_relations_weigh_masked_and_committed_positions_apart():
     """The trunk's sums, by plain loops over positions, put through the same layers."""
-    seen, network = observed(), policy()
-    torch.nn.init.normal_(network.output_proj.weight)
+    seen, network = observed(budget=3), policy()
+    for layer in (network.output_proj, network.time_mlp[2]):
+        torch.nn.init.normal_(layer.weight)
     torch.nn.init.constant_(network.confidence_scale, 1.5)
     inputs = network.inputs(seen)
     agreement = network.agreement(inputs["top_tokens"], inputs["probabilities"])
@@ -69,7 +70,8 @@ def test_relations_weigh_masked_and_committed_positions_apart():
                     sums[c, 2] += a * network.relations[2, i, j]
             rows.append(torch.cat([torch.stack([torch.as_tensor(value) for value in own]), sums.flatten()]))
     x = network.features(torch.stack(rows).view(len(seen.tokens), LENGTH, -1))
-    x = x + network.time_mlp(inputs["time"][:, None])[:, None]
+    time = inputs["time"][:, None]
+    x = x + (time * network.time_mlp(time))[:, None]
     x = torch.nn.functional.gelu(x, approximate="tanh")
     x = torch.nn.functional.gelu(network.hidden(x), approximate="tanh")
     expected = network.output_proj(x).squeeze(-1) + 1.5 * probabilities[..., 0].logit(1e-5)
@@ -84,6 +86,16 @@ def test_an_untrained_policy_is_the_threshold_rule():
             for rule in (PolicyUnmasker(policy(), "threshold", threshold=threshold), Threshold(threshold))
         )
         assert torch.equal(ours.written_at, rules.written_at) and torch.equal(ours.tokens, rules.tokens)
+
+
+def test_without_a_budget_time_is_nothing():
+    network = policy()
+    torch.nn.init.normal_(network.output_proj.weight), torch.nn.init.normal_(network.time_mlp[2].weight)
+    free, told = network.inputs(observed()), network.inputs(observed(budget=4))
+    assert free["time"].tolist() == [0.0] * 4 and told["time"].tolist() == [0.25] * 4
+    zero = network.scores(**free)
+    torch.nn.init.zeros_(network.time_mlp[2].weight), torch.nn.init.zeros_(network.time_mlp[2].bias)
+    assert torch.equal(network.scores(**free), zero) and torch.equal(network.scores(**told), zero)
 
 
 def test_it_learns_which_pairs_must_differ():
