@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -45,6 +44,7 @@ from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from evaluation import pairwise, reward_task
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, fingerprint, numbers
+from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import Decoding, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, merge, shard
@@ -54,6 +54,7 @@ from evaluation.summary import result_row, summary_row
 from load_model import load_model
 from policy.build import shipped
 from samplers.loop import Strategy, sample
+from samplers.samples import Stopwatch
 from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
 from training.processes import Processes, processes
 from training.published import from_file
@@ -225,6 +226,20 @@ def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> li
     return questions
 
 
+def strategy_of(job: Job, arguments: argparse.Namespace) -> Strategy:
+    rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
+    return Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
+
+
+def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: argparse.Namespace) -> float:
+    """Mean equivalent evaluations of a question: the FLOP of everything that decodes a few of them, evenly spaced."""
+    few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
+    prompts = canvases(model, few, job.decoding.length).to(next(model.parameters()).device)
+    environment, strategy = job.decoding.environment(model, prompts.prompt_length), strategy_of(job, arguments)
+    decode = lambda canvas: sample(environment, strategy, canvas, job.seed, start=prompts.start)  # noqa: E731
+    return equivalent_evaluations(model, decode, prompts.canvas, prompts.start)
+
+
 def evaluate(
     job: Job,
     questions: list[Question],
@@ -238,8 +253,7 @@ def evaluate(
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
-    rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
-    strategy = Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
+    strategy = strategy_of(job, arguments)
     if len(todo) == 0:
         return 0
     with shard(directory, group).open("a", encoding="utf-8") as out:
@@ -254,8 +268,8 @@ def evaluate(
 
 
 class Writer:
-    """A line for every row of a batch at the step at which it finishes. Its seconds are its share of the batch's: those of each
-    step, by the rows that took it."""
+    """A line for every row of a batch at the step at which it finishes. Its seconds, on the wall clock and of the CPU, are its
+    share of the batch's: those of each step, by the rows that took it."""
 
     def __init__(
         self, environment: UnmaskingEnvironment, asked: list[Question], rows: list[int], prompt_length: int,
@@ -263,17 +277,19 @@ class Writer:
     ):  # fmt: skip
         self.environment, self.asked, self.rows, self.first = environment, asked, rows, prompt_length
         self.unsandboxed, self.out = unsandboxed, out
-        self.seconds, self.before, self.measuring = [0.0] * len(rows), time.perf_counter(), 0.0
+        self.seconds, self.cpu_seconds = [0.0] * len(rows), [0.0] * len(rows)
+        self.stopwatch, self.measuring = Stopwatch(), (0.0, 0.0)
 
     def __call__(self, observation: Observation, places: Int[Tensor, "active"]) -> None:
-        measured = self.environment.measuring[0] - self.measuring  # drift is no decoding
-        share = (time.perf_counter() - self.before - measured) / len(places)
+        spent = zip(self.stopwatch.seconds(), self.environment.measuring, self.measuring, strict=True)
+        wall, cpu = ((taken - now + before) / len(places) for taken, now, before in spent)  # drift is no decoding
         for place in places.tolist():
-            self.seconds[place] += share
+            self.seconds[place] += wall
+            self.cpu_seconds[place] += cpu
         done = observation.done.nonzero().squeeze(1)
         if len(done):
             self.write(observation, done, places[done].tolist())
-        self.before, self.measuring = time.perf_counter(), self.environment.measuring[0]  # judging is no decoding
+        self.stopwatch, self.measuring = Stopwatch(), self.environment.measuring  # judging is no decoding
 
     def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
         answers, model = observation.tokens[done, self.first :], self.environment.model
@@ -287,7 +303,7 @@ class Writer:
             record = {
                 "row": self.rows[place], "question": question.prompt, "generation": text, "ground_truth": question.truth,
                 "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
-                "exact": self.environment.exact, "drift": drift,
+                "cpu_seconds": self.cpu_seconds[place], "exact": self.environment.exact, "drift": drift,
             }  # fmt: skip
             self.out.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.out.flush()
@@ -378,7 +394,7 @@ def main(argv: list[str]) -> int:
             if group.first:
                 directory = Path(arguments.save_path) / job.directory
                 records = merge(directory)
-                row = result_row(settings, records)
+                row = result_row(settings, records, equivalents(job, questions, model, arguments))
                 whole = {"metrics": row, "settings": settings, "machine": machine(group.device), "generations": records}
                 (directory / "generations.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
                 results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
@@ -395,7 +411,12 @@ def report(results: dict[tuple[str, str], list[tuple[dict, list[dict]]]], base: 
     points = [{"name": f"{row['series']} {row['dataset']}", "x": row["evaluations_mean"], "y": row["accuracy_mean"],
                "lo": row["accuracy_low"], "hi": row["accuracy_high"]} for row in summary]  # fmt: skip
     plot_pareto(points, base / "pareto.png", y_label="right answers")
+    costs = [{**point, "x": row["equivalent_mean"]} for point, row in zip(points, summary, strict=True)]
+    plot_pareto(
+        costs, base / "pareto_cost.png", y_label="right answers", x_label="equivalent evaluations per sample (all FLOP)"
+    )
     shown = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
+             "equivalent": "equivalent_mean", "CPU s": "cpu_seconds_mean",
              "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
     print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
                   **{name: row[key] for name, key in shown.items()}} for row in summary], title=title)  # fmt: skip

@@ -8,23 +8,28 @@ import numpy as np
 
 from evaluation.intervals import bootstrap_mean, wilson
 
-MEASURES = {"accuracy": "right", "evaluations": "nfe", "seconds": "seconds", "generated_tokens": "tokens"}
+MEASURES = {
+    "accuracy": "right", "evaluations": "nfe", "seconds": "seconds", "cpu_seconds": "cpu_seconds", "generated_tokens": "tokens",
+}  # fmt: skip
 IDENTITY = (
     "name", "series", "dataset", "checkpoint", "sampling_mode", "setting", "temperature", "beta", "steps", "budget", "alpha",
     "block_length", "cache",
 )  # fmt: skip
 
 
-def result_row(settings: dict, records: Sequence[dict]) -> dict:
+def result_row(settings: dict, records: Sequence[dict], equivalent: float) -> dict:
     """One row of detailed_results.csv: what was evaluated, means over questions, a 95 % Wilson interval of the accuracy.
 
-    exact, drift: whether all readouts were the model's own, and how far those of a cache were off (dlm/environment.py)."""
+    equivalent: evaluations of the model that the whole decoding is worth (evaluation/cost.py). exact, drift: whether all readouts
+    were the model's own, and how far those of a cache were off (dlm/environment.py)."""
     right = wilson(sum(record["right"] for record in records), len(records))
-    means = {name: float(np.mean([record[key] for record in records])) for name, key in MEASURES.items()}
+    # Records of before CPU time was measured have none.
+    means = {name: float(np.mean([record.get(key, np.nan) for record in records])) for name, key in MEASURES.items()}
     return {
         **{key: settings[key] for key in IDENTITY}, "exact": all(record["exact"] for record in records),
         "drift": _mean([record["drift"] for record in records]), "seed": settings["seed"], "samples": len(records),
         "accuracy": means.pop("accuracy"), "accuracy_low": right.low, "accuracy_high": right.high, **means,
+        "equivalent": equivalent,
     }  # fmt: skip
 
 
@@ -33,7 +38,7 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
     measure; and of the mean accuracy a 95 % bootstrap interval over questions, the seeds of a question averaged."""
     out = {key: rows[0][key] for key in (*IDENTITY, "exact")}
     out |= {"drift": _mean([row["drift"] for row in rows]), "num_seeds": len(rows), "samples": len(records[0])}
-    for measure in MEASURES:
+    for measure in (*MEASURES, "equivalent"):
         values = np.array([row[measure] for row in rows])
         out |= {
             f"{measure}_mean": values.mean(),

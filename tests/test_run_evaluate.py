@@ -390,10 +390,10 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
 
 def test_statistics_over_seeds():
     seeds = [[1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]]
-    records = [[{"row": row, "right": bool(hit), "nfe": 4 + seed, "tokens": 10, "seconds": 0.5, "exact": False, "drift": [None, 0.25][row % 2]} for row, hit in enumerate(own)]
+    records = [[{"row": row, "right": bool(hit), "nfe": 4 + seed, "tokens": 10, "seconds": 0.5, "cpu_seconds": 0.25, "exact": False, "drift": [None, 0.25][row % 2]} for row, hit in enumerate(own)]
                for seed, own in enumerate(seeds)]  # fmt: skip
     settings = dict.fromkeys(IDENTITY) | {"name": "rule"}
-    rows = [result_row(settings | {"seed": seed}, own) for seed, own in enumerate(records)]
+    rows = [result_row(settings | {"seed": seed}, own, 2.0 + seed) for seed, own in enumerate(records)]
     assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.5]
     assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == wilson(3, 4)[1:]
     found = summary_row(rows, records)
@@ -409,6 +409,7 @@ def test_statistics_over_seeds():
         found["evaluations_min"],
         found["evaluations_max"],
     ) == (5, 1, 4, 6)
+    assert found["cpu_seconds_mean"] == 0.25 and (found["equivalent_mean"], found["equivalent_max"]) == (3, 4)
     assert found["seconds_mean"] == 0.5 and found["generated_tokens_max"] == 10
     assert (found["accuracy_low"], found["accuracy_high"]) == bootstrap_mean([2 / 3, 1, 0, 2 / 3])[1:]
     assert summary_row(rows[:1], records[:1])["accuracy_std"] == 0

@@ -27,7 +27,10 @@ def read(file):
 
 def strip(file):
     """The records of a file without their times."""
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in file.read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "cpu_seconds")}
+        for line in file.read_text().splitlines()
+    ]
 
 
 def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
@@ -39,7 +42,13 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
     file.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])  # killed within a line
     asked = []
     sample = run_evaluate.sample
-    monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(len(a[2])) or sample(*a, **k))
+
+    def watched(*arguments, **settings):
+        if "on_step" in settings:  # not where the cost of a few is counted
+            asked.append(len(arguments[2]))
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(run_evaluate, "sample", watched)
     main([*argv, str(tmp_path / "cut")])
     assert asked == [2]
     assert strip(file) == strip(tmp_path / "whole" / "confidence_chain_seed42" / "generations.jsonl")
@@ -68,7 +77,7 @@ def test_a_sample_is_written_as_soon_as_it_is_finished(tmp_path, monkeypatch):
     assert len(written) == max(r["nfe"] for r in read_records(file.parent)) and written[-1] == 8
     assert any(0 < count < 8 for count in written)
     for record in read_records(file.parent):
-        assert record["row"] in range(8) and 0 < record["seconds"] < 60
+        assert record["row"] in range(8) and 0 < record["seconds"] < 60 and 0 < record["cpu_seconds"] < 60
 
 
 def nudged(directory):
@@ -142,9 +151,13 @@ def test_two_processes_answer_what_one_does(tmp_path):
     name = "random-K6_chain_seed42"
     assert strip(tmp_path / "two" / name / "generations.jsonl") == strip(tmp_path / "one" / name / "generations.jsonl")
     assert not list((tmp_path / "two" / name).glob("*rank*"))
-    same = [{k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "two" / "detailed_results.csv")]
+    same = [
+        {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")}
+        for row in read(tmp_path / "two" / "detailed_results.csv")
+    ]
     assert same == [
-        {k: v for k, v in row.items() if k != "seconds"} for row in read(tmp_path / "one" / "detailed_results.csv")
+        {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")}
+        for row in read(tmp_path / "one" / "detailed_results.csv")
     ]
 
 
@@ -158,6 +171,12 @@ def test_one_process_goes_on_where_several_stopped(tmp_path, monkeypatch):
         (directory / f"generations.rank{rank}.jsonl").write_text("\n".join(lines[rank:5:3]) + "\n")
     asked = []
     sample = run_evaluate.sample
-    monkeypatch.setattr(run_evaluate, "sample", lambda *a, **k: asked.append(a[4].tolist()) or sample(*a, **k))
+
+    def watched(*arguments, **settings):
+        if "on_step" in settings:
+            asked.append(arguments[4].tolist())
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(run_evaluate, "sample", watched)
     main(argv)
     assert asked == [[5]] and strip(directory / "generations.jsonl") == whole
