@@ -4,9 +4,10 @@
 
 The selector is the reward that answers were chosen by, the judge one that had no part in it: what the first gains and the second
 does not is over-optimisation. Several directories are seeds of the same methods and prompts: means are over all of them, and
-errors over prompts, each of which is first averaged over the seeds. (The published script evaluates by the selector alone, and
-its `STD` is the deviation of prompts, not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv
-and DIR/judge.csv, a row an answer and a column a method.
+errors over prompts, each of which is first averaged over the seeds. A method that draws nothing (ARGS, PARGS-G) has one answer,
+whatever the seed: it counts as one. (The published script evaluates by the selector alone, and its `STD` is the deviation of
+prompts, not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row an
+answer and a column a method.
 """
 
 from __future__ import annotations
@@ -85,6 +86,13 @@ def over_seeds(values: Float[Tensor, "row"], seeds: int) -> Float[Tensor, "promp
     """The mean of each prompt over the seeds that have a value for it, prompts without one left out."""
     means = values.view(seeds, -1).nanmean(0)
     return means[~means.isnan()]
+
+
+def seeds_of(rows: list[dict[str, str]], seeds: int) -> int:
+    """How many seeds the answers are of: 1 where every seed wrote the same ones, as a method does that draws nothing."""
+    answers = [row["result"] for row in rows]
+    each = len(rows) // seeds
+    return 1 if answers == answers[:each] * seeds else seeds
 
 
 def evaluate_method(
@@ -166,7 +174,10 @@ def main(argv: list[str]) -> int:
     }
     table = []
     for name, rows in answers.items():
-        figures = evaluate_method(rows, judged[name], seeds, model, arguments.draws, arguments.batch_size)
+        different = seeds_of(rows, seeds)
+        each = len(rows) // seeds * different  # the rows that count
+        once = {who: values[:each] for who, values in judged[name].items()}
+        figures = evaluate_method(rows[:each], once, different, model, arguments.draws, arguments.batch_size)
         table.append({"method": name, **figures, **cost.get(name, {})})
     write_csv(table, out / "evaluation.csv")
     for who in rewards:

@@ -78,6 +78,7 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
         assert run_evaluate.main(of_both) == 0
     alone, twice = (read(tmp_path / name / "evaluation.csv") for name in ("alone", "twice"))
     for row, again in zip(alone, twice, strict=True):  # the same answers twice are no second sample
+        assert row["seeds"] == again["seeds"] == "1"
         for key in ("distinct_1", "distinct_2", "log_likelihood_per_token", "log_likelihood_se", "judge_se"):
             assert (
                 again[key] == pytest.approx(row[key])
