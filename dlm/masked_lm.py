@@ -311,7 +311,11 @@ def mass_and_logit(
 
 def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
     """Rows that agree in every key: the keys, and the rows in their order."""
-    kinds, place = torch.unique(torch.stack(keys, 1), dim=0, return_inverse=True)
+    every = torch.stack(keys, 1)
+    if len(every) == 1 or (len(every) > 1 and bool((every == every[0]).all())):  # the usual step; sorting costs more
+        yield tuple(every[0].tolist()), torch.arange(len(every), device=every.device)
+        return
+    kinds, place = torch.unique(every, dim=0, return_inverse=True)
     for number, kind in enumerate(kinds.tolist()):
         yield tuple(kind), (place == number).nonzero().squeeze(1)
 

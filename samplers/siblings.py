@@ -8,12 +8,23 @@ that agrees with it the longest, token for token, so that rows may leave, change
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+
+
+@lru_cache(maxsize=16)
+def _among_new(new: int, k: int, device: torch.device) -> Bool[Tensor, "query key"]:
+    """What runs anew attends to what stands before it, a sibling to all of that and to itself."""
+    seen = torch.eye(new + k, dtype=torch.bool, device=device)
+    seen[:, :new] = torch.ones(new + k, new, dtype=torch.bool, device=device).tril()
+    return seen
+
 
 Memory = list[tuple[Tensor, Tensor]]  # keys and values of each layer, [row, head, position, width]
 
@@ -27,6 +38,7 @@ class SiblingCache:
 
     def __init__(self, trunk: Any, score: Callable[[Tensor], Tensor]):
         self.trunk: Any = trunk
+        self.dtype = next(trunk.parameters()).dtype
         self.score = score
         self.positions = 0
         self.memory: Memory = []
@@ -54,8 +66,7 @@ class SiblingCache:
             key, value = (part[:, :, :past] if self._in_place(slot) else part[slot, :, :past] for part in pair)
             if past:
                 cache.update(key, value, layer)
-        dtype = next(self.trunk.parameters()).dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=device).masked_fill_(~seen, torch.finfo(self.dtype).min)
         states = self.trunk(
             input_ids=inputs,
             position_ids=places,
@@ -89,9 +100,11 @@ class SiblingCache:
     @staticmethod
     def _visible(
         kept: Int[Tensor, "row"], length: Int[Tensor, "row"], past: int, new: int, k: int
-    ) -> Bool[Tensor, "row query key"]:
-        """Which keys (kept, run anew, siblings) each query (run anew, siblings) attends to."""
+    ) -> Bool[Tensor, "one_or_row query key"]:
+        """Which keys (kept, run anew, siblings) each query (run anew, siblings) attends to; one row where all are alike."""
         device, rows = kept.device, len(kept)
+        if bool((kept == past).all()) and bool((length == past + new).all()):  # the usual step
+            return F.pad(_among_new(new, k, device), (past, 0), value=True).unsqueeze(0)
         anew = torch.arange(new, device=device)
         of_past = (torch.arange(past, device=device) < kept.unsqueeze(1)).unsqueeze(1).expand(-1, new + k, -1)
         there = anew < (length - kept).unsqueeze(1)
