@@ -40,7 +40,12 @@ from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 
 NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the policy
-SAMPLES = {8: 24, 16: 16, 32: 12, 64: 8}  # by steps, where --samples does not say: about as long for each; --seeds for more
+SAMPLES = {
+    8: 24,
+    16: 16,
+    32: 12,
+    64: 8,
+}  # by steps, where --samples does not say: about as long for each; --seeds for more
 KEYS = ("rule", "steps", "length", "temperature", "seed")
 COUNTED = 4  # rows whose floating-point operations are counted
 
