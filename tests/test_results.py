@@ -33,6 +33,7 @@ BOX = (2, 3)
 SUDOKU = json.loads((ROOT / "docs/results/sudoku/sudoku.json").read_text())
 RECORDS, CONTEST = SUDOKU["records"], SUDOKU["contest"]
 CHAIN = json.loads((ROOT / "docs/results/chain/chain.json").read_text())
+WINDOWS = json.loads((ROOT / "docs/results/chain/window/chain.json").read_text())
 IN_BLOCKS = json.loads((ROOT / "docs/results/chain/in_blocks/chain.json").read_text())
 LATEX = json.loads((ROOT / "docs/results/latex/latex.json").read_text())["records"]
 BOUND = (ROOT / "docs/results/stories/grid/bound.jsonl").read_text().splitlines()
@@ -90,6 +91,7 @@ def chain_setting(record):
         ("threshold", "0.5", 24),
         ("threshold", "0.4", 4),
         ("leftmost", "3 steps", 24),
+        ("window", "0.4, window 4", 24),
         ("shipped_alpha_3", "T=0.5", 24),
         ("shipped_budget", "T=0.5, budget 3", 24),
         ("shipped_budget", "T=0.5, budget 6", 24),
@@ -100,7 +102,7 @@ def test_chain_arithmetic(method, setting, block):
     """Problems of another seed than the written ones."""
     record = next(
         r
-        for r in [*CHAIN["records"], *IN_BLOCKS["records"]]
+        for r in [*CHAIN["records"], *IN_BLOCKS["records"], *WINDOWS["records"]]
         if (r["method"], r["setting"], r["block"]) == (method, setting, block)
     )
     model, _ = load_model(ROOT / "example/chain")
