@@ -41,6 +41,8 @@ from dlm.weights import read_weights, stored, stored_names, unwrapped, weight_fi
 from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
+from training.files import replacing_directory
+from training.stored import description, read_json_object
 from training.usage import readable
 from weights import check_read, check_written, load_checkpoint
 
@@ -149,8 +151,8 @@ def _adapted(
 ) -> LlamaLM:
     """The adapter at `path` on its base, merged. state: that of a run, under our names; None: the adapter's file."""
     folder = str(model_folder(path)) if is_run(path) else path
-    with readable(file := fetch(folder, "adapter_config.json")):
-        adapter = json.loads(file.read_text(encoding="utf-8-sig"))
+    adapter = read_json_object(file := fetch(folder, "adapter_config.json"))
+    with readable(file):
         base = adapter["base_model_name_or_path"]
     try:
         model = load_bidirectional(base, device, dtype, config.get("max_position_embeddings"))
@@ -213,11 +215,8 @@ def _nested(config: dict, noise: Noise, dtype: str, tokenizer, path: str) -> Rad
 def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """config.json, model.safetensors and the tokenizer: what load_model reads. Weights are stored in `dtype`; of a model with an
     adapter that alone, in peft's layout."""
-    directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, AdapterLM):
         config = {**config, "peft_type": model.adapter["peft_type"]}
-        (directory / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n", encoding="utf-8")
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = dict(
         model.backbone.named_parameters()
     )  # buffers (rotary frequencies) stay float32: they multiply positions
@@ -232,9 +231,13 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
         state.pop("lm_head.weight")
     file = "adapter_model.safetensors" if isinstance(model, AdapterLM) else "model.safetensors"
     check_written(state.items(), directory / file)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / file, {"format": "pt"})
-    if isinstance(model.tokenizer, PreTrainedTokenizerBase):
-        model.tokenizer.save_pretrained(directory)
+    with replacing_directory(directory) as part:
+        if isinstance(model, AdapterLM):
+            (part / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n", encoding="utf-8")
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / file, {"format": "pt"})
+        if isinstance(model.tokenizer, PreTrainedTokenizerBase):
+            model.tokenizer.save_pretrained(part)
 
 
 def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str, tokenizer) -> CausalLM:
@@ -356,9 +359,12 @@ def _read_run(path: Path) -> tuple[dict, dict[str, Tensor], object]:
             raise ValueError(
                 f"{path} is not a run: {needed} does not exist; give a run directory or RUN/checkpoints/*.pth"
             )
-    loaded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
-    assert isinstance(loaded, dict)
-    config: dict = read_config(str(run / "model")) if (run / "model").is_dir() else loaded
+    if (run / "model").is_dir():
+        config = read_config(str(run / "model"))
+    else:
+        loaded = OmegaConf.to_container(description(run / ".hydra" / "config.yaml"), resolve=True)
+        assert isinstance(loaded, dict)
+        config = {str(key): value for key, value in loaded.items()}
     with readable(file):
         saved = load_checkpoint(file, file)
     if "model" not in saved or "ema" not in saved:

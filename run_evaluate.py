@@ -56,8 +56,11 @@ from policy.build import shipped
 from samplers.loop import Strategy, sample
 from samplers.samples import Stopwatch
 from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
+from training.files import write_text
 from training.processes import Processes, processes
 from training.published import from_file
+from training.stored import description
+from training.terminal import printable
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
 
 ALL = ("gsm8k", "math", "humaneval", "mbpp")
@@ -164,20 +167,19 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
         file = Path(arguments.run) / ".hydra" / "config.yaml"
         if not file.is_file():
             raise ValueError(f"{arguments.run} is not a run: {file} does not exist; give a run of run_train_policy.py")
-        return OmegaConf.load(file)  # pyright: ignore[reportReturnType]
+        return description(file)
     experiments = CONFIGS / "experiment"
     if Path(asked).suffix not in (".yaml", ".yml") or Path(asked).resolve().parent == experiments:
         return composed("train_policy", [f"experiment={Path(asked).stem}"])
     if not Path(asked).is_file():
         raise ValueError(f"--config {asked} does not exist; give an experiment of configs/experiment or a YAML file")
-    found = OmegaConf.to_container(OmegaConf.load(asked))
-    if not isinstance(found, dict):
-        raise ValueError(f"--config {asked} is no list of settings; give a YAML file of `key: value`")
+    told = description(Path(asked))
+    found = {str(key): value for key, value in OmegaConf.to_container(told, resolve=True).items()}  # pyright: ignore
     if "dlm" not in found:  # a published one: it is for the model that it names, and others of that family
-        said = from_file({str(key): value for key, value in found.items()}, asked)
+        said = from_file(found, asked)
         named = family_by_name(shipped(str(found.get("model_path", ""))))
         return composed("train_policy", ["data=questions", *said, *([f"++dlm.model_type={named}"] if named else [])])
-    return OmegaConf.load(asked)  # pyright: ignore[reportReturnType]
+    return told
 
 
 def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, dataset: str) -> Decoding:
@@ -315,7 +317,7 @@ def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
     try:
         found = work()
     except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable(f"{name}: {error}"), file=sys.stderr)
     failed = group.mean({"failed": float(found is None)})["failed"]  # waits for all
     return None if failed else found
 
@@ -396,7 +398,7 @@ def main(argv: list[str]) -> int:
                 records = merge(directory)
                 row = result_row(settings, records, equivalents(job, questions, model, arguments))
                 whole = {"metrics": row, "settings": settings, "machine": machine(group.device), "generations": records}
-                (directory / "generations.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+                write_text(directory / "generations.json", json.dumps(whole, indent=1) + "\n")
                 results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
         if group.first and results:
             report(results, Path(arguments.save_path), path)

@@ -13,7 +13,9 @@ import argparse
 import difflib
 import json
 import math
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -45,7 +47,9 @@ from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from samplers.where import ADAPTIVE
+from training.files import append_line, make_directory, write_text
 from training.settings import check_settings
+from training.terminal import printable
 from training.usage import composed, device_of, exit_on_bad_input, literal
 from twist.sampling import FILTERS, build_filter, model_of_twist
 
@@ -216,8 +220,13 @@ def with_defaults_of_twist(config: DictConfig) -> DictConfig:
     return config
 
 
-def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
-    """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work."""
+def draw_samples(
+    config: DictConfig, keep: Callable[[Samples, list[str]], None] | None = None
+) -> tuple[list[Samples], list[str], dict]:
+    """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work.
+
+    keep: called with each batch and its texts as it is done.
+    """
     check(config)
     device = device_of(str(config.device))
     filtered = config.sampler.strategy in FILTERS
@@ -259,7 +268,8 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None
     judged = judged and (judge is not None or has_default_judge())
 
-    batches = []
+    batches: list[Samples] = []
+    texts: list[str] = []
     copies = config.sampler.smc.particles if filtered else 1
     masks = int((canvas == model.mask_id).sum()) * copies
     decode = model.tokenizer.decode if model.tokenizer else lambda ids: " ".join(map(str, ids))
@@ -277,10 +287,13 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
                 )
             else:
                 batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
+            done = batches[-1]
+            texts += [decode(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)]
+            if keep is not None:
+                keep(done, texts[-len(done.tokens) :])
     memory = peak_memory_mib(device)
     judge = default_judge(str(device)) if judged and judge is None else judge
     tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
-    texts = [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)]
     record = {
         "model": str(config.dlm.path),
         "strategy": config.sampler.strategy,
@@ -301,17 +314,26 @@ def draw_samples(config: DictConfig) -> tuple[list[Samples], list[str], dict]:
     return batches, texts, record
 
 
-def write_samples(directory: Path, batches: list[Samples], texts: list[str]) -> None:
-    """sample_N.txt, and samples.jsonl with the tokens and the step at which each was written (-1: given)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    columns = [
-        torch.cat([getattr(b, name) for b in batches]).tolist() for name in ("tokens", "written_at", "evaluations")
-    ]
-    with (directory / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for number, (text, tokens, written_at, nfe) in enumerate(zip(texts, *columns, strict=True)):
-            (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
-            row = {"sample": number, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+class SampleFiles:
+    """DIR/sample_N.txt, and a line of DIR/samples.jsonl, for each sample: its tokens, and the step at which each was written (-1:
+    given). They are on disk as soon as their batch is done, whatever happens afterwards."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.count = make_directory(directory, f"--out {directory}"), 0
+        write_text(self.lines, "")
+
+    @property
+    def lines(self) -> Path:
+        return self.directory / "samples.jsonl"
+
+    def add(self, batch: Samples, texts: list[str]) -> None:
+        """Raises Unwritable; the samples before stay."""
+        columns = (getattr(batch, name).tolist() for name in ("tokens", "written_at", "evaluations"))
+        for text, tokens, written_at, nfe in zip(texts, *columns, strict=True):
+            row = {"sample": self.count, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
+            append_line(self.lines, json.dumps(row, ensure_ascii=False))
+            write_text(self.directory / f"sample_{self.count}.txt", text + "\n")
+            self.count += 1
 
 
 def summary(record: dict) -> str:
@@ -350,24 +372,27 @@ def summary(record: dict) -> str:
 
 def main(argv: list[str]) -> None:
     config = build_config(argv)
-    if config.json not in (None, "-") and Path(config.json).is_dir():
+    record_file = None if config.json in (None, "-") else Path(config.json)
+    if record_file is not None and record_file.is_dir():
         raise ValueError(f"--json {config.json} is a directory; give a file")
-    for wanted in (config.out, Path(config.json).parent if config.json not in (None, "-") else None):
-        if wanted is not None:  # before hours of sampling, not after
-            try:
-                Path(wanted).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"{wanted} cannot be written to ({error.strerror}); give another directory") from error
-    batches, texts, record = draw_samples(config)
-    if config.out:
-        write_samples(Path(config.out), batches, texts)
+    if record_file is not None:  # before hours of sampling, not after
+        make_directory(record_file.parent, f"--json {config.json}: its directory")
+    files = None if config.out is None else SampleFiles(Path(config.out))
+    try:
+        _, texts, record = draw_samples(config, None if files is None else files.add)
+    except KeyboardInterrupt:
+        kept = (
+            "; --out DIR would have kept samples" if files is None else f"; {files.count} samples are in {config.out}"
+        )
+        print(f"interrupted{kept}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     if config.json == "-":
         print(json.dumps(record, allow_nan=False))
         return
-    if config.json:  # before the terminal, which may end the command
-        Path(config.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if record_file is not None:  # before the terminal, which may end the command
+        write_text(record_file, json.dumps(record, indent=2, allow_nan=False) + "\n")
     for number, text in enumerate(texts[:4]):
-        print(f"--- sample {number} ---\n{text}\n")
+        print(f"--- sample {number} ---\n{printable(text)}\n")
     if len(texts) > 4:
         print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
     print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")

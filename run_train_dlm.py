@@ -35,7 +35,7 @@ from policy.build import shipped
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
-from training.run import Run, resumed_config
+from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings
 from training.usage import check_overrides, exit_on_bad_input
 
@@ -182,14 +182,14 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
 
         def on_snapshot(step: int, model: MaskedLM) -> dict[str, float]:
             save_model(model, description, run.directory / "model")
-            return write_samples(model, config, run.directory / "samples" / f"iter_{step}", prompts)
+            return show_samples(model, config, run.directory / "samples" / f"iter_{step}", prompts)
 
         train(model, noise, rows, valid, config, run, group, on_snapshot, config.adapt.anneal if adapted else 0)
         run.close()
         return run.directory
 
 
-def write_samples(
+def show_samples(
     model: MaskedLM, config: DictConfig, directory: Path, prompts: Int[Tensor, "row position"] | None = None
 ) -> dict[str, float]:
     """A few samples of the model as it is; their entropy, distinct bigrams and, of boards, the share solved, of answers to
@@ -201,10 +201,8 @@ def write_samples(
     ends = end_tokens(model.tokenizer) if prompts is not None else None  # packed texts go on behind theirs
     samples = sample(UnmaskingEnvironment(model, steps, stop_id=ends), strategy, canvas.to(device))
     tokens, counted = samples.tokens.cpu(), samples.counted.cpu()
-    directory.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(tokens[place][kept].tolist() for place, kept in enumerate(counted)):
-        text = " ".join(map(str, row)) if model.tokenizer is None else model.tokenizer.decode(row)
-        (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")
+    decode = (lambda row: " ".join(map(str, row))) if model.tokenizer is None else model.tokenizer.decode
+    write_samples(directory, [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)])
     entropy = float(unigram_entropy(tokens, counted).mean())
     measures = {"sample_entropy": entropy, "sample_distinct_2": distinct_n(tokens, 2, counted)}
     if config.data.kind == "sudoku":

@@ -46,7 +46,7 @@ from rewards.rules import PuzzleReward, VerifiedReward
 from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.published import translated
-from training.run import Run, resumed_config
+from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings
 from training.sharding import shard
 from training.usage import check_overrides, exit_on_bad_input
@@ -245,15 +245,15 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
 
         def on_snapshot(step: int, policy: nn.Module, samples: Samples) -> None:
             save_policy(policy, run.directory / "policy")
-            directory = run.directory / "samples" / f"iter_{step}"
-            directory.mkdir(parents=True, exist_ok=True)
+            texts = []
             for number, (tokens, kept) in enumerate(zip(samples.tokens[:4], samples.counted[:4], strict=True)):
                 if isinstance(task, QuestionTask):
                     text = task.shown(number, tokens)
                 else:
                     ids = tokens[kept].tolist()
                     text = " ".join(map(str, ids)) if task.tokenizer is None else task.tokenizer.decode(ids)
-                (directory / f"sample_{number}.txt").write_text(text + "\n", encoding="utf-8")  # pyright: ignore
+                texts.append(text)
+            write_samples(run.directory / "samples" / f"iter_{step}", texts)
 
         train(model, network, task, reward, config, run, group, on_snapshot)
         run.close()

@@ -29,6 +29,7 @@ from dlm.files import unpacked
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
 from run_train_reward import read_preferences
+from training.files import replacing_directory
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings
@@ -166,8 +167,9 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         if group.first:
             tuned: Any = trainer.accelerator.unwrap_model(trainer.model)
             tuned = tuned if config.lora.rank is None else tuned.merge_and_unload()
-            tuned.save_pretrained(run.directory / "model")
-            tokenizer.save_pretrained(run.directory / "model")
+            with replacing_directory(run.directory / "model") as part:
+                tuned.save_pretrained(part)
+                tokenizer.save_pretrained(part)
         run.close()
         return run.directory
 

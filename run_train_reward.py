@@ -30,6 +30,7 @@ from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
 from rewards.models import ClassifierReward, position_limit, reward_folder
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
+from training.files import replacing_directory, write_text
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings
@@ -164,8 +165,9 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
     )
     train_by(trainer, run)
     if group.first:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(run.directory / "model")
-        tokenizer.save_pretrained(run.directory / "model")
+        with replacing_directory(run.directory / "model") as part:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part)
+            tokenizer.save_pretrained(part)
         say_accuracy(run, report(ClassifierReward(trainer.model, tokenizer, kind), held_out, config, longest))
     run.close()
     return run.directory
@@ -173,7 +175,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
 
 def say_accuracy(run: Run, found: dict[str, Any]) -> None:
     """To accuracy.json and the log."""
-    (run.directory / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(run.directory / "accuracy.json", json.dumps(found, indent=2) + "\n")
     for name, value in found.items():
         run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else told(value)}")
 

@@ -31,6 +31,7 @@ from rewards.models import reward_folder
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings
+from training.stored import read_json
 from training.usage import check_overrides, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
 from twist.evaluate import evaluate, figures, weighed
@@ -208,11 +209,9 @@ def positive_samples(
 
 def record_evaluation(file: Path, record: dict) -> None:
     """Into the list in `file`; of an epoch that a resumed run evaluated again, the last counts."""
-    known = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else []
+    known = read_json(file) if file.is_file() else []
     known = [other for other in known if other["updates"] != record["updates"]] + [record]
-    part = file.with_suffix(".part")
-    write_json(known, part)
-    part.replace(file)
+    write_json(known, file)
 
 
 def shown_texts(source: Source, count: int, seed: int) -> list[dict]:

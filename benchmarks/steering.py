@@ -21,17 +21,17 @@ from pathlib import Path as File
 import torch
 from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
-from evaluation.report import print_table, style, write_json
+from evaluation.report import print_table, save_figure, style, write_json
 from load_model import load_model
 from policy.build import shipped
 from run_train_twist import POSTERIOR, build_source, origin_of
 from samplers.fk import Steering
 from samplers.smc import Particles, Path, Plain, particle_filter
+from training.stored import description
 from twist.bounds import Estimate, Posterior, load_posterior
 from twist.learning import PROPOSAL_ONLY
 from twist.model import load_twist
@@ -54,8 +54,7 @@ WAYS = {  # name: proposal, resampling; of steering the reward of each state tak
 
 def loaded(path: str) -> tuple[Source, Posterior, str]:
     """What a run learnt, the exact samples of its target, and the method that it learnt by."""
-    config = OmegaConf.load(File(path) / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
+    config = description(File(path) / ".hydra" / "config.yaml")
     model = with_tail(load_model(shipped(config.dlm.path))[0], config.target)
     twist, about = load_twist(twist_directory(path), model)
     source = build_source(config, model, twist)
@@ -156,7 +155,7 @@ def plot(tables: dict[str, list[dict]], log_z: dict[str, float], file: File) -> 
     figure.legend(
         *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
     )
-    figure.savefig(file)
+    save_figure(figure, file)
 
 
 def main() -> None:

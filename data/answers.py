@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data.encoding import batch_ids
-from data.text import EndlessRows, json_lines, opened_text
+from data.text import EndlessRows, check_unpacked, json_lines, opened_text
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
 HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}
@@ -80,6 +80,7 @@ def is_answers(name: str) -> bool:
         return True
     if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
         return False
+    check_unpacked(path)
     with opened_text(path) as file:
         return '"question"' in next((line for line in file if line.strip()), "")
 

@@ -49,6 +49,10 @@ HUB_SPLITS = {
 }
 
 
+LONGEST = 1 << 26  # bytes of a line of a gzipped file
+UNPACKED, ROOM = 100, 1 << 26  # a gzipped file may unpack to so many times its size, and so many bytes besides
+
+
 def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Dataset:
     """A data set with one column "text", one document a row, empty documents dropped.
 
@@ -68,6 +72,7 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
             raise ValueError(
                 f"there is no file {local} for the data set '{name}': give the path of a file that exists."
             )
+        check_unpacked(local)
         builder = "text" if local.suffix == ".txt" else "json"
         try:
             texts: Any = load_dataset(
@@ -118,6 +123,31 @@ def _read_here(path: Path) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
+def check_unpacked(path: Path) -> None:
+    """Refuse a gzipped file that unpacks to far more than text does, or to a line that no document is. Others are passed over.
+
+    Raises ValueError that says the bound.
+    """
+    if path.suffix != ".gz":
+        return
+    most, total, line = UNPACKED * path.stat().st_size + ROOM, 0, 0
+    try:
+        with gzip.open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total += len(block)
+                line = line + len(block) if b"\n" not in block else len(block) - block.rfind(b"\n") - 1
+                if total > most or line > LONGEST:
+                    break
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); give it again, or unpacked") from error
+    if total > most:
+        raise ValueError(
+            f"{path} unpacks to more than {UNPACKED} times its size, which no text does; unpack it to look at it"
+        )
+    if line > LONGEST:
+        raise ValueError(f"{path} has a line of more than {LONGEST:,} bytes; cut its documents into several")
+
+
 @contextmanager
 def opened_text(path: Path) -> Iterator[IO[str]]:
     """A text file of a user, gzipped or not: UTF-8, its byte order mark passed over. Raises ValueError for other bytes."""
@@ -138,6 +168,7 @@ def opened_text(path: Path) -> Iterator[IO[str]]:
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """(where it stands, the line) of each line of a text file."""
+    check_unpacked(path)
     with opened_text(path) as file:
         for number, line in enumerate(file, 1):
             yield f"{path} line {number}", line
@@ -155,6 +186,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(
                 f"{place} is not JSON ({error.msg} at character {error.pos}); mend or remove that line"
             ) from error
+        except RecursionError as error:
+            raise ValueError(f"{place} is nested too deeply; mend or remove that line") from error
         yield place, _mended(found)
 
 

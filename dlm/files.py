@@ -5,7 +5,6 @@ Nothing here runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from data.sudoku import SudokuTokenizer
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.published import KEYS
+from training.stored import read_json_object
 from training.usage import readable
 
 PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
@@ -57,9 +57,8 @@ def config_folder(path: str) -> str:
 def read_config(path: str) -> dict:
     """config.json. ValueError that names the file where it is none."""
     file = fetch(path, "config.json")
-    with readable(file):
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+    config = read_json_object(file)
+    if not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file} describes no model; give the config.json that was saved with the weights")
     return config
 

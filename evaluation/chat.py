@@ -23,7 +23,10 @@ SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,/]+(\d+(?:\.\d+)?)\s*")
 
 
 class JudgeUnreachable(Exception):
-    """The endpoint does not answer; what is done is kept."""
+    """The endpoint does not answer; what is done is kept. A password in a URL of the message is left out."""
+
+    def __init__(self, told: str):
+        super().__init__(re.sub(r"(://)[^/\s]*@", r"\1", told))
 
 
 @dataclass

@@ -8,10 +8,11 @@ DIR/generations.rankN.jsonl     the lines of one of several processes, until the
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from training.files import make_directory, whole_lines, write_text
 from training.processes import Processes
+from training.stored import parsed_json, read_json_object
 
 
 def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
@@ -34,14 +35,14 @@ def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
 
 def check_settings(directory: Path, settings: dict) -> None:
     """Write settings.json, or compare with the one that is there. ValueError names what differs."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory, f"--save_path {directory}")
     file = directory / "settings.json"
     if not file.is_file():
         if next(directory.glob("generations*.jsonl"), None):
             raise ValueError(f"{directory} holds generations without settings.json; give another --save_path")
-        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(settings, indent=1) + "\n", durable=True)
         return
-    there = json.loads(file.read_text(encoding="utf-8"))
+    there = read_json_object(file)
     asked = json.loads(json.dumps(settings))
     if differing := [key for key in there | asked if there.get(key) != asked.get(key)]:
         told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
@@ -52,15 +53,10 @@ def read_records(directory: Path) -> list[dict]:
     """The records of all samples so far, by question. Half a line at the end of a file, left by a kill, is cut off."""
     records = {}
     for file in sorted(directory.glob("generations*.jsonl")):
-        content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            file.write_bytes(whole)
-        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is no JSON; take the line out, or the directory") from error
+        for number, line in enumerate(whole_lines(file), start=1):
+            record = parsed_json(line.encode(), f"{file} line {number}")
+            if not isinstance(record, dict) or not isinstance(record.get("row"), int):
+                raise ValueError(f"{file} line {number} is no record of a sample; take the line out, or the directory")
             records[record["row"]] = record
     return [records[row] for row in sorted(records)]
 
@@ -73,9 +69,8 @@ def shard(directory: Path, group: Processes) -> Path:
 def merge(directory: Path) -> list[dict]:
     """Everything into generations.jsonl, by question; a kill at any moment loses nothing. Returns the records."""
     records = read_records(directory)
-    whole = directory / "generations.part"
-    whole.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    os.replace(whole, directory / "generations.jsonl")
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_text(directory / "generations.jsonl", lines, durable=True)
     for file in directory.glob("generations.rank*.jsonl"):
         file.unlink()
     return records

@@ -25,11 +25,13 @@ from statistics import fmean, median, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from evaluation.intervals import Z95
-from evaluation.report import print_table, style, write_csv
+from evaluation.report import print_table, save_figure, style, write_csv
 from evaluation.sampling import finite
+from training.files import make_directory, write_text
+from training.stored import description, read_json
 from training.usage import exit_on_bad_input, readable
 from twist.methods import condition_of
 
@@ -62,10 +64,9 @@ def read_run(path: Path) -> TwistRun:
     for file in files:
         if not file.is_file():
             raise ValueError(f"{path} is no run of run_train_twist.py with evaluations: {file} does not exist")
-    config = OmegaConf.load(files[0])
-    assert isinstance(config, DictConfig)
+    config = description(files[0])
     with readable(files[1]):
-        evaluations = sorted(json.loads(files[1].read_text(encoding="utf-8-sig")), key=lambda record: record["updates"])
+        evaluations = sorted(read_json(files[1]), key=lambda record: record["updates"])
     if not evaluations or "g" not in evaluations[-1]:
         raise ValueError(
             f"{path} was evaluated without exact samples of its target (posterior.count=0), so there is no KL; its lower bounds "
@@ -260,7 +261,7 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
         _plain(axes)
     panels[0].set_ylabel("nats (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
@@ -292,7 +293,7 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
     panels[0].set_ylabel("log Z: below (lines), above (dashes)")
     labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def main(arguments: argparse.Namespace) -> list[dict]:
@@ -306,9 +307,9 @@ def main(arguments: argparse.Namespace) -> list[dict]:
              | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"], "score": row["score"]}
              for row in rows]  # fmt: skip
     print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_directory(arguments.out, f"--out {arguments.out}")
     write_csv(rows, arguments.out / "kl.csv")
-    (arguments.out / "kl.tex").write_text(latex(rows), encoding="utf-8")
+    write_text(arguments.out / "kl.tex", latex(rows))
     plot_curves(runs, log_z, arguments.out / "kl_curves.png")
     plot_bounds(runs, log_z, arguments.out / "bounds.png")
     print(latex(rows))

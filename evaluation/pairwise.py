@@ -23,6 +23,8 @@ from pathlib import Path
 from evaluation.chat import Chat, Judgement, JudgeUnreachable
 from evaluation.report import print_table, write_json
 from evaluation.reward_task import PREFIX, load_scorer, read_generations, scores
+from training.files import make_directory, whole_lines, write_text
+from training.terminal import printable
 from training.usage import device_of
 
 
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
     if [row["prompt"] for row in red] != [row["prompt"] for row in blue]:
         raise ValueError(f"{arguments.red} and {arguments.blue} answer different prompts; give two files of one run")
     names = {"run_name_red": name_of(arguments.red), "run_name_blue": name_of(arguments.blue)}
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_directory(arguments.out, f"--out {arguments.out}")
     title = f"{names['run_name_red']}_{names['run_name_blue']}"
     log = arguments.out / f"{title}.judgements.jsonl"
     failed = None
@@ -84,7 +86,8 @@ def main(argv: list[str]) -> int:
     print_table([{key: value for key, value in result.items() if key != "evaluations"}], title=f"by {arguments.judge}")
     if failed:
         print(
-            f"error: {failed}; {len(found)} judgements are kept in {log}, and the same command goes on", file=sys.stderr
+            f"error: {printable(str(failed))}; {len(found)} judgements are kept in {log}, and the same command goes on",
+            file=sys.stderr,
         )
         return 1
     return 0
@@ -106,14 +109,11 @@ def judged(
 def resumed(log: Path, settings: dict) -> list[Judgement]:
     """What is judged already. ValueError for judgements of other answers, or by another judge."""
     head = json.dumps(settings)
-    if not log.is_file():
-        log.write_text(head + "\n", encoding="utf-8")
+    lines = whole_lines(log)
+    if not lines:
+        write_text(log, head + "\n")
         return []
-    content = log.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]  # half a line, left by a kill, is cut off
-    log.write_bytes(whole)
-    lines = whole.decode("utf-8").splitlines()
-    if not lines or lines[0] != head:
+    if lines[0] != head:
         raise ValueError(f"{log} holds judgements of other answers or by another judge; give another --out")
     return [Judgement(**json.loads(line)) for line in lines[1:]]
 

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from training.files import replacing, write_text
+from training.terminal import printable
 
 Point = tuple[float | int, float | int]  # cost, quality
 
@@ -69,7 +73,13 @@ def plot_pareto(
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format of the path's suffix, PNG where it has none."""
+    with replacing(path, durable=False) as part:
+        figure.savefig(part, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def style(place: int) -> tuple[str, str, str]:
@@ -96,7 +106,7 @@ def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: 
 
 def print_table(records: Sequence[dict], title: str = "", console: Console | None = None) -> None:
     """Print the records as a table, a column for each field in the order of first appearance."""
-    table = Table(title=escape(title) or None, title_justify="left")
+    table = Table(title=escape(printable(title)) or None, title_justify="left")
     columns = _columns(records)
     for column in columns:
         numeric = all(isinstance(record.get(column, 0), int | float) for record in records)
@@ -110,16 +120,26 @@ def print_table(records: Sequence[dict], title: str = "", console: Console | Non
 
 
 def write_csv(records: Sequence[dict], path: str | Path) -> None:
-    """One line a record under a line of column names; a field that a record lacks is empty."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(records))
-        writer.writeheader()
-        writer.writerows(records)
+    """One line a record under a line of column names; a field that a record lacks is empty. Text that a spreadsheet would take
+    for a formula has an apostrophe in front."""
+    with replacing(path, durable=False) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        columns = _columns(records)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(record.get(column, "")) for column in columns] for record in records)
+
+
+def cell(value: object) -> object:
+    """What stands in a cell of a CSV: text that begins with = + - @, a tab or a carriage return and is no number is quoted by an
+    apostrophe, as spreadsheets do, and not computed."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return value if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) else f"'{value}"
 
 
 def write_json(content: dict | Sequence[dict], path: str | Path) -> None:
     """Standard JSON: a number that is not finite becomes null."""
-    Path(path).write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _columns(records: Sequence[dict]) -> list[str]:
@@ -127,7 +147,7 @@ def _columns(records: Sequence[dict]) -> list[str]:
 
 
 def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else escape(printable(str(value)))
 
 
 def _finite(value: object) -> object:

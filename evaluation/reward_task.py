@@ -29,6 +29,7 @@ from evaluation.text import standard_error
 from load_model import load_model
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, reward_folder
+from training.files import make_directory
 from training.usage import device_of
 
 PREFIX = "generation_"
@@ -166,7 +167,7 @@ def main(argv: list[str]) -> int:
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded; add tokenizer.json")
     out = arguments.save_path or arguments.generations[0]
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out, f"--save_path {out}")
     cost = read_costs(arguments.generations)
     judged = {
         name: {who: scores(reward, rows, arguments.batch_size) for who, reward in rewards.items()}

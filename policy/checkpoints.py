@@ -7,7 +7,6 @@ of a `dit_hidden` off the model) and genpolicy's `.pth` (`policy_model`, `ema`, 
 import difflib
 import inspect
 import json
-import os
 import re
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from model.llama import LLADA_KEYS
 from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
+from training.files import replacing_directory
+from training.stored import read_json_object
 from training.usage import readable
 from weights import check_read, check_written, load_checkpoint
 
@@ -55,19 +56,17 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
     Buffers keep their own type: rotary frequencies rounded to bfloat16 would be another network. Weights are moved
     into place when complete, so a run killed here leaves the previous ones.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     parameters = {name for name, _ in policy.named_parameters()}
     weights = {
         name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
         for name, tensor in policy.state_dict().items()
     }
-    check_written(weights.items(), directory / "model.safetensors")
-    (directory / "config.json").write_text(
-        json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    save_file(weights, directory / "model.safetensors.part", metadata={"format": "pt"})
-    os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
+    check_written(weights.items(), Path(directory) / "model.safetensors")
+    with replacing_directory(directory) as part:
+        (part / "config.json").write_text(
+            json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_policy(
@@ -102,7 +101,7 @@ def load_policy(
         with readable(file):
             weights, average = load_file(file), None
             check_read(weights.items(), file)
-        config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.is_file() else {}
+        config = read_json_object(config_file) if config_file.is_file() else {}
     policy = _build(weights, config, file, model)
     if average:
         _load_average(policy, average["shadow_params"], file)

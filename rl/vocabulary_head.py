@@ -32,6 +32,7 @@ from data.preferences import SHAPES, Preference, draw_mask
 from dlm.masked_lm import MaskedLM
 from policy.train import Learner
 from rewards.models import VocabularyHead
+from training.files import replacing_directory
 from training.optim import MovingAverage, Optimiser
 from training.run import Run, step_seed
 
@@ -194,7 +195,8 @@ class HeadTraining:
         self.learner.average.copy_to(self.head.parameters())
         if self.processes.first:
             run.log(step, self.evaluate()[0])
-            self.head.save(run.directory / "model")
+            with replacing_directory(run.directory / "model") as part:
+                self.head.save(part)
 
 
 def train_head(training: HeadTraining, run: Run) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlm.observation import Observation
 from samplers.scores import Seen
+from training.terminal import printable
 
 MASK, FRESH = "░", "bold green"
 INTERVAL = 0.1  # seconds between two reads of the canvases, each of which makes a GPU wait; a screen shows no more
@@ -40,7 +41,7 @@ def paint(
         if same:  # neighbours are decoded together: a character may span several tokens
             continue
         _, is_mask, is_fresh = kinds[start]
-        shown = MASK * (end - start) if is_mask else decode([token for token, _, _ in kinds[start:end]])
+        shown = MASK * (end - start) if is_mask else printable(decode([token for token, _, _ in kinds[start:end]]))
         text.append(shown, "dim" if is_mask else FRESH if is_fresh else "")
         if columns is not None:
             text.append("\n" if end % columns == 0 else " ")

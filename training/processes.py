@@ -20,7 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-PATIENCE = timedelta(hours=6)  # of processes that wait while the first one evaluates
+from training.watch import watch
+
+PATIENCE = timedelta(
+    hours=6
+)  # of processes that wait while the first one evaluates; one that stops ends it (training/watch.py)
+# What queues, terminals and launchers send to a run that should end (Windows has some of them).
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 @dataclass
@@ -28,14 +34,14 @@ class Processes:
     """rank: this one's number; world: how many there are; device: where this one computes.
 
     join: run before anything is exchanged; where the frozen model is sharded, it takes part in the others' forwards until all
-    have come here (training/sharding.py). stopping: this process was told to stop (SIGTERM).
+    have come here (training/sharding.py). heard: the signal that told the run to stop; 0 before.
     """
 
     rank: int
     world: int
     device: torch.device
     join: Callable[[], None] | None = None
-    stopping: bool = False
+    heard: int = 0
 
     @property
     def first(self) -> bool:
@@ -121,14 +127,26 @@ class Processes:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def stop_asked(self) -> bool:
-        """Whether any process was told to stop: all hear the same answer."""
-        return float(self.sum_(torch.tensor([float(self.stopping)], device=self.device))) > 0
+        """Whether any process was told to stop: all hear the same answer, and the same signal."""
+        told = self.gather_numbers(int(self.heard))
+        if number := max(told):
+            self.heard = number
+        return bool(number)
 
-    def hear(self, *signal_and_frame) -> None:
-        """SIGTERM (a preemption, `kill`): the run ends after its iteration. Launchers may send it twice."""
-        if self.first and not self.stopping:
-            os.write(2, b"SIGTERM: the run saves and ends after this iteration\n")
-        self.stopping = True
+    def gather_numbers(self, number: int) -> list[int]:
+        """The number that each process has."""
+        found = torch.zeros(self.world, device=self.device)
+        found[self.rank] = number
+        return [int(one) for one in self.sum_(found).tolist()]
+
+    def hear(self, number: int, *_) -> None:
+        """A signal that asks the run to end: it does after its iteration, saved. Launchers may send it twice; whoever presses
+        Ctrl-C twice at a run of one process does not wait for the save."""
+        if self.heard == number == signal.SIGINT and self.world == 1:
+            raise KeyboardInterrupt
+        if self.first and not self.heard:
+            os.write(2, f"{signal.Signals(number).name}: the run saves and ends after this iteration\n".encode())
+        self.heard = self.heard or number
 
 
 def device_of_rank(device: str, world: int, local: int) -> torch.device:
@@ -157,22 +175,28 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def processes(device: str = "auto", saves: bool = True):
     """Join the process group that torchrun describes, or be the only process; leave it at the end.
 
-    `device`: auto (CUDA where there is one), cpu, cuda, or one of several (cuda:1) for a single process. saves: SIGTERM is heard
-    meanwhile, for a loop that asks `stop_asked` and saves; else it ends the process at once, as it does by default.
+    `device`: auto (CUDA where there is one), cpu, cuda, or one of several (cuda:1) for a single process. saves: the signals of
+    `STOPPING` are heard meanwhile, for a loop that asks `stop_asked` and saves; else they end the process at once, as they do by
+    default.
     """
     world, rank, local = (int(os.environ.get(name, default)) for name, default in
                           (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
     where = device_of_rank(device, world, local)
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    watching = None
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+        watching = watch(rank, world)
     group = Processes(rank, world, where)
-    before = signal.signal(signal.SIGTERM, group.hear) if saves else signal.getsignal(signal.SIGTERM)
+    before = {number: signal.signal(number, group.hear) for number in STOPPING} if saves else {}
     try:
         yield group
         group.barrier()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if watching is not None:
+            watching.stop()
         if world > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -110,6 +110,10 @@ def from_file(settings: dict, file: str) -> list[str]:
     """Overrides from a configuration file of theirs: what an evaluation reads of it. ValueError for a file that is neither's."""
     said = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
             for key in EVALUATED if settings.get(key) is not None]  # fmt: skip
+    if asking := [word for word in said if "${" in word]:
+        raise ValueError(
+            f"{file} sets {asking[0]}, and a file of settings may ask for nothing outside; write the value"
+        )
     if not said:
         raise ValueError(
             f"{file} has neither `dlm`, as configurations of this project have, nor any of {', '.join(EVALUATED)}"

@@ -13,6 +13,8 @@ from typing import cast
 import fsspec
 from fsspec import AbstractFileSystem
 
+from training.files import UNFINISHED
+
 RESUME = "checkpoints-meta/checkpoint.pth"  # of a run directory
 LATEST = "checkpoints-meta/latest"  # of a URL: which of these two is in force; the other is written next
 SLOTS = ("checkpoints-meta/checkpoint_a.pth", "checkpoints-meta/checkpoint_b.pth")
@@ -69,7 +71,13 @@ class Remote:
 
     def checkpoint(self) -> bytes | None:
         """The checkpoint in force, or None where the run was killed before its first."""
-        return self.read(self.read(LATEST).decode()) if self.holds(LATEST) else None
+        return self.read(self._in_force()) if self.holds(LATEST) else None
+
+    def _in_force(self) -> str:
+        """Which slot holds the checkpoint. ValueError where the file names anything else."""
+        if (named := self.read(LATEST).decode("utf-8", "replace")) not in SLOTS:
+            raise ValueError(f"{self.url}/{LATEST} names {named[:80]!r}, expected {' or '.join(SLOTS)}; it is damaged")
+        return named
 
     def send(self, directory: Path) -> None:
         """Copy what is new in `directory`; the checkpoint last."""
@@ -77,7 +85,7 @@ class Remote:
             for file in files_of(directory):
                 self._send(file, str(file.relative_to(directory)))
             if (directory / RESUME).is_file():
-                force = self.read(LATEST).decode() if self.holds(LATEST) else SLOTS[1]
+                force = self._in_force() if self.holds(LATEST) else SLOTS[1]
                 other = SLOTS[1 - SLOTS.index(force)]
                 if self._send(directory / RESUME, other):
                     self.files.pipe_file(f"{self.root}/{LATEST}", other.encode())
@@ -88,9 +96,10 @@ class Remote:
             names = [
                 str(path)[str(path).index(self.root) + len(self.root) + 1 :] for path in self.files.find(self.root)
             ]
+            names = [name for name in names if not {"", ".", ".."} & set(name.replace("\\", "/").split("/"))]
             wanted = {name: name for name in names if name.split("/")[0] in COPIED and name[:12] != "checkpoints/"}
             if self.holds(LATEST):
-                wanted[self.read(LATEST).decode()] = RESUME
+                wanted[self._in_force()] = RESUME
             for theirs, ours in wanted.items():
                 (directory / ours).parent.mkdir(parents=True, exist_ok=True)
                 self.files.get_file(f"{self.root}/{theirs}", str(directory / ours))
@@ -112,4 +121,4 @@ class Remote:
 def files_of(directory: Path) -> list[Path]:
     """What of a run directory is copied, besides its resume checkpoint."""
     paths = [path for name in COPIED for path in (directory / name, *(directory / name).rglob("*"))]
-    return sorted(path for path in paths if path.is_file() and path.suffix != ".part")
+    return sorted(path for path in paths if path.is_file() and path.suffix != UNFINISHED)

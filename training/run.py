@@ -1,7 +1,7 @@
 """A run directory: configuration, checkpoints, metrics, samples; made, resumed in place, never left half written.
 
 RUN/.hydra/{config,overrides}.yaml   RUN/checkpoints/checkpoint_N.pth   RUN/checkpoints-meta/checkpoint.pth (resume)
-RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/run.log   RUN/wandb/
+RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/{run.log,wandb_id}   RUN/wandb/   RUN/lock (while it runs)
 
 Where RUN is a URL (s3://bucket/prefix), the run is made under output/ and copied there after each save (training/remote.py).
 """
@@ -14,7 +14,9 @@ import json
 import math
 import os
 import re
+import secrets
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,9 +26,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from training.files import append_line, check_place, make_directory, replacing, sweep, whole_lines, write_text, writing
+from training.lock import Lock
 from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
-from training.usage import composed, readable
+from training.stored import PLACES, configuration, parsed_yaml, read_bytes, replace_at, settings, value_at
+from training.terminal import printable
+from training.usage import CONFIGS, composed, readable
 from weights import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
 
 MAY_CHANGE = (
@@ -36,7 +42,6 @@ MAY_CHANGE = (
     "training.log_freq",
 )  # on resume; anything else is another run
 MAY_CHANGE_TOO = {"train_twist": "training.epochs"}  # of a configuration whose n_iters follows from it
-PLACES = ("run_dir", "resume")  # say where a run is, not what it is
 
 
 def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictConfig:
@@ -51,14 +56,27 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         if not config.run_dir:
             raise ValueError("resume=auto looks for a run in run_dir; give run_dir=DIRECTORY too")
         config.resume = config.run_dir if holds_run(config.run_dir) else None
+    if place := next((key for key in ("resume", "run_dir") if config[key] and not is_url(config[key])), None):
+        check_place(config[place], f"{place}={config[place]}")
     if not config.resume:
+        if config.run_dir and holds_run(config.run_dir):
+            raise ValueError(
+                f"run_dir={config.run_dir} holds a run; resume={config.run_dir} goes on with it, another run_dir starts a "
+                "new one"
+            )
         return config
     if not holds_run(config.resume):
         raise ValueError(
             f"resume={config.resume} is not a run directory: {config.resume}/.hydra/config.yaml does not exist"
         )
-    saved = OmegaConf.load(io.StringIO(content(config.resume, CONFIG).decode()))
-    assert isinstance(saved, DictConfig)
+    keys = [override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".") for override in overrides]
+    stored, now = content(config.resume, CONFIG), OmegaConf.to_container(config, resolve=False)
+    named = f"{config.resume}/{CONFIG}"
+    text = settings(stored, named)
+    repeated = [
+        key for key in keys if isinstance(value_at(text, key), str) and value_at(text, key) == value_at(now, key)
+    ]
+    saved = configuration(stored, named, repeated)
     own = {
         "policy",
         "algorithm",
@@ -72,21 +90,24 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
         )
     differences = []
-    started_with = OmegaConf.load(io.StringIO(content(config.resume, ".hydra/overrides.yaml").decode()))
-    today = composed(name, list(started_with))
+    started_with = parsed_yaml(content(config.resume, OVERRIDES), f"{config.resume}/{OVERRIDES}")
+    started_with = [str(word) for word in started_with] if isinstance(started_with, list) else []
+    today = composed(name, [word for word in started_with if chooses(word)])
     OmegaConf.set_struct(today, False)
+    check_groups(saved, today, named)
     saved = OmegaConf.merge(today, saved)
     assert isinstance(saved, DictConfig)
-    for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
-        if key == "resume" or (key == "run_dir" and config.run_dir == config.resume):
+    for override, key in zip(overrides, keys, strict=True):
+        if key in PLACES or key.split(".")[0] in PLACES:
+            if key == "run_dir" and config.run_dir not in (None, config.resume) and not is_url(config.run_dir):
+                differences.append(f"run_dir: a run goes on where it is, the command asks for {config.run_dir!r}")
             continue
         if key == "experiment":  # not a value of the configuration: what it sets is
             if override not in started_with:
                 differences.append(f"the run was not started with {override}")
             continue
         asked, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
-        if key in (*MAY_CHANGE, MAY_CHANGE_TOO.get(name)):
+        if key in (*MAY_CHANGE, MAY_CHANGE_TOO.get(name), *repeated):
             OmegaConf.update(saved, key, asked, merge=False)
         elif asked != was:
             differences.append(f"{key}: the run has {was!r}, the command asks for {asked!r}")
@@ -95,11 +116,40 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
             f"resume={config.resume} was started with another configuration ({'; '.join(differences)}); "
             "leave these out, or start a new run"
         )
-    saved.resume = config.resume
+    left_out = {
+        key: value_at(text, key) for key in ("run_dir", "data.cache_dir", "wandb.project", "wandb.name", "wandb.entity")
+    }
+    if not is_url(left_out["run_dir"]):  # a directory is where `resume` says
+        left_out["run_dir"] = None
+    if told := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
+        print(printable(f"not taken from {named}, give it again to use it: {', '.join(told)}"), file=sys.stderr)
+    for key in PLACES:
+        if OmegaConf.select(saved, key) is not None or OmegaConf.select(config, key) is not None:
+            OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved
 
 
-CONFIG = ".hydra/config.yaml"
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+
+
+def chooses(override: str) -> bool:
+    """Whether a stored override selects one of our files of configs/, or takes a key of a policy away; others count for nothing:
+    their values stand in the stored configuration."""
+    group, _, name = override.lstrip("+").partition("=")
+    plain = re.fullmatch(r"[\w/@.]+", group) and re.fullmatch(r"[\w-]+", name)
+    chosen = bool(plain) and (CONFIGS / group.split("@")[0] / f"{name}.yaml").is_file()
+    return chosen or re.fullmatch(r"~policy\.[\w.]+", override) is not None
+
+
+def check_groups(saved: DictConfig, today: DictConfig, named: str, before: str = "") -> None:
+    """Refuse a stored configuration that has a value where a group of settings belongs. ValueError names it."""
+    for key, own in today.items_ex(resolve=False):
+        if isinstance(own, DictConfig) and saved.get(key) is not None:
+            if not isinstance(saved[key], DictConfig):
+                raise ValueError(
+                    f"{named} sets {before}{key}={saved[key]!r}, expected a group of settings; it is damaged"
+                )
+            check_groups(saved[key], own, named, f"{before}{key}.")
 
 
 def holds_run(place: str) -> bool:
@@ -108,78 +158,130 @@ def holds_run(place: str) -> bool:
 
 def content(place: str, name: str) -> bytes:
     """A file of a run, in a directory or at a URL."""
-    return Remote(place).read(name) if is_url(place) else (Path(place) / name).read_bytes()
+    return Remote(place).read(name) if is_url(place) else read_bytes(Path(place) / name)
 
 
 def identity(place: str) -> str:
     """Which run it is: a digest of the configuration that it was started with, but for what may change."""
-    config = OmegaConf.load(io.StringIO(content(place, CONFIG).decode()))
-    for key in (*PLACES, *MAY_CHANGE):
-        if OmegaConf.select(config, key) is not None:
-            OmegaConf.update(config, key, None)
-    return hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:16]
+    config = settings(content(place, CONFIG), f"{place}/{CONFIG}")
+    for key in ("run_dir", "resume", *MAY_CHANGE):
+        replace_at(config, key, lambda _: None)
+    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(config)).encode()).hexdigest()[:16]
+
+
+def new_directory() -> Path:
+    """output/DATE/TIME, made for this process alone."""
+    stamp = time.strftime("%Y.%m.%d/%H%M%S")
+    for number in range(1, 1000):
+        directory = Path("output") / (stamp if number == 1 else f"{stamp}-{number}")
+        make_directory(directory.parent, "output")
+        try:
+            directory.mkdir()
+        except FileExistsError:  # another run began in the same second
+            continue
+        return directory
+    raise ValueError(f"output/{stamp} and 998 more of this second exist; give run_dir=DIRECTORY")
+
+
+def check_links(directory: Path) -> None:
+    """Refuse a run whose files are links to other places, where going on would write to these. ValueError names the link."""
+    inside = directory.resolve()
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder) / name for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise ValueError(f"{path} is a link to {os.readlink(path)}, outside of the run; replace it by a copy")
+        if Path(folder) == directory and "wandb" in folders:
+            folders.remove("wandb")  # where wandb has links to its own logs, which it makes anew
 
 
 class Run:
-    """The directory of one training run; only the first process writes."""
+    """The directory of one training run; only the first process writes.
+
+    Raises ValueError where another process has the directory, or it cannot be made or written to.
+    """
 
     def __init__(self, config: DictConfig, overrides: list[str], processes: Processes):
         self.config, self.processes = config, processes
-        stamp = time.strftime("%Y.%m.%d/%H%M%S")
         asked = config.resume or config.run_dir
         url = next((place for place in (asked, config.run_dir) if is_url(place)), None)
         self.remote = Remote(url) if url and processes.first else None
-        directory = str(asked) if asked and not is_url(asked) else f"output/{stamp}"
-        if processes.first and not config.resume and config.run_dir and holds_run(config.run_dir):
-            raise ValueError(
-                f"run_dir={config.run_dir} holds a run; resume={config.run_dir} goes on with it, another run_dir starts a "
-                "new one"
-            )
-        if processes.first and directory != str(asked) and Path(directory).exists():
-            directory += f"-{os.getpid()}"  # two runs began in one second
-        self.directory = Path(processes.broadcast(directory))
         self.started = time.perf_counter()
         self.last: dict[str, float] = {}  # metrics, as they were logged last
-        self.wandb = None
-        if not processes.first:
-            return
-        for name in (".hydra", "checkpoints", "checkpoints-meta", "samples", "logs"):
-            (self.directory / name).mkdir(parents=True, exist_ok=True)
-        if not config.resume:
-            OmegaConf.save(config, self.directory / ".hydra" / "config.yaml")
-            OmegaConf.save(OmegaConf.create(overrides), self.directory / ".hydra" / "overrides.yaml")
-        elif self.remote and is_url(config.resume):
-            self.remote.fetch(self.directory)
-        self.identity = identity(str(self.directory))
-        if self.remote:
-            self.remote.send(self.directory)  # a bucket that cannot be written to says so now
-        if config.wandb.mode != "disabled":
-            import wandb  # seconds to import: only where it is used
+        self.wandb = self.lock = None
+        directory = None
+        if processes.first:
+            own = None if not asked or is_url(asked) else str(asked)
+            directory = new_directory() if own is None else make_directory(own, f"run_dir={own}")
+            self._enter(directory, overrides)
+        self.directory = Path(processes.broadcast(str(directory)))
+        if processes.first:
+            self._begin_wandb()
+            self.say(f"run directory {self.directory}" + (f", copied to {self.remote.url}" if self.remote else ""))
 
-            self.wandb = wandb.init(
-                project=config.wandb.project,
-                name=OmegaConf.select(config, "wandb.name"),
-                dir=str(self.directory),
-                mode=os.environ.get("WANDB_MODE", config.wandb.mode),  # pyright: ignore[reportArgumentType]
-                config=OmegaConf.to_container(config, resolve=True),  # pyright: ignore[reportArgumentType]
-            )
-        self.say(f"run directory {self.directory}" + (f", copied to {self.remote.url}" if self.remote else ""))
+    def _enter(self, directory: Path, overrides: list[str]) -> None:
+        """Lock the directory, make what a run needs there, and fetch or check what is there."""
+        config = self.config
+        if config.resume and not is_url(config.resume):
+            check_links(directory)
+        try:
+            self.lock = Lock(directory)
+            if not config.resume and holds_run(str(directory)):
+                raise ValueError(f"run_dir={directory} holds a run, which another process began just now; give another")
+            sweep(directory)
+            for name in (".hydra", "checkpoints", "checkpoints-meta", "samples", "logs"):
+                (directory / name).mkdir(exist_ok=True)
+            if not config.resume:  # config.yaml last: where it is, a run is
+                write_text(directory / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)), durable=True)
+                write_text(directory / CONFIG, OmegaConf.to_yaml(config), durable=True)
+            elif self.remote and is_url(config.resume):
+                self.remote.fetch(directory)
+        except OSError as error:
+            raise ValueError(
+                f"{directory} cannot be written to ({error.strerror or error}); give another run_dir"
+            ) from error
+        self.identity = identity(str(directory))
+        if self.remote:
+            self.remote.send(directory)  # a bucket that cannot be written to says so now
+
+    def _begin_wandb(self) -> None:
+        """A run in wandb; a run that is resumed goes on with the one it had."""
+        config, mode = self.config, os.environ.get("WANDB_MODE", self.config.wandb.mode)
+        if config.wandb.mode == "disabled":
+            return
+        import wandb  # seconds to import: only where it is used
+
+        file = self.directory / "logs" / "wandb_id"
+        known = file.read_text().strip() if file.is_file() else ""
+        if re.fullmatch(r"[a-z0-9]{8}", known) is None:
+            known = secrets.token_hex(4)
+            write_text(file, known + "\n")
+        self.wandb = wandb.init(
+            project=config.wandb.project,
+            name=OmegaConf.select(config, "wandb.name"),
+            dir=str(self.directory),
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            id=known,
+            resume="allow" if mode == "online" else None,
+            config=OmegaConf.to_container(config),  # pyright: ignore[reportArgumentType]
+        )
 
     def say(self, text: str) -> None:
         """One line to the terminal and to logs/run.log."""
         if self.processes.first:
-            print(text, flush=True)
-            with open(self.directory / "logs" / "run.log", "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            print(printable(text), flush=True)
+            self._append("logs/run.log", text)
+
+    def _append(self, name: str, line: str) -> None:
+        """One line to a file of the run. Raises Unwritable."""
+        append_line(self.directory / name, line)
 
     def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
-        """Append to metrics.jsonl and wandb. The record of a run that was resumed may hold a step twice: the last counts."""
+        """Append to metrics.jsonl and wandb."""
         if not self.processes.first:
             return
         self.last |= metrics
         record = {"step": step, **metrics, "seconds": round(time.perf_counter() - self.started, 2)}
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append("metrics.jsonl", json.dumps(record))
         if self.wandb is not None:
             self.wandb.log(metrics, step=step)
         if show:
@@ -192,11 +294,8 @@ class Run:
         if not self.processes.first:
             return
         directory = self.directory / "samples" / f"iter_{step}"
-        directory.mkdir(parents=True, exist_ok=True)
-        for number, record in enumerate(records):
-            (directory / f"sample_{number}.txt").write_text(record["text"] + "\n", encoding="utf-8")
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (directory / "samples.jsonl").write_text(lines, encoding="utf-8")
+        write_samples(directory, [record["text"] for record in records])
+        write_text(directory / "samples.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
         if self.wandb is not None and records:
             import wandb
 
@@ -247,9 +346,8 @@ class Run:
         if snapshot:
             targets.append(self.directory / "checkpoints" / f"checkpoint_{state['step']}.pth")
         for target in targets:
-            part = target.with_suffix(".part")
-            torch.save(state, part)
-            part.replace(target)
+            with replacing(target) as part:
+                torch.save(state, part)
         if self.remote:
             try:
                 self.remote.send(self.directory)
@@ -268,8 +366,9 @@ class Run:
             kept = Remote(place).checkpoint()  # by each process: they may share no disk
             source = None if kept is None else io.BytesIO(kept)
         else:
-            source = path if (path := Path(place) / RESUME).exists() else None
+            source = path if (path := Path(place) / RESUME).is_file() else None
         if source is None:
+            self.go_on_from(-1)
             return None
         with readable(f"{place}/{RESUME}"):
             state = load_checkpoint(source, f"{place}/{RESUME}")
@@ -285,24 +384,47 @@ class Run:
                 f"or copy the newest of {place}/checkpoints there"
             )
         self.check_step(state["step"], f"{place}/{RESUME}")
+        self.go_on_from(state["step"])
         if state["step"] >= self.config.training.n_iters:
             further = "training.epochs" if holds == "twist" else "training.n_iters"
             self.say(f"already at step {state['step']} of {self.config.training.n_iters}; {further}=N goes further")
         return state
 
+    def go_on_from(self, step: int) -> None:
+        """Drop from metrics.jsonl what a killed run recorded behind its checkpoint, which comes again: each step stands there
+        once."""
+        if not self.processes.first:
+            return
+        file = self.directory / "metrics.jsonl"
+        lines = whole_lines(file)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            write_text(file, "".join(line + "\n" for line in kept), durable=True)
+
     def stop(self, step: int) -> None:
-        """Leave, after SIGTERM and a save, with the status that it has in a shell: 143. All processes together."""
+        """Leave, after a signal and a save, with the status that it has in a shell (143 for SIGTERM). All processes together."""
         place = self.remote.url if self.remote else self.directory
-        self.say(f"stopped by SIGTERM after step {step}, which is saved; resume={place} goes on")
+        number = self.processes.heard
+        self.say(f"stopped by {signal.Signals(number).name} after step {step}, which is saved; resume={place} goes on")
         self.close()
         self.processes.barrier()
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + number)
 
     def close(self) -> None:
         if self.remote:
             self.remote.send(self.directory)
         if self.wandb is not None:
             self.wandb.finish()
+        if self.lock is not None:
+            self.lock.release()
+
+
+def write_samples(directory: Path, texts: list[str]) -> None:
+    """sample_N.txt, a text a file; the directory is made."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts):
+        write_text(directory / f"sample_{number}.txt", text + "\n")
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -6,16 +6,24 @@ What TRL would choose by itself is always set here: the precision (its default i
 
 from __future__ import annotations
 
+import json
+import shutil
+import zipfile
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import ExportableState, PrinterCallback
 
+from training.files import writing
 from training.processes import Processes
 from training.run import Run
+from training.stored import read_json_object
 from weights import check_read
+
+PREFIX = "checkpoint-"  # of a trainer's checkpoints
+COUNT = "_total_train_tokens"  # where TRL's trainers count, and which they do not save
 
 OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop"}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -65,11 +73,14 @@ def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict
     }
 
 
-class ToRun(TrainerCallback):
-    """What a trainer logs, to the run's metrics.jsonl and log."""
+class ToRun(TrainerCallback, ExportableState):
+    """What a trainer logs, to the run's metrics.jsonl and log; and what its checkpoints lack: how many tokens it has read."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, trainer: Any):
+        self.run, self.trainer, self.stopped = run, trainer, False
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"tokens": getattr(self.trainer, COUNT, 0)}}
 
     def on_log(self, args, state, control, logs=None, **_):
         numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -86,16 +97,52 @@ class ToRun(TrainerCallback):
         if control.should_save:
             self.run.check_weights(more["model"].named_parameters(), state.global_step)
         if self.run.processes.stop_asked():
-            control.should_save = control.should_training_stop = True
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The newest complete checkpoint of the run; what a kill left of others is removed.
+
+    A trainer writes trainer_state.json last, and each process the state of its random numbers: a checkpoint with all of these,
+    whole, is complete.
+    """
+    numbered = {int(path.name.removeprefix(PREFIX)): path for path in (run.directory / "checkpoints").glob(f"{PREFIX}[0-9]*")
+                if path.name.removeprefix(PREFIX).isdigit()}  # fmt: skip
+    for step in sorted(numbered, reverse=True):
+        if is_complete(numbered[step], step, run.processes.world):
+            return numbered[step]
+        shutil.rmtree(numbered[step])
+    return None
+
+
+def is_complete(checkpoint: Path, step: int, world: int) -> bool:
+    """Whether a trainer wrote the checkpoint to its end."""
+    names = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
+    if not all(zipfile.is_zipfile(checkpoint / name) for name in names):
+        return False
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def train_by(trainer: Trainer, run: Run) -> None:
-    """Train to the end, from the run's last checkpoint where it is resumed and has one."""
+    """Train to the end, from the run's last complete checkpoint where it is resumed and has one."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ToRun(run))
-    resume = run.config.resume and get_last_checkpoint(str(run.directory / "checkpoints"))
-    trainer.train(resume_from_checkpoint=resume or None)
+    following = ToRun(run, trainer)
+    trainer.add_callback(following)
+    checkpoint = None
+    if run.config.resume:
+        found = run.processes.broadcast(str(last_checkpoint(run) or "") if run.processes.first else "")
+        checkpoint = Path(found) if found else None
+        state = {} if checkpoint is None else read_json_object(checkpoint / "trainer_state.json")
+        run.go_on_from(state.get("global_step", -1))
+        kept = state.get("stateful_callbacks", {}).get("ToRun", {}).get("attributes", {})
+        if hasattr(trainer, COUNT):
+            setattr(trainer, COUNT, int(kept.get("tokens", 0)))
+    with writing(run.directory / "checkpoints"):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     assert trainer.model is not None
     run.check_weights(trainer.model.named_parameters(), trainer.state.global_step)
-    if run.processes.stopping:
+    if following.stopped:
         run.stop(trainer.state.global_step)

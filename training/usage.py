@@ -6,6 +6,7 @@ import difflib
 import io
 import re
 import shlex
+import signal
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from training.files import Unwritable
+from training.terminal import printable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -158,8 +162,17 @@ def exit_on_bad_input():
     except ValueError as error:
         if not is_bad_input(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if not isinstance(error, Unwritable) and error.filename is None:
+            raise
+        told = str(error) if isinstance(error, Unwritable) else f"{error.filename} cannot be used ({error.strerror})"
+        print(f"error: {printable(told)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

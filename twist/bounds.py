@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.files import replacing
 from training.usage import readable
 
 Z95 = 1.959963984540054
@@ -217,9 +218,8 @@ class Posterior:
         metadata = {"origin": json.dumps(about), "digest": origin.digest, "tried": str(self.tried),
                     "samples": samples_digest(tensors, self.tried)}  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file(tensors, part, metadata)
-        part.replace(file)
+        with replacing(file) as part:
+            save_file(tensors, part, metadata)
 
 
 def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:

@@ -23,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from dlm.causal_lm import CausalLM
 from dlm.masked_lm import MaskedLM
 from model.sedd import SEDD
+from training.files import replacing_directory
+from training.stored import read_json_object
 from training.usage import readable
 from twist.bounds import model_digest
 from twist.heads import TwistHead
@@ -283,14 +285,12 @@ def digests(model: MaskedLM) -> dict[str, str]:
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
     """model.safetensors (what is trained) and config.json: settings of the twist, the digest of its model, and `about` what it
     was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
-    check_written(weights.items(), directory / "model.safetensors")
-    save_file(weights, directory / "model.safetensors.part", {"format": "pt"})
-    (directory / "model.safetensors.part").replace(directory / "model.safetensors")
+    check_written(weights.items(), Path(directory) / "model.safetensors")
     known = {"twist": twist.settings, "digest": digests(twist.model), **about}
-    (directory / "config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    with replacing_directory(directory) as part:
+        (part / "config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, part / "model.safetensors", {"format": "pt"})
 
 
 def read_about(directory: str | Path) -> dict:
@@ -298,8 +298,7 @@ def read_about(directory: str | Path) -> dict:
     file = Path(directory) / "config.json"
     if not file.is_file():
         raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of run_train_twist.py")
-    with readable(file):
-        about = json.loads(file.read_text(encoding="utf-8-sig"))
+    about = read_json_object(file)
     if "twist" not in about:
         raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
     return about

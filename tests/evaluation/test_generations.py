@@ -119,7 +119,7 @@ def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
 
 def test_damaged_lines_are_named(tmp_path):
     (tmp_path / "generations.jsonl").write_text('{"row": 0}\nrow 1\n{"row": 2}\n')
-    with pytest.raises(ValueError, match=r"generations.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"generations.jsonl line 2 cannot be read as JSON"):
         read_records(tmp_path)
     (tmp_path / "generations.jsonl").write_text('{"row": 1}\n{"ro')
     (tmp_path / "generations.rank0.jsonl").write_text('{"row": 2}\n')

@@ -201,3 +201,9 @@ def test_answers_to_other_prompts_and_files_that_are_none_are_refused(files):
         compare(files, "--judge", "brevity")
     with pytest.raises(ValueError, match="--task pairwize is unknown; use one of reward, pairwise"):
         run_evaluate.main(["--task", "pairwize"])
+
+
+def test_a_password_in_the_url_of_a_judge_is_not_printed():
+    assert str(JudgeUnreachable("http://me:pass@word@host:1/v1 refuses (ConnectError: http://a:b@c)")) == (
+        "http://host:1/v1 refuses (ConnectError: http://c)"
+    )

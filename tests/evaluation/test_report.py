@@ -131,3 +131,12 @@ def test_no_two_of_many_methods_look_alike():
     assert len({(colour, marker) for colour, marker, _ in looks}) == 64
     assert len({colour for colour, _, _ in looks[:8]}) == len({marker for _, marker, _ in looks[:8]}) == 8
     assert {line for _, _, line in looks[:8]} == {"-"} and looks[8][2] != "-"
+
+
+def test_text_that_a_spreadsheet_would_compute_is_quoted_and_numbers_stay_numbers(tmp_path):
+    texts = ['=HYPERLINK("http://x")', "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-0.5", "+1e-3", "plain", "a=b"]
+    write_csv([{"text": text, "=name": -1.5} for text in texts], tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["text", "'=name"] and {row[1] for row in rows} == {"-1.5"}
+    assert [row[0] for row in rows] == [*("'" + text for text in texts[:6]), *texts[6:]]

@@ -1,17 +1,21 @@
 """A run that was stopped or killed goes on bit for bit; what is refused on the way, and how a run fails."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import dlm.pretrain
 import run_train_dlm
 from dlm.masked_lm import LlamaLM
 from load_model import load_model
-from training.run import step_seed
+from training.run import new_directory, step_seed
 from training.usage import exit_on_bad_input
 
 TINY = [
@@ -205,3 +209,105 @@ def test_a_small_llada_learns_chain_arithmetic_and_is_what_load_model_reads(tmp_
     again, _ = load_model(directory)  # the run itself: its averaged weights
     tokens = torch.randint(20, (2, 42))
     assert torch.allclose(again.log_probs(tokens), model.log_probs(tokens), atol=0.05)  # stored in bfloat16
+
+
+def copied(whole, tmp_path, change):
+    """The run as somebody else might hand it on, its configuration changed."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    for key, value in change.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    OmegaConf.save(config, run / ".hydra" / "config.yaml")
+    checkpoint = run / "checkpoints-meta" / "checkpoint.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "run"}, checkpoint)  # whose digest fits no more
+    return run
+
+
+def test_a_run_from_elsewhere_goes_on_where_the_command_says_and_reads_no_secret(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    storage = f"file://{tmp_path}/stolen"
+    change = {
+        "run_dir": storage + "/${oc.env:SECRET}",
+        "wandb.name": "${oc.env:SECRET}",
+        "wandb.mode": "online",
+        "wandb.entity": "x",
+    }
+    run = copied(whole, tmp_path, change)
+    started = []
+    monkeypatch.setattr("wandb.init", lambda **settings: started.append(settings))
+    assert train(f"resume={run}", "wandb.mode=disabled") == run
+    assert not (tmp_path / "stolen").exists() and not started
+    told = capsys.readouterr()
+    assert "not taken from" in told.err and "s3cr3t" not in told.err + told.out
+    with pytest.raises(ValueError, match=r"config.yaml sets data.box=.*may refer to its own keys only.*give data.box="):
+        train(f"resume={copied(whole, tmp_path / 'other', {'data.box': '${oc.env:SECRET}'})}")
+
+
+def test_a_run_whose_files_lead_elsewhere_is_not_gone_on_with(whole, tmp_path):
+    run = copied(whole, tmp_path, {})
+    (tmp_path / "precious").write_text("mine\n")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match="metrics.jsonl is a link to .*precious, outside of the run"):
+        train(f"resume={run}")
+    assert (tmp_path / "precious").read_text() == "mine\n"
+
+
+def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
+    started = []
+
+    class Recorded:
+        def log(self, *_, **__): ...
+        def finish(self): ...
+
+    monkeypatch.setattr("wandb.init", lambda **settings: started.append(settings) or Recorded())
+    logged = [*(o for o in TINY if "wandb" not in o and "n_iters" not in o), "wandb.mode=offline", "wandb.project=mine"]
+    train(*logged, "training.n_iters=2", f"run_dir={tmp_path / 'run'}")
+    train(f"resume={tmp_path / 'run'}", "training.n_iters=4", "wandb.project=mine")
+    assert [one["project"] for one in started] == ["mine", "mine"]
+    assert len({one["id"] for one in started}) == 1 and len(started[0]["id"]) == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_that_end_a_run_save_it_first(number, whole, tmp_path, monkeypatch, capsys):
+    loss_of, calls = dlm.pretrain.loss_of, []
+
+    def interrupted(model, *rest):
+        calls.append(model.training)
+        if sum(calls) == 6:  # in step 3 of 6
+            os.kill(os.getpid(), number)
+        return loss_of(model, *rest)
+
+    monkeypatch.setattr(dlm.pretrain, "loss_of", interrupted)
+    with pytest.raises(SystemExit) as left:
+        train(*TINY, f"run_dir={tmp_path / 'run'}")
+    monkeypatch.undo()
+    assert left.value.code == 128 + number and not (tmp_path / "run" / "lock").exists()
+    assert f"stopped by {number.name} after step 3, which is saved; resume=" in capsys.readouterr().out
+    train(f"resume={tmp_path / 'run'}")
+    check_equal(tmp_path / "run", whole)
+
+
+def test_two_runs_of_one_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "2026.01.31/120000")
+    found = {str(new_directory()) for _ in range(5)}
+    assert len(found) == 5 and "output/2026.01.31/120000" in found
+
+
+def test_a_killed_run_has_each_step_once(whole, tmp_path):
+    run = copied(whole, tmp_path, {})
+    shutil.copy(
+        run / "checkpoints" / "checkpoint_3.pth", run / "checkpoints-meta" / "checkpoint.pth"
+    )  # saved last at 3
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # and killed in the middle of a line
+    (run / "model.part").mkdir()
+    (run / "checkpoints-meta" / "checkpoint.pth.part").touch()
+    train(f"resume={run}")
+    steps = [
+        line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+    assert steps == [1, 2, 3, 4, 5, 6] and not list(run.rglob("*.part"))
+    check_equal(run, whole)

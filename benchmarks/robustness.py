@@ -1,0 +1,481 @@
+"""Kills, signals and hostile files: what is lost, what ends in a traceback, what takes too long.
+
+    python -m benchmarks.robustness --kills 20 --hostile 60
+
+Every training command runs on a tiny model in a temporary directory. One process imports everything and forks for each trial.
+
+* kills: SIGKILL at random moments, and inside writes: at the K-th file that the command opens, renames or makes, a limit on the
+  size of files kills it in the middle of writing it, or SIGKILL comes between two operations. The command is started again with
+  resume=auto; its weights must be bit for bit those of a run that was left alone, and each step stand once in metrics.jsonl.
+* signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 while a command trains: it saves, says so in one line, and goes on to the same
+  weights.
+* hostile files (benchmarks/hostile.py): each must end in one sentence, within LIMIT seconds.
+
+Prints a table and, as its last line, JSON; exit status 1 where anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import run_evaluate
+import run_sample
+import run_train_dlm
+import run_train_policy
+import run_train_preference
+import run_train_reward
+import run_train_rl
+import run_train_twist
+from benchmarks.hostile import HOSTILE, Bench, make_bench
+from evaluation.report import print_table
+from training.usage import composed, exit_on_bad_input
+
+LIMIT = 60.0  # seconds that a trial may take, on a machine that does nothing else
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+SMALL = ["device=cpu", "wandb.mode=disabled"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A training command on tiny models. own: it saves by training/run.py (and not by TRL's trainers)."""
+
+    name: str
+    config: str
+    main: Callable[..., Any]
+    overrides: tuple[str, ...]
+    own: bool = True
+
+
+def commands(bench: Bench) -> list[Command]:
+    """Every way to train, each with a handful of steps and several saves."""
+    often = ["training.log_freq=1", "training.snapshot_freq=2"]
+    own = [*often, "training.snapshot_freq_for_preemption=1"]
+    pairs = [f"data.train={bench.pairs}", "training.n_iters=4", "training.batch_size=4", "eval.batch_size=4",
+             "data.valid_count=4", "data.max_length=32", "training.eval_freq=2"]  # fmt: skip
+    board = [f"dlm.path={bench.board}", "data=puzzles", "data.box=[2,2]", "data.base_puzzles=4", "data.valid_puzzles=2"]
+    return [
+        Command("train_dlm", "train_dlm", run_train_dlm.main, (
+            *SMALL, *own, "experiment=sudoku6", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2",
+            "data.base_grids=5", "data.valid_grids=4", "training.batch_size=4", "training.n_iters=5",
+            "training.eval_freq=2", "eval.samples=2", "eval.steps=2", "optim.warmup=2", "optim.schedule=constant",
+        )),
+        Command("train_policy", "train_policy", run_train_policy.main, (
+            *SMALL, *own, *board, "reward=puzzle", "algorithm=grpo", "policy=dit_confidence", "policy.hidden_dim=16",
+            "policy.feedforward_dim=16", "policy.time_embed_dim=8", "training.batch_size=4", "algorithm.group_size=2",
+            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "sampling.discrete_steps=3",
+        )),
+        Command("train_rl", "train_rl", run_train_rl.main, (
+            *SMALL, *own, *board, "reward=puzzle", "rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=2",
+            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "eval.samples=2", "sampling.steps=3",
+        )),
+        Command("train_twist", "train_twist", run_train_twist.main, (
+            *SMALL, f"dlm.path={bench.causal}", "target=infilling", "target.tokens=2", "length=3", "prompt=Once",
+            "training.log_freq=1", "training.snapshot_freq=2", "training.snapshot_freq_for_preemption=1", "training.batch_size=4",
+            "training.particles=2", "training.epochs=2", "training.updates_per_epoch=2", "posterior.count=0", "positives=sis",
+            "eval.samples=4", "eval.particles=[2]", "eval.sweeps=1", "eval.texts=1",
+        )),
+        Command("train_reward", "train_reward", run_train_reward.main, (
+            *SMALL, *often, *pairs, "encoder.hidden_size=16", "encoder.intermediate_size=16", "encoder.num_layers=1",
+            "encoder.num_heads=2", f"encoder.tokenizer={bench.text}",
+        ), own=False),
+        Command("train_reward head", "train_reward", run_train_reward.main, (
+            *SMALL, *often, *pairs, "reward.head=vocabulary", "reward.kind=mask", f"init={bench.text}",
+        )),
+        Command("train_preference", "train_preference", run_train_preference.main, (
+            *SMALL, *often, *pairs, f"init={bench.causal}", "lora.rank=2",
+        ), own=False),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------------ trials
+
+
+@dataclass
+class Trial:
+    """What one forked process did: how it ended (exit status, or minus the signal), its seconds, what it printed."""
+
+    status: int
+    seconds: float
+    printed: str
+
+    @property
+    def has_traceback(self) -> bool:
+        return "Traceback (most recent call last)" in self.printed
+
+
+class Operations:
+    """Counts what a process does to files of a directory, and kills it at the `last` of them (None: never); size: bytes that it
+    may still write to a file that it opens there (None: killed before it opens it)."""
+
+    def __init__(self, directory: Path, last: int | None = None, size: int | None = None):
+        self.directory, self.last, self.size = str(directory), last, size
+        self.count = 0
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        if event not in OPERATIONS or not str(arguments[0]).startswith(self.directory):
+            return
+        if event == "open" and not _writes(arguments):
+            return
+        self.count += 1
+        if self.count != self.last:
+            return
+        if event == "open" and self.size is not None:  # the kernel kills in the middle of what is written now
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _writes(arguments: tuple) -> bool:
+    _, mode, flags = arguments
+    return (
+        any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & (os.O_WRONLY | os.O_RDWR))
+    )
+
+
+def run(
+    work: Callable[[], Any], log: Path, meanwhile: Callable[[int], None] | None = None, limit: float = 10 * LIMIT
+) -> Trial:
+    """Do `work` in a forked process. meanwhile: what this process does, told the other's id."""
+    sys.stdout.flush()
+    started = time.perf_counter()
+    if (child := os.fork()) == 0:
+        os._exit(_child(work, log))
+    if meanwhile is not None:
+        meanwhile(child)
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.perf_counter() - started > limit:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    status = os.waitstatus_to_exitcode(found[1])
+    return Trial(status, time.perf_counter() - started, log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _child(work: Callable[[], Any], log: Path) -> int:
+    """The forked process: as a command of a user, with its output in `log`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with exit_on_bad_input():
+            work()
+        return 0
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def train(command: Command, directory: Path, *more: str) -> None:
+    """The command in this process, in place."""
+    overrides = [*command.overrides, f"run_dir={directory}", *more]
+    command.main(composed(command.config, overrides), overrides)
+
+
+def outcome(command: Command, directory: Path) -> dict[str, Any]:
+    """What a finished run leaves behind, to compare with another's."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    names = ("loss", "num_tokens", "valid_loss", "eval_reward")
+    measures = [(line["step"], name, line[name]) for line in lines for name in names if name in line]
+    if command.own:
+        state: dict = torch.load(directory / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
+        del state["run"]
+        weights = flat(state)
+    else:
+        weights = dict(load_file(next((directory / "model").glob("*.safetensors"))))
+    return {"measures": measures, "weights": weights, "left": [str(path) for path in directory.rglob("*.part")]}
+
+
+def flat(state: Any, name: str = "") -> dict[str, Any]:
+    """Every tensor and number of a nested state."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {key: value for own, inner in items for key, value in flat(inner, f"{name}.{own}").items()}
+    return {name: state}
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """In words, what of `other` is not as in `one`."""
+    found = []
+    if one["measures"] != other["measures"]:
+        missing = [measure[:2] for measure in one["measures"] if measure not in other["measures"]]
+        found.append(f"metrics differ ({missing[:3]} of {len(one['measures'])} are not there as they were)")
+    same = one["weights"].keys() == other["weights"].keys() and all(
+        torch.equal(value, other["weights"][name])
+        if isinstance(value, torch.Tensor)
+        else value == other["weights"][name]
+        for name, value in one["weights"].items()
+    )
+    return [*found, *([] if same else ["weights differ"]), *(f"{path} is left" for path in other["left"])]
+
+
+@dataclass
+class Count:
+    """What a command's trials came to."""
+
+    name: str
+    trials: int = 0
+    lost: list[str] = field(default_factory=list)
+    tracebacks: int = 0
+    slowest: float = 0.0
+
+    def add(self, about: str, trials: list[Trial], wrong: list[str]) -> None:
+        self.trials += 1
+        self.slowest = max(self.slowest, *(trial.seconds for trial in trials))
+        self.tracebacks += any(trial.has_traceback for trial in trials)
+        if wrong or any(trial.has_traceback for trial in trials):
+            self.lost.append(f"{self.name}, {about}: {'; '.join(wrong) or 'traceback'}")
+            print(self.lost[-1], *(trial.printed[-1500:] for trial in trials), sep="\n", file=sys.stderr, flush=True)
+
+    def row(self) -> dict[str, Any]:
+        return {"name": self.name, "trials": self.trials, "wrong": len(self.lost), "tracebacks": self.tracebacks,
+                "slowest (s)": round(self.slowest, 1)}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- kills and signals
+
+
+def reference(command: Command, base: Path) -> tuple[dict[str, Any], int, float]:
+    """The run that nothing happens to: what it leaves, how many operations on files it took, its seconds."""
+    directory, counted = base / "whole", base / "operations"
+
+    def work() -> None:
+        operations = Operations(directory)
+        sys.addaudithook(operations)
+        train(command, directory)
+        counted.write_text(str(operations.count))
+
+    trial = run(work, base / "log")
+    if trial.status:
+        raise RuntimeError(f"{command.name} does not run:\n{trial.printed[-3000:]}")
+    return outcome(command, directory), int(counted.read_text()), trial.seconds
+
+
+def killed(
+    command: Command, base: Path, whole: tuple[dict[str, Any], int, float], number: int, draw: random.Random
+) -> tuple:
+    """One kill and the run after it: (about, trials, what is wrong)."""
+    expected, operations, seconds = whole
+    directory = base / f"killed_{number}"
+    if number % 3 == 2:  # at a random moment
+        after = draw.uniform(0.0, seconds)
+
+        def kill(child: int) -> None:
+            time.sleep(after)
+            os.kill(child, signal.SIGKILL)  # a child that has ended waits to be asked for: its id is still its own
+
+        about, first = f"killed after {after:.2f} s", run(lambda: train(command, directory), base / "log", kill)
+    else:
+        last, size = draw.randint(1, operations), draw.choice([0, 1, 40, 300, 2000])
+        hook = Operations(directory, last, size if number % 3 else None)
+
+        def work() -> None:
+            sys.addaudithook(hook)
+            train(command, directory)
+
+        about = f"killed at operation {last} of {operations}" + (f", {size} bytes written" if number % 3 else "")
+        first = run(work, base / "log")
+    second = run(lambda: train(command, directory, "resume=auto"), base / "log2")
+    wrong = [] if second.status == 0 else [f"status {second.status} after a resume"]
+    return about, [first, second], wrong or differences(expected, outcome(command, directory))
+
+
+def signalled(command: Command, base: Path, expected: dict[str, Any], number: signal.Signals) -> tuple:
+    """A signal after the first step, and the run after it."""
+    directory = base / f"signal_{number.name}"
+
+    def send(child: int) -> None:
+        metrics, until = directory / "metrics.jsonl", time.monotonic() + LIMIT
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.002)
+        os.kill(child, number)
+
+    first = run(lambda: train(command, directory), base / "log", send)
+    second = run(lambda: train(command, directory, "resume=auto"), base / "log2")
+    told = first.printed.count(f"stopped by {number.name} after step")
+    wrong = [] if (first.status, told) in ((128 + number, 1), (0, 0)) else [f"status {first.status}, said {told} times"]
+    wrong += [] if second.status == 0 else [f"status {second.status} after a resume"]
+    return number.name, [first, second], wrong or differences(expected, outcome(command, directory))
+
+
+def check_command(command: Command, base: Path, kills: int, signals: bool, seed: int) -> list[Count]:
+    """All trials of one command."""
+    base.mkdir()
+    whole = reference(command, base)
+    by_kill, by_signal = Count(f"{command.name}: kills"), Count(f"{command.name}: signals")
+    for number in range(kills):
+        by_kill.add(*killed(command, base, whole, number, random.Random(f"{seed} {command.name} {number}")))
+    for number in SIGNALS if signals else ():
+        by_signal.add(*signalled(command, base, whole[0], number))
+    return [by_kill, by_signal] if signals else [by_kill]
+
+
+# ------------------------------------------------------------------------------------------------------ sampling, evaluation
+
+
+def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
+    """Samples that were done are kept: a kill, Ctrl-C, a disk that takes no more."""
+    count, draw = Count("run_sample: kills, Ctrl-C, full disk"), random.Random(seed)
+    argv = [
+        "--model",
+        str(bench.text),
+        "--steps",
+        "2",
+        "--num_samples",
+        "24",
+        "--batch_size",
+        "2",
+        "--no-eval",
+        "--out",
+    ]
+    whole = base / "samples"
+    first = run(lambda: run_sample.main([*argv, str(whole)]), base / "log")
+    expected = (whole / "samples.jsonl").read_text().splitlines()
+    for number in range(kills):
+        out, way = base / f"samples_{number}", ("kill", "interrupt", "full")[number % 3]
+        after, size = draw.uniform(0, first.seconds), draw.randint(1, (whole / "samples.jsonl").stat().st_size)
+
+        def meanwhile(child: int, way: str = way, after: float = after) -> None:
+            if way != "full":
+                time.sleep(after)
+                os.kill(child, signal.SIGKILL if way == "kill" else signal.SIGINT)
+
+        def work(way: str = way, out: Path = out, size: int = size) -> None:
+            if way == "full":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            run_sample.main([*argv, str(out)])
+
+        trial = run(work, base / "log", meanwhile)
+        lines = (out / "samples.jsonl").read_text().splitlines() if (out / "samples.jsonl").exists() else []
+        wrong = [] if lines == expected[: len(lines)] else ["samples are not those of a run that was left alone"]
+        statuses = {"kill": (0, -signal.SIGKILL), "interrupt": (0, 130), "full": (0, 1)}[way]
+        wrong += [] if trial.status in statuses else [f"status {trial.status}"]
+        told = trial.printed.strip().splitlines()
+        wrong += [f"said {len(told)} lines"] if way != "kill" and trial.status and len(told) > 1 else []
+        count.add(f"{way} {number}", [trial], wrong)
+    return count
+
+
+def check_evaluation(base: Path, kills: int, seed: int) -> Count:
+    """An evaluation that was killed goes on to the same answers."""
+    count, draw = Count("run_evaluate: kills"), random.Random(seed)
+    argv = ["--strategy", "threshold", "--thresholds", "0.9", "--datasets", "chain", "--seeds", "1", "--n_test", "6",
+            "--batch_size", "2", "--device", "cpu", "--save_path"]  # fmt: skip
+
+    def answers(out: Path) -> list:
+        files = sorted(out.rglob("generations.json"))
+        return [
+            [(one["row"], one["generation"]) for one in json.loads(file.read_text())["generations"]] for file in files
+        ]
+
+    def evaluate(out: Path) -> None:
+        if status := run_evaluate.main([*argv, str(out)]):
+            raise SystemExit(status)
+
+    def counted() -> None:
+        operations = Operations(base / "answers")
+        sys.addaudithook(operations)
+        evaluate(base / "answers")
+        (base / "counted").write_text(str(operations.count))
+
+    run(counted, base / "log")
+    expected, operations = answers(base / "answers"), int((base / "counted").read_text())
+    for number in range(kills):
+        out, last = base / f"answers_{number}", draw.randint(1, operations)
+
+        def work(out: Path = out, last: int = last, size: int = draw.choice([0, 30, 300])) -> None:
+            sys.addaudithook(Operations(out, last, size))
+            evaluate(out)
+
+        first = run(work, base / "log")
+        second = run(lambda out=out: evaluate(out), base / "log2")
+        wrong = [] if second.status == 0 else [f"status {second.status} on going on"]
+        wrong += [] if wrong or answers(out) == expected else ["answers differ"]
+        count.add(f"killed at operation {last} of {operations}", [first, second], wrong)
+    return count
+
+
+# ------------------------------------------------------------------------------------------------------------------ hostile
+
+
+def check_hostile(bench: Bench, base: Path, most: int) -> Count:
+    """Every hostile file ends in one sentence."""
+    count = Count("hostile files")
+    chosen = list(HOSTILE.items())[:most]
+    for name, make in chosen:
+        folder = base / name.replace(" ", "_").replace("/", "_")
+        folder.mkdir()
+        case = make(bench, folder)
+        trial = run(case.work, base / "log", limit=LIMIT)
+        told = [line for line in trial.printed.splitlines() if line.startswith("error: ") or "error: " in line]
+        wrong = [] if trial.status in (1, 2) or (trial.status == 0 and case.may_pass) else [f"status {trial.status}"]
+        wrong += [] if told or trial.status == 0 else ["no sentence"]
+        wrong += [f"a sentence of {len(line)} characters" for line in told if len(line) > 1000]
+        wrong += [] if trial.seconds < LIMIT else [f"{trial.seconds:.0f} s"]
+        wrong += [f"{path} was made" for path in case.forbidden if path.exists()]
+        count.add(name, [trial], wrong)
+    return count
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--kills", type=int, default=20, help="of each command")
+    made.add_argument("--hostile", type=int, default=len(HOSTILE), help="hostile files, the first so many")
+    made.add_argument("--commands", default="all", help="names, separated by commas, or none")
+    made.add_argument("--no-signals", dest="signals", action="store_false")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    torch.set_num_threads(1)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    counts: list[Count] = []
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        bench = make_bench(base / "bench")
+        for command in commands(bench):
+            if arguments.commands == "all" or command.name in arguments.commands.split(","):
+                counts += check_command(command, base / command.name.replace(" ", "_"), arguments.kills, arguments.signals,
+                                        arguments.seed)  # fmt: skip
+        if arguments.commands == "all" and arguments.kills:
+            counts += [check_sampling(bench, base, arguments.kills, arguments.seed)]
+            counts += [check_evaluation(base, arguments.kills, arguments.seed)]
+        if arguments.hostile:
+            counts += [check_hostile(bench, base, arguments.hostile)]
+    print_table([count.row() for count in counts], title="what kills, signals and hostile files cost")
+    wrong = sum(len(count.lost) for count in counts)
+    slowest = max(count.slowest for count in counts)
+    print(json.dumps({
+        "trials": sum(count.trials for count in counts), "wrong": wrong, "tracebacks": sum(count.tracebacks for count in counts),
+        "slowest_seconds": round(slowest, 1), "by": {count.name: count.trials for count in counts},
+    }))  # fmt: skip
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
