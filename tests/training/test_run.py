@@ -17,6 +17,7 @@ from dlm.masked_lm import LlamaLM
 from load_model import load_model
 from training.run import new_directory, step_seed
 from training.usage import exit_on_bad_input
+from weights import CHECKSUM
 
 TINY = [
     "experiment=sudoku6", "device=cpu", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.dropout=0.1",
@@ -220,7 +221,7 @@ def copied(whole, tmp_path, change):
     OmegaConf.save(config, run / ".hydra" / "config.yaml")
     checkpoint = run / "checkpoints-meta" / "checkpoint.pth"
     state = torch.load(checkpoint, weights_only=True)
-    torch.save({name: value for name, value in state.items() if name != "run"}, checkpoint)  # whose digest fits no more
+    torch.save({name: state[name] for name in state if name not in ("run", CHECKSUM)}, checkpoint)  # which fit no more
     return run
 
 
