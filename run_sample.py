@@ -33,6 +33,7 @@ from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import default_judge, load_judge
 from load_model import load_model
 from policy.build import (
+    RULE_SETTINGS,
     STRATEGIES,
     build_strategy,
     canvas_of,
@@ -42,6 +43,7 @@ from policy.build import (
     strategy_name,
 )
 from policy.guidance import GUIDED, POSITIONS, build_guide, unmask_rule
+from samplers.guided import METHODS
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
@@ -75,6 +77,23 @@ examples
   python run_sample.py --strategy fk --reward vader --particles 8 sampler.smc.scale=5
   python run_sample.py dlm=radd_lambda_dce_medium sampler.temperature=0.9 --device cuda --json - --no-eval
 """
+
+TILTED = tuple(METHODS)
+# The strategies that read a key of the configuration; the first entry that fits a key decides.
+READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
+      for key in dict.fromkeys(RULE_SETTINGS.values())),
+    ("sampler.window", ("window",)),
+    ("sampler.policy", ("policy",)),
+    ("sampler.guide.reward", (*TILTED, "best_of_n", "fk")),
+    ("sampler.guide.samples", ("best_of_n",)),
+    ("sampler.guide.k", GUIDED),
+    ("sampler.guide.unmask", GUIDED),
+    ("sampler.guide", TILTED),
+    *((f"sampler.smc.{key}", ("twisted_smc",)) for key in ("twist", "proposal", "exponent", "label")),
+    *((f"sampler.smc.{key}", ("fk",)) for key in ("potential", "scale", "completions")),
+    ("sampler.smc", FILTERS),
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -170,7 +189,33 @@ def build_config(argv: list[str]) -> DictConfig:
     config = composed("sample", overrides)
     for key, value in vars(flags).items():
         OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
+    names = {action.dest: action.option_strings[0] for action in parser()._actions}
+    given = {override.partition("=")[0].lstrip("+~"): override.partition("=")[0] for override in overrides}
+    check_read(config, given | {key: names[key] for key in vars(flags)})
     return config
+
+
+def check_read(config: DictConfig, given: dict[str, str]) -> None:
+    """Refuse a setting that the strategy of this configuration does not read. Raises ValueError.
+
+    Args:
+        given: key of the configuration -> its name on the command line, of each that the user gave. Defaults do not count.
+    """
+    check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
+    strategy = config.sampler.strategy or "direct"
+    reading = (
+        {strategy, config.sampler.smc.unmask} if strategy in FILTERS else {strategy}
+    )  # particles go by a strategy too
+    for key, name in given.items():
+        readers = next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), None)
+        if readers and not reading & set(readers) and OmegaConf.select(config, key) is not None:
+            raise ValueError(
+                f"{name} would do nothing with --strategy {strategy}; leave it out, or use --strategy {' or '.join(readers)}"
+            )
+        if strategy == "twisted_smc" and key.split(".")[0] == "dlm":
+            raise ValueError(
+                f"{name} would do nothing with --strategy {strategy}, which takes the model of its twist; leave it out"
+            )
 
 
 def check(config: DictConfig) -> None:

@@ -229,7 +229,8 @@ REFUSED = [
 def test_what_no_decoding_could_have_is_refused_before_any_work(models, rewards, strategy, more, message):  # noqa: F811
     more = [rewards.get(word.lower(), word) if word.isupper() else word for word in more]
     with pytest.raises(ValueError, match=message):
-        draw("--model", models["causal"], "--strategy", strategy, "--reward", rewards["prefix"], *more)
+        reward = [] if strategy == "top_k" else ["--reward", rewards["prefix"]]
+        draw("--model", models["causal"], "--strategy", strategy, *reward, *more)
 
 
 def test_a_reward_that_reads_less_than_the_canvas_is_refused_before_any_work(models, rewards, monkeypatch):  # noqa: F811

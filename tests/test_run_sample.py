@@ -62,8 +62,9 @@ def draw(*argv: str):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strategy):
+    policy = ["--policy", models["dit"]] if strategy == "policy" else []
     tokens, texts, record = draw("--model", models["text"], "--strategy", strategy, "--steps", "4", "--num_samples", "3",
-                                 "--batch_size", "2", "--policy", models["dit"])  # fmt: skip
+                                 "--batch_size", "2", *policy)  # fmt: skip
     assert tokens.shape == (3, 12) and (tokens < 280).all() and len(texts) == 3
     assert record["strategy"] == strategy and record["gen_ppl"] is None
     assert 1 <= record["nfe"] <= 12 and record["generated"] == 36 and record["tokens_per_second"] > 0
@@ -86,8 +87,7 @@ def test_samples_do_not_depend_on_the_batch_size(models, strategy):
         "5",
         "--num_samples",
         "5",
-        "--policy",
-        models["dit"],
+        *(["--policy", models["dit"]] if strategy == "policy" else []),
     )
     alone, together = draw(*common, "--batch_size", "1")[0], draw(*common, "--batch_size", "4")[0]
     assert torch.equal(alone, together)
@@ -165,12 +165,65 @@ def test_a_board_is_its_own_canvas_and_is_scored_by_solving(models):
 
 def test_overrides_and_flags_are_one_configuration():
     config = run_sample.build_config(
-        ["dlm=radd_lambda_dce_medium", "sampler.temperature=0.9", "--threshold", "0.7", "--show"]
+        [
+            "dlm=radd_lambda_dce_medium",
+            "sampler.temperature=0.9",
+            "--strategy",
+            "threshold",
+            "--threshold",
+            "0.7",
+            "--show",
+        ]
     )
     assert config.dlm.path == "JingyangOu/radd-lambda-dce-medium" and config.sampler.temperature == 0.9
     assert config.sampler.threshold == 0.7 and config.show and config.eval
-    config = run_sample.build_config(["--ckpt_path", "run/checkpoints/checkpoint_5.pth", "--policy", "p", "--no-eval"])
+    config = run_sample.build_config(
+        ["--ckpt_path", "run/checkpoints/checkpoint_5.pth", "--strategy", "policy", "--policy", "p", "--no-eval"]
+    )
     assert config.dlm.path.endswith("checkpoint_5.pth") and config.sampler.policy.path == "p" and not config.eval
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        (["--policy", "p"], "--policy would do nothing with --strategy direct; leave it out, or use --strategy policy"),
+        (["--strategy", "confidence", "--threshold", "0.8"], "use --strategy threshold or window"),
+        (["--strategy", "policy", "sampler.policy.path=p", "--threshold", "0.8"], "--threshold would do nothing"),
+        (["--strategy", "threshold", "sampler.policy.action=fixed"], "sampler.policy.action would do nothing"),
+        (["--strategy", "threshold", "sampler.window=4"], "sampler.window would do nothing"),
+        (["--strategy", "direct", "--reward", "vader"], "--reward would do nothing with --strategy direct"),
+        (
+            ["--strategy", "best_of_n", "--reward", "vader", "--beta", "1"],
+            "--beta would do nothing with --strategy best",
+        ),
+        (["--strategy", "twisted_smc", "--twist", "t", "--reward", "vader"], "--reward would do nothing"),
+        (["--twist", "t"], "--twist would do nothing with --strategy direct"),
+        (["--strategy", "fk", "--reward", "vader", "--twist", "t"], "--twist would do nothing with --strategy fk"),
+        (["--strategy", "args", "--reward", "vader", "--particles", "4"], "--particles would do nothing"),
+        (
+            ["--strategy", "twisted_smc", "--twist", "t", "--model", "m"],
+            "--model would do nothing .* model of its twist",
+        ),
+        (["dlm=chain", "--strategy", "twisted_smc", "--twist", "t"], "dlm would do nothing .* model of its twist"),
+    ],
+)
+def test_settings_of_another_strategy_are_refused(given, refusal):
+    with pytest.raises(ValueError, match=refusal):
+        run_sample.build_config(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--strategy", "window", "--threshold", "0.5", "sampler.window=3"],
+        ["--strategy", "fk", "--reward", "vader", "sampler.smc.unmask=threshold", "--threshold", "0.7"],
+        ["--strategy", "pargs", "--reward", "vader", "--beta", "2", "--unmask", "random"],
+        ["--strategy", "confidence", "sampler.guide.reward=null"],
+    ],
+)
+def test_settings_that_the_strategy_reads_and_defaults_are_taken(given):
+    assert run_sample.build_config(given).sampler.policy.path == "example/014609"
 
 
 # ------------------------------------------------------------------------------------------ what is written
