@@ -25,6 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from data.answers import is_answers
+from data.encoding import token_fingerprint
+from data.sudoku import SudokuTokenizer
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.masked_lm import MaskedLM
@@ -161,8 +163,15 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     if not isinstance(task, TextTask):
         raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
     judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
-    if not isinstance(judge, CausalLM) or judge.vocab_size < model.vocab_size - 1:
-        raise ValueError(f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}")
+    if (
+        not isinstance(judge, CausalLM)
+        or judge.vocab_size < model.vocab_size - 1
+        or not same_tokens(judge, task.tokenizer)
+    ):
+        raise ValueError(
+            f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}; give one that was "
+            "trained with its tokenizer, or use reward=learned, which reads text"
+        )
 
     def mean_log_prob(
         tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"]
@@ -215,6 +224,20 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
             f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
             "(data=puzzles for a Sudoku, else data.tokenizer)"
         )
+    if not isinstance(task, PuzzleTask) and not same_tokens(model, task.tokenizer):
+        raise ValueError(
+            f"data.tokenizer={config.data.get('tokenizer')} has as many tokens as {config.dlm.path}, and others; use "
+            "data.tokenizer=model, which encodes by the model's own"
+        )
+
+
+def same_tokens(model: MaskedLM, tokenizer: Any) -> bool:
+    """Whether ids of `tokenizer` mean the same to the model. A model that came without a tokenizer cannot tell: True."""
+    if model.tokenizer is None or tokenizer is None:
+        return True
+    return not isinstance(model.tokenizer, SudokuTokenizer) and token_fingerprint(tokenizer) == token_fingerprint(
+        model.tokenizer
+    )
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:

@@ -5,9 +5,10 @@ Nothing here runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -18,6 +19,8 @@ from training.stored import read_json_object
 from training.usage import readable
 
 PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
+OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # of the hub's first years, without an owner
+EXAMPLES = Path(__file__).parents[1] / "example"
 NAMED = {"llada": "llada", "dream": "Dream", "diffucoder": "Dream"}
 
 
@@ -60,6 +63,10 @@ def read_config(path: str) -> dict:
     config = read_json_object(file)
     if not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file} describes no model; give the config.json that was saved with the weights")
+    if "policy_type" in config:
+        raise ValueError(
+            f"{path} is a policy and no model; give it to --policy (sampler.policy.path, init), and a model here"
+        )
     return config
 
 
@@ -72,6 +79,7 @@ def fetch(path: str, name: str) -> Path:
                 "pytorch_model.bin"
             )
         return Path(path) / name
+    check_hub_id(path, name)
     try:
         return Path(hf_hub_download(path, name))
     except HFValidationError as error:
@@ -89,6 +97,17 @@ def fetch(path: str, name: str) -> Path:
                 f"the hub answers {status} for {path}: it does not exist or is not open to you; check the id, and set HF_TOKEN"
             ) from error
         raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
+
+
+def check_hub_id(path: str, name: str) -> None:
+    """Refuse, before the hub is asked at length, a word that is none of its ids. name: a file of it. ValueError has the nearest
+    name that is shipped."""
+    if "/" in path or path in OLD_IDS or isinstance(try_to_load_from_cache(path, name), str):
+        return
+    shipped = {folder.name: f"example/{folder.name}" for folder in EXAMPLES.glob("*/")} | {SMOLLM2: SMOLLM2}
+    near = difflib.get_close_matches(path, shipped, n=1)
+    told = f"did you mean {shipped[near[0]]}?" if near else "a hub id is OWNER/NAME; give one, or a directory"
+    raise ValueError(f"the model {path!r} is no directory and no hub id; {told}")
 
 
 def read_tokenizer(path: str, config: dict):

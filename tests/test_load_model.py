@@ -1,6 +1,7 @@
 """Loading: directories, the hub's cache, runs and their checkpoints; strict keys; errors that name the real cause; saving."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -255,6 +256,20 @@ def test_what_is_neither_a_directory_nor_an_id(tmp_path):
     for path in (tmp_path / "nothing" / "here", "one/two/three", "-owner/name"):
         with pytest.raises(ValueError, match="is neither a directory nor a hub id"):
             load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("chian", "did you mean example/chain?"), ("zzz", "a hub id is OWNER/NAME")]
+)
+def test_a_word_that_is_no_hub_id_is_refused_without_the_hub(path, told, monkeypatch):
+    monkeypatch.setattr("dlm.files.hf_hub_download", lambda *where: pytest.fail("the hub was asked"))
+    with pytest.raises(ValueError, match=f"'{path}' is no directory and no hub id; {re.escape(told)}"):
+        load_model(path)
+
+
+def test_a_policy_in_the_place_of_a_model_is_sent_to_where_policies_go():
+    with pytest.raises(ValueError, match="example/014609 is a policy and no model; give it to --policy"):
+        load_model("example/014609")
 
 
 def test_an_id_that_is_not_in_the_cache_and_no_network(hub):

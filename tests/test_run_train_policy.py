@@ -1,6 +1,8 @@
 """run_train_policy.py end to end on tiny untrained models: every experiment and algorithm, going on from a policy, refusals."""
 
+import json
 import math
+import re
 import shutil
 
 import pytest
@@ -230,7 +232,7 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
         ("small", ["training.batch_size=6", "training.accum=4"], "batch of 6 is not divisible by training.accum=4"),
         ("small", ["algorithm=grpo", "algorithm.group_size=1"], "algorithm.group_size=1 must be at least 2"),
         ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational, imitation"),
-        ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of dit_confidence, dit_hidden, hidden_mlp"),
+        ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of .*dit_confidence, dit_hidden, hidden_mlp"),
         ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of bound, latex, learned, likelihood, puzzle"),
         ("small", ["reward=likelihood"], "reward=likelihood reads text and this data has none; use reward=puzzle"),
         ("small", ["algorithm=imitation", "algorithm.expert=random"], "expert='random' is unknown; use one of threshold"),
@@ -247,6 +249,8 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
         ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
         ("text", ["reward.name=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
         ("text", ["data.tokenizer=bpe:300"], "the data has 300 tokens and .* writes"),
+        ("text", ["data.tokenizer=OTHER"], "has as many tokens as .*, and others; use data.tokenizer=model"),
+        ("text", ["dlm.path=FOREIGN", "data.tokenizer=model"], "reward.judge=.* must be a causal model on the same tokens"),
         ("text", ["policy=dit_confidence", "policy.confidences_top_p=9999"], "confidences_top_p 9999 exceeds"),
         ("text", ["causal"], "is causal: it has one order and nothing to learn"),
         ("text", ["reward.judge=TEXT"], "must be a causal model on the same tokens"),
@@ -254,7 +258,18 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
 )  # fmt: skip
 def test_bad_input_is_refused(kind, overrides, message, tiny, tmp_path):
     model = tiny["text"][0].split("=", 1)[1]
-    asked = [o.replace("TEXT", model) for name in overrides for o in tiny.get(name, [name])]
+    if any(
+        "OTHER" in word or "FOREIGN" in word for word in overrides
+    ):  # two tokens of the model's tokenizer change places
+        shutil.copytree(model, tmp_path / "foreign")
+        file = tmp_path / "foreign" / "tokenizer.json"
+        tokens = json.loads(file.read_text())
+        vocabulary = tokens["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        file.write_text(json.dumps(tokens))
+    words = {"TEXT": model, "OTHER": str(tmp_path / "foreign"), "FOREIGN": str(tmp_path / "foreign")}
+    overrides = [re.sub("TEXT|OTHER|FOREIGN", lambda found: words[found[0]], name) for name in overrides]
+    asked = [o for name in overrides for o in tiny.get(name, [name])]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *tiny[kind], *QUICK, *asked)
 

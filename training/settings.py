@@ -7,7 +7,9 @@ that module.
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -218,6 +220,18 @@ def check_settings(config: DictConfig, name: str) -> None:
             "it; leave one out"
         )
     check_device(str(config.device))
+    check_wandb(os.environ.get("WANDB_MODE", OmegaConf.select(config, "wandb.mode")))
+
+
+def check_wandb(mode: str | None) -> None:
+    """Refuse to log online where no key is at hand: wandb would ask for one in the middle of the run, or fail."""
+    if mode != "online" or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+        return
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    if not file.is_file() or "wandb" not in file.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            "wandb.mode=online needs a key; run `wandb login`, set WANDB_API_KEY, or use wandb.mode=offline"
+        )
 
 
 @cache

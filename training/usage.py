@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -80,6 +81,11 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
             near = "".join(
                 f"; did you mean {key}?" for key in difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)
             )
+        if missing := re.search(r"Could not find '([\w/]+)/([^/']+)'", told):
+            group, options = missing[1], [file.stem for file in (CONFIGS / missing[1]).glob("*.yaml")]
+            near = "".join(
+                f"; did you mean {group}={option}?" for option in difflib.get_close_matches(missing[2], options, n=1)
+            )
         raise ValueError(f"{' '.join(overrides)!r} does not fit configs/{name}.yaml: {told}{near}") from error
 
 
@@ -130,6 +136,10 @@ def readable(file: Path | str):
 def check_overrides(name: str) -> None:
     """Refuse, before Hydra does at length, overrides on the command line that do not fit. Hydra's own flags are left to it."""
     overrides = sys.argv[1:]
+    known = [name for action in get_args_parser()._actions for name in action.option_strings]
+    for flag in (word.partition("=")[0] for word in overrides if word.startswith("--")):
+        if flag not in known:  # argparse would take the beginning of a longer one for it
+            raise ValueError(f"{flag!r} is no flag of this command; write {flag.lstrip('-')}=VALUE, and see --help")
     if not any(word.startswith("-") for word in overrides):
         composed(name, overrides)
 

@@ -13,7 +13,7 @@ from samplers.where import Threshold
 from tests.training.test_run import TINY, train
 from training.processes import device_of_rank
 from training.settings import check_settings
-from training.usage import composed, device_of
+from training.usage import check_overrides, composed, device_of
 
 
 @pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
@@ -71,6 +71,44 @@ def test_an_unknown_key_names_the_nearest():
         composed("train_policy", ["training.n_itrs=2"])
     with pytest.raises(ValueError, match="Available options in 'algorithm': grpo imitation ppo variational$"):
         composed("train_policy", ["algorithm=zzz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "near"),
+    [
+        ("train_policy", "policy=dit_confidense", "policy=dit_confidence"),
+        ("train_dlm", "experiment=sudoku", "experiment=sudoku[69]"),
+        ("sample", "dlm=storys", "dlm=stories"),
+    ],
+)
+def test_an_unknown_choice_of_a_group_names_the_nearest(name, word, near):
+    with pytest.raises(ValueError, match=rf"did you mean {near}\?$"):
+        composed(name, [word])
+
+
+def test_a_key_written_as_a_flag_is_refused(monkeypatch):
+    for word in ("--experiment", "--experiment=sudoku6"):
+        monkeypatch.setattr("sys.argv", ["run_train_policy.py", word])
+        with pytest.raises(ValueError, match="'--experiment' is no flag of this command; write experiment=VALUE"):
+            check_overrides("train_policy")
+    monkeypatch.setattr("sys.argv", ["run_train_policy.py", "--cfg", "job"])
+    check_overrides("train_policy")
+
+
+def test_logging_online_without_a_key_is_refused_before_any_work(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    online = composed("train_policy", ["wandb.mode=online"])
+    with pytest.raises(ValueError, match="wandb.mode=online needs a key"):
+        check_settings(online, "train_policy")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password KEY")
+    check_settings(online, "train_policy")
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "KEY")
+    check_settings(online, "train_policy")
+    with pytest.raises(ValueError, match="wandb.mode=on must be one of online, offline, disabled"):
+        check_settings(composed("train_policy", ["wandb.mode=on"]), "train_policy")
 
 
 @pytest.mark.parametrize("temperature", [float("inf"), float("nan"), 1e-40, -1.0])
