@@ -19,7 +19,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.answers import AnswerRows
+from data.answers import AnswerRows, is_answers
 from data.ends import end_tokens
 from data.rows import end_of_text, training_data
 from data.sudoku import is_solved
@@ -145,10 +145,45 @@ def with_adapter(model: MaskedLM, config: DictConfig, new_mask: bool) -> MaskedL
     return AdapterLM(model, adapter_config(config.init, mask_id, lora.rank, lora.alpha, lora.dropout, targets))
 
 
+def with_scale_of_run(config: DictConfig) -> DictConfig:
+    """The configuration with the defaults that depend on the length of the run: a warm-up of a twentieth of it, a moving average
+    over its last half, at most the published ones."""
+    config, n_iters = config.copy(), config.training.n_iters
+    if config.optim.warmup is None:
+        config.optim.warmup = min(2500, n_iters // 20)
+    if config.training.ema is None:
+        config.training.ema = min(0.9999, max(0.0, 1 - 2 / n_iters))
+    return config
+
+
+def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration with a held-out part of data.train in the place of data.valid, where data.train alone was given."""
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    if "data.train" not in given or "data.valid" in given or config.data.kind != "text":
+        return config
+    config = config.copy()
+    has_splits = is_answers(config.data.train) or not Path(config.data.train).exists()
+    config.data.valid = config.data.train if has_splits else None
+    return config
+
+
+def check_warmup(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse a warm-up on the command line that the run would not outlast. An experiment's stays where its run is shortened."""
+    given = any(word.lstrip("+").startswith("optim.warmup=") for word in overrides)
+    if given and (config.optim.warmup or 0) >= max(config.training.n_iters, 2):  # one update begins at the full rate
+        raise ValueError(
+            f"optim.warmup={config.optim.warmup} must be below training.n_iters={config.training.n_iters}, or the learning rate "
+            "never arrives; lower it, or leave it out"
+        )
+
+
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
     check_settings(config, "train_dlm")
+    check_warmup(config, overrides)
+    if not config.resume:
+        config = with_own_data(with_scale_of_run(config), overrides)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         start = starting_model(config, group.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from datasets import Dataset
 from jaxtyping import Bool, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -46,7 +47,7 @@ def text_tokenizer(data: DictConfig):
     """data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
     if str(data.tokenizer).startswith("bpe:"):
         if is_answers(data.train):
-            texts = map(row_text, split_pairs(data.train, data.valid, data.cache_dir)[0])
+            texts = map(row_text, split_pairs(data.train, data.valid or data.train, data.cache_dir)[0])
         else:
             texts = load_texts(data.train, "train", data.cache_dir)["text"]
         return train_bpe(texts, int(data.tokenizer[4:]))
@@ -72,7 +73,7 @@ def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[En
     for key, value, known in (("given", given, ("question", "nothing")), ("longer", longer, ("drop", "cut"))):
         if value not in known:
             raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
-    eos, parts = end_of_text(tokenizer), split_pairs(data.train, data.valid, data.cache_dir)
+    eos, parts = end_of_text(tokenizer), split_pairs(data.train, data.valid or data.train, data.cache_dir)
     train, valid = (encode_pairs(pairs, tokenizer, length, eos, longer == "cut") for pairs in parts)
     held_out = valid[0][: data.valid_rows]
     answers = AnswerRows(train[0], train[1], valid[1][: data.valid_rows], seed)
@@ -81,12 +82,23 @@ def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[En
     return rows, held_out
 
 
+def hold_out(texts: Dataset, name: str) -> tuple[Dataset, Dataset]:
+    """(training texts, held-out texts): the last tenth of the documents is held out. ValueError for fewer than two documents."""
+    held_out = -(-len(texts) // 10)
+    if held_out >= len(texts):
+        raise ValueError(
+            f"data.train={name} has one document and a part of it is to be held out; give data.valid another file"
+        )
+    return texts.select(range(len(texts) - held_out)), texts.select(range(len(texts) - held_out, len(texts)))
+
+
 def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
     """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack;
     questions with answers, where data.train names some: see data/answers.py).
 
     Every process draws the whole batch and takes its share (training/processes.py), so that what is drawn does not depend on how
-    many there are. tokenizer: of the model that is trained further; None takes the one that `data` names.
+    many there are. data.valid null: the last tenth of the documents of data.train is held out.
+    tokenizer: of the model that is trained further; None takes the one that `data` names.
     """
     if data.kind == "sudoku":
         box = tuple(data.box)
@@ -106,14 +118,14 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
         return *answer_rows(data, length, seed, tokenizer), tokenizer
     eos = end_of_text(tokenizer)
 
-    def cut(name: str, split: str) -> Int[Tensor, "row position"]:
-        texts = load_texts(name, split, data.cache_dir)
+    def cut(texts: Dataset) -> Int[Tensor, "row position"]:
         if data.packing == "documents":
             return documents(texts, tokenizer, length, eos)
         return pack(texts, tokenizer, length, eos, data.cache_dir)
 
-    return (
-        EndlessRows(cut(data.train, "train"), seed),
-        cut(data.valid, "valid")[: data.valid_rows],
-        tokenizer,
-    )
+    texts = load_texts(data.train, "train", data.cache_dir)
+    if data.valid is None:
+        texts, held_out = hold_out(texts, data.train)
+    else:
+        held_out = load_texts(data.valid, "valid", data.cache_dir)
+    return EndlessRows(cut(texts), seed), cut(held_out)[: data.valid_rows], tokenizer

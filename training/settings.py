@@ -173,6 +173,7 @@ OF_COMMAND: dict[str, dict[str, Range]] = {
         "prefix suffix template": Maybe(WORDS), "chat show eval drift": FLAG, "json judge": Maybe(NAME),
     }),
     "guide": {"out": NAME},
+    "train_dlm": {"training.ema": Maybe(SHARE), "optim.warmup": Maybe(COUNT_OR_NONE)},
     "train_preference": {"init": NAME, "training.n_iters": Maybe(COUNT)},
     "train_reward": {"training.n_iters": Maybe(COUNT)},
     "train_twist": {"training.epochs": Whole(0, 1_000_000), "training.n_iters": Maybe(COUNT_OR_NONE)},

@@ -264,7 +264,7 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wandb.init", lambda **settings: started.append(settings) or Recorded())
     logged = [*(o for o in TINY if "wandb" not in o and "n_iters" not in o), "wandb.mode=offline", "wandb.project=mine"]
-    train(*logged, "training.n_iters=2", f"run_dir={tmp_path / 'run'}")
+    train(*logged, "training.n_iters=2", "optim.warmup=1", f"run_dir={tmp_path / 'run'}")
     train(f"resume={tmp_path / 'run'}", "training.n_iters=4", "wandb.project=mine")
     assert [one["project"] for one in started] == ["mine", "mine"]
     assert len({one["id"] for one in started}) == 1 and len(started[0]["id"]) == 8
