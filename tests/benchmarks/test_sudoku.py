@@ -18,6 +18,7 @@ def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, cap
     for name in ("FACTORS", "BOUNDS"):
         monkeypatch.setattr(sudoku, name, (1.0,))
     monkeypatch.setattr(sudoku, "BUDGETS", (3,))
+    monkeypatch.setattr(sudoku, "EARLIER", sudoku.EARLIER[:1])
     monkeypatch.setattr(sudoku, "TARGETS", (0.1,))
     sizes = {
         "--puzzles": "6",
