@@ -29,6 +29,7 @@ from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, SeddLM
 from dlm.packaged import smollm2_folder
+from evaluation.cost import evaluation_flop, flop_of
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import default_judge, load_judge
 from load_model import load_model
@@ -313,6 +314,15 @@ def draw_samples(
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None
     judged = judged and (judge is not None or has_default_judge())
 
+    def decode_rows(rows: Int[Tensor, "row"], on_step=None) -> Samples:
+        canvases = canvas.expand(len(rows), -1)
+        if guide is not None:
+            return guide.decode(environment, canvases, config.seed, rows, on_step=on_step)
+        if strategy is None:
+            assert isinstance(model, SeddLM) and predictor is not None
+            return sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, on_step)
+        return sample(environment, strategy, canvases, config.seed, rows, on_step=on_step)
+
     batches: list[Samples] = []
     texts: list[str] = []
     copies = config.sampler.smc.particles if filtered else 1
@@ -323,16 +333,8 @@ def draw_samples(
         for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
             canvases = canvas.expand(len(rows), -1)
             view.next_batch(canvases.repeat_interleave(copies, 0), model.mask_id)
-            if guide is not None:
-                batches.append(guide.decode(environment, canvases, config.seed, rows, on_step=view.on_step))
-            elif strategy is None:
-                assert isinstance(model, SeddLM) and predictor is not None
-                batches.append(
-                    sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, view.on_step)
-                )
-            else:
-                batches.append(sample(environment, strategy, canvases, config.seed, rows, on_step=view.on_step))
-            done = batches[-1]
+            done = decode_rows(rows, view.on_step)
+            batches.append(done)
             texts += [decode(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)]
             if keep is not None:
                 keep(done, texts[-len(done.tokens) :])
@@ -356,6 +358,10 @@ def draw_samples(
         "machine": machine(device),
         "config": OmegaConf.to_container(config, resolve=True),
     }
+    if config.eval:  # decodes a few samples again, now that everything else is known
+        few = torch.arange(min(2, config.num_samples), device=device)
+        flop = flop_of(lambda: decode_rows(few))[1]
+        record["equivalent_evaluations"] = flop / evaluation_flop(model, len(canvas)) / len(few)
     return batches, texts, record
 
 
@@ -381,6 +387,14 @@ class SampleFiles:
             self.count += 1
 
 
+def cost_line(record: dict) -> str:
+    """CPU time of everything that decoded, and its FLOP in evaluations of the model where they were counted."""
+    line = f"{record['cpu_seconds'] / record['samples']:.3g} CPU s a sample"
+    if "equivalent_evaluations" in record:
+        line = f"{record['equivalent_evaluations']:.1f} equivalent evaluations, {line}"
+    return line
+
+
 def summary(record: dict) -> str:
     """The figures for a reader."""
     perplexity = "not computed"
@@ -391,6 +405,7 @@ def summary(record: dict) -> str:
         "entropy": f"{record['entropy']:.3f} nats",
         "distinct-1/2/3": " / ".join("-" if (d := record[f"distinct_{n}"]) is None else f"{d:.3f}" for n in (1, 2, 3)),
         "NFE": f"{record['nfe']:.1f} a sample, {record['forwards']} forwards",
+        "cost": cost_line(record),
         "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
         "peak memory": "not measured" if (peak := record["peak_memory_mib"]) is None else f"{peak:.0f} MiB",
     }
