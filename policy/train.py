@@ -145,11 +145,12 @@ def clipped_iteration(
 
 
 def check_selects(samples: Samples, processes: Processes, step: int) -> None:
-    """Raises FloatingPointError where no rollout of any process selected a position: rewards are then equal, and nothing is
-    learnt from there on."""
+    """Raises FloatingPointError where rollouts had a choice and none of any process selected a position: rewards are then equal,
+    and nothing is learnt from there on. (A row whose budget is one evaluation has no choice.)"""
     assert samples.trajectory is not None
-    selected = float((samples.trajectory.order > 0).sum())
-    if processes.mean({"selected": selected})["selected"] == 0:
+    order = samples.trajectory.order
+    found = processes.mean({"choices": float(len(order)), "selected": float((order > 0).sum())})
+    if found["choices"] > 0 and found["selected"] == 0:
         raise FloatingPointError(
             f"the policy selected no position in any rollout of iteration {step}, so there is nothing to learn from; raise "
             "policy.smart_init, lower optim.lr, or learn by algorithm.action=fixed"
