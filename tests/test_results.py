@@ -23,7 +23,7 @@ from run_guide import main as guide
 from run_make_preferences import prompts_of
 from run_train_twist import build_source
 from samplers.loop import Strategy, sample
-from samplers.where import Leftmost, Threshold, Window
+from samplers.where import EntropyBound, Factor, Leftmost, Threshold, Window
 from training.usage import composed
 from twist.evaluate import proposal_samples
 from twist.model import load_twist
@@ -51,8 +51,9 @@ def solves(rule, puzzles, budget=None):
 
 def sudoku_rule(record):
     """What a written record of the Sudoku benchmark was measured with."""
-    if record["method"] == "threshold":
-        return Threshold(float(record["setting"]))
+    rules = {"threshold": Threshold, "factor": Factor, "entropy_bound": EntropyBound}
+    if record["method"] in rules:
+        return rules[record["method"]](float(record["setting"]))
     network = load_policy(ROOT / "example" / record["method"])
     if record["setting"] == "bernoulli_argmax":
         return PolicyUnmasker(network, "bernoulli_argmax")
