@@ -133,7 +133,7 @@ def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
         "algorithm=grpo",
         "policy=dit_confidence",
         *DIT,
-        "policy.smart_init=-9",
+        "policy.smart_init=-3",
         "sampling.length=4",
         "algorithm.group_size=2",
     ]
