@@ -1,35 +1,50 @@
-"""Mutation testing: each line below makes the code wrong on purpose, and the tests named beside it must fail.
+"""Mutation testing: each line of `benchmarks.mutation_table` makes the code wrong on purpose, and the tests beside it must fail.
 
-    python -m benchmarks.mutations [--only samplers/smc.py] [--jobs 1]
+    python -m benchmarks.mutations [--only PREFIX ...] [--jobs 1]
 
-The working tree is copied to a temporary directory; a child process applies one mutation there, runs the named tests and reports
-killed (a test failed), survived (all passed) or stale (the text to replace is not there, or there more than once). Third-party
-packages are imported once, before the children are forked. Prints the survivors, ends with one line of JSON; exit status 1 for a
-survivor that is not in KNOWN or a stale mutation.
+The tests are collected once. A forked child then puts the code of the mutated functions in the place of theirs, so that whoever
+imported them has them too, and runs the tests that are named until one fails. No file is written. Each mutation is killed (a
+test failed), survived (all passed), stale (the text to replace is not there, or there more than once, or changes no function) or
+broken (its tests are not there). One more child runs all of these tests on the code as it is, which they must pass (`unmutated`).
+
+Prints the survivors, ends with one line of JSON; exit status 1 for a survivor that is not in KNOWN, a stale or broken mutation,
+or a test that fails without any.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import gc
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
+
+import pytest
+
+from benchmarks.mutation_table import KNOWN, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the tests import besides the project: imported once, by the parent.
-PRELOADED = ("torch", "transformers", "hydra", "omegaconf", "scipy.stats", "einops", "rich",
-             "safetensors.torch", "huggingface_hub", "datasets", "matplotlib.figure")  # fmt: skip
-OPTIONS = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 SECONDS = 300  # after which a mutation counts as killed: it made a test hang
+OPTIONS = (
+    "-q",
+    "-s",
+    "-n",
+    "0",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "not slow and not cuda",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+)
+PASSED, FAILED, STALE = 0, 1, 3  # exit statuses of a child
 
 
 @dataclass(frozen=True)
@@ -45,108 +60,138 @@ class Mutation:
         return f"{self.file}: {self.old.strip()!r} -> {self.new.strip()!r}"
 
 
-def m(file: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(file, old, new, tests)
+MUTATIONS = tuple(Mutation(file, old, new, tuple(tests)) for file, rows in ROWS.items() for old, new, *tests in rows)
 
 
-AGREEMENT, COST = "tests/policy/test_agreement.py", "tests/evaluation/test_cost.py"
-MUTATIONS: tuple[Mutation, ...] = (
-    # policy
-    m("policy/agreement.py", "agreement * others,\n", "agreement,\n", AGREEMENT),
-    m("policy/agreement.py", "agreement * ~others", "agreement * others", AGREEMENT),
-    m("policy/agreement.py", "torch.log1p(-agreement", "torch.log1p(agreement", AGREEMENT),
-    m("policy/agreement.py", "self.confidence_scale * self.log_odds", "self.log_odds", AGREEMENT),
-    m("policy/agreement.py", "where(masked[..., None], readout.top_tokens", "where(~masked[..., None], readout.top_tokens",
-      AGREEMENT),
-    # evaluation
-    m("evaluation/cost.py", "1, length), model.mask_id", "1, length // 2), model.mask_id", COST),
-    m("evaluation/cost.py", "canvas.shape[1] - start[rows]", "canvas.shape[1] + 0 * start[rows]", COST),
-    m("evaluation/intervals.py", "rows[:, 0].sum() / rows[:, 1].sum(), resamples", "(rows[:, 0] / rows[:, 1]).sum(), resamples",
-      "tests/benchmarks/test_sudoku.py"),
-)  # fmt: skip
-KNOWN: dict[str, str] = {}  # survivors (by str(mutation)) and why no test can see them
+def functions_of(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeType]]:
+    """The functions of a module and of its classes by qualified name; those inside of functions are part of these."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            name = within + inner.co_name
+            if inner.co_flags & 2:  # CO_NEWLOCALS: a function; a class has none
+                yield name, inner
+            else:
+                yield from functions_of(inner, name + ".")
 
 
-def copy_tree(to: Path) -> None:
-    """The tracked and the new files of the working tree, not what is ignored."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, to / name)
-
-
-def run_tests(tree: Path, tests: tuple[str, ...], log: Path) -> int:
-    """Run pytest in a forked child whose project modules are those of `tree`; return its exit status, 124 after SECONDS."""
-    child = os.fork()
-    if child == 0:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1), os.dup2(output, 2)
-        os.chdir(tree)
-        sys.path[:] = [str(tree), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
-        for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "tests")]:
-            del sys.modules[name]
-        status = 3
-        try:
-            status = int(importlib.import_module("pytest").main([*OPTIONS, *tests]))
-        finally:  # whatever happens, the child ends here and not in the parent's loop
-            if status == 3:
-                traceback.print_exc()
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return 124
-
-
-def judge(tree: Path, mutation: Mutation, log: Path) -> str:
-    """killed, survived, stale, or broken (the tests did not run)."""
-    path = tree / mutation.file
+def apply(mutation: Mutation) -> bool:
+    """Put the mutated code into the functions that are loaded. False where there is nothing to replace."""
+    path = ROOT / mutation.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutation.old) != 1:
-        return "stale"
-    path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
-    try:
-        status = run_tests(tree, mutation.tests, log)
-    finally:
-        path.write_text(source, encoding="utf-8")
-    return {0: "survived", 1: "killed", 2: "killed", 124: "killed"}.get(status, "broken")
+        return False
+    before = dict(functions_of(compile(source, str(path), "exec", dont_inherit=True)))
+    after = dict(
+        functions_of(compile(source.replace(mutation.old, mutation.new), str(path), "exec", dont_inherit=True))
+    )
+    changed = {name: code for name, code in after.items() if name in before and body(before[name]) != body(code)}
+    replaced = 0
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename == str(path) and thing.__qualname__ in changed:
+            thing.__code__ = changed[thing.__qualname__]
+            replaced += 1
+    return replaced > 0
+
+
+def body(code: CodeType) -> tuple:
+    """What a function does, wherever it stands in its file."""
+    constants = [body(inner) if isinstance(inner, CodeType) else repr(inner) for inner in code.co_consts]
+    return code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars
+
+
+class Mutator:
+    """A plugin of pytest that runs the mutations in the place of the tests."""
+
+    def __init__(self, mutations: Sequence[Mutation | None], jobs: int):
+        self.mutations, self.jobs = mutations, jobs
+        self.verdicts: dict[int, str] = {}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        running: dict[int, tuple[int, float]] = {}  # process -> (number, when it has to end)
+        waiting = list(range(len(self.mutations)))
+        while waiting or running:
+            while waiting and len(running) < self.jobs:
+                number = waiting.pop(0)
+                running[self.started(session, number)] = (number, time.monotonic() + SECONDS)
+            done, status = os.waitpid(-1, os.WNOHANG)
+            for process, (_, end) in running.items():
+                if not done and time.monotonic() > end and self.mutations[running[process][0]] is not None:
+                    os.kill(process, 9)
+            if done in running:
+                self.keep(running.pop(done)[0], os.waitstatus_to_exitcode(status))
+            time.sleep(0.02)
+        return True
+
+    def started(self, session: pytest.Session, number: int) -> int:
+        """The child process that judges one mutation, or (None) the code as it is."""
+        mutation = self.mutations[number]
+        items = [item for item in session.items if mutation is None or named(item.nodeid, mutation.tests)]
+        child = os.fork()
+        if child:
+            return child
+        status = 4
+        try:
+            nowhere, heard = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+            os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+            if mutation is not None and not apply(mutation):
+                status = STALE
+            elif items:
+                status = run(session, items, None if mutation else heard)
+        except BaseException:
+            os.write(heard, traceback.format_exc().encode())
+        finally:  # whatever happens, the child ends here and not in the parent's loop
+            os._exit(status)
+
+    def keep(self, number: int, status: int) -> None:
+        found = {PASSED: "survived", FAILED: "killed", -9: "killed", STALE: "stale"}.get(status, "broken")
+        mutation = self.mutations[number]
+        if mutation is None:
+            found = "passes" if status == PASSED else "fails"
+        self.verdicts[number] = found
+        sys.__stdout__.write(f"{found:9} {mutation or 'unmutated'}\n")  # pyright: ignore[reportOptionalMemberAccess]
+        sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def named(node: str, tests: Sequence[str]) -> bool:
+    return any(node == test or node.startswith((test + "[", test + "::")) for test in tests)
+
+
+def run(session: pytest.Session, items: list[pytest.Item], heard: int | None) -> int:
+    """Exit status: of the first test that fails, or (heard: where their names are written) of all."""
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        failed = session.testsfailed
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed > failed:
+            if heard is None:
+                return FAILED
+            os.write(heard, f"fails unmutated: {item.nodeid}\n".encode())
+    return FAILED if session.testsfailed else PASSED
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="mutations whose file begins so")
+    parser.add_argument("--only", default=[""], nargs="+", help="mutations whose file begins so")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
     arguments = parser.parse_args()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutated file's bytecode must not outlive it
-    sys.dont_write_bytecode = True
-    for name in PRELOADED:
-        importlib.import_module(name)
-    chosen = [mutation for mutation in MUTATIONS if mutation.file.startswith(arguments.only)]
-    with tempfile.TemporaryDirectory() as directory:
-        tree, log = Path(directory) / "tree", Path(directory) / "log"
-        copy_tree(tree)
-        verdicts = []
-        for mutation in chosen:
-            verdicts.append(judge(tree, mutation, log))
-            print(f"{verdicts[-1]:9} {mutation}", flush=True)
-            if verdicts[-1] == "broken":
-                print(log.read_text(encoding="utf-8", errors="replace")[-2000:])
+    os.chdir(ROOT)
+    chosen = [mutation for mutation in MUTATIONS if mutation.file.startswith(tuple(arguments.only))]
+    tests = sorted({test for mutation in chosen for test in mutation.tests})
+    mutator = Mutator([*chosen, None], arguments.jobs)
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]  # jaxtyping checks what is imported under pytest
+    status = pytest.main([*OPTIONS, *tests], plugins=[mutator])
+    if len(mutator.verdicts) <= len(chosen):
+        return int(status) or 1  # the tests could not be collected
+    verdicts = [mutator.verdicts[number] for number in range(len(chosen))]
     counts = Counter(verdicts)
     left = [str(one) for one, verdict in zip(chosen, verdicts, strict=True) if verdict == "survived"]
     for name in left:
         print(f"survivor: {name}: {KNOWN.get(name, 'no reason known')}")
-    share = counts["killed"] / max(1, len(chosen))
-    print(json.dumps({"mutations": len(chosen), **counts, "killed_share": round(share, 4)}))
-    return int(bool(set(left) - KNOWN.keys()) or counts["stale"] + counts["broken"] > 0)
+    unmutated = mutator.verdicts[len(chosen)]
+    share = round(counts["killed"] / max(1, len(chosen)), 4)
+    print(json.dumps({"mutations": len(chosen), **counts, "killed_share": share, "unmutated": unmutated}))
+    wrong = counts["stale"] + counts["broken"] + (unmutated == "fails")
+    return int(bool(set(left) - KNOWN.keys()) or wrong > 0)
 
 
 if __name__ == "__main__":

@@ -150,3 +150,11 @@ def test_what_does_not_go_together_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             loops.check_alphas(given, network, judge)
+
+
+def test_weights_of_speed_are_drawn_apart_from_budgets():
+    """Else a policy meets each weight of speed with one budget alone."""
+    config = OmegaConf.create({"reward": {"alphas": [0, 1, 2, 3]}, "sampling": {"budgets": [0, 1, 2, 3]}})
+    prompts = Prompts(torch.zeros(64, 2, dtype=torch.long), {})
+    alpha = loops.with_alpha(prompts, config, 5).rows["alpha"]
+    assert len(torch.stack((alpha.long(), loops.budgets(config, 64, torch.device("cpu"), 5))).unique(dim=1)[0]) > 10

@@ -7,13 +7,13 @@ from omegaconf import OmegaConf
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule
 from policy import train as loops
-from policy.actions import ACTIONS
+from policy.actions import ACTIONS, FOR_SAMPLING
 from policy.dit_hidden import DitHidden
 from policy.grpo import GRPO
 from policy.networks import DitConfidence, HiddenMLP
 from policy.ppo import PPO
 from policy.rollout import policy_log_probs, rollout
-from policy.unmasker import PolicyUnmasker
+from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.rules import RewardOutput
 from tests.enumerable import RandomLM
 from training.optim import MovingAverage, Optimiser
@@ -449,3 +449,34 @@ def test_imitation_learns_the_picks_of_a_rule(kind, action):
         MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=40), 64
     )
     assert len(losses) == 20 and sum(losses[-3:]) < sum(losses[:3])  # every loss is that of another batch
+
+
+def test_a_process_draws_its_rollouts_as_they_are_in_the_whole_batch():
+    """The second half of a batch, numbered from its first row on, is decoded as the second half is in one process."""
+    unmasker = PolicyUnmasker(network_of("hidden_mlp"), "bernoulli")
+    canvas = torch.full((8, LENGTH), MODEL.mask_id)
+    whole, half = Prompts(canvas, {}), Prompts(canvas[4:], {}, first_row=4)
+    found = [rollout(MODEL, unmasker, TokenRule(), p, 4, some_reward, 1, False)[0].tokens for p in (whole, half)]
+    assert torch.equal(found[0][4:], found[1]) and not torch.equal(found[0][:4], found[1])
+
+
+def test_the_moving_average_follows_every_update():
+    network = network_of("hidden_mlp")
+    learner, before = learner_of(network), [p.detach().clone() for p in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner.update()
+    after = [p.detach().clone() for p in network.parameters()]
+    learner.average.copy_to(network.parameters())
+    for old, new, mean in zip(before, after, network.parameters(), strict=True):
+        assert not torch.equal(mean, old) and not torch.equal(mean, new)
+
+
+def test_the_temperature_divides_the_scores():
+    seen = [PolicyUnmasker(network_of("hidden_mlp"), action, 0.25).law.temperature for action in FOR_SAMPLING]
+    assert seen == [0.25] * len(FOR_SAMPLING)
+
+
+def test_repulsion_is_in_units_of_twenty_nats():
+    network = network_of("repelled")
+    torch.testing.assert_close(law_settings(network)["repulsion"], 20 * network.repulsion)

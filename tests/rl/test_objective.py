@@ -1,5 +1,6 @@
 """The gradient that is followed is the gradient of the expected reward, by enumeration; chunks and reuse change nothing."""
 
+import math
 from itertools import permutations, product
 
 import pytest
@@ -137,3 +138,15 @@ def test_a_member_without_a_reward_is_no_part_of_its_group():
     assert group_advantages(reward, True, valid)[0].tolist() == pytest.approx([-1, 0, 1], abs=1e-3)
     alone = group_advantages(torch.tensor([[4.0, torch.nan]]), True, torch.tensor([[True, False]]))
     assert alone.tolist() == [[0, 0]]
+
+
+def test_the_kl_is_weighed_and_positions_are_averaged():
+    """Rows whose old and new estimates agree, half a nat a position from the reference; one position of a row was given."""
+    new = torch.zeros(2, 4)
+    free = torch.tensor([[True] * 4, [False] + [True] * 3])
+    none, weight = torch.zeros(2), torch.full((2,), 0.5)
+    reference = torch.where(free, 0.5, 0.0)
+    for ratio in ("sequence", "token"):
+        loss, shown = policy_loss(new, new, reference, free, none, weight, ratio, 0.2, 0.1)
+        assert shown["kl"] == pytest.approx(math.exp(0.5) - 1.5, abs=1e-6)
+        assert float(loss) == pytest.approx(0.1 * shown["kl"], abs=1e-6)

@@ -181,3 +181,9 @@ def test_what_is_refused(classifier, tmp_path):
     with pytest.raises(ValueError, match="target.kind='joy' is unknown; use one of class, threshold"):
         build_target({"kind": "joy"}, model, 2, 4)
     assert isinstance(build_target({"kind": "latex"}, model, 2, 4).score, Texts)
+
+
+def test_a_reward_stays_below_its_highest():
+    """phi is then a probability, which exact samples need."""
+    target = RewardTarget(lambda tokens: torch.tensor([1.0, -1.0]), beta=3.0, highest=1.0)
+    assert target.log_phi(torch.zeros(2, 1, dtype=torch.long)).tolist() == [0.0, -6.0]
