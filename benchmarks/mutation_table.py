@@ -40,7 +40,7 @@ Row = tuple[str, ...]  # what stands there, what replaces it, the tests
 SAMPLERS: dict[str, list[Row]] = {
     "samplers/where.py": [
         ("+ tied.double() + ties", "+ tied.double()", GUARANTEES + "a_wholly_tied_canvas_is_ordered_by_the_tie_stream"),
-        ("scores > last + TIE", "scores > last", GUARANTEES + "scores_within_1e_5_tie_and_others_do_not"),
+        ("scores > last + TIE", "scores > last", GUARANTEES + "what_is_hardly_above_the_last_one_taken_is_tied_with_it"),
         ("(rank < count.unsqueeze(1))", "(rank <= count.unsqueeze(1))",
          GUARANTEES + "best_takes_nothing_where_the_count_is_zero"),
         ('draws.uniform("tie"', 'draws.uniform("where"',

@@ -74,7 +74,13 @@ def functions_of(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeTy
                 yield from functions_of(inner, name + ".")
 
 
-def apply(mutation: Mutation) -> bool:
+def loaded() -> list[FunctionType]:
+    """The functions of the project that are loaded: looked for once, since going through all objects copies a child's memory."""
+    functions = [thing for thing in gc.get_objects() if type(thing) is FunctionType]
+    return [one for one in functions if one.__code__.co_filename.startswith(f"{ROOT}{os.sep}")]
+
+
+def apply(mutation: Mutation, functions: Sequence[FunctionType]) -> bool:
     """Put the mutated code into the functions that are loaded. False where there is nothing to replace."""
     path = ROOT / mutation.file
     source = path.read_text(encoding="utf-8")
@@ -86,9 +92,9 @@ def apply(mutation: Mutation) -> bool:
     )
     changed = {name: code for name, code in after.items() if name in before and body(before[name]) != body(code)}
     replaced = 0
-    for thing in gc.get_objects():
-        if type(thing) is FunctionType and thing.__code__.co_filename == str(path) and thing.__qualname__ in changed:
-            thing.__code__ = changed[thing.__qualname__]
+    for function in functions:
+        if function.__code__.co_filename == str(path) and function.__qualname__ in changed:
+            function.__code__ = changed[function.__qualname__]
             replaced += 1
     return replaced > 0
 
@@ -105,8 +111,11 @@ class Mutator:
     def __init__(self, mutations: Sequence[Mutation | None], jobs: int):
         self.mutations, self.jobs = mutations, jobs
         self.verdicts: dict[int, str] = {}
+        self.functions: list[FunctionType] = []
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.functions = loaded()
+        gc.freeze()  # a collection in a child copies no memory
         running: dict[int, tuple[int, float]] = {}  # process -> (number, when it has to end)
         waiting = list(range(len(self.mutations)))
         while waiting or running:
@@ -133,7 +142,7 @@ class Mutator:
         try:
             nowhere, heard = os.open(os.devnull, os.O_WRONLY), os.dup(2)
             os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-            if mutation is not None and not apply(mutation):
+            if mutation is not None and not apply(mutation, self.functions):
                 status = STALE
             elif items:
                 status = run(session, items, None if mutation else heard)

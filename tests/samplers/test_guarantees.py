@@ -291,3 +291,8 @@ def test_a_step_writes_the_picks_only():
 def test_bad_input_is_refused_in_one_sentence_that_names_the_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_hardly_above_the_last_one_taken_is_tied_with_it():
+    scores, ties = torch.tensor([[0.5 + 8e-6, 0.5, 0.5]]), torch.tensor([[0.1, 0.8, 0.9]], dtype=torch.float64)
+    assert best(scores, torch.ones(1, 3, dtype=torch.bool), torch.tensor([2]), ties).tolist() == [[0, 2, 1]]
