@@ -35,6 +35,7 @@ from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, Dilated, Direct, Threshold
+from training.ranges import ROWS
 from training.usage import exit_on_bad_input, override
 
 ROOT = Path(__file__).parent
@@ -125,9 +126,6 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
 
 
 def main(arguments: argparse.Namespace) -> None:
-    for name in ("iterations", "puzzles", "stories"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1")
     started = time.perf_counter()
     judge = default_judge("cpu")  # what is missing is said before the work
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
@@ -166,8 +164,8 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="output/demo", help="where to write (a folder a run)")
-    parser.add_argument("--iterations", type=int, default=300, help="updates of the policy")
-    parser.add_argument("--puzzles", type=int, default=200, help="held-out puzzles")
-    parser.add_argument("--stories", type=int, default=16, help="samples a strategy")
+    parser.add_argument("--iterations", type=ROWS, default=300, help="updates of the policy")
+    parser.add_argument("--puzzles", type=ROWS, default=200, help="held-out puzzles")
+    parser.add_argument("--stories", type=ROWS, default=16, help="samples a strategy")
     with exit_on_bad_input():
         main(parser.parse_args())

@@ -59,6 +59,7 @@ from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
 from training.files import write_text
 from training.processes import Processes, processes
 from training.published import from_file
+from training.ranges import ROWS, Number, Whole
 from training.stored import description
 from training.terminal import printable
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
@@ -110,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         help="run what a model wrote with your own rights where there is no bubblewrap",
     )  # fmt: skip
     made.add_argument(
-        "--few_shot", type=int, default=0, help=f"worked examples before a question ({', '.join(WORKED)})"
+        "--few_shot", type=Whole(0, 100), default=0, help=f"worked examples before a question ({', '.join(WORKED)})"
     )
     made.add_argument(
         "--temperatures",
@@ -118,15 +119,15 @@ def parser() -> argparse.ArgumentParser:
         help="of the policy (default: eval.temperature of the configuration, else 1)",
     )
     made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
-    made.add_argument("--token_temperature", type=float, default=0.0, help="0 writes the most likely token")
+    made.add_argument("--token_temperature", type=Number(0, 1e6), default=0.0, help="0 writes the most likely token")
     made.add_argument(
         "--confidence", default="model", choices=CONFIDENCES, help="of --strategy: that of the model at temperature 1, or of "
         "the token drawn at --token_temperature",
     )  # fmt: skip
     made.add_argument("--seeds", "--seed", default="42")
     made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
-    made.add_argument("--gen_length", type=int, default=None, help="positions to write (default: 256; chain: 24)")
-    made.add_argument("--block_length", type=int, default=None, help="default: the configuration's, else no blocks")
+    made.add_argument("--gen_length", type=ROWS, default=None, help="positions to write (default: 256; chain: 24)")
+    made.add_argument("--block_length", type=ROWS, default=None, help="default: the configuration's, else no blocks")
     made.add_argument(
         "--steps", "--diffusion_steps", default="",
         help="of rules that write equal parts, one evaluation each: 4,8,16 (default: one a position)",
@@ -142,16 +143,18 @@ def parser() -> argparse.ArgumentParser:
         help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3 (default: those trained with)",
     )  # fmt: skip
     made.add_argument("--cache", choices=("prefix", "dual", "none"), help="default: the configuration's, else none")
-    made.add_argument("--refresh", type=int, help="evaluations after which a cached row runs whole again")
+    made.add_argument("--refresh", type=ROWS, help="evaluations after which a cached row runs whole again")
     made.add_argument(
         "--drift", action="store_true",
         help="measure how far a cache's confidences are off; the runs this takes count neither as evaluations nor as seconds",
     )  # fmt: skip
     made.add_argument("--logits_eos_inf", action="store_true", help="never write the end of sequence")
     made.add_argument("--confidence_eos_eot_inf", action="store_true", help="write the ends of sequence and turn last")
-    made.add_argument("--guidance", type=float, default=0.0, help="classifier-free; an evaluation then counts twice")
-    made.add_argument("--n_test", type=int, default=None, help="questions of each data set (default: all; chain: 512)")
-    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument(
+        "--guidance", type=Number(0, 1e6), default=0.0, help="classifier-free; an evaluation then counts twice"
+    )
+    made.add_argument("--n_test", type=ROWS, default=None, help="questions of each data set (default: all; chain: 512)")
+    made.add_argument("--batch_size", type=ROWS, default=32)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
     made.add_argument("--save_path", "--output_dir", required=True)
@@ -342,14 +345,8 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
     if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):
         raise ValueError(f"--few_shot shows worked answers, which {', '.join(odd)} lacks; leave it out")
-    for key, least in (("n_test", 1), ("batch_size", 1), ("gen_length", 1), ("block_length", 1), ("few_shot", 0)):
-        value = getattr(arguments, key)
-        if value is not None and value < least:
-            raise ValueError(f"--{key} {value} must be at least {least}; change it")
     if arguments.dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {arguments.dtype} must be float32, bfloat16 or float16; change it")
-    if not 0 <= arguments.guidance < float("inf"):
-        raise ValueError(f"--guidance {arguments.guidance} must be a finite number of at least 0; change it")
     TokenRule(arguments.token_temperature)  # refuses one that is none
     check_device(arguments.device)
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):

@@ -42,7 +42,7 @@ from training.usage import check_overrides, exit_on_bad_input
 
 def check_guide_run(config: DictConfig) -> None:
     """Refuse what no run could have."""
-    if OmegaConf.is_missing(config, "out") or OmegaConf.is_missing(config.prompts, "file"):
+    if OmegaConf.missing_keys(config) & {"out", "prompts.file"}:
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
     check_settings(config, "guide")
     if not isinstance(config.methods, DictConfig) or not config.methods:

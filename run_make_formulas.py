@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from data.formulas import is_held_out, row
+from training.ranges import Number, Whole
 
 
 def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) -> dict[str, int]:
@@ -35,16 +36,12 @@ def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) ->
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rows", type=Whole(), default=50_000)
     parser.add_argument("--out", type=Path, required=True, help="a directory")
-    parser.add_argument("--broken", type=float, default=0.0, help="share of answers that are broken, 0 to 1")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--depth", type=int, default=2, help="structures within each other, at most")
+    parser.add_argument("--broken", type=Number(0, 1), default=0.0, help="share of answers that are broken, 0 to 1")
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
+    parser.add_argument("--depth", type=Whole(1, 20), default=2, help="structures within each other, at most")
     options = parser.parse_args(arguments)
-    if options.rows < 1 or options.depth < 1:
-        parser.error(f"--rows {options.rows} and --depth {options.depth} must be at least 1")
-    if not 0 <= options.broken <= 1:
-        parser.error(f"--broken {options.broken} is a share; give a number from 0 to 1")
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out} is a file; give a directory")
     start = time.perf_counter()

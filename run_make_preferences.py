@@ -30,6 +30,7 @@ from load_model import load_model
 from policy.build import build_strategy, canvas_of, shipped
 from rewards.models import TextReward, load_reward
 from samplers.loop import sample
+from training.ranges import ROWS, Number, Whole
 from training.usage import device_of, exit_on_bad_input
 
 SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
@@ -136,22 +137,19 @@ def main(argv: list[str]) -> dict[str, int]:
     parser.add_argument(
         "--texts", default="stories", help="whose beginnings are the prompts: stories, or a file of texts"
     )
-    parser.add_argument("--words", type=int, default=4, help="of a prompt; 0: texts without a prompt")
-    parser.add_argument("--count", type=int, default=500, help="prompts")
-    parser.add_argument("--samples", type=int, default=4, help="continuations of each")
-    parser.add_argument("--length", type=int, default=64, help="tokens of prompt and continuation together")
+    parser.add_argument("--words", type=Whole(0), default=4, help="of a prompt; 0: texts without a prompt")
+    parser.add_argument("--count", type=Whole(), default=500, help="prompts")
+    parser.add_argument("--samples", type=Whole(2, 1_000_000), default=4, help="continuations of each")
+    parser.add_argument("--length", type=ROWS, default=64, help="tokens of prompt and continuation together")
     parser.add_argument("--strategy", default=None, help="of a masked model: any rule of run_sample.py")
-    parser.add_argument("--steps", type=int, default=32, help="of a masked model")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=ROWS, default=32, help="of a masked model")
+    parser.add_argument("--temperature", type=Number(0, 1e6), default=1.0)
+    parser.add_argument("--top_p", type=Number(0, 1, open_low=True), default=1.0)
+    parser.add_argument("--batch", type=ROWS, default=128)
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(argv)
     options.device = device_of(options.device)
-    for name, least in (("count", 1), ("samples", 2), ("words", 0), ("steps", 1), ("batch", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}; change it")
     counts = make_preferences(options)
     print(", ".join(f"{name} {number}" for name, number in counts.items()) + f" pairs in {options.out}")
     return counts

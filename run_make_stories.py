@@ -20,6 +20,7 @@ from random import Random
 import torch
 
 from evaluation.text import Judge, load_judge
+from training.ranges import ROWS, Whole
 from training.usage import device_of, exit_on_bad_input
 
 VALID_SHARE = 0.08
@@ -124,11 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl.gz file, or with --split a directory")
     parser.add_argument("--split", type=Path, help="do not sample: split this file of stories")
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=Whole(), default=3000)
     parser.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
-    parser.add_argument("--tokens", type=int, default=160, help="longest story, in tokens of the model")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=ROWS, default=160, help="longest story, in tokens of the model")
+    parser.add_argument("--batch", type=ROWS, default=32)
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     if options.split is None:

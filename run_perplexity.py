@@ -25,6 +25,7 @@ from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.sampling import finite
 from load_model import load_model
+from training.ranges import ROWS, Whole
 from training.usage import check_device, exit_on_bad_input
 
 READ = 100  # texts of a data set that are tried before the model runs
@@ -56,10 +57,6 @@ def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> N
 
 
 def main(arguments: argparse.Namespace) -> None:
-    for name, least in (("noises", 1), ("batch_size", 1), ("rows", 2), ("length", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name.replace('_', '-')}={value} must be at least {least}")
     check_device(arguments.device)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     model, _ = load_model(arguments.model, device)
@@ -91,11 +88,11 @@ if __name__ == "__main__":
         "--data", nargs="+", default=["stories"], help="lambada wikitext2 ptb wikitext103 lm1b, a hub id, a file"
     )
     parser.add_argument("--split", default="valid", help="train, valid or test")
-    parser.add_argument("--rows", type=int, default=None, help="rows to score (default: all)")
-    parser.add_argument("--length", type=int, default=None, help="positions a row (default: the model's)")
-    parser.add_argument("--noises", type=int, default=64, help="mask rates a row; the published script takes 1,024")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=Whole(2), default=None, help="rows to score (default: all)")
+    parser.add_argument("--length", type=ROWS, default=None, help="positions a row (default: the model's)")
+    parser.add_argument("--noises", type=ROWS, default=64, help="mask rates a row; the published script takes 1,024")
+    parser.add_argument("--batch-size", type=ROWS, default=16)
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--cache-dir", default=None)
     with exit_on_bad_input():

@@ -64,7 +64,7 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         )
     settings = OmegaConf.to_container(config.policy)
     assert isinstance(settings, dict)
-    kind = str(settings.pop("policy_type"))
+    kind = str(settings.pop("policy_type", None))
     if kind not in POLICIES:
         raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
     if kind == "agreement":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Unmasker
 from samplers.where import ADAPTIVE, WHERE, Window
+from training.ranges import Number, Whole
 
 SAMPLING_MODES = {
     "bernoulli-argmax": "bernoulli_argmax",
@@ -48,10 +50,11 @@ class Candidate:
 
 def numbers(text: str, flag: str, kind: type = float) -> list:
     """The numbers of a comma-separated flag, each once: the same evaluation twice is no second one. ValueError names the flag."""
+    allowed = Whole(-(2**63), 2**63 - 1) if kind is int else Number()
     try:
-        return list(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
-    except ValueError as error:
-        whole = "whole " if kind is int else ""
+        return list(dict.fromkeys(allowed(part) for part in text.split(",") if part.strip()))
+    except ArgumentTypeError as error:
+        whole = "whole " if kind is int else "finite "
         raise ValueError(f"{flag} {text!r} must be {whole}numbers, separated by commas") from error
 
 

@@ -31,6 +31,7 @@ from evaluation.intervals import Z95
 from evaluation.report import print_table, save_figure, style, write_csv
 from evaluation.sampling import finite
 from training.files import make_directory, write_text
+from training.ranges import Number
 from training.stored import description, read_json
 from training.usage import exit_on_bad_input, readable
 from twist.methods import condition_of
@@ -322,7 +323,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("output/kl_report"), metavar="DIR")
-    parser.add_argument("--log_z", type=float, metavar="NUMBER")
-    parser.add_argument("--log_z_error", type=float, default=0.0, metavar="NUMBER", help="half of its interval")
+    parser.add_argument("--log_z", type=Number(), metavar="NUMBER")
+    parser.add_argument("--log_z_error", type=Number(0), default=0.0, metavar="NUMBER", help="half of its interval")
     with exit_on_bad_input():
         main(parser.parse_args())

@@ -24,6 +24,7 @@ from evaluation.chat import Chat, Judgement, JudgeUnreachable
 from evaluation.report import print_table, write_json
 from evaluation.reward_task import PREFIX, load_scorer, read_generations, scores
 from training.files import make_directory, whole_lines, write_text
+from training.ranges import ROWS, Number, Whole
 from training.terminal import printable
 from training.usage import device_of
 
@@ -39,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--blue", "--run_name_blue", dest="blue", type=Path, required=True, help="its opponent")
     made.add_argument("--judge", required=True, help="a reward (run, id, vader, ...); with --endpoint a model's name")
     made.add_argument("--endpoint", help="URL of an OpenAI-compatible service, up to /v1; its key is in OPENAI_API_KEY")
-    made.add_argument("--retries", type=int, default=5, help="of a request that fails")
-    made.add_argument("--temperature", type=float, default=0.0, help="of the judge (published: 0.7)")
-    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--retries", type=Whole(0, 1000), default=5, help="of a request that fails")
+    made.add_argument("--temperature", type=Number(0, 100), default=0.0, help="of the judge (published: 0.7)")
+    made.add_argument("--batch_size", type=ROWS, default=32)
     made.add_argument("--device", default="cpu")
     made.add_argument("--out", type=Path, required=True, help="directory")
     return made

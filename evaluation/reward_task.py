@@ -30,6 +30,7 @@ from load_model import load_model
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, reward_folder
 from training.files import make_directory
+from training.ranges import ROWS
 from training.usage import device_of
 
 PREFIX = "generation_"
@@ -143,8 +144,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--selector", help="the reward that answers were chosen by: a run, an id, vader, ...")
     made.add_argument("--judge", required=True, help="a reward that had no part in it")
     made.add_argument("--model_path", required=True, help="the unguided language model, for likelihoods")
-    made.add_argument("--draws", type=int, default=64, help="Monte Carlo samples a text of a masked model's bound")
-    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--draws", type=ROWS, default=64, help="Monte Carlo samples a text of a masked model's bound")
+    made.add_argument("--batch_size", type=ROWS, default=32)
     made.add_argument("--save_path", type=Path, help="default: the first DIR")
     made.add_argument("--device", default="cpu")
     return made
@@ -158,8 +159,6 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"--judge {arguments.judge} is the selector: it cannot see over-optimisation of itself; give another reward"
         )
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch_size {arguments.batch_size} must be at least 1; change it")
     answers, seeds = read_all(arguments.generations), len(arguments.generations)
     names = {"selector": arguments.selector, "judge": arguments.judge}
     rewards = {name: load_scorer(path, device) for name, path in names.items() if path is not None}

@@ -55,7 +55,6 @@ def test_equal_texts_and_equal_scores_are_dropped_and_counted():
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--samples", "1"], "--samples 1 must be at least 2"),
         (["--prefer", "vaader"], "the reward vaader is none of vader, profanity, brevity"),
         (["--count", "100000"], "different beginnings of 4 words and --count is 100000; lower it"),
         (["--model", "example/sudoku6"], "--model example/sudoku6 writes no texts that end"),

@@ -162,6 +162,9 @@ class Either(Range):
         return self.first.holds(value) or self.second.holds(value)
 
 
+ROWS = Whole(1, 1_000_000)  # that go through a network at a time, or positions
+
+
 def _read(allowed: Range, kind: type, text: str) -> Any:
     """A flag's text as a number in its range. argparse names the flag, and exits with status 2."""
     try:

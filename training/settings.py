@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from training.ranges import (
     ABSENT,
+    ROWS,
     Either,
     Flag,
     ListOf,
@@ -33,7 +34,6 @@ from training.usage import CONFIGS, check_device
 
 NAME, FLAG, WORDS = Text(), Flag(), Text(empty=True, number=True)
 COUNT, COUNT_OR_NONE = Whole(1), Whole(0)
-ROWS = Whole(1, 1_000_000)  # that go through a network at a time
 LENGTH = Whole(1, 1_000_000)  # positions
 SIZE = Whole(1, 100_000)  # of a network: a width, a number of layers
 SHARE = Number(0, 1)
@@ -55,7 +55,7 @@ POLICY_OF_SAMPLER: dict[str, Range] = {
 }  # fmt: skip
 SAMPLER: dict[str, Range] = {
     **_in("", {
-        "strategy": Maybe(NAME), "steps window": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
+        "strategy": Maybe(NAME), "confidence": NAME, "steps window": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
         "cache": CACHE, "guidance temperature factor entropy_bound noise": WEIGHT,
         "stop logits_eos_inf confidence_eos_eot_inf": FLAG, "threshold": SHARE, "top_p": Number(0, 1, open_low=True),
         "top_k": COUNT_OR_NONE, "confidence": NAME,
@@ -103,7 +103,7 @@ SETTINGS: dict[str, Range] = {
         "temperature": WEIGHT, "every": Maybe(COUNT), "particles": ListOf(ROWS, "[32,500]"), "log_z": Maybe(Number()),
     }),
     **_in("sampling.", {
-        "discrete_steps steps window": LENGTH, "length block_length refresh": Maybe(LENGTH), "cache": CACHE, "strategy": NAME,
+        "confidence": NAME, "discrete_steps steps window": LENGTH, "length block_length refresh": Maybe(LENGTH), "cache": CACHE, "strategy": NAME,
         "temperature factor entropy_bound noise": WEIGHT, "threshold": SHARE, "alpha": Maybe(WEIGHT),
         "budgets": Maybe(ListOf(LENGTH, "[2,4,8]")),
     }),

@@ -82,7 +82,13 @@ def test_about_one_question_in_twenty_is_held_out():
     assert 0.03 < sum(map(is_held_out, questions)) / len(questions) < 0.07
 
 
-@pytest.mark.parametrize("words, message", [(["--rows", "0"], "must be at least 1"), (["--broken", "2"], "is a share")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--rows", "0"], "must be a whole number of at least 1"),
+        (["--broken", "2"], "must be a finite number of at least 0 and at most 1"),
+    ],
+)
 def test_the_command_refuses(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_make_formulas.main([*words, "--out", str(tmp_path)])
