@@ -55,7 +55,7 @@ POLICY_OF_SAMPLER: dict[str, Range] = {
 }  # fmt: skip
 SAMPLER: dict[str, Range] = {
     **_in("", {
-        "strategy": Maybe(NAME), "confidence": NAME, "steps window": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
+        "strategy": Maybe(NAME), "steps window": LENGTH, "budget block_length refresh": Maybe(LENGTH), "alpha": Maybe(WEIGHT),
         "cache": CACHE, "guidance temperature factor entropy_bound noise": WEIGHT,
         "stop logits_eos_inf confidence_eos_eot_inf": FLAG, "threshold": SHARE, "top_p": Number(0, 1, open_low=True),
         "top_k": COUNT_OR_NONE, "confidence": NAME,
@@ -103,7 +103,7 @@ SETTINGS: dict[str, Range] = {
         "temperature": WEIGHT, "every": Maybe(COUNT), "particles": ListOf(ROWS, "[32,500]"), "log_z": Maybe(Number()),
     }),
     **_in("sampling.", {
-        "confidence": NAME, "discrete_steps steps window": LENGTH, "length block_length refresh": Maybe(LENGTH), "cache": CACHE, "strategy": NAME,
+        "discrete_steps steps window": LENGTH, "length block_length refresh": Maybe(LENGTH), "cache": CACHE, "strategy": NAME,
         "temperature factor entropy_bound noise": WEIGHT, "threshold": SHARE, "alpha": Maybe(WEIGHT),
         "budgets": Maybe(ListOf(LENGTH, "[2,4,8]")),
     }),
