@@ -37,14 +37,18 @@ from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings
-from training.usage import check_overrides, exit_on_bad_input
+from training.usage import CONFIGS, check_overrides, exit_on_bad_input
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
     """What goes into config.json: RADD's or SEDD's published layout, or the causal model's own."""
     shape = OmegaConf.to_container(config.model)
     assert isinstance(shape, dict)
-    kind = shape.pop("kind")
+    kind = shape.pop("kind", None)
+    if kind is None:
+        raise ValueError("model.kind says which network is made and is not there; give model=radd, say")
+    if missing := [key for key in OmegaConf.load(CONFIGS / "model" / f"{kind}.yaml") if key not in config.model]:
+        raise ValueError(f"model.{missing[0]} was deleted and model={kind} needs it; leave ~model.{missing[0]} out")
     if kind == "llada":
         eos = end_of_text(tokenizer)
         if tokenizer.mask_token_id is None:

@@ -78,6 +78,8 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
                 f"policy=dit_hidden takes its sizes from LLaDA and Dream and {config.dlm.path} is neither; give "
                 "policy.num_heads=4 and policy.mlp_size=256, for example"
             )
+    if null := [name for name, value in settings.items() if value is None]:
+        raise ValueError(f"policy.{null[0]}=null is for policy=dit_hidden, which asks the model; give a number")
     if kind == "hidden_blocks":
         settings["num_heads"] = radd_of(model, config).config["model"]["n_heads"]
     if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":

@@ -82,7 +82,7 @@ class Flag(Range):
 
 @dataclass(frozen=True)
 class Text(Range):
-    """A name or a path. empty: the empty text too. number: a number too, which is read as text."""
+    """A name or a path. empty: the empty text too. number: a finite number too, which is read as text."""
 
     empty: bool = False
     number: bool = False
@@ -92,7 +92,7 @@ class Text(Range):
         return "text" if self.empty else "text that is not empty"
 
     def holds(self, value: object) -> bool:
-        if self.number and isinstance(value, int | float) and not isinstance(value, bool):
+        if self.number and Number().holds(value):
             return True
         return isinstance(value, str) and (self.empty or value.strip() != "")
 
