@@ -69,7 +69,7 @@ def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
     if kind == "agreement":
         settings["length"] = settings["length"] or model.max_length
-    elif kind != "dit_confidence" or settings["hidden_size"] is None:
+    elif kind != "dit_confidence" or settings.get("hidden_size") is None:
         settings["hidden_size"] = model.hidden_size
     if kind == "dit_hidden":
         settings = block_sizes(model) | {name: value for name, value in settings.items() if value is not None}
