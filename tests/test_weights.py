@@ -93,7 +93,7 @@ def test_a_policy_and_a_model_are_neither_saved_nor_loaded_with_a_bad_number(tmp
     name = next(iter(weights))
     weights[name].view(-1)[0] = math.inf
     save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=f"sudoku holds numbers that are not finite, in {name}"):
+    with pytest.raises(ValueError, match=f"sudoku .* holds numbers that are not finite, in {name}"):
         load_model(folder)
 
 
