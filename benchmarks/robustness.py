@@ -421,10 +421,10 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
 # ------------------------------------------------------------------------------------------------------------------ hostile
 
 
-def check_hostile(bench: Bench, base: Path, most: int) -> Count:
-    """Every hostile file ends in one sentence."""
+def check_hostile(bench: Bench, base: Path, most: int, only: str) -> Count:
+    """Every hostile file whose name holds `only` ends in one sentence."""
     count = Count("hostile files")
-    chosen = list(HOSTILE.items())[:most]
+    chosen = [(name, make) for name, make in HOSTILE.items() if only in name][:most]
     for name, make in chosen:
         folder = base / name.replace(" ", "_").replace("/", "_")
         folder.mkdir()
@@ -444,6 +444,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--kills", type=int, default=20, help="of each command")
     made.add_argument("--hostile", type=int, default=len(HOSTILE), help="hostile files, the first so many")
+    made.add_argument("--only", default="", help="hostile files whose names hold this")
     made.add_argument("--commands", default="all", help="names, separated by commas, or none")
     made.add_argument("--no-signals", dest="signals", action="store_false")
     made.add_argument("--seed", type=int, default=0)
@@ -466,7 +467,7 @@ def main(argv: list[str]) -> int:
             counts += [check_sampling(bench, base, arguments.kills, arguments.seed)]
             counts += [check_evaluation(base, arguments.kills, arguments.seed)]
         if arguments.hostile:
-            counts += [check_hostile(bench, base, arguments.hostile)]
+            counts += [check_hostile(bench, base, arguments.hostile, arguments.only)]
     print_table([count.row() for count in counts], title="what kills, signals and hostile files cost")
     wrong = sum(len(count.lost) for count in counts)
     slowest = max(count.slowest for count in counts)

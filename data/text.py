@@ -65,7 +65,12 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
     local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
     column = "text"
     if local.is_dir():
-        texts = load_from_disk(str(local))
+        try:
+            texts = load_from_disk(str(local))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"the directory {local} holds no data set of `save_to_disk`; give one, or a file"
+            ) from error
         texts = _pick(texts, split, name) if isinstance(texts, DatasetDict) else texts
     elif local.name.endswith((".txt", ".jsonl", ".jsonl.gz")):
         if not local.is_file():

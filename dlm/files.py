@@ -21,6 +21,10 @@ from training.usage import readable
 PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
 OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # of the hub's first years, without an owner
 EXAMPLES = Path(__file__).parents[1] / "example"
+# Of sizes in a config.json: any number, and those that count layers, positions, tokens or the sides of a Sudoku's box.
+LARGEST = 10**9
+LAYERS = ("n_blocks", "n_layers", "num_hidden_layers", "num_layers")
+MOST = dict.fromkeys(LAYERS, 1000) | {"box": 16, "length": 10**7, "tokens": 10**7}
 NAMED = {"llada": "llada", "dream": "Dream", "diffucoder": "Dream"}
 
 
@@ -67,7 +71,18 @@ def read_config(path: str) -> dict:
         raise ValueError(
             f"{path} is a policy and no model; give it to --policy (sampler.policy.path, init), and a model here"
         )
+    check_sizes(config, str(file))
     return config
+
+
+def check_sizes(config: object, file: str, key: str = "") -> None:
+    """Refuse sizes that no model has, which would fill the memory before the weights are looked at. ValueError names the key."""
+    if isinstance(config, dict | list):
+        items = config.items() if isinstance(config, dict) else ((key, value) for value in config)
+        for name, value in items:
+            check_sizes(value, file, str(name))
+    elif isinstance(config, int) and abs(config) > MOST.get(key, LARGEST):
+        raise ValueError(f"{file} sets {key}={config}, and at most {MOST.get(key, LARGEST)} is read; it is damaged")
 
 
 def fetch(path: str, name: str) -> Path:

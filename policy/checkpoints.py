@@ -163,7 +163,8 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
             f"{file} does not say how many heads its block has and it is not used with LLaDA or Dream; give the model that it "
             "was trained on, or num_heads in a config.json beside it"
         )
-    policy = kind(**{name: value for name, value in arguments.items() if name in known})
+    with readable(file.with_name("config.json")):
+        policy = kind(**{name: value for name, value in arguments.items() if name in known})
 
     expected = policy.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())

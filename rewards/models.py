@@ -252,7 +252,13 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
     folder = reward_folder(str(path))
     if not (Path(folder) / HEAD).is_file():
         raise ValueError(f"{path} holds no vocabulary head; train one: run_train_reward.py reward.head=vocabulary")
-    head = VocabularyHead(**json.loads((Path(folder) / HEAD).read_text(encoding="utf-8-sig")))
+    settings = json.loads((Path(folder) / HEAD).read_text(encoding="utf-8-sig"))
+    sizes = {"hidden_size": int, "vocab_size": int, "trunk": str, "kind": str}
+    if not isinstance(settings, dict) or any(type(settings.get(name)) is not kind for name, kind in sizes.items()):
+        raise ValueError(
+            f"{Path(folder) / HEAD} lacks {', '.join(sizes)}; give the one that was saved with the weights"
+        )
+    head = VocabularyHead(**settings)
     weights = load_file(Path(folder) / "model.safetensors")
     check_read(weights.items(), Path(folder) / "model.safetensors")
     head.load_state_dict(weights)

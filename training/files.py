@@ -145,7 +145,7 @@ def check_place(directory: Path | str, named: str) -> None:
 
     Raises ValueError: a name that is too long, a file on the way, no permission, a read-only file system, a full disk.
     """
-    directory = Path(directory)
+    directory, named = Path(directory), named if len(named) <= 200 else f"{named[:200]}..."
     try:
         ancestor = next(path for path in (directory, *directory.absolute().parents) if path.exists())
         if not ancestor.is_dir():

@@ -30,7 +30,7 @@ from training.files import append_line, check_place, make_directory, replacing, 
 from training.lock import Lock
 from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
-from training.stored import PLACES, configuration, parsed_yaml, read_bytes, replace_at, settings, value_at
+from training.stored import PLACES, configuration, parsed_json, parsed_yaml, read_bytes, replace_at, settings, value_at
 from training.terminal import printable
 from training.usage import CONFIGS, composed, readable
 from weights import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
@@ -397,7 +397,11 @@ class Run:
             return
         file = self.directory / "metrics.jsonl"
         lines = whole_lines(file)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        found = [parsed_json(line.encode(), f"{file} line {number}") for number, line in enumerate(lines, 1)]
+        known = [isinstance(one, dict) and isinstance(one.get("step"), int) for one in found]
+        if not all(known):
+            raise ValueError(f"{file} line {known.index(False) + 1} is no record of a step; take that line out")
+        kept = [line for line, one in zip(lines, found, strict=True) if one["step"] <= step]
         if len(kept) < len(lines):
             write_text(file, "".join(line + "\n" for line in kept), durable=True)
 
