@@ -78,7 +78,7 @@ def make_bench(folder: Path) -> Bench:
     draw = random.Random(0)
     chosen = [f" the {draw.choice(['cat', 'dog'])} ran home happy." for _ in range(24)]
     rows = [{"prompt": "One day", "chosen": text, "rejected": " sad and awful tree."} for text in chosen]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     bench = Bench(folder / "text", folder / "board", folder / "causal", folder / "pairs.jsonl", folder / "run")
     train(f"run_dir={bench.run}", "experiment=sudoku6", "model.hidden_size=16", "model.n_blocks=1",
           "model.n_heads=2", "data.base_grids=3", "data.valid_grids=2", "training.batch_size=2",
@@ -221,9 +221,9 @@ def config_case(name: str, change: Callable[[dict], Any] | bytes, may_pass: bool
         if isinstance(change, bytes):
             file.write_bytes(change)
         else:
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
             change(config)
-            file.write_text(json.dumps(config))
+            file.write_text(json.dumps(config), encoding="utf-8")
         return lambda: sample("--model", str(copy))
 
 
@@ -261,7 +261,7 @@ def index_case(name: str, index: Any) -> None:
         model = shutil.copytree(bench.text, folder / "model")
         shutil.copy(model / "model.safetensors", folder / "outside.safetensors")
         (model / "model.safetensors").unlink()
-        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        (model / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
         return lambda: sample("--model", str(model))
 
 
@@ -295,25 +295,25 @@ def run_case(name: str, change: Callable[[Path], Any], may_pass: bool = False) -
     @hostile(f"run: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Case:
         run = shutil.copytree(bench.run, folder / "run")
-        (folder / "precious").write_text("mine\n")
+        (folder / "precious").write_text("mine\n", encoding="utf-8")
         change(run)
 
         def resume() -> None:
             train(f"resume={run}", "training.n_iters=2")
-            assert (folder / "precious").read_text() == "mine\n"
+            assert (folder / "precious").read_text(encoding="utf-8") == "mine\n"
 
         return Case(resume, may_pass, [folder / "stolen"])
 
 
 def text_in(file: str, text: str) -> Callable[[Path], Any]:
-    return lambda run: (run / file).write_text(text)
+    return lambda run: (run / file).write_text(text, encoding="utf-8")
 
 
 def line_in(run: Path, key: str, value: str) -> None:
     """Set a key of the top level."""
     file = run / ".hydra" / "config.yaml"
-    lines = [line for line in file.read_text().splitlines() if not line.startswith(f"{key}:")]
-    file.write_text("\n".join([*lines, f"{key}: {value}"]) + "\n")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(f"{key}:")]
+    file.write_text("\n".join([*lines, f"{key}: {value}"]) + "\n", encoding="utf-8")
 
 
 def aliases() -> str:
@@ -434,8 +434,8 @@ data_case("empty lines without end", "x.jsonl.gz", lambda path: gzipped(path, (b
 data_case("half a gz", "x.jsonl.gz", lambda path: path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:60]))
 data_case("a gz that is none", "x.jsonl.gz", lambda path: path.write_bytes(b"plain"))
 data_case("deep JSON", "x.jsonl", lambda path: path.write_bytes(b"[" * 100_000 + b"\n"))
-data_case("numbers for texts", "x.jsonl", lambda path: path.write_text('{"text": 1}\n'))
-data_case("lists", "x.jsonl", lambda path: path.write_text("[1]\n"))
+data_case("numbers for texts", "x.jsonl", lambda path: path.write_text('{"text": 1}\n', encoding="utf-8"))
+data_case("lists", "x.jsonl", lambda path: path.write_text("[1]\n", encoding="utf-8"))
 data_case("bytes", "x.txt", lambda path: path.write_bytes(bytes(range(256)) * 100))
 data_case("nothing", "x.txt", Path.touch)
 data_case("a directory", "x.txt", Path.mkdir)
@@ -455,9 +455,9 @@ def _(bench: Bench, folder: Path) -> Case:
 @hostile("policy: words for sizes")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     policy = shutil.copytree(ROOT / "example" / "sudoku6_budget", folder / "policy")
-    config = json.loads((policy / "config.json").read_text())
+    config = json.loads((policy / "config.json").read_text(encoding="utf-8"))
     (policy / "config.json").write_text(
-        json.dumps(dict.fromkeys(config, "wide") | {"policy_type": config["policy_type"]})
+        json.dumps(dict.fromkeys(config, "wide") | {"policy_type": config["policy_type"]}), encoding="utf-8"
     )
     return lambda: sample("--model", "example/sudoku6", "--strategy", "policy", "--policy", str(policy))
 
@@ -465,7 +465,7 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 @hostile("policy: a configuration that is a list")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     policy = shutil.copytree(ROOT / "example" / "sudoku6_budget", folder / "policy")
-    (policy / "config.json").write_text("[1]")
+    (policy / "config.json").write_text("[1]", encoding="utf-8")
     return lambda: sample("--model", "example/sudoku6", "--strategy", "policy", "--policy", str(policy))
 
 
@@ -473,7 +473,7 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     twist = shutil.copytree(ROOT / "example" / "twist_infilling", folder / "twist")
     for file in twist.rglob("config.json"):
-        file.write_text("[1]")
+        file.write_text("[1]", encoding="utf-8")
     return lambda: sample("--strategy", "twisted_smc", "--twist", str(twist))
 
 
@@ -481,13 +481,16 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     twist = shutil.copytree(ROOT / "example" / "twist_infilling", folder / "twist")
     for file in twist.rglob("config.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"twist": "x", "target": [], "length": "y"}))
+        file.write_text(
+            json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"twist": "x", "target": [], "length": "y"}),
+            encoding="utf-8",
+        )
     return lambda: sample("--strategy", "twisted_smc", "--twist", str(twist))
 
 
 @hostile("reward: a head of words")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
-    (folder / "vocabulary_head.json").write_text('{"hidden_size": "x"}')
+    (folder / "vocabulary_head.json").write_text('{"hidden_size": "x"}', encoding="utf-8")
     return lambda: sample("--model", str(bench.causal), "--strategy", "value_head", "--reward", str(folder))
 
 
@@ -515,14 +518,14 @@ answers_case("records that are not UTF-8", "generations.jsonl", b"\xff\xfe\n")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     (folder / "run" / ".hydra").mkdir(parents=True)
     (folder / "run" / ".hydra" / "config.yaml").write_text(
-        "dlm: {path: 'http://localhost:9/${oc.env:HOME}'}\nmodel: {dtype: float32}\n"
+        "dlm: {path: 'http://localhost:9/${oc.env:HOME}'}\nmodel: {dtype: float32}\n", encoding="utf-8"
     )
     return lambda: evaluate(str(folder / "run"), "--save_path", str(folder / "out"))
 
 
 @hostile("evaluation: a configuration of 10^9 aliases")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
-    (folder / "settings.yaml").write_text(aliases())
+    (folder / "settings.yaml").write_text(aliases(), encoding="utf-8")
     return lambda: evaluate(
         "--strategy", "threshold", "--config", str(folder / "settings.yaml"), "--save_path", str(folder / "out")
     )

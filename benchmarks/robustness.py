@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -138,6 +137,8 @@ class Operations:
             return
         if event == "open" and self.size is not None:  # the kernel kills in the middle of what is written now
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            import resource
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
         else:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -170,6 +171,8 @@ def run(
 
 def _child(work: Callable[[], Any], log: Path) -> int:
     """The forked process: as a command of a user, with its output in `log`."""
+    import resource
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -197,7 +200,7 @@ def train(command: Command, directory: Path, *more: str) -> None:
 
 def outcome(command: Command, directory: Path) -> dict[str, Any]:
     """What a finished run leaves behind, to compare with another's."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ("loss", "num_tokens", "valid_loss", "eval_reward")
     measures = [(line["step"], name, line[name]) for line in lines for name in names if name in line]
     if command.own:
@@ -266,12 +269,12 @@ def reference(command: Command, base: Path) -> tuple[dict[str, Any], int, float]
         operations = Operations(directory)
         sys.addaudithook(operations)
         train(command, directory)
-        counted.write_text(str(operations.count))
+        counted.write_text(str(operations.count), encoding="utf-8")
 
     trial = run(work, base / "log")
     if trial.status:
         raise RuntimeError(f"{command.name} does not run:\n{trial.printed[-3000:]}")
-    return outcome(command, directory), int(counted.read_text()), trial.seconds
+    return outcome(command, directory), int(counted.read_text(encoding="utf-8")), trial.seconds
 
 
 def killed(
@@ -353,7 +356,7 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
     ]
     whole = base / "samples"
     first = run(lambda: run_sample.main([*argv, str(whole)]), base / "log")
-    expected = (whole / "samples.jsonl").read_text().splitlines()
+    expected = (whole / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     for number in range(kills):
         out, way = base / f"samples_{number}", ("kill", "interrupt", "full")[number % 3]
         after, size = draw.uniform(0, first.seconds), draw.randint(1, (whole / "samples.jsonl").stat().st_size)
@@ -365,11 +368,15 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
 
         def work(way: str = way, out: Path = out, size: int = size) -> None:
             if way == "full":
+                import resource
+
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
             run_sample.main([*argv, str(out)])
 
         trial = run(work, base / "log", meanwhile)
-        lines = (out / "samples.jsonl").read_text().splitlines() if (out / "samples.jsonl").exists() else []
+        lines = (
+            (out / "samples.jsonl").read_text(encoding="utf-8").splitlines() if (out / "samples.jsonl").exists() else []
+        )
         wrong = [] if lines == expected[: len(lines)] else ["samples are not those of a run that was left alone"]
         statuses = {"kill": (0, -signal.SIGKILL), "interrupt": (0, 130), "full": (0, 1)}[way]
         wrong += [] if trial.status in statuses else [f"status {trial.status}"]
@@ -388,7 +395,8 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
     def answers(out: Path) -> list:
         files = sorted(out.rglob("generations.json"))
         return [
-            [(one["row"], one["generation"]) for one in json.loads(file.read_text())["generations"]] for file in files
+            [(one["row"], one["generation"]) for one in json.loads(file.read_text(encoding="utf-8"))["generations"]]
+            for file in files
         ]
 
     def evaluate(out: Path) -> None:
@@ -399,10 +407,10 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
         operations = Operations(base / "answers")
         sys.addaudithook(operations)
         evaluate(base / "answers")
-        (base / "counted").write_text(str(operations.count))
+        (base / "counted").write_text(str(operations.count), encoding="utf-8")
 
     run(counted, base / "log")
-    expected, operations = answers(base / "answers"), int((base / "counted").read_text())
+    expected, operations = answers(base / "answers"), int((base / "counted").read_text(encoding="utf-8"))
     for number in range(kills):
         out, last = base / f"answers_{number}", draw.randint(1, operations)
 

@@ -32,7 +32,7 @@ def reads_by_locale(call: ast.Call) -> bool:
         return text_mode(call, 1)
     if name == "open" and owner == "gzip":
         return "t" in "".join(arg.value for arg in call.args[1:2] if isinstance(arg, ast.Constant))
-    if name == "open" and owner not in ("os", "tarfile", "zipfile", "webbrowser", "Image"):
+    if name == "open" and owner not in ("os", "tarfile", "zipfile", "archive", "webbrowser", "Image"):
         return text_mode(call, 0)
     if name in ("NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile"):  # binary unless a mode is given
         return bool(call.args or any(word.arg == "mode" for word in call.keywords)) and text_mode(call, 0)

@@ -219,7 +219,7 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
         ("grpo", "nowhere", "nowhere holds no policy"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(tmp_path / "run", f"algorithm={algorithm}", f"init={tmp_path / start}", *tiny["small"], *QUICK)
+            run(tmp_path / f"run_{start}", f"algorithm={algorithm}", f"init={tmp_path / start}", *tiny["small"], *QUICK)
 
 
 # ------------------------------------------------------------------------------------------ what is refused

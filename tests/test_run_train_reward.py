@@ -128,7 +128,7 @@ def test_a_head_learns_on_the_frozen_model(kind, init, pairs, tmp_path):
         (["reward.kind=mask", "init=example/stories_causal"], "reads both sides of a mask and init=example/stories_causal is causal"),
         (["init=example/stories"], "init=example/stories with the tokenizer of .* is no checkpoint of transformers"),
         (["data.max_length=3"], "no pair is left of 180"),
-        (["data.held_out=1"], "has 200 pairs, too few to hold some out; give data.valid"),
+        (["data.held_out=0.999"], "has 200 pairs, too few to hold some out; give data.valid"),
         (["training.accum=3"], "a process's batch of 4 is not divisible by training.accum=3"),
         (["optim.optimiser=lion"], "optim.optimiser='lion' is unknown; use one of adamw, rmsprop"),
         (["data.train=nowhere.jsonl"], "the preferences nowhere.jsonl are no file"),

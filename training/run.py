@@ -251,7 +251,7 @@ class Run:
         import wandb  # seconds to import: only where it is used
 
         file = self.directory / "logs" / "wandb_id"
-        known = file.read_text().strip() if file.is_file() else ""
+        known = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         if re.fullmatch(r"[a-z0-9]{8}", known) is None:
             known = secrets.token_hex(4)
             write_text(file, known + "\n")

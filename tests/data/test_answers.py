@@ -264,8 +264,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["data=latex", "data.given=all"], "data.given=all is unknown; use one of question, nothing"),
-        (["data=latex", "data.longer=wrap"], "data.longer=wrap is unknown; use one of drop, cut"),
+        (["data=latex", "data.given=all"], "data.given=all must be one of question, nothing, or null"),
+        (["data=latex", "data.longer=wrap"], "data.longer=wrap must be one of drop, cut, or null"),
         (["data=latex", "data.valid=stories"], "has questions and answers and data.valid=stories has not"),
         (["model.length=6"], "rows fits 6 positions"),
     ],

@@ -126,7 +126,7 @@ def test_the_links_of_the_hubs_cache_are_followed(originals, tmp_path):
         ("model.safetensors", b"junk", "cannot be read"),
         ("pytorch_model.bin", b"junk", "cannot be read"),
         ("config.json", b"{", "cannot be read"),
-        ("config.json", b"[]", "describes no model"),
+        ("config.json", b"[]", "holds a list, expected names and values"),
         ("config.json", b'{"model_type": "llada"}', "config.json lacks d_model"),
         ("config.json", b'{"model_type": "mdlm"}', "cannot be read"),
         ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}', "cannot be read"),

@@ -64,7 +64,7 @@ def test_the_published_size():
 
 def config_of(policy, **more):
     return OmegaConf.create({
-        "init": None, "policy": {"policy_type": "dit_hidden", "num_heads": None, "mlp_size": None, "smart_init": -2.0} | policy,
+        "init": None, "init_trust": None, "policy": {"policy_type": "dit_hidden", "num_heads": None, "mlp_size": None, "smart_init": -2.0} | policy,
         "algorithm": {"name": "ppo"}, "dlm": {"path": "a model"}, "reward": {"alphas": None},
     })  # fmt: skip
 

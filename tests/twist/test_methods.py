@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dlm import draws
 from dlm.masked_lm import LOGITS_PER_CHUNK
 from tests.enumerable import TableLM, inconsistent
 from tests.twist.test_sweeps import KINDS, TableTarget, all_paths, exact_kls, new_source, settings
@@ -161,7 +162,7 @@ def test_nothing_is_held_for_all_rows_positions_and_tokens(kind, work, monkeypat
     method = "ctl" if work == "evaluation" else work
     rows, vocabulary, length = 64, 3000, 6
     monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", 20 * vocabulary)
-    monkeypatch.setitem(dlm.draws.TOKENS_PER_CHUNK, "cpu", 20 * vocabulary)
+    monkeypatch.setitem(draws.TOKENS_PER_CHUNK, "cpu", 20 * vocabulary)
     own = new_source(kind, length=2, vocabulary=vocabulary, target=SumTarget())
     twist = TwistModel(own.model, "own", 1, bounded=method == "fudge", level=method in LEVELLED)
     source = Source(twist, SumTarget(), own.prompt, length)
