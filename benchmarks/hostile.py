@@ -497,7 +497,7 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 def answers_case(name: str, file: str, content: bytes) -> None:
     @hostile(f"evaluation: {name}")
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
-        argv = ["--strategy", "threshold", "--thresholds", "0.9", "--save_path", str(folder / "out")]
+        argv = ["--strategy", "threshold", "--settings", "0.9", "--save_path", str(folder / "out")]
 
         def work() -> None:
             evaluate(*argv)

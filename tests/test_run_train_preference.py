@@ -1,6 +1,7 @@
 """run_train_preference.py end to end: DPO, KTO and RLOO, with and without an adapter, resuming, refusals."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -128,3 +129,12 @@ def test_the_command_itself_says_what_is_wrong(tmp_path):
     argv, environment = command(str(ROOT / "run_train_preference.py"), "preference.alg=dpo")
     told = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (told.returncode == 2 and "init" in told.stderr) or "did you mean" in told.stderr
+
+
+def test_resuming_a_run_that_has_ended_trains_no_further(ready, tmp_path):
+    directory = run(tmp_path / "run", ready)
+    before, steps = load_file(directory / "model" / "model.safetensors"), record(directory)
+    shutil.rmtree(directory / "model")
+    run(tmp_path / "run", ready, "resume=RUN")
+    after = load_file(directory / "model" / "model.safetensors")
+    assert record(directory) == steps and all(torch.equal(value, after[name]) for name, value in before.items())

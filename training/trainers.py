@@ -140,6 +140,11 @@ def train_by(trainer: Trainer, run: Run) -> None:
         kept = state.get("stateful_callbacks", {}).get("ToRun", {}).get("attributes", {})
         if hasattr(trainer, COUNT):
             setattr(trainer, COUNT, int(kept.get("tokens", 0)))
+        total = trainer.args.max_steps if trainer.args.max_steps > 0 else state.get("max_steps", 0)
+        if checkpoint is not None and state["global_step"] >= total:  # the trainer would make one step more
+            run.say(f"already at step {state['global_step']} of {total}; training.n_iters=N goes further")
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
     with writing(run.directory / "checkpoints"):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     assert trainer.model is not None
