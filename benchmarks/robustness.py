@@ -438,7 +438,8 @@ def check_hostile(bench: Bench, base: Path, most: int, only: str) -> Count:
         folder.mkdir()
         case = make(bench, folder)
         trial = run(case.work, base / "log", limit=LIMIT)
-        told = [line for line in trial.printed.splitlines() if line.strip()][-1:]
+        mark = ": " if name.startswith("evaluation") else "error: "  # an evaluation names its rule and data set instead
+        told = [line for line in trial.printed.splitlines() if mark in line]
         wrong = [] if trial.status in (1, 2) or (trial.status == 0 and case.may_pass) else [f"status {trial.status}"]
         wrong += [] if told or trial.status == 0 else ["no sentence"]
         wrong += [f"a sentence of {len(line)} characters" for line in told if len(line) > 1000]
