@@ -299,10 +299,10 @@ def read_about(directory: str | Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of run_train_twist.py")
     about = read_json_object(file)
-    if not isinstance(about.get("twist"), dict) or not isinstance(about.get("target"), dict):
-        raise ValueError(
-            f"{file} has no 'twist' and 'target'; give a run of run_train_twist.py, not a model or a policy"
-        )
+    if not isinstance(about.get("twist"), dict):
+        raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
+    if not isinstance(about.get("target", {}), dict):
+        raise ValueError(f"{file} has a 'target' that holds no settings; give a run of run_train_twist.py")
     return about
 
 
