@@ -464,16 +464,18 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     torch.set_num_threads(1)
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    chosen = set(arguments.commands.split(","))
     counts: list[Count] = []
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         bench = make_bench(base / "bench")
         for command in commands(bench):
-            if arguments.commands == "all" or command.name in arguments.commands.split(","):
+            if chosen & {"all", command.name}:
                 counts += check_command(command, base / command.name.replace(" ", "_"), arguments.kills, arguments.signals,
                                         arguments.seed)  # fmt: skip
-        if arguments.commands == "all" and arguments.kills:
+        if chosen & {"all", "sample"} and arguments.kills:
             counts += [check_sampling(bench, base, arguments.kills, arguments.seed)]
+        if chosen & {"all", "evaluate"} and arguments.kills:
             counts += [check_evaluation(base, arguments.kills, arguments.seed)]
         if arguments.hostile:
             counts += [check_hostile(bench, base, arguments.hostile, arguments.only)]
