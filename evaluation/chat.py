@@ -42,8 +42,7 @@ class Judgement:
 
 def read_scores(reply: str) -> tuple[float, float] | None:
     """The two numbers of the first line, each from 1 to 10; None where it is anything else."""
-    lines = reply.strip().splitlines()
-    found = SCORES.fullmatch(lines[0]) if lines else None
+    found = SCORES.fullmatch(reply.strip().partition("\n")[0])  # splitlines would also end a line at U+2028
     pair = (float(found[1]), float(found[2])) if found else None
     return pair if pair is not None and all(1 <= score <= 10 for score in pair) else None
 

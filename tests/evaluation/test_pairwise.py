@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_counted_and_is_no_tie(files):
 
 @pytest.mark.parametrize(("reply", "scores"), [
     ("7 8", (7, 8)), ("  7.5, 8\nwhy", (7.5, 8)), ("7/8", (7, 8)), ("Answer 1: 7, 8", None), ("", None), ("0 11", None), ("7", None),
-    ("7 8 9", None),
+    ("7 8 9", None), ("7 8\r\nwhy", (7, 8)), ("7 8\u2028why", None), ("7 8\x0b9", None),
 ])  # fmt: skip
 def test_scores_are_the_whole_first_line(reply, scores):
     assert read_scores(reply) == scores
