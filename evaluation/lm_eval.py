@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from data.encoding import check_ids, hidden_names, rendered_ids, text_ids
 from data.tasks import Prompts
 from dlm.masked_lm import MaskedLM
 from evaluation.decoding import Decoding, generations
@@ -37,7 +38,7 @@ from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from samplers.where import AsSampled
-from training.usage import composed, device_of, exit_on_bad_input
+from training.usage import composed, device_of, exit_on_bad_input, override
 
 try:
     from lm_eval._cli import HarnessCLI
@@ -48,6 +49,8 @@ try:
     from lm_eval.utils import setup_logging
 except ImportError as error:
     raise SystemExit(f"error: lm-evaluation-harness is needed ({error}): pip install -e '.[lm-eval]'") from error
+
+RENDERED = "\U0010efff"  # in front of a text that the chat template made; private use
 
 
 @register_model("unmask")
@@ -69,8 +72,7 @@ class UnmaskLM(TemplateLM):
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and tasks are text; add tokenizer.json")
         if "stop" in sampler:
             raise ValueError("stop has no effect here: a row always ends at its end of sequence; leave it out")
-        overrides = [f"sampler.{key}={'null' if value is None else value}" for key, value in sampler.items()]
-        self.config = composed("sample", overrides)
+        self.config = composed("sample", [sampler_override(key, value) for key, value in sampler.items()])
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
         self.strategy = build_strategy(self.config, self.model)
         self._decoding(self.config.sampler.block_length or 1).environment(self.model, 0)  # refuses what does not fit
@@ -97,17 +99,34 @@ class UnmaskLM(TemplateLM):
         return self.model.model_id.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+        """The messages in the tokenizer's chat template, behind `RENDERED`; names of special tokens in a message are hidden
+        (data/encoding.py), so that they stay text."""
+        messages = [{**turn, "content": hidden_names(self.tokenizer, turn["content"])} for turn in chat_history]
+        return RENDERED + self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )  # fmt: skip
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Without special tokens: what stands in front of a text is the model's own business."""
-        tokens = self.tokenizer.encode(string, add_special_tokens=False)
-        if self.model.mask_id in tokens:
-            raise ValueError(f"{string[:80]!r} holds the mask token as text; take it out")
+        """Ids of a text, or of what `apply_chat_template` returned, where the template alone writes special tokens. None stands
+        in front: the model adds its own start token.
+
+        Raises:
+            ValueError: the text holds the mask as a word of the vocabulary, or a token past the vocabulary.
+        """
+        if string.startswith(RENDERED):
+            tokens = rendered_ids(self.tokenizer, string.removeprefix(RENDERED))
+        else:
+            tokens = text_ids(self.tokenizer, string)
+        check_ids(self.model, tokens, f"the text {string[-60:]!r}")
         return tokens
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness does; a continuation behind a rendered context stays text."""
+        is_rendered = context.startswith(RENDERED)
+        return super()._encode_pair(
+            context, hidden_names(self.tokenizer, continuation) if is_rendered else continuation
+        )
 
     # ---------------------------------------------------------------------------------------------- likelihood
 
@@ -252,6 +271,13 @@ class UnmaskLM(TemplateLM):
         where, what = self.strategy.where, replace(self.strategy.what, temperature=temperature)
         strategy = Strategy(replace(where, what=what) if isinstance(where, AsSampled) else where, what)
         return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
+
+
+def sampler_override(key: str, value: Any) -> str:
+    """One of --model_args as an override of configs/sampler/default.yaml. Text is taken as it is, whatever it holds."""
+    if value is None or value == "null":
+        return f"sampler.{key}=null"
+    return override(f"sampler.{key}", value) if isinstance(value, str) else f"sampler.{key}={value}"
 
 
 def arguments_of(requests: list[Instance]) -> list[tuple[Any, ...]]:

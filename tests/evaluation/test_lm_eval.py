@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data.encoding import text_ids
 from data.questions import load_questions
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from evaluation.likelihood import log_likelihoods
@@ -19,6 +20,7 @@ from policy.checkpoints import save_policy
 from policy.networks import DitConfidence
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
+from training.usage import composed
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -190,6 +192,29 @@ def test_a_causal_model_scores_as_the_harness_does_itself(harness):
     assert ours.loglikelihood_rolling(rolling) == pytest.approx(
         theirs.loglikelihood_rolling(rolling, disable_tqdm=True), abs=1e-3
     )
+
+
+def test_names_of_special_tokens_in_a_question_are_text(harness):
+    lm = harness.UnmaskLM(path="example/stories", device="cpu")
+    special = lm.tokenizer.eos_token
+    assert lm.tok_encode(f"a{special}b") == text_ids(lm.tokenizer, f"a{special}b")
+    assert not {lm.eot_token_id, lm.model.mask_id} & set(lm.tok_encode(f"a [MASK] {special}"))
+    assert lm.tok_encode("a\ud83d") == lm.tok_encode("a\ufffd")
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + special + "{% endfor %}"
+    try:
+        context = lm.apply_chat_template([{"role": "user", "content": f"Say {special} twice"}])
+    finally:
+        lm.tokenizer.chat_template = None
+    tokens = lm.tok_encode(context)
+    assert tokens == [*text_ids(lm.tokenizer, f"Say {special} twice"), lm.eot_token_id]
+    assert lm._encode_pair(context, f" or {special}") == (tokens, text_ids(lm.tokenizer, f" or {special}"))
+
+
+@pytest.mark.parametrize("name", ["josé", "x (2)", "a,b=[c]", "${oc.env:HOME}"])
+def test_a_path_among_the_arguments_is_text(harness, name):
+    assert composed("sample", [harness.sampler_override("policy.path", name)]).sampler.policy.path == name
+    for text in ("null", None):
+        assert composed("sample", [harness.sampler_override("block_length", text)]).sampler.block_length is None
 
 
 def test_bad_input(harness):
