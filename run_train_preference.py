@@ -23,8 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.encoding import check_embedded
 from data.ends import before_end, end_tokens, has_end, texts_of
-from data.preferences import Preference
+from data.preferences import Preference, encode
 from dlm.files import unpacked
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
@@ -92,17 +93,59 @@ def adapter(config: DictConfig) -> Any:
     )  # fmt: skip
 
 
-def rows_of(preferences: list[Preference], algorithm: str) -> Dataset:
-    """In TRL's columns, the prompt once and apart from the answers: pairs (dpo), an answer a row with whether it is liked (kto),
-    prompts alone (rloo)."""
-    if algorithm == "dpo":
-        rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in preferences]
-    elif algorithm == "kto":
-        rows = [{"prompt": p.prompt, "completion": answer, "label": liked}
-                for p in preferences for answer, liked in ((p.chosen, True), (p.rejected, False))]  # fmt: skip
-    else:
-        rows = [{"prompt": prompt} for prompt in dict.fromkeys(p.prompt for p in preferences)]
+def rows_of(
+    preferences: list[Preference], algorithm: str, tokenizer: Any, vocab_size: int, longest: int, part: int
+) -> Dataset:
+    """Rows in TRL's columns: pairs (dpo), one answer a row with its label (kto), different prompts as text (rloo).
+
+    Pairs are token ids by the template of `data.preferences.encode`, so that names of special tokens in a text stay text and an
+    answer that was cut off has no end of sequence.
+
+    Args:
+        preferences: pairs of texts.
+        algorithm: dpo, kto or rloo.
+        tokenizer: of the model.
+        vocab_size: tokens that the model has an embedding for.
+        longest: tokens of a row. The trainer cuts answers at it; a pair whose prompt alone has so many is left out.
+        part: rows of a batch of one process. In kto each row has besides the answer of the row before it in its batch.
+
+    Raises:
+        ValueError: a token past the vocabulary, or no row is left.
+    """
+    if algorithm == "rloo":
+        return Dataset.from_list([{"prompt": prompt} for prompt in dict.fromkeys(p.prompt for p in preferences)])
+    rows: list[dict[str, Any]] = []
+    for one in preferences:
+        prompt, chosen = encode(tokenizer, one.prompt, one.chosen, one.chosen_ends)
+        rejected = encode(tokenizer, one.prompt, one.rejected, one.rejected_ends)[1]
+        check_embedded(vocab_size, [*prompt, *chosen, *rejected], f"the pair of the prompt {one.prompt[-60:]!r}")
+        if len(prompt) >= longest:
+            continue
+        if algorithm == "dpo":
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        else:
+            rows += [{"prompt_ids": prompt, "completion_ids": answer, "label": label}
+                     for answer, label in ((chosen, True), (rejected, False))]  # fmt: skip
+    if not rows:
+        raise ValueError(f"every prompt fills data.max_length={longest} tokens; raise it")
+    for first in range(0, len(rows) if algorithm == "kto" else 0, part):
+        batch = rows[first : first + part]
+        for row, other in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            row["KL_completion_ids"] = other["completion_ids"]
     return Dataset.from_list(rows)
+
+
+class RowsOfIds:
+    """In front of a trainer of TRL, which would read text by the tokenizer's own grammar: rows are token ids already, and a
+    prompt is encoded as text."""
+
+    processing_class: Any
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
+        return [encode(self.processing_class, prompt, "", finished=False)[0] for prompt in prompts], None, {}
 
 
 def reward_function(name: str, device: torch.device, tokenizer: Any) -> Callable[..., list[float | None]]:
@@ -135,9 +178,11 @@ def build_trainer(
             **settings, num_generations=preference.group_size, max_completion_length=preference.answer_length,
             temperature=preference.temperature,
         )  # fmt: skip
-        return RLOOTrainer(model, reward_function(str(preference.reward), group.device, tokenizer), answers, **data)
+        made = type("RLOO", (RowsOfIds, RLOOTrainer), {})
+        return made(model, reward_function(str(preference.reward), group.device, tokenizer), answers, **data)
     reference = copy.deepcopy(model) if lora is None else None  # with an adapter it is the model without it
-    made, kind = {"dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer)}[preference.algorithm]
+    made, base = {"dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer)}[preference.algorithm]
+    kind = type(preference.algorithm.upper(), (RowsOfIds, base), {})
     return kind(model, reference, made(**settings, max_length=config.data.max_length), **data)
 
 
@@ -152,7 +197,11 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         train, held_out, dropped = read_preferences(config)
         model, tokenizer = load_causal(str(config.init))
         algorithm = config.preference.algorithm
-        rows, valid = (rows_of(preferences, algorithm) for preferences in (train, held_out))
+        known, longest = model.get_input_embeddings().num_embeddings, config.data.max_length
+        part = max(1, config.training.batch_size // config.training.accum // group.world)
+        rows, valid = (
+            rows_of(preferences, algorithm, tokenizer, known, longest, part) for preferences in (train, held_out)
+        )
         if algorithm == "rloo" and len(rows) < (needed := config.training.batch_size // config.preference.group_size):
             raise ValueError(
                 f"{config.data.train} has {len(rows)} different prompts and an update asks {needed}; lower training.batch_size"

@@ -37,12 +37,22 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return batch_ids(tokenizer, [text])[0]
 
 
-def batch_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """`text_ids` of many texts, in one call of the tokenizer."""
+def batch_ids(tokenizer: Any, texts: Sequence[str], longest: int | None = None) -> list[list[int]]:
+    """`text_ids` of many texts, in one call of the tokenizer.
+
+    Args:
+        tokenizer: of transformers.
+        texts: as a user wrote them.
+        longest: None for the text alone; else the special tokens that the tokenizer writes around a text are added, and the
+            row is cut to this length.
+    """
     if not texts:
         return []
     cleaned = [without_surrogates(text) for text in texts]
-    return tokenizer(cleaned, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    around = {} if longest is None else {"truncation": True, "max_length": longest}
+    return tokenizer(
+        cleaned, add_special_tokens=longest is not None, split_special_tokens=True, verbose=False, **around
+    )["input_ids"]
 
 
 def model_ids(model: Vocabulary, text: str, name: str) -> list[int]:
@@ -59,9 +69,14 @@ def check_ids(model: Vocabulary, ids: Sequence[int], shown: str) -> None:
     """Raises ValueError that begins with `shown` for ids that hold the mask or one past the vocabulary."""
     if model.mask_id in ids:
         raise ValueError(f"{shown} holds the mask token as a word of its vocabulary; take it out")
-    if past := [token for token in ids if token >= model.vocab_size]:
+    check_embedded(model.vocab_size, ids, shown)
+
+
+def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
+    """Raises ValueError that begins with `shown` for an id past the vocabulary of a model."""
+    if (past := max(ids, default=0)) >= vocab_size:
         raise ValueError(
-            f"{shown} has the token {past[0]} and the model {model.vocab_size} tokens; give the model with its own tokenizer"
+            f"{shown} has the token {past} and the model {vocab_size} tokens; give the model with its own tokenizer"
         )
 
 

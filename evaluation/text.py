@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from data.encoding import batch_ids, check_embedded
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from rewards.likelihood import unigram_entropy
 from rewards.models import position_limit
@@ -102,7 +103,9 @@ def perplexity(
         sequences = [row[:limit] for row in rows]
     else:
         bos = [] if judge.tokenizer.bos_token_id is None else [judge.tokenizer.bos_token_id]
-        encoded = [judge.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in samples]
+        encoded = batch_ids(judge.tokenizer, samples)
+        for ids, text in zip(encoded, samples, strict=True):
+            check_embedded(judge.model.config.vocab_size, ids, f"the text {text[-60:]!r} to judge {judge.name}")
         sequences = [torch.tensor([*bos, *ids][:limit], dtype=torch.long) for ids in encoded]
     perplexities = torch.full((len(sequences),), float("nan"), dtype=torch.float64)
     waiting = sorted((i for i, s in enumerate(sequences) if len(s) > 1), key=lambda i: len(sequences[i]), reverse=True)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from data.encoding import batch_ids, check_embedded
 from data.preferences import KINDS, fitted
 from weights import check_read, check_written
 
@@ -115,8 +116,10 @@ class SequenceClassifier:
     def read(self, prompts: list[str], texts: list[str], finished: Sequence[bool]) -> Float[Tensor, "row label"]:
         """Of texts by the template of training, with its end where an answer is finished (`data.preferences.fitted`): what is too
         long loses its beginning."""
-        rows = zip(prompts, texts, finished, strict=True)
-        return self.logits(*padded([fitted(self.tokenizer, *answer, self.max_length) for answer in rows]))
+        answers = zip(prompts, texts, finished, strict=True)
+        rows = [fitted(self.tokenizer, *answer, self.max_length) for answer in answers]
+        check_rows(self.model, rows, texts)
+        return self.logits(*padded(rows))
 
     def __call__(self, texts: list[str]) -> Float[Tensor, "row label"]:
         """Of texts without a prompt, as its tokenizer writes them: an encoder's have an end, a causal model's have none."""
@@ -198,6 +201,13 @@ def start_of(tokenizer: Any) -> int:
     """What a row without any text is read as: its start token, else its end, else its padding."""
     known = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
     return next(token for token in known if token is not None)
+
+
+def check_rows(model: Any, rows: Sequence[list[int]], texts: Sequence[str]) -> None:
+    """Raises ValueError for a text with a token that the model has no embedding for."""
+    known = model.get_input_embeddings().num_embeddings
+    for row, text in zip(rows, texts, strict=True):
+        check_embedded(known, row, f"the text {text[-60:]!r}")
 
 
 def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
@@ -340,8 +350,8 @@ class EmbeddingReward:
     def embedded(self, texts: list[str]) -> Float[Tensor, "text width"]:
         """Vectors of length 1."""
         longest = position_limit(self.model, self.tokenizer)
-        rows = [self.tokenizer.encode(text, truncation=True, max_length=longest) for text in texts]
-        rows = [row or [start_of(self.tokenizer)] for row in rows]
+        rows = [row or [start_of(self.tokenizer)] for row in batch_ids(self.tokenizer, texts, longest)]
+        check_rows(self.model, rows, texts)
         tokens, real = padded(rows)
         states = self.model(input_ids=tokens.to(self.model.device), attention_mask=real.long().to(self.model.device))
         weight = real[:, :, None].to(self.model.device)

@@ -9,12 +9,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import run_train_preference
+from data.encoding import text_ids
 from data.preferences import Preference
 from dlm.causal_lm import sequence_log_prob
 from load_model import load_model
-from run_train_preference import rows_of
+from run_train_preference import RowsOfIds, rows_of
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
 
@@ -90,11 +92,45 @@ def test_the_other_algorithms_and_adapters(more, ready, tmp_path):
         assert -9 <= record(directory)[1]["reward"] <= 0
 
 
-def test_rows_hold_the_prompt_once():
-    pairs = [Preference("p", " a", " b"), Preference("p", " c", " d")]
-    assert rows_of(pairs, "dpo")[0] == {"prompt": "p", "chosen": " a", "rejected": " b"}
-    assert rows_of(pairs, "kto")[1] == {"prompt": "p", "completion": " b", "label": False}
-    assert rows_of(pairs, "rloo").to_list() == [{"prompt": "p"}]
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "example/stories")
+
+
+def test_rows_are_ids_in_which_names_of_special_tokens_are_text(tokenizer):
+    end = tokenizer.eos_token_id
+    ids = {text: text_ids(tokenizer, text) for text in (f"p{tokenizer.eos_token}", " a", f" b{tokenizer.eos_token}")}
+    assert not any(end in own for own in ids.values())
+    prompt, chosen, rejected = ids
+    pair = Preference(prompt, chosen, rejected, rejected_ends=False)  # cut off: it has no end
+    (dpo,), kto = (rows_of([pair], algorithm, tokenizer, 2048, 512, 4).to_list() for algorithm in ("dpo", "kto"))
+    assert dpo == {"prompt_ids": ids[prompt], "chosen_ids": [*ids[chosen], end], "rejected_ids": ids[rejected]}
+    assert [(row["completion_ids"], row["label"]) for row in kto] == [
+        ([*ids[chosen], end], True), (ids[rejected], False)
+    ]  # fmt: skip
+    assert rows_of([pair, pair], "rloo", tokenizer, 2048, 512, 4).to_list() == [{"prompt": prompt}]
+
+
+def test_rows_of_kto_have_the_answer_of_another_row_of_their_batch(tokenizer):
+    pairs = [Preference("p", f" {number}", f" no {number}") for number in range(3)]
+    rows = rows_of(pairs, "kto", tokenizer, 2048, 512, 4).to_list()
+    before = [3, 0, 1, 2, 5, 4]
+    assert [row["KL_completion_ids"] for row in rows] == [rows[number]["completion_ids"] for number in before]
+
+
+def test_rows_that_do_not_fit_are_left_out_or_refused(tokenizer):
+    short, long = Preference("p", " a", " b"), Preference("one day she went home", " a", " b")
+    assert len(rows_of([short, long], "dpo", tokenizer, 2048, 4, 4)) == 1
+    with pytest.raises(ValueError, match="every prompt fills data.max_length=4 tokens"):
+        rows_of([long], "dpo", tokenizer, 2048, 4, 4)
+    with pytest.raises(ValueError, match="the pair of the prompt 'p' has the token .* and the model 9 tokens"):
+        rows_of([short], "dpo", tokenizer, 9, 512, 4)
+
+
+def test_a_prompt_of_rloo_is_text(tokenizer):
+    reader = RowsOfIds()
+    reader.processing_class = tokenizer
+    assert reader._tokenize_prompts([f"p{tokenizer.eos_token}"])[0] == [text_ids(tokenizer, f"p{tokenizer.eos_token}")]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(ready, tmp_path):

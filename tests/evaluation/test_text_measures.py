@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import dlm.packaged
 import evaluation.text
+from data.encoding import text_ids
 from data.text import train_bpe
 from evaluation.intervals import bootstrap_mean, paired_difference, paired_ratio, wilson
 from evaluation.text import JudgeMissing, distinct_n, load_judge, perplexity, summarise, unigram_entropy
@@ -53,6 +54,13 @@ def test_perplexity_is_cut_to_the_length_and_empty_texts_have_none(judge):
     tokens = torch.randint(270, (3, 12))
     assert torch.equal(perplexity(judge, tokens, length=7), perplexity(judge, tokens[:, :7]))
     assert perplexity(judge, ["", "a cat"]).isnan().tolist() == [True, False]
+
+
+def test_a_text_to_judge_is_text(judge):
+    spelled = f"a{judge.tokenizer.eos_token}b"
+    expected = plain_perplexity(judge, [0, *text_ids(judge.tokenizer, spelled)])
+    assert perplexity(judge, [spelled]).tolist() == pytest.approx([expected], rel=1e-5)
+    assert torch.equal(perplexity(judge, ["a \ud83d"]), perplexity(judge, ["a \ufffd"]))
 
 
 def test_logits_stay_within_the_budget(judge, monkeypatch):

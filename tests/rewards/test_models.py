@@ -21,6 +21,8 @@ from transformers import (
 )
 
 import rewards.models
+from data.encoding import text_ids
+from data.text import train_bpe
 from rewards.models import (
     ClassifierReward,
     EmbeddingReward,
@@ -288,6 +290,25 @@ def test_similarity_of_embeddings(tmp_path):
     same, other = of_prompt.score_texts(["a b", "c d e"], ["a b", "a b"]).tolist()
     assert same == pytest.approx(1, abs=1e-5) and other < 0.99
     assert of_text.score_texts(["", "x"], ["a b", "c d e"])[1] == pytest.approx(other, abs=1e-5)
+
+
+def test_texts_of_rewards_are_text(tmp_path):
+    own = train_bpe(["a cat sat"] * 3, 260)
+    own.save_pretrained(tmp_path)
+    BertModel(BertConfig(**(SIZE | {"vocab_size": 260}))).save_pretrained(tmp_path)
+    reward = load_reward(f"embedding:{tmp_path}")
+    assert isinstance(reward, EmbeddingReward)
+    read = []
+    reward.model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True)
+    texts = [f"a{own.eos_token}", "a \ud83d"]
+    reward.embedded(texts)
+    assert [row[row != 0].tolist() for row in read[0]] == [text_ids(own, text) for text in texts]
+    assert own.eos_token_id == 0
+    reward.model.set_input_embeddings(torch.nn.Embedding(9, 16))
+    with pytest.raises(
+        ValueError, match="has the token .* and the model 9 tokens; give the model with its own tokenizer"
+    ):
+        reward.embedded(texts)
 
 
 @pytest.mark.parametrize(
