@@ -4,8 +4,9 @@
 
 The tests are collected once. A forked child then puts the code of the mutated functions in the place of theirs, so that whoever
 imported them has them too, and runs the tests that are named until one fails. No file is written. Each mutation is killed (a
-test failed), survived (all passed), stale (the text to replace is not there, or there more than once, or changes no function) or
-broken (its tests are not there). One more child runs all of these tests on the code as it is, which they must pass (`unmutated`).
+test failed), hung (a test took CPU_SECONDS of CPU time, or all of them SECONDS on the wall clock, which counts as killed),
+survived (all passed), stale (the text to replace is not there, or there more than once, or changes no function) or broken (its
+tests are not there). One more child runs all of these tests on the code as it is, which they must pass (`unmutated`).
 
 Prints the survivors, ends with one line of JSON; exit status 1 for a survivor that is not in KNOWN, a stale or broken mutation,
 or a test that fails without any.
@@ -17,6 +18,8 @@ import argparse
 import gc
 import json
 import os
+import resource
+import signal
 import sys
 import time
 import traceback
@@ -31,7 +34,8 @@ import pytest
 from benchmarks.mutation_table import KNOWN, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 300  # after which a mutation counts as killed: it made a test hang
+SECONDS = 300  # on the wall clock, after which a mutation has made a test hang: one that waits takes no CPU time
+CPU_SECONDS = 90  # of one test, after which a mutation has made it hang
 OPTIONS = (
     "-q",
     "-s",
@@ -152,7 +156,8 @@ class Mutator:
             os._exit(status)
 
     def keep(self, number: int, status: int) -> None:
-        found = {PASSED: "survived", FAILED: "killed", -9: "killed", STALE: "stale"}.get(status, "broken")
+        hung = {-signal.SIGKILL: "hung", -signal.SIGXCPU: "hung"}
+        found = {PASSED: "survived", FAILED: "killed", STALE: "stale", **hung}.get(status, "broken")
         mutation = self.mutations[number]
         if mutation is None:
             found = "passes" if status == PASSED else "fails"
@@ -169,6 +174,9 @@ def run(session: pytest.Session, items: list[pytest.Item], heard: int | None) ->
     """Exit status: of the first test that fails, or (heard: where their names are written) of all."""
     for item, following in zip(items, [*items[1:], None], strict=True):
         failed = session.testsfailed
+        if heard is None:
+            spent, hardest = time.process_time(), resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + CPU_SECONDS, hardest))
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed > failed:
             if heard is None:
@@ -197,7 +205,7 @@ def main() -> int:
     for name in left:
         print(f"survivor: {name}: {KNOWN.get(name, 'no reason known')}")
     unmutated = mutator.verdicts[len(chosen)]
-    share = round(counts["killed"] / max(1, len(chosen)), 4)
+    share = round((counts["killed"] + counts["hung"]) / max(1, len(chosen)), 4)
     print(json.dumps({"mutations": len(chosen), **counts, "killed_share": share, "unmutated": unmutated}))
     wrong = counts["stale"] + counts["broken"] + (unmutated == "fails")
     return int(bool(set(left) - KNOWN.keys()) or wrong > 0)

@@ -1,9 +1,10 @@
 """The table of mutations: no entry is stale, and a mutation reaches the functions that are loaded."""
 
+import signal
 from pathlib import Path
 
 from benchmarks.mutation_table import KNOWN
-from benchmarks.mutations import MUTATIONS, ROOT, Mutation, functions_of, named
+from benchmarks.mutations import MUTATIONS, ROOT, Mutation, Mutator, functions_of, named
 
 
 def test_what_is_replaced_stands_there_once_within_a_function():
@@ -32,3 +33,10 @@ def test_a_test_is_named_with_all_of_its_parameters():
     mutation = Mutation("x.py", "a", "b", ("t.py::test_one", "u.py"))
     nodes = ("t.py::test_one", "t.py::test_one[1]", "t.py::test_one_more", "u.py::test_two")
     assert [named(node, mutation.tests) for node in nodes] == [True, True, False, True]
+
+
+def test_a_mutation_that_ran_into_a_limit_hung_and_one_that_crashed_is_broken():
+    mutator = Mutator(MUTATIONS[:5], jobs=1)
+    for number, status in enumerate((0, 1, -signal.SIGKILL, -signal.SIGXCPU, -signal.SIGSEGV)):
+        mutator.keep(number, status)
+    assert list(mutator.verdicts.values()) == ["survived", "killed", "hung", "hung", "broken"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
@@ -49,6 +50,31 @@ def test_the_last_evaluation_writes_all_that_is_left():
     assert samples.evaluations.tolist() == [4] * 6
     counts = torch.stack([(samples.written_at == step).sum(1) for step in range(4)], 1)
     assert counts.tolist() == [[1, 1, 1, 9]] * 6
+
+
+def test_the_last_evaluation_leaves_no_choice_of_positions():
+    """Its positions have probability 1, whatever the policy says of them; the tokens are drawn as ever."""
+    environment = UnmaskingEnvironment(MODEL, 12, budget=torch.tensor([1, 2]))
+    observation = environment.reset(BLANK[:2])
+    decision = Strategy(PolicyUnmasker(policy(), "bernoulli"), TokenRule()).decide(observation, Draws(0))
+    assert (decision.order[0] > 0).all() and not (decision.order[1] > 0).all()
+    assert decision.log_where[0] == 0 and decision.log_where[1] < 0 and (decision.log_what < 0).all()
+
+
+def test_an_evaluation_that_wrote_nothing_is_at_hand_still():
+    """Steps that unmask no position read what is known already: the budget allows as many evaluations as before."""
+
+    class PausesOnce:
+        def choose(self, observation, draws):
+            order, log_where = ONE_BY_ONE.choose(observation, draws)
+            return order * (observation.row_step > 0).unsqueeze(1), log_where
+
+    seen = []
+    look = lambda observation: seen.append((int(observation.left), float(observation.time))) or {}
+    environment = UnmaskingEnvironment(MODEL, 12, budget=3)
+    samples = sample(environment, Strategy(PausesOnce(), TokenRule(0.0)), BLANK[:1], record=look)
+    assert seen == [(3, pytest.approx(1 / 3)), (3, pytest.approx(1 / 3)), (2, 0.5), (1, 1.0)]
+    assert samples.evaluations.tolist() == [3] and samples.steps.tolist() == [4]
 
 
 @pytest.mark.parametrize("name", ["random", "leftmost", "top_prob", "dilated"])

@@ -10,7 +10,7 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
 from samplers.fk import Steering
 from samplers.loop import Strategy
-from samplers.smc import Plain, particle_filter
+from samplers.smc import Diagnostics, Plain, particle_filter
 from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint
 
@@ -60,6 +60,16 @@ def test_a_canvas_is_expected_to_be_as_good_as_its_completions():
     assert environment.forwards == 1
 
 
+def test_completions_are_averaged_as_likelihoods_not_as_rewards():
+    model = from_joint(dependent_joint(3, 3, seed=1))
+    rewards = []
+    score = lambda tokens: rewards.append(3 * reward(tokens)) or rewards[-1]
+    found = Steering(score, completions=8).expected(UnmaskingEnvironment(model, 3).reset(torch.full((1, 3), 3)))
+    values = torch.cat(rewards).double()
+    assert len(values) == 8 and values.max() > values.min() + 1
+    assert float(found) == pytest.approx(log(values.exp().mean()), abs=1e-5)
+
+
 @pytest.mark.parametrize("resample", ["every", "ess"])
 @pytest.mark.parametrize("name", ["difference", "max", "sum"])
 def test_log_z_is_that_of_the_strategy_whatever_the_potential(name, resample):
@@ -85,8 +95,10 @@ def test_a_causal_model_is_steered_by_beginnings_every_few_steps():
 
     base = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
     canvas = torch.full((2, 9), model.mask_id)
-    particle_filter(UnmaskingEnvironment(model, 9), base, Steering(beginning, 2.0), canvas, 4, "every", interval=3)
+    steering, steps = Steering(beginning, 2.0), Diagnostics()
+    particle_filter(UnmaskingEnvironment(model, 9), base, steering, canvas, 4, "every", interval=3, collect=steps)
     assert seen == [3, 6, 9]
+    assert [resampled.tolist() for resampled in steps.resampled] == [[number in (3, 6)] * 2 for number in range(1, 10)]
 
 
 def test_what_is_refused():

@@ -179,6 +179,14 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
     fits(offset[:, :1], {(place,): 1 / 4 for place in range(4)})
 
 
+def test_ties_are_drawn_apart_from_the_offset_of_dilated():
+    """Five positions in 4 steps, two at the first one: from offset 2 it is position 2 and, evenly, 0 or 4, which tie."""
+    canvas = torch.full((4000, 5), 4)
+    written_at = sample(UnmaskingEnvironment(MASKED, 4), Strategy(WHERE["dilated"](), TokenRule()), canvas).written_at
+    first = (written_at == 0).long().sort(dim=1, descending=True, stable=True).indices[:, :2]
+    fits(first, {(0, 4): 1 / 4, (1, 3): 1 / 2, (0, 2): 1 / 8, (2, 4): 1 / 8})
+
+
 def picks(scores, count, rows=2000, writable=None):
     ties = Draws(0).uniform("tie", torch.arange(rows), torch.zeros(rows, dtype=torch.long), len(scores))
     writable = torch.tensor(writable or [True] * len(scores)).expand(rows, -1)

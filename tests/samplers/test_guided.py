@@ -259,6 +259,17 @@ def test_a_reward_reads_by_its_template():
     assert {text.count(9) for text in masks.seen[:3]} == {1}
 
 
+def test_an_end_within_the_prompt_ends_no_answer():
+    template = Template(first=2, end=0, turns=(5,))
+    canvases = torch.tensor([[5, 0, 3, 5, 2], [0, 5, 2, 3, 4]])
+    assert template.ends_of(canvases).long().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+    assert template.until_end(canvases).long().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    reward, model = HashReward("full"), RandomLM(6)
+    strategy = Guided(WHERE["leftmost"](), Canvases(reward, template), 1.0, 6)
+    sample(UnmaskingEnvironment(model, 2, prompt_length=2), strategy, torch.tensor([[5, 0, 6, 6]]))
+    assert len(reward.seen) == 12 and {text[:2] for text in reward.seen} == {(5, 0)}
+
+
 def test_the_published_settings():
     assert METHODS["args"].beta == 1 and METHODS["args"].temperature == 0
     assert METHODS["args_stochastic"].temperature == 0.7 and METHODS["pargs"].beta == 2

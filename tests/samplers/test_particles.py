@@ -37,7 +37,7 @@ def test_a_particle_of_probability_w_has_k_w_children_on_average(name):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([-math.inf, -700.0, -3.0, 0.0, 2.5, 710.0]), min_size=1, max_size=7),
-       st.sampled_from([2.0**-53, 0.25, 0.5, 1 - 2.0**-53]), st.sampled_from(sorted(SCHEMES)))  # fmt: skip
+       st.sampled_from([0.0, 2.0**-53, 0.25, 0.5, 1 - 2.0**-53]), st.sampled_from(sorted(SCHEMES)))  # fmt: skip
 def test_the_dead_never_have_children(log, uniform, name):
     if max(log) == -math.inf:
         return

@@ -16,6 +16,7 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
+from tests.enumerable import RandomLM
 from tests.test_load_model import LLAMA
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -117,6 +118,23 @@ def test_a_cache_that_is_refreshed_at_every_evaluation_changes_nothing(name, cac
     assert torch.equal(sample(environment, strategy, canvas, start=start).tokens, plain.tokens)
 
 
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cached_row_runs_whole_where_something_before_its_block_is_read_for_the_first_time(cache):
+    """Only masks are read at the start of a block: what a policy wants to know of the prompt afterwards was never read."""
+    model = MODELS["llada"]
+    canvas = torch.full((2, 20), model.mask_id)
+    canvas[:, :8] = torch.tensor([[1], [2]])
+    environment = UnmaskingEnvironment(model, 12, 6, prompt_length=8, cache=cache)
+    observation = environment.reset(canvas)
+    environment.hidden(observation.writable)
+    order = (torch.arange(20) == 9).long().expand(2, -1)
+    observation = environment.step(Decision(order, order * 3, torch.zeros(2), torch.zeros(2)))
+    of_prompt = (torch.arange(20) == 4).expand(2, -1)
+    known = environment.hidden(of_prompt)[of_prompt]
+    torch.testing.assert_close(known, model.hidden(observation.tokens, of_prompt))
+    assert environment.positions_run == 2 * 2 * 20 and environment.evaluations.tolist() == [2, 2]
+
+
 def test_caches_run_fewer_positions_and_report_their_drift():
     model = MODELS["llada"]
     canvas = torch.full((2, 24), model.mask_id)
@@ -209,6 +227,8 @@ def test_a_causal_models_keys_and_values_are_exact(kind):
     model, _ = build_model(LLAMA if kind == "llama" else gpt2, "float32", None)
     model.eval().requires_grad_(False)
     assert isinstance(model, CausalLM)
+    for parameter in model.parameters():
+        parameter.mul_(4)  # so that what was attended shows
     canvas = torch.full((4, 12), model.mask_id)
     canvas[0, :3], canvas[1, :3], canvas[2, 2:3] = torch.tensor([1, 2, 4]), torch.tensor([5, 6, 7]), 9
     start = torch.tensor([0, 0, 2, 3])
@@ -240,6 +260,17 @@ def test_a_row_that_has_ended_leaves_and_is_filled_up():
         first = int((samples.tokens[row, 2:] == ends).nonzero()[0])
         assert (samples.tokens[row, 2 + first :] == ends).all()
         assert int(samples.generated[row]) == int(samples.evaluations[row]) == first + 1
+
+
+def test_an_end_ends_its_row_once_nothing_before_it_is_open():
+    environment = UnmaskingEnvironment(RandomLM(6), 4, stop_id=5)
+    environment.reset(torch.full((1, 4), 6))
+    seen = []
+    for place, token in ((2, 5), (0, 1), (1, 3)):
+        order = (torch.arange(4) == place).long().unsqueeze(0)
+        observation = environment.step(Decision(order, order * token, torch.zeros(1), torch.zeros(1)))
+        seen.append((observation.tokens[0].tolist(), bool(observation.done)))
+    assert seen == [([6, 6, 5, 6], False), ([1, 6, 5, 6], False), ([1, 3, 5, 5], True)]
 
 
 def test_tokens_that_are_never_written_and_tokens_that_are_written_last():

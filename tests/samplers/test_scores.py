@@ -75,6 +75,26 @@ def test_the_law_is_that_of_the_dense_formula(graph, predictor, noise, prompt):
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("predictor", PREDICTORS)
+def test_steps_begin_at_the_noise_that_the_canvas_has(predictor, noise, monkeypatch):
+    """The noise that the published loop gives the model, and what it takes away in each step."""
+    model, published = random_sedd("absorb", noise), []
+
+    def score_of(tokens, sigma):
+        published.append([float(sigma[0])])
+        return torch.zeros(*tokens.shape, model.mask_id + 1)
+
+    def weights_of(score, tokens, graph, drop, slope, last):
+        published[-1] += [float(drop), slope or 0.0, last]
+        return score
+
+    monkeypatch.setattr(plain_sedd, "step_weights", weights_of)
+    plain_sedd.sample(score_of, model.noise, "absorb", predictor, torch.full((1, 2), model.mask_id), 5)
+    found = [[step.sigma, step.drop, step.slope or 0.0, step.last] for step in noise_steps(model.noise, predictor, 5)]
+    assert len(found) == 6 and found == [pytest.approx(step, rel=1e-3) for step in published]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("graph", ["absorb", "uniform"])
 def test_the_probability_of_each_change_is_that_of_the_dense_formula(graph, predictor, noise):
     """To rounding, at every canvas and step; also where the dense weights are negative."""
@@ -97,7 +117,8 @@ def test_the_probability_of_each_change_is_that_of_the_dense_formula(graph, pred
             weights, chance = absorbing_change(scores, step)
         else:
             here = torch.ones_like(states, dtype=torch.bool)
-            weights, chance = uniform_change(log_score[here], states[here], step)
+            own = states[here].unsqueeze(1)  # what the head says of the token that stands there means nothing
+            weights, chance = uniform_change(log_score[here].scatter(1, own, 3.0), states[here], step)
         token = torch.where(chance[:, None] > 0, weights.double().softmax(1), 0.0) * chance[:, None]
         own = states[here].unsqueeze(1)
         found = token.scatter_add(1, own, 1 - chance[:, None])

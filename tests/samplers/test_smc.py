@@ -13,7 +13,7 @@ from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Finish, Path, Plain, Proposed, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
-from tests.enumerable import TableLM, dependent_joint, exact_law, from_joint
+from tests.enumerable import RandomLM, TableLM, dependent_joint, exact_law, from_joint
 from tests.every_draw import every_run
 
 
@@ -392,6 +392,68 @@ def test_a_dead_sample_ends_no_other():
     found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
     assert found.dead.tolist() == [False, True, False] and seen.resampled[0].tolist() == [True, False, True]
     assert seen.effective[0].tolist() == [4, 0, 4] and int(seen.parents[0][1]) == 4, "its particles keep their lines"
+
+
+WIDE = RandomLM(6, seed=1)
+LEFTMOST = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
+
+
+def filtered(potential, filters, particles, resample="every", **settings):
+    """A filter of four positions, written from the left one a step."""
+    canvas = torch.full((filters, 4), WIDE.mask_id)
+    return particle_filter(UnmaskingEnvironment(WIDE, 4), LEFTMOST, potential, canvas, particles, resample, **settings)
+
+
+def test_a_given_path_is_never_replaced_by_a_likelier_one():
+    """Other particles resample its children too, and its own slot keeps it."""
+    potential = Finish(lambda tokens, rows: tokens.sum(1).float())
+    potential.log_psi = lambda observation: (observation.tokens * ~observation.masked).sum(1).float()
+    given = Path(torch.zeros(50, 4, dtype=torch.long), torch.arange(4).expand(50, -1))
+    samples = filtered(potential, 50, 4, scheme="multinomial", given=given).samples
+    assert torch.equal(samples.tokens[::4], given.tokens) and torch.equal(samples.written_at[::4], given.written_at)
+    assert (samples.tokens.view(50, 4, 4)[:, 1:] > 0).any(2).float().mean() > 0.5
+
+
+def test_what_a_potential_remembers_goes_with_the_particle_that_is_resampled():
+    class Remembering(Finish):
+        """Of each particle the canvas that it weighed last: the next one must continue it."""
+
+        before, compared = None, 0
+
+        def log_psi(self, observation):
+            if self.before is not None:
+                known = self.before != WIDE.mask_id
+                assert torch.equal(observation.tokens[known], self.before[known])
+                self.compared += 1
+            self.before = observation.tokens.clone()
+            return (observation.tokens * ~observation.masked).sum(1).float()
+
+        def select(self, index):
+            self.before = self.before[index]
+
+    potential, seen = Remembering(lambda tokens, rows: tokens.sum(1).float()), Diagnostics()
+    filtered(potential, 10, 6, collect=seen)
+    assert potential.compared == 2 and min(int(parents.min()) for parents in seen.parents[:3]) < 6
+
+
+def test_children_of_one_particle_draw_apart():
+    """The first of 8 particles has all the children; they share its first token, and each draws its own from then on."""
+    potential = Finish(lambda tokens, rows: torch.zeros(len(rows)))
+    others = torch.arange(40 * 8) % 8 > 0
+    potential.log_psi = lambda observation: (others & (observation.masked.sum(1) == 3)) * -1e4
+    tokens = filtered(potential, 40, 8).samples.tokens.view(40, 8, 4)
+    assert (tokens[:, :, 0] == tokens[:, :1, 0]).all()
+    assert min(len(rows.unique(dim=0)) for rows in tokens) > 1
+
+
+def test_the_best_particle_is_one_that_lives():
+    """A state of psi = 0 excludes its particle, however good the text turns out that it becomes."""
+    potential = Finish(lambda tokens, rows: torch.where(rows % 4 == 2, 5.0, (rows % 4).float()))
+    excluded = torch.arange(12) % 4 == 2
+    potential.log_psi = lambda observation: torch.where(excluded, -torch.inf, 0.0)
+    found = filtered(potential, 3, 4, "never")
+    assert (found.log_phi.view(3, 4) == torch.tensor([0.0, 1.0, 5.0, 3.0])).all()
+    assert found.best().tolist() == [3, 7, 11]
 
 
 def test_what_a_proposal_said_of_a_state_goes_with_the_particle_that_is_resampled():
