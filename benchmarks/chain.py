@@ -6,8 +6,9 @@ Held-out problems, greedy tokens, rows end at their end of sequence. Every heuri
 by their own law at two temperatures, those whose name holds `budget` with every budget and without blocks, the others in blocks
 too (and those whose name holds `blocks` are drawn so). Policies of one name are training seeds of one thing. At each count K of
 evaluations the best setting of each side whose mean evaluations are at most K is chosen on tuning problems, for each training
-seed, and measured on others, three sets of them. First the gate: what the base knows, and that blocks of two solve the task; and
-what order is worth: random places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+seed, and measured on others, three sets of them, with its cost: equivalent evaluations (evaluation/cost.py) and CPU seconds of
+a thousand problems. First the gate: what the base knows, and that blocks of two solve the task; and what order is worth: random
+places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import process_time
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from data.chain import EOS, MASK, MODULUS, Chains, chains, is_right, prompt_length
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
 from evaluation.report import plot_pareto, print_table, write_csv, write_json
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy, Unmasker, sample
+from samplers.loop import Samples, Strategy, Unmasker, sample
 from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
 
 PROBLEM_STEPS, LENGTH = 8, 24
@@ -94,18 +97,28 @@ def learned(policies: list[str]) -> list[Setting]:
     return found
 
 
+def canvas_of(model: MaskedLM, problems: Chains) -> Int[Tensor, "row position"]:
+    return torch.cat((problems.prompts(), torch.full((len(problems.start), LENGTH), model.mask_id)), 1)
+
+
+def decoded(model: MaskedLM, setting: Setting, canvas: Int[Tensor, "row position"], seed: int) -> Samples:
+    environment = UnmaskingEnvironment(
+        model, setting.steps, None if setting.budget else setting.block, budget=setting.budget,
+        prompt_length=prompt_length(PROBLEM_STEPS), stop_id=EOS,
+    )  # fmt: skip
+    return sample(environment, Strategy(setting.rule, TokenRule(0.0)), canvas, seed)
+
+
 def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
-    """Right answers over all sets of problems, one sampling seed a set, with the interval over problems; mean evaluations."""
-    right, evaluations = [], []
+    """Right answers over all sets of problems, one sampling seed a set, with the interval over problems; mean evaluations, and
+    CPU seconds of a thousand problems."""
+    right, evaluations, spent = [], [], 0.0
     for seed, problems in enumerate(sets):
-        canvas = torch.cat((problems.prompts(), torch.full((len(problems.start), LENGTH), model.mask_id)), 1)
-        prompt = prompt_length(PROBLEM_STEPS)
-        block = None if setting.budget else setting.block
-        environment = UnmaskingEnvironment(
-            model, setting.steps, block, budget=setting.budget, prompt_length=prompt, stop_id=EOS
-        )
-        samples = sample(environment, Strategy(setting.rule, TokenRule(0.0)), canvas, seed)
-        right.append(is_right(samples.tokens[:, prompt:], problems.values()[:, -1]))
+        canvas = canvas_of(model, problems)
+        started = process_time()
+        samples = decoded(model, setting, canvas, seed)
+        spent += process_time() - started
+        right.append(is_right(samples.tokens[:, prompt_length(PROBLEM_STEPS) :], problems.values()[:, -1]))
         evaluations.append(samples.evaluations.float())
     whole = torch.cat(right)
     rate = wilson(int(whole.sum()), len(whole))
@@ -113,7 +126,16 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
         "method": setting.method, "setting": setting.setting, "block": setting.block, "learned": setting.run is not None,
         "run": setting.run,
         "right": float(whole.mean()), "low": rate.low, "high": rate.high, "nfe": float(torch.cat(evaluations).mean()),
+        "cpu_s": 1000 * spent / len(whole),
     }  # fmt: skip
+
+
+def with_cost(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
+    """`measure`, with the equivalent evaluations of a row: everything that runs, the policy too."""
+    equivalent = equivalent_evaluations(
+        model, lambda canvas: decoded(model, setting, canvas, 0), canvas_of(model, sets[0])
+    )
+    return measure(model, setting, sets) | {"equivalent": equivalent}
 
 
 @dataclass
@@ -217,14 +239,14 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
             fits = [(record, s) for record, s in tuned if of(s) and s.run == run and record["nfe"] <= count]
             if fits:
                 _, setting = max(fits, key=lambda pair: (pair[0]["right"], -pair[0]["nfe"]))
-                found.append(measure(model, setting, sets))
+                found.append(with_cost(model, setting, sets))
         if found:
             answers = sum(len(problems.start) for problems in sets) * len(found)
             rate = wilson(round(sum(record["right"] for record in found) / len(found) * answers), answers)
             out.append({
                 "count": count, "side": side, "setting": "; ".join(record["setting"] for record in found),
                 "seeds": len(found), "right": rate.value, "low": rate.low, "high": rate.high,
-                "nfe": sum(record["nfe"] for record in found) / len(found),
+                **{name: sum(record[name] for record in found) / len(found) for name in ("nfe", "equivalent", "cpu_s")},
                 "of_each_seed": [record["right"] for record in found],
             })  # fmt: skip
     return out

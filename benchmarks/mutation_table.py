@@ -280,11 +280,11 @@ POLICY: dict[str, list[Row]] = {
     ],
     "policy/grpo.py": [
         ("steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))",
-         "steps.take(advantage.nonzero().squeeze(1))", TRAINING + "grpo_gradient_from_the_formula",
+         "steps.take(advantage.nonzero().squeeze(1))", TRAINING + "chunks_and_dropped_rows_leave_the_gradient"),
+        ("self.algorithm.kl * (own * kl_to_reference", "(own * kl_to_reference",
          TRAINING + "kl_is_to_the_policy_that_training_starts_from"),
-        ("self.algorithm.kl * (own * kl_to_reference", "(own * kl_to_reference", TRAINING + "grpo_gradient_from_the_formula"),
         ("kl_to_reference(log_prob, reference))", "kl_to_reference(reference, log_prob))",
-         TRAINING + "grpo_gradient_from_the_formula"),
+         TRAINING + "kl_is_to_the_policy_that_training_starts_from"),
         ("per_row_weights(trajectory.row, rows), expert", "per_row_weights(trajectory.row, 2 * rows), expert",
          TRAINING + "grpo_gradient_from_the_formula"),
     ],
@@ -392,7 +392,7 @@ RL: dict[str, list[Row]] = {
     "rl/train.py": [
         ("rl.baseline_decay * before + (1 - rl.baseline_decay) * mean",
          "rl.baseline_decay * mean + (1 - rl.baseline_decay) * before",
-         ADVANTAGES + "rewards_that_are_the_running_mean_teach_nothing_and_failed_rows_nothing"),
+         ADVANTAGES + "the_running_mean_keeps_nine_tenths_of_what_it_was"),
         ("(square.sqrt() + 1e-4)", "(square + 1e-4)", ADVANTAGES + "advantages_stay_small_where_all_rewards_of_a_batch_agree"),
     ],
     "losses.py": [
@@ -460,7 +460,7 @@ EVALUATION: dict[str, list[Row]] = {
 REWARDS_AND_DATA: dict[str, list[Row]] = {
     "rewards/rules.py": [
         ("| ~samples.prompt).all(1)", "| samples.prompt).all(1)", REWARDS +
-         "changed_clues_are_no_solution_but_any_grid_will_do_without_rows"),
+         "a_puzzle_with_several_solutions_is_solved_by_any_that_keeps_its_clues"),
         ("torch.minimum(evaluations, length) + 1", "torch.minimum(evaluations, length)", REWARDS + "speed_factor_formula"),
         ("right - alpha * samples.evaluations / length", "right - samples.evaluations / length",
          VERIFIED + "every_function_is_its_formula"),
@@ -503,7 +503,7 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
          SUDOKU + "augment_reaches_the_whole_class"),
     ],
     "data/chain.py": [
-        ("first + 1 < ended", "first < ended",
+        ("(first + 1 < ended) & ", "",
          CHAIN + "the_checker_reads_what_stands_behind_the_first_equals_sign_before_the_end"),
         ("self.seed * 1_000_003 + self.drawn - 1", "self.seed * 1_000_003", CHAIN + "rows_go_on_where_they_were"),
         ("named & valued & before_end[:, 1:, None]", "named & valued",

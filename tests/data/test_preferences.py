@@ -138,7 +138,8 @@ def test_full_rows_end():
     assert rows["chosen_ids"] == [ids("a b c d e <end>"), ids("a <end>")]
     assert rows["rejected_ids"] == [ids("a b c f <end>"), ids("b b b <end>")] and dropped == {"identical ids": 1}
     cut = [Preference("a", "b", "c d", chosen_ends=False)]
-    assert preference_rows(cut, tokenizer(**CAUSAL), "full", 20)[0]["chosen_ids"] == [ids("a b")]
+    rows, _ = preference_rows(cut, tokenizer(**CAUSAL), "full", 20)
+    assert (rows["chosen_ids"], rows["rejected_ids"]) == ([ids("a b")], [ids("a c d <end>")])
 
 
 def test_prefixes_have_one_length_no_end_that_was_not_there_and_no_decoding():
@@ -210,3 +211,5 @@ def test_what_is_drawn_for_a_pair_is_its_own():
     alone, _ = preference_rows(PAIRS[:1], marks, "mask", 20, 4, seed=3)
     among, _ = preference_rows(PAIRS, marks, "mask", 20, 4, seed=3)
     assert alone.to_list() == among.to_list()[: len(alone)]
+    other, _ = preference_rows(PAIRS[:1], marks, "mask", 20, 4, seed=4)
+    assert alone.to_list() != other.to_list()

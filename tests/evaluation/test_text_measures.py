@@ -113,6 +113,10 @@ def test_distinct_n_equals_a_set(n):
     tokens = torch.randint(4, (6, 15))
     grams = [tuple(row[start : start + n]) for row in tokens.tolist() for start in range(16 - n)]
     assert distinct_n(tokens, n) == len(set(grams)) / len(grams)
+    counted = torch.arange(15) < torch.randint(n, 15, (6, 1))
+    grams = [tuple(row[place : place + n]) for row, length in zip(tokens.tolist(), counted.sum(1).tolist(), strict=True)
+             for place in range(length - n + 1)]  # fmt: skip
+    assert distinct_n(tokens, n, counted) == len(set(grams)) / len(grams)
 
 
 def test_distinct_n_refuses_more_than_a_row():

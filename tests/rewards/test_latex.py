@@ -246,6 +246,8 @@ def test_length_window():
 def test_repetition_is_a_penalty():
     assert repetition(["x"]) == repetition([]) == 0 and repetition(["x", "x", "x", "x"]) == 0.75
     assert repetition([r"\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}"]) == 0
+    assert repetition(["a+b+c=a+b+c+d+e"]) == 0  # two of twelve runs, less than what is free
+    assert repetition(["a+b=c+d, a+b=c+e"]) == pytest.approx((3 / 12 - 0.2) / 0.8)
     assert repetition([r"\sqrt{x+" * 12 + "x" + "}" * 12]) > 0.7
     assert score("$1+1+1+1+1+1+1+1+1+1+1+1+1$")["total"] < score("$x$")["total"]
     assert score("$x$ " * 20)["total"] < score("$x$")["total"] - 0.2

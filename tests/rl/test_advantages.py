@@ -32,6 +32,14 @@ def test_advantages_stay_small_where_all_rewards_of_a_batch_agree(learner):
     assert advantages(learner, [0.0] * 4).max() < 0
 
 
+def test_the_running_mean_keeps_nine_tenths_of_what_it_was(learner):
+    learner.baseline = 0.5
+    advantages(learner, [1.0, 1.0])
+    assert learner.baseline == pytest.approx(0.55)
+    advantages(learner, [0.0, 0.1, 9.0], [True, True, False])
+    assert learner.baseline == pytest.approx(0.9 * 0.55 + 0.1 * 0.05)
+
+
 def test_rewards_that_are_the_running_mean_teach_nothing_and_failed_rows_nothing(learner):
     learner.baseline = 0.5
     assert advantages(learner, [0.5, 0.5]).tolist() == [0, 0]
