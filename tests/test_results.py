@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import stories
-from benchmarks.chain import Setting, measure, problems
+from benchmarks.chain import heuristics, learned, measure, problems, with_cost
 from benchmarks.latex import answered, questions
 from data.sudoku import blanked, is_solved, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
@@ -23,7 +23,7 @@ from run_guide import main as guide
 from run_make_preferences import prompts_of
 from run_train_twist import build_source
 from samplers.loop import Strategy, sample
-from samplers.where import EntropyBound, Factor, Leftmost, Threshold, Window
+from samplers.where import EntropyBound, Factor, Threshold
 from training.usage import composed
 from twist.evaluate import proposal_samples
 from twist.model import load_twist
@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 BOX = (2, 3)
 SUDOKU = json.loads((ROOT / "docs/results/sudoku/sudoku.json").read_text())
 CHAIN = json.loads((ROOT / "docs/results/chain/chain.json").read_text())
-WINDOWS = json.loads((ROOT / "docs/results/chain/window/chain.json").read_text())
+CHAIN_COST = json.loads((ROOT / "docs/results/chain/cost/chain.json").read_text())
+SHIPPED = {"shipped_alpha_3": "chain_policy", "shipped_budget": "chain_budget", "blocks_alpha_1": "chain_blocks"}
 IN_BLOCKS = json.loads((ROOT / "docs/results/chain/in_blocks/chain.json").read_text())
 LATEX = json.loads((ROOT / "docs/results/latex/latex.json").read_text())["records"]
 BOUND = (ROOT / "docs/results/stories/grid/bound.jsonl").read_text().splitlines()
@@ -87,20 +88,11 @@ def test_sudoku_within_a_budget_after_reinforcement_learning(budget):
     agrees(next(r for r in rows if r["side"] == "sudoku6_agreement_rl" and r["target"] == budget), 200)
 
 
-def chain_setting(record):
-    """What a written record of chain arithmetic was measured with."""
-    if record["method"] == "leftmost":
-        return Setting("leftmost", record["setting"], Leftmost(), int(record["setting"].split()[0]))
-    if record["method"] == "threshold":
-        return Setting("threshold", record["setting"], Threshold(float(record["setting"])), block=record["block"])
-    if record["method"] == "window":
-        threshold, width = record["setting"].split(", window ")
-        return Setting("window", record["setting"], Window(float(threshold), int(width)))
-    temperature, _, budget = record["setting"].removeprefix("T=").partition(", budget ")
-    rule = PolicyUnmasker(load_policy(ROOT / record["run"]), "bernoulli_argmax", float(temperature))
-    return Setting(
-        record["method"], record["setting"], rule, block=record["block"], budget=int(budget) if budget else None
-    )
+def chain_setting(method, setting, block):
+    """What a written record of chain arithmetic was measured with; policies are those that are shipped."""
+    policies = [f"{ROOT / 'example'}/{path}={name}" for name, path in SHIPPED.items()]
+    found = [*heuristics(), *learned(policies)]
+    return next(one for one in found if (one.method, one.setting, one.block) == (method, setting, block))
 
 
 @pytest.mark.parametrize(
@@ -120,13 +112,23 @@ def test_chain_arithmetic(method, setting, block):
     """Problems of another seed than the written ones."""
     record = next(
         r
-        for r in [*CHAIN["records"], *IN_BLOCKS["records"], *WINDOWS["records"]]
+        for r in [*CHAIN["records"], *IN_BLOCKS["records"], *CHAIN_COST["records"]]
         if (r["method"], r["setting"], r["block"]) == (method, setting, block)
     )
     model, _ = load_model(ROOT / "example/chain")
-    again = measure(model, chain_setting(record), [problems(200, 4711)])
+    again = measure(model, chain_setting(method, setting, block), [problems(200, 4711)])
     assert again["low"] <= record["high"] and record["low"] <= again["high"]
     assert abs(again["nfe"] - record["nfe"]) < 0.5
+
+
+@pytest.mark.parametrize("side", ["shipped_budget", "window", "threshold, blocks of 2 or 4"])
+def test_chain_arithmetic_costs_what_is_written(side):
+    written = next(r for r in CHAIN_COST["contest"] if (r["count"], r["side"]) == (8, side))
+    setting = chain_setting(side.split(",")[0], written["setting"], 4 if "blocks" in side else 24)
+    model, _ = load_model(ROOT / "example/chain")
+    again = with_cost(model, setting, [problems(100, 4711)])
+    assert again["equivalent"] == pytest.approx(written["equivalent"], rel=0.1)
+    assert again["low"] <= written["high"] and written["low"] <= again["high"]
 
 
 @pytest.mark.parametrize("name", ["SFT", "RL"])
