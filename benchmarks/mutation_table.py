@@ -50,7 +50,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("return top[..., 0] - top[..., 1]", "return top[..., 0]", LAW),
         ("    return -entropy\n", "    return entropy\n", LAW),
         ("+ self.noise * draws.normal", "+ draws.normal", LAW),
-        ("cumsum(1) <= self.window", "cumsum(1) < self.window",
+        ("cumsum(1) <= self.window", "cumsum(1) <= self.window + 1",
          GUARANTEES + "window_is_a_threshold_among_the_leftmost_masks_of_each_row"),
         ("(number + 1) * (1 - ordered)", "number * (1 - ordered)", LAW),
         ("ordered.cumsum(1) - ordered <= self.bound", "ordered.cumsum(1) <= self.bound", LAW),
