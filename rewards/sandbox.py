@@ -225,11 +225,11 @@ def _compiled() -> dict[str, bytes]:
 def _settings(program: Program, unsandboxed: bool, limits: Limits, root: bool) -> bytes:
     """What both processes inside may know: eight bytes of length, then the settings and the code of the runner."""
     packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
-    # Of one user's processes: each process of a root is a user of its own, other users' sandboxes count by themselves.
-    users = [10**9 + secrets.randbelow(10**9) for _ in range(2)] if root else [None, None]
+    # The bound on processes is one a user: with root each sandbox is a user of its own.
+    user = 10**9 + secrets.randbelow(10**9) if root else None
     settings = {
         "packages": packages if program.packages else None, "cpu": limits.seconds, "memory": limits.memory, "file": limits.file,
-        "processes": None if unsandboxed else limits.processes, "tests_user": users[0], "program_user": users[1],
+        "processes": None if unsandboxed else limits.processes, "user": user,
     }  # fmt: skip
     sent = marshal.dumps((settings, _compiled()))
     return len(sent).to_bytes(8, "little") + sent

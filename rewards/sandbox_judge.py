@@ -38,6 +38,8 @@ FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, ty
 OUTCOMES = {"unittest", "pytest", "_pytest", TESTS}  # modules whose exceptions are verdicts: only tests raise them
 
 
+OWN = ("builtins", TESTS)  # modules whose exceptions cross as they are
+
 # Attributes with two underscores that tests read. By others a library (numpy: __array_function__) would leave its work to the
 # object, and give it the expected value.
 SHOWN = {
@@ -403,8 +405,9 @@ class TestsSide:
     def _raised(self, error: BaseException) -> list:
         if is_remote(error):
             return self._reference(error)
-        kind = next(each for each in type(error).__mro__ if each.__module__ == "builtins")
-        return ["error", ["global", "builtins", kind.__name__], [self._plain(value) for value in error.args]]
+        kind = next(each for each in type(error).__mro__ if each.__module__ in OWN)
+        number = self._numbered(error) if kind is type(error) else None
+        return ["error", self.encode(kind), [self._plain(value) for value in error.args], number]
 
     def _plain(self, value: Any) -> Any:
         try:
@@ -422,8 +425,10 @@ class TestsSide:
             return ["program", self.generators[id(value)][1]]
         if isinstance(value, FUNCTIONS):
             return self._global(value) or self._share(value, None)
-        if isinstance(value, BaseException) and type(value).__module__ == "builtins":
+        if isinstance(value, BaseException) and type(value).__module__ in OWN:
             return self._raised(value)
+        if isinstance(value, types.TracebackType):
+            return self.encode(None)
         if _is_open(value) or hasattr(type(value), "__next__"):
             return self._share(value, [name for name in SPECIAL if getattr(type(value), name, None) is not None])
         pickle = importlib.import_module("pickle")
@@ -443,13 +448,29 @@ class TestsSide:
             found = getattr(found, part, None)
         return ["global", module, name] if found is value else None
 
-    def _share(self, value: Any, special: list[str] | None) -> list:
+    def _numbered(self, value: Any) -> int:
         number = self.shared_numbers.get(id(value))
         if number is None:
             number = self.shared_numbers[id(value)] = len(self.shared)
             self.shared.append(value)
+        return number
+
+    def _share(self, value: Any, special: list[str] | None) -> list:
+        """An object of the tests by its number, with what its stand-in over there is made of: name, operators, documentation,
+        and of a class of exceptions its bases."""
+        number = self._numbered(value)
         name = getattr(value if special is None else type(value), "__name__", "callable")
-        return ["tests", number, str(name), special and ["list", *special]]
+        doc = getattr(value, "__doc__", None) if special is None else None
+        is_error = isinstance(value, type) and issubclass(value, BaseException)
+        bases = [base for base in value.__bases__ if issubclass(base, BaseException)] if is_error else []
+        return [
+            "tests",
+            number,
+            str(name),
+            special and ["list", *special],
+            doc if type(doc) is str else None,
+            self.encode(bases),
+        ]
 
     # Stand-ins for what the program sends.
 
@@ -489,9 +510,17 @@ class TestsSide:
             return generator
         return thing
 
-    def _error(self, number: int, kind: list, given: list, text: str) -> BaseException:
+    def _error(self, number: int, kind: list, given: list, text: str, held: list, cause: Any) -> BaseException:
         """An exception of the program: of the class of the same name here, else of a stand-in for its class."""
-        made, values = self.decode(kind), self.decode.items(given)
+        error = self._made_error(number, self.decode(kind), self.decode.items(given), text)
+        error.__cause__ = self.decode(cause)
+        if not is_remote(error):
+            for name, value in held:
+                if not name.startswith("_"):
+                    setattr(error, name, self.decode(value))
+        return error
+
+    def _made_error(self, number: int, made: Any, values: list, text: str) -> BaseException:
         if not issubclass(made, BaseException) or type(text) is not str:
             raise ProtocolError("the program raised no exception")
         if not issubclass(type(made), Remote):
@@ -510,8 +539,9 @@ class TestsSide:
     def _described(self, number: int, *description: Any) -> int:
         if type(number) is not int:
             raise ProtocolError("the program sent no number")
-        if description:
-            self.descriptions.setdefault(number, description)
+        if description and number not in self.descriptions:
+            self.descriptions[number] = description
+            self.decode.items(description[3])  # bases, which are described here alone
         return number
 
     def _class(self, number: int, *description: Any) -> type:

@@ -244,6 +244,8 @@ class ProgramSide:
 
     def _class(self, kind: type) -> list:
         """A class with, the first time, its description: module, name, documentation, bases, operators."""
+        if id(kind) in self.foreign_numbers:
+            return ["tests", self.foreign_numbers[id(kind)]]
         number = self._number(kind)
         if number in self.described:
             return ["class", number]
@@ -256,6 +258,11 @@ class ProgramSide:
         return ["class", number, kind.__module__, kind.__qualname__, _doc(kind), bases, special, plain.__name__]
 
     def _error(self, error: BaseException) -> list:
+        if id(error) in self.foreign_numbers:
+            return ["tests", self.foreign_numbers[id(error)]]
+        given, held, cause = error.args, getattr(error, "__dict__", {}), error.__cause__
+        if isinstance(error, OSError) and error.filename is not None and len(given) == 2:
+            given = (*given, error.filename)  # which the constructor takes out of the arguments
         try:
             text = str(error)
         except Exception:
@@ -264,8 +271,10 @@ class ProgramSide:
             "error",
             self._number(error),
             self._class(type(error)),
-            [self._plain(value) for value in error.args],
+            [self._plain(value) for value in given],
             text,
+            [[name, self._plain(value)] for name, value in held.items() if not name.startswith("_")],
+            None if cause is None else self._error(cause),
         ]
 
     def _plain(self, value: Any) -> Any:
@@ -285,16 +294,31 @@ class ProgramSide:
                 found = getattr(found, name)
             return found
         if tag == "error":
-            return self.decode(rest[0])(*self.decode.items(rest[1]))
+            error = self.decode(rest[0])(*self.decode.items(rest[1]))
+            if rest[2] is not None:
+                self.foreign[rest[2]], self.foreign_numbers[id(error)] = error, rest[2]
+            return error
         if tag != "tests":
             raise ProtocolError(f"the tests sent {tag}")
-        number, name, special = rest
+        number, name, special, doc, bases = rest
         if number not in self.foreign:
-            made = self.foreign[number] = self._made(number, name, special)
+            made = self.foreign[number] = self._made(number, name, special, doc, self.decode(bases))
             self.foreign_numbers[id(made)] = number
         return self.foreign[number]
 
-    def _made(self, number: int, name: str, special: list[str] | None) -> Any:
+    def _attribute_of_error(self) -> Callable[[BaseException, str], Any]:
+        """`__getattr__` of an exception class of the tests: what an instance holds that the tests have made."""
+
+        def attribute(error: BaseException, name: str) -> Any:
+            if id(error) not in self.foreign_numbers:
+                raise AttributeError(f"{type(error).__name__!r} object has no attribute {name!r}")
+            return self.ask("get", self.foreign_numbers[id(error)], name)
+
+        return attribute
+
+    def _made(self, number: int, name: str, special: list[str] | None, doc: str | None, bases: list[type]) -> Any:
+        if bases:
+            return type(name, tuple(bases), {"__getattr__": self._attribute_of_error(), "__doc__": doc})
         if special is not None:
             return type(name, (Foreign,), {each: _foreign_special(each) for each in special})(self, number)
 
@@ -302,6 +326,7 @@ class ProgramSide:
             return self.ask("call", number, given, named)
 
         function.__name__ = function.__qualname__ = name
+        function.__doc__ = doc
         return function
 
 

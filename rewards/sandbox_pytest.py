@@ -281,9 +281,7 @@ class Paths:
         import pathlib
         import tempfile
 
-        path = pathlib.Path(tempfile.mkdtemp(prefix=name))
-        path.chmod(0o777)  # the program, another user, may write there
-        return path
+        return pathlib.Path(tempfile.mkdtemp(prefix=name))
 
 
 class Request:

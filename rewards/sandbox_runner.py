@@ -1,8 +1,8 @@
 """What runs inside the sandbox: two processes, one for a program, one for its tests.
 
 The program's process is forked before the tests are read. It holds neither them nor the place of the verdict, and answers by
-messages (sandbox_wire.py). As root of the machine each becomes a user of its own. The verdict is a random token, which the
-process of the tests alone knows and writes after the last test.
+messages (sandbox_wire.py). Both are the same user, so that each may write, read and remove files of the other. The verdict is a
+random token, which the process of the tests alone knows and writes after the last test.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """settings: limits, users and packages, which both processes may know. The job with code and tests is read from fd 0."""
-    os.umask(0)  # both processes may write the files of the other, under different users
+    """settings: limits, user and packages, which both processes may know. The job with code and tests is read from fd 0."""
     out = os.dup(1)
     to_program, from_tests = os.pipe(), os.pipe()
     child = os.fork()
@@ -31,7 +30,7 @@ def main(settings: dict[str, Any]) -> None:
         _quiet(0, 1, 2)
         for file in {out, *to_program, *from_tests} - keep:
             os.close(file)
-        _bounded(settings, settings["program_user"])
+        _bounded(settings, settings["user"])
         os.cpu_count = lambda: 4  # workers by default; as many processes as a large machine has cores are not allowed
         from rewards.sandbox_program import ProgramSide
 
@@ -41,7 +40,7 @@ def main(settings: dict[str, Any]) -> None:
     job = loads(_all_of(0))
     _quiet(0, 1, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _bounded(settings, settings["tests_user"])
+    _bounded(settings, settings["user"])
     ends = os.pidfd_open(child) if hasattr(os, "pidfd_open") else None  # on Linux
     told = _verdict(job, Channel(from_tests[0], to_program[1], ends), child)
     os.write(out, told[:1000].encode(errors="replace"))

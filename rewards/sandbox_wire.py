@@ -11,6 +11,7 @@ import binascii
 import importlib
 import os
 import select
+import sys
 import types
 
 # These two without the packages around them, which take longer to import than to use.
@@ -133,12 +134,18 @@ class Encoder:
         kind = type(value)
         if kind in PLAIN:
             return value
-        encode = ENCODERS.get(kind) or LATE_ENCODERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        encode = ENCODERS.get(kind) or _late_encoder(kind)
         encoded = encode(self, value) if encode else None
         return self.reference(value) if encoded is None else encoded
 
     def items(self, tag: str, values: Iterable[Any]) -> list:
         return [tag, *map(self, values)]
+
+
+def _late_encoder(kind: type) -> Callable[[Encoder, Any], Any] | None:
+    """That of a class of LATE_ENCODERS itself, not of a stand-in with its name."""
+    encode = LATE_ENCODERS.get(f"{kind.__module__}.{kind.__qualname__}")
+    return encode if encode and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind else None
 
 
 def _integer(encode: Encoder, value: int) -> Any:
@@ -175,13 +182,19 @@ def _scalar(encode: Encoder, value: Any) -> list | None:
     return ["scalar", value.dtype.str, text_of(value.tobytes())] if is_plain_type(value.dtype.str) else None
 
 
+def _index(encode: Encoder, value: Any) -> list:
+    """An index of pandas: the names of its levels, then the values of each."""
+    levels = [value.get_level_values(level).to_numpy() for level in range(value.nlevels)]
+    return ["index", encode(list(value.names)), *map(encode, levels)]
+
+
 def _frame(encode: Encoder, value: Any) -> list | None:
     columns = [value.iloc[:, place].to_numpy() for place in range(value.shape[1])]
-    return ["frame", encode(list(value.columns)), encode(value.index.to_numpy()), *map(encode, columns)]
+    return ["frame", _index(encode, value.columns), _index(encode, value.index), *map(encode, columns)]
 
 
 def _series(encode: Encoder, value: Any) -> list:
-    return ["series", encode(value.name), encode(value.index.to_numpy()), encode(value.to_numpy())]
+    return ["series", encode(value.name), _index(encode, value.index), encode(value.to_numpy())]
 
 
 ENCODERS: dict[type, Callable[[Encoder, Any], Any]] = {
@@ -223,6 +236,10 @@ LATE_ENCODERS: dict[str, Callable[[Encoder, Any], Any]] = {
     "numpy.ndarray": _array,
     **dict.fromkeys(("pandas.DataFrame", "pandas.core.frame.DataFrame"), _frame),  # the name since pandas 3, and before
     **dict.fromkeys(("pandas.Series", "pandas.core.series.Series"), _series),
+    **dict.fromkeys(("pandas.Timestamp", "pandas._libs.tslibs.timestamps.Timestamp"),
+                    lambda encode, value: ["Timestamp", value.isoformat()]),
+    **dict.fromkeys(("pandas.Timedelta", "pandas._libs.tslibs.timedeltas.Timedelta"),
+                    lambda encode, value: ["Timedelta", value.isoformat()]),
 } | {f"numpy.{name}": _scalar for name in (
     "bool_", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "longlong", "ulonglong",
     "float16", "float32", "float64", "complex64", "complex128", "datetime64", "timedelta64")}  # fmt: skip
@@ -298,6 +315,14 @@ def _to_frame(decode: Decoder, rest: list) -> Any:
     return frame
 
 
+def _to_index(decode: Decoder, rest: list) -> Any:
+    pandas = importlib.import_module("pandas")
+    names, *levels = decode.items(rest)
+    return (
+        pandas.MultiIndex.from_arrays(levels, names=names) if len(levels) > 1 else pandas.Index(*levels, name=names[0])
+    )
+
+
 def _to_series(decode: Decoder, rest: list) -> Any:
     name, index, values = decode.items(rest)
     return importlib.import_module("pandas").Series(values, index=index, name=name)
@@ -335,12 +360,15 @@ DECODERS: dict[str, Callable[[Decoder, list], Any]] = {
     "timedelta": _make("datetime", "timedelta"),
     "timezone": _make("datetime", "timezone"),
     "ZoneInfo": _make("zoneinfo", "ZoneInfo"),
+    "Timestamp": _make("pandas", "Timestamp"),
+    "Timedelta": _make("pandas", "Timedelta"),
     "UUID": lambda decode, rest: importlib.import_module("uuid").UUID(int=int(rest[0], 16)),
     "PosixPath": _make("pathlib", "PosixPath"),
     "PurePosixPath": _make("pathlib", "PurePosixPath"),
     "array": _to_array,
     "objects": _to_objects,
     "scalar": lambda decode, rest: _numbers(*rest)[0],
+    "index": _to_index,
     "frame": _to_frame,
     "series": _to_series,
 }
