@@ -367,7 +367,7 @@ TWIST: dict[str, list[Row]] = {
 # --------------------------------------------------------------------------------------------------------- rl and losses
 RL: dict[str, list[Row]] = {
     "rl/objective.py": [
-        ("each = weight.unsqueeze(1) * free / positions", "each = weight.unsqueeze(1) * free",
+        ("each = weight.unsqueeze(1) * decided / positions", "each = weight.unsqueeze(1) * decided",
          OBJECTIVE + "the_expected_grpo_gradient_is_that_of_the_expected_reward",
          OBJECTIVE + "the_first_ratio_is_one_and_the_kl_of_equals_is_zero"),
         ("loss + kl_beta * kl", "loss + kl", OBJECTIVE + "the_kl_is_weighed_and_positions_are_averaged"),
@@ -386,10 +386,16 @@ RL: dict[str, list[Row]] = {
         ("return self.advantage < 0", "return self.advantage > 0", ROLLOUTS + "rows_below_their_group_are_pushed_down"),
         ("views.take(self.valid[views.row].nonzero().squeeze(1))", "views",
          ROLLOUTS + "rows_without_a_reward_have_no_canvases"),
+        ("self.written_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)", "self.free",
+         ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),
+        ("views.masked | (self.free & ~decided)[views.row]", "views.masked",
+         ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),
         ("device) >= prompts.start.unsqueeze(1))", "device) >= 0 * prompts.start.unsqueeze(1))",
          ROLLOUTS + "padding_is_not_written"),
     ],
     "rl/train.py": [
+        ("new, old, reference, decided", "new, old, reference, batch.free",
+         ROLLOUTS + "updates_divide_by_the_positions_that_were_decided"),
         ("rl.baseline_decay * before + (1 - rl.baseline_decay) * mean",
          "rl.baseline_decay * mean + (1 - rl.baseline_decay) * before",
          ADVANTAGES + "the_running_mean_keeps_nine_tenths_of_what_it_was"),

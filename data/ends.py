@@ -39,6 +39,14 @@ def before_end(
     return free & ((is_end(tokens, ends) & free).cumsum(1) == 0)
 
 
+def with_end(
+    tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
+) -> Bool[Tensor, "row position"]:
+    """The positions of the answer and of the token that ends it: what a model decided where the rest is only filled up."""
+    end = is_end(tokens, ends) & free
+    return free & (end.cumsum(1) - end.long() == 0)
+
+
 def has_end(
     tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
 ) -> Bool[Tensor, "row"]:

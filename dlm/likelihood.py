@@ -60,6 +60,7 @@ class Estimator:
     """The contract. A subclass gives `views` and, where it is more than a weighted sum of log-probabilities, the other two."""
 
     scores = False  # whether it reads unnormalised scores, which score models have
+    replays = False  # whether it reads every token at the step at which it was drawn
     temperature: float | int = 1.0  # of the tokens
 
     def views(
@@ -234,6 +235,7 @@ class ReplayedTrajectory(Estimator):
 
     temperature: float | int = 1.0
     steps: int | None = None
+    replays = True
 
     def views(self, free, draws, written_at=None):
         assert written_at is not None, "a trajectory is of rows that were sampled"
@@ -307,7 +309,8 @@ def terms(
     if views.sigma is not None:
         assert views.free is not None
         length = whole.shape[1] - (0 if begins is None else begins)
-        share = -torch.expm1(-views.sigma.double()) * views.free / length
+        always = (views.masked & ~views.read).sum(1)  # what is masked at every level
+        share = (-torch.expm1(-views.sigma.double()) * views.free + always) / length
         told = model.sigma_of(share)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         sigma = views.sigma[views.read.nonzero()[:, 0]]
     hidden = model.hidden(canvas, views.read, told, begins)

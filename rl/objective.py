@@ -58,7 +58,7 @@ def policy_loss(
     new: Float[Tensor, "row position"],
     old: Float[Tensor, "row position"],
     reference: Float[Tensor, "row position"] | None,
-    free: Bool[Tensor, "row position"],
+    decided: Bool[Tensor, "row position"],
     advantage: Float[Tensor, "row"],
     weight: Float[Tensor, "row"],
     ratio: str,
@@ -67,17 +67,17 @@ def policy_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The clipped surrogate and kl_beta times the k3 estimate of the KL to the reference, and what the log shows of them.
 
-    Estimates are divided by the positions of a row that could be written, so that the two ratios have one gradient where new and
-    old agree: `token` clips each position by itself, `sequence` the row, by the exponential of its mean. weight: of each row;
-    0 leaves it out.
+    Estimates are divided by the number of `decided` positions of a row (`Batch.decided`), so that the two ratios have one
+    gradient where new and old agree: `token` clips each position by itself, `sequence` the row, by the exponential of its mean.
+    weight: of each row; 0 leaves it out.
     """
-    positions = free.sum(1, keepdim=True).clamp(min=1)
+    positions = decided.sum(1, keepdim=True).clamp(min=1)
     if ratio == "sequence":
         new, old = ((x / positions).sum(1, keepdim=True) for x in (new, old))
         reference = None if reference is None else (reference / positions).sum(1, keepdim=True)
         each = weight.unsqueeze(1)
     else:
-        each = weight.unsqueeze(1) * free / positions
+        each = weight.unsqueeze(1) * decided / positions
     spread = advantage.unsqueeze(1).expand_as(each)
     kept = each.flatten() > 0
 

@@ -6,7 +6,7 @@ from its group, counted and named, and the others are learnt from. Where it fail
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.ends import with_end
 from data.tasks import Prompts
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
@@ -33,7 +34,7 @@ class Batch:
     free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
     padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
     reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole
-    batch.
+    batch. ends: tokens that end an answer (data/ends.py).
     """
 
     tokens: Int[Tensor, "row position"]
@@ -46,10 +47,18 @@ class Batch:
     first_row: int
     old: Float[Tensor, "row position"] | None = None
     reference: Float[Tensor, "row position"] | None = None
+    ends: tuple[int, ...] = ()
+
+    def decided(self, estimator: Estimator) -> Bool[Tensor, "row position"]:
+        """The positions whose tokens the likelihood is of: the answer and its end token, as in d1 (2504.12216). What fills the
+        canvas behind them was not drawn from the model. A replayed trajectory is of every token that was drawn."""
+        return self.written_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)
 
     def views(self, estimator: Estimator) -> Views:
-        """The same canvases, whenever they are asked for; none of rows that are not valid."""
-        views = estimator.views(self.free, Draws(self.seed, first=self.first_row), self.written_at)
+        """The same canvases at every call, none of rows that are not valid. What was not decided stays masked on all of them."""
+        decided = self.decided(estimator)
+        views = estimator.views(decided, Draws(self.seed, first=self.first_row), self.written_at)
+        views = replace(views, masked=views.masked | (self.free & ~decided)[views.row])
         return views.take(self.valid[views.row].nonzero().squeeze(1))
 
     @property

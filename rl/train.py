@@ -165,7 +165,7 @@ class Rollouts:
         advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
         batch = Batch(
             samples.tokens, writable(prompts, self.model.mask_id), samples.written_at, prompts.start, advantage, scored.valid,
-            seed, prompts.first_row,
+            seed, prompts.first_row, ends=samples.ends,
         )  # fmt: skip
         views = batch.views(self.estimator)
         said = self.said(self.model, batch, views)
@@ -209,10 +209,11 @@ class Rollouts:
             index = batch.advantage[views.row].nonzero().squeeze(1)
             views, said = views.take(index), None if said is None else said[index]
         shown: dict[str, float] = {}
+        decided = batch.decided(self.estimator)
 
         def loss_of(new):
             loss, seen = policy_loss(
-                new, old, reference, batch.free, batch.advantage, weight, rl.ratio, rl.ppo_clip, rl.kl_beta
+                new, old, reference, decided, batch.advantage, weight, rl.ratio, rl.ppo_clip, rl.kl_beta
             )
             shown.update(seen)
             return loss

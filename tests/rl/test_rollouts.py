@@ -7,18 +7,22 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
+import rl.train
 from data.pairs import Pairs
-from data.tasks import Prompts
+from data.tasks import Prompts, TextTask
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.likelihood import Elbo, MeanField, log_likelihood
+from dlm.likelihood import Elbo, MeanField, ReplayedTrajectory, ScoreEntropy, log_likelihood
 from policy.train import Learner
+from rewards.rules import RewardOutput
 from rl.preferences import Preferences, margins
 from rl.rollouts import Batch, writable
+from rl.train import Rollouts
 from samplers.loop import Strategy, sample
 from samplers.where import Random
-from tests.enumerable import RandomLM, random_radd
+from tests.enumerable import RandomLM, dependent_joint, from_joint, inconsistent, random_radd
 from training.processes import ALONE
+from training.usage import composed
 
 
 def batch_of(advantage, valid):
@@ -34,6 +38,63 @@ def test_rows_below_their_group_are_pushed_down():
 def test_rows_without_a_reward_have_no_canvases():
     views = batch_of([1.0, 0.0, -1.0], [True, False, True]).views(Elbo(2))
     assert views.row.tolist() == [0, 0, 2, 2]
+
+
+def ended_rows(tokens, written_at):
+    """Rows whose answer ends at token 1; -1: filled up behind it."""
+    tokens, written_at = torch.tensor(tokens), torch.tensor(written_at)
+    rows = len(tokens)
+    return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), written_at, None, torch.zeros(rows),
+                 torch.ones(rows, dtype=torch.bool), 0, 0, ends=(1,))  # fmt: skip
+
+
+def test_a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas():
+    joint = dependent_joint(2, 3)
+    model, log_p = from_joint(joint), lambda *tokens: float(joint[tokens].sum().log())
+    filled = ended_rows([[0, 1, 1], [1, 1, 1]], [[0, 1, -1], [0, -1, -1]])
+    expected = [log_p(0, 1), log_p(1)]  # marginals: the tail stays open
+    for estimator, tolerance in ((Elbo(2000), 0.03), (ReplayedTrajectory(), 1e-5)):
+        found = log_likelihood(model, estimator, filled.tokens, filled.views(estimator)).sum(1)
+        assert found.tolist() == pytest.approx(expected, abs=tolerance)
+        assert filled.decided(estimator).sum(1).tolist() == [2, 1]
+    alone = log_likelihood(model, MeanField(), filled.tokens, filled.views(MeanField())).sum(1)
+    assert float(alone[0]) == pytest.approx(log_p(0) + float(joint[:, 1].sum().log()), abs=1e-5)
+    # a token that was drawn behind the place of the end, before the end was
+    early = ended_rows([[0, 1, 0]], [[1, 2, 0]])
+    found = {name: float(log_likelihood(model, one, early.tokens, early.views(one)).sum())
+             for name, one in (("elbo", Elbo(2000)), ("trajectory", ReplayedTrajectory()))}  # fmt: skip
+    assert found["trajectory"] == pytest.approx(log_p(0, 1, 0), abs=1e-5)
+    assert found["elbo"] == pytest.approx(log_p(0, 1), abs=0.03)
+
+
+def test_noise_levels_know_of_positions_that_stay_open():
+    """Of 8 positions 2 are decided and 6 stay masked: at every level at least 6 / 8 are."""
+    model, told = random_radd(), []
+    model.sigma_of = lambda share: told.append(share) or None
+    model.log_scale = lambda sigma: torch.zeros_like(sigma)
+    batch = ended_rows([[0, 1, *[1] * 6]], [[0, 1, *[-1] * 6]])
+    views = batch.views(ScoreEntropy(8))
+    log_likelihood(model, ScoreEntropy(8), batch.tokens, views)
+    (share,) = told
+    torch.testing.assert_close(share, (6 + 2 * -torch.expm1(-views.sigma.double())) / 8)
+
+
+def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
+    config = composed("train_rl", ["rl.batch_size=4", "rl.group_size=2", "rl.kl_beta=0.0", "sampling.steps=6"])
+    model, canvas = inconsistent(3, 6), torch.full((2, 6), 3)
+    task = TextTask.__new__(TextTask)  # this much of it is read
+    task.ends, task.prompts = (1,), lambda count, seed: Prompts(canvas, {})
+    learner = Still.__new__(Still)
+    learner.processes, seen = ALONE, []
+    loss = rl.train.policy_loss
+    monkeypatch.setattr(rl.train, "policy_loss", lambda *given: seen.append(given[3]) or loss(*given))
+    reward = lambda samples, rows: RewardOutput(torch.arange(4.0))
+    made = Rollouts(model, learner, None, Elbo(2), task, reward, config)
+    made.iteration(0, print)
+    assert made.batch is not None
+    ended = made.batch.tokens == 1
+    expected = (ended.cumsum(1) - ended.long()) == 0
+    assert torch.equal(seen[0], expected) and 4 < int(expected.sum()) < 24
 
 
 def test_padding_is_not_written():
