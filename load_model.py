@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -44,7 +43,7 @@ from model.sedd import SEDD
 from training.files import replacing_directory
 from training.stored import description, read_json_object
 from training.usage import readable
-from weights import check_read, check_written, load_checkpoint
+from weights import check_files, check_read, load_checkpoint, load_weights, save_weights
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not
@@ -177,8 +176,7 @@ def _adapted(
     with_adapter = AdapterLM(model, adapter)
     if state is None:
         with readable(Path(folder) / "adapter_model.safetensors"):
-            saved = load_file(fetch(folder, "adapter_model.safetensors"))
-        check_read(saved.items(), Path(folder) / "adapter_model.safetensors")
+            saved = load_weights(fetch(folder, "adapter_model.safetensors"))
         keys = KEYS[family(config)]
         ours = {peft_name(name, keys): name for name in with_adapter.backbone_state()}
         state = {ours.get(name, name): tensor for name, tensor in saved.items()}
@@ -230,12 +228,11 @@ def save_model(model: MaskedLM, config: dict, directory: Path, dtype: torch.dtyp
     elif getattr(model.backbone.config, "tie_word_embeddings", False):  # one tensor under two names
         state.pop("lm_head.weight")
     file = "adapter_model.safetensors" if isinstance(model, AdapterLM) else "model.safetensors"
-    check_written(state.items(), directory / file)
     with replacing_directory(directory) as part:
         if isinstance(model, AdapterLM):
             (part / "adapter_config.json").write_text(json.dumps(model.adapter, indent=2) + "\n", encoding="utf-8")
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / file, {"format": "pt"})
+        save_weights(state, part / file, directory / file)
         if isinstance(model.tokenizer, PreTrainedTokenizerBase):
             model.tokenizer.save_pretrained(part)
 
@@ -249,6 +246,7 @@ def _causal(path: str, config: dict, state: dict[str, Tensor] | None, dtype: str
     precision = getattr(torch, dtype)
     if state is None:
         saved = _wrapped_causal(path, config)
+        check_files(path)
         settings: Any = None if saved is None else AutoConfig.for_model(**config)
         kind: Any = AutoModelForCausalLM if saved is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         try:

@@ -36,6 +36,7 @@ from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings
 from training.trainers import train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input
+from weights import add_checksums, check_files
 
 ALGORITHMS = ("dpo", "kto", "rloo")
 
@@ -66,6 +67,7 @@ def check_preference(config: DictConfig) -> None:
 def load_causal(name: str) -> tuple[Any, Any]:
     """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
     path = unpacked(shipped(name))
+    check_files(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -218,6 +220,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             tuned = tuned if config.lora.rank is None else tuned.merge_and_unload()
             with replacing_directory(run.directory / "model") as part:
                 tuned.save_pretrained(part)
+                add_checksums(part)
                 tokenizer.save_pretrained(part)
         run.close()
         return run.directory

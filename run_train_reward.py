@@ -36,6 +36,7 @@ from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings
 from training.trainers import train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input
+from weights import add_checksums, check_files
 
 HEADS = ("sequence", "vocabulary")
 
@@ -90,6 +91,8 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
     the same tokens, whose mask comes behind its vocabulary."""
     path = config.init and reward_folder(unpacked(shipped(str(config.init))))
+    if path:
+        check_files(path)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             path or shipped(config.encoder.tokenizer), trust_remote_code=False
@@ -167,6 +170,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
     if group.first:
         with replacing_directory(run.directory / "model") as part:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part)
+            add_checksums(part)
             tokenizer.save_pretrained(part)
         say_accuracy(run, report(ClassifierReward(trainer.model, tokenizer, kind), held_out, config, longest))
     run.close()

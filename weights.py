@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CHECKSUM = "checksum"  # key of a checkpoint
+CHECKSUM = "checksum"  # key of a checkpoint, and of the metadata of a safetensors file
 
 
 def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -71,6 +75,101 @@ def checksum(state: Mapping[str, Any]) -> str:
 
     add({key: value for key, value in state.items() if key != CHECKSUM})
     return digest.hexdigest()
+
+
+def weights_checksum(digests: Iterable[str]) -> str:
+    """Checksum of a safetensors file, by the `checksum` of each of its tensors with its name, in any order."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def save_weights(tensors: Mapping[str, Tensor], file: Path, name: str | Path | None = None, **metadata: str) -> None:
+    """Write a safetensors file whose metadata hold the checksum of its tensors.
+
+    Args:
+        tensors: by name, on the CPU.
+        file: to write.
+        name: of the file in messages (None: `file`).
+        metadata: more of it.
+
+    Raises:
+        FloatingPointError: a tensor is not finite; nothing is written.
+    """
+    check_written(tensors.items(), name or file)
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    total = weights_checksum(checksum({key: tensor}) for key, tensor in tensors.items())
+    save_file(tensors, file, {"format": "pt", **metadata, CHECKSUM: total})
+    _sort_metadata(file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the keys of the metadata in order, so that equal weights are equal files: the library's order changes each time."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        opened.seek(8)
+        opened.write(written.ljust(size))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file. Raises ValueError for one that is cut off or none."""
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read ({error}); it is damaged or no checkpoint, give another") from error
+
+
+def add_checksums(directory: Path) -> None:
+    """Write the checksum into the safetensors files of a directory that a library has just saved."""
+    for file in directory.glob("*.safetensors"):
+        with _opened(file) as opened:
+            metadata = opened.metadata() or {}
+        save_weights(load_file(file), file, **{key: value for key, value in metadata.items() if key != CHECKSUM})
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in a safetensors file, one tensor in memory at a time. A file from elsewhere has no checksum.
+
+    Raises:
+        ValueError: after the last tensor, where the file's checksum does not fit.
+    """
+    with _opened(file) as opened:
+        known, digests = (opened.metadata() or {}).get(CHECKSUM), []
+        for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+            tensor = opened.get_tensor(name)
+            if known is not None:
+                digests.append(checksum({name: tensor}))
+            yield name, tensor
+    if known is not None and weights_checksum(digests) != known:
+        raise ValueError(f"{file} is damaged: its checksum is not that of its tensors; give another checkpoint")
+
+
+def load_weights(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        ValueError: as `read_tensors`, and for a tensor that is not finite.
+    """
+    weights = dict(read_tensors(Path(file)))
+    check_read(weights.items(), file)
+    return weights
+
+
+def check_files(directory: str | Path) -> None:
+    """Check the safetensors files of a local directory that a library is to read. A hub id is passed over.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        with _opened(file) as opened:
+            has_checksum = CHECKSUM in (opened.metadata() or {})
+        if has_checksum:
+            for _ in read_tensors(file):
+                pass
 
 
 def load_checkpoint(source: Any, file: str | Path) -> Any:

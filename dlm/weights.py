@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlm.files import fetch, is_there
 from training.usage import readable
+from weights import read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 # What torch.compile and FSDP put into a parameter's name, at any depth.
@@ -61,9 +62,7 @@ def stored(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of everything in a file, one tensor in memory at a time. ValueError that names a file that is damaged."""
     with readable(file):
         if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-                    yield name, opened.get_tensor(name)
+            yield from read_tensors(file)
             return
         yield from _pickled(file).items()
 

@@ -28,6 +28,7 @@ from data.encoding import batch_ids, check_embedded
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from rewards.likelihood import unigram_entropy
 from rewards.models import position_limit
+from weights import check_files
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
@@ -58,6 +59,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             raise JudgeMissing(f"the judge {error}") from error
     else:
         source, options = name, {"cache_dir": cache_dir}
+    check_files(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **options)

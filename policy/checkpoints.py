@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
@@ -22,7 +21,7 @@ from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.files import replacing_directory
 from training.stored import read_json_object
 from training.usage import readable
-from weights import check_read, check_written, load_checkpoint
+from weights import load_checkpoint, load_weights, save_weights
 
 Policy = Agreement | DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
 POLICIES = {
@@ -61,12 +60,11 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
         name: (tensor.to(dtype) if name in parameters else tensor).contiguous().cpu()
         for name, tensor in policy.state_dict().items()
     }
-    check_written(weights.items(), Path(directory) / "model.safetensors")
     with replacing_directory(directory) as part:
         (part / "config.json").write_text(
             json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+        save_weights(weights, part / "model.safetensors", Path(directory) / "model.safetensors")
 
 
 def load_policy(
@@ -99,8 +97,7 @@ def load_policy(
     else:
         config_file = file.with_name("config.json")
         with readable(file):
-            weights, average = load_file(file), None
-            check_read(weights.items(), file)
+            weights, average = load_weights(file), None
         config = read_json_object(config_file) if config_file.is_file() else {}
     policy = _build(weights, config, file, model)
     if average:

@@ -20,13 +20,12 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from data.encoding import batch_ids, check_embedded
 from data.preferences import KINDS, fitted
-from weights import check_read, check_written
+from weights import check_files, check_read, load_weights, save_weights
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
@@ -250,11 +249,8 @@ class VocabularyHead(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary, width = self.linear.weight.shape
         settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
-        check_written(self.state_dict().items(), directory / "model.safetensors")
         (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / "model.safetensors"
-        )
+        save_weights(self.state_dict(), directory / "model.safetensors")
 
 
 def load_head(path: str | Path, device: str | torch.device = "cpu") -> VocabularyHead:
@@ -269,9 +265,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
             f"{Path(folder) / HEAD} lacks {', '.join(sizes)}; give the one that was saved with the weights"
         )
     head = VocabularyHead(**settings)
-    weights = load_file(Path(folder) / "model.safetensors")
-    check_read(weights.items(), Path(folder) / "model.safetensors")
-    head.load_state_dict(weights)
+    head.load_state_dict(load_weights(Path(folder) / "model.safetensors"))
     return head.requires_grad_(False).eval().to(device)
 
 
@@ -427,6 +421,7 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
         raise ValueError(
             f"{path} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
         )
+    check_files(path)
     try:
         model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -4,16 +4,29 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from load_model import load_model
+from dlm.weights import stored
+from load_model import build_model, load_model, save_model
 from policy.checkpoints import load_policy, save_policy
 from policy.networks import DitConfidence
+from rewards.models import VocabularyHead, load_head
 from tests.policy_runs import run as run_policy
 from tests.policy_runs import tiny_models
 from tests.training.test_run import TINY, train
 from training.optim import Optimiser
-from weights import CHECKSUM, check_written, checksum, load_checkpoint, not_finite
+from weights import (
+    CHECKSUM,
+    add_checksums,
+    check_files,
+    check_written,
+    checksum,
+    load_checkpoint,
+    load_weights,
+    not_finite,
+    save_weights,
+)
 
 POLICY = {"hidden_dim": 16, "feedforward_dim": 16, "num_heads": 2, "time_embed_dim": 8}
 
@@ -71,6 +84,62 @@ def test_a_flipped_byte_and_a_bad_weight_are_refused_and_a_published_file_is_rea
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"checkpoint_3.pth holds numbers that are not finite, in model.w"):
         load_checkpoint(file, file)
+
+
+def flip(file, value: float) -> None:
+    """Change the lowest bit of the first float32 of this value."""
+    found = bytearray(file.read_bytes())
+    at = found.index(torch.tensor(value).numpy().tobytes())
+    found[at] ^= 1
+    file.write_bytes(bytes(found))
+
+
+def test_weights_of_ours_carry_a_checksum_and_others_are_read_without(tmp_path):
+    file = tmp_path / "model.safetensors"
+    weights = {"w": torch.arange(100.0), "none": torch.zeros(0), "one": torch.tensor(2.5, dtype=torch.bfloat16)}
+    save_weights(weights, file)
+    assert all(torch.equal(value, weights[name]) for name, value in load_weights(file).items())
+    check_files(tmp_path)
+    before = file.read_bytes()
+    flip(file, 50.0)
+    for read in (lambda: load_weights(file), lambda: check_files(tmp_path), lambda: dict(stored(file))):
+        with pytest.raises(ValueError, match=r"model.safetensors is damaged: its checksum is not that of its tensors"):
+            read()
+    assert load_file(file)["w"][50] != 50  # what a library reads
+    save_file(load_file(file), file)  # as from elsewhere
+    assert load_weights(file).keys() == weights.keys()
+    check_files(tmp_path)
+    save_file(weights, file, {"format": "pt", "about": "x"})
+    add_checksums(tmp_path)
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata().keys() == {"format", "about", CHECKSUM}
+    save_weights(dict(reversed(weights.items())), file)
+    assert file.read_bytes() == before  # equal weights are equal files
+    file.write_bytes(before[:-3])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*; it is damaged or no checkpoint"):
+        load_weights(file)
+    check_files("owner/name")  # a hub id
+
+
+def test_everything_that_this_project_saves_is_refused_with_a_flipped_byte(tmp_path):
+    policy, head = DitConfidence(**POLICY), VocabularyHead(2, 3, "trunk", "mask")
+    for weights in (policy.output_proj.bias, head.linear.bias):
+        with torch.no_grad():
+            weights.fill_(0.7)
+    save_policy(policy, tmp_path / "policy")
+    head.save(tmp_path / "head")
+    shape = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "length": 8}
+    config = {"model_type": "radd", "tokens": 5, "model": shape, "noise": {"type": "loglinear"}}
+    model = build_model(config, "float32", None)[0]
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = 0.7
+    save_model(model, config, tmp_path / "model", torch.float32)
+    readers = {"policy": load_policy, "head": load_head, "model": load_model}
+    for name, read in readers.items():
+        read(tmp_path / name)
+        flip(tmp_path / name / "model.safetensors", 0.7)
+        with pytest.raises(ValueError, match=f"{name}/model.safetensors is damaged"):
+            read(tmp_path / name)
 
 
 def test_a_policy_and_a_model_are_neither_saved_nor_loaded_with_a_bad_number(tmp_path):

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
@@ -28,7 +27,7 @@ from training.stored import read_json_object
 from training.usage import readable
 from twist.bounds import model_digest
 from twist.heads import TwistHead
-from weights import check_read, check_written
+from weights import load_weights, save_weights
 
 TRUNKS = ("own", "separate", "lora")
 CONDITIONS = ("none", "tokens", "class")
@@ -286,11 +285,10 @@ def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
     """model.safetensors (what is trained) and config.json: settings of the twist, the digest of its model, and `about` what it
     was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
-    check_written(weights.items(), Path(directory) / "model.safetensors")
     known = {"twist": twist.settings, "digest": digests(twist.model), **about}
     with replacing_directory(directory) as part:
         (part / "config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, part / "model.safetensors", {"format": "pt"})
+        save_weights(weights, part / "model.safetensors", Path(directory) / "model.safetensors")
 
 
 def read_about(directory: str | Path) -> dict:
@@ -311,8 +309,7 @@ def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict
     about = read_about(directory)
     twist = TwistModel(model, **about["twist"])
     with readable(Path(directory) / "model.safetensors"):
-        state = load_file(Path(directory) / "model.safetensors")
-        check_read(state.items(), Path(directory) / "model.safetensors")
+        state = load_weights(Path(directory) / "model.safetensors")
     own = twist.trained()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:
