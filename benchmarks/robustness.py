@@ -43,12 +43,15 @@ import run_train_rl
 import run_train_twist
 from benchmarks.hostile import HOSTILE, Bench, make_bench
 from evaluation.report import print_table
+from training.ranges import Whole
 from training.usage import composed, exit_on_bad_input
 
 LIMIT = 60.0  # seconds that a trial may take, on a machine that does nothing else
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 SMALL = ["device=cpu", "wandb.mode=disabled"]
+NAMES = ("train_dlm", "train_policy", "train_rl", "train_twist", "train_reward", "train_reward head", "train_preference",
+         "sample", "evaluate")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _child(work: Callable[[], Any], log: Path) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with exit_on_bad_input():
@@ -451,20 +455,24 @@ def check_hostile(bench: Bench, base: Path, most: int, only: str) -> Count:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--kills", type=int, default=20, help="of each command")
-    made.add_argument("--hostile", type=int, default=len(HOSTILE), help="hostile files, the first so many")
+    made.add_argument("--kills", type=Whole(0, 100_000), default=20, help="of each command")
+    made.add_argument(
+        "--hostile", type=Whole(0, 100_000), default=len(HOSTILE), help="hostile files, the first so many"
+    )
     made.add_argument("--only", default="", help="hostile files whose names hold this")
-    made.add_argument("--commands", default="all", help="names, separated by commas, or none")
+    made.add_argument("--commands", default="all", help=f"of {', '.join(NAMES)}, separated by commas; or all, or none")
     made.add_argument("--no-signals", dest="signals", action="store_false")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=Whole(0, 2**31 - 1), default=0)
     return made
 
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
+    chosen = set(arguments.commands.split(","))
+    if unknown := chosen - {*NAMES, "all", "none"}:
+        raise ValueError(f"--commands {', '.join(sorted(unknown))} is none of all, none, {', '.join(NAMES)}; change it")
     torch.set_num_threads(1)
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    chosen = set(arguments.commands.split(","))
     counts: list[Count] = []
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
@@ -490,4 +498,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with exit_on_bad_input():
+        status = main(sys.argv[1:])
+    sys.exit(status)
