@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from dlm.masked_lm import MaskedLM
 
 T = TypeVar("T")
-COUNTED_ROWS = 16  # rows whose decoding is counted: enough for a mean, few enough to cost little
+# Rows whose decoding is counted: enough for a mean, few enough to cost little. Of long rows, which vary less, fewer are counted.
+COUNTED_ROWS, COUNTED_POSITIONS = 16, 1024
 
 
 def _sdpa_on_cpu(query, key, value, *arguments, out_shape=None, **settings) -> int:
@@ -51,13 +52,14 @@ def equivalent_evaluations(
     canvas: Int[Tensor, "row position"],
     start: Int[Tensor, "row"] | None = None,
 ) -> float:
-    """Mean equivalent evaluations of a row: `decode` runs again on COUNTED_ROWS rows of `canvas`, evenly spaced, and its FLOP are
-    divided by those of one evaluation of each of these rows.
+    """Mean equivalent evaluations of a row: `decode` runs again on up to COUNTED_ROWS rows of `canvas`, evenly spaced, and its FLOP
+    are divided by those of one evaluation of each of these rows.
 
     decode: the decoding to count, of the canvases that it is given (the draws of a row may differ from those of the whole batch).
     start: where each row begins behind its padding; None: no padding.
     """
-    rows = torch.linspace(0, len(canvas) - 1, min(COUNTED_ROWS, len(canvas))).round().long().to(canvas.device)
+    count = min(len(canvas), COUNTED_ROWS, max(2, COUNTED_POSITIONS // canvas.shape[1]))
+    rows = torch.linspace(0, len(canvas) - 1, count).round().long().to(canvas.device)
     _, flop = flop_of(lambda: decode(canvas[rows]))
     lengths = [canvas.shape[1]] * len(rows) if start is None else (canvas.shape[1] - start[rows]).tolist()
     one = {length: evaluation_flop(model, length) for length in set(lengths)}
