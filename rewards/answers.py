@@ -47,10 +47,11 @@ def _braced(text: str) -> str:
 
 
 def tagged(text: str) -> str | None:
-    """What stands in the last `<answer>`, closed or not; None where there is none."""
+    """What stands in the last `<answer>` that is not empty, closed or not; None where there is none, "" where all are empty."""
     if "<answer>" not in text:
         return None
-    return text.rsplit("<answer>", 1)[1].split("</answer>")[0].strip()
+    insides = [part.split("</answer>")[0].strip() for part in text.split("<answer>")[1:]]
+    return next((inside for inside in reversed(insides) if inside), "")
 
 
 def plain_answer(text: str) -> str:
@@ -138,7 +139,7 @@ def is_same_expression(given: str, wanted: str) -> bool:
         return True
     name = words(wanted)
     if name is not None and ("\\text" in gold or len(name) > 3):  # `east` is no product of letters, and so not `seat`
-        return words(given) == name
+        return name in (words(given), words(PREFACE.sub("", given)))
     number = number_of(wanted, boxed=True)
     try:
         value = sides(given, boxed=True)

@@ -13,12 +13,14 @@ import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from textwrap import dedent
 
 from rewards.sandbox import Program, run_programs
 
 END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of turn, written out
 FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
+GLUED = re.compile(r"(?P<code>[^`]*[^`\s])`{3,}[ \t]*")  # a fence that closes behind the last statement
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
 # Besides START, how the first line of a part may begin. What stands in a fence is code.
@@ -147,7 +149,17 @@ def code_in(text: str, entry: str, before: str = "") -> str:
 def code_of(text: str, entry: str, before: str) -> str:
     """The same of a text without what follows its end. (A stray quote can make a string of the mark of an end: then the first
     mark ends it.) Of several programs the last one is the answer, those in fences before others."""
-    return last_program(sections(text, strings=True), entry, before) or last_program(sections(text), entry, before)
+    return (
+        last_program(sections(text, strings=True), entry, before)
+        or last_program(sections(text), entry, before)
+        or last_program(sections(unindented(text)), entry, before)
+    )
+
+
+def unindented(text: str) -> str:
+    """A text whose indented parts begin at the left margin: Markdown's other way of writing code."""
+    parts = groupby(lines_of(text), lambda line: not line.strip() or line[0] in " \t")
+    return "\n".join(dedent("\n".join(part)) for _, part in parts)
 
 
 @dataclass(frozen=True)
@@ -162,10 +174,11 @@ def sections(text: str, strings: bool = False) -> list[Section]:
     """A text cut at its fences; with `strings` not at those inside a string of three quotes, where they are part of a program."""
     found, named, own = [], False, []
     for line in lines_of(text):
-        fence = FENCE.fullmatch(line)
-        if fence and not (strings and in_string("\n".join(own))):
+        fence, glued = FENCE.fullmatch(line), GLUED.fullmatch(line) if named else None
+        if (fence or glued) and not (strings and in_string("\n".join(own))):
+            own += [glued["code"]] if glued else []
             found.append(Section("\n".join(own), named))
-            named, own = bool(fence["info"].strip()), []
+            named, own = bool(fence and fence["info"].strip()), []
         else:
             own.append(line)
     return [*found, Section("\n".join(own), named)]

@@ -26,7 +26,7 @@ LARGEST = 10_000  # bits of a power
 SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # a range of a regular expression
 SPACE = rf"(?:\\[,;: ]|~|\\(?:thin|med|thick|en)?space(?![A-Za-z])|\\q?quad(?![A-Za-z])|\\hspace\*?\{{[^{{}}]*\}}|[{SPACES}])"
 # Between groups of three digits. A comma in front of a space other than \! separates two numbers.
-THOUSANDS = re.compile(rf"(?<![\d.,])(\d{{1,3}})((?:(?:\{{,\}}(?:\\!)?|,\\!|\\!|{SPACE})\d{{3}})+)(?![\d,])")
+THOUSANDS = re.compile(rf"(?<![\d.,])(\d{{1,3}})((?:(?:\{{,\}}(?:\\!)?|,\\!|\\!|['’]|{SPACE})\d{{3}})+)(?![\d,])")
 PLAIN_THOUSANDS = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?")
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True))
 CHARACTERS = str.maketrans({
@@ -35,7 +35,7 @@ CHARACTERS = str.maketrans({
     **dict.fromkeys("−–‐‑﹣", "-"), **dict.fromkeys("×✕⨯∗", "*"), **dict.fromkeys("⋅·∙•", "*"), **dict.fromkeys("÷∕⁄", "/"),
     "—": " ; ", "≈": r"\approx ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\neq ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty ",
     "√": r"\sqrt ", "∅": r"\emptyset ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": " ", "→": r"\to ", "⇒": r"\Rightarrow ",
-    "€": "$", "£": "$", "¥": "$", "₹": "$", "’": "'", "`": " ",
+    **dict.fromkeys("€£¥₹₽₩₺₴₦₫₱₪฿¢", "$"), **dict.fromkeys("‘’", "'"), **dict.fromkeys('`"“”„«»✓✔✅', " "), "\ufe0f": None,
 })  # fmt: skip
 SINGLE = r"[\dA-Za-z]|\\(?:pi|theta|alpha|beta|phi)(?![A-Za-z])"  # an argument without braces
 TEXTS = re.compile(
@@ -46,11 +46,15 @@ REWRITES = [(re.compile(pattern), to) for pattern, to in (
     (r"\\(?:boxed|fbox)(?![A-Za-z])\s*", ""),
     (r"\\(?:left|right|[bB]ig+[lrm]?)(?![A-Za-z])\s*\.?", ""),
     (r"\\(?:display|text|script)style(?![A-Za-z])|\\n?limits(?![A-Za-z])", " "),
+    (r"\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it|bfseries)(?![A-Za-z])", " "),
+    (r"\\(?:begin|end)\{(?:align(?:ed)?|gather(?:ed)?|equation|math|displaymath|center)\*?\}", " "),
+    (r"(?<![\w'])'([^'\n]+)'(?![\w'])", r" \1 "),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
     (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", " "),
     (r"\\%|%", " "),
     (r"\b(?:USD|US|EUR|GBP|Rs\.?)\s*(?=\\?\$?\s?\d)", " "),
+    (r"(?<![A-Za-z\\$])[A-Z]{1,3}(?=\\?\$\s?\d)", " "),  # A$18
     (r"([-+])\s*\\?\$\s*(?=[\d.])", r"\1"),
     (r"\\?\$", " "),
     (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "), (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge "),
@@ -114,7 +118,7 @@ class Value:
 
 
 TOKEN = re.compile(
-    r"(?P<number>\d*\.\d*\\overline\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d*)?(?:[eE][-+]?\d{1,4}(?!\d))?|\.\d+)"
+    r"(?P<number>\d*\.\d*\\overline\{\d+\}|(?:(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?!,?\d)|\d+)(?:\.\d*)?(?:[eE][-+]?\d{1,4}(?!\d))?|\.\d+)"
     r"|(?P<word>[^\W\d_](?:['_-]?[^\W_])*(?:_\{[^{}]*\})?(?:\s?\^\s?(?:\{\s*[-+]?\d+\s*\}|[-+]?\d+))?)"
     r"|(?P<command>\\[A-Za-z]+)"
     r"|(?P<operator>\*\*|[-+*/^])|(?P<bracket>\\?[({\[\])}])|(?P<join>[:,_&|!])|(?P<other>\\?\S)"
@@ -345,13 +349,13 @@ MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**
 SHORT_WORDS = frozenset("aAI")
 FUNCTIONS = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|gcd|lcm|mod|sqrt|det")
 COMMA = r"(?<=[^\d\s]),(?=\s)|(?<=\d),(?=\s*[^\d\s+.-])"  # none between two numbers
-CLAUSE_END = re.compile(rf"\n|[.;!?]+(?=\s|$)|{COMMA}")
+CLAUSE_END = re.compile(rf"\n(?!\s*=)|[.;!?]+(?=\s|$)|{COMMA}")
 BOX_END = re.compile(rf"(?<!\.)[.;](?=\s|$)|{COMMA}")  # 5! in a box is a factorial
 SAME = re.compile(
     r"(?<![<>!:])=+(?!>)|=>|->|\\(?:approx|equiv|sim|simeq|to|[Ll]?(?:ong)?[Rr]ightarrow|implies|therefore)(?![A-Za-z])"
     r"|\b(?:is|are|was|were|be|equals?|makes?|gives?)\b|(?<!\d)(?<!\d\s):|(?<=\d):(?!\s*\d)"
 )
-TAG = re.compile(r"</?[A-Za-z,][^<>\n]{0,20}[>}]")
+TAG = re.compile(r"<[/\\]?\s?[A-Za-z,][^<>\n]{0,20}[>}]")
 REMARK = re.compile(r"(?<=\s)\([^()]*[A-Za-z]{2}[^()]*\)")  # 5 (rounded)
 TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
 

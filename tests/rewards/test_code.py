@@ -176,6 +176,8 @@ def test_a_later_program_replaces_what_goes_on_from_the_prompt():
     "text",
     [
         "1. Code:\n\n   ```python\n   def f(x):\n       return 2 * x\n   ```\n",
+        "Answer:\n\n    def f(x):\n        return 2 * x\n\nDone.",
+        "```python\ndef f(x):\n    return 2 * x```\nHere ``` closes a fence.",
         "- so\n\n\t```python\n\tdef f(x):\n\t    return 2 * x\n\t```\n- done",
         "1. Code:\n\n   ```python\n   import math\n\n   def f(x):\n       if x:\n           return 2 * x\n   ```\n2. `f(1)`",
         '```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return 2 * x\n```\n',
