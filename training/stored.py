@@ -135,7 +135,12 @@ def _literal(value: Any, whole: dict, name: str, left: list[int]) -> Any:
     try:
         return _resolved(value, whole, name, "", left)
     except ValueError:
-        return value.replace("${", "\\${")  # OmegaConf's way to write what is no reference
+        return escaped(value)
+
+
+def escaped(text: str) -> str:
+    """A text as OmegaConf writes it so that `${` begins no reference, with the backslashes doubled that stand before one."""
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
 
 
 def settings(content: bytes, name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from training.files import Unwritable
+from training.stored import escaped
 from training.terminal import printable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,7 +42,7 @@ def literal(text: str) -> str:
     """
     if text == "???":
         raise ValueError("the text '???' stands for a missing value in a configuration; write another text")
-    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
+    return escaped(text)
 
 
 def override(key: str, text: str) -> str:

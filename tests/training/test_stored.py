@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from training.stored import configuration, parsed_json, parsed_yaml, read_json_object
+from training.stored import configuration, description, parsed_json, parsed_yaml, read_json_object
 
 
 def stored(text: str, **rest):
@@ -35,6 +35,14 @@ def test_what_asks_for_something_outside_is_refused_by_its_key(value, monkeypatc
         stored(text)
     assert "s3cr3t" not in str(error.value)
     assert stored(text, ignored=["v"]).v is None
+
+
+def test_in_a_description_what_asks_for_something_outside_is_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    for before in ("", "\\", "\\\\", "a \\", "$"):
+        (tmp_path / "config.yaml").write_text(f"dlm: {{path: '{before}${{oc.env:SECRET}}'}}\nseed: 3\nn: '${{seed}}'\n")
+        found = description(tmp_path / "config.yaml")
+        assert found.dlm.path == before + "${oc.env:SECRET}" and found.n == 3
 
 
 def test_places_and_storages_come_from_the_command():
