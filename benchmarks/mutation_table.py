@@ -13,6 +13,10 @@ CONFIDENCE = "tests/samplers/test_sampled_confidence.py::test_"
 FORCED = "tests/samplers/test_teacher_forced.py::test_"
 PROMPTS = "tests/samplers/test_prompts.py::test_"
 PADDED = PROMPTS + "a_padded_row_is_the_row_alone"
+SIBLINGS = "tests/samplers/test_siblings.py::test_"
+BEST_OF = "tests/samplers/test_best_of.py::test_"
+ENDS = "tests/data/test_ends.py::test_"
+CAUSAL = "tests/dlm/test_causal.py::test_"
 INVARIANCE = "tests/samplers/test_invariance.py::test_"
 SMC, FK, SCORES = "tests/samplers/test_smc.py::test_", "tests/samplers/test_fk.py::test_", "tests/samplers/test_scores.py::test_"
 PARTICLES, GUIDED = "tests/samplers/test_particles.py::test_", "tests/samplers/test_guided.py::test_"
@@ -134,6 +138,45 @@ SAMPLERS: dict[str, list[Row]] = {
 
 # -------------------------------------------------------------------------------------------------------------------- dlm
 DLM: dict[str, list[Row]] = {
+    "samplers/siblings.py": [
+        ("(past, 0), value=True)", "(past, 0), value=False)", SIBLINGS + "a_step_runs_the_new_token_and_its_siblings_only",
+         SIBLINGS + "scores_and_tokens_are_those_of_the_published_loops"),
+        ("length.unsqueeze(1).expand_as(siblings)), 1)", "length.unsqueeze(1).expand_as(siblings) + 1), 1)",
+         SIBLINGS + "scores_and_tokens_are_those_of_the_published_loops"),
+        ("same.long().cumprod(2).sum(2)", "same.long().sum(2)",
+         SIBLINGS + "rewards_are_those_of_whole_texts_while_rows_grow_leave_return_and_are_copied"),
+        ("part[slot, :, :past]", "part[: len(slot), :, :past]",
+         SIBLINGS + "rewards_are_those_of_whole_texts_while_rows_grow_leave_return_and_are_copied"),
+        ("past + place - kept.unsqueeze(1))", "past + place)",
+         SIBLINGS + "texts_of_different_lengths_and_rows_that_end_leave_the_others_as_they_are",
+         SIBLINGS + "rewards_are_those_of_whole_texts_while_rows_grow_leave_return_and_are_copied"),
+        ("< kept.unsqueeze(1)).unsqueeze(1)", "<= kept.unsqueeze(1)).unsqueeze(1)",
+         SIBLINGS + "texts_of_different_lengths_and_rows_that_end_leave_the_others_as_they_are",
+         SIBLINGS + "rewards_are_those_of_whole_texts_while_rows_grow_leave_return_and_are_copied"),
+    ],
+    "samplers/best_of.py": [
+        ("rewards.argmax(1)", "rewards.argmin(1)", BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
+        ("row_id.unsqueeze(1) * count + torch.arange(count", "row_id.unsqueeze(1) + torch.arange(count",
+         BEST_OF + "no_two_rows_share_a_sample"),
+        ("samples.evaluations.view(-1, count).sum(1)", "kept.evaluations", BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
+    ],
+    "samplers/samples.py": [
+        ("before_end(self.tokens, ~self.prompt, self.ends)", "before_end(self.tokens, self.prompt, self.ends)",
+         ENDS + "every_reader_of_answers_stops_at_the_same_place"),
+        ("return self.prompt | self.answer", "return self.answer", ENDS + "figures_and_rewards_are_of_the_answer"),
+        ("has_end(self.tokens, ~self.prompt, self.ends)", "has_end(self.tokens, self.prompt | True, self.ends)",
+         ENDS + "an_end_of_the_prompt_ends_no_answer"),
+    ],
+    "dlm/causal_lm.py": [
+        ("torch.cat((start, tokens[:, : last - 1]), 1)", "tokens[:, :last]",
+         CAUSAL + "a_saved_model_predicts_as_transformers_does"),
+        ("start, self.kept = self.kept, self.kept + key_states.shape[2]",
+         "start = self.kept - 1; self.kept += key_states.shape[2]",
+         CAUSAL + "keys_and_values_are_exact"),
+        ("logits = logits / divisor", "logits = logits * divisor", CAUSAL + "a_saved_model_predicts_as_transformers_does"),
+        ("most * torch.tanh(logits / most)", "torch.tanh(logits / most)",
+         CAUSAL + "a_saved_model_predicts_as_transformers_does"),
+    ],
     "dlm/environment.py": [
         ("(1 + self.guidance) * prompted", "self.guidance * prompted",
          PROMPTS + "guidance_is_the_formula_and_costs_two_evaluations"),

@@ -63,6 +63,15 @@ def test_only_what_was_written_ends_an_answer():
     assert before_end(tokens, free, ()).tolist() == free.tolist()
 
 
+def test_an_end_of_the_prompt_ends_no_answer():
+    """A chat's prompt has the ends of earlier turns."""
+    tokens, given = torch.tensor([[7, 1, 2, 3], [7, 1, 7, 3]]), torch.tensor([[True, True, False, False]] * 2)
+    one = torch.ones(2, dtype=torch.long)
+    samples = Samples(tokens, given, torch.where(given, -1, 0), one, one, 1, 2, 1.0, 1.0, None, (7,))
+    assert samples.ended.tolist() == [False, True]
+    assert samples.counted.tolist() == [[True] * 4, [True, True, False, False]]
+
+
 @pytest.mark.parametrize("end", ["<|endoftext|>", *TURNS])
 def test_every_reader_of_answers_stops_at_the_same_place(tokenizer, end):
     samples, model = finished(tokenizer, end), random_radd(width=16, blocks=1)

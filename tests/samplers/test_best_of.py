@@ -21,6 +21,17 @@ def decode(model, count, rows=(0, 1, 2), seed=0, what=None, reward=rewards):
     return best_of(UnmaskingEnvironment(model, 5), strategy, canvas, count, reward, seed, torch.tensor(rows))
 
 
+def test_no_two_rows_share_a_sample():
+    seen = []
+
+    def keep(tokens, start):
+        seen.append(tokens)
+        return rewards(tokens, start)
+
+    decode(RandomLM(40, spread=0.1), 8, reward=keep)
+    assert len(seen[0].unique(dim=0)) == 24  # of 40^5 texts
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_ten_samples_differ_and_the_best_is_kept(causal):
     model = RandomLM(6, causal=causal, spread=0.5)
