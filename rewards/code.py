@@ -18,7 +18,7 @@ from textwrap import dedent
 
 from rewards.sandbox import Program, run_programs
 
-END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>")  # a model's end of sequence or of turn, written out
+END = re.compile(r"<\|[\w ]+\|>|</s>|<eos>|<end_of_turn>")  # a model's end of sequence or of turn, written out
 FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 GLUED = re.compile(r"(?P<code>[^`]*[^`\s])`{3,}[ \t]*")  # a fence that closes behind the last statement
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep

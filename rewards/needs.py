@@ -34,10 +34,16 @@ def missing(tests: str) -> list[str]:
 
     Raises SyntaxError for text that is no Python."""
     tree = ast.parse(tests)
+    tree.body = [node for node in tree.body if not _is_main_guard(node)]
     found = [*_imports(tree), *_pytest(tree), *_classes(tree), *_reach(tree), *_arguments(tree)]
     if not any(_tests_of(tree)):
         found.append("no test that is a function")
     return list(dict.fromkeys(found))
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    """Whether this is `if __name__ == "__main__":`, whose body is not run."""
+    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _name(node: ast.expr) -> str:

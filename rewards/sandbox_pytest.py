@@ -74,6 +74,10 @@ class Raised:
         return type(self.value)
 
     @property
+    def typename(self) -> str:
+        return self.type.__name__
+
+    @property
     def tb(self) -> Any:
         return self.value.__traceback__
 
@@ -439,8 +443,8 @@ class Run:
             if name.startswith("test")
         }
         for name, function in tests.items():
-            if isinstance(function, types.FunctionType):
-                self.test(Item(name, function, found, [*marks, *vars(function).get("pytestmark", [])]))
+            if isinstance(function, types.FunctionType | types.MethodType):
+                self.test(Item(name, function, found, [*marks, *getattr(function, "pytestmark", [])]))
         for name, inner in list(vars(found).items()):
             if isinstance(inner, type) and is_test_class(name, inner):
                 self.test_class(inner, marks)

@@ -31,7 +31,7 @@ SEEN = {
     "inherited_tests": "class Base:\n    def test_a(self):\n        assert f(self.x) == 4\nclass TestF(Base):\n    x = 2\n",
     "case_of_another_name": "class Checks(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(2), 4)\n",
     "skipped_case": "class TestF(unittest.TestCase):\n    @unittest.skip('later')\n    def test_s(self):\n        self.fail()\n    def test_a(self):\n        self.assertEqual(f(2), 4)\n",
-    "raised": "def test_a():\n    with pytest.raises(ValueError, match='negative') as info:\n        f(-1)\n    assert 'value' in str(info.value) and info.type is ValueError\n    pytest.raises(ValueError, f, -1)\n    assert f(2) == 4\n",
+    "raised": "def test_a():\n    with pytest.raises(ValueError, match='negative') as info:\n        f(-1)\n    assert 'value' in str(info.value) and info.type is ValueError and info.typename == 'ValueError'\n    pytest.raises(ValueError, f, -1)\n    assert f(2) == 4\n",
     "setup_method": "class TestF:\n    def setup_method(self, method):\n        self.x = 2\n    def test_a(self):\n        assert f(self.x) == 4\n",
     "setup_class": "class TestF:\n    @classmethod\n    def setup_class(cls):\n        cls.x = 2\n    def test_a(self):\n        assert f(self.x) == 4\n",
     "setup_function": "x = []\ndef setup_function(function):\n    x.append(function.__name__)\ndef test_a():\n    assert f(len(x)) == 2\ndef test_b():\n    assert f(len(x)) == 4 and x[1] == 'test_b'\n",
@@ -64,6 +64,8 @@ SEEN = {
     "nested_class": "class TestF:\n    class TestG:\n        def test_a(self):\n            assert f(2) == 4\n",
     "other_prefix": "def testA():\n    assert f(2) == 4\n",
     "keyword_only": "@pytest.fixture\ndef two():\n    return 2\ndef test_a(*, two):\n    assert f(two) == 4\n",
+    "class_test": "class TestF:\n    x = 2\n    @classmethod\n    def test_a(cls):\n        assert f(cls.x) == 4\n",
+    "main_guard": "def test_a():\n    assert f(2) == 4\nif __name__ == '__main__':\n    pytest.main([__file__])\n",
     "static_test": "class TestF:\n    @staticmethod\n    def test_a():\n        assert f(2) == 4\n",
 }  # fmt: skip
 # Tests that need more than is provided, and what.
