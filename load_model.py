@@ -37,6 +37,7 @@ from dlm.masked_lm import LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
 from dlm.weights import read_weights, stored, stored_names, unwrapped, weight_files
+from fingerprint import digests_of, joined_digests, weight_digests
 from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
@@ -160,6 +161,7 @@ def _adapted(
             f"{path} is an adapter and its base {base} cannot be had ({error}); set base_model_name_or_path in "
             f"{Path(folder) / 'adapter_config.json'} to where it is"
         ) from error
+    of_base = digests_of(model)  # before the mask's row, a mean, which rounds
     if model.mask_id == NO_MASK:
         give_mask(model, config["mask_token_id"])
         if tokenizer is None and model.tokenizer is not None:  # the base's, with the mask
@@ -181,6 +183,7 @@ def _adapted(
         ours = {peft_name(name, keys): name for name in with_adapter.backbone_state()}
         state = {ours.get(name, name): tensor for name, tensor in saved.items()}
     with_adapter.load_backbone(state)
+    with_adapter.read_weights = joined_digests(of_base, weight_digests(state.items()))
     return with_adapter.merged()
 
 

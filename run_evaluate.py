@@ -43,7 +43,7 @@ from dlm.files import family_by_name
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from evaluation import pairwise, reward_task
-from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, fingerprint, numbers
+from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import Decoding, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
@@ -51,6 +51,7 @@ from evaluation.generations import begin, merge, shard
 from evaluation.report import plot_pareto, print_table, write_csv
 from evaluation.sampling import machine
 from evaluation.summary import result_row, summary_row
+from fingerprint import digest_of, digests_of
 from load_model import load_model
 from policy.build import shipped
 from samplers.loop import Strategy, sample
@@ -90,6 +91,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("run", nargs="?", help="a training run: its checkpoints are evaluated on its model")
     made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
     made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
+    made.add_argument(
+        "--other_model", action="store_true",
+        help="the policy was trained on another model than this one: of policies that read confidences only",
+    )  # fmt: skip
     made.add_argument(
         "--strategy", "--remasking", help=f"a rule in place of a policy: {', '.join(WHERE)}; also {', '.join(ALIASES)}"
     )
@@ -208,7 +213,7 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
 def settings_of(
     job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str, model: str
 ) -> dict:
-    """What decides the samples of a job. model: `fingerprint` of the one at model_path."""
+    """What decides the samples of a job. model: digest of the weights of the one at model_path."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
@@ -331,7 +336,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
     unread = () if arguments.run else ("checkpoints",)
     if arguments.strategy:
-        unread = ("checkpoints", "temperatures", "betas", "sampling_mode", "alphas")
+        unread = ("checkpoints", "other_model", "temperatures", "betas", "sampling_mode", "alphas")
     if arguments.strategy != "window":
         unread = (*unread, "windows")
     check_confidence(
@@ -379,7 +384,7 @@ def main(argv: list[str]) -> int:
                 decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
                 decoding.check(model)
                 jobs += [Job(one, dataset, seed, decoding) for seed in seeds]
-        weights, results = fingerprint(model), {}
+        weights, results = digest_of(digests_of(model)), {}
         answered = 0
         for job in jobs:
             questions = together(partial(questions_of, job, model, arguments), job.directory, group)

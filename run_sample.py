@@ -129,6 +129,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a trained policy for strategy policy (example/014609)",
     )
+    how.add_argument(
+        "--other_model", dest="sampler.policy.other_model", action="store_true",
+        help="the policy was trained on another model than this one: of policies that read confidences only",
+    )  # fmt: skip
     guided = parser.add_argument_group(f"guided by a reward ({', '.join(GUIDED)})")
     guided.add_argument(
         "--reward", dest="sampler.guide.reward", metavar="RUN_OR_ID",

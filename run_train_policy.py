@@ -25,16 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from data.answers import is_answers
-from data.encoding import token_fingerprint
-from data.sudoku import SudokuTokenizer
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.masked_lm import MaskedLM
+from fingerprint import KEY, token_digest
 from load_model import load_model
 from model.llama import BidirectionalLlama, Span
 from model.radd import RADD
 from policy.build import shipped
-from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
+from policy.checkpoints import POLICIES, bind, check_fits, load_policy, save_policy
 from policy.dit_hidden import block_sizes
 from policy.networks import HiddenBlocks, HiddenMLP
 from policy.rollout import Reward
@@ -114,7 +113,7 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
 
     init_trust: a policy that learnt which tokens are right becomes, by its pick probabilities, a soft threshold at this trust.
     """
-    start = load_policy(shipped(config.init), model=model)
+    start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
     if config.init_trust is not None:
         if not hasattr(start, "output_proj"):
             raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
@@ -127,7 +126,7 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
         new["alpha_conditioned"] = True
     if not new:
         return start.train()
-    settings = {name: value for name, value in start._hub_mixin_config.items() if name != "policy_type"}  # pyright: ignore
+    settings = {name: value for name, value in start._hub_mixin_config.items() if name not in ("policy_type", KEY)}  # pyright: ignore
     network = type(start)(**{**settings, **new})
     network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
     return network
@@ -237,9 +236,7 @@ def same_tokens(model: MaskedLM, tokenizer: Any) -> bool:
     """Whether ids of `tokenizer` mean the same to the model. A model that came without a tokenizer cannot tell: True."""
     if model.tokenizer is None or tokenizer is None:
         return True
-    return not isinstance(model.tokenizer, SudokuTokenizer) and token_fingerprint(tokenizer) == token_fingerprint(
-        model.tokenizer
-    )
+    return token_digest(tokenizer) == token_digest(model.tokenizer)
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
@@ -256,6 +253,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         task = build_task(config, model)
         check_data(config, model, task)
         network = build_policy(config, model).to(group.device)
+        bind(network, model)
         if config.model.sharded:  # after the policy, which may copy some of its blocks
             token = torch.zeros(1, dtype=torch.long, device=group.device)
             llama = isinstance(model.backbone, BidirectionalLlama)

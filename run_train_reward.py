@@ -25,10 +25,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Mode
 
 from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
 from dlm.files import unpacked
+from fingerprint import token_digest
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
-from rewards.models import ClassifierReward, position_limit, reward_folder
+from rewards.models import TOKENS, ClassifierReward, position_limit, reward_folder
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
 from training.files import replacing_directory, write_text
 from training.processes import Processes, processes
@@ -115,6 +116,7 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.reward_kind = config.reward.kind
+    model.config.update({TOKENS: token_digest(tokenizer)})
     if config.reward.kind == "mask" and hasattr(model, "score"):
         raise ValueError(
             f"reward.kind=mask reads both sides of a mask and init={config.init} is causal; use reward.kind=prefix"

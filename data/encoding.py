@@ -6,8 +6,6 @@ where the template alone writes special tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -78,14 +76,6 @@ def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
         raise ValueError(
             f"{shown} has the token {past} and the model {vocab_size} tokens; give the model with its own tokenizer"
         )
-
-
-def token_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 (16 hex digits) of a tokenizer's tokens with their ids and of its end of sequence: ids of one tokenizer mean the
-    same to another of this fingerprint. The mask is left out: a model adds its own to the tokenizer that it was made with."""
-    tokens = {token: number for token, number in tokenizer.get_vocab().items() if token != tokenizer.mask_token}
-    written = json.dumps([sorted(tokens.items()), tokenizer.eos_token])
-    return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 def unwritable(tokenizer: Any, text: str) -> str:

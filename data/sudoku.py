@@ -348,6 +348,12 @@ class SudokuTokenizer:
         self._ids = dict.fromkeys(".0_", self.size)
         self._ids |= {symbol: token for token, symbol in enumerate(SYMBOLS[: self.size])}
 
+    mask_token, eos_token = ".", None
+
+    def get_vocab(self) -> dict[str, int]:
+        """Each symbol that `decode` writes, and its token."""
+        return {symbol: self._ids[symbol] for symbol in SYMBOLS[: self.size] + self.mask_token}
+
     def encode(self, text: str) -> list[int]:
         """n * n tokens; raises ValueError for another length or an unknown character."""
         symbols = "".join(text.split())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from dlm.masked_lm import LlamaLM
+from fingerprint import digests_of
 from model.llama import DREAM_KEYS, published_name
 
 ADAPTABLE = ("llama", "qwen2")
@@ -141,6 +142,7 @@ class AdapterLM(LlamaLM):
         super().__init__(model.backbone, model.mask_id, model.max_length, model.shifted, tokenizer=model.tokenizer,
                          model_id=model.model_id)  # fmt: skip
         self.dtype, self.config, self.adapter = model.dtype, model.config, adapter
+        self.read_weights = digests_of(model)  # the adapter begins as none
         settings = {
             name: value for name, value in adapter.items() if name not in ("peft_type", "base_model_name_or_path")
         }
@@ -188,7 +190,7 @@ class AdapterLM(LlamaLM):
         model = LlamaLM(
             backbone, self.mask_id, self.max_length, self.shifted, tokenizer=self.tokenizer, model_id=self.model_id
         )
-        model.dtype, model.config = self.dtype, self.config
+        model.dtype, model.config, model.read_weights = self.dtype, self.config, self.read_weights
         return model
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
+from fingerprint import digest_of, weight_digests
 from policy.build import RULE_SETTINGS, check_alpha, check_known, check_window, highest_setting, shipped, strategy_name
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
@@ -146,9 +145,9 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
     betas = numbers(arguments.betas or "", "--betas") or [1.0]
     found = []
     for name, checkpoint, file in _policy_files(arguments):
-        network = load_policy(file, model=model)
+        network = load_policy(file, model=model, other_model=arguments.other_model)
         network.to(next(model.parameters()).device)
-        weights = fingerprint(network)
+        weights = digest_of(weight_digests(network.named_parameters()))
         for temperature in temperatures:
             for beta in betas:
                 for threshold in thresholds or [0.5]:
@@ -195,14 +194,3 @@ def checkpoint_files(run: Path, asked: str) -> list[Path]:
         present = ", ".join(map(str, sorted(numbered)))
         raise ValueError(f"checkpoints {asked!r}: {missing} not there; {run} has {present} (or first, last)")
     return [numbered[number] for number in dict.fromkeys(found)]
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """Whether two evaluations are of the same weights, of a network of any size: of both ends of every tensor, which training
-    changes as it changes the rest."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        ends = torch.cat((flat[:512], flat[-512:])).cpu().float()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -159,7 +159,7 @@ def _policy(settings: DictConfig, model: MaskedLM) -> PolicyUnmasker:
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
-    network = load_policy(shipped(str(settings.path)), model=model)
+    network = load_policy(shipped(str(settings.path)), model=model, other_model=bool(settings.get("other_model")))
     if isinstance(network, HiddenMLP) and action != "fixed":
         raise ValueError(
             f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "

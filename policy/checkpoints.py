@@ -8,18 +8,21 @@ import difflib
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
+from fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
 from model.llama import LLADA_KEYS
 from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.files import replacing_directory
 from training.stored import read_json_object
+from training.terminal import printable
 from training.usage import readable
 from weights import load_checkpoint, load_weights, save_weights
 
@@ -49,6 +52,50 @@ def check_fits(policy: nn.Module, masked_lm) -> None:
         )
 
 
+def bind(policy: nn.Module, model: MaskedLM) -> None:
+    """Store the fingerprint of the model that the policy learns on, which every file of it then has."""
+    policy._hub_mixin_config[KEY] = fingerprint_of(model).as_dict()  # pyright: ignore
+
+
+def trained_on(policy: nn.Module, path: str | Path) -> Fingerprint | None:
+    """The fingerprint that `bind` stored; None of a policy without. path: of the policy, for messages."""
+    return stored_fingerprint(policy._hub_mixin_config, path)  # pyright: ignore[reportArgumentType]
+
+
+def check_same_model(policy: nn.Module, config: dict, run: Path) -> None:
+    """Refuse to resume `run`, whose checkpoint has this config, on another model than it began on: ValueError."""
+    known, now = stored_fingerprint(config, run), trained_on(policy, run)
+    if known is not None and now is not None and (found := mismatch(known, now)):
+        raise ValueError(f"the policy of the run {run} {found}; resume it with the model that it began on")
+
+
+def check_trained_on(policy: nn.Module, path: str | Path, model: MaskedLM, other_model: bool) -> None:
+    """Refuse another model than the policy was trained on; policies without a fingerprint are not compared.
+
+    Args:
+        path: the policy, for the message.
+        other_model: allow another one, with a line on stderr that says so, for a policy that reads no hidden states.
+
+    Raises:
+        ValueError: another model, and other_model is False or the policy reads hidden states.
+    """
+    known = trained_on(policy, path)
+    found = "" if known is None else mismatch(known, fingerprint_of(model))
+    if not found:
+        return
+    words = f"the policy {short_path(path)} {found}"
+    if policy.hidden_size:
+        raise ValueError(
+            f"{words}, whose hidden states mean something else; use the model that it was trained on, or train a policy for this"
+        )
+    if not other_model:
+        raise ValueError(
+            f"{words}; use the model that it was trained on, or add --other_model, as this policy reads confidences only (in a "
+            "configuration sampler.policy.other_model=true; to train it further init_other_model=true)"
+        )
+    print(printable(f"{words}; it reads confidences only, and is used with --other_model"), file=sys.stderr)
+
+
 def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` (parameters in `dtype`) and `config.json`, as `save_pretrained` does.
 
@@ -68,8 +115,9 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
 
 
 def load_policy(
-    path: str | Path, hidden_size: int | None = None, use_ema: bool = True, model: MaskedLM | None = None
-) -> Policy:
+    path: str | Path, hidden_size: int | None = None, use_ema: bool = True, model: MaskedLM | None = None,
+    other_model: bool = False,
+) -> Policy:  # fmt: skip
     """Load a policy, float32, on the CPU, in evaluation mode.
 
     Args:
@@ -79,7 +127,8 @@ def load_policy(
             `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`.
         hidden_size: the width that a hidden-state policy must have; None accepts any.
         use_ema: take a `.pth`'s exponential moving average where it holds one.
-        model: the model that it is to read (`check_fits`); a published `dit_hidden` takes its heads from it.
+        model: the model that it is to read (`check_fits`, `check_trained_on`); a published `dit_hidden` takes its heads from it.
+        other_model: that may be another than it was trained on (`check_trained_on`).
 
     Errors:
         ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
@@ -107,7 +156,10 @@ def load_policy(
             f"{file} reads hidden states of width {policy.hidden_size}, expected {hidden_size}; give a policy of that "
             "width"
         )
+    if KEY in config:
+        policy._hub_mixin_config[KEY] = config[KEY]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     if model is not None:
+        check_trained_on(policy, path, model, other_model)  # before sizes: it names both models
         check_fits(policy, model)
     return policy.eval()
 

@@ -21,6 +21,7 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from dlm.token_rule import TokenRule
+from fingerprint import fingerprint_of, mismatch
 from policy.build import shipped
 from rewards.models import (
     ClassifierReward,
@@ -242,6 +243,8 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
             f"{path} is a head of {head.trunk} ({width} wide, {rows} tokens), and this model is {model.hidden_size} wide with "
             f"{model.vocab_size} tokens; give --model {head.trunk}"
         )
+    if head.trained_on is not None and (found := mismatch(head.trained_on, fingerprint_of(model))):
+        raise ValueError(f"the vocabulary head {path} {found}; give the model that it was trained on by --model")
     return head
 
 

@@ -20,6 +20,7 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from policy.actions import ACTIONS, FOR_SAMPLING
+from policy.checkpoints import check_same_model
 from policy.experts import check_experts, expert_metrics, expert_rollouts
 from policy.grpo import GRPO
 from policy.imitation import check_teacher, teacher_loss
@@ -300,6 +301,7 @@ def train(
     )
     first = 0
     if (state := run.restore("policy_model")) is not None:
+        check_same_model(network, state["config"], run.directory)
         network.load_state_dict(state["policy_model"])
         learner.optimiser.adamw.load_state_dict(state["optimizer"])
         learner.average.load_state_dict(state["ema"])

@@ -25,10 +25,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from data.encoding import batch_ids, check_embedded
 from data.preferences import KINDS, fitted
+from fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
 from weights import check_files, check_read, load_weights, save_weights
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
+TOKENS = "reward_tokens"  # in config.json of our sequence classifiers: the digest of their tokens
 HEAD = "vocabulary_head.json"  # in a directory with a VocabularyHead
 
 
@@ -231,12 +233,15 @@ def shares_tokens(reward: RewardModel, tokenizer: Any) -> bool:
 class VocabularyHead(nn.Module):
     """The value of every next token in one call: FaRMA's head ("Towards Cost-Effective Reward Guided Text Generation",
     2502.04517), a linear layer on the states of a frozen language model, `trunk`; for a masked trunk the value of every token at
-    every mask. What differs: the trunk is the language model itself, so that guidance costs no model call of its own."""
+    every mask. What differs: the trunk is the language model itself, so that guidance costs no model call of its own.
 
-    def __init__(self, hidden_size: int, vocab_size: int, trunk: str, kind: str):
+    trained_on: the fingerprint of the trunk; None of a head that was saved without one.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, trunk: str, kind: str, trained_on: Fingerprint | None = None):
         super().__init__()
         self.linear = nn.Linear(hidden_size, vocab_size)
-        self.trunk, self.kind = trunk, kind
+        self.trunk, self.kind, self.trained_on = trunk, kind, trained_on
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -249,6 +254,7 @@ class VocabularyHead(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary, width = self.linear.weight.shape
         settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
+        settings |= {} if self.trained_on is None else {KEY: self.trained_on.as_dict()}
         (directory / HEAD).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_weights(self.state_dict(), directory / "model.safetensors")
 
@@ -264,7 +270,8 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
         raise ValueError(
             f"{Path(folder) / HEAD} lacks {', '.join(sizes)}; give the one that was saved with the weights"
         )
-    head = VocabularyHead(**settings)
+    trained_on = stored_fingerprint(settings, Path(folder) / HEAD)
+    head = VocabularyHead(**{name: settings[name] for name in sizes}, trained_on=trained_on)
     head.load_state_dict(load_weights(Path(folder) / "model.safetensors"))
     return head.requires_grad_(False).eval().to(device)
 
@@ -437,4 +444,9 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
             f"init={path}"
         )
     check_read(model.named_parameters(), path)
+    if getattr(model.config, TOKENS, None) not in (None, token_digest(tokenizer)):
+        raise ValueError(
+            f"the reward {path} was trained on other tokens than those of the tokenizer beside it; put the tokenizer that it was "
+            "saved with back"
+        )
     return model, tokenizer

@@ -30,6 +30,7 @@ from data.ends import before_end, end_tokens
 from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
 from dlm.masked_lm import MaskedLM
+from fingerprint import fingerprint_of
 from policy.train import Learner
 from rewards.models import VocabularyHead
 from training.files import replacing_directory
@@ -140,7 +141,8 @@ class HeadTraining:
         self.pairs, self.held_out = pairs, held_out
         self.ends = end_tokens(model.tokenizer)
         trunk = str(config.init)
-        self.head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind).to(processes.device)
+        head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind, fingerprint_of(model))
+        self.head = head.to(processes.device)
         parameters = list(self.head.parameters())
         training = config.training
         self.updates = training.n_iters

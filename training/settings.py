@@ -51,7 +51,7 @@ def _in(section: str, ranges: dict[str, Range]) -> dict[str, Range]:
 
 
 POLICY_OF_SAMPLER: dict[str, Range] = {
-    "path": NAME, "action": Maybe(NAME), "temperature beta": WEIGHT, "threshold": SHARE,
+    "path": NAME, "other_model": FLAG, "action": Maybe(NAME), "temperature beta": WEIGHT, "threshold": SHARE,
 }  # fmt: skip
 SAMPLER: dict[str, Range] = {
     **_in("", {
@@ -74,7 +74,7 @@ SETTINGS: dict[str, Range] = {
     **_in("", {
         "seed": SEED, "device": NAME, "run_dir resume init": Maybe(NAME), "stage mode method": NAME, "prompt": WORDS,
         "positives": Maybe(NAME), "samples": ROWS, "batch_size": ROWS, "compare": ListOf(NAME, "[RUN,RUN]", (0, 100)),
-        "loss": NAME, "init_trust": Maybe(Number(0, 1, open_low=True, open_high=True)),
+        "loss": NAME, "init_other_model": FLAG, "init_trust": Maybe(Number(0, 1, open_low=True, open_high=True)),
         "dlm.path": NAME, "dlm.model_type": Maybe(NAME), "wandb.mode": OneOf(("online", "offline", "disabled")),
         "wandb.project": NAME, "wandb.name": Maybe(Text(number=True)),
     }),

@@ -21,11 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from dlm.causal_lm import CausalLM
 from dlm.masked_lm import MaskedLM
+from fingerprint import KEY, fingerprint_of, mismatch, stored_fingerprint
 from model.sedd import SEDD
 from training.files import replacing_directory
 from training.stored import read_json_object
 from training.usage import readable
-from twist.bounds import model_digest
 from twist.heads import TwistHead
 from weights import load_weights, save_weights
 
@@ -275,17 +275,11 @@ def densities(
     return log_p.detach(), log_psi, log_mass
 
 
-def digests(model: MaskedLM) -> dict[str, str]:
-    """Of the model's weights, by the type that they were read in: in another one they are other numbers."""
-    stored = str(next(model.backbone.parameters()).dtype).removeprefix("torch.")
-    return {stored: model_digest(model.backbone)}
-
-
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
-    """model.safetensors (what is trained) and config.json: settings of the twist, the digest of its model, and `about` what it
-    was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
+    """model.safetensors (what is trained) and config.json: settings of the twist, the fingerprint of its model, and `about` what
+    it was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
-    known = {"twist": twist.settings, "digest": digests(twist.model), **about}
+    known = {"twist": twist.settings, KEY: fingerprint_of(twist.model).as_dict(), **about}
     with replacing_directory(directory) as part:
         (part / "config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         save_weights(weights, part / "model.safetensors", Path(directory) / "model.safetensors")
@@ -317,11 +311,8 @@ def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict
             f"the twist {directory} does not fit the model {model.model_id}: {', '.join(wrong[:3])} ({len(wrong)} in all); it "
             f"was learnt on {about.get('model')}, so sample from that"
         )
-    known = about.get("digest", {})  # of a twist that was saved before there was one: nothing
-    if any(known.get(stored, digest) != digest for stored, digest in digests(model).items()):
-        raise ValueError(
-            f"the twist {directory} was learnt on other weights than those of {model.model_id}: of {about.get('model')} as it "
-            "was then; give that model"
-        )
+    known = stored_fingerprint(about, Path(directory) / "config.json")
+    if known is not None and (found := mismatch(known, fingerprint_of(model))):
+        raise ValueError(f"the twist {directory} {found}; give the model that it was trained on")
     twist.load_state_dict(state, strict=False)
     return twist.requires_grad_(False).eval().to(next(model.parameters()).device), about

@@ -23,6 +23,7 @@ from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_ma
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
+from fingerprint import fingerprint_of
 from load_model import load_bidirectional, load_model, save_model
 from policy.build import ROOT, RULE_SETTINGS
 from policy.checkpoints import check_fits
@@ -292,6 +293,20 @@ def test_a_policy_learns_on_a_model_whose_table_has_spare_rows(bases, tmp_path):
     assert (loaded.mask_id, loaded.vocab_size, len(loaded.tokenizer)) == (37, 40, 38)
     config = composed("train_policy", ["data.tokenizer=model", "sampling.length=8", "eval.batch_size=2"])
     run_train_policy.check_data(config, loaded, run_train_policy.build_task(config, loaded))
+
+
+def test_an_adapter_is_the_same_model_in_every_precision_and_another_than_its_base(bases, tmp_path):
+    """A merged weight rounds by the precision of its base: base and adapter are compared as they were read."""
+    model = random_adapter(bases["llama"][0])
+    begun, base = (
+        fingerprint_of(AdapterLM(adapted(bases["llama"][0]), model.adapter)),
+        fingerprint_of(adapted(bases["llama"][0])),
+    )
+    assert begun.difference(base) == ""
+    save_model(model, model.config, tmp_path, torch.float32)
+    one, other = (fingerprint_of(load_model(tmp_path, dtype=dtype)[0]) for dtype in ("float32", "bfloat16"))
+    assert one.difference(other) == "" and one.weights.keys() & other.weights.keys()
+    assert one.difference(base) == "weights"
 
 
 def test_an_adapters_keys_are_checked_strictly(bases, tmp_path):
