@@ -47,10 +47,10 @@ from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates
 from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import Decoding, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
-from evaluation.generations import begin, merge, shard
+from evaluation.generations import begin, check_beside, finished_in, merge, shard
 from evaluation.report import plot_pareto, print_table, write_csv
 from evaluation.sampling import machine
-from evaluation.summary import result_row, summary_row
+from evaluation.summary import IDENTITY, result_row, summary_row
 from fingerprint import digest_of, digests_of
 from load_model import load_model
 from policy.build import shipped
@@ -65,6 +65,7 @@ from training.stored import description
 from training.terminal import printable
 from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
 
+OF_DATA = ("dataset", "questions", "length", "few_shot", "n_test", "math_by")  # settings that data sets may differ in
 ALL = ("gsm8k", "math", "humaneval", "mbpp")
 
 
@@ -260,6 +261,7 @@ def evaluate(
 ) -> int:
     """Answer this process's part of the questions that have no answer yet; a line each goes to its file. Returns their number."""
     directory = Path(arguments.save_path) / job.directory
+    check_beside(directory, settings, (*IDENTITY, "model", "weights", "seed"), OF_DATA)
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
@@ -403,12 +405,29 @@ def main(argv: list[str]) -> int:
                 write_text(directory / "generations.json", json.dumps(whole, indent=1) + "\n")
                 results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
         if group.first and results:
-            report(results, Path(arguments.save_path), path)
+            report(with_earlier(results, Path(arguments.save_path)), Path(arguments.save_path), path)
     return 0 if answered else 1
 
 
-def report(results: dict[tuple[str, str], list[tuple[dict, list[dict]]]], base: Path, title: str) -> None:
-    """Both tables, the plot, and the summary on the terminal. results: of each rule and data set, (row, records) a seed."""
+Results = dict[tuple[str, str], list[tuple[dict, list[dict]]]]  # of each rule and data set, (row, records) a seed
+
+
+def with_earlier(results: Results, base: Path) -> Results:
+    """These results behind those of evaluations that `base` held before, other seeds of a rule beside its earlier ones. What was
+    evaluated again replaces its older result."""
+    merged: Results = {}
+    repeated = {(*key, row["seed"]) for key, rows in results.items() for row, _ in rows}
+    for one in finished_in(base):
+        row = one["metrics"]
+        if (row["name"], row["dataset"], row["seed"]) not in repeated:
+            merged.setdefault((row["name"], row["dataset"]), []).append((row, one["generations"]))
+    for key, rows in results.items():
+        merged[key] = sorted([*merged.get(key, []), *rows], key=lambda result: result[0]["seed"])
+    return merged
+
+
+def report(results: Results, base: Path, title: str) -> None:
+    """Both tables, the plot, and the summary on the terminal."""
     write_csv([row for own in results.values() for row, _ in own], base / "detailed_results.csv")
     summary = [summary_row([row for row, _ in own], [records for _, records in own]) for own in results.values()]
     write_csv(summary, base / "summary_statistics.csv")

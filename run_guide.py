@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from data.prompts import Prompts
 from data.questions import check_prompt, padded_left
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from evaluation.generations import begin, merge, shard
+from evaluation.generations import begin, check_beside, merge, read_records, shard
 from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model
 from policy.build import build_strategy, check_known, shipped
@@ -117,6 +117,7 @@ def decode_method(
     prompts = hashlib.sha256(json.dumps([one.prompt for one in asked]).encode()).hexdigest()[:16]
     settings = {"sampler": OmegaConf.to_container(method.sampler, resolve=True), "model": str(method.dlm.path),
                 "length": config.length, "seed": config.seed, "prompts": prompts, "dtype": config.model.dtype}  # fmt: skip
+    check_beside(directory, settings, ("sampler", "model"))
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(asked)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
@@ -144,6 +145,13 @@ def decode_method(
                 out.flush()
     group.mean({"done": 1.0})  # waits for all
     return merge(directory) if group.first else []
+
+
+def earlier(out: Path, names: Container[str], prompts: int) -> dict[str, list[dict[str, Any]]]:
+    """The records of methods that an earlier command ran to the end in `out`: the tables have them too."""
+    found = {file.parent.name: read_records(file.parent) for file in sorted(out.glob("*/settings.json"))
+             if file.parent.name not in names}  # fmt: skip
+    return {name: records for name, records in found.items() if len(records) == prompts}
 
 
 def costs(name: str, records: list[dict[str, Any]]) -> dict[str, float | int | str]:
@@ -205,6 +213,7 @@ def main(config: DictConfig) -> Path:
                 plain = [{key: record[key] for key in ("prompt", "result", "finished")} for record in generations[name]]
                 write_json(plain, out / f"generation_{name}.json")
         if group.first:
+            generations = earlier(out, generations, len(asked)) | generations
             table = [costs(name, records) for name, records in generations.items()]
             write_csv(table, out / "costs.csv")
             print_table(table, title=f"{len(asked)} prompts of {config.prompts.file}")

@@ -27,14 +27,14 @@ from torch import Tensor
 from data.ends import end_tokens
 from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
+from dlm.files import is_run, model_folder
 from dlm.masked_lm import MaskedLM, SeddLM
 from dlm.packaged import smollm2_folder
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import default_judge, load_judge
-from load_model import load_model
+from load_model import is_causal, load_model
 from policy.build import (
-    RULE_SETTINGS,
     STRATEGIES,
     build_strategy,
     canvas_of,
@@ -44,17 +44,16 @@ from policy.build import (
     strategy_name,
 )
 from policy.guidance import GUIDED, POSITIONS, build_guide, unmask_rule
-from samplers.guided import METHODS
+from policy.readers import FILTERS, check_given, idle
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
-from samplers.where import ADAPTIVE
 from training.files import append_line, make_directory, write_text
 from training.settings import check_settings
 from training.terminal import printable
 from training.usage import composed, device_of, exit_on_bad_input, literal
-from twist.sampling import FILTERS, build_filter, model_of_twist
+from twist.sampling import build_filter, model_of_twist
 
 EXAMPLES = """
 any key of configs/sample.yaml can follow as KEY=VALUE, among them
@@ -78,23 +77,6 @@ examples
   python run_sample.py --strategy fk --reward vader --particles 8 sampler.smc.scale=5
   python run_sample.py dlm=radd_lambda_dce_medium sampler.temperature=0.9 --device cuda --json - --no-eval
 """
-
-TILTED = tuple(METHODS)
-# The strategies that read a key of the configuration; the first entry that fits a key decides.
-READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
-      for key in dict.fromkeys(RULE_SETTINGS.values())),
-    ("sampler.window", ("window",)),
-    ("sampler.policy", ("policy",)),
-    ("sampler.guide.reward", (*TILTED, "best_of_n", "fk")),
-    ("sampler.guide.samples", ("best_of_n",)),
-    ("sampler.guide.k", GUIDED),
-    ("sampler.guide.unmask", GUIDED),
-    ("sampler.guide", TILTED),
-    *((f"sampler.smc.{key}", ("twisted_smc",)) for key in ("twist", "proposal", "exponent", "label")),
-    *((f"sampler.smc.{key}", ("fk",)) for key in ("potential", "scale", "completions")),
-    ("sampler.smc", FILTERS),
-)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,26 +183,44 @@ def build_config(argv: list[str]) -> DictConfig:
 
 
 def check_read(config: DictConfig, given: dict[str, str]) -> None:
-    """Refuse a setting that the strategy of this configuration does not read. Raises ValueError.
+    """Refuse a setting that nothing reads under this configuration. Raises ValueError.
 
     Args:
         given: key of the configuration -> its name on the command line, of each that the user gave. Defaults do not count.
     """
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
-    strategy = config.sampler.strategy or "direct"
-    reading = (
-        {strategy, config.sampler.smc.unmask} if strategy in FILTERS else {strategy}
-    )  # particles go by a strategy too
-    for key, name in given.items():
-        readers = next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), None)
-        if readers and not reading & set(readers) and OmegaConf.select(config, key) is not None:
+    check_given(config, given)
+    if config.sampler.strategy == "twisted_smc":
+        for key, name in given.items():
+            if key.split(".")[0] == "dlm":
+                raise ValueError(
+                    f"{name} would do nothing with --strategy twisted_smc, which takes the model of its twist; leave it out"
+                )
+    if "sampler.steps" in given:
+        check_steps(config, given["sampler.steps"])
+    if not config.eval and "judge" in given and config.judge is not None:
+        raise ValueError(f"{given['judge']} would do nothing with --no-eval; leave one out")
+    if config.json == "-" and "show" in given and config.show:
+        raise ValueError(
+            f"{given['show']} would do nothing with --json -, which keeps stdout for the figures; leave one out"
+        )
+
+
+def check_steps(config: DictConfig, name: str) -> None:
+    """Refuse steps for a model or a twist that decides one position at a time. name: of the setting on the command line."""
+    path = shipped(str(config.dlm.path))
+    if config.sampler.strategy == "twisted_smc":
+        about = model_of_twist(config.sampler.smc)
+        path = shipped(str(about["model"]))
+        if config.sampler.smc.unmask is None and not about["twist"].get("state"):
             raise ValueError(
-                f"{name} would do nothing with --strategy {strategy}; leave it out, or use --strategy {' or '.join(readers)}"
+                f"{name} would do nothing with a twist without a state head, which writes one position a step; leave it out"
             )
-        if strategy == "twisted_smc" and key.split(".")[0] == "dlm":
-            raise ValueError(
-                f"{name} would do nothing with --strategy {strategy}, which takes the model of its twist; leave it out"
-            )
+    described = not is_run(path) or model_folder(path).is_dir()  # RADD's own runs are masked models
+    if described and is_causal(path):
+        raise ValueError(
+            f"{name} would do nothing with the causal model {path}, which writes one token a step; leave it out"
+        )
 
 
 def check(config: DictConfig) -> None:
@@ -250,9 +250,8 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
     # Policies learn on what is written alone; boards have their clues among it.
     by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, SudokuTokenizer)
     behind_prompt = by_policy or sampler.block_length is not None or sampler.cache is not None
-    steps = (
-        max(1, len(masks)) if sampler.strategy in ADAPTIVE else sampler.steps
-    )  # blocks need not divide what says nothing
+    # Blocks need not divide what nothing reads.
+    steps = max(1, len(masks)) if idle(config, "sampler.steps") else sampler.steps
     return UnmaskingEnvironment(
         model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
         stop_id=ends if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),

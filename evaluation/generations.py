@@ -8,6 +8,7 @@ DIR/generations.rankN.jsonl     the lines of one of several processes, until the
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from training.files import make_directory, whole_lines, write_text
@@ -47,6 +48,38 @@ def check_settings(directory: Path, settings: dict) -> None:
     if differing := [key for key in there | asked if there.get(key) != asked.get(key)]:
         told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
         raise ValueError(f"{directory} holds an evaluation with {told}; give another --save_path")
+
+
+def check_beside(directory: Path, settings: dict, shown: Container[str], of_data: Container[str] = ()) -> None:
+    """Refuse to put an evaluation into one table with another that it cannot be compared with.
+
+    Args:
+        directory: of this evaluation; those beside it share its tables.
+        settings: what decides its samples.
+        shown: settings that may differ, as they are columns of the tables or a name for the rest.
+        of_data: settings that are compared with evaluations of the same `dataset` only.
+
+    Raises:
+        ValueError: names the other evaluation and what differs.
+    """
+    asked = json.loads(json.dumps(settings))
+    for file in sorted(directory.parent.glob("*/settings.json")):
+        there = read_json_object(file)
+        if file.parent == directory:
+            continue
+        skipped = () if there.get("dataset") == settings.get("dataset") else of_data
+        keys = [key for key in there | asked if key not in shown and key not in skipped]
+        if differing := [key for key in keys if there.get(key) != asked.get(key)]:
+            told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
+            raise ValueError(
+                f"{directory.parent} holds {file.parent.name} with {told}, which does not belong into one table with "
+                f"{directory.name}; give another directory"
+            )
+
+
+def finished_in(base: Path) -> list[dict]:
+    """generations.json of the evaluations in `base` that are finished, by directory."""
+    return [read_json_object(file) for file in sorted(base.glob("*/generations.json"))]
 
 
 def read_records(directory: Path) -> list[dict]:

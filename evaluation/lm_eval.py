@@ -34,6 +34,7 @@ from evaluation.decoding import Decoding, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
 from policy.build import build_strategy, shipped
+from policy.readers import check_given
 from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
@@ -74,6 +75,7 @@ class UnmaskLM(TemplateLM):
             raise ValueError("stop has no effect here: a row always ends at its end of sequence; leave it out")
         self.config = composed("sample", [sampler_override(key, value) for key, value in sampler.items()])
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
+        check_given(self.config, {f"sampler.{key}": key for key in sampler})
         self.strategy = build_strategy(self.config, self.model)
         self._decoding(self.config.sampler.block_length or 1).environment(self.model, 0)  # refuses what does not fit
         if (self.config.sampler.block_length or 1) > self.max_length:

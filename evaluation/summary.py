@@ -37,7 +37,12 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
     """Over the seeds of one rule on one data set: mean, standard deviation (of a sample; 0 for one seed), least and most of each
     measure; and of the mean accuracy a 95 % bootstrap interval over questions, the seeds of a question averaged."""
     out = {key: rows[0][key] for key in (*IDENTITY, "exact")}
-    out |= {"drift": _mean([row["drift"] for row in rows]), "num_seeds": len(rows), "samples": len(records[0])}
+    out |= {
+        "drift": _mean([row["drift"] for row in rows]),
+        "seeds": " ".join(str(row["seed"]) for row in rows),
+        "num_seeds": len(rows),
+        "samples": len(records[0]),
+    }
     for measure in (*MEASURES, "equivalent"):
         values = np.array([row[measure] for row in rows])
         out |= {

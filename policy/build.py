@@ -185,9 +185,11 @@ def canvas_of(
     A Sudoku model's canvas is its board and `prefix` the puzzle. Raises ValueError for what does not fit.
     """
     if isinstance(model.tokenizer, SudokuTokenizer):
-        if suffix is not None or template is not None:
-            raise ValueError("a Sudoku model takes the puzzle as its prompt; leave suffix and template out")
+        if suffix is not None or template is not None or chat:
+            raise ValueError("a Sudoku model takes the puzzle as its prompt; leave suffix, template and chat out")
         cells = model.tokenizer.size**2
+        if length not in (None, cells):
+            raise ValueError(f"length={length} is not that of a board of {cells} cells; leave it out")
         row = [model.mask_id] * cells if prefix is None else model.tokenizer.encode(prefix)
         return _with_something_to_write(row, model)
     if template is not None and (prefix is not None or suffix is not None):

@@ -122,6 +122,19 @@ def answered(models, rewards, tmp_path_factory):  # noqa: F811
     return out
 
 
+def test_methods_of_two_commands_stand_in_one_table(models, rewards, tmp_path):  # noqa: F811
+    common = [f"dlm.path={models['causal']}", f"out={tmp_path}", f"prompts.file={rewards['prompts']}", "prompts.count=2",
+              "length=6", "device=cpu", "selector=brevity", "~methods"]  # fmt: skip
+    for name in ("leftmost", "top_k"):
+        guide(composed("guide", [*common, f"+methods.{name}.strategy={name}"]))
+    assert [row["method"] for row in table(tmp_path / "costs.csv")] == ["leftmost", "top_k"]
+    assert list(table(tmp_path / "rewards.csv")[0])[:2] == ["leftmost", "top_k"]
+    with pytest.raises(
+        ValueError, match=r"holds leftmost with .*length=6 \(now 5\).*, which does not belong into one table"
+    ):
+        guide(composed("guide", [*common, "length=5", "+methods.more.strategy=top_k"]))
+
+
 def test_one_command_answers_every_prompt_by_every_method(answered):
     """The published script crashes after its first prompt, on names that it never defined."""
     for name in METHODS:

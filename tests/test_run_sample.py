@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import run_sample
 import samplers.loop
@@ -18,7 +19,10 @@ from evaluation.text import JudgeMissing
 from load_model import build_model, load_model, save_model
 from policy.build import STRATEGIES, canvas_of
 from policy.checkpoints import save_policy
+from policy.guidance import GUIDED
 from policy.networks import DitConfidence, HiddenMLP
+from policy.readers import FILTERS, IN_STEPS, readers_of
+from samplers.scores import PREDICTORS
 
 SENTENCES = [
     "Once upon a time there was a small cat.",
@@ -57,19 +61,28 @@ def draw(*argv: str):
     return torch.cat([batch.tokens for batch in batches]), texts, record
 
 
+def steps(strategy: str, count: int) -> list[str]:
+    """--steps, of a strategy that reads it."""
+    return ["--steps", str(count)] if strategy in (*IN_STEPS, "policy") else []
+
+
 # ------------------------------------------------------------------------------------------ what is drawn
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strategy):
     policy = ["--policy", models["dit"]] if strategy == "policy" else []
-    tokens, texts, record = draw("--model", models["text"], "--strategy", strategy, "--steps", "4", "--num_samples", "3",
-                                 "--batch_size", "2", *policy)  # fmt: skip
+    tokens, texts, record = draw("--model", models["text"], "--strategy", strategy, *steps(strategy, 4), "--num_samples",
+                                 "3", "--batch_size", "2", *policy)  # fmt: skip
     assert tokens.shape == (3, 12) and (tokens < 280).all() and len(texts) == 3
     assert record["strategy"] == strategy and record["gen_ppl"] is None
     assert 1 <= record["nfe"] <= 12 and record["generated"] == 36 and record["tokens_per_second"] > 0
     assert record["entropy"] > 0 and 0 < record["distinct_1"] <= record["distinct_3"] <= 1
-    assert record["peak_memory_mib"] > 0 and record["machine"]["torch"] and record["config"]["sampler"]["steps"] == 4
+    assert (
+        record["peak_memory_mib"] > 0
+        and record["machine"]["torch"]
+        and record["config"]["sampler"]["strategy"] == strategy
+    )
     if strategy in ("random", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost", "policy"):
         assert record["nfe"] == 4  # equal steps
     if strategy == "first_hitting":
@@ -83,8 +96,7 @@ def test_samples_do_not_depend_on_the_batch_size(models, strategy):
         models["text"],
         "--strategy",
         strategy,
-        "--steps",
-        "5",
+        *steps(strategy, 5),
         "--num_samples",
         "5",
         *(["--policy", models["dit"]] if strategy == "policy" else []),
@@ -97,16 +109,16 @@ def test_samples_do_not_depend_on_the_batch_size(models, strategy):
 
 @pytest.mark.parametrize(("network", "action"), [("mlp", None), ("dit", "bernoulli_argmax"), ("dit", "plackett_luce")])
 def test_policies_and_their_actions(models, network, action):
-    chosen = [f"sampler.policy.action={action}"] if action else []
-    _, _, record = draw(
-        "--model", models["text"], "--strategy", "policy", "--policy", models[network], "--steps", "3", *chosen
-    )
+    chosen = [f"sampler.policy.action={action}"] if action else ["--steps", "3"]
+    _, _, record = draw("--model", models["text"], "--strategy", "policy", "--policy", models[network], *chosen)
     assert record["nfe"] == 3 if action is None else 1 <= record["nfe"] <= 12
 
 
 def test_a_rule_that_takes_as_many_steps_as_it_needs_takes_any_blocks(models):
-    _, _, record = draw("--model", models["text"], "--strategy", "threshold", "--steps", "5", "sampler.block_length=4")
-    assert 3 <= record["nfe"] <= 12
+    laws = ["sampler.policy.action=plackett_luce", "--policy", models["dit"]]
+    for strategy, more in (("threshold", []), ("policy", laws)):
+        _, _, record = draw("--model", models["text"], "--strategy", strategy, *more, "sampler.block_length=4")
+        assert 3 <= record["nfe"] <= 12  # 16 steps do not divide into 3 blocks, and are not read
 
 
 def test_a_causal_model_goes_from_the_left_one_token_a_step(models):
@@ -156,7 +168,7 @@ def test_a_chat_prompt_is_a_message_in_the_models_template(models):
 
 def test_a_board_is_its_own_canvas_and_is_scored_by_solving(models):
     puzzle = "12..34..21..4321"
-    tokens, texts, record = draw("--model", models["sudoku"], "--prompt", puzzle, "--length", "5", "--steps", "2")
+    tokens, texts, record = draw("--model", models["sudoku"], "--prompt", puzzle, "--steps", "2")
     given = torch.tensor([symbol != "." for symbol in puzzle])
     assert record["length"] == 16 and record["gen_ppl"] is None and 0 <= record["solve_rate"] <= 1
     assert tokens[0][given].tolist() == [int(symbol) - 1 for symbol in puzzle if symbol != "."]
@@ -205,6 +217,51 @@ def test_overrides_and_flags_are_one_configuration():
             "--model would do nothing .* model of its twist",
         ),
         (["dlm=chain", "--strategy", "twisted_smc", "--twist", "t"], "dlm would do nothing .* model of its twist"),
+        (
+            ["--strategy", "threshold", "--steps", "8"],
+            "--steps would do nothing with --strategy threshold; leave it out, or use --strategy",
+        ),
+        (
+            ["--strategy", "first_hitting", "sampler.steps=8"],
+            "sampler.steps would do nothing with --strategy first_hitting",
+        ),
+        (
+            ["--strategy", "policy", "sampler.policy.action=threshold", "--steps", "8"],
+            "use sampler.policy.action=fixed",
+        ),
+        (
+            ["--strategy", "policy", "sampler.policy.threshold=0.8"],
+            "sampler.policy.threshold would do nothing .* use sampler.policy.action=threshold",
+        ),
+        (
+            ["--strategy", "policy", "sampler.policy.beta=0.5"],
+            "sampler.policy.beta would do nothing with sampler.policy.action=None",
+        ),
+        (
+            ["--strategy", "pargs", "--reward", "vader", "--positions", "pair", "--steps", "8"],
+            "use sampler.guide.positions=independent or joint",
+        ),
+        (
+            ["--strategy", "pargs", "--reward", "vader", "sampler.guide.proposals=4"],
+            "use sampler.guide.positions=joint",
+        ),
+        (
+            ["--strategy", "args", "--reward", "vader", "--unmask", "threshold", "--steps", "8"],
+            "--steps would do nothing with sampler.guide.unmask=threshold",
+        ),
+        (["--strategy", "top_k", "sampler.top_k=3"], "sampler.top_k would do nothing with --strategy top_k"),
+        (
+            ["--strategy", "fk", "--reward", "vader", "--resample", "never", "sampler.smc.interval=2"],
+            "use sampler.smc.resample=ess or every",
+        ),
+        (["--strategy", "random", "sampler.confidence_eos_eot_inf=true"], "would do nothing with --strategy random"),
+        (["dlm=stories_causal", "--steps", "8"], "--steps would do nothing with the causal model .*stories_causal"),
+        (
+            ["--strategy", "twisted_smc", "--twist", "example/twist_sentiment_masked", "--steps", "8"],
+            "a twist without a state head",
+        ),
+        (["--judge", "j", "--no-eval"], "--judge would do nothing with --no-eval"),
+        (["--show", "--json", "-"], "--show would do nothing with --json -"),
     ],
 )
 def test_settings_of_another_strategy_are_refused(given, refusal):
@@ -220,10 +277,47 @@ def test_settings_of_another_strategy_are_refused(given, refusal):
         ["--strategy", "fk", "--reward", "vader", "sampler.smc.unmask=threshold", "--threshold", "0.7"],
         ["--strategy", "pargs", "--reward", "vader", "--beta", "2", "--unmask", "random"],
         ["--strategy", "confidence", "sampler.guide.reward=null"],
+        ["--strategy", "policy", "--steps", "8"],
+        ["--strategy", "fk", "--reward", "vader", "--steps", "8"],
+        ["--strategy", "top_k", "dlm=stories", "--k", "3", "--steps", "8"],
     ],
 )
 def test_settings_that_the_strategy_reads_and_defaults_are_taken(given):
     assert run_sample.build_config(given).sampler.policy.path == "example/014609"
+
+
+NUMBERS = {"--steps": "4", "--threshold": "0.5", "--beta": "2", "--k": "3", "--particles": "2"}
+NAMES = {
+    "--positions": "independent",
+    "--unmask": "random",
+    "--resample": "ess",
+    "--policy": "p",
+    "--reward": "r",
+    "--twist": "t",
+}
+ALL = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_every_flag_of_sampling_is_read_or_refused(strategy):
+    """Those that a strategy reads are in policy/readers.py; any other one that a user gives stops the command."""
+    flags = NUMBERS | NAMES | {"--other_model": None}
+    keys = {
+        action.option_strings[0]: action.dest
+        for action in run_sample.parser()._actions
+        if action.dest.startswith("sampler.")
+    }
+    assert keys.keys() - {"--strategy"} == flags.keys()
+    config = run_sample.composed("sample", [f"sampler.strategy={strategy}"])
+    for flag, value in flags.items():
+        OmegaConf.update(config, keys[flag], True if value is None else value)
+        readers = readers_of(keys[flag])
+        assert readers and set(readers) <= set(ALL)
+        if strategy in readers:
+            run_sample.check_given(config, {keys[flag]: flag})
+        else:
+            with pytest.raises(ValueError, match=f"{flag} would do nothing with --strategy {strategy}"):
+                run_sample.check_given(config, {keys[flag]: flag})
 
 
 # ------------------------------------------------------------------------------------------ what is written
@@ -335,6 +429,8 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
         (SUDOKU, ["--prompt", "12"], "expected 16 cells"),
         (SUDOKU, ["--prompt", "1234341221434321"], "fills all 16"),
         (SUDOKU, ["--suffix", "1"], "puzzle"),
+        (SUDOKU, ["--chat"], "puzzle"),
+        (SUDOKU, ["--length", "5"], "length=5 is not that of a board of 16 cells"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(models, model, argv, message):

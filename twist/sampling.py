@@ -33,7 +33,6 @@ from twist.potential import TwistPotential
 from twist.tail import BeforeTail, with_tail
 from twist.targets import Target, build_target, check_continuation, text_reward
 
-FILTERS = ("twisted_smc", "fk")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
 

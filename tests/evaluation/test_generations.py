@@ -117,6 +117,50 @@ def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
     assert "holds generations without settings.json" in capsys.readouterr().err
 
 
+def names_of(directory) -> list[tuple[str, str, str]]:
+    return [(row["name"], row["dataset"], row["seed"]) for row in read(directory / "detailed_results.csv")]
+
+
+def test_a_rule_and_a_policy_of_two_commands_stand_in_one_table(tmp_path, monkeypatch):
+    plotted = []
+    monkeypatch.setattr(
+        run_evaluate, "plot_pareto", lambda points, *_, **__: plotted.append([p["name"] for p in points])
+    )
+    common = ["--gen_length", "24", "--n_test", "2", "--save_path", str(tmp_path)]
+    rule = ["--strategy", "random", "--steps", "2,3", *common]
+    assert main([*rule, "--seeds", "1"]) == 0
+    assert main(["--policy_path", "example/chain_policy", "--seeds", "1", *common]) == 0
+    random = [("random-K2", "chain", "1"), ("random-K3", "chain", "1")]
+    assert names_of(tmp_path) == [*random, ("chain_policy-T1", "chain", "1")]
+    assert set(plotted[-1]) == {"random chain", "chain_policy bernoulli-argmax chain"}
+    assert main([*rule, "--seeds", "2", "--steps", "2"]) == 0  # another seed of a row, beside the first
+    summary = {row["name"]: row for row in read(tmp_path / "summary_statistics.csv")}
+    assert [summary[name]["seeds"] for name in ("random-K2", "random-K3", "chain_policy-T1")] == ["1 2", "1", "1"]
+    before = names_of(tmp_path)
+    assert main([*rule, "--seeds", "1", "--steps", "3"]) == 0  # the same again replaces its row
+    assert sorted(names_of(tmp_path)) == sorted(before) and len(before) == 4
+
+
+def test_evaluations_that_cannot_be_compared_do_not_share_a_table(tmp_path, capsys):
+    common = ["--n_test", "2", "--gen_length", "24", "--save_path", str(tmp_path)]
+    assert main(["--strategy", "random", "--steps", "2", *common]) == 0
+    table = (tmp_path / "detailed_results.csv").read_text()
+    for words, differing in (
+        (["--n_test", "3"], r"questions=\w+ \(now \w+\), n_test=2 \(now 3\)"),
+        (["--gen_length", "20"], r"length=24 \(now 20\)"),
+        (["--dtype", "bfloat16"], r"dtype=float32 \(now bfloat16\)"),
+        (["--token_temperature", "0.5"], r"token_temperature=0.0 \(now 0.5\)"),
+        (["--guidance", "1"], r"guidance=0.0 \(now 1.0\)"),
+        (["--model_path", str(nudged(tmp_path.parent / "other"))], r"model_weights=\w{16} \(now \w{16}\)"),
+    ):
+        assert main(["--strategy", "leftmost", "--steps", "2", *common, *words]) == 1
+        said = capsys.readouterr().err
+        assert re.search(
+            rf"holds random-K2_chain_seed42 with {differing}, which does not belong into one table", said
+        ), said
+        assert (tmp_path / "detailed_results.csv").read_text() == table and not list(tmp_path.glob("leftmost*"))
+
+
 def test_damaged_lines_are_named(tmp_path):
     (tmp_path / "generations.jsonl").write_text('{"row": 0}\nrow 1\n{"row": 2}\n')
     with pytest.raises(ValueError, match=r"generations.jsonl line 2 cannot be read as JSON"):
