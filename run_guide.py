@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.encoding import text_ids
@@ -33,6 +34,7 @@ from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model
 from policy.build import build_strategy, check_known, shipped
 from policy.guidance import GUIDED, Guide, build_guide
+from policy.readers import check_given, idle
 from rewards.models import TextReward, load_reward
 from training.processes import Processes, processes
 from training.ranges import Maybe, Text, check_ranges
@@ -40,8 +42,8 @@ from training.settings import SAMPLER, check_settings, resolved
 from training.usage import check_overrides, exit_on_bad_input
 
 
-def check_guide_run(config: DictConfig) -> None:
-    """Refuse what no run could have."""
+def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Refuse what no run could have, and settings that nothing reads. overrides: of the command line."""
     if OmegaConf.missing_keys(config) & {"out", "prompts.file"}:
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
     check_settings(config, "guide")
@@ -60,6 +62,31 @@ def check_guide_run(config: DictConfig) -> None:
             {"methods": {name: resolved(config)["methods"][name]}},
             {f"methods.{name}.{key}": allowed for key, allowed in (SAMPLER | {"path": Maybe(Text())}).items()},
         )
+        own = [key for key in keys_of(settings) if key not in ("path", "strategy")]
+        check_given(method_config(config, str(name)), {f"sampler.{key}": f"methods.{name}.{key}" for key in own})
+    check_overrides_read(config, [override.partition("=")[0].lstrip("+~") for override in overrides])
+
+
+def check_overrides_read(config: DictConfig, keys: Sequence[str]) -> None:
+    """Refuse settings of all methods that no method reads, and rewards that none names."""
+    methods = {str(name): method_config(config, str(name)) for name in config.methods}
+    named = OmegaConf.to_yaml(config.methods) + str(OmegaConf.to_container(config, resolve=False)["selector"])  # pyright: ignore
+    for key in keys:
+        set_for_all = key.startswith("sampler.") and OmegaConf.select(config, key) not in (None, False)
+        if set_for_all and all(reasons := [idle(method, key) for method in methods.values()]):
+            raise ValueError(f"{key}, which is set for all methods, {reasons[0]}")
+        if key.startswith("rewards.") and config.rewards[key.removeprefix("rewards.")] and f"${{{key}}}" not in named:
+            raise ValueError(
+                f"{key} would do nothing, as no method names ${{{key}}}; leave it out, or name it in methods"
+            )
+
+
+def keys_of(settings: DictConfig, before: str = "") -> list[str]:
+    """Keys in dots of what a method sets."""
+    found = []
+    for key, value in settings.items():
+        found += keys_of(value, f"{before}{key}.") if isinstance(value, DictConfig) else [f"{before}{key}"]
+    return found
 
 
 def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") -> list[str]:
@@ -184,9 +211,9 @@ def reward_table(
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
-def main(config: DictConfig) -> Path:
-    """Decode; returns the directory."""
-    check_guide_run(config)
+def main(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
+    """Decode; returns the directory. overrides: of the command line, none of which may be idle."""
+    check_guide_run(config, overrides)
     out = Path(config.out)
     with processes(config.device, saves=False) as group:
         asked = load_asked(
@@ -225,7 +252,7 @@ def main(config: DictConfig) -> Path:
 @hydra.main(config_path="configs", config_name="guide", version_base=None)
 def entry(config: DictConfig) -> None:
     with exit_on_bad_input():
-        main(config)
+        main(config, list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":

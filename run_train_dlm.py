@@ -36,7 +36,7 @@ from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
-from training.settings import check_settings
+from training.settings import check_settings, with_fitting_warmup
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
 
 
@@ -171,21 +171,11 @@ def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
     return config
 
 
-def check_warmup(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse a warm-up on the command line that the run would not outlast. An experiment's stays where its run is shortened."""
-    given = any(word.lstrip("+").startswith("optim.warmup=") for word in overrides)
-    if given and (config.optim.warmup or 0) >= max(config.training.n_iters, 2):  # one update begins at the full rate
-        raise ValueError(
-            f"optim.warmup={config.optim.warmup} must be below training.n_iters={config.training.n_iters}, or the learning rate "
-            "never arrives; lower it, or leave it out"
-        )
-
-
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
     check_settings(config, "train_dlm")
-    check_warmup(config, overrides)
+    config = with_fitting_warmup(config, overrides)
     if not config.resume:
         config = with_own_data(with_scale_of_run(config), overrides)
     with processes(config.device) as group:

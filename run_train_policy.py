@@ -48,7 +48,7 @@ from samplers.samples import Samples
 from training.processes import Processes, processes
 from training.published import translated
 from training.run import Run, resumed_config, write_samples
-from training.settings import check_settings
+from training.settings import check_settings, with_fitting_warmup
 from training.sharding import shard
 from training.usage import check_overrides, exit_on_bad_input
 
@@ -243,6 +243,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_policy")
     check_settings(config, "train_policy")
+    config = with_fitting_warmup(config, overrides)
     if config.algorithm.name not in ALGORITHMS:
         raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     with processes(config.device) as group:

@@ -33,7 +33,7 @@ from run_train_reward import read_preferences
 from training.files import replacing_directory
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_epochs, check_settings
+from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.trainers import train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input
 from weights import add_checksums, check_files
@@ -192,6 +192,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_preference")
     check_settings(config, "train_preference")
+    config = with_fitting_warmup(config, overrides)
     check_epochs(config, overrides)
     check_preference(config)
     with processes(config.device) as group:

@@ -30,7 +30,7 @@ from run_train_dlm import stored_config
 from run_train_policy import build_reward, build_task, check_data
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_settings
+from training.settings import check_settings, with_fitting_warmup
 from training.usage import check_overrides, exit_on_bad_input
 
 
@@ -78,6 +78,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     check_settings(config, "train_rl")
+    config = with_fitting_warmup(config, overrides)
     check_rl(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)

@@ -30,7 +30,7 @@ from policy.build import canvas_of, shipped
 from rewards.models import reward_folder
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_settings
+from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
 from training.usage import check_overrides, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
@@ -270,6 +270,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         )
     config = resumed_config(config, overrides, "train_twist")
     check_settings(config, "train_twist")
+    config = with_fitting_warmup(config, overrides)
     check_twist(config)
     config.training.n_iters = epochs(config)[-1]
     with processes(config.device) as group:

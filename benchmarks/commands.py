@@ -89,7 +89,7 @@ python run_train_dlm.py experiment=chain init=example/chain training.n_iters=5 t
 # Variables of the shell that runs the commands, without `python`: a launcher stands in its place. What is shown is what runs.
 SHORT = {
     "PROMPT": "3 A +3 B *2 C +1 D *3 E +1 F *2 G +3 H *3 ?",
-    "SAMPLE": "run_sample.py --model example/chain --steps 24 --num_samples 2 --batch_size 2 --no-eval sampler.stop=true "
+    "SAMPLE": "run_sample.py --model example/chain --num_samples 2 --batch_size 2 --no-eval sampler.stop=true "
     "sampler.temperature=0",
     "TRAIN": "run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
     "algorithm.warm_start.updates=2 eval.batch_size=16 wandb.mode=disabled",

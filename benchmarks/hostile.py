@@ -92,7 +92,7 @@ def train(*overrides: str) -> None:
 
 
 def sample(*argv: str) -> None:
-    run_sample.main([*argv, "--no-eval", "--steps", "1"])
+    run_sample.main([*argv, "--no-eval"])
 
 
 def evaluate(*argv: str) -> None:

@@ -62,6 +62,8 @@ def check_beside(directory: Path, settings: dict, shown: Container[str], of_data
     Raises:
         ValueError: names the other evaluation and what differs.
     """
+    if (directory / "settings.json").is_file():  # it stands there already; `begin` compares it with what was
+        return
     asked = json.loads(json.dumps(settings))
     for file in sorted(directory.parent.glob("*/settings.json")):
         there = read_json_object(file)

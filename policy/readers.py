@@ -40,7 +40,6 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 # Of these strategies: a setting that is read only where another one has one of these values.
 READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] = (
     ("sampler.steps", ("policy",), "sampler.policy.action", (None, "fixed")),
-    ("sampler.steps", TILTED, "sampler.guide.positions", ("independent", "joint")),
     ("sampler.steps", GUIDED, "sampler.guide.unmask", (None, *IN_STEPS)),
     ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
     ("sampler.policy.threshold", ("policy",), "sampler.policy.action", ("threshold",)),
@@ -64,13 +63,13 @@ def idle(config: DictConfig, key: str) -> str:
     reading = {strategy, unmask} if strategy in FILTERS else {strategy}
     readers = readers_of(key)
     if readers and not reading & set(readers):
-        others = " or ".join(readers) if len(readers) <= SHOWN else f"another one, such as {readers[0]}"
-        return f"would do nothing with --strategy {strategy}; leave it out, or use --strategy {others}"
+        others = f"--strategy {' or '.join(readers)}" if len(readers) <= SHOWN else f"another strategy, as {readers[0]}"
+        return f"would do nothing with --strategy {strategy}; leave it out, or use {others}"
     for own, strategies, setting, values in READ_WITH:
         value = OmegaConf.select(config, setting)
         if key == own and reading & set(strategies) and value not in values:
             known = [str(allowed) for allowed in values if allowed is not None]
-            others = " or ".join(known) if len(known) <= SHOWN else f"another one, such as {known[0]}"
+            others = " or ".join(known) if len(known) <= SHOWN else f"{known[0]}, for example"
             return f"would do nothing with {setting}={value}; leave it out, or use {setting}={others}"
     return ""
 

@@ -35,6 +35,7 @@ from load_model import load_model
 from policy.actions import FixedCount
 from policy.build import STRATEGIES
 from policy.guidance import GUIDED, POSITIONS
+from policy.readers import IN_STEPS
 from run_guide import main as guide
 from samplers.live import LiveView
 from samplers.loop import Strategy, sample
@@ -233,23 +234,24 @@ MORE = {  # settings that no strategy is
     "greedy": ["sampler.temperature=0"],
     "blocks": ["sampler.block_length=6", "--strategy", "confidence"],
     "budget": ["sampler.budget=3", "--strategy", "threshold"],
-    "guidance": ["sampler.guidance=1", "--prompt", "The"],
-    "ends": ["sampler.stop=true", "sampler.confidence_eos_eot_inf=true", "--strategy", "confidence"],
-    "template": ["--template", "The [MASK:3] was [MASK:2]."],
+    "guidance": ["sampler.guidance=1", "--prompt", "The", "--steps", "4"],
+    "ends": ["sampler.stop=true", "sampler.confidence_eos_eot_inf=true", "--strategy", "confidence", "--steps", "4"],
+    "template": ["--template", "The [MASK:3] was [MASK:2].", "--steps", "4"],
 }
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *MORE])
 def test_every_strategy(models, strategy):  # noqa: F811
-    how = MORE.get(strategy, ["--strategy", strategy])
+    steps = ["--steps", "4"] if strategy in (*IN_STEPS, "policy") else []
+    how = MORE.get(strategy, ["--strategy", strategy, *steps])
     more = ["--policy", models["dit"]] if strategy == "policy" else []
-    both("--model", models["text"], "--steps", "4", "--num_samples", "3", "--batch_size", "2", *how, *more)
+    both("--model", models["text"], "--num_samples", "3", "--batch_size", "2", *how, *more)
 
 
 @pytest.mark.parametrize("action", ["bernoulli_argmax", "plackett_luce", "threshold"])
 def test_every_action_of_a_policy(models, action):  # noqa: F811
     both("--model", models["text"], "--strategy", "policy", "--policy", models["dit"], f"sampler.policy.action={action}",
-         "--steps", "4", "--num_samples", "2", "--batch_size", "2")  # fmt: skip
+         "--num_samples", "2", "--batch_size", "2")  # fmt: skip
 
 
 def test_other_kinds_of_models_and_policies(models):  # noqa: F811
@@ -303,7 +305,8 @@ FITTING = {"args": "full", "args_stochastic": "full", "pargs": "prefix", "pargs_
 def test_every_guided_decoder(models, rewards, strategy, name):  # noqa: F811
     reward = f"head_{name}" if strategy == "value_head" else FITTING.get(strategy)
     more = [] if reward is None else ["--reward", rewards.get(reward, reward)]
-    both("--model", models[name], "--strategy", strategy, *more, "--k", "4", "--prompt", "The", "--steps", "4",
+    steps = [] if name == "causal" else ["--steps", "4"]
+    both("--model", models[name], "--strategy", strategy, *more, "--k", "4", "--prompt", "The", *steps,
          "--num_samples", "2", "--batch_size", "2")  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def test_what_is_given_stays():
 
 def test_a_warm_up_that_the_run_does_not_outlast_is_refused():
     words = ["training.n_iters=100", "optim.warmup=100"]
-    with pytest.raises(ValueError, match="optim.warmup=100 must be below training.n_iters=100"):
+    with pytest.raises(ValueError, match="optim.warmup=100 must be below the 100 updates of training.n_iters=100"):
         run_train_dlm.main(composed("train_dlm", words), words)
 
 

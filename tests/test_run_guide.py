@@ -54,7 +54,8 @@ FITTING = {
 def test_every_guided_strategy_fills_the_canvas_of_both_kinds_of_model(models, rewards, strategy, name):  # noqa: F811
     reward = f"head_{name}" if strategy == "value_head" else FITTING.get(strategy)
     asked = [] if reward is None else ["--reward", rewards.get(reward, reward)]
-    common = ["--model", models[name], "--strategy", strategy, *asked, "--k", "5", "--prompt", "The", "--steps", "4"]
+    steps = [] if name == "causal" else ["--steps", "4"]
+    common = ["--model", models[name], "--strategy", strategy, *asked, "--k", "5", "--prompt", "The", *steps]
     tokens, texts, record = draw(*common, "--num_samples", "3", "--batch_size", "2")
     assert tokens.shape[0] == 3 and (tokens < 280).all() and record["strategy"] == strategy and len(texts) == 3
     rows = record["reward_rows"]

@@ -8,6 +8,7 @@ that module.
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,47 @@ def check_epochs(config: DictConfig, overrides: list[str]) -> None:
             f"{asked[-1]} would do nothing beside training.n_iters={config.training.n_iters}; add training.n_iters=null, or "
             "leave it out"
         )
+
+
+def updates_of(config: DictConfig) -> int | None:
+    """The updates of a run by its configuration; None where its data decide how many there are."""
+    training = config.training
+    if "updates_per_epoch" in training:
+        return 2**training.epochs if training.schedule == "exp2" else training.epochs * training.updates_per_epoch
+    if training.n_iters is None:
+        return None
+    return training.n_iters * (OmegaConf.select(config, "algorithm.inner_updates") or 1)
+
+
+def with_fitting_warmup(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration with a warm-up that the run outlasts.
+
+    A warm-up on the command line stays, or is refused. One of an experiment or a default is made for the length beside it: where
+    the command line leaves a run of less than five times the warm-up, it becomes a twentieth of the run, and a line on stderr
+    says so.
+
+    Raises:
+        ValueError: a warm-up on the command line that the run does not outlast.
+    """
+    updates, warmup = updates_of(config), config.optim.warmup
+    if config.resume or not updates or not warmup:
+        return config
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    if "optim.warmup" in given:
+        if warmup >= max(updates, 2):  # one update begins at the full rate
+            length = (
+                "this run" if "updates_per_epoch" in config.training else f"training.n_iters={config.training.n_iters}"
+            )
+            raise ValueError(
+                f"optim.warmup={warmup} must be below the {updates} updates of {length}, or the learning rate never arrives; "
+                "lower it, or leave it out"
+            )
+        return config
+    if not given & {"training.n_iters", "training.epochs", "training.updates_per_epoch"} or 5 * warmup <= updates:
+        return config
+    config = config.copy()
+    config.optim.warmup = updates // 20
+    print(
+        f"optim.warmup={warmup} is for a longer run; {config.optim.warmup} of {updates} updates here", file=sys.stderr
+    )
+    return config

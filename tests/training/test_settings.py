@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import run_train_reward
 from training.ranges import Flag, ListOf, Maybe, Number, Text, Whole
-from training.settings import check_epochs, check_settings, ranges_of
+from training.settings import check_epochs, check_settings, ranges_of, with_fitting_warmup
 from training.usage import CONFIGS, composed
 
 COMMANDS = (
@@ -159,3 +159,45 @@ def test_epochs_are_refused_where_iterations_decide():
         run_train_reward.main(composed("train_reward", words), words)
     check_epochs(composed("train_reward", [*words, "training.n_iters=null"]), words)
     check_epochs(composed("train_reward", words[:1]), words[:1])
+
+
+SHORT = [("dlm", "stories", 40, 2), ("policy", "sudoku6_budget", 4, 0), ("policy", "genpolicy_owt", 1000, 50), ("rl", "chain_rl", 20, 1),
+         ("reward", "pargs_masked", 60, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "experiment", "n_iters", "warmup"), SHORT)
+def test_the_warm_up_of_an_experiment_follows_a_run_that_is_shortened(name, experiment, n_iters, warmup, capsys):
+    """A twentieth of the updates: of GRPO there are two an iteration."""
+    words = [f"experiment={experiment}", f"training.n_iters={n_iters}"]
+    config = composed(f"train_{name}", words)
+    assert with_fitting_warmup(config, words).optim.warmup == warmup < config.optim.warmup
+    assert f"optim.warmup={config.optim.warmup} is for a longer run; {warmup} of" in capsys.readouterr().err
+    whole = composed(f"train_{name}", words[:1])
+    assert with_fitting_warmup(whole, words[:1]).optim.warmup == whole.optim.warmup  # an experiment as it was made
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dlm", ["training.n_iters=100", "optim.warmup=100"]),
+        ("policy", ["training.n_iters=5", "optim.warmup=5"]),
+        ("policy", ["experiment=chain_grpo", "optim.warmup=200"]),
+        ("rl", ["optim.warmup=100"]),
+        ("twist", ["training.epochs=2", "training.updates_per_epoch=3", "optim.warmup=6"]),
+        ("reward", ["training.n_iters=10", "optim.warmup=10"]),
+        ("preference", ["training.n_iters=10", "optim.warmup=11"]),
+    ],
+)
+def test_a_warm_up_that_the_run_does_not_outlast_is_refused(name, words):
+    config = composed(f"train_{name}", words)
+    with pytest.raises(
+        ValueError, match=r"optim.warmup=\d+ must be below the \d+ updates of .*, or the learning rate never"
+    ):
+        with_fitting_warmup(config, words)
+    fewer = [*words[:-1], "optim.warmup=1"]
+    assert with_fitting_warmup(composed(f"train_{name}", fewer), fewer).optim.warmup == 1
+
+
+def test_a_resumed_run_keeps_its_warm_up():
+    words = ["resume=output/run", "training.n_iters=10"]
+    assert with_fitting_warmup(composed("train_policy", words), words).optim.warmup == 5
