@@ -30,6 +30,7 @@ from torch import Tensor
 
 from data.questions import (
     DATASETS,
+    HUB,
     Question,
     canvases,
     check_questions,
@@ -53,7 +54,8 @@ from evaluation.sampling import machine
 from evaluation.summary import IDENTITY, result_row, summary_row
 from fingerprint import digest_of, digests_of
 from load_model import load_model
-from policy.build import shipped
+from policy.build import check_known, shipped
+from policy.readers import readers_of
 from samplers.loop import Strategy, sample
 from samplers.samples import Stopwatch
 from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
@@ -332,22 +334,41 @@ def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
     return None if failed else found
 
 
+# Flags of a policy or of a rule, and the setting of policy/readers.py that each of them is.
+FLAGS = {
+    "other_model": "sampler.policy.other_model", "temperatures": "sampler.policy.temperature", "betas": "sampler.policy.beta",
+    "sampling_mode": "sampler.policy.action", "alphas": "sampler.policy", "windows": "sampler.window",
+    "confidence_eos_eot_inf": "sampler.confidence_eos_eot_inf",
+}  # fmt: skip
+
+
+def check_idle(arguments: argparse.Namespace, names: list[str]) -> None:
+    """Refuse flags that change nothing of what is evaluated, or of the data sets `names`. ValueError names them."""
+    strategy = ALIASES.get(arguments.strategy, arguments.strategy) or "policy"
+    unread = [] if arguments.run else ["checkpoints"]
+    unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
+    if idle := [f"--{flag}" for flag in unread if getattr(arguments, flag)]:
+        given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
+        raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
+    read_by = {
+        "data_dir": arguments.data_dir is None or set(names) & set(HUB),
+        "math_by": arguments.math_by == "verify" or "math" in names,
+        "unsandboxed": not arguments.unsandboxed or set(names) - {"chain", "gsm8k", "math"},
+    }
+    if idle := [f"--{flag}" for flag, read in read_by.items() if not read]:
+        raise ValueError(f"{', '.join(idle)} would do nothing with --datasets {','.join(names)}; leave it out")
+
+
 def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The data sets and seeds asked for. ValueError for what no evaluation could have, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
-    unread = () if arguments.run else ("checkpoints",)
-    if arguments.strategy:
-        unread = ("checkpoints", "other_model", "temperatures", "betas", "sampling_mode", "alphas")
-    if arguments.strategy != "window":
-        unread = (*unread, "windows")
     check_confidence(
         arguments.confidence, ALIASES.get(arguments.strategy, arguments.strategy or "policy"), "--confidence"
     )
-    if idle := [f"--{key}" for key in unread if getattr(arguments, key)]:
-        given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
-        raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
+    check_known(ALIASES.get(arguments.strategy, arguments.strategy))
+    check_idle(arguments, names)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
     if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):

@@ -63,7 +63,9 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
             {f"methods.{name}.{key}": allowed for key, allowed in (SAMPLER | {"path": Maybe(Text())}).items()},
         )
         own = [key for key in keys_of(settings) if key not in ("path", "strategy")]
-        check_given(method_config(config, str(name)), {f"sampler.{key}": f"methods.{name}.{key}" for key in own})
+        check_given(
+            method_config(config, str(name)), {f"sampler.{key}": f"methods.{name}.{key}" for key in own}, "strategy "
+        )
     check_overrides_read(config, [override.partition("=")[0].lstrip("+~") for override in overrides])
 
 
@@ -73,7 +75,7 @@ def check_overrides_read(config: DictConfig, keys: Sequence[str]) -> None:
     named = OmegaConf.to_yaml(config.methods) + str(OmegaConf.to_container(config, resolve=False)["selector"])  # pyright: ignore
     for key in keys:
         set_for_all = key.startswith("sampler.") and OmegaConf.select(config, key) not in (None, False)
-        if set_for_all and all(reasons := [idle(method, key) for method in methods.values()]):
+        if set_for_all and all(reasons := [idle(method, key, "strategy ") for method in methods.values()]):
             raise ValueError(f"{key}, which is set for all methods, {reasons[0]}")
         if key.startswith("rewards.") and config.rewards[key.removeprefix("rewards.")] and f"${{{key}}}" not in named:
             raise ValueError(
@@ -127,10 +129,12 @@ def decoder_of(config: DictConfig, model: MaskedLM, first: int, length: int) -> 
 
 
 def environment_of(config: DictConfig, model: MaskedLM, length: int, first: int) -> UnmaskingEnvironment:
-    """A causal model takes as many steps as there are tokens; a row ends at its end of sequence or of turn."""
+    """A causal model, and a rule that reads no steps, takes as many as there are tokens; a row ends at its end of sequence or of
+    turn."""
     sampler = config.sampler
+    steps = length if model.causal or idle(config, "sampler.steps") else sampler.steps
     return UnmaskingEnvironment(
-        model, length if model.causal else sampler.steps, sampler.block_length, budget=sampler.budget, prompt_length=first,
+        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=first,
         stop_id=end_tokens(model.tokenizer), guidance=float(sampler.guidance), cache=sampler.cache,
         refresh=sampler.refresh,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from load_model import load_model
 from training.ranges import ROWS, Whole
 from training.usage import check_device, exit_on_bad_input
 
+NOISES = 64  # mask rates a row, where none are given
 READ = 100  # texts of a data set that are tried before the model runs
 
 
@@ -60,6 +61,11 @@ def main(arguments: argparse.Namespace) -> None:
     check_device(arguments.device)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     model, _ = load_model(arguments.model, device)
+    if model.causal and (idle := [f"--{key}" for key in ("noises", "seed") if getattr(arguments, key) is not None]):
+        raise ValueError(
+            f"{', '.join(idle)} would do nothing with {arguments.model}, whose perplexity is exact; leave it out"
+        )
+    noises = arguments.noises or NOISES
     if model.tokenizer is None:
         raise ValueError(
             f"the tokenizer of {arguments.model} cannot be loaded, so no text can be read; add tokenizer.json"
@@ -71,12 +77,12 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(model.tokenizer, texts["text"][:READ], arguments.model, name)
         rows = pack(texts, model.tokenizer, arguments.length or model.max_length, end_of_text(model.tokenizer))
         values = nats_per_token(
-            model, rows[: arguments.rows].to(device), arguments.noises, arguments.batch_size, arguments.seed
+            model, rows[: arguments.rows].to(device), noises, arguments.batch_size, arguments.seed or 0
         )
         mean, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
         record = {
             "data": name, "split": arguments.split, "rows": len(values), "perplexity": exp(mean),
-            "nats_per_token": mean, "standard_error": error, "noises": arguments.noises,
+            "nats_per_token": mean, "standard_error": error, "noises": None if model.causal else noises,
         }  # fmt: skip
         print(json.dumps(finite(record), allow_nan=False))
 
@@ -90,9 +96,11 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="valid", help="train, valid or test")
     parser.add_argument("--rows", type=Whole(2), default=None, help="rows to score (default: all)")
     parser.add_argument("--length", type=ROWS, default=None, help="positions a row (default: the model's)")
-    parser.add_argument("--noises", type=ROWS, default=64, help="mask rates a row; the published script takes 1,024")
+    parser.add_argument(
+        "--noises", type=ROWS, help=f"mask rates a row of a masked model ({NOISES}); the published script takes 1,024"
+    )
     parser.add_argument("--batch-size", type=ROWS, default=16)
-    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), help="of the mask rates and masks of a masked model (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--cache-dir", default=None)
     with exit_on_bad_input():

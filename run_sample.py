@@ -51,7 +51,7 @@ from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
 from training.files import append_line, make_directory, write_text
 from training.settings import check_settings
-from training.terminal import printable
+from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import composed, device_of, exit_on_bad_input, literal
 from twist.sampling import build_filter, model_of_twist
 
@@ -289,6 +289,8 @@ def draw_samples(
     predictor = score_predictor(config, model) if composed_of_two else None
     strategy = build_strategy(config, model) if composed_of_two and predictor is None else None
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    for key, text in given.items():
+        say_if_newline_is_spelled(text, key)
     learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
     if learnt_for is not None and learnt_for["target"]["kind"] == "infilling":
         given["suffix"] = None  # the twist is told it; it does not stand on the canvas

@@ -24,6 +24,7 @@ from dlm.adapt import AdapterLM, adapter_config
 from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model, save_model
 from policy.build import shipped
+from policy.readers import check_given
 from rl.preferences import Preferences
 from rl.train import Algorithm, Reference, Rollouts, build_estimator, check_rl, new_learner, train
 from run_train_dlm import stored_config
@@ -74,12 +75,21 @@ def build(config: DictConfig, model: MaskedLM, noise, group: Processes):
     return learner, Rollouts(model, learner, reference, estimator, task, reward, config)
 
 
+def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse settings of `sampling` on the command line that its strategy does not read, as run_sample.py does."""
+    keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
+    given.pop("sampler.steps", None)  # of every strategy: blocks divide them
+    check_given(OmegaConf.create({"sampler": OmegaConf.to_container(config.sampling)}), given, "sampling.strategy=")
+
+
 def main(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     check_settings(config, "train_rl")
     config = with_fitting_warmup(config, overrides)
     check_rl(config)
+    check_sampling_given(config, overrides)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         kind = None if config.init else OmegaConf.select(config, "dlm.model_type")

@@ -32,6 +32,7 @@ from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
+from training.terminal import say_if_newline_is_spelled
 from training.usage import check_overrides, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
 from twist.evaluate import evaluate, figures, weighed
@@ -142,6 +143,7 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
 
 def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
     """What every text begins with, how far it goes, and what it is weighed by."""
+    say_if_newline_is_spelled(config.prompt, "prompt")
     row = canvas_of(model, config.prompt)
     prompt = row[row != model.mask_id]
     settings = OmegaConf.to_container(config.target)

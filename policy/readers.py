@@ -56,15 +56,18 @@ def readers_of(key: str) -> tuple[str, ...]:
     return next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), ())
 
 
-def idle(config: DictConfig, key: str) -> str:
-    """Why a key is not read under the strategy of `config.sampler`, and what to use; empty where it is read."""
+def idle(config: DictConfig, key: str, flag: str = "--strategy ") -> str:
+    """Why a key is not read under the strategy of `config.sampler`, and what to use; empty where it is read.
+
+    flag: what stands before the name of a strategy, for the message.
+    """
     strategy = config.sampler.strategy or "direct"
     unmask = OmegaConf.select(config, "sampler.smc.unmask")  # particles go by a strategy too
     reading = {strategy, unmask} if strategy in FILTERS else {strategy}
     readers = readers_of(key)
     if readers and not reading & set(readers):
-        others = f"--strategy {' or '.join(readers)}" if len(readers) <= SHOWN else f"another strategy, as {readers[0]}"
-        return f"would do nothing with --strategy {strategy}; leave it out, or use {others}"
+        others = f"{flag}{' or '.join(readers)}" if len(readers) <= SHOWN else f"another strategy, as {readers[0]}"
+        return f"would do nothing with {flag}{strategy}; leave it out, or use {others}"
     for own, strategies, setting, values in READ_WITH:
         value = OmegaConf.select(config, setting)
         if key == own and reading & set(strategies) and value not in values:
@@ -74,15 +77,16 @@ def idle(config: DictConfig, key: str) -> str:
     return ""
 
 
-def check_given(config: DictConfig, given: Mapping[str, str]) -> None:
+def check_given(config: DictConfig, given: Mapping[str, str], flag: str = "--strategy ") -> None:
     """Refuse a setting that the strategy of `config.sampler` does not read.
 
     Args:
         given: key of the configuration -> its name for the user, of each that the user set. Defaults do not count.
+        flag: what stands before the name of a strategy, for the message.
 
     Raises:
         ValueError: names the setting, the strategy, and those that read it.
     """
     for key, name in given.items():
-        if OmegaConf.select(config, key) not in (None, False) and (reason := idle(config, key)):
+        if OmegaConf.select(config, key) not in (None, False) and (reason := idle(config, key, flag)):
             raise ValueError(f"{name} {reason}")

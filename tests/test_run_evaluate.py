@@ -139,6 +139,16 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
             "--windows would do nothing with --strategy",
         ),
         (["--policy_path", "example/chain_policy", "--windows", "4"], "--windows would do nothing with a policy"),
+        (
+            ["--strategy", "random", "--confidence_eos_eot_inf"],
+            "--confidence_eos_eot_inf would do nothing with --strategy random",
+        ),
+        (["--strategy", "random", "--data_dir", "x"], "--data_dir would do nothing with --datasets chain"),
+        (
+            ["--strategy", "random", "--math_by", "string", "--datasets", "chain,gsm8k"],
+            "--math_by would do nothing with --datasets chain,gsm8k",
+        ),
+        (["--strategy", "random", "--unsandboxed"], "--unsandboxed would do nothing with --datasets chain"),
     ],
 )
 def test_bad_input(argv, message, tmp_path):

@@ -336,3 +336,30 @@ def test_every_experiment_runs_on_tiny_models(models, rewards, tmp_path, experim
     if experiment == "pargs_tldr_decode":
         assert (as_it_is.prompts.count, as_it_is.length, as_it_is.sampler.guide.k) == (100, 64, 10)
         assert as_it_is.methods.PPO.path == "vistagi/gpt2-large-tldr-sum-rlhf"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["+methods.a={strategy: leftmost, threshold: 0.4}"],
+            "methods.a.threshold would do nothing with strategy leftmost",
+        ),
+        (["+methods.a={strategy: threshold, steps: 4}"], "methods.a.steps would do nothing with strategy threshold"),
+        (["sampler.window=3"], "sampler.window, which is set for all methods, would do nothing with strategy top_k"),
+        (["rewards.head=x"], r"rewards.head would do nothing, as no method names \$\{rewards.head\}"),
+    ],
+)
+def test_settings_that_no_method_reads_are_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        run_guide.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)
+
+
+def test_settings_that_one_method_reads_are_taken():
+    more = [
+        "+methods.a={strategy: threshold, threshold: 0.4}",
+        "sampler.guide.k=4",
+        "sampler.steps=4",
+        "rewards.full=x",
+    ]
+    run_guide.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)

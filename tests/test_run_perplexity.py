@@ -53,3 +53,13 @@ def test_text_that_the_tokenizer_cannot_write_is_refused_and_any_other_language_
         run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/chain"}))
     with pytest.raises(ValueError, match="is no model of text"):
         run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/sudoku6"}))
+
+
+def test_what_an_exact_perplexity_does_not_draw_is_refused(capsys):
+    causal = ARGUMENTS | {"model": "example/stories_causal"}
+    with pytest.raises(
+        ValueError, match="--noises, --seed would do nothing with example/stories_causal, whose perplexity is exact"
+    ):
+        run_perplexity.main(Namespace(**causal))
+    run_perplexity.main(Namespace(**causal | {"noises": None, "seed": None}))
+    assert json.loads(capsys.readouterr().out)["noises"] is None

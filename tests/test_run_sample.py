@@ -10,9 +10,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import run_guide
 import run_sample
 import samplers.loop
 from data.chain import chains, is_right
+from data.encoding import text_ids
+from data.prompt_file import load_asked
 from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
 from evaluation.text import JudgeMissing
@@ -23,6 +26,7 @@ from policy.guidance import GUIDED
 from policy.networks import DitConfidence, HiddenMLP
 from policy.readers import FILTERS, IN_STEPS, readers_of
 from samplers.scores import PREDICTORS
+from training.usage import composed, override
 
 SENTENCES = [
     "Once upon a time there was a small cat.",
@@ -173,6 +177,34 @@ def test_a_board_is_its_own_canvas_and_is_scored_by_solving(models):
     assert record["length"] == 16 and record["gen_ppl"] is None and 0 <= record["solve_rate"] <= 1
     assert tokens[0][given].tolist() == [int(symbol) - 1 for symbol in puzzle if symbol != "."]
     assert len(texts[0].splitlines()) == 4
+
+
+BACKSLASH, NEWLINE = r"The\ncat", "The\ncat"
+
+
+def test_a_backslash_and_an_n_are_text_at_every_entrance(models, tmp_path, capsys):
+    """Two characters of a prompt stay two, and a new line stays one, from the command line, a configuration, and a file."""
+    model, found = load_model(models["text"])[0], {}
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (BACKSLASH, NEWLINE)))
+    asked = sorted(load_asked(str(tmp_path / "prompts.jsonl")), key=lambda one: one.prompt == NEWLINE)
+    rows = run_guide.canvases(model, asked, 2).canvas
+    for prompt, row in zip((BACKSLASH, NEWLINE), rows, strict=True):
+        config = OmegaConf.create(OmegaConf.to_yaml(run_sample.build_config(["--prompt", prompt])))
+        assert config.prefix == run_sample.build_config([override("prefix", prompt)]).prefix == prompt
+        assert composed("train_twist", [override("prompt", prompt)]).prompt == prompt
+        ids = text_ids(model.tokenizer, prompt)
+        assert row[row != model.mask_id].tolist()[-len(ids) :] == ids and model.tokenizer.decode(ids) == prompt
+        canvas = canvas_of(model, config.prefix)
+        assert canvas[: len(ids)].tolist() == ids
+        assert draw("--model", models["text"], "--prompt", prompt, "--steps", "1")[1][0].startswith(prompt)
+        found[prompt] = capsys.readouterr().err
+    assert "prefix holds \\n as a backslash and an n" not in found[BACKSLASH]  # \\ncat could be a command of LaTeX
+    assert not found[NEWLINE]
+    draw("--model", models["text"], "--prompt", r"The\nCat", "--steps", "1")
+    assert (
+        r"prefix holds \n as a backslash and an n, and stays as it is; a new line is $'...\n...' in bash"
+        in capsys.readouterr().err
+    )
 
 
 def test_overrides_and_flags_are_one_configuration():

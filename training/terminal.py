@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 # C0 but newline and tab, DEL, C1 (ESC [ and its kin move the cursor, change titles, write to the clipboard), and the marks that
 # reverse the direction of what stands beside them.
@@ -12,3 +13,18 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     """The text with control characters written out, such as \\x1b: a terminal shows them and does not obey them."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say_if_newline_is_spelled(text: str | None, setting: str) -> None:
+    r"""Print a line to stderr where a text holds `\n` as a backslash and an n, of which a shell makes no new line. A prompt is
+    taken as it is, from the command line as from a file: `\neq` and `\nabla` are text, and no line is printed for these.
+
+    Args:
+        setting: the name of the text, for the message.
+    """
+    if text is not None and re.search(r"(?<!\\)\\n(?![a-z])", text):
+        print(
+            f"{setting} holds \\n as a backslash and an n, and stays as it is; a new line is $'...\\n...' in bash, and \\n "
+            "between double quotes in YAML and JSON",
+            file=sys.stderr,
+        )
