@@ -207,7 +207,8 @@ def check_read(config: DictConfig, given: dict[str, str]) -> None:
 
 
 def check_steps(config: DictConfig, name: str) -> None:
-    """Refuse steps for a model or a twist that decides one position at a time. name: of the setting on the command line."""
+    """Refuse steps for a twist, or a model on this machine, that decides one position at a time. name: of the setting on the
+    command line."""
     path = shipped(str(config.dlm.path))
     if config.sampler.strategy == "twisted_smc":
         about = model_of_twist(config.sampler.smc)
@@ -216,8 +217,8 @@ def check_steps(config: DictConfig, name: str) -> None:
             raise ValueError(
                 f"{name} would do nothing with a twist without a state head, which writes one position a step; leave it out"
             )
-    described = not is_run(path) or model_folder(path).is_dir()  # RADD's own runs are masked models
-    if described and is_causal(path):
+    folder = model_folder(path) if is_run(path) else Path(path)  # RADD's own runs have none, and are masked models
+    if folder.is_dir() and is_causal(path):  # nothing is fetched for this
         raise ValueError(
             f"{name} would do nothing with the causal model {path}, which writes one token a step; leave it out"
         )
