@@ -388,10 +388,11 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
             return make()
         except ImportError as error:
             raise ValueError(f"the reward {path_or_id} needs a package; pip install {requirement}") from error
-    name, _, part = path_or_id.partition("#")
-    if name.startswith("embedding:"):
-        model, tokenizer = _pretrained(AutoModel, name.removeprefix("embedding:"))
+    if path_or_id.startswith("embedding:"):
+        name, _, part = path_or_id.removeprefix("embedding:").partition("#")
+        model, tokenizer = _pretrained(AutoModel, name)
         return EmbeddingReward(model.to(device), tokenizer, part or None)
+    name, part = with_label(path_or_id)
     folder = reward_folder(name)
     if (Path(folder) / HEAD).is_file():
         raise ValueError(
@@ -402,6 +403,12 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
     return ClassifierReward(
         model.to(device), tokenizer, getattr(model.config, "reward_kind", "full"), _label(model, name, part)
     )
+
+
+def with_label(path_or_id: str) -> tuple[str, str]:
+    """(path or id, label behind the last `#`, which is empty for none). A directory whose name has a `#` is a path."""
+    name, _, label = path_or_id.rpartition("#")
+    return (name, label) if name and not Path(path_or_id).exists() else (path_or_id, "")
 
 
 def load_classifier(path_or_id: str, device: str | torch.device = "cpu") -> SequenceClassifier:
@@ -416,7 +423,9 @@ def _label(model: Any, name: str, label: str) -> int | None:
         if label:
             raise ValueError(f"{name} has one output and no label {label!r}; leave #{label} out")
         return None
-    found = [int(number) for number, known in labels.items() if label in (known, str(number))]
+    found = [int(number) for number, known in labels.items() if label == known] or [
+        int(number) for number in labels if label == str(number)
+    ]
     if not found:
         raise ValueError(f"{name} has the labels {', '.join(labels.values())}; say which is good: {name}#{labels[0]}")
     return found[0]

@@ -399,15 +399,17 @@ def _has_number(tokens: list[Token]) -> bool:
 
 def _side(tokens: list[Token], may_begin_with_sign: bool) -> Value | None:
     """The value of one side. may_begin_with_sign: a dash and a space before its number is no bullet."""
-    inner = [place for place, token in enumerate(tokens) if token.kind in ("number", "part", "join")]
+    inner = {place for place, token in enumerate(tokens) if token.kind in ("number", "part", "join")}
     numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
     first, last = numbers[0], numbers[-1]
-    if not set(range(first, last + 1)) <= set(inner):
+    if not set(range(first, last + 1)) <= inner:
         return None  # two numbers, with words between them
     while first > 0 and first - 1 in inner:
         first -= 1
     while last + 1 < len(tokens) and last + 1 in inner:
         last += 1
+    if tokens[last].end - tokens[first].start > LONGEST:
+        return None
     before = tokens[first - 1] if first else None
     behind = tokens[last + 1] if last + 1 < len(tokens) else None
     first, last = _trimmed(tokens, first, last)

@@ -168,6 +168,12 @@ def test_one_label_of_several(tmp_path):
     names = {name: load_reward(f"{tmp_path}#{name}").score_texts([""], ["a b"]) for name in ("bad", "so", "good", "2")}
     assert math.isclose(sum(math.exp(float(names[name])) for name in ("bad", "so", "good")), 1, abs_tol=1e-5)
     assert names["good"] == names["2"]
+    (tmp_path / "run#2").mkdir()
+    stars = {0: "2", 1: "1", 2: "0"}  # a label's name goes before its number
+    model = classifier("bert", tmp_path / "run#2", num_labels=3, id2label=stars, label2id={"2": 0, "1": 1, "0": 2})
+    logits = model(input_ids=torch.tensor([[1, 5, 6, 2]])).logits[0].detach()
+    found = load_reward(f"{tmp_path}/run#2#2").score_texts([""], ["a b"])
+    torch.testing.assert_close(found[0], logits.log_softmax(0)[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="has the labels bad, so, good; say which is good: "):
         load_reward(str(tmp_path))
     classifier("bert", tmp_path)
