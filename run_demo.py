@@ -9,6 +9,11 @@ Prints one table of quality and cost; writes a Pareto plot, the samples, and an 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import time
 from collections.abc import Callable
@@ -35,6 +40,7 @@ from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, Dilated, Direct, Threshold
+from training.files import check_place, make_directory, write_text
 from training.ranges import ROWS
 from training.usage import exit_on_bad_input, override
 
@@ -127,6 +133,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
 
 def main(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
+    check_place(arguments.out, f"--out {arguments.out}")
     judge = default_judge("cpu")  # what is missing is said before the work
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
     print("1/3 learning where to unmask, on Sudoku")
@@ -148,13 +155,13 @@ def main(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731
     page = replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX)
-    (out / "sudoku.html").write_text(page, encoding="utf-8")
+    write_text(out / "sudoku.html", page)
     decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731
-    (out / "stories.html").write_text(replay_html(texts, decode_text, "Stories, step by step"), encoding="utf-8")
-    (out / "samples").mkdir()
+    write_text(out / "stories.html", replay_html(texts, decode_text, "Stories, step by step"))
+    make_directory(out / "samples", f"--out {arguments.out}")
     for name, samples in texts.items():
         decoded = writer.tokenizer.batch_decode(samples.tokens)
-        (out / "samples" / f"{name.split(',')[0]}.txt").write_text("\n\n---\n\n".join(decoded) + "\n", encoding="utf-8")
+        write_text(out / "samples" / f"{name.split(',')[0]}.txt", "\n\n---\n\n".join(decoded) + "\n")
     print(
         f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/"
     )

@@ -14,6 +14,11 @@ seeds), pareto.png. Ends with status 1 where every evaluation failed. What is no
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import json
 import sys
@@ -21,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -55,11 +60,12 @@ from evaluation.summary import IDENTITY, result_row, summary_row
 from fingerprint import digest_of, digests_of
 from load_model import load_model
 from policy.build import check_known, shipped
+from policy.checkpoints import policy_file
 from policy.readers import readers_of
 from samplers.loop import Strategy, sample
 from samplers.samples import Stopwatch
 from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
-from training.files import write_text
+from training.files import append_line, check_place, write_text
 from training.processes import Processes, processes
 from training.published import from_file
 from training.ranges import ROWS, Number, Whole
@@ -270,14 +276,14 @@ def evaluate(
     strategy = strategy_of(job, arguments)
     if len(todo) == 0:
         return 0
-    with shard(directory, group).open("a", encoding="utf-8") as out:
-        for rows in todo.split(arguments.batch_size):
-            asked = [questions[row] for row in rows.tolist()]
-            prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
-            environment = job.decoding.environment(model, prompts.prompt_length)
-            writer = Writer(environment, asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
-            row_id = rows.to(prompts.canvas.device)
-            sample(environment, strategy, prompts.canvas, job.seed, row_id, on_step=writer, start=prompts.start)
+    out = shard(directory, group)
+    for rows in todo.split(arguments.batch_size):
+        asked = [questions[row] for row in rows.tolist()]
+        prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
+        environment = job.decoding.environment(model, prompts.prompt_length)
+        writer = Writer(environment, asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
+        row_id = rows.to(prompts.canvas.device)
+        sample(environment, strategy, prompts.canvas, job.seed, row_id, on_step=writer, start=prompts.start)
     return len(todo)
 
 
@@ -287,7 +293,7 @@ class Writer:
 
     def __init__(
         self, environment: UnmaskingEnvironment, asked: list[Question], rows: list[int], prompt_length: int,
-        unsandboxed: bool, out: IO[str],
+        unsandboxed: bool, out: Path,
     ):  # fmt: skip
         self.environment, self.asked, self.rows, self.first = environment, asked, rows, prompt_length
         self.unsandboxed, self.out = unsandboxed, out
@@ -319,8 +325,7 @@ class Writer:
                 "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
                 "cpu_seconds": self.cpu_seconds[place], "exact": self.environment.exact, "drift": drift,
             }  # fmt: skip
-            self.out.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.out.flush()
+            append_line(self.out, json.dumps(record, ensure_ascii=False))
 
 
 def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
@@ -377,6 +382,9 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
         raise ValueError(f"--dtype {arguments.dtype} must be float32, bfloat16 or float16; change it")
     TokenRule(arguments.token_temperature)  # refuses one that is none
     check_device(arguments.device)
+    if arguments.policy_path is not None:
+        policy_file(Path(shipped(arguments.policy_path)))
+    check_place(arguments.save_path, f"--save_path {arguments.save_path}")
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):
         raise ValueError("--seeds must be whole numbers, separated by commas; give one at least")
     return names, seeds
@@ -408,10 +416,13 @@ def main(argv: list[str]) -> int:
                 decoding.check(model)
                 jobs += [Job(one, dataset, seed, decoding) for seed in seeds]
         weights, results = digest_of(digests_of(model)), {}
-        answered = 0
+        answered, lacking = 0, set()  # of data sets that cannot be read, each named once and not tried again
         for job in jobs:
-            questions = together(partial(questions_of, job, model, arguments), job.directory, group)
+            if job.dataset in lacking:
+                continue
+            questions = together(partial(questions_of, job, model, arguments), job.dataset, group)
             if questions is None:
+                lacking.add(job.dataset)
                 continue
             settings = settings_of(job, questions, arguments, path, dtype, weights)
             work = partial(evaluate, job, questions, settings, model, arguments, group)

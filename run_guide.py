@@ -10,6 +10,11 @@ DIR/METHOD/generations.jsonl a prompt, written as its batch finishes: what was k
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import hashlib
 import json
 import time
@@ -36,6 +41,7 @@ from policy.build import build_strategy, check_known, shipped
 from policy.guidance import GUIDED, Guide, build_guide
 from policy.readers import check_given, idle
 from rewards.models import TextReward, load_reward
+from training.files import append_line, check_place
 from training.processes import Processes, processes
 from training.ranges import Maybe, Text, check_ranges
 from training.settings import SAMPLER, check_settings, resolved
@@ -47,6 +53,7 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     if OmegaConf.missing_keys(config) & {"out", "prompts.file"}:
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
     check_settings(config, "guide")
+    check_place(str(config.out), f"out={config.out}")
     if not isinstance(config.methods, DictConfig) or not config.methods:
         raise ValueError(f"methods={config.methods} names no method, so there is nothing to do; name one at least")
     for name, settings in config.methods.items():
@@ -153,27 +160,24 @@ def decode_method(
     todo = torch.tensor([row for row in range(len(asked)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
     guides: dict[int, Guide] = {}
-    if len(todo):
-        with shard(directory, group).open("a", encoding="utf-8") as out:
-            for rows in todo.split(config.batch_size):
-                batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
-                first = batch.prompt_length
-                if first not in guides:  # the reward is loaded once for each place at which answers begin
-                    guides[first] = decoder_of(method, model, first, batch.canvas.shape[1])
-                guide = guides[first]
-                environment = environment_of(method, model, config.length, first)
-                before, started = guide.reward_rows, time.perf_counter()
-                samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
-                seconds, read = time.perf_counter() - started, guide.reward_rows - before
-                texts, finished = samples.answers(model.tokenizer), samples.ended.tolist()
-                for place, row in enumerate(rows.tolist()):
-                    record = {
-                        "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],
-                        "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
-                        "reward_rows": read / len(rows), "seconds": seconds / len(rows),
-                    }  # fmt: skip
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                out.flush()
+    for rows in todo.split(config.batch_size) if len(todo) else ():
+        batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
+        first = batch.prompt_length
+        if first not in guides:  # the reward is loaded once for each place at which answers begin
+            guides[first] = decoder_of(method, model, first, batch.canvas.shape[1])
+        guide = guides[first]
+        environment = environment_of(method, model, config.length, first)
+        before, started = guide.reward_rows, time.perf_counter()
+        samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
+        seconds, read = time.perf_counter() - started, guide.reward_rows - before
+        texts, finished = samples.answers(model.tokenizer), samples.ended.tolist()
+        for place, row in enumerate(rows.tolist()):
+            record = {
+                "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],
+                "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
+                "reward_rows": read / len(rows), "seconds": seconds / len(rows),
+            }  # fmt: skip
+            append_line(shard(directory, group), json.dumps(record, ensure_ascii=False))
     group.mean({"done": 1.0})  # waits for all
     return merge(directory) if group.first else []
 
@@ -262,4 +266,4 @@ def entry(config: DictConfig) -> None:
 if __name__ == "__main__":
     with exit_on_bad_input():
         check_overrides("guide")
-    entry()
+        entry()

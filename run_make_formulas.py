@@ -8,22 +8,31 @@ formulas, so that there is something left to learn by reward. The same seed give
 and more of them begin with the same ones.
 """
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import json
 import time
 from pathlib import Path
 
 from data.formulas import is_held_out, row
+from training.files import make_directory, replacing
 from training.ranges import Number, Whole
+from training.usage import exit_on_bad_input
 
 
 def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) -> dict[str, int]:
-    """Write both files; counts of what was written."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write both files, whole or not at all; counts of what was written."""
+    make_directory(out, f"--out {out}")
     counts = {"train": 0, "valid": 0, "broken": 0}
     with (
-        (out / "train.jsonl").open("w", encoding="utf-8") as train,
-        (out / "valid.jsonl").open("w", encoding="utf-8") as valid,
+        replacing(out / "train.jsonl") as train_part,
+        replacing(out / "valid.jsonl") as valid_part,
+        train_part.open("w", encoding="utf-8", newline="") as train,
+        valid_part.open("w", encoding="utf-8", newline="") as valid,
     ):
         for number in range(rows):
             made, is_broken = row(seed, number, broken, depth)
@@ -42,8 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     parser.add_argument("--depth", type=Whole(1, 20), default=2, help="structures within each other, at most")
     options = parser.parse_args(arguments)
-    if options.out.exists() and not options.out.is_dir():
-        parser.error(f"--out {options.out} is a file; give a directory")
     start = time.perf_counter()
     counts = make_formulas(options.rows, options.out, options.broken, options.seed, options.depth)
     speed = options.rows / (time.perf_counter() - start)
@@ -54,4 +61,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_bad_input():
+        main()

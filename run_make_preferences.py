@@ -11,6 +11,11 @@ counted. DIR/train.jsonl, judge.jsonl (for a held-out judge) and valid.jsonl are
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import json
 import sys
@@ -30,6 +35,7 @@ from load_model import load_model
 from policy.build import build_strategy, canvas_of, shipped
 from rewards.models import TextReward, load_reward
 from samplers.loop import sample
+from training.files import check_place, make_directory, write_text
 from training.ranges import ROWS, Number, Whole
 from training.usage import device_of, exit_on_bad_input
 
@@ -101,6 +107,7 @@ def ranked(prompt: str, found: list[Continuation], dropped: Counter[str]) -> lis
 
 def make_preferences(options: argparse.Namespace) -> dict[str, int]:
     """Write the files; returns how many pairs each has, and how many were dropped."""
+    check_place(options.out, f"--out {options.out}")
     prompts = prompts_of(options.texts, options.words, options.count, options.seed)
     reward = load_reward(options.prefer, options.device)
     assert isinstance(reward, TextReward)  # as all that load_reward gives are
@@ -111,7 +118,7 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
     asked = [prompt for prompt in prompts for _ in range(options.samples)]
     scores = reward.score_texts(asked, [continuation.text for continuation in found]).tolist()
     found = [replace(continuation, score=score) for continuation, score in zip(found, scores, strict=True)]
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_directory(options.out, f"--out {options.out}")
     dropped: Counter[str] = Counter()
     counts, first, ends = {}, 0, torch.tensor(list(SPLITS.values())).cumsum(0) * len(prompts)
     for name, end in zip(SPLITS, ends.round().int().tolist(), strict=True):
@@ -120,7 +127,7 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
             own = found[number * options.samples : (number + 1) * options.samples]
             pairs += ranked(prompts[number], own, dropped)
         lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        (options.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write_text(options.out / f"{name}.jsonl", lines)
         counts[name], first = len(pairs), end
     return {**counts, **{f"dropped_{reason}": number for reason, number in dropped.items()}}
 

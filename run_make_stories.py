@@ -9,6 +9,11 @@ its last full sentence, drops the repetitive ones and appends {prompt, text} lin
 writes train.jsonl.gz and valid.jsonl.gz.
 """
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import gzip
 import hashlib
@@ -19,7 +24,9 @@ from random import Random
 
 import torch
 
+from data.text import json_lines
 from evaluation.text import Judge, load_judge
+from training.files import append, check_place, make_directory, replacing
 from training.ranges import ROWS, Whole
 from training.usage import device_of, exit_on_bad_input
 
@@ -50,8 +57,15 @@ def to_lines(stories: list[dict]) -> bytes:
 
 
 def read_stories(path: Path) -> list[dict]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The records of a file of stories. ValueError where it is none."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give a .jsonl.gz file of stories")
+    stories = list(json_lines(path))
+    if wrong := [
+        place for place, story in stories if not isinstance(story, dict) or not isinstance(story.get("text"), str)
+    ]:
+        raise ValueError(f'{wrong[0]} has no text "text"; give a file that this command wrote')
+    return [story for _, story in stories]
 
 
 SUBJECTS = """a baby bear|a baker|a boy named Max|a boy named Tom|a brave rabbit|a cat named Mia|a duck|a fisherman|a fox|a frog|
@@ -104,7 +118,11 @@ def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
 
 
 def make_stories(model: str, out: Path, count: int, batch: int, seed: int, device: str, tokens: int) -> None:
+    if out.suffix != ".gz":
+        raise ValueError(f"--out {out} must end in .jsonl.gz; change it")
+    check_place(out.parent, f"--out {out}")
     done = len(read_stories(out)) if out.exists() else 0
+    make_directory(out.parent, f"--out {out}")
     judge = load_judge(model, device)
     while done < count:
         # Seeded by what is done, so a run that was stopped draws new stories, not the first ones again.
@@ -115,8 +133,7 @@ def make_stories(model: str, out: Path, count: int, batch: int, seed: int, devic
         kept = [{"prompt": prompt, "text": text} for prompt, text in stories if not repetitive(text)][: count - done]
         if not kept:
             seed += 1  # all were dropped: the same seed would draw the same ones for ever
-        with out.open("ab") as file:  # one write of a whole gzip member: a run that is killed leaves a file that reads
-            file.write(to_lines(kept))
+        append(out, to_lines(kept))  # a whole gzip member: a run that is killed leaves a file that reads
         done += len(kept)
         print(f"{done} of {count} stories", flush=True)
 
@@ -136,10 +153,12 @@ def main() -> None:
         device = str(device_of(options.device))
         make_stories(options.model, options.out, options.count, options.batch, options.seed, device, options.tokens)
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_place(options.out, f"--out {options.out}")
     train, valid = split_stories([story["text"].strip() for story in read_stories(options.split)])
-    (options.out / "train.jsonl.gz").write_bytes(to_lines([{"text": text} for text in train]))
-    (options.out / "valid.jsonl.gz").write_bytes(to_lines([{"text": text} for text in valid]))
+    make_directory(options.out, f"--out {options.out}")
+    for name, texts in (("train", train), ("valid", valid)):
+        with replacing(options.out / f"{name}.jsonl.gz") as part:
+            part.write_bytes(to_lines([{"text": text} for text in texts]))
     print(f"{len(train)} training and {len(valid)} held-out stories in {options.out}")
 
 

@@ -10,6 +10,11 @@ rows of the model's length, as in RADD's zero-shot table.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import json
 import math
@@ -25,6 +30,8 @@ from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.sampling import finite
 from load_model import load_model
+from policy.build import shipped
+from training.files import check_cache
 from training.ranges import ROWS, Whole
 from training.usage import check_device, exit_on_bad_input
 
@@ -59,8 +66,9 @@ def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> N
 
 def main(arguments: argparse.Namespace) -> None:
     check_device(arguments.device)
+    check_cache(arguments.cache_dir, f"--cache-dir {arguments.cache_dir}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
-    model, _ = load_model(arguments.model, device)
+    model, _ = load_model(shipped(arguments.model), device)
     if model.causal and (idle := [f"--{key}" for key in ("noises", "seed") if getattr(arguments, key) is not None]):
         raise ValueError(
             f"{', '.join(idle)} would do nothing with {arguments.model}, whose perplexity is exact; leave it out"

@@ -9,6 +9,11 @@ Every flag is shorthand for a key of configs/sample.yaml; any other key is set H
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import difflib
 import json
@@ -29,27 +34,29 @@ from data.sudoku import SudokuTokenizer
 from dlm.environment import UnmaskingEnvironment
 from dlm.files import is_run, model_folder
 from dlm.masked_lm import MaskedLM, SeddLM
-from dlm.packaged import smollm2_folder
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
-from evaluation.text import default_judge, load_judge
+from evaluation.text import default_judge, has_default_judge, load_judge
 from load_model import is_causal, load_model
 from policy.build import (
     STRATEGIES,
     build_strategy,
     canvas_of,
     check_known,
+    check_policy_keys,
     score_predictor,
     shipped,
     strategy_name,
 )
+from policy.checkpoints import policy_file
 from policy.guidance import GUIDED, POSITIONS, build_guide, unmask_rule
 from policy.readers import FILTERS, check_given, idle
+from rewards.models import check_reward
 from samplers.live import LiveView
 from samplers.loop import sample
 from samplers.samples import Samples
 from samplers.scores import PREDICTORS, sample_scores
-from training.files import append_line, make_directory, write_text
+from training.files import Unwritable, append_line, is_stream, make_directory, write_text
 from training.settings import check_settings
 from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import composed, device_of, exit_on_bad_input, literal
@@ -171,8 +178,9 @@ def build_config(argv: list[str]) -> DictConfig:
     for unknown in overrides:
         if unknown.startswith("-") or "=" not in unknown:
             names = [name for action in parser()._actions for name in action.option_strings]
-            nearest = difflib.get_close_matches(unknown.split("=")[0], names, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; did you mean {nearest}? See --help")
+            near = difflib.get_close_matches(unknown.split("=")[0], names, n=1)
+            told = f"did you mean {near[0]}? See --help" if near else "see --help; text with spaces needs quotes"
+            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; {told}")
     config = composed("sample", overrides)
     for key, value in vars(flags).items():
         OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
@@ -225,18 +233,14 @@ def check_steps(config: DictConfig, name: str) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what no model could be asked for. Raises ValueError."""
+    """Refuse, before a model is loaded, what none could be asked for, and names of what is not there. Raises ValueError."""
     check_settings(config, "sample")
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
-
-
-def has_default_judge() -> bool:
-    """Whether smollm2 is installed; where it is not, stderr says before the work how to install it."""
-    try:
-        return bool(smollm2_folder())
-    except ValueError as error:
-        print(f"no generative perplexity: the judge {error}", file=sys.stderr)
-        return False
+    if config.sampler.strategy == "policy":
+        check_policy_keys(config.sampler.policy)
+        policy_file(Path(shipped(str(config.sampler.policy.path))))
+    if config.sampler.guide.reward is not None:
+        check_reward(shipped(str(config.sampler.guide.reward)))
 
 
 def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"]) -> UnmaskingEnvironment:
@@ -441,7 +445,7 @@ def main(argv: list[str]) -> None:
     record_file = None if config.json in (None, "-") else Path(config.json)
     if record_file is not None and record_file.is_dir():
         raise ValueError(f"--json {config.json} is a directory; give a file")
-    if record_file is not None:  # before hours of sampling, not after
+    if record_file is not None and not is_stream(record_file):  # before hours of sampling, not after
         make_directory(record_file.parent, f"--json {config.json}: its directory")
     files = None if config.out is None else SampleFiles(Path(config.out))
     try:
@@ -455,13 +459,19 @@ def main(argv: list[str]) -> None:
     if config.json == "-":
         print(json.dumps(record, allow_nan=False))
         return
+    unwritten = None
     if record_file is not None:  # before the terminal, which may end the command
-        write_text(record_file, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        try:
+            write_text(record_file, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        except Unwritable as error:  # the figures are shown all the same
+            unwritten = error
     for number, text in enumerate(texts[:4]):
         print(f"--- sample {number} ---\n{printable(text)}\n")
     if len(texts) > 4:
         print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
     print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
+    if unwritten is not None:
+        raise unwritten
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ Writes a run directory (see training/run.py); RUN/model is what load_model, run_
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 from pathlib import Path
 
 import hydra
@@ -27,7 +32,7 @@ from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
-from dlm.pretrain import train
+from dlm.pretrain import check_training, train
 from evaluation.latex import formula_measures
 from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
@@ -199,6 +204,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         model.to(group.device).requires_grad_(True)
         if config.lora.rank is not None:
             model = with_adapter(model, config, adapted)
+        check_training(model, config, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         left_out = getattr(rows, "left_out", 0)
@@ -251,4 +257,4 @@ def entry(config: DictConfig) -> None:
 if __name__ == "__main__":
     with exit_on_bad_input():
         check_overrides("train_dlm")
-    entry()
+        entry()

@@ -11,6 +11,11 @@ Writes a run directory (see training/run.py); RUN/policy is what `run_sample.py 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import inspect
 import math
 import sys
@@ -33,11 +38,11 @@ from load_model import load_model
 from model.llama import BidirectionalLlama, Span
 from model.radd import RADD
 from policy.build import shipped
-from policy.checkpoints import POLICIES, bind, check_fits, load_policy, save_policy
+from policy.checkpoints import POLICIES, bind, check_fits, load_policy, policy_file, save_policy
 from policy.dit_hidden import block_sizes
 from policy.networks import HiddenBlocks, HiddenMLP
 from policy.rollout import Reward
-from policy.train import ALGORITHMS, train
+from policy.train import ALGORITHMS, check_training, train
 from rewards.bound import BoundReward
 from rewards.latex import LatexReward
 from rewards.learned import LearnedReward
@@ -211,12 +216,17 @@ def build_task(config: DictConfig, model: MaskedLM) -> Task:
     return TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
 
 
-def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
-    """Refuse, before any work, a model that has no masks to choose among, or data of another vocabulary."""
+def check_masked(config: DictConfig, model: MaskedLM) -> None:
+    """Refuse, before any work, a model that has no masks to choose among: ValueError."""
     if model.causal:
         raise ValueError(
             f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
         )
+
+
+def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
+    """Refuse, before any work, a causal model, and data of another vocabulary: ValueError."""
+    check_masked(config, model)
     if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own
         return
     tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
@@ -246,21 +256,25 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     config = with_fitting_warmup(config, overrides)
     if config.algorithm.name not in ALGORITHMS:
         raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    if config.init is not None:
+        policy_file(Path(shipped(config.init)))
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         kind = OmegaConf.select(config, "dlm.model_type")
         where = "cpu" if config.model.sharded else group.device
         model, _ = load_model(shipped(config.dlm.path), where, config.model.dtype, kind)
+        check_masked(config, model)
+        network = build_policy(config, model).to(group.device)  # before the data, which may take minutes to make
+        bind(network, model)
         task = build_task(config, model)
         check_data(config, model, task)
-        network = build_policy(config, model).to(group.device)
-        bind(network, model)
         if config.model.sharded:  # after the policy, which may copy some of its blocks
             token = torch.zeros(1, dtype=torch.long, device=group.device)
             llama = isinstance(model.backbone, BidirectionalLlama)
             forward, example = ("run", (token, None, [Span([0], 0, 0, 1)])) if llama else ("body", (token[None],))
             shard(model.backbone, model.backbone.blocks, forward, example, group)
         reward = build_reward(config, model, task, group)
+        check_training(network, task, reward, config, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())
         run.say(f"{size:,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
@@ -294,4 +308,4 @@ if __name__ == "__main__":
     with exit_on_bad_input():
         sys.argv[1:] = translated(sys.argv[1:])
         check_overrides("train_policy")
-    entry()
+        entry()

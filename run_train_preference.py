@@ -11,6 +11,11 @@ TRL has no more.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +26,12 @@ import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.encoding import check_embedded
 from data.ends import before_end, end_tokens, has_end, texts_of
+from data.hub import prepare
 from data.preferences import Preference, encode
 from dlm.files import unpacked
 from policy.build import shipped
@@ -34,8 +41,8 @@ from training.files import replacing_directory
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
-from training.trainers import train_by, trainer_settings
-from training.usage import check_overrides, exit_on_bad_input
+from training.trainers import check_trainer, train_by, trainer_settings
+from training.usage import check_overrides, exit_on_bad_input, readable
 from weights import add_checksums, check_files
 
 ALGORITHMS = ("dpo", "kto", "rloo")
@@ -67,17 +74,32 @@ def check_preference(config: DictConfig) -> None:
 def load_causal(name: str) -> tuple[Any, Any]:
     """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
     path = unpacked(shipped(name))
+    prepare(path, "model")
     check_files(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        with readable(path):
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:
         raise ValueError(
             f"init={name} is no causal model of transformers that can be reached ({str(error).splitlines()[0]}); give another"
         ) from error
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is told by masks
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def check_modules(config: DictConfig, model: Any) -> None:
+    """Refuse, before a run directory is made, modules that the model has not: ValueError."""
+    targets = config.lora.target_modules
+    if config.lora.rank is None or isinstance(targets, str):  # a name of peft's (all-linear), or a pattern
+        return
+    parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if unknown := [str(target) for target in targets if str(target).rpartition(".")[2] not in parts]:
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        raise ValueError(
+            f"lora.target_modules={unknown[0]} is no part of {config.init}; choose some of {', '.join(sorted(linear))}"
+        )
 
 
 def adapter(config: DictConfig) -> Any:
@@ -197,8 +219,10 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     check_preference(config)
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
+        check_trainer(config, group)
         train, held_out, dropped = read_preferences(config)
         model, tokenizer = load_causal(str(config.init))
+        check_modules(config, model)
         algorithm = config.preference.algorithm
         known, longest = model.get_input_embeddings().num_embeddings, config.data.max_length
         part = max(1, config.training.batch_size // config.training.accum // group.world)
@@ -236,4 +260,4 @@ def entry(config: DictConfig) -> None:
 if __name__ == "__main__":
     with exit_on_bad_input():
         check_overrides("train_preference")
-    entry()
+        entry()

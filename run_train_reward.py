@@ -12,6 +12,11 @@ RewardTrainer, vocabulary heads by rl/vocabulary_head.py.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import json
 from collections import Counter
 from pathlib import Path
@@ -23,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
 
+from data.hub import prepare
 from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
 from dlm.files import unpacked
 from fingerprint import token_digest
@@ -35,8 +41,8 @@ from training.files import replacing_directory, write_text
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
-from training.trainers import train_by, trainer_settings
-from training.usage import check_overrides, exit_on_bad_input
+from training.trainers import check_trainer, train_by, trainer_settings
+from training.usage import check_overrides, exit_on_bad_input, readable
 from weights import add_checksums, check_files
 
 HEADS = ("sequence", "vocabulary")
@@ -48,6 +54,11 @@ def check_reward(config: DictConfig) -> None:
     for key, known in (("kind", KINDS), ("head", HEADS)):
         if reward[key] not in known:
             raise ValueError(f"reward.{key}={reward[key]!r} is unknown; use one of {', '.join(known)}")
+    if config.init is None and config.encoder.hidden_size % config.encoder.num_heads:
+        raise ValueError(
+            f"encoder.hidden_size={config.encoder.hidden_size} is not divisible by encoder.num_heads={config.encoder.num_heads}; "
+            "change either"
+        )
     if reward.head == "vocabulary" and (config.init is None or reward.kind == "full"):
         raise ValueError(
             "reward.head=vocabulary is a layer on a frozen language model: give it as init, with reward.kind=prefix for a causal "
@@ -92,16 +103,18 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
     the same tokens, whose mask comes behind its vocabulary."""
     path = config.init and reward_folder(unpacked(shipped(str(config.init))))
+    prepare(path or shipped(config.encoder.tokenizer), "model" if path else "tokenizer")
     if path:
         check_files(path)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            path or shipped(config.encoder.tokenizer), trust_remote_code=False
-        )
-        model: Any = path and AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+        with readable(str(path or config.encoder.tokenizer)):
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                path or shipped(config.encoder.tokenizer), trust_remote_code=False
+            )
+            model: Any = path and AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, dtype=torch.float32, trust_remote_code=False
+            )
+    except ValueError as error:
         raise ValueError(
             f"init={config.init} with the tokenizer of {path or config.encoder.tokenizer} is no checkpoint of transformers that "
             f"can be reached ({str(error).splitlines()[0]}); give another, or none for a new encoder"
@@ -141,9 +154,8 @@ def report(reward: ClassifierReward, held_out: list[Preference], config: DictCon
 
 def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -> Path:
     """By TRL's RewardTrainer."""
-    from trl import RewardConfig, RewardTrainer  # seconds to import: only where it is used
-
     data, kind = config.data, config.reward.kind
+    check_trainer(config, group)
     train, held_out, dropped = read_preferences(config)
     model, tokenizer = build_classifier(config)
     reads = position_limit(model, tokenizer)
@@ -161,6 +173,8 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
         f"{size:,} parameters learn from {len(rows):,} pairs ({kind}) of {len(train):,} preferences; dropped: {out}"
     )
     settings = trainer_settings(config, run, group)
+    from trl import RewardConfig, RewardTrainer  # seconds to import: only where it is used, and after what is refused
+
     trainer = RewardTrainer(
         model,
         RewardConfig(**settings, max_length=None),
@@ -243,4 +257,4 @@ def entry(config: DictConfig) -> None:
 if __name__ == "__main__":
     with exit_on_bad_input():
         check_overrides("train_reward")
-    entry()
+        entry()

@@ -11,6 +11,11 @@ Writes a run directory (see training/run.py); RUN/model is what load_model, run_
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import sys
 from pathlib import Path
 
@@ -124,4 +129,4 @@ if __name__ == "__main__":
     with exit_on_bad_input():  # `algorithm` is a group of configurations, of policies: here it is a key
         sys.argv[1:] = [f"rl.{word}" if word.startswith("algorithm=") else word for word in sys.argv[1:]]
         check_overrides("train_rl")
-    entry()
+        entry()

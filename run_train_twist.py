@@ -13,6 +13,11 @@ reads.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import hashlib
 import json
 import math
@@ -37,7 +42,7 @@ from training.usage import check_overrides, exit_on_bad_input
 from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
 from twist.evaluate import evaluate, figures, weighed
 from twist.learning import LEVELLED, PROPOSAL_ONLY
-from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, condition_of, positives_of
+from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, check_shares, condition_of, positives_of
 from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
@@ -233,13 +238,12 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
             for row, phi, more in zip(found.path.tokens, log_phi, follows, strict=True)]  # fmt: skip
 
 
-def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
-    """Infills of the twists in `compare`, for the same conditions, side by side; the model's own text first."""
-    lines: dict[int, list[str]] = {}
-    records = []
-    for path in config.compare:
-        twist, about = load_twist(twist_directory(str(path)), model)
-        name = about["method"]
+def compared(config: DictConfig, model: MaskedLM) -> list[tuple[str, str, Source]]:
+    """(path, method, source) of every twist in `compare`. ValueError, before a run directory is made, for one that is none or was
+    learnt for something else."""
+    found = []
+    for path in map(str, config.compare):
+        twist, about = load_twist(twist_directory(path), model)
         learnt_for = {key: about[key] for key in ("target", "prompt", "length")}
         asked = {"target": OmegaConf.to_container(config.target), "prompt": config.prompt, "length": config.length}
         if config.target.kind != "infilling" or learnt_for != asked:
@@ -247,7 +251,15 @@ def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
                 f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {asked}; give "
                 "target=infilling and the settings of the runs in `compare`"
             )
-        source = build_source(config, model, twist)
+        found.append((path, about["method"], build_source(config, model, twist)))
+    return found
+
+
+def compare(twists: list[tuple[str, str, Source]], config: DictConfig, model: MaskedLM, run: Run) -> None:
+    """Infills of the twists, for the same conditions, side by side; the model's own text first."""
+    lines: dict[int, list[str]] = {}
+    records = []
+    for path, name, source in twists:
         exact, given = source.pairs(config.samples, config.seed)
         swept = source.sweep(config.samples, 1, config.seed + 1, given)  # not with the noise that wrote `exact`
         own, written, follows = (
@@ -257,7 +269,7 @@ def compare(config: DictConfig, model: MaskedLM, run: Run) -> None:
         for row, log_phi in enumerate(swept.log_phi.tolist()):
             lines.setdefault(row, [f"... {follows[row]}", f"{'the model':>10} | {own[row]}"])
             lines[row].append(f"{name:>10} | {written[row]}   (log phi {log_phi:.2f})")
-            records.append({"text": written[row], "method": name, "run": str(path), "row": row, "log_phi": log_phi})
+            records.append({"text": written[row], "method": name, "run": path, "row": row, "log_phi": log_phi})
     for own in lines.values():
         run.say("\n".join(own) + "\n")
     run.samples(0, records)
@@ -280,8 +292,9 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
         model = with_tail(model, config.target)
         if config.mode == "samples":
+            twists = compared(config, model)
             run = Run(config, overrides, group)
-            compare(config, model, run)
+            compare(twists, config, model, run)
             run.close()
             return run.directory
         if model.causal and OmegaConf.select(config, "posterior.order") == "uniform":
@@ -292,6 +305,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         source = build_source(config, model, twist)
         value = new_value_head(twist, config)
         learner = new_learner(twist, value, config, group)
+        check_shares(source, config, group)
         run = Run(config, overrides, group)
         posterior = learnt = None
         if config.posterior.count:
@@ -327,4 +341,4 @@ def entry(config: DictConfig) -> None:
 if __name__ == "__main__":
     with exit_on_bad_input():
         check_overrides("train_twist")
-    entry()
+        entry()

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data.encoding import batch_ids
+from data.hub import prepare
 from data.text import EndlessRows, check_unpacked, json_lines, opened_text
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
@@ -101,6 +102,7 @@ def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
         if cache_dir is not None and folder.is_dir():
             rows = _folder(folder)
         else:
+            prepare(HUB[name], "data set")
             rows = load_dataset(HUB[name], split="train", cache_dir=None if cache_dir is None else str(cache_dir))
     except OSError as error:
         raise ValueError(

@@ -20,6 +20,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
 
 from data.encoding import text_ids
+from data.hub import prepare
 from data.pairs import FIELDS
 from data.text import json_lines
 
@@ -122,7 +123,10 @@ def load_preferences(
 def _of_line(place: str, record: object) -> Preference:
     if not isinstance(record, dict) or not all(isinstance(record.get(field), str) for field in FIELDS):
         raise ValueError(f"{place}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
-    return Preference(*(record[field] for field in FIELDS), *(record.get(f"{side}_ends", True) for side in FIELDS[1:]))
+    ends = {f"{side}_ends": record.get(f"{side}_ends", True) for side in FIELDS[1:]}
+    if wrong := [f"{name}={value!r}" for name, value in ends.items() if not isinstance(value, bool)]:
+        raise ValueError(f"{place}: {wrong[0]} must be true or false; mend or delete the line")
+    return Preference(*(record[field] for field in FIELDS), *ends.values())
 
 
 def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> Dataset:
@@ -132,6 +136,7 @@ def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> Dataset:
     if folder is not None and folder.is_dir():
         saved = load_from_disk(str(folder))
         return saved[wanted] if isinstance(saved, DatasetDict) else saved
+    prepare(where["path"], "data set")
     try:
         return load_dataset(**where, split=wanted, cache_dir=None if cache_dir is None else str(cache_dir))  # pyright: ignore
     except (OSError, ValueError) as error:

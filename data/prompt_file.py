@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
 
+from data.hub import prepare
 from data.preferences import split_talk
 from data.text import json_lines
 
@@ -57,6 +58,7 @@ def _hub_rows(name: str, cache_dir: str | None) -> Dataset:
     if folder is not None and folder.is_dir():
         return load_from_disk(str(folder))  # pyright: ignore
     try:
+        prepare(HUB[name]["path"], "data set")
         return load_dataset(**HUB[name], cache_dir=cache_dir)  # pyright: ignore
     except (OSError, ValueError) as error:
         raise ValueError(

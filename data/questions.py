@@ -37,6 +37,7 @@ from torch import Tensor
 from data.chain import chain_tokenizer, chains
 from data.encoding import check_ids, message_ids, text_ids
 from data.ends import end_tokens as end_tokens  # found here as well
+from data.hub import prepare
 from data.prompts import Prompts
 from data.text import json_lines
 from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, number_truth, plain_answer
@@ -163,6 +164,7 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
     if data_dir is not None:
         return _local_rows(name, split, Path(data_dir), asked)
     whole = "train" if name == "kodcode" else split
+    prepare(hub_id, "data set")
     try:
         loaded = load_dataset(hub_id, configuration, split=whole)
     except Exception as error:  # whatever keeps it from us, the way out is the same

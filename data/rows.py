@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from data.answers import AnswerRows, encode_pairs, is_answers, row_text, split_pairs
 from data.chain import ChainRows, chain_tokenizer
+from data.hub import prepare
 from data.sudoku import SudokuStream, SudokuTokenizer, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 
@@ -51,6 +52,7 @@ def text_tokenizer(data: DictConfig):
         else:
             texts = load_texts(data.train, "train", data.cache_dir)["text"]
         return train_bpe(texts, int(data.tokenizer[4:]))
+    prepare(data.tokenizer, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:

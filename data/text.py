@@ -9,6 +9,7 @@ killed goes on with the very next batch, also with another number of processes.
 import gzip
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Value, disable_progress_bars, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,6 +27,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data.encoding import batch_ids, without_surrogates
+from data.hub import prepare
+
+disable_progress_bars()  # of datasets: two lines for every file, however short
+logging.getLogger("datasets.packaged_modules.json.json").setLevel(
+    logging.CRITICAL
+)  # a broken line is named by `_read_here`
 
 STORIES = Path(__file__).parent / "stories"
 END_OF_TEXT = "<|endoftext|>"
@@ -90,7 +97,10 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
         except (DatasetGenerationError, ValueError, EOFError, StopIteration):  # which name no file and no line
             texts = _read_here(local)
     else:
+        if local.is_file():
+            raise ValueError(f"the data set '{name}' is a file of no known kind; give a .txt, .jsonl or .jsonl.gz file")
         where, column = HUB.get(name, ({"path": name}, "text"))
+        prepare(where["path"], "data set", {known: known for known in ("stories", *HUB)})
         hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
         try:
             texts = load_dataset(**where, split=hub_split, cache_dir=cache_dir)  # pyright: ignore
@@ -103,14 +113,18 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
         raise ValueError(
             f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column."
         )
-    if texts.features[column].dtype not in ("string", "large_string"):
+    kind = texts.features[column]
+    if not isinstance(kind, Value) or kind.dtype not in ("string", "large_string"):
+        found = kind.dtype if isinstance(kind, Value) else "several kinds"
         raise ValueError(
-            f"the data set '{name}' has values of type {texts.features[column].dtype} in column '{column}', expected texts: "
-            "mend that column."
+            f"the data set '{name}' has values of type {found} in column '{column}', expected texts: mend that column."
         )
     texts = texts.select_columns([column])
     texts = texts if column == "text" else texts.rename_column(column, "text")
-    return texts.filter(_not_empty, input_columns="text")
+    texts = texts.filter(_not_empty, input_columns="text")
+    if len(texts) == 0:
+        raise ValueError(f"the data set '{name}' holds no text; give one with a document a line")
+    return texts
 
 
 def _read_here(path: Path) -> Dataset:
@@ -266,9 +280,13 @@ def _cached_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: i
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.part")  # each process its own: several may find nothing there
-        with unfinished.open("wb") as file:
-            for tokens in _token_stream(texts, tokenizer, eos_id):
-                file.write(tokens.tobytes())
+        try:
+            with unfinished.open("wb") as file:
+                for tokens in _token_stream(texts, tokenizer, eos_id):
+                    file.write(tokens.tobytes())
+        except OSError as error:  # a full disk, whose error names no file
+            unfinished.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(unfinished)) from error
         os.replace(unfinished, path)
     return torch.from_file(str(path), shared=False, size=path.stat().st_size // 8, dtype=torch.int64)
 
@@ -292,7 +310,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(
-            f"the text supports {tokenizer.get_vocab_size()} tokens, fewer than vocab_size {vocab_size}: give more text."
+            f"the text supports {tokenizer.get_vocab_size()} tokens, fewer than the {vocab_size} of bpe:{vocab_size}; use "
+            f"data.tokenizer=bpe:{tokenizer.get_vocab_size()} at most, or give more text"
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False

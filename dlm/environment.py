@@ -124,6 +124,8 @@ class UnmaskingEnvironment:
         """Start from a canvas whose masks are to be written; everything else on it is given and stays.
 
         start: where each row begins; what is left of it is padding, which nothing looks at. None: no padding.
+
+        Raises ValueError for a mask before prompt_length, a canvas that is too long, and blocks or steps that do not divide it.
         """
         rows, length = canvas.shape
         longest = length if start is None or rows == 0 else length - int(start.min())
@@ -148,6 +150,12 @@ class UnmaskingEnvironment:
             padding = torch.arange(length, device=device) < self.start.unsqueeze(1)
             self.tokens = self.tokens.masked_fill(padding & (canvas == self.model.mask_id), 0)
         self.given = self.tokens != self.model.mask_id
+        if not bool(self.given[:, : self.prompt_length].all()):
+            row, position = (~self.given[:, : self.prompt_length]).nonzero()[0].tolist()
+            raise ValueError(
+                f"position {position} of row {row} is masked and lies before prompt_length={self.prompt_length}, where nothing "
+                "is written; let prompt_length end before the first mask"
+            )
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
         self.to_write = (~self.given).sum(1)
         unlimited = torch.iinfo(torch.long).max

@@ -5,13 +5,13 @@ Nothing here runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from data.hub import prepare
 from data.sudoku import SudokuTokenizer
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.published import KEYS
@@ -19,8 +19,6 @@ from training.stored import read_json_object
 from training.usage import readable
 
 PUBLISHED_TOKENIZER = "gpt2"  # the repositories of RADD, SEDD and MDLM ship none
-OLD_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # of the hub's first years, without an owner
-EXAMPLES = Path(__file__).parents[1] / "example"
 # Of sizes in a config.json: any number, and those that count layers, positions, tokens or the sides of a Sudoku's box.
 LARGEST = 10**9
 LAYERS = ("n_blocks", "n_layers", "num_hidden_layers", "num_layers")
@@ -67,12 +65,24 @@ def read_config(path: str) -> dict:
     config = read_json_object(file)
     if not isinstance(config.get("model_type", ""), str):
         raise ValueError(f"{file} describes no model; give the config.json that was saved with the weights")
-    if "policy_type" in config:
-        raise ValueError(
-            f"{path} is a policy and no model; give it to --policy (sampler.policy.path, init), and a model here"
-        )
+    if found := of_another_kind(config):
+        raise ValueError(f"{path} is {found}, and a model here")
     check_sizes(config, str(file))
     return config
+
+
+def of_another_kind(config: dict) -> str:
+    """What else than a language model a config.json describes, and where that is given; empty for a model."""
+    if "policy_type" in config:
+        return "a policy and no model; give it to --policy (sampler.policy.path, init)"
+    if "twist" in config:
+        return "a twist and no model; give it to --twist (sampler.smc.twist)"
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and any(
+        str(name).endswith("ForSequenceClassification") for name in architectures
+    ):
+        return "a reward model and no language model; give it to --reward (sampler.guide.reward, reward.model)"
+    return ""
 
 
 def check_sizes(config: object, file: str, key: str = "") -> None:
@@ -94,7 +104,7 @@ def fetch(path: str, name: str) -> Path:
                 "pytorch_model.bin"
             )
         return Path(path) / name
-    check_hub_id(path, name)
+    prepare(path, "model")
     try:
         return Path(hf_hub_download(path, name))
     except HFValidationError as error:
@@ -112,17 +122,6 @@ def fetch(path: str, name: str) -> Path:
                 f"the hub answers {status} for {path}: it does not exist or is not open to you; check the id, and set HF_TOKEN"
             ) from error
         raise ValueError(f"the hub answers {status} for {path} ({error}); check the id and try again") from error
-
-
-def check_hub_id(path: str, name: str) -> None:
-    """Refuse, before the hub is asked at length, a word that is none of its ids. name: a file of it. ValueError has the nearest
-    name that is shipped."""
-    if "/" in path or path in OLD_IDS or isinstance(try_to_load_from_cache(path, name), str):
-        return
-    shipped = {folder.name: f"example/{folder.name}" for folder in EXAMPLES.glob("*/")} | {SMOLLM2: SMOLLM2}
-    near = difflib.get_close_matches(path, shipped, n=1)
-    told = f"did you mean {shipped[near[0]]}?" if near else "a hub id is OWNER/NAME; give one, or a directory"
-    raise ValueError(f"the model {path!r} is no directory and no hub id; {told}")
 
 
 def read_tokenizer(path: str, config: dict):
@@ -148,6 +147,7 @@ def read_tokenizer(path: str, config: dict):
             if found in KEYS or (local and found in ("radd", "sedd", "mdlm")):  # names that transformers does not know
                 return PreTrainedTokenizerFast.from_pretrained(path, trust_remote_code=False)
             return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    prepare(path, "tokenizer")
     try:  # in the layouts that came before tokenizer.json
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):  # the hub is out of reach

@@ -153,23 +153,9 @@ def evaluate(
     return total / len(valid)
 
 
-def train(
-    model: MaskedLM,
-    noise: Noise | None,
-    rows: Rows,
-    valid: Int[Tensor, "row position"],
-    config: DictConfig,
-    run: Run,
-    processes: Processes,
-    on_snapshot: Callable[[int, MaskedLM], dict[str, float]],
-    anneal: int = 0,
-) -> None:
-    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot. What requires a gradient is
-    trained.
-
-    anneal: updates in which attention opens from causal to full (dlm/adapt.py); it is full where the model is evaluated.
-    Raises ValueError for an unknown loss or a batch that does not divide, FloatingPointError for a loss that is not finite.
-    """
+def check_training(model: MaskedLM, config: DictConfig, processes: Processes) -> None:
+    """Refuse, before a run directory is made, a loss that is unknown or does not fit the model, and a batch that does not divide:
+    ValueError."""
     if config.loss not in LOSSES:
         raise ValueError(f"loss={config.loss!r} is unknown; use one of {', '.join(LOSSES)}")
     if (config.loss == "ar") != model.causal:
@@ -185,6 +171,26 @@ def train(
     share = processes.share(training.batch_size, "training.batch_size")
     if share % training.accum:
         raise ValueError(f"a process's batch of {share} is not divisible by training.accum={training.accum}")
+
+
+def train(
+    model: MaskedLM,
+    noise: Noise | None,
+    rows: Rows,
+    valid: Int[Tensor, "row position"],
+    config: DictConfig,
+    run: Run,
+    processes: Processes,
+    on_snapshot: Callable[[int, MaskedLM], dict[str, float]],
+    anneal: int = 0,
+) -> None:
+    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot. What requires a gradient is
+    trained.
+
+    anneal: updates in which attention opens from causal to full (dlm/adapt.py); it is full where the model is evaluated.
+    The settings are those that `check_training` allows. Raises FloatingPointError for a loss that is not finite.
+    """
+    training = config.training
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = Optimiser(parameters, config.optim, training.n_iters)

@@ -14,6 +14,11 @@ last line is JSON, in which what is infinite is null.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import argparse
 import json
 import math

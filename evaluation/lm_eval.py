@@ -19,6 +19,11 @@ What differs from the harness's own `hf`: a causal model always has its start to
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interrupt import end_in_one_line
+
+    end_in_one_line()  # before the imports below, which take seconds
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +44,7 @@ from rewards.code import before_end
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from samplers.where import AsSampled
+from training.files import append_line, make_directory
 from training.usage import composed, device_of, exit_on_bad_input, override
 
 try:
@@ -198,12 +204,11 @@ class UnmaskLM(TemplateLM):
         self.likelihoods += found
         if self.record is None:
             return
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        with self.record.open("a", encoding="utf-8") as out:
-            for (context, text), one, own in zip(words, found, greedy, strict=True):
-                line = {"context": context, "text": text, "log_prob": one.log_prob, "standard_error": one.standard_error,
-                        "is_greedy": own}  # fmt: skip
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        make_directory(self.record.parent, f"record={self.record}: its directory")
+        for (context, text), one, own in zip(words, found, greedy, strict=True):
+            line = {"context": context, "text": text, "log_prob": one.log_prob, "standard_error": one.standard_error,
+                    "is_greedy": own}  # fmt: skip
+            append_line(self.record, json.dumps(line, ensure_ascii=False))
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from evaluation.chat import Chat, Judgement, JudgeUnreachable
 from evaluation.report import print_table, write_json
 from evaluation.reward_task import PREFIX, load_scorer, read_generations, scores
-from training.files import make_directory, whole_lines, write_text
+from training.files import append_line, make_directory, whole_lines, write_text
 from training.ranges import ROWS, Number, Whole
 from training.terminal import printable
 from training.usage import device_of
@@ -78,8 +78,7 @@ def main(argv: list[str]) -> int:
         try:
             for one in judged(chat, red, blue, done):
                 found.append(one)
-                with log.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(vars(one)) + "\n")
+                append_line(log, json.dumps(vars(one)))
         except JudgeUnreachable as error:
             failed = error
     result = names | summary(found) | {"evaluations": entries(found, red, blue)}

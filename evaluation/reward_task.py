@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from pathlib import Path
 from statistics import fmean
 
@@ -31,9 +30,11 @@ from policy.build import shipped
 from rewards.models import TextReward, load_reward, reward_folder
 from training.files import make_directory
 from training.ranges import ROWS
+from training.stored import parsed_json, read_bytes
 from training.usage import device_of
 
 PREFIX = "generation_"
+MOST = 1 << 30  # bytes of a file of generations
 SHOWN = {
     "method": "method", "selector_mean": "selector", "selector_se": "error", "judge_mean": "judge", "judge_se": "error ",
     "log_likelihood_per_token": "log p", "length_mean": "tokens", "distinct_2": "distinct-2",
@@ -44,10 +45,7 @@ SHOWN = {
 def read_generations(path: Path) -> list[dict[str, str]]:
     """[{"prompt", "result"}] of a file; `finished` says whether an answer came to its end (where it is not there, it
     did). ValueError for one that is none."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give a generation_METHOD.json of run_guide.py") from error
+    rows = parsed_json(read_bytes(path, MOST), str(path))
     right = isinstance(rows, list) and rows and all(
         isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("result"), str) for row in rows
     )  # fmt: skip

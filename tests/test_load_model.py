@@ -254,7 +254,7 @@ def refuse_with(monkeypatch, error):
 
 def test_what_is_neither_a_directory_nor_an_id(tmp_path):
     for path in (tmp_path / "nothing" / "here", "one/two/three", "-owner/name"):
-        with pytest.raises(ValueError, match="is neither a directory nor a hub id"):
+        with pytest.raises(ValueError, match="is no directory and no hub id"):
             load_model(path)
 
 

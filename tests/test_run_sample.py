@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,8 @@ from policy.guidance import GUIDED
 from policy.networks import DitConfidence, HiddenMLP
 from policy.readers import FILTERS, IN_STEPS, readers_of
 from samplers.scores import PREDICTORS
-from training.usage import composed, override
+from training.files import Unwritable
+from training.usage import composed, exit_on_bad_input, override
 
 SENTENCES = [
     "Once upon a time there was a small cat.",
@@ -385,7 +389,7 @@ def test_a_missing_default_judge_is_said_before_the_work_and_a_named_one_is_refu
         said.append(capsys.readouterr().err)
         return samplers.loop.sample(*arguments, **settings)
 
-    monkeypatch.setattr(run_sample, "smollm2_folder", missing)
+    monkeypatch.setattr("evaluation.text.smollm2_folder", missing)
     monkeypatch.setattr(run_sample, "load_judge", missing)
     monkeypatch.setattr(run_sample, "sample", sample)
     record = run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--steps", "2"]))[2]
@@ -411,6 +415,56 @@ def test_the_record_is_written_before_the_terminal_is(models, tmp_path, monkeypa
     with pytest.raises(BrokenPipeError):
         run_sample.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", str(tmp_path / "a.json")])
     assert json.loads((tmp_path / "a.json").read_text())["steps"] == 2
+
+
+def test_the_figures_are_shown_where_the_record_cannot_be_written(models, tmp_path, capsys):
+    with pytest.raises(Unwritable, match="/dev/full cannot be written"):
+        run_sample.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", "/dev/full"])
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
+def killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full(out):
+    size = (out / "samples.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # no file may grow beyond that
+
+
+@pytest.mark.parametrize(("ends", "status"), [(interrupted, 130), (killed, -9), (full, 1)])
+def test_samples_of_finished_batches_are_kept_whatever_ends_the_command(ends, status, models, tmp_path, monkeypatch):
+    """Ctrl-C, a kill and a full disk in the third batch."""
+    batches = []
+
+    def sample(*arguments, **settings):
+        batches.append(arguments)
+        if len(batches) == 3:
+            ends(out)
+        return samplers.loop.sample(*arguments, **settings)
+
+    def draw_four():
+        monkeypatch.setattr(run_sample, "sample", sample)
+        with (tmp_path / "told").open("w") as told, redirect_stderr(told), exit_on_bad_input():
+            run_sample.main(
+                ["--model", models["text"], "--steps", "2", "--no-eval", "--num_samples", "4", "--out", str(out)]
+            )
+
+    out = tmp_path / "out"
+    if (child := os.fork()) == 0:
+        try:
+            draw_four()
+        except SystemExit as left:
+            os._exit(left.code)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+    lines = (out / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sample"] for line in lines] == [0, 1]
+    assert sorted(path.name for path in out.glob("*.txt")) == ["sample_0.txt", "sample_1.txt"]
 
 
 @pytest.mark.parametrize("prompt", [r"${seed}", r"\${seed}", r"C:\${a", "null"])
@@ -443,7 +497,7 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
         (TEXT, ["--template", "a [MASK:99]"], "at most 12"),
         (TEXT, ["--template", "a [MASK:0]"], "n of at least 1"),
         (TEXT, ["sampler.stepz=4"], "stepz"),
-        (TEXT, ["dlm=none"], "dlm/none"),
+        (TEXT, ["dlm=none"], "dlm=none is no file of configs/dlm"),
         (TEXT, ["--step", "4"], "did you mean --steps"),
         (TEXT, ["model.dtype=int8"], "dtype=int8"),
         (TEXT, ["--device", "abacus"], "device=abacus"),

@@ -272,6 +272,7 @@ def test_bad_input_is_refused(kind, overrides, message, tiny, tmp_path):
     asked = [o for name in overrides for o in tiny.get(name, [name])]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *tiny[kind], *QUICK, *asked)
+    assert not (tmp_path / "run").exists()
 
 
 def test_text_by_the_models_own_tokenizer(tiny, tmp_path):

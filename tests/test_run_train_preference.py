@@ -152,6 +152,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(ready, tmp_path):
         ([*RLOO, "training.batch_size=64"], "has 4 different prompts and an update asks 32; lower training.batch_size"),
         ([*RLOO, "preference.group_size=3"], "preference.group_size=3 must be at least 2 and divide training.batch_size=4"),
         (["preference.algorithm=kto", "training.accum=4"], "kto compares the answers of a part with each other"),
+        (["training.batch_size=4", "training.accum=3"], "a process's batch of 4 is not divisible by training.accum=3"),
+        (["lora.rank=2", "lora.target_modules=[nosuch]"], "lora.target_modules=nosuch is no part of .*choose some of .*q_proj"),
         (["init=example/stories"], "init=example/stories is no causal model of transformers that can be reached"),
     ],
 )  # fmt: skip

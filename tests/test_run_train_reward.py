@@ -130,6 +130,7 @@ def test_a_head_learns_on_the_frozen_model(kind, init, pairs, tmp_path):
         (["data.max_length=3"], "no pair is left of 180"),
         (["data.held_out=0.999"], "has 200 pairs, too few to hold some out; give data.valid"),
         (["training.accum=3"], "a process's batch of 4 is not divisible by training.accum=3"),
+        (["encoder.num_heads=3"], "encoder.hidden_size=.* is not divisible by encoder.num_heads=3; change either"),
         (["optim.optimiser=lion"], "optim.optimiser='lion' is unknown; use one of adamw, rmsprop"),
         (["data.train=nowhere.jsonl"], "the preferences nowhere.jsonl are no file"),
     ],
@@ -137,6 +138,7 @@ def test_a_head_learns_on_the_frozen_model(kind, init, pairs, tmp_path):
 def test_bad_input_is_refused(overrides, message, pairs, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", pairs, *overrides)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_trl_would_choose_is_chosen_here(pairs, tmp_path):

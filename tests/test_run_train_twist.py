@@ -336,6 +336,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["length=0"], "length=0 must be a whole number of at least 1"),
     ("infilling", ["training.schedule=exp"], "training.schedule='exp' is unknown; use constant or exp2"),
     ("infilling", ["mode=samples", "method=dpg"], r"give compare=\[RUN,RUN\]"),
+    ("infilling", ["mode=samples", "compare=[nowhere]"], "nowhere is no twist"),
     ("infilling", ["eval.particles=[0]", "method=dpg"], "eval.particles=.* must be a list of at least 1 in brackets, such as"),
     ("infilling", ["eval.particles=2", "method=dpg"], "eval.particles=2 must be a list of at least 1 in brackets"),
     ("class", ["ppo.epochs=0", "method=ppo"], "ppo.epochs=0 must be a whole number of at least 1"),
@@ -362,7 +363,7 @@ def test_bad_input_is_refused(kind, words, message, tiny, tmp_path):
     model = [] if "dlm=stories" in words else tiny[kind]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", *QUICK, *model, *FEW, *words)
-    assert not (tmp_path / "run" / "twist").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_potential_that_is_nowhere_or_no_number_stops_the_run(tiny, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".part"
@@ -26,6 +27,8 @@ class Unwritable(OSError):
 def replacing(target: Path | str, durable: bool = True) -> Iterator[Path]:
     """`with replacing(target) as part:` write to `part`; it becomes `target` when the block ends, and is removed when it fails.
 
+    A stream (`is_stream`) is written to as it is.
+
     Args:
         target: the file, whose directory exists.
         durable: wait until the disk has it. Without, a loss of power may lose a file; a kill does not.
@@ -34,6 +37,10 @@ def replacing(target: Path | str, durable: bool = True) -> Iterator[Path]:
         Unwritable: the file cannot be written.
     """
     target = Path(target)
+    if is_stream(target):
+        with writing(target):
+            yield target
+        return
     part = target.with_name(target.name + UNFINISHED)
     try:
         with writing(target):
@@ -48,6 +55,13 @@ def replacing(target: Path | str, durable: bool = True) -> Iterator[Path]:
         raise
     if durable:
         _flush(target.parent)
+
+
+def is_stream(target: Path) -> bool:
+    """Whether it is a device, a pipe or a name in /dev, which no file must take the place of (/dev/null, /dev/stdout)."""
+    return target.absolute().parts[1:2] == ("dev",) or (
+        target.exists() and not target.is_file() and not target.is_dir()
+    )
 
 
 @contextmanager
@@ -90,9 +104,14 @@ def write_text(target: Path | str, text: str, durable: bool = False) -> None:
 
 def append_line(file: Path, line: str) -> None:
     """Add a line to a file. Where the disk takes a part of it only, that part is taken back. Raises Unwritable."""
+    append(file, (line + "\n").encode("utf-8"))
+
+
+def append(file: Path, content: bytes) -> None:
+    """Add to a file, all or nothing. Raises Unwritable."""
     with writing(file), file.open("ab", buffering=0) as opened:
         before = opened.seek(0, os.SEEK_END)
-        left = memoryview((line + "\n").encode("utf-8"))
+        left = memoryview(content)
         try:
             while left:
                 left = left[opened.write(left) or 0 :]
@@ -165,6 +184,18 @@ def check_place(directory: Path | str, named: str) -> None:
         )
     if about.f_blocks and about.f_bavail * about.f_frsize < ROOM:
         raise ValueError(f"{named} is on a disk that is full; free some space, or give another directory")
+    try:  # /proc, quotas, mounts that give their root away: only a trial tells
+        trial = tempfile.mkdtemp(suffix=UNFINISHED, dir=ancestor)
+        with suppress(FileNotFoundError):  # another process of the run has swept it
+            os.rmdir(trial)
+    except OSError as error:
+        raise ValueError(f"{named} cannot be made ({error.strerror}); give another directory") from error
+
+
+def check_cache(directory: Path | str | None, named: str) -> None:
+    """`check_place`, of a directory that need not be written to where it is there: it may hold data to read. None: none."""
+    if directory is not None and not Path(directory).is_dir():
+        check_place(directory, named)
 
 
 @contextmanager

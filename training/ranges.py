@@ -6,6 +6,7 @@ A range is also the `type` of a flag: `add_argument("--rows", type=Whole(1))` re
 from __future__ import annotations
 
 import argparse
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 MANY = 1_000_000_000  # updates, rows, samples
 FAR = 1e12  # the largest number that stands for no limit
+FEWEST_TOKENS, MOST_TOKENS = 257, 1_000_000  # of a tokenizer that is trained: the 256 bytes and the end of text; memory
 
 
 class Range(ABC):
@@ -95,6 +97,21 @@ class Text(Range):
         if self.number and Number().holds(value):
             return True
         return isinstance(value, str) and (self.empty or value.strip() != "")
+
+
+@dataclass(frozen=True)
+class TokenizerName(Range):
+    """A name or a path of a tokenizer, or `bpe:N`, which trains one of N tokens."""
+
+    @property
+    def allowed(self) -> str:
+        return f"a directory, a hub id, or bpe:N with N from {FEWEST_TOKENS} to {MOST_TOKENS}"
+
+    def holds(self, value: object) -> bool:
+        if not isinstance(value, str) or not value.startswith("bpe:"):
+            return Text().holds(value)
+        size = value.removeprefix("bpe:")
+        return re.fullmatch(r"[0-9]{1,9}", size) is not None and FEWEST_TOKENS <= int(size) <= MOST_TOKENS
 
 
 @dataclass(frozen=True)

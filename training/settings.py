@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.files import check_cache
 from training.ranges import (
     ABSENT,
     ROWS,
@@ -27,6 +28,7 @@ from training.ranges import (
     OneOf,
     Range,
     Text,
+    TokenizerName,
     Whole,
     check_ranges,
     found_at,
@@ -112,7 +114,7 @@ SETTINGS: dict[str, Range] = {
     **_in("data.", {
         "kind train": NAME, "valid cache_dir data_dir valid_pairs": Maybe(NAME), "pairs": NAME,
         "valid_rows valid_count base_grids base_puzzles valid_grids valid_puzzles": COUNT,
-        "count": Maybe(COUNT), "held_out": Number(0, 1, open_low=True, open_high=True), "tokenizer": NAME,
+        "count": Maybe(COUNT), "held_out": Number(0, 1, open_low=True, open_high=True), "tokenizer": TokenizerName(),
         "packing": OneOf(("documents", "pack")), "given": Maybe(OneOf(("question", "nothing"))),
         "longer": Maybe(OneOf(("drop", "cut"))), "box": ListOf(Whole(1, 5), "[2,3]", (2, 2)), "clues base_clues": Maybe(COUNT),
         "keep_clues unsandboxed": FLAG, "seed": SEED, "steps": Whole(1, 8), "fewest_steps": Maybe(Whole(1, 8)), "keep": SHARE,
@@ -222,6 +224,8 @@ def check_settings(config: DictConfig, name: str) -> None:
             "it; leave one out"
         )
     check_device(str(config.device))
+    for key in ("data.cache_dir", "prompts.cache_dir"):
+        check_cache(OmegaConf.select(config, key), f"{key}={OmegaConf.select(config, key)}")
     check_wandb(os.environ.get("WANDB_MODE", OmegaConf.select(config, "wandb.mode")))
 
 

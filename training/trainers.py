@@ -29,12 +29,9 @@ OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop"}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict[str, Any]:
-    """Keyword arguments of any TRL configuration, as `training`, `optim` and `model.dtype` say.
-
-    training.batch_size is of an update, over all processes and training.accum parts. Raises ValueError where it does not divide.
-    """
-    training, optim, dtype = config.training, config.optim, config.model.dtype
+def check_trainer(config: DictConfig, processes: Processes) -> None:
+    """Refuse, before a run directory is made, a batch that does not divide and an unknown optimiser: ValueError."""
+    training, optim = config.training, config.optim
     rows = processes.share(training.batch_size, "training.batch_size")
     if rows % training.accum:
         raise ValueError(
@@ -42,6 +39,15 @@ def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict
         )
     if optim.optimiser not in OPTIMISERS:
         raise ValueError(f"optim.optimiser={optim.optimiser!r} is unknown; use one of {', '.join(OPTIMISERS)}")
+
+
+def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict[str, Any]:
+    """Keyword arguments of any TRL configuration, as `training`, `optim` and `model.dtype` say.
+
+    training.batch_size is of an update, over all processes and training.accum parts (`check_trainer` allows it).
+    """
+    training, optim, dtype = config.training, config.optim, config.model.dtype
+    rows = processes.share(training.batch_size, "training.batch_size")
     return {
         "output_dir": str(run.directory / "checkpoints"),
         "num_train_epochs": training.epochs,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import shlex
 import signal
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,14 +20,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training import interrupt
 from training.files import Unwritable
+from training.launcher import tell_launcher
 from training.stored import escaped
 from training.terminal import printable
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+MOST_LISTED = 20  # choices that a message lists
 
 
 def _configs() -> AbstractContextManager:
@@ -74,20 +79,66 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
             return compose(name, overrides)
     except HydraException as error:
         told = " ".join(str(error).split("Config search path")[0].split())
-        unknown = re.search(r"Could not override '([\w.]+)'", told)
-        near = ""
-        if unknown:
-            with _configs():
-                known = _keys(compose(name))
-            near = "".join(
-                f"; did you mean {key}?" for key in difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)
-            )
-        if missing := re.search(r"Could not find '([\w/]+)/([^/']+)'", told):
-            group, options = missing[1], [file.stem for file in (CONFIGS / missing[1]).glob("*.yaml")]
-            near = "".join(
-                f"; did you mean {group}={option}?" for option in difflib.get_close_matches(missing[2], options, n=1)
-            )
-        raise ValueError(f"{' '.join(overrides)!r} does not fit configs/{name}.yaml: {told}{near}") from error
+        with _configs():
+            raise ValueError(_misfit(name, overrides, told)) from error
+
+
+def _misfit(name: str, overrides: list[str], told: str) -> str:
+    """One sentence for what Hydra says at length: the override that does not fit, and the nearest one that does."""
+    page = f"configs/{name}.yaml"
+    missing = re.search(r"Could not find '([\w/]+)/([^/']*)'", told)
+    if missing and (CONFIGS / missing[1]).is_dir():
+        group, choice = missing.groups()
+        options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        near = difflib.get_close_matches(choice, options, n=1)
+        listed = f"use one of {', '.join(options)}" if len(options) <= MOST_LISTED else "look there for what exists"
+        found = f"did you mean {group}={near[0]}?" if near else listed
+        return f"{group}={choice} is no file of configs/{group}; {found}"
+    if experiment := re.search(r"In 'experiment/([\w-]+)'", told):
+        fitting = [f"run_{file.stem}.py" for file in sorted(CONFIGS.glob("*.yaml")) if _takes(file.stem, experiment[1])]
+        of = f"; it belongs to {' and '.join(fitting)}" if fitting else ""
+        return f"experiment={experiment[1]} does not fit {page} ({told}){of}"
+    unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", told)
+    given = [word for word in overrides if unknown and word.lstrip("+~").partition("=")[0] == unknown[1]]
+    if unknown is None or not given:
+        return f"{' '.join(overrides)!r} does not fit {page}: {told}"
+    known = _keys(compose(name)) + _groups(name)
+    last = unknown[1].rpartition(".")[2]
+    before = unknown[1].removesuffix(last)
+    beside = {key.removeprefix(before).partition(".")[0] for key in known if key.startswith(before)}
+    if last in beside and any(key.startswith(f"{unknown[1]}.") for key in known):
+        inside = sorted({key.removeprefix(f"{unknown[1]}.") for key in known if key.startswith(f"{unknown[1]}.")})
+        return (
+            f"{given[0]!r} takes the place of several keys of {page}; set one of {unknown[1]}.{{{', '.join(inside)}}}"
+        )
+    elsewhere = [key for key in known if not before or not key.startswith(before)]
+    begun = sorted(key for key in beside if key.startswith(last))  # alg: the beginning of algorithm
+    near = [before + key for key in (*difflib.get_close_matches(last, beside, n=1), *begun)]
+    near += difflib.get_close_matches(unknown[1], elsewhere, n=1)
+    if near:
+        return f"{given[0]!r} names no key of {page}; did you mean {near[0]}?"
+    return (
+        f"{given[0]!r} names no key of {page}; {before.rstrip('.') or 'it'} has {', '.join(sorted(beside)) or 'none'}"
+    )
+
+
+def _takes(name: str, experiment: str) -> bool:
+    """Whether the configuration `name` can be that of an experiment."""
+    try:
+        compose(name, [f"experiment={experiment}"])
+    except HydraException:
+        return False
+    return True
+
+
+def _groups(name: str) -> list[str]:
+    """Groups of files that configs/`name`.yaml chooses from."""
+    chosen = [
+        entry
+        for entry in OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "defaults", default=[])
+        if isinstance(entry, DictConfig)
+    ]
+    return [group for entry in chosen for group in map(str, entry) if not group.startswith("override ")]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
@@ -135,7 +186,9 @@ def readable(file: Path | str):
 
 
 def check_overrides(name: str) -> None:
-    """Refuse, before Hydra does at length, overrides on the command line that do not fit. Hydra's own flags are left to it."""
+    """Refuse, before Hydra does at length, overrides on the command line that do not fit. Hydra's own flags are left to it, and
+    what it raises is left to `exit_on_bad_input`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     overrides = sys.argv[1:]
     known = [name for action in get_args_parser()._actions for name in action.option_strings]
     for flag in (word.partition("=")[0] for word in overrides if word.startswith("--")):
@@ -159,31 +212,44 @@ def is_bad_input(error: ValueError) -> bool:
     return type(error) is ValueError or CONFIGS.parent in Path(getattr(module, "__file__", None) or "/").parents
 
 
+def _leave(told: str, status: int) -> NoReturn:
+    """End with one sentence, on stderr and in the report of a launcher."""
+    sentence = f"error: {printable(told)}"
+    print(sentence, file=sys.stderr)
+    tell_launcher(sentence)
+    sys.exit(status)
+
+
 @contextmanager
 def exit_on_bad_input():
     """ValueError is bad input: its sentence goes to stderr and the status is 2; so is an interpolation that leads nowhere.
     FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its traceback."""
     print_anything()
+    before = signal.getsignal(signal.SIGINT)
+    if before is interrupt.end:  # from here on the work may want to save first
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except OmegaConfBaseException as error:
         key, told = error.full_key or "a setting", str(error).splitlines()[0]
-        print(f"error: {key}: {told}; to write ${{ as text, put a backslash before it", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"{key}: {told}; to write ${{ as text, put a backslash before it", 2)
+    except HydraException as error:  # its own flags and groups
+        _leave(f"{str(error).strip().splitlines()[0]}; see --hydra-help", 2)
     except ValueError as error:
         if not is_bad_input(error):
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        _leave(str(error), 2)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _leave(str(error), 1)
     except OSError as error:
         if not isinstance(error, Unwritable) and error.filename is None:
             raise
-        told = str(error) if isinstance(error, Unwritable) else f"{error.filename} cannot be used ({error.strerror})"
-        print(f"error: {printable(told)}", file=sys.stderr)
-        sys.exit(1)
+        _leave(
+            str(error) if isinstance(error, Unwritable) else f"{error.filename} cannot be used ({error.strerror})", 1
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    finally:
+        if before is interrupt.end:
+            signal.signal(signal.SIGINT, before)

@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 
 import torch.distributed as dist
 
+from training.launcher import tell_launcher
+
 BEAT = 10.0  # seconds between two counts
 SILENCE = 300.0  # seconds after which a process counts as stopped; more than any call that keeps Python's other threads waiting
 
@@ -90,6 +92,7 @@ def prefix() -> str:
 def leave(told: str) -> None:
     """End this process, whose main thread waits for a connection that will not answer."""
     print(f"error: {told}", file=sys.stderr, flush=True)
+    tell_launcher(f"error: {told}")
     os._exit(1)
 
 

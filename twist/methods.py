@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
 from policy.train import Learner
 from samplers.smc import Path
+from training.processes import Processes
 from training.run import step_seed
 from twist.bounds import Posterior
 from twist.learning import (
@@ -116,6 +117,14 @@ class Rows:
     weight: Float[Tensor, "row"]
 
 
+def check_shares(source: Source, config: DictConfig, processes: Processes) -> None:
+    """Refuse, before a run directory is made, a batch that does not divide: ValueError."""
+    size = config.training.batch_size
+    processes.share(size, "training.batch_size")
+    if source.conditional:
+        processes.share(size // config.training.particles, "training.batch_size / training.particles")
+
+
 class TwistLearning:
     """The updates of one method. posterior: exact samples of a target without conditions, where positives are drawn from them."""
 
@@ -136,9 +145,7 @@ class TwistLearning:
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1
         self.particles = size // self.groups
-        self.rows = self.processes.share(size, "training.batch_size")
-        if source.conditional:
-            self.processes.share(self.groups, "training.batch_size / training.particles")
+        self.rows = size // self.processes.world
 
     @property
     def part(self) -> slice:

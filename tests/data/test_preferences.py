@@ -91,6 +91,9 @@ def test_local_lines_and_what_is_wrong_with_them(tmp_path):
     file.write_text('{"prompt": "a", "chosen": "b"}\n')
     with pytest.raises(ValueError, match="line 1: expected the texts prompt, chosen, rejected"):
         load_preferences(str(file), "train")
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_ends": "yes"}\n')
+    with pytest.raises(ValueError, match="line 1: chosen_ends='yes' must be true or false"):
+        load_preferences(str(file), "train")
     with pytest.raises(ValueError, match="give one of tldr, hh, or JSONL"):
         load_preferences("tldrr", "train")
 

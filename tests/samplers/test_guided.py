@@ -299,3 +299,32 @@ def test_a_reward_that_is_no_number_stops_the_decoding():
         sampled(CAUSAL, Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 2), 3, rows=2)
     with pytest.raises(FloatingPointError, match="reward of a candidate is not a finite number"):
         sampled(MASKED, JointProposals(WHERE["random"](), Canvases(Broken("mask")), 1.0, 2), 1, rows=2)
+
+
+@pytest.mark.parametrize("kind", [Guided, GuidedPair])
+def test_a_candidate_that_can_never_be_written_needs_no_reward(kind):
+    """Its log-probability is -inf, and a reward that is a likelihood says the same: no reason to end the run."""
+    never = 2
+
+    class Likelihood:
+        kind = "mask"
+
+        def score(self, tokens, real=None):
+            return torch.where((tokens == never).any(1), -torch.inf, tokens.double().sum(1).float() / 10)
+
+    environment = UnmaskingEnvironment(RandomLM(6), 3, never=[never])
+    canvas = torch.full((40, 3), environment.model.mask_id)
+    written = sample(environment, kind(WHERE["leftmost"](), Canvases(Likelihood()), 1.0, 6), canvas).tokens
+    assert not bool((written == never).any()) and len(written.unique()) == 5
+
+
+def test_a_reward_that_is_no_number_of_a_candidate_that_can_be_written_ends_the_run():
+    class Broken:
+        kind = "mask"
+
+        def score(self, tokens, real=None):
+            return torch.full((len(tokens),), torch.nan)
+
+    canvas = torch.full((2, 3), RandomLM(6).mask_id)
+    with pytest.raises(FloatingPointError, match="the reward of a candidate is not a finite number"):
+        sample(UnmaskingEnvironment(RandomLM(6), 3), Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 6), canvas)

@@ -328,3 +328,15 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         UnmaskingEnvironment(MODELS["llada"], 4, **settings)
     with pytest.raises(ValueError, match="keeps no keys"):
         UnmaskingEnvironment(MODELS["mdlm"], 4, cache="dual").reset(torch.full((1, 4), MODELS["mdlm"].mask_id))
+
+
+def test_a_mask_in_the_prompt_is_refused():
+    """No block holds it, so that it would stay open for ever and the row never end."""
+    model = MODELS["llada"]
+    canvas = torch.full((2, 8), model.mask_id)
+    canvas[0, :3], canvas[1, :3] = 1, torch.tensor([1, model.mask_id, 1])
+    with pytest.raises(ValueError, match=r"position 1 of row 1 is masked and lies before prompt_length=3"):
+        UnmaskingEnvironment(model, 5, prompt_length=3).reset(canvas)
+    UnmaskingEnvironment(model, 5, prompt_length=3).reset(
+        canvas, start=torch.tensor([0, 2])
+    )  # padding, which nobody reads

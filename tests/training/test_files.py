@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 
 from training.files import (
     Unwritable,
+    check_cache,
     check_place,
+    is_stream,
     make_directory,
     replacing,
     replacing_directory,
@@ -79,6 +82,21 @@ def test_a_disk_that_refuses_is_one_sentence_and_nothing_is_left(writer, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["told"]
 
 
+def test_a_pipe_is_written_to_and_no_file_takes_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "words")
+    assert os.read(reader, 100) == b"words" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
+    assert is_stream(Path("/dev/null")) and is_stream(Path("/dev/stdout")) and not is_stream(tmp_path / "new")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_device_is_one_sentence():
+    with pytest.raises(Unwritable, match="/dev/full cannot be written"):
+        write_text("/dev/full", "words")
+
+
 def test_files_have_the_mode_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
@@ -122,8 +140,17 @@ def test_places_that_cannot_be_are_refused_before_work(tmp_path):
             check_place(tmp_path / place, f"run_dir={place}")
     with pytest.raises(ValueError, match="run_dir=/proc/x"):
         make_directory("/proc/x", "run_dir=/proc/x")
+    with pytest.raises(ValueError, match="run_dir=/proc/x cannot be made"):
+        check_place("/proc/x", "run_dir=/proc/x")  # whose permissions say that it can
     check_place(tmp_path / "new" / "deeper", "run_dir=new")
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cache_need_not_be_written_to_where_it_is(tmp_path):
+    with pytest.raises(ValueError, match="data.cache_dir=/proc/x cannot be made"):
+        check_cache("/proc/x", "data.cache_dir=/proc/x")
+    check_cache("/proc", "data.cache_dir=/proc")
+    check_cache(None, "data.cache_dir=null")
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_followed(tmp_path):

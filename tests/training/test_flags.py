@@ -25,6 +25,7 @@ def parser_of(command: str, monkeypatch) -> argparse.ArgumentParser:
         raise Found(self)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr("training.interrupt.end_in_one_line", lambda: None)  # Ctrl-C is pytest's
     monkeypatch.setattr(sys, "argv", [command, *TASK.get(command, [])])
     with pytest.raises(Found) as found:
         runpy.run_path(str(ROOT / f"{OTHERS.get(command, command)}.py"), run_name="__main__")

@@ -69,8 +69,28 @@ def test_settings_of_questions(override, message):
 def test_an_unknown_key_names_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean training\.n_iters"):
         composed("train_policy", ["training.n_itrs=2"])
-    with pytest.raises(ValueError, match="Available options in 'algorithm': grpo imitation ppo variational$"):
+    with pytest.raises(ValueError, match="algorithm=zzz is no file .* use one of grpo, imitation, ppo, variational$"):
         composed("train_policy", ["algorithm=zzz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (
+            "train_dlm",
+            ["seed=1", "expirement=stories"],
+            r"^'expirement=stories' names no key .* did you mean experiment\?$",
+        ),
+        ("train_policy", ["polcy=dit_confidence"], r"did you mean policy\?$"),
+        ("train_dlm", ["nosuchkey=1"], r"it has adapt, data, .*, wandb$"),
+        ("train_dlm", ["optim.foo=1"], "optim has betas, eps, .*, weight_decay$"),
+        ("train_dlm", ["experiment=sudoku6_budget"], "it belongs to run_train_policy.py$"),
+        ("train_dlm", ["experiment=none_such"], "look there for what exists$"),
+    ],
+)
+def test_a_word_that_does_not_fit_is_named_alone_with_what_does(name, words, message):
+    with pytest.raises(ValueError, match=message):
+        composed(name, words)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +243,17 @@ def test_each_process_has_a_card_of_its_own(cards):
         ValueError, match="this machine has 4 for more processes; start at most 4 on it, or use device=cpu"
     ):
         device_of_rank("cuda", 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.accum=3", "a process's batch of 4 is not divisible by training.accum=3"),
+        ("loss=foo", "loss='foo' is unknown"),
+        ("loss=DSE", "loss=DSE is for SEDD"),
+    ],
+)
+def test_what_is_refused_leaves_no_run_directory(override, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(*TINY, f"run_dir={tmp_path / 'run'}", override)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,82 @@
+"""Names that are no ids of the hub, and a hub out of reach: one sentence, and no waiting for each file."""
+
+import socket
+
+import pytest
+
+import data.hub
+import run_evaluate
+from data.hub import prepare, stay_offline_where_unreachable
+from data.text import load_texts
+from rewards.models import load_reward
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (
+            lambda: load_texts("storys", "train"),
+            "the data set 'storys' is no directory and no hub id; did you mean stories?",
+        ),
+        (lambda: load_texts("./missing", "train"), "the data set './missing' .* a hub id is OWNER/NAME"),
+        (lambda: load_texts("/nowhere/x", "train"), "the data set '/nowhere/x' is no directory"),
+        (lambda: load_reward("vadr"), r"the reward 'vadr' .* did you mean vader\?"),
+        (lambda: load_reward("reward_storie"), r"did you mean example/reward_stories\?"),
+    ],
+)
+def test_a_name_that_is_no_id_never_goes_to_the_hub(read, message, monkeypatch):
+    monkeypatch.setattr(data.hub, "stay_offline_where_unreachable", lambda: pytest.fail("the hub is asked"))
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+def test_a_file_of_another_kind_is_no_hub_id(tmp_path):
+    (tmp_path / "data.csv").write_text("text\na\n")
+    with pytest.raises(
+        ValueError, match=r"data.csv' is a file of no known kind; give a .txt, .jsonl or .jsonl.gz file"
+    ):
+        load_texts(str(tmp_path / "data.csv"), "train")
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreachable(address, timeout):
+        asked.append((address, timeout))
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(data.hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(data.hub.constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(data.hub, "getproxies", dict)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    stay_offline_where_unreachable.cache_clear()
+    for name in ("owner/a", "owner/b", "owner/a"):
+        prepare(name, "data set")
+        with pytest.raises(ValueError, match="cannot be reached"):
+            load_texts(name, "train")
+    assert asked == [(("hub.invalid", 443), data.hub.SECONDS)] and data.hub.constants.HF_HUB_OFFLINE
+
+
+def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsys):
+    words = [
+        "--strategy",
+        "threshold",
+        "--settings",
+        "0.5,0.9",
+        "--seeds",
+        "1,2,3",
+        "--model_path",
+        "example/chain",
+        "--gen_length",
+        "24",
+    ]
+    assert (
+        run_evaluate.main(
+            [*words, "--datasets", "gsm8k", "--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
+        )
+        == 1
+    )
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("gsm8k: ") and not (tmp_path / "out").exists()

@@ -1,0 +1,18 @@
+"""Ctrl-C in the seconds in which a command imports torch and transformers: one line and status 130, as later on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def end(number: int, _: FrameType | None) -> None:
+    """Say so and end: nothing has begun."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def end_in_one_line() -> None:
+    """Handle Ctrl-C by `end`, until `exit_on_bad_input` (training/usage.py) takes over. A command calls it before its imports."""
+    signal.signal(signal.SIGINT, end)
