@@ -55,7 +55,7 @@ def test_equal_texts_and_equal_scores_are_dropped_and_counted():
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--prefer", "vaader"], "the reward vaader is none of vader, profanity, brevity"),
+        (["--prefer", "vaader"], r"the reward .vaader. is no directory and no hub id; did you mean vader"),
         (["--count", "100000"], "different beginnings of 4 words and --count is 100000; lower it"),
         (["--model", "example/sudoku6"], "--model example/sudoku6 writes no texts that end"),
     ],

@@ -319,7 +319,10 @@ def test_texts_of_rewards_are_text(tmp_path):
 
 @pytest.mark.parametrize(
     "name, message",
-    [("vaader", "is none of vader, profanity, brevity and cannot be loaded"), ("EMPTY", "has no config.json")],
+    [
+        ("vaader", r"the reward .vaader. is no directory and no hub id; did you mean vader\?"),
+        ("EMPTY", "has no config.json"),
+    ],
 )
 def test_what_is_no_reward(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
