@@ -233,7 +233,7 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
     if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them
         raise ValueError(
             f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
-            "(data=puzzles for a Sudoku, else data.tokenizer)"
+            "(data=puzzles for a Sudoku; for text data.tokenizer=model, which encodes by the model's own)"
         )
     if not isinstance(task, PuzzleTask) and not same_tokens(model, task.tokenizer):
         raise ValueError(
