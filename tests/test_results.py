@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from evaluation.latex import formula_measures
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
-from rewards.models import VaderReward
+from rewards.models import TextReward, VaderReward, load_reward
 from run_guide import main as guide
 from run_make_preferences import prompts_of
 from run_train_twist import build_source
@@ -143,23 +144,33 @@ def test_validity_of_formulas_before_and_after_reinforcement_learning(name):
 
 
 @pytest.mark.parametrize(
-    "model, reward, count", [("stories", "reward_stories", 24), ("masked", "reward_stories_masks", 16)]
+    "model, reward, methods, count",
+    [
+        ("stories", "reward_stories", ["unguided", "args", "pargs"], 24),
+        ("masked", "reward_stories_masks", ["unguided", "pargs"], 16),
+    ],
 )
-def test_stories_by_the_shipped_reward_models_and_without(model, reward, count, tmp_path):
-    """Beginnings of stories of another seed than the written ones; VADER, whose preferences the reward models learnt."""
-    with (ROOT / f"docs/results/guidance/{model}_vader.csv").open() as file:
-        written = {row["method"]: row for row in csv.DictReader(file)}
+def test_stories_by_the_shipped_reward_models_and_without(model, reward, methods, count, tmp_path):
+    """Beginnings of stories of another seed than the written ones; VADER, whose preferences the reward models learnt, and the
+    shipped judge."""
+    judges: dict[str, TextReward] = {"vader": VaderReward()}
+    if model == "stories":
+        judges["judge"] = load_reward(str(ROOT / "example/reward_stories_judge"))
     prompts = prompts_of("stories", 10, count, seed=4711)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     words = [f"experiment=pargs_{model}_decode", f"rewards.partial=example/{reward}", "selector=null", f"out={tmp_path}",
              f"prompts.count={count}", f"prompts.file={tmp_path}/prompts.jsonl", "device=cpu"]  # fmt: skip
-    others = [name for name in composed("guide", words).methods if name not in ("unguided", "pargs")]
+    others = [name for name in composed("guide", words).methods if name not in methods]
     guide(composed("guide", words + [f"~methods.{name}" for name in others]))
-    for name in ("unguided", "pargs"):
-        answers = [row["result"] for row in json.loads((tmp_path / f"generation_{name}.json").read_text())]
-        found = VaderReward().score_texts([""] * count, answers).double()
-        error = (float(found.var()) / count + float(written[name]["judge_se"]) ** 2) ** 0.5
-        assert abs(float(found.mean()) - float(written[name]["judge_mean"])) < 4.5 * error, name
+    for judge, name in product(judges, methods):
+        with (ROOT / f"docs/results/guidance/{model}_{judge}.csv").open() as file:
+            written = next(row for row in csv.DictReader(file) if row["method"] == name)
+        answers = json.loads((tmp_path / f"generation_{name}.json").read_text())
+        found = (
+            judges[judge].score_texts([row["prompt"] for row in answers], [row["result"] for row in answers]).double()
+        )
+        error = (float(found.var()) / count + float(written["judge_se"]) ** 2) ** 0.5
+        assert abs(float(found.mean()) - float(written["judge_mean"])) < 4.5 * error, (judge, name)
 
 
 @pytest.mark.parametrize(
