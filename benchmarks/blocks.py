@@ -33,6 +33,7 @@ from model.llama import BidirectionalLlama, LlamaShape
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from samplers.where import Threshold
+from training.ranges import ROWS, Number
 
 CACHES = (None, "prefix", "dual")
 ROLLOUTS, LONG = 32, 256  # rows and length of the measurement of memory
@@ -193,10 +194,10 @@ def memory_of_a_fresh_process(shape: Shape, cache: str | None) -> float:
 @torch.no_grad()
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--threshold", type=Number(0, 1), default=0.9)
     parser.add_argument("--memory-only", choices=("none", "prefix", "dual"), help="print the peak and nothing else")
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     arguments = vars(parser.parse_args(words))
     memory_only, threshold = arguments.pop("memory_only"), arguments.pop("threshold")
     shape = Shape(**arguments)

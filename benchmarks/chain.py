@@ -35,6 +35,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Samples, Strategy, Unmasker, sample
 from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
+from training.ranges import ROWS, Whole
 
 PROBLEM_STEPS, LENGTH = 8, 24
 COUNTS = (2, 3, 4, 5, 6, 7, 8, 12)
@@ -296,12 +297,12 @@ def main() -> None:
     parser.add_argument("--policies", nargs="*", default=["example/chain_policy", "example/chain_budget"])
     names = list(dict.fromkeys(setting.method for setting in heuristics()))
     parser.add_argument("--rules", nargs="*", choices=names, default=names, help="of the heuristics these alone")
-    parser.add_argument("--problems", type=int, default=1000, help="in each of the sets that are measured")
-    parser.add_argument("--tuning", type=int, default=500, help="others, on which settings are chosen")
-    parser.add_argument("--seeds", type=int, default=3, help="sets")
+    parser.add_argument("--problems", type=ROWS, default=1000, help="in each of the sets that are measured")
+    parser.add_argument("--tuning", type=ROWS, default=500, help="others, on which settings are chosen")
+    parser.add_argument("--seeds", type=ROWS, default=3, help="sets")
     parser.add_argument(
         "--plans",
-        type=int,
+        type=Whole(0, 1_000_000),
         default=0,
         metavar="N",
         help="also climb to a plan of two evaluations, from N sets",

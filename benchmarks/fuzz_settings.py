@@ -1,28 +1,34 @@
-"""Settings that no run could have, drawn from every key of every configuration: does any of them end in a traceback?
+"""Settings that no run could have, drawn from every key of every configuration and from every flag: does any of them end in a
+traceback?
 
     python -m benchmarks.fuzz_settings --count 2000
 
-Each draw puts one wrong value (another type, null, an empty text, a negative, huge or non-finite number, a list, a section) in
-the place of one key of one command, on a tiny model, and runs the command in this process with one update or one sample. A
-command refuses by one sentence; whatever it accepts has to run. Prints counts and one line of JSON: draws, refused, run, and by
-name what ended in a traceback, what was accepted though it is not finite, and what took longer than `--seconds`.
+Each draw puts one wrong value (another type, null, an empty text, a negative, huge or non-finite number, a list, a section, a
+path) in the place of one key or flag of one command, on a tiny model, and runs the command in this process with one update or
+one sample. A command refuses by one sentence; whatever it accepts has to run. Prints counts and one line of JSON: draws, refused,
+run, and by name what ended in a traceback, what was accepted though it is not finite, and what took longer than `--seconds`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import io
 import json
 import math
 import random
+import runpy
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -36,7 +42,9 @@ import run_train_rl
 import run_train_twist
 from training.ranges import ROWS, Whole
 from training.settings import check_settings
-from training.usage import composed, exit_on_bad_input
+from training.usage import CONFIGS, composed, exit_on_bad_input
+
+ROOT = CONFIGS.parent
 
 VALUES: list[Any] = [
     None, "", "abc", " ", -1, 0, 1.5, 10**12, 10**30, -1e308, 1e30, math.nan, math.inf, -math.inf, True, "1", [], [1], [math.nan],
@@ -97,22 +105,15 @@ COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
 }
 
 
-def keys(config: DictConfig, before: str = "") -> list[str]:
-    """Every key in dots, sections among them."""
-    found = []
-    for key, value in config.items_ex(resolve=False):
-        found += [f"{before}{key}", *(keys(value, f"{before}{key}.") if isinstance(value, DictConfig) else [])]
-    return found
-
-
 @dataclass(frozen=True)
 class Draw:
-    """One wrong value of one key; `DELETED` takes the key away."""
+    """One wrong value of one key or flag; `DELETED` takes it away. is_number: nan and inf may not be accepted."""
 
     command: str
     case: int
     key: str
     value: Any
+    is_number: bool = True
 
     def __str__(self) -> str:
         return f"{self.command}[{self.case}] {self.key}={self.value!r}"
@@ -121,8 +122,129 @@ class Draw:
 DELETED = "<deleted>"
 
 
+# ------------------------------------------------------------------------------------------------------------------- flags
+
+
+TEXTS = [
+    "", " ", "abc", "-1", "0", "1.5", "1000000000000", "1" + 30 * "0", "-1e308", "1e30", "nan", "inf", "-inf", "true", "null",
+    "[1]", "1,2", "a=b", "é\n", "\udcff", "${nothing}", "[MASK]", ".", "FILE", "FILE/x", "/proc/none", "x" * 300,
+]  # fmt: skip
+CHAIN_MODEL, CAUSAL, STORIES = (str(ROOT / "example" / name) for name in ("chain", "stories_causal", "stories"))
+FEW_SAMPLES = ["--length", "8", "--steps", "2", "--no-eval", "--device", "cpu"]
+ANSWERS = ["--red", "red.json", "--blue", "blue.json", "--judge", "brevity", "--retries", "0", "--out", "out"]
+# Of each command: command lines that make it tiny. Paths are of the directory that `flag_files` fills.
+LINES: dict[str, list[list[str]]] = {
+    "run_sample": [
+        ["--model", CHAIN_MODEL, *FEW_SAMPLES, "--strategy", "threshold", "--prompt", "3 A"],
+        ["--model", CAUSAL, *FEW_SAMPLES, "--strategy", "args", "--reward", "brevity", "--k", "2", "--beta", "1"],
+        ["--model", CHAIN_MODEL, *FEW_SAMPLES, "--strategy", "fk", "--reward", "brevity", "--particles", "2"],
+    ],
+    "run_evaluate": [
+        ["--model_path", CHAIN_MODEL, "--strategy", "threshold", "--settings", "0.5", "--n_test", "2", "--gen_length", "8",
+         "--batch_size", "2", "--device", "cpu", "--save_path", "out"],
+        ["--model_path", CHAIN_MODEL, "--policy_path", str(ROOT / "example" / "chain_policy"), "--n_test", "2", "--gen_length",
+         "8", "--device", "cpu", "--save_path", "out"],
+        ["--task", "pairwise", *ANSWERS],
+    ],
+    "run_perplexity": [["--model", STORIES, "--data", "texts.txt", "--rows", "2", "--length", "8", "--noises", "2",
+                        "--device", "cpu"]],
+    "run_make_formulas": [["--rows", "3", "--out", "out"]],
+    "run_make_preferences": [["--model", CAUSAL, "--prefer", "brevity", "--texts", "texts.txt", "--words", "2", "--count", "2",
+                              "--samples", "2", "--length", "8", "--device", "cpu", "--out", "out"]],
+    "run_make_stories": [
+        ["--out", "stories.jsonl.gz", "--count", "1", "--device", "cpu"], ["--split", "texts.jsonl.gz", "--out", "out"],
+    ],
+    "run_demo": [["--out", "out", "--iterations", "1"]],
+}  # fmt: skip
+# What takes seconds and is made behind the checks: a command that has come so far ends with status 0.
+HEAVY = ("evaluation.text.load_judge", "evaluation.text.default_judge")
+
+
+class Found(Exception):
+    """Carries the parser of a command out of it."""
+
+
+def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
+    """The parser of a script in the root of the repository, started with these words."""
+
+    def stop(self: argparse.ArgumentParser, *_: object) -> None:
+        raise Found(self)
+
+    try:
+        with mock.patch.multiple(argparse.ArgumentParser, parse_args=stop, parse_known_args=stop):
+            started(command, list(words))
+    except Found as found:
+        return found.args[0]
+    raise RuntimeError(f"{command} {' '.join(words)} parses no flags")
+
+
+def started(command: str, words: list[str]) -> None:
+    """A script of the repository as a user starts it, in this process."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with mock.patch.object(sys, "argv", [command, *words]):
+            runpy.run_path(str(ROOT / f"{command}.py"), run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def flag_files(folder: Path) -> None:
+    """The files that `LINES` name."""
+    folder.mkdir()
+    texts = ["Once upon a time there was a cat.", "The dog ran home to eat."] * 4
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    for name in ("red", "blue"):
+        (folder / f"{name}.json").write_text(json.dumps([{"prompt": "p", "result": name}]), encoding="utf-8")
+    (folder / "FILE").write_text("a file\n", encoding="utf-8")
+
+
+def changed_line(line: list[str], draw: Draw) -> list[str]:
+    """The command line with the draw's value; `--flag=VALUE`, so that a value may begin with a hyphen."""
+    kept, words = [], iter(line)
+    for word in words:
+        if word != draw.key:
+            kept.append(word)
+        elif word in line:  # with its value
+            next(words)
+    if draw.value == DELETED:
+        return kept
+    return [*kept, draw.value if not draw.key.startswith("-") else f"{draw.key}={draw.value}"]
+
+
+def flags_of(command: str, case: int) -> list[tuple[str, bool]]:
+    """Of every flag of a command a name (of an argument without one, that of the help), and whether it takes a number."""
+    line = LINES[command][case]
+    parser = parser_of(command, *(line[:2] if line[0] == "--task" else []))
+    return [(next(iter(action.option_strings), action.dest), action.type not in (None, Path))
+            for action in parser._actions if action.dest != "help"]  # fmt: skip
+
+
+def run_line(draw: Draw, folder: Path) -> None:
+    """One draw of a flag, in a directory of its own."""
+    flag_files(folder)
+    done = mock.Mock(side_effect=SystemExit(0))
+    with contextlib.chdir(folder), contextlib.ExitStack() as patched:
+        for name in HEAVY:
+            patched.enter_context(mock.patch(name, done))
+        patched.enter_context(mock.patch("evaluation.report.plot_pareto"))  # a second each
+        started(draw.command, changed_line(LINES[draw.command][draw.case], draw))
+
+
+# ------------------------------------------------------------------------------------------------------------------- draws
+
+
+def keys(config: DictConfig, before: str = "") -> list[str]:
+    """Every key in dots, sections among them."""
+    found = []
+    for key, value in config.items_ex(resolve=False):
+        found += [f"{before}{key}", *(keys(value, f"{before}{key}.") if isinstance(value, DictConfig) else [])]
+    return found
+
+
 @dataclass
-class Found:
+class Counts:
     """What became of the draws."""
 
     draws: int = 0
@@ -151,8 +273,7 @@ def base(command: str, case: int, folder: Path) -> DictConfig:
 
 
 def changed(config: DictConfig, draw: Draw) -> DictConfig:
-    """The configuration with the draw's value."""
-    config = config.copy()
+    """The configuration with the draw's value, in place."""
     OmegaConf.set_struct(config, False)
     *sections, last = draw.key.split(".")
     place = OmegaConf.select(config, ".".join(sections)) if sections else config
@@ -170,52 +291,77 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def attempt(draw: Draw, config: DictConfig, found: Found) -> None:
+def run_settings(draw: Draw, config: DictConfig) -> None:
+    """One draw of a key."""
+    with exit_on_bad_input():
+        COMMANDS[draw.command](changed(config, draw))
+
+
+def attempt(draw: Draw, work: Callable[[], Any], found: Counts) -> None:
     """Run one draw, and count what became of it."""
     found.draws += 1
     said = io.StringIO()
+    status: Any = 0
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), exit_on_bad_input():
-            COMMANDS[draw.command](config)
-        found.run += 1
-        if not is_finite(draw.value):
-            found.not_finite.append(str(draw))
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            work()
     except SystemExit as left:
-        found.refused += left.code == 2
-        found.failed += left.code != 2
+        status = left.code
     except TooSlow:
         found.slow.append(str(draw))
+        return
     except Exception as error:  # a traceback is what is looked for
         place = traceback.extract_tb(error.__traceback__)[-1]
         found.tracebacks.append(
             f"{draw}: {type(error).__name__} {str(error)[:120]} ({Path(place.filename).name}:{place.lineno})"
         )
+        return
+    found.refused += status == 2
+    found.failed += status not in (0, None, 2)
+    found.run += status in (0, None)
+    if status in (0, None) and draw.is_number and not is_finite(draw.value):
+        found.not_finite.append(str(draw))
 
 
-def fuzz(count: int, seed: int, seconds: int, known: tuple[str, ...] = tuple(CASES)) -> Found:
+def every_place(known: tuple[str, ...], folder: Path) -> tuple[dict[tuple[str, int], DictConfig], list[Draw]]:
+    """The tiny configurations, and a draw without a value for every key and flag of the commands `known`."""
+    bases = {
+        (name, case): base(name, case, folder) for name in known if name in CASES for case in range(len(CASES[name]))
+    }
+    places = [Draw(name, case, key, None) for (name, case), config in bases.items() for key in keys(config)
+              if key.split(".")[0] not in PLACES and key not in PLACES]  # fmt: skip
+    places += [Draw(name, case, flag, None, is_number) for name in known if name in LINES
+               for case in range(len(LINES[name])) for flag, is_number in flags_of(name, case)]  # fmt: skip
+    return bases, places
+
+
+def fuzz(count: int, seed: int, seconds: int, known: tuple[str, ...] = (*CASES, *LINES)) -> Counts:
     """`count` draws, the same for one seed.
 
     Args:
         count: draws.
         seed: of the draws.
         seconds: after which a draw is stopped and counted as slow.
-        known: commands to draw from, each as often as it has keys.
+        known: commands to draw from, each as often as it has keys or flags.
     """
-    draw, found = random.Random(seed), Found()
+    draw, found = random.Random(seed), Counts()
     with tempfile.TemporaryDirectory() as directory:
-        bases = {(name, case): base(name, case, Path(directory)) for name in known for case in range(len(CASES[name]))}
-        places = [(name, case, key) for (name, case), config in bases.items() for key in keys(config)
-                  if key.split(".")[0] not in PLACES and key not in PLACES]  # fmt: skip
+        bases, places = every_place(known, Path(directory))
         before = signal.signal(signal.SIGALRM, too_slow)
         try:
             for number in range(count):
-                name, case, key = draw.choice(places)
-                one = Draw(name, case, key, draw.choice([*VALUES, DELETED]))
-                config = changed(bases[name, case], one)
-                if "run_dir" in config:
-                    config.run_dir = f"{directory}/run{number}"
+                place, folder = draw.choice(places), Path(directory) / f"run{number}"
+                is_flag = place.command in LINES
+                one = replace(place, value=draw.choice([*(TEXTS if is_flag else VALUES), DELETED]))
+                if is_flag:
+                    work = partial(run_line, one, folder)
+                else:
+                    config = bases[one.command, one.case].copy()
+                    if "run_dir" in config:
+                        config.run_dir = str(folder)
+                    work = partial(run_settings, one, config)
                 signal.alarm(seconds)
-                attempt(one, config, found)
+                attempt(one, work, found)
                 signal.alarm(0)
         finally:
             signal.alarm(0)
@@ -227,9 +373,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=ROWS, default=2000, help="draws")
     parser.add_argument("--seed", type=Whole(0), default=0)
+    parser.add_argument(
+        "--known", nargs="+", choices=[*CASES, *LINES], default=[*CASES, *LINES], help="commands to draw from"
+    )
     parser.add_argument("--seconds", type=Whole(1, 3600), default=20, help="of one draw, after which it counts as slow")
     arguments = parser.parse_args()
-    found = fuzz(arguments.count, arguments.seed, arguments.seconds)
+    found = fuzz(arguments.count, arguments.seed, arguments.seconds, tuple(arguments.known))
     for kind in ("tracebacks", "not_finite", "slow"):
         for line in getattr(found, kind):
             print(f"{kind}: {line}")

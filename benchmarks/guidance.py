@@ -34,6 +34,7 @@ from samplers.loop import Decoder, Strategy, sample
 from samplers.samples import Samples
 from samplers.siblings import SiblingCache
 from samplers.where import Leftmost
+from training.ranges import ROWS
 
 BETA, SPREAD = 1.0, 0.05
 
@@ -168,7 +169,7 @@ def guided(values: Values, shape: Shape) -> Guided:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     torch.set_num_threads(1)
     result = measure(Shape(**vars(parser.parse_args(words))))
     print(json.dumps({name: float(f"{value:.4g}") for name, value in result.items()}))

@@ -35,6 +35,7 @@ from policy.rollout import PATIENCE, policy_log_probs
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
 from samplers.where import Confident
+from training.ranges import ROWS
 from training.usage import device_of, exit_on_bad_input
 
 MIB = 2**20
@@ -232,7 +233,7 @@ def main(words: list[str] | None = None) -> dict:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path)
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     arguments = vars(parser.parse_args(words))
     device, out = device_of(arguments.pop("device")), arguments.pop("out")
     shape = Shape(**arguments)

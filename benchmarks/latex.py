@@ -36,6 +36,7 @@ from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from samplers.where import Leftmost, Random
+from training.ranges import ROWS
 
 SEED = 77  # of the questions: the corpora are made with other ones
 SHOWN = ("validity", "brackets", "complex", "distinct", "skeletons", "length")
@@ -84,9 +85,9 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", default=["SFT=example/latex_sft", "RL=example/latex_rl"], metavar="NAME=PATH"
     )
-    parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--seeds", type=int, default=3, help="of sampling")
-    parser.add_argument("--steps", type=int, nargs="+", default=[64, 16])
+    parser.add_argument("--prompts", type=ROWS, default=512)
+    parser.add_argument("--seeds", type=ROWS, default=3, help="of sampling")
+    parser.add_argument("--steps", type=ROWS, nargs="+", default=[64, 16])
     parser.add_argument("--out", default="docs/results/latex")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -31,6 +31,7 @@ from dlm.likelihood import Coupled, Elbo, Estimator, MeanField, Published, Sandw
 from dlm.masked_lm import MaskedLM
 from evaluation.report import print_table, write_json
 from load_model import load_model
+from training.ranges import ROWS
 
 STEPS, LENGTH = 8, 24  # of a problem of chain arithmetic, and of its answer
 SEED = 77  # of descriptions
@@ -198,12 +199,12 @@ def main() -> None:
         "--models", nargs="+", default=["example/chain", "example/latex_sft"], metavar="PATH",
         help="of chain arithmetic, or of formulas (both shipped ones)",
     )  # fmt: skip
-    parser.add_argument("--rows", type=int, default=8, help="texts of a shipped model (8)")
+    parser.add_argument("--rows", type=ROWS, default=8, help="texts of a shipped model (8)")
     parser.add_argument(
-        "--draws", type=int, default=64, help="estimates of each text (64; 32 times as many when enumerated)"
+        "--draws", type=ROWS, default=64, help="estimates of each text (64; 32 times as many when enumerated)"
     )
     parser.add_argument(
-        "--exact", type=int, default=960, help="masks of the bound that a shipped model is held against (960)"
+        "--exact", type=ROWS, default=960, help="masks of the bound that a shipped model is held against (960)"
     )
     parser.add_argument("--out", default="docs/results/likelihood", help="where likelihood.json goes")
     arguments = parser.parse_args()

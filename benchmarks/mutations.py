@@ -32,6 +32,7 @@ from types import CodeType, FunctionType
 import pytest
 
 from benchmarks.mutation_table import KNOWN, ROWS
+from training.ranges import Whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 300  # on the wall clock, after which a mutation has made a test hang: one that waits takes no CPU time
@@ -188,7 +189,7 @@ def run(session: pytest.Session, items: list[pytest.Item], heard: int | None) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=[""], nargs="+", help="mutations whose file begins so")
-    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
+    parser.add_argument("--jobs", type=Whole(1, 1_000_000), default=1, help="mutations at a time")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     chosen = [mutation for mutation in MUTATIONS if mutation.file.startswith(tuple(arguments.only))]

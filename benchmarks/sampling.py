@@ -35,6 +35,7 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.where import Confident, Direct
+from training.ranges import ROWS
 
 SPREAD = (7, 5, 3, 1)  # eighths of the canvas that are still masked at the steps measured
 MEMORY_BATCH = 8
@@ -230,7 +231,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-only", action="store_true", help="print the peak of this process and nothing else")
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     arguments = vars(parser.parse_args(words))
     memory_only = arguments.pop("memory_only")
     shape = Shape(**arguments)

@@ -31,6 +31,7 @@ from dlm.pretrain import corrupt, loss_of
 from evaluation.report import print_table
 from model.sedd import SEDD
 from samplers.scores import NoiseStep, changes
+from training.ranges import ROWS
 
 SPREAD = (6, 2)  # eighths of the time that are left at the steps measured
 STEPS = 64
@@ -156,7 +157,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-of", choices=PARTS, help="print the peak of this process and nothing else")
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     arguments = vars(parser.parse_args(words))
     part = arguments.pop("memory_of")
     shape = Shape(**arguments)

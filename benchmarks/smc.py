@@ -30,6 +30,7 @@ from evaluation.report import print_table
 from samplers.smc import Particles, Step, particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import Leftmost
+from training.ranges import ROWS
 from twist.model import TwistModel
 from twist.potential import TwistPotential
 from twist.targets import RewardTarget
@@ -159,9 +160,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--memory-of", choices=("ours", "plain"), help="print the peak of this process and nothing else"
     )
-    parser.add_argument("--vocabulary", type=int, default=50257, help="of the large case")
+    parser.add_argument("--vocabulary", type=ROWS, default=50257, help="of the large case")
     for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=ROWS, default=value)
     arguments = vars(parser.parse_args(words))
     memory_of, large = arguments.pop("memory_of"), arguments.pop("vocabulary")
     shape = Shape(**arguments)

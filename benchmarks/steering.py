@@ -31,6 +31,7 @@ from policy.build import shipped
 from run_train_twist import POSTERIOR, build_source, origin_of
 from samplers.fk import Steering
 from samplers.smc import Particles, Path, Plain, particle_filter
+from training.ranges import Whole
 from training.stored import description
 from twist.bounds import Estimate, Posterior, load_posterior
 from twist.learning import PROPOSAL_ONLY
@@ -161,8 +162,8 @@ def plot(tables: dict[str, list[dict]], log_z: dict[str, float], file: File) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twists", nargs="+", required=True, metavar="NAME=RUN")
-    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--repeats", type=int, default=32)
+    parser.add_argument("--counts", type=Whole(1, 1_000_000), nargs="+", default=list(COUNTS))
+    parser.add_argument("--repeats", type=Whole(1, 1_000_000), default=32)
     parser.add_argument("--out", type=File, default=File("docs/results/steering"))
     options = parser.parse_args()
     torch.set_num_threads(1)

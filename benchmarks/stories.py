@@ -37,6 +37,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, TeacherForced, Unmasker, sample
 from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
+from training.ranges import ROWS, Number, Whole
 
 NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the policy
@@ -183,18 +184,20 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="example/stories")
     parser.add_argument("--causal", default="example/stories_causal", help="the judge of token ids")
     parser.add_argument("--policies", nargs="*", default=["example/014609"])
-    parser.add_argument("--steps", nargs="*", type=int, default=[8, 16, 32, 64])
-    parser.add_argument("--lengths", nargs="*", type=int, default=[128, 256])
-    parser.add_argument("--temperatures", nargs="*", type=float, default=[0.8, 0.9, 1.0])
-    parser.add_argument("--samples", type=int, help=f"of each setting and seed (default, by steps: {SAMPLES})")
-    parser.add_argument("--judged", type=int, default=0, help="samples that --judge scores too (it is slow)")
+    parser.add_argument("--steps", nargs="*", type=ROWS, default=[8, 16, 32, 64])
+    parser.add_argument("--lengths", nargs="*", type=ROWS, default=[128, 256])
+    parser.add_argument("--temperatures", nargs="*", type=Number(0, 1e6), default=[0.8, 0.9, 1.0])
+    parser.add_argument("--samples", type=ROWS, help=f"of each setting and seed (default, by steps: {SAMPLES})")
+    parser.add_argument(
+        "--judged", type=Whole(0, 1_000_000), default=0, help="samples that --judge scores too (it is slow)"
+    )
     parser.add_argument("--judge", default="smollm2")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--seeds", type=ROWS, default=1)
+    parser.add_argument("--first-seed", type=Whole(0, 1_000_000), default=0)
+    parser.add_argument("--noise", type=Number(0, 1e6), default=1.0)
     parser.add_argument("--rules", nargs="*", default=["direct", "dilated", "014609 T=0.5"], help="names; none: all")
     parser.add_argument("--sweep", action="store_true", help="noises of confidence_noisy, temperatures of the policies")
-    parser.add_argument("--bound", type=int, metavar="N", help="only the bound, on N held-out texts of each length")
+    parser.add_argument("--bound", type=ROWS, metavar="N", help="only the bound, on N held-out texts of each length")
     parser.add_argument("--out", default="docs/results/stories/grid")
     return parser
 

@@ -46,6 +46,7 @@ from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
+from training.ranges import ROWS, Whole
 
 THRESHOLDS = (
     0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995, 0.997, 0.998, 0.999, 0.9995, 0.9999,
@@ -237,10 +238,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/sudoku6")
     parser.add_argument("--policies", nargs="*", default=[f"example/{name}" for name in POLICIES])
-    parser.add_argument("--puzzles", type=int, default=1000)
-    parser.add_argument("--tuning", type=int, default=200, help="other puzzles, on which settings are chosen")
-    parser.add_argument("--contest", type=int, default=2000, help="others again, for the chosen settings")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each setting of a contest, for the CPU time")
+    parser.add_argument("--puzzles", type=ROWS, default=1000)
+    parser.add_argument("--tuning", type=ROWS, default=200, help="other puzzles, on which settings are chosen")
+    parser.add_argument(
+        "--contest", type=Whole(0, 1_000_000), default=2000, help="others again, for the chosen settings"
+    )
+    parser.add_argument("--repeats", type=ROWS, default=1, help="runs of each setting of a contest, for the CPU time")
     parser.add_argument("--out", default="docs/results/sudoku")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

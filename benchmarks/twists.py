@@ -26,6 +26,7 @@ from evaluation import kl_report
 from evaluation.intervals import Z95
 from evaluation.report import print_table, write_csv
 from run_train_twist import main as train_twist
+from training.ranges import ROWS, Number
 from training.usage import composed
 from twist.evaluate import sandwich
 
@@ -119,13 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=120)
-    parser.add_argument("--epochs", type=int, default=2, help="evaluations are made before each and at the end")
-    parser.add_argument("--exact", type=int, default=2000, help="exact samples of each target")
-    parser.add_argument("--eval_samples", type=int, default=500, help="of the proposal and of the target, for F and G")
-    parser.add_argument("--sweep", type=float, nargs="+", metavar="RATE", help="learning rates")
-    parser.add_argument("--sweep_updates", type=int, default=40)
+    parser.add_argument("--seeds", type=ROWS, default=5)
+    parser.add_argument("--updates", type=ROWS, default=120)
+    parser.add_argument("--epochs", type=ROWS, default=2, help="evaluations are made before each and at the end")
+    parser.add_argument("--exact", type=ROWS, default=2000, help="exact samples of each target")
+    parser.add_argument("--eval_samples", type=ROWS, default=500, help="of the proposal and of the target, for F and G")
+    parser.add_argument("--sweep", type=Number(0, 10, open_low=True), nargs="+", metavar="RATE", help="learning rates")
+    parser.add_argument("--sweep_updates", type=ROWS, default=40)
     parser.add_argument("--runs", type=Path, default=Path("output/twists"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/twists"))
     options = parser.parse_args()

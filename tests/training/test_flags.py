@@ -1,53 +1,38 @@
 """Every number on the command line of every argparse command has a range."""
 
 import argparse
-import runpy
-import sys
 
 import pytest
 
+from benchmarks.fuzz_settings import ROOT, parser_of
 from training.ranges import Number, Whole
-from training.usage import CONFIGS
 
-ROOT = CONFIGS.parent
 COMMANDS = ["run_demo", "run_evaluate", "run_make_formulas", "run_make_preferences", "run_make_stories", "run_perplexity",
             "evaluation/kl_report", "evaluation/pairwise", "evaluation/reward_task", "evaluation/compare"]  # fmt: skip
-OTHERS = {"evaluation/pairwise": "run_evaluate", "evaluation/reward_task": "run_evaluate"}  # started by another command
-TASK = {"evaluation/pairwise": ["--task", "pairwise"], "evaluation/reward_task": ["--task", "reward"]}
+STARTED = {
+    "evaluation/pairwise": ("run_evaluate", "--task", "pairwise"),
+    "evaluation/reward_task": ("run_evaluate", "--task", "reward"),
+}  # by another command
+BENCHMARKS = [f"benchmarks/{file.stem}" for file in sorted((ROOT / "benchmarks").glob("*.py"))
+              if "__main__" in file.read_text(encoding="utf-8")]  # fmt: skip
 
 
-class Found(Exception):
-    """Carries the parser of a command out of it."""
-
-
-def parser_of(command: str, monkeypatch) -> argparse.ArgumentParser:
-    def stop(self, *_):
-        raise Found(self)
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    monkeypatch.setattr("training.interrupt.end_in_one_line", lambda: None)  # Ctrl-C is pytest's
-    monkeypatch.setattr(sys, "argv", [command, *TASK.get(command, [])])
-    with pytest.raises(Found) as found:
-        runpy.run_path(str(ROOT / f"{OTHERS.get(command, command)}.py"), run_name="__main__")
-    return found.value.args[0]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_number_of_a_command_line_has_a_range(command, monkeypatch):
-    parser = parser_of(command, monkeypatch)
+@pytest.mark.parametrize("command", [*COMMANDS, *BENCHMARKS])
+def test_every_number_of_a_command_line_has_a_range(command):
+    parser = parser_of(*STARTED.get(command, (command,)))
     assert parser._actions
     for action in parser._actions:
         assert action.type not in (int, float), action.option_strings
         if isinstance(action.type, Whole | Number):
-            assert action.default is None or action.type.holds(action.default)
+            defaults = action.default if isinstance(action.default, list) else [action.default]
+            assert all(value is None or action.type.holds(value) for value in defaults), action.option_strings
             for text in ("nan", "inf", "-inf", "1e400", "", "abc", "9" * 30, "[1]"):
                 with pytest.raises(argparse.ArgumentTypeError, match="must be a (whole|finite) number"):
                     action.type(text)
 
 
-def test_a_log_z_that_is_no_number_is_refused_by_name(monkeypatch, capsys):
-    parser = parser_of("evaluation/kl_report", monkeypatch)
-    monkeypatch.undo()
+def test_a_log_z_that_is_no_number_is_refused_by_name(capsys):
+    parser = parser_of("evaluation/kl_report")
     with pytest.raises(SystemExit) as left:
         parser.parse_args(["RUN", "--log_z=inf"])
     assert left.value.code == 2
