@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -19,6 +20,7 @@ from load_model import load_model
 from run_train_preference import RowsOfIds, rows_of
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
+from weights import CHECKSUM
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -71,6 +73,8 @@ def test_dpo_makes_the_preferred_answer_likelier_and_the_model_is_one_that_sampl
         tokens = torch.tensor([before.tokenizer.encode(line["prompt"] + line[side])])
         gains.append(float((sequence_log_prob(after, tokens) - sequence_log_prob(before, tokens)).sum()))
     assert gains[0] > gains[1]
+    with safe_open(tmp_path / "run" / "model" / "model.safetensors", "pt") as weights:
+        assert CHECKSUM in weights.metadata()
 
 
 @pytest.mark.parametrize(

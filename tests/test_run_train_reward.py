@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import run_train_reward
@@ -14,6 +15,7 @@ from load_model import load_model
 from rewards.models import load_head, load_reward
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
+from weights import CHECKSUM
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -61,6 +63,8 @@ def test_the_mask_is_where_a_masked_model_on_the_same_tokens_has_it(pairs, tmp_p
     reward = load_reward(str(run(tmp_path / "run", pairs, "reward.kind=mask")))
     assert reward.tokenizer.mask_token_id == load_model(ROOT / "example/stories")[0].mask_id
     assert reward.tokenizer.pad_token_id not in (reward.tokenizer.mask_token_id, reward.tokenizer.eos_token_id)
+    with safe_open(tmp_path / "run" / "model" / "model.safetensors", "pt") as weights:
+        assert CHECKSUM in weights.metadata()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "deberta"])

@@ -6,14 +6,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from dlm.weights import stored
+from evaluation.text import load_judge
 from load_model import build_model, load_model, save_model
 from policy.checkpoints import load_policy, save_policy
 from policy.networks import DitConfidence
-from rewards.models import VocabularyHead, load_head
+from rewards.models import VocabularyHead, load_classifier, load_head, load_reward
+from run_train_preference import load_causal
 from tests.policy_runs import run as run_policy
 from tests.policy_runs import tiny_models
+from tests.preference_pairs import tiny
 from tests.training.test_run import TINY, train
 from training.optim import Optimiser
 from weights import (
@@ -140,6 +144,30 @@ def test_everything_that_this_project_saves_is_refused_with_a_flipped_byte(tmp_p
         flip(tmp_path / name / "model.safetensors", 0.7)
         with pytest.raises(ValueError, match=f"{name}/model.safetensors is damaged"):
             read(tmp_path / name)
+
+
+def test_what_a_library_saves_and_reads_is_checked_too(tmp_path):
+    folder = tiny("llama", tmp_path / "llama")
+    config = LlamaConfig(vocab_size=2048, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         num_labels=1, pad_token_id=0)  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    for file in folder.glob("tokenizer*"):
+        (tmp_path / "reward" / file.name).write_bytes(file.read_bytes())
+    readers = {
+        "llama": (load_model, lambda path: load_judge(str(path)), lambda path: load_causal(str(path))),
+        "reward": (lambda path: load_reward(str(path)), lambda path: load_classifier(str(path))),
+    }
+    for name, reading in readers.items():
+        file = tmp_path / name / "model.safetensors"
+        weights = load_file(file)
+        weights["model.norm.weight"][0] = 0.7
+        save_file(weights, file, {"format": "pt"})
+        add_checksums(file.parent)
+        reading[0](file.parent)
+        flip(file, 0.7)
+        for read in reading:
+            with pytest.raises(ValueError, match=f"{name}/model.safetensors is damaged"):
+                read(file.parent)
 
 
 def test_a_policy_and_a_model_are_neither_saved_nor_loaded_with_a_bad_number(tmp_path):

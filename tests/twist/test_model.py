@@ -122,6 +122,17 @@ def test_a_twist_of_other_weights_is_refused(tmp_path):
     load_twist(tmp_path, other)  # saved before there were fingerprints
 
 
+def test_a_twist_with_a_flipped_bit_is_refused(tmp_path):
+    model = tiny_causal()
+    save_twist(twist_on(model), tmp_path, {"model": "tiny"})
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged: its checksum is not that of its tensors"):
+        load_twist(tmp_path, model)
+
+
 def test_a_trained_trunk_learns_and_the_model_stays():
     model = tiny_causal()
     before = {name: value.clone() for name, value in model.state_dict().items()}
