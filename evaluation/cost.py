@@ -52,8 +52,8 @@ def equivalent_evaluations(
     canvas: Int[Tensor, "row position"],
     start: Int[Tensor, "row"] | None = None,
 ) -> float:
-    """Mean equivalent evaluations of a row: `decode` runs again on up to COUNTED_ROWS rows of `canvas`, evenly spaced, and its FLOP
-    are divided by those of one evaluation of each of these rows.
+    """Mean equivalent evaluations of a row: `decode` runs again on up to COUNTED_ROWS rows of `canvas`, evenly spaced, and its
+    FLOP are divided by those of one evaluation of each of these rows.
 
     decode: the decoding to count, of the canvases that it is given (the draws of a row may differ from those of the whole batch).
     start: where each row begins behind its padding; None: no padding.
