@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 # Of the hub's first years, without an owner.
 OLD_IDS = (
@@ -40,14 +41,20 @@ def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> Non
     """
     if Path(name).is_dir():
         return
-    if ID.fullmatch(name) is None and name not in OLD_IDS and not isinstance(
-        try_to_load_from_cache(name, "config.json") if re.fullmatch(r"[\w.-]+", name) else None, str
-    ):  # fmt: skip
+    if ID.fullmatch(name) is None and name not in OLD_IDS and not is_cached(name):
         known = SHIPPED | {"smollm2": "smollm2"} if known is None else known
         near = difflib.get_close_matches(name, known, n=1)
         told = f"did you mean {known[near[0]]}?" if near else "a hub id is OWNER/NAME; give one, or a directory"
         raise ValueError(f"the {what} {name!r} is no directory and no hub id; {told}")
     stay_offline_where_unreachable()
+
+
+def is_cached(name: str) -> bool:
+    """Whether the hub's cache holds a model of that name. False for a text that no model could be called."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
 
 
 @cache

@@ -20,6 +20,8 @@ from rewards.models import load_reward
         ),
         (lambda: load_texts("./missing", "train"), "the data set './missing' .* a hub id is OWNER/NAME"),
         (lambda: load_texts("/nowhere/x", "train"), "the data set '/nowhere/x' is no directory"),
+        (lambda: load_reward("-1e308"), "the reward '-1e308' is no directory and no hub id"),
+        (lambda: load_reward("é\n"), "is no directory and no hub id"),
         (lambda: load_reward("vadr"), r"the reward 'vadr' .* did you mean vader\?"),
         (lambda: load_reward("reward_storie"), r"did you mean example/reward_stories\?"),
     ],
