@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+MOST_ITEMS = 10_000_000  # of a checkpoint's nested dictionaries and lists
 CHECKSUM = "checksum"  # key of a checkpoint, and of the metadata of a safetensors file
 
 
@@ -172,6 +175,50 @@ def check_files(directory: str | Path) -> None:
                 pass
 
 
+def load_pickled(source: Any, file: str | Path, mmap: bool = False) -> Any:
+    """What torch.save wrote, on the CPU, as it stands; nothing in it is executed.
+
+    Args:
+        source: a path or an open file.
+        file: its name in messages.
+        mmap: leave the tensors on disk until they are read.
+
+    Raises:
+        ValueError: a file that stands for much more than it holds: compressed, a tensor of more elements than are stored, lists
+            that hold each other.
+    """
+    if is_packed := zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as packed:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in packed.infolist()):
+                raise ValueError(f"{file} is compressed, as torch.save writes none; give another checkpoint")
+    if not isinstance(source, str | Path):
+        source.seek(0)
+    state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap and is_packed)
+    if _items(state, {}) > MOST_ITEMS:
+        raise ValueError(f"{file} holds lists in lists without end; give another checkpoint")
+    for name, tensor in named_tensors(state):
+        if (
+            tensor.layout == torch.strided
+            and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise ValueError(
+                f"{file} says that {name} has {tensor.numel():,} elements and stores fewer; give another checkpoint"
+            )
+    return state
+
+
+def _items(value: object, known: dict[int, int | float]) -> int | float:
+    """How many values nested dictionaries and lists hold, one that stands in several places counted in each; infinity for one
+    that holds itself. known: of those that were counted, by their id."""
+    if not isinstance(value, Mapping | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted
+        inner = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_items(each, known) for each in inner)
+    return known[id(value)]
+
+
 def load_checkpoint(source: Any, file: str | Path) -> Any:
     """What a .pth file holds, on the CPU; nothing in it is executed. Published files have no checksum and are read without.
 
@@ -180,9 +227,9 @@ def load_checkpoint(source: Any, file: str | Path) -> Any:
         file: its name in messages.
 
     Raises:
-        ValueError: a checksum that does not fit, or a tensor that is not finite.
+        ValueError: as `load_pickled`, and for a checksum that does not fit or a tensor that is not finite.
     """
-    state = torch.load(source, map_location="cpu", weights_only=True)
+    state = load_pickled(source, file)
     if isinstance(state, dict) and (known := state.pop(CHECKSUM, None)) is not None and checksum(state) != known:
         raise ValueError(f"{file} is damaged: its checksum is not that of what it holds; give another checkpoint")
     check_read(named_tensors(state), file)

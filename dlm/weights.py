@@ -6,18 +6,16 @@ No pickled code runs, and an index names files of its own directory alone.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from dlm.files import fetch, is_there
 from training.usage import readable
-from weights import read_tensors
+from weights import load_pickled, read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 # What torch.compile and FSDP put into a parameter's name, at any depth.
@@ -68,7 +66,7 @@ def stored(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    state = load_pickled(file, file, mmap=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{file} holds no weights by name; give a state_dict that torch.save wrote")

@@ -1,6 +1,8 @@
 """Weights that are not finite are neither written nor read, and a checkpoint whose bytes changed is refused."""
 
+import io
 import math
+import zipfile
 
 import pytest
 import torch
@@ -232,3 +234,32 @@ def test_a_policy_that_selects_nothing_stops_with_the_cause(tmp_path):
         FloatingPointError, match="selected no position in any rollout of iteration 0, so there is nothing"
     ):
         run_policy(tmp_path, *words)
+
+
+def test_a_file_that_stands_for_more_than_it_holds_is_refused(tmp_path):
+    file = tmp_path / "model.pth"
+    lists: list = []
+    for _ in range(40):
+        lists = [lists, lists]
+    itself: list = []
+    itself.append(itself)
+    bombs = {
+        "has 1,000,000,000,000 elements and stores fewer": {"w": torch.zeros(1).expand(10**12)},
+        "lists in lists": {"w": lists},
+        "without end": {"w": itself},
+    }
+    for told, state in bombs.items():
+        torch.save(state, file)
+        assert file.stat().st_size < 10_000
+        with pytest.raises(ValueError, match=f"model.pth .*{told}"):
+            load_checkpoint(file, file)
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for each in plain.namelist():
+            packed.writestr(each, plain.read(each))
+    for read in (lambda: load_checkpoint(io.BytesIO(file.read_bytes()), file), lambda: dict(stored(file))):
+        with pytest.raises(ValueError, match="model.pth is compressed"):
+            read()
+    shared = torch.arange(6.0)
+    torch.save({"tied": shared, "again": shared, "view": shared.view(2, 3).T, "betas": [(0.9, 0.95)] * 3}, file)
+    assert load_checkpoint(file, file)["view"].shape == (3, 2)
