@@ -151,7 +151,7 @@ def test_the_same_said_twice_is_no_contradiction():
 
 
 def test_an_unknown_key_is_the_usual_error():
-    with pytest.raises(ValueError, match="does not fit configs/train_policy.yaml"):
+    with pytest.raises(ValueError, match="names no key of configs/train_policy.yaml"):
         composed("train_policy", translated(["alpha_compute=1"]))
 
 
