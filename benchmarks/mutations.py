@@ -195,7 +195,7 @@ def main() -> int:
     chosen = [mutation for mutation in MUTATIONS if mutation.file.startswith(tuple(arguments.only))]
     tests = sorted({test for mutation in chosen for test in mutation.tests})
     mutator = Mutator([*chosen, None], arguments.jobs)
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "training")]:
         del sys.modules[name]  # jaxtyping checks what is imported under pytest
     status = pytest.main([*OPTIONS, *tests], plugins=[mutator])
     if len(mutator.verdicts) <= len(chosen):
