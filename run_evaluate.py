@@ -71,7 +71,7 @@ from training.published import from_file
 from training.ranges import ROWS, Number, Whole
 from training.stored import description
 from training.terminal import printable
-from training.usage import CONFIGS, check_device, composed, exit_on_bad_input
+from training.usage import CONFIGS, check_device, composed, exit_on_bad_input, override
 
 OF_DATA = ("dataset", "questions", "length", "few_shot", "n_test", "math_by")  # settings that data sets may differ in
 ALL = ("gsm8k", "math", "humaneval", "mbpp")
@@ -187,7 +187,7 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
         return description(file)
     experiments = CONFIGS / "experiment"
     if Path(asked).suffix not in (".yaml", ".yml") or Path(asked).resolve().parent == experiments:
-        return composed("train_policy", [f"experiment={Path(asked).stem}"])
+        return composed("train_policy", [override("experiment", Path(asked).stem)])
     if not Path(asked).is_file():
         raise ValueError(f"--config {asked} does not exist; give an experiment of configs/experiment or a YAML file")
     told = description(Path(asked))

@@ -56,14 +56,22 @@ def override(key: str, text: str) -> str:
 
 
 def check_readable_overrides(overrides: list[str]) -> None:
-    """Refuse an override whose value Hydra's grammar cannot read, or reads as a sweep. ValueError shows it in quotes."""
+    """Refuse an override whose value Hydra's grammar cannot read, or reads as a sweep, or a list of files of one group.
+
+    Raises:
+        ValueError: with the value in quotes, or the name of the group.
+    """
     for given in overrides:
         key, equals, value = given.partition("=")
         deletes = key.startswith("~")
         if not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) or not (equals or deletes):
             raise ValueError(f"{given!r} is no KEY=VALUE; write the key, an equals sign and the value")
         try:
-            if not OverridesParser.create().parse_override(given).is_sweep_override():
+            read = OverridesParser.create().parse_override(given)
+            if not read.is_sweep_override():
+                group = key.lstrip("+~")
+                if isinstance(read.value(), list) and (CONFIGS / group).is_dir():
+                    raise ValueError(f"{given!r}: {group} takes the name of one file of configs/{group}; give one")
                 continue
         except HydraException:
             pass

@@ -86,6 +86,8 @@ def test_an_unknown_key_names_the_nearest():
         ("train_dlm", ["optim.foo=1"], "optim has betas, eps, .*, weight_decay$"),
         ("train_dlm", ["experiment=sudoku6_budget"], "it belongs to run_train_policy.py$"),
         ("train_dlm", ["experiment=none_such"], "look there for what exists$"),
+        ("train_policy", ["dlm=[chain,stories]"], "dlm takes the name of one file of configs/dlm; give one$"),
+        ("train_policy", ["+experiment=[1]"], "experiment takes the name of one file of configs/experiment; give one$"),
     ],
 )
 def test_a_word_that_does_not_fit_is_named_alone_with_what_does(name, words, message):
