@@ -89,7 +89,8 @@ def load_model(
             f"{path} is a {found} checkpoint by its config.json, and the configuration is for {model_type}; "
             f"choose the dlm= of {found}, or give a {model_type} checkpoint"
         )
-    noise: Noise | None = build_noise(config.get("noise", {"type": "loglinear"}))
+    with described_by(path):
+        noise: Noise | None = build_noise(config.get("noise", {"type": "loglinear"}))
     if "peft_type" in config:
         model: MaskedLM = _adapted(path, config, state, dtype, tokenizer, torch.device(device))
     elif found in KEYS:

@@ -46,7 +46,12 @@ def build_noise(config: dict) -> Noise:
     if config["type"] == "loglinear":
         return LogLinearNoise()
     if config["type"] == "geometric":
-        return GeometricNoise(config["sigma_min"], config["sigma_max"])
+        low, high = config["sigma_min"], config["sigma_max"]
+        if not 0 < low < high < math.inf:
+            raise ValueError(
+                f"noise.sigma_min={low} and noise.sigma_max={high} are no range; set 0 < sigma_min < sigma_max"
+            )
+        return GeometricNoise(low, high)
     raise ValueError(f"noise.type={config['type']!r} is unknown; use 'loglinear' or 'geometric'")
 
 

@@ -1,5 +1,7 @@
 """Noise schedules: formulas, derivatives, the Tweedie rate, and what a configuration may ask for."""
 
+import math
+
 import pytest
 import torch
 
@@ -49,3 +51,9 @@ def test_a_published_section_builds_its_schedule():
     assert build_noise({"type": "geometric", "sigma_min": 1e-3, "sigma_max": 5}) == GeometricNoise(1e-3, 5)
     with pytest.raises(ValueError, match="noise.type='cosine' is unknown; use 'loglinear' or 'geometric'"):
         build_noise({"type": "cosine"})
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 20), (0, 20), (20, 1e-4), (math.nan, 20), (1e-4, math.inf)])
+def test_a_schedule_has_a_range(low, high):
+    with pytest.raises(ValueError, match="are no range; set 0 < sigma_min < sigma_max"):
+        build_noise({"type": "geometric", "sigma_min": low, "sigma_max": high})

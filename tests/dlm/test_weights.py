@@ -129,6 +129,7 @@ def test_the_links_of_the_hubs_cache_are_followed(originals, tmp_path):
         ("config.json", b"[]", "holds a list, expected names and values"),
         ("config.json", b'{"model_type": "llada"}', "config.json lacks d_model"),
         ("config.json", b'{"model_type": "mdlm"}', "cannot be read"),
+        ("config.json", b'{"model_type": "mdlm", "noise": null}', "cannot be read"),
         ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}', "cannot be read"),
         ("tokenizer.json", b"{", "cannot be read"),
         ("tokenizer.json", b'{"version": "1.0"}', "cannot be read"),
