@@ -54,8 +54,9 @@ def check_known(name: str | None, more: tuple[str, ...] = ()) -> None:
     """Refuse an unknown strategy, with the nearest name. more: known besides."""
     known = (*STRATEGIES, *PREDICTORS, *more)
     if name is not None and name not in known:
-        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"strategy {name!r} is unknown; did you mean {nearest!r}? Expected one of {', '.join(known)}")
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
+        raise ValueError(f"strategy {name!r} is unknown; {hint} one of {', '.join(known)}")
 
 
 def check_policy_keys(settings: object) -> None:

@@ -200,10 +200,9 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
     guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
     policy_type = config.get("policy_type") or guess
     if policy_type not in POLICIES:
-        nearest = difflib.get_close_matches(str(policy_type), POLICIES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}; did you mean {nearest!r}?"
-        )
+        near = difflib.get_close_matches(str(policy_type), POLICIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}{hint}")
     kind = POLICIES[policy_type]
     known = inspect.signature(kind.__init__).parameters
     heads = {} if model is None or kind is not DitHidden else block_sizes(model)

@@ -482,6 +482,7 @@ TEXT, CAUSAL, SUDOKU = "text", "causal", "sudoku"
     ("model", "argv", "message"),
     [
         (TEXT, ["--strategy", "confidense"], "did you mean 'confidence'"),
+        (TEXT, ["--strategy", "nosuch"], "strategy 'nosuch' is unknown; expected one of direct"),
         (TEXT, ["--steps", "0"], "steps=0"),
         (TEXT, ["--batch_size", "0"], "batch_size=0"),
         (TEXT, ["--num_samples", "-1"], "num_samples=-1"),
