@@ -30,7 +30,6 @@ import run_train_twist
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
 from dlm.token_rule import TokenRule
-from evaluation.text import JudgeMissing
 from load_model import load_model
 from policy.actions import FixedCount
 from policy.build import STRATEGIES
@@ -588,10 +587,6 @@ def test_stories_are_made(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_demo_runs(tmp_path, monkeypatch):
     """Without its judge."""
-
-    def no_judge(*_):
-        raise JudgeMissing("no judge here")
-
-    monkeypatch.setattr(run_demo, "load_judge", no_judge)
+    monkeypatch.setattr(run_demo, "default_judge", lambda device: None)
     run_demo.main(argparse.Namespace(out=str(tmp_path), iterations=1, puzzles=2, stories=1))
     assert next(tmp_path.glob("*/table.json")).stat().st_size
