@@ -54,7 +54,7 @@ def check_known(name: str | None, more: tuple[str, ...] = ()) -> None:
     """Refuse an unknown strategy, with the nearest name. more: known besides."""
     known = (*STRATEGIES, *PREDICTORS, *more)
     if name is not None and name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
         raise ValueError(f"strategy {name!r} is unknown; {hint} one of {', '.join(known)}")
 

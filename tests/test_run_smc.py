@@ -127,7 +127,7 @@ def test_a_tempered_proposal_keeps_to_the_same_target(twists):
 @pytest.mark.parametrize("potential", ["difference", "max", "sum"])
 @pytest.mark.parametrize("model", ["masked", "causal"])
 def test_strategies_are_steered(twists, happy, model, potential):
-    words = ["--strategy", "fk", "--model", twists[model], "--reward", "any", "--length", "10", "--num_samples", "8",
+    words = ["--strategy", "fk", "--model", twists[model], "--reward", "any/reward", "--length", "10", "--num_samples", "8",
              f"sampler.smc.potential={potential}"]  # fmt: skip
     _, texts, record = draw(*words, "sampler.smc.scale=4")
     base = draw(*words, "--particles", "1")[1]
@@ -142,7 +142,7 @@ def test_best_of_n_is_a_setting(twists, happy):
         "--model",
         twists["masked"],
         "--reward",
-        "any",
+        "any/reward",
         "--num_samples",
         "3",
         "--resample",
@@ -200,4 +200,4 @@ def test_steering_refuses_what_it_cannot_do(twists, happy):
                              ("pick=worst", "pick='worst' is unknown"), ("interval=0", "interval=0 must be a whole number"),
                              ("unmask=leftwards", "did you mean 'leftmost'")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            draw("--strategy", "fk", "--model", twists["masked"], "--reward", "any", f"sampler.smc.{setting}")
+            draw("--strategy", "fk", "--model", twists["masked"], "--reward", "any/reward", f"sampler.smc.{setting}")

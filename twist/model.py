@@ -9,6 +9,7 @@ the trunk reads as a text of their own (of a masked model: the mean of what it m
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from pathlib import Path
 
@@ -295,7 +296,27 @@ def read_about(directory: str | Path) -> dict:
         raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
     if not isinstance(about.get("target", {}), dict):
         raise ValueError(f"{file} has a 'target' that holds no settings; give a run of run_train_twist.py")
-    return about
+    texts = {
+        "model": about.get("model"),
+        "method": about.get("method"),
+        "prompt": "" if about.get("prompt") is None else about["prompt"],
+    }
+    if wrong := [key for key, value in texts.items() if not isinstance(value, str)]:
+        raise ValueError(f"{file} has no text as {' and '.join(wrong)}; give a run of run_train_twist.py")
+    return about | {"prompt": about.get("prompt"), "twist": _settings(about["twist"], file)}
+
+
+def _settings(stored: dict, file: Path) -> dict:
+    """The arguments of `TwistModel` that a file holds, with the defaults of those that it leaves out."""
+    parameters = inspect.signature(TwistModel.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    for name, value in stored.items():
+        due = (float, int) if name == "multiplier" else type(defaults.get(name))
+        if name not in defaults or not isinstance(value, due):
+            raise ValueError(
+                f"{file} has twist.{name}={value!r}, which is no setting of a twist; give a run of run_train_twist.py"
+            )
+    return defaults | stored
 
 
 def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict]:

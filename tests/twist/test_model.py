@@ -94,7 +94,7 @@ def test_particles_that_coincide_share_evaluations():
 def test_what_is_saved_is_what_is_loaded(settings, tmp_path):
     model = tiny_causal()
     twist = twist_on(model, **settings)
-    save_twist(twist, tmp_path, {"model": "tiny"})
+    save_twist(twist, tmp_path, {"model": "tiny", "method": "ctl"})
     again, about = load_twist(tmp_path, model)
     assert about["model"] == "tiny"
     tokens = torch.randint(13, (4, 7))
@@ -110,7 +110,7 @@ def test_a_twist_of_other_weights_is_refused(tmp_path):
     model, other = tiny_causal(), tiny_causal()
     with torch.no_grad():
         next(other.parameters()).add_(1)
-    save_twist(twist_on(model), tmp_path, {"model": "tiny"})
+    save_twist(twist_on(model), tmp_path, {"model": "tiny", "method": "ctl"})
     with pytest.raises(
         ValueError, match="was trained on the model as it was then, whose weights have changed; give the model"
     ):
@@ -122,9 +122,26 @@ def test_a_twist_of_other_weights_is_refused(tmp_path):
     load_twist(tmp_path, other)  # saved before there were fingerprints
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "has no text as model"),
+        ({"method": 3, "prompt": []}, "has no text as method and prompt"),
+        ({"twist": {"foo": 1}}, "has twist.foo=1, which is no setting of a twist"),
+        ({"twist": {"layers": "x"}}, "has twist.layers='x', which is no setting of a twist"),
+    ],
+)
+def test_a_twist_of_other_settings_is_refused(change, message, tmp_path):
+    save_twist(twist_on(tiny_causal()), tmp_path, {"model": "tiny", "method": "ctl"})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_twist(tmp_path, tiny_causal())
+
+
 def test_a_twist_with_a_flipped_bit_is_refused(tmp_path):
     model = tiny_causal()
-    save_twist(twist_on(model), tmp_path, {"model": "tiny"})
+    save_twist(twist_on(model), tmp_path, {"model": "tiny", "method": "ctl"})
     file = tmp_path / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-4] ^= 1
