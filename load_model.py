@@ -33,18 +33,18 @@ from dlm.files import (
     read_tokenizer,
     unpacked,
 )
+from dlm.fingerprint import digests_of, joined_digests, weight_digests
 from dlm.masked_lm import LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
+from dlm.storage import check_files, check_read, load_checkpoint, load_weights, save_weights
 from dlm.weights import read_weights, stored, stored_names, unwrapped, weight_files
-from fingerprint import digests_of, joined_digests, weight_digests
 from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
 from training.files import replacing_directory
 from training.stored import description, read_json_object
 from training.usage import readable
-from weights import check_files, check_read, load_checkpoint, load_weights, save_weights
 
 disable_progress_bar()  # of transformers, which prints one for every tensor
 NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # what SEDD has and RADD has not

@@ -46,6 +46,7 @@ from data.questions import (
 )
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.files import family_by_name
+from dlm.fingerprint import digest_of, digests_of
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from evaluation import pairwise, reward_task
@@ -57,7 +58,6 @@ from evaluation.generations import begin, check_beside, finished_in, merge, shar
 from evaluation.report import plot_pareto, print_table, write_csv
 from evaluation.sampling import machine
 from evaluation.summary import IDENTITY, result_row, summary_row
-from fingerprint import digest_of, digests_of
 from load_model import load_model
 from policy.build import check_known, shipped
 from policy.checkpoints import policy_file

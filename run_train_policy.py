@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from data.answers import is_answers
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.fingerprint import KEY, token_digest
 from dlm.masked_lm import MaskedLM
-from fingerprint import KEY, token_digest
 from load_model import load_model
 from model.llama import BidirectionalLlama, Span
 from model.radd import RADD

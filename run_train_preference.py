@@ -34,6 +34,7 @@ from data.ends import before_end, end_tokens, has_end, texts_of
 from data.hub import prepare
 from data.preferences import Preference, encode
 from dlm.files import unpacked
+from dlm.storage import add_checksums, check_files
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
 from run_train_reward import read_preferences
@@ -43,7 +44,6 @@ from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input, readable
-from weights import add_checksums, check_files
 
 ALGORITHMS = ("dpo", "kto", "rloo")
 

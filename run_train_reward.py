@@ -31,7 +31,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Mode
 from data.hub import prepare
 from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
 from dlm.files import unpacked
-from fingerprint import token_digest
+from dlm.fingerprint import token_digest
+from dlm.storage import add_checksums, check_files
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
@@ -43,7 +44,6 @@ from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input, readable
-from weights import add_checksums, check_files
 
 HEADS = ("sequence", "vocabulary")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fingerprint import KEY, Fingerprint, fingerprint_of, token_digest
+from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, token_digest
 from load_model import load_model
 from policy.build import shipped
 from rewards.models import TOKENS

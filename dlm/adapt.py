@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from dlm.fingerprint import digests_of
 from dlm.masked_lm import LlamaLM
-from fingerprint import digests_of
 from model.llama import DREAM_KEYS, published_name
 
 ADAPTABLE = ("llama", "qwen2")

@@ -45,7 +45,7 @@ class MaskedLM(nn.Module):
     causal = False
     model_id = ""
     tokenizer: Any = None  # encode, decode, batch_decode
-    # Digests (fingerprint.py) of the weights as they were read, of a model with an adapter; None: those of the parameters.
+    # Digests (dlm/fingerprint.py) of the weights as they were read, of a model with an adapter; None: those of the parameters.
     read_weights: dict[str, str] | None = None
     config: dict  # config.json, where `published.py` built the model from one
     backbone: Any

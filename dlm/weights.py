@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dlm.files import fetch, is_there
+from dlm.storage import load_pickled, read_tensors
 from training.usage import readable
-from weights import load_pickled, read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 # What torch.compile and FSDP put into a parameter's name, at any depth.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
-from fingerprint import digest_of, weight_digests
 from policy.build import RULE_SETTINGS, check_alpha, check_known, check_window, highest_setting, shipped, strategy_name
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker

@@ -27,11 +27,11 @@ from transformers import (
 from data.encoding import batch_ids, check_embedded
 from data.hub import prepare
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
+from dlm.storage import check_files
 from rewards.likelihood import unigram_entropy
 from rewards.models import position_limit
 from training.stored import read_json_object
 from training.usage import readable
-from weights import check_files
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 

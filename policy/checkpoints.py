@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
 from dlm.masked_lm import MaskedLM
-from fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
+from dlm.storage import load_checkpoint, load_weights, save_weights
 from model.llama import LLADA_KEYS
 from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
@@ -24,7 +25,6 @@ from training.files import replacing_directory
 from training.stored import read_json_object
 from training.terminal import printable
 from training.usage import readable
-from weights import load_checkpoint, load_weights, save_weights
 
 Policy = Agreement | DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
 POLICIES = {

@@ -18,10 +18,10 @@ from torch import Tensor
 from data.ends import before_end, end_tokens, has_end, texts_of
 from data.preferences import encode
 from dlm.environment import UnmaskingEnvironment
+from dlm.fingerprint import fingerprint_of, mismatch
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from dlm.token_rule import TokenRule
-from fingerprint import fingerprint_of, mismatch
 from policy.build import shipped
 from rewards.models import (
     ClassifierReward,

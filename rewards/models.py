@@ -27,8 +27,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from data.encoding import batch_ids, check_embedded
 from data.hub import SHIPPED, prepare
 from data.preferences import KINDS, fitted
-from fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
-from weights import check_files, check_read, load_weights, save_weights
+from dlm.fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
+from dlm.storage import check_files, check_read, load_weights, save_weights
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions

@@ -29,8 +29,8 @@ from data.encoding import model_ids
 from data.ends import before_end, end_tokens
 from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
+from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import MaskedLM
-from fingerprint import fingerprint_of
 from policy.train import Learner
 from rewards.models import VocabularyHead
 from training.files import replacing_directory

@@ -16,7 +16,7 @@ from benchmarks.fingerprints import main as stamp
 from benchmarks.fingerprints import stamped
 from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
-from fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, stored_fingerprint, token_digest, weight_digests
+from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, stored_fingerprint, token_digest, weight_digests
 from load_model import load_model
 from model.radd import RADD
 from policy.build import shipped

@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
+from dlm.storage import check_read
 from training.files import writing
 from training.processes import Processes
 from training.run import Run
 from training.stored import read_json_object
-from weights import check_read
 
 PREFIX = "checkpoint-"  # of a trainer's checkpoints
 COUNT = "_total_train_tokens"  # where TRL's trainers count, and which they do not save

@@ -22,8 +22,8 @@ import run_train_policy
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import LlamaLM
-from fingerprint import fingerprint_of
 from load_model import load_bidirectional, load_model, save_model
 from policy.build import ROOT, RULE_SETTINGS
 from policy.checkpoints import check_fits

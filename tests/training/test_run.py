@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 import dlm.pretrain
 import run_train_dlm
 from dlm.masked_lm import LlamaLM
+from dlm.storage import CHECKSUM
 from load_model import load_model
 from training.run import new_directory, step_seed
 from training.usage import exit_on_bad_input
-from weights import CHECKSUM
 
 TINY = [
     "experiment=sudoku6", "device=cpu", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.dropout=0.1",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 KEY = "trained_on"  # of a config.json
-EXAMPLES = Path(__file__).resolve().parent / "example"
+EXAMPLES = Path(__file__).resolve().parents[1] / "example"
 SAMPLED = 1024  # values of each tensor
 PRECISIONS = (torch.bfloat16, torch.float16)
 NOTHING = "the model"  # the name of a model that has none
