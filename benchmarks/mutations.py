@@ -18,7 +18,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -173,6 +172,8 @@ def named(node: str, tests: Sequence[str]) -> bool:
 
 def run(session: pytest.Session, items: list[pytest.Item], heard: int | None) -> int:
     """Exit status: of the first test that fails, or (heard: where their names are written) of all."""
+    import resource  # not on Windows, where nothing forks either
+
     for item, following in zip(items, [*items[1:], None], strict=True):
         failed = session.testsfailed
         if heard is None:

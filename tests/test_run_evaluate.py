@@ -437,7 +437,8 @@ def test_worked_examples_stand_before_a_question(tmp_path):
     assert shown == "<reasoning>\nWe have $x=2$. So $\\boxed{2}$.\n</reasoning>\n<answer>\n\\boxed{2}\n</answer>"
 
 
-def test_every_command_of_the_pages_is_understood():
+def test_every_command_of_the_pages_is_understood(monkeypatch):
+    monkeypatch.setattr(run_evaluate, "policy_file", lambda path: path)  # runs that a page names need not be here
     pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
     found = {
         words

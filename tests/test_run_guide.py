@@ -314,6 +314,7 @@ EXPERIMENTS = {  # what stands in the place of their models and data
     "pargs_hh_decode": ["methods.DPO.path=CAUSAL", "model.dtype=float32"],
     "pargs_smollm2_decode": ["methods.DPO.path=CAUSAL", "rewards.head=HEAD_CAUSAL"],
     "pargs_stories_decode": ["methods.DPO.path=CAUSAL", "methods.RLOO.path=CAUSAL", "rewards.head=HEAD_CAUSAL"],
+    "pargs_stories_sweep": [],
     "pargs_masked_decode": ["dlm.path=TEXT", "rewards.partial=MASK", "rewards.prefix=PREFIX", "sampler.steps=6",
                             "methods.best_of_n.steps=3", "methods.joint_8.steps=2", "methods.pargs_pair.steps=2"],
 }  # fmt: skip

@@ -313,7 +313,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     lines = [json.loads(line) for line in (shown / "samples" / "iter_0" / "samples.jsonl").read_text().splitlines()]
     assert [line["method"] for line in lines] == ["dpg"] * 3 + ["ctl"] * 3 and len(lines[0]["text"]) >= 3
     other = causal(tmp_path / "other", spread=1.0)
-    with pytest.raises(ValueError, match="was learnt on other weights than those of"):
+    with pytest.raises(ValueError, match="has other weights; give the model that it was trained on"):
         run(tmp_path / "of another", *words, f"dlm.path={other}", "mode=samples", f"compare=[{runs[0]}]")
     rows = report(argparse.Namespace(runs=runs, out=tmp_path / "report", log_z=None, log_z_error=0.0))
     assert [row["method"] for row in rows] == ["CTL", "DPG"]
