@@ -8,7 +8,7 @@ too (and those whose name holds `blocks` are drawn so). Policies of one name are
 evaluations the best setting of each side whose mean evaluations are at most K is chosen on tuning problems, for each training
 seed, and measured on others, three sets of them, with its cost: equivalent evaluations (evaluation/cost.py) and CPU seconds of
 a thousand problems. First the gate: what the base knows, and that blocks of two solve the task; and what order is worth: random
-places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png}, ends with flat JSON.
+places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png} and chain_cost.png, ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -291,6 +291,28 @@ def draw(records: list[dict], path: Path) -> None:
     plot_pareto(front, path, y_label="right answers", title="Chain arithmetic, held-out problems")
 
 
+def draw_cost(contest: list[dict], path: Path) -> None:
+    """What was chosen for each count, as measured, against the cost of everything that runs."""
+    names = {
+        "best heuristic, no blocks": "best rule, no blocks",
+        "other rules, no blocks": "rules but leftmost, window",
+    }
+    front = [
+        {
+            "name": names.get(r["side"], r["side"]),
+            "x": r["equivalent"],
+            "y": r["right"],
+            "lo": r["low"],
+            "hi": r["high"],
+        }
+        for r in contest
+    ]
+    plot_pareto(
+        front, path, y_label="right answers", title="Chain arithmetic, held-out problems",
+        x_label="equivalent evaluations per sample",
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="example/chain")
@@ -340,6 +362,7 @@ def main() -> None:
     )
     write_csv(records, out / "chain.csv")
     draw(records, out / "chain.png")
+    draw_cost(contest, out / "chain_cost.png")
     print(json.dumps(result))
 
 
