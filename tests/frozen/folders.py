@@ -16,7 +16,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
-SPECIAL = {"backend": "tokenizers", "eos_token": "<end>", "pad_token": "<end>", "tokenizer_class": "PreTrainedTokenizerFast"}
+SPECIAL = {
+    "backend": "tokenizers",
+    "eos_token": "<end>",
+    "pad_token": "<end>",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
 
 
 def weights(folder: str, tensors: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -48,6 +53,9 @@ def write_folders(root: Path) -> None:
         texts = {file: placed(content, root) for file, content in entry["files"].items()}
         if entry["tokenizer"] is not None:
             mask = {"mask_token": "<mask>"} if entry["tokenizer"] == "with_mask" else {}
-            texts |= {"tokenizer.json": described["tokenizers"][entry["tokenizer"]], "tokenizer_config.json": SPECIAL | mask}
+            texts |= {
+                "tokenizer.json": described["tokenizers"][entry["tokenizer"]],
+                "tokenizer_config.json": SPECIAL | mask,
+            }
         for file, content in texts.items():
             (root / name / file).write_text(json.dumps(content), encoding="utf-8")

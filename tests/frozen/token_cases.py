@@ -16,6 +16,7 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+import rewards.models
 import run_guide
 import run_sample
 from data.prompt_file import Asked
@@ -30,7 +31,13 @@ PREDICTORS = ("euler", "analytic")
 GUIDED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head", "best_of_n", "top_k")
 FILTERS = ("twisted_smc", "fk")
 IN_BLOCKS = ("direct", "dilated", "confidence", "leftmost", "first_hitting", "threshold", "window")
-READING = ("confidence", "confidence_noisy", "entropy", "threshold", "factor")  # confidences of the sampling distribution
+READING = (
+    "confidence",
+    "confidence_noisy",
+    "entropy",
+    "threshold",
+    "factor",
+)  # confidences of the sampling distribution
 SETTINGS = {
     "threshold": "threshold=0.3",
     "window": "threshold=0.3 sampler.window=3",
@@ -92,7 +99,7 @@ def prompts_and_tokens() -> dict[str, str]:
         "guidance": f"{text}prefix='the ' sampler.strategy=confidence sampler.guidance=1.5",
         "guidance of llada": "dlm.path=@llada length=12 prefix='the ' sampler.strategy=threshold sampler.threshold=0.3 sampler.guidance=0.5",
         "stop": f"{text}{ends} sampler.stop=true",
-        "stop at leftmost": f"dlm.path=@text length=16 sampler.steps=16 sampler.strategy=leftmost sampler.stop=true sampler.temperature=1.5",
+        "stop at leftmost": "dlm.path=@text length=16 sampler.steps=16 sampler.strategy=leftmost sampler.stop=true sampler.temperature=1.5",
         "stop in blocks": f"{text}{ends} sampler.stop=true sampler.block_length=3",
         "stop of causal": "dlm.path=@causal length=16 sampler.stop=true",
         "never the end": f"{text}{ends} sampler.logits_eos_inf=true",
@@ -159,13 +166,18 @@ FITTING = {"args": "@full", "args_stochastic": "@full", "pargs": "@prefix", "par
 
 def guided() -> dict[str, str]:
     """Every guided strategy on a causal and a masked model, every way to value several positions, every way to read a reward."""
-    causal, text = "dlm.path=@causal length=10 prefix='the ' ", "dlm.path=@text length=10 prefix='the ' sampler.steps=4 "
+    causal, text = (
+        "dlm.path=@causal length=10 prefix='the ' ",
+        "dlm.path=@text length=10 prefix='the ' sampler.steps=4 ",
+    )
     cases = {}
     for name in GUIDED:
         for model, words in (("causal", causal), ("text", text)):
             reward = f"@head_{model}" if name == "value_head" else FITTING.get(name, "null")
             more = " sampler.guide.samples=3" if name == "best_of_n" else ""
-            cases[f"{name} {model}"] = f"{words}sampler.strategy={name} sampler.guide.reward={reward} sampler.guide.k=4{more}"
+            cases[f"{name} {model}"] = (
+                f"{words}sampler.strategy={name} sampler.guide.reward={reward} sampler.guide.k=4{more}"
+            )
     by_masks = f"{text}sampler.strategy=pargs sampler.guide.reward=@mask sampler.guide.k=3 sampler.guide.beta=0.7"
     for positions in ("independent", "pair", "joint"):
         cases[f"pargs {positions}"] = f"{by_masks} sampler.guide.positions={positions} sampler.guide.proposals=3"
@@ -179,7 +191,7 @@ def guided() -> dict[str, str]:
         "pargs texts": f"{by_prefix}@prefix sampler.guide.read=texts",
         "pargs of an encoder": f"{by_prefix}@encoder",
         "pargs of another tokenizer": f"{by_prefix}@other",
-        "pargs that stops": f"dlm.path=@causal length=14 sampler.strategy=pargs sampler.guide.k=8 sampler.guide.reward=@prefix sampler.stop=true",
+        "pargs that stops": "dlm.path=@causal length=14 sampler.strategy=pargs sampler.guide.k=8 sampler.guide.reward=@prefix sampler.stop=true",
         "pargs temperature": f"{by_prefix}@prefix sampler.guide.temperature=0.5 sampler.guide.beta=4",
     }
 
@@ -188,7 +200,9 @@ def particles() -> dict[str, str]:
     """Twisted SMC of every kind of twist and proposal; FK steering by every potential; every way and time to resample."""
     few = "sampler.smc.particles=4 "
     twisted = lambda name, more="": f"sampler.strategy=twisted_smc sampler.smc.twist=@twist_{name} {few}{more}"
-    steered = lambda model, more="": f"dlm.path=@{model} length=9 prefix='the ' sampler.steps=4 sampler.strategy=fk {few}sampler.guide.reward=@full sampler.smc.scale=2 {more}"
+    steered = lambda model, more="": (
+        f"dlm.path=@{model} length=9 prefix='the ' sampler.steps=4 sampler.strategy=fk {few}sampler.guide.reward=@full sampler.smc.scale=2 {more}"
+    )
     cases = {f"twisted {scheme}": twisted("causal", f"sampler.smc.resample=every sampler.smc.scheme={scheme}")
              for scheme in ("multinomial", "stratified", "systematic", "residual")}  # fmt: skip
     cases |= {f"fk {potential} {model}": steered(model, f"sampler.smc.potential={potential} sampler.smc.completions=2")
@@ -211,7 +225,9 @@ def particles() -> dict[str, str]:
         "twisted joint": twisted("masked"),
         "twisted joint exponent": twisted("masked", "sampler.smc.exponent=0.5 sampler.smc.resample=every"),
         "twisted tokens": twisted("masked", "sampler.smc.proposal=tokens"),
-        "twisted tokens random": twisted("masked", "sampler.smc.proposal=tokens sampler.smc.unmask=random sampler.steps=16"),
+        "twisted tokens random": twisted(
+            "masked", "sampler.smc.proposal=tokens sampler.smc.unmask=random sampler.steps=16"
+        ),
         "twisted joint base": twisted("masked", "sampler.smc.proposal=base"),
         "twisted state": twisted("state", several),
         "twisted state confidence": twisted("state", f"{several} sampler.smc.unmask=confidence"),
@@ -246,8 +262,11 @@ def base(command: str) -> DictConfig:
 
 @cache
 def loaded(path: str, *how: object) -> Any:
-    """`load_model`, once for each folder: half of the time would go into it."""
+    """`load_model`, once for each folder: loading would take half of the time."""
     return load_model(path, *how)  # pyright: ignore[reportArgumentType]
+
+
+rewards_loaded = cache(rewards.models._pretrained)  # for the same reason
 
 
 @cache
@@ -286,7 +305,7 @@ def decode_case(words: str, seed: int, root: Path) -> dict[str, Any]:
     """The record of one case of CASES: two samples."""
     config = config_of("sample", f"{words} num_samples=2 batch_size=2 eval=false device=cpu", root)
     config.seed = seed
-    with patch.object(run_sample, "load_model", loaded):
+    with patch.object(run_sample, "load_model", loaded), patch.object(rewards.models, "_pretrained", rewards_loaded):
         batches, _, record = run_sample.draw_samples(config)
     return recorded(batches, record)
 
