@@ -115,11 +115,10 @@ def policies() -> dict[str, str]:
              for action in ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")}  # fmt: skip
     cases |= {f"policy {name}": text + policy(name) for name in ("dit_repelling", "dit_reading", "mlp", "blocks")}
     adapts = "sampler.policy.action=bernoulli_argmax"
-    cases |= {f"policy {name} adapts": text + policy(name, adapts) for name in ("dit_reading", "blocks")}
+    cases |= {f"policy {name} adapts": text + policy(name, adapts) for name in ("blocks",)}
     return cases | {
         "policy dit beta": text + policy("dit", f"{adapts} sampler.policy.beta=0.5"),
         "policy dit trusts": text + policy("dit", "sampler.policy.action=threshold sampler.policy.threshold=0.7"),
-        "policy dit fast": text + policy("dit_alpha", f"{adapts} sampler.alpha=3"),
         "policy dit behind a prompt": text + "prefix='the ' " + policy("dit", adapts),
         "policy dit blocks": text + policy("dit", f"{adapts} sampler.block_length=4"),
         "policy dit budget": text + policy("dit", f"{adapts} sampler.policy.beta=0.3 sampler.budget=3"),
@@ -127,7 +126,6 @@ def policies() -> dict[str, str]:
         "policy agreement": "dlm.path=@text length=16 " + policy("agreement", adapts),
         "policy agreement board": "dlm.path=@board prefix='12..34..21..4321' " + policy("agreement_board", adapts),
         "policy dit board": "dlm.path=@board prefix='1...............' " + policy("dit"),
-        "policy dit_hidden llada": "dlm.path=@llada length=12 " + policy("dit_hidden", adapts),
         "policy dit_hidden dream": "dlm.path=@dream length=12 " + policy("dit_hidden"),
     }
 
