@@ -1,0 +1,20 @@
+"""Every key of every root configuration, group file and experiment keeps its name and its default.
+
+The record, tests/frozen/keys.json, is written by `python -m tests.frozen.write_trainers keys`; see there when that is allowed.
+Configurations are composed as the commands compose them, so that a key may move between files.
+"""
+
+import json
+
+from tests.frozen.configuration import RECORD, differences, files, keys, pairs_of
+
+
+def test_every_key_keeps_its_name_and_its_default():
+    recorded = json.loads(RECORD.read_text())
+    told = differences(recorded, keys(pairs_of(recorded)))
+    assert not told, "\n".join(["configuration keys differ from tests/frozen/keys.json:", *told])
+
+
+def test_every_experiment_has_a_record():
+    recorded = json.loads(RECORD.read_text())
+    assert sorted({name for _, name in pairs_of(recorded)}) == files("experiment")
