@@ -87,20 +87,20 @@ def pairs_of(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def differences(recorded: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
     """Every file and key that was added, removed or changed, in words."""
-    told = []
+    lines = []
     for entry in sorted(recorded | found):
         if entry not in found or entry not in recorded:
-            told.append(f"{entry}: {'removed' if entry in recorded else 'added'}")
+            lines.append(f"{entry}: {'removed' if entry in recorded else 'added'}")
             continue
         before, now = recorded[entry], found[entry]
-        told += [f"{entry}: {key} was added with {now[key]!r}" for key in now if key not in before]
-        told += [f"{entry}: {key} was removed; it was {before[key]!r}" for key in before if key not in now]
-        told += [
+        lines += [f"{entry}: {key} was added with {now[key]!r}" for key in now if key not in before]
+        lines += [f"{entry}: {key} was removed; it was {before[key]!r}" for key in before if key not in now]
+        lines += [
             f"{entry}: {key} changed from {before[key]!r} to {now[key]!r}"
             for key in before
             if key in now and (before[key] != now[key] or isinstance(before[key], bool) != isinstance(now[key], bool))
         ]
-    return told
+    return lines
 
 
 def write() -> None:

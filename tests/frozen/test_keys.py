@@ -11,8 +11,8 @@ from tests.frozen.configuration import RECORD, differences, files, keys, pairs_o
 
 def test_every_key_keeps_its_name_and_its_default():
     recorded = json.loads(RECORD.read_text())
-    told = differences(recorded, keys(pairs_of(recorded)))
-    assert not told, "\n".join(["configuration keys differ from tests/frozen/keys.json:", *told])
+    changes = differences(recorded, keys(pairs_of(recorded)))
+    assert not changes, "\n".join(["configuration keys differ from tests/frozen/keys.json:", *changes])
 
 
 def test_every_experiment_has_a_record():
