@@ -15,7 +15,8 @@ from tests.frozen.trainers import CASES, QUICK, make_inputs, metrics, record_fil
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
 )  # TRL's own
-RELATIVE, ABSOLUTE = 1e-4, 1e-6  # absolute: of differences of nearly equal numbers
+RELATIVE, ABSOLUTE = 1e-4, 2e-5  # absolute: of differences of nearly equal numbers
+OF_REWARDS = 2e-3  # absolute: a reward that learns from pairs has an offset that the pairs do not determine
 RECORDS = {command: json.loads(record_file(command).read_text()) for command in CASES}
 
 
@@ -29,10 +30,11 @@ def test_every_case_has_a_record(command):
     assert RECORDS[command]["cases"].keys() == CASES[command].keys() and CASES[command].keys() >= QUICK[command]
 
 
-def agrees(recorded, value) -> bool:
+def agrees(command, key, recorded, value) -> bool:
     """Whether a value is the recorded one: numbers up to rounding, all else exactly."""
     if isinstance(recorded, float) or isinstance(value, float):
-        return value == pytest.approx(recorded, rel=RELATIVE, abs=ABSOLUTE, nan_ok=True)
+        absolute = OF_REWARDS if command == "train_reward" and key.endswith("_reward") else ABSOLUTE
+        return value == pytest.approx(recorded, rel=RELATIVE, abs=absolute, nan_ok=True)
     return value == recorded
 
 
@@ -50,5 +52,7 @@ def test_three_steps_give_the_recorded_metrics(command, name, inputs, tmp_path):
     about = f"{command}, {name}, recorded with PyTorch {recorded['torch']}, run with {torch.__version__}"
     assert [line.keys() for line in found] == [line.keys() for line in expected], about
     for line, before in zip(found, expected, strict=True):
-        wrong = {key: (before[key], value) for key, value in line.items() if not agrees(before[key], value)}
+        wrong = {
+            key: (before[key], value) for key, value in line.items() if not agrees(command, key, before[key], value)
+        }
         assert not wrong, f"{about}, step {before.get('step')}: (recorded, found) {wrong}"
