@@ -302,6 +302,10 @@ POLICY: dict[str, list[Row]] = {
         ("(rank <= count[:, None])", "(rank < count[:, None])", ACTIONS + "frequencies_of_repelled_picks_are_the_probabilities_"
          "whatever_the_counts_beside_them"),
     ],
+    "training/learner.py": [
+        ("        self.average.update(self.network.parameters())\n", "",
+         TRAINING + "the_moving_average_follows_every_update"),
+    ],
     "policy/train.py": [
         ("step_seed(config.seed, step), learner.processes\n    group", "step_seed(config.seed, 0), learner.processes\n    group",
          TRAINING + "every_iteration_has_draws_of_its_own"),
@@ -318,8 +322,6 @@ POLICY: dict[str, list[Row]] = {
          "tests/test_verifiable_rewards.py::test_the_temperature_is_the_policys_at_evaluation"),
         ("else seed + 1)  # not as the budgets are", "else seed)",
          ALPHA + "weights_of_speed_are_drawn_apart_from_budgets"),
-        ("        self.average.update(self.network.parameters())\n", "",
-         TRAINING + "the_moving_average_follows_every_update"),
     ],
     "policy/grpo.py": [
         ("steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))",

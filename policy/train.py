@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int, Shaped
@@ -30,30 +30,13 @@ from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
+from training.learner import Learner
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed
 
 CLIPPED = {"grpo": GRPO, "ppo": PPO}
 ALGORITHMS = (*CLIPPED, "variational", "imitation")
-
-
-@dataclass
-class Learner:
-    """The network, its optimiser and its moving average; one `update` averages gradients over processes and steps."""
-
-    network: nn.Module
-    optimiser: Optimiser
-    average: MovingAverage
-    processes: Processes
-    updates: int = 0
-
-    def update(self) -> dict[str, float]:
-        self.processes.average_(Optimiser.gradients(self.optimiser.parameters))
-        metrics = self.optimiser.step(self.updates)
-        self.average.update(self.network.parameters())
-        self.updates += 1
-        return metrics
 
 
 def one_of(values: list, rows: int, seed: int | None) -> Shaped[Tensor, "row"]:

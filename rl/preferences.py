@@ -22,8 +22,8 @@ from data.pairs import Pairs
 from dlm.draws import Draws
 from dlm.likelihood import Estimator, Views, log_likelihood
 from dlm.masked_lm import MaskedLM
-from policy.train import Learner
 from rl.objective import backward
+from training.learner import Learner
 from training.run import step_seed
 
 

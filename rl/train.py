@@ -39,9 +39,9 @@ from dlm.noise import Noise
 from evaluation.text import distinct_n
 from losses import group_advantages
 from policy.rollout import Reward
-from policy.train import Learner
 from rl.objective import RATIOS, backward, policy_loss
 from rl.rollouts import Batch, decode, reward_metrics, score, strategy_of, writable
+from training.learner import Learner
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run, step_seed

@@ -31,9 +31,9 @@ from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
 from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import MaskedLM
-from policy.train import Learner
 from rewards.models import VocabularyHead
 from training.files import replacing_directory
+from training.learner import Learner
 from training.optim import MovingAverage, Optimiser
 from training.run import Run, step_seed
 

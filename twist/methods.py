@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
-from policy.train import Learner
 from samplers.smc import Path
+from training.learner import Learner
 from training.processes import Processes
 from training.run import step_seed
 from twist.bounds import Posterior

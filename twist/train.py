@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from policy.train import Learner
+from training.learner import Learner
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 from training.run import Run

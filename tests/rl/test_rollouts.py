@@ -13,7 +13,6 @@ from data.tasks import Prompts, TextTask
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.likelihood import Elbo, MeanField, ReplayedTrajectory, ScoreEntropy, log_likelihood
-from policy.train import Learner
 from rewards.rules import RewardOutput
 from rl.preferences import Preferences, margins
 from rl.rollouts import Batch, writable
@@ -21,6 +20,7 @@ from rl.train import Rollouts
 from samplers.loop import Strategy, sample
 from samplers.where import Random
 from tests.enumerable import RandomLM, dependent_joint, from_joint, inconsistent, random_radd
+from training.learner import Learner
 from training.processes import ALONE
 from training.usage import composed
 
