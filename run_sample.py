@@ -179,8 +179,8 @@ def build_config(argv: list[str]) -> DictConfig:
         if unknown.startswith("-") or "=" not in unknown:
             names = [name for action in parser()._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown.split("=")[0], names, n=1)
-            told = f"did you mean {near[0]}? See --help" if near else "see --help; text with spaces needs quotes"
-            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; {told}")
+            hint = f"did you mean {near[0]}? See --help" if near else "see --help; text with spaces needs quotes"
+            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; {hint}")
     config = composed("sample", overrides)
     for key, value in vars(flags).items():
         OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
@@ -233,7 +233,7 @@ def check_steps(config: DictConfig, name: str) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Refuse, before a model is loaded, what none could be asked for, and names of what is not there. Raises ValueError."""
+    """Refuse, before a model is loaded, settings that no model takes and files that do not exist. Raises ValueError."""
     check_settings(config, "sample")
     check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
     if config.sampler.strategy == "policy":

@@ -30,7 +30,7 @@ SECONDS = 5.0  # for which the hub is waited for, once in a process
 
 
 def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> None:
-    """Called before the hub is asked for `name`, which may be a local directory: then nothing is done.
+    """Prepare a request to the hub for `name`. A local directory needs none: nothing is done then.
 
     Args:
         what: the kind of thing that is named (model, data set), for the message.
@@ -44,8 +44,8 @@ def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> Non
     if ID.fullmatch(name) is None and name not in OLD_IDS and not is_cached(name):
         known = SHIPPED | {"smollm2": "smollm2"} if known is None else known
         near = difflib.get_close_matches(name, known, n=1)
-        told = f"did you mean {known[near[0]]}?" if near else "a hub id is OWNER/NAME; give one, or a directory"
-        raise ValueError(f"the {what} {name!r} is no directory and no hub id; {told}")
+        hint = f"did you mean {known[near[0]]}?" if near else "a hub id is OWNER/NAME; give one, or a directory"
+        raise ValueError(f"the {what} {name!r} is no directory and no hub id; {hint}")
     stay_offline_where_unreachable()
 
 

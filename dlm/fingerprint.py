@@ -99,15 +99,15 @@ def short_path(path: str | Path) -> str:
 
 def stored_fingerprint(config: dict, file: str | Path) -> Fingerprint | None:
     """The fingerprint in a config.json; None where there is none. ValueError names `file` for what is none."""
-    told = config.get(KEY)
-    if told is None:
+    stored = config.get(KEY)
+    if stored is None:
         return None
-    if isinstance(told, dict) and told.keys() == Fingerprint.__dataclass_fields__.keys():
-        weights, tokens = told["weights"], told["tokens"]
+    if isinstance(stored, dict) and stored.keys() == Fingerprint.__dataclass_fields__.keys():
+        weights, tokens = stored["weights"], stored["tokens"]
         named = isinstance(weights, dict) and all(isinstance(word, str) for pair in weights.items() for word in pair)
-        typed = isinstance(told["model"], str) and isinstance(told["mask_id"], int)
+        typed = isinstance(stored["model"], str) and isinstance(stored["mask_id"], int)
         if named and typed and (tokens is None or isinstance(tokens, str)):
-            return Fingerprint(**told)
+            return Fingerprint(**stored)
     raise ValueError(
         f"{file} has a {KEY} that is no fingerprint of a model; take {KEY} out, or give another checkpoint"
     )

@@ -44,10 +44,10 @@ def check_settings(directory: Path, settings: dict) -> None:
         write_text(file, json.dumps(settings, indent=1) + "\n", durable=True)
         return
     there = read_json_object(file)
-    asked = json.loads(json.dumps(settings))
-    if differing := [key for key in there | asked if there.get(key) != asked.get(key)]:
-        told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
-        raise ValueError(f"{directory} holds an evaluation with {told}; give another --save_path")
+    requested = json.loads(json.dumps(settings))
+    if differing := [key for key in there | requested if there.get(key) != requested.get(key)]:
+        differences = ", ".join(f"{key}={there.get(key)} (now {requested.get(key)})" for key in differing)
+        raise ValueError(f"{directory} holds an evaluation with {differences}; give another --save_path")
 
 
 def check_beside(directory: Path, settings: dict, shown: Container[str], of_data: Container[str] = ()) -> None:
@@ -64,17 +64,17 @@ def check_beside(directory: Path, settings: dict, shown: Container[str], of_data
     """
     if (directory / "settings.json").is_file():  # it stands there already; `begin` compares it with what was
         return
-    asked = json.loads(json.dumps(settings))
+    requested = json.loads(json.dumps(settings))
     for file in sorted(directory.parent.glob("*/settings.json")):
         there = read_json_object(file)
         if file.parent == directory:
             continue
         skipped = () if there.get("dataset") == settings.get("dataset") else of_data
-        keys = [key for key in there | asked if key not in shown and key not in skipped]
-        if differing := [key for key in keys if there.get(key) != asked.get(key)]:
-            told = ", ".join(f"{key}={there.get(key)} (now {asked.get(key)})" for key in differing)
+        keys = [key for key in there | requested if key not in shown and key not in skipped]
+        if differing := [key for key in keys if there.get(key) != requested.get(key)]:
+            differences = ", ".join(f"{key}={there.get(key)} (now {requested.get(key)})" for key in differing)
             raise ValueError(
-                f"{directory.parent} holds {file.parent.name} with {told}, which does not belong into one table with "
+                f"{directory.parent} holds {file.parent.name} with {differences}, which does not belong into one table with "
                 f"{directory.name}; give another directory"
             )
 
