@@ -6,8 +6,8 @@ The tests are collected once. A forked child then puts the code of the mutated f
 module that imported them has them too, and runs the tests that are named until one fails. No file is written. Each mutation is
 killed (a test failed), hung (a test took CPU_SECONDS of CPU time, or all of them SECONDS on the wall clock, which counts as
 killed), survived (all passed), stale (the text to replace is not there, or there more than once, or changes no function) or
-broken (its
-tests are not there). One more child runs all of these tests on the code as it is, which they must pass (`unmutated`).
+broken (its tests are not there). One more child runs all of these tests on the code as it is, which they must pass
+(`unmutated`).
 
 Prints the survivors, ends with one line of JSON; exit status 1 for a survivor that is not in KNOWN, a stale or broken mutation,
 or a test that fails without any.
