@@ -37,12 +37,12 @@ from dlm.fingerprint import digests_of, joined_digests, weight_digests
 from dlm.masked_lm import LlamaLM, MaskedLM, RaddLM, SeddLM
 from dlm.noise import Noise, build_noise
 from dlm.published import KEYS, MODEL_TYPES, build_llama, fold_mdlm, published_names, radd_config
-from dlm.storage import check_files, check_read, load_checkpoint, load_weights, save_weights
 from dlm.weights import read_weights, stored, stored_names, unwrapped, weight_files
 from model.llama import published_name
 from model.radd import RADD
 from model.sedd import SEDD
 from training.files import replacing_directory
+from training.storage import check_files, check_read, load_checkpoint, load_weights, save_weights
 from training.stored import description, read_json_object
 from training.usage import readable
 

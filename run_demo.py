@@ -26,17 +26,19 @@ from jaxtyping import Int
 from torch import Tensor
 
 import run_train_policy
-from data.sudoku import blanked, is_solved, make
+from data.sudoku import blanked, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
 from evaluation.replay import replay_html
 from evaluation.report import plot_pareto, print_table, write_json
-from evaluation.text import Judge, default_judge, summarise, unigram_entropy
+from evaluation.text import Judge, default_judge, summarise
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
+from rewards.measures import unigram_entropy
+from rewards.sudoku import is_solved
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, Dilated, Direct, Threshold

@@ -27,13 +27,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from data.encoding import text_ids
-from data.ends import end_tokens
 from data.prompt_file import Asked, load_asked
-from data.prompts import Prompts
 from data.questions import check_prompt, padded_left
+from dlm.encoding import text_ids
+from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.prompts import Prompts
 from evaluation.generations import begin, check_beside, merge, read_records, shard
 from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from data.ends import end_tokens
 from data.text import load_texts
+from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from load_model import load_model

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from data.encoding import unwritable
 from data.rows import end_of_text
 from data.text import load_texts, pack
 from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.encoding import unwritable
 from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.sampling import finite

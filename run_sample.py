@@ -29,8 +29,8 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.ends import end_tokens
-from data.sudoku import SudokuTokenizer
+from dlm.board import BoardTokenizer
+from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.files import is_run, model_folder
 from dlm.masked_lm import MaskedLM, SeddLM
@@ -253,7 +253,7 @@ def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "
             raise ValueError(f"{config.dlm.path} has no end of sequence; leave stop and the eos settings out")
     masks = (canvas == model.mask_id).nonzero().squeeze(1)
     # Policies learn on what is written alone; boards have their clues among it.
-    by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, SudokuTokenizer)
+    by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, BoardTokenizer)
     behind_prompt = by_policy or sampler.block_length is not None or sampler.cache is not None
     # Blocks need not divide what nothing reads.
     steps = max(1, len(masks)) if idle(config, "sampler.steps") else sampler.steps
@@ -318,7 +318,7 @@ def draw_samples(
     config.num_samples = config.num_samples or config.batch_size
     environment = build_environment(config, model if particles is None else particles.model, canvas)
     environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
-    board = model.tokenizer if isinstance(model.tokenizer, SudokuTokenizer) else None
+    board = model.tokenizer if isinstance(model.tokenizer, BoardTokenizer) else None
     judged = config.eval and board is None and model.tokenizer is not None
     # A judge that is missing is said now. The default one is loaded later: the peak of memory is that of sampling.
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None

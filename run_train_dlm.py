@@ -25,24 +25,25 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.answers import AnswerRows, is_answers
-from data.ends import end_tokens
 from data.rows import end_of_text, training_data
-from data.sudoku import is_solved
 from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
+from dlm.ends import end_tokens
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
 from dlm.pretrain import check_training, train
 from evaluation.latex import formula_measures
-from evaluation.text import distinct_n, unigram_entropy
 from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
 from policy.build import shipped
+from rewards.measures import distinct_n, unigram_entropy
+from rewards.sudoku import is_solved
 from samplers.loop import Strategy, sample
 from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings, with_fitting_warmup
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
+from unmask.build import stored_config
 
 
 def model_config(config: DictConfig, tokenizer) -> dict:
@@ -104,17 +105,6 @@ def model_config(config: DictConfig, tokenizer) -> dict:
         **sedd,
         **puzzle,
     }
-
-
-def stored_config(model: MaskedLM, loss: str) -> dict:
-    """config.json of a loaded model that was trained further by `loss`: the dictionary of a causal model, or that of RADD or SEDD
-    with the name of the loss, which tells whether the sums of a SEDD's scores are trained."""
-    if isinstance(model, LlamaLM):
-        return model.config
-    config = model.backbone.config
-    if not isinstance(config, dict):
-        return config.to_dict()
-    return config | {"training": config.get("training", {}) | {"loss_type": loss}}
 
 
 def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:

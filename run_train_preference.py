@@ -29,21 +29,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.encoding import check_embedded
-from data.ends import before_end, end_tokens, has_end, texts_of
-from data.hub import prepare
-from data.preferences import Preference, encode
+from data.preferences import Preference
+from dlm.encoding import check_embedded
+from dlm.ends import before_end, end_tokens, has_end, texts_of
 from dlm.files import unpacked
-from dlm.storage import add_checksums, check_files
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
-from run_train_reward import read_preferences
+from rewards.template import encode
 from training.files import replacing_directory
+from training.hub import prepare
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
+from training.storage import add_checksums, check_files
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input, readable
+from unmask.build import build_preferences
 
 ALGORITHMS = ("dpo", "kto", "rloo")
 
@@ -122,7 +123,7 @@ def rows_of(
 ) -> Dataset:
     """Rows in TRL's columns: pairs (dpo), one answer a row with its label (kto), different prompts as text (rloo).
 
-    Pairs are token ids by the template of `data.preferences.encode`, so that names of special tokens in a text stay text and an
+    Pairs are token ids by the template of `rewards.template.encode`, so that names of special tokens in a text stay text and an
     answer that was cut off has no end of sequence.
 
     Args:
@@ -173,7 +174,7 @@ class RowsOfIds:
 
 
 def reward_function(name: str, device: torch.device, tokenizer: Any) -> Callable[..., list[float | None]]:
-    """The reward as TRL calls it, of answers up to their end (data/ends.py)."""
+    """The reward as TRL calls it, of answers up to their end (dlm/ends.py)."""
     reward, ends = load_reward(shipped(name), device), end_tokens(tokenizer)
     assert isinstance(reward, TextReward)
 
@@ -220,7 +221,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     with processes(config.device) as group:
         torch.manual_seed(config.seed)
         check_trainer(config, group)
-        train, held_out, dropped = read_preferences(config)
+        train, held_out, dropped = build_preferences(config)
         model, tokenizer = load_causal(str(config.init))
         check_modules(config, model)
         algorithm = config.preference.algorithm

@@ -18,7 +18,6 @@ if __name__ == "__main__":
     end_in_one_line()  # before the imports below, which take seconds
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
 
-from data.hub import prepare
-from data.preferences import HUB, KINDS, Preference, load_preferences, preference_rows
+from data.preferences import Preference, preference_rows
 from dlm.files import unpacked
 from dlm.fingerprint import token_digest
-from dlm.storage import add_checksums, check_files
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
 from rewards.models import TOKENS, ClassifierReward, position_limit, reward_folder
+from rewards.template import KINDS
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
 from training.files import replacing_directory, write_text
+from training.hub import prepare
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
+from training.storage import add_checksums, check_files
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input, readable
+from unmask.build import build_preferences
 
 HEADS = ("sequence", "vocabulary")
 
@@ -64,21 +65,6 @@ def check_reward(config: DictConfig) -> None:
             "reward.head=vocabulary is a layer on a frozen language model: give it as init, with reward.kind=prefix for a causal "
             "one and reward.kind=mask for a masked one"
         )
-
-
-def read_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:
-    """(to learn from, held out, rows dropped by reason)."""
-    data = config.data
-    train, dropped = load_preferences(data.train, "train", data.cache_dir, data.count, config.seed)
-    if data.valid is None and data.train not in HUB:
-        kept = len(train) - max(1, round(data.held_out * len(train)))
-        if kept < 1:
-            raise ValueError(f"{data.train} has {len(train)} pairs, too few to hold some out; give data.valid")
-        return train[:kept], train[kept:][: data.valid_count], dropped
-    held_out, of_valid = load_preferences(
-        data.valid or data.train, "valid", data.cache_dir, data.valid_count, config.seed
-    )
-    return train, held_out, dropped + of_valid
 
 
 # --------------------------------------------------------------------------------------------------------- sequence models
@@ -156,7 +142,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
     """By TRL's RewardTrainer."""
     data, kind = config.data, config.reward.kind
     check_trainer(config, group)
-    train, held_out, dropped = read_preferences(config)
+    train, held_out, dropped = build_preferences(config)
     model, tokenizer = build_classifier(config)
     reads = position_limit(model, tokenizer)
     longest = min(data.max_length, reads)
@@ -210,7 +196,7 @@ def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes)
     if model.causal != (config.reward.kind == "prefix"):
         needed = "prefix" if model.causal else "mask"
         raise ValueError(f"reward.kind={config.reward.kind} does not fit init={config.init}; use reward.kind={needed}")
-    train, held_out, dropped = read_preferences(config)
+    train, held_out, dropped = build_preferences(config)
     length = config.data.canvas or min(config.data.max_length, model.max_length)
     if length > model.max_length:
         raise ValueError(f"data.canvas={length} is more than the model's {model.max_length}; lower it")

@@ -32,12 +32,11 @@ from policy.build import shipped
 from policy.readers import check_given
 from rl.preferences import Preferences
 from rl.train import Algorithm, Reference, Rollouts, build_estimator, check_rl, new_learner, train
-from run_train_dlm import stored_config
-from run_train_policy import build_reward, build_task, check_data
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.usage import check_overrides, exit_on_bad_input
+from unmask.build import build_reward, build_task, check_data, stored_config
 
 
 def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:

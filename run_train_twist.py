@@ -19,7 +19,6 @@ if __name__ == "__main__":
     end_in_one_line()  # before the imports below, which take seconds
 
 import hashlib
-import json
 import math
 from pathlib import Path
 
@@ -31,15 +30,13 @@ from omegaconf import DictConfig, OmegaConf
 from dlm.masked_lm import MaskedLM
 from evaluation.report import write_json
 from load_model import load_model
-from policy.build import canvas_of, shipped
-from rewards.models import reward_folder
+from policy.build import shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
-from training.terminal import say_if_newline_is_spelled
 from training.usage import check_overrides, exit_on_bad_input
-from twist.bounds import Origin, Posterior, check_upper, folder_digest, load_posterior, model_digest, samples_digest
+from twist.bounds import Posterior, check_upper, load_posterior, samples_digest
 from twist.evaluate import evaluate, figures, weighed
 from twist.learning import LEVELLED, PROPOSAL_ONLY
 from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, check_shares, condition_of, positives_of
@@ -47,11 +44,10 @@ from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
-from twist.targets import build_target
 from twist.train import epochs, new_learner, new_value_head, train
+from unmask.build import POSTERIOR, build_source, origin_of
 
 MODES = ("train", "collect", "samples")
-POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 LEARNT = "positives.safetensors"  # in the run: exact samples that it learns from, others than it is measured on
 
 
@@ -144,29 +140,6 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
     twist = TwistModel(model, **about["twist"]).to(next(model.parameters()).device)
     twist.load_state_dict(start.state_dict())
     return twist
-
-
-def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
-    """What every text begins with, how far it goes, and what it is weighed by."""
-    say_if_newline_is_spelled(config.prompt, "prompt")
-    row = canvas_of(model, config.prompt)
-    prompt = row[row != model.mask_id]
-    settings = OmegaConf.to_container(config.target)
-    assert isinstance(settings, dict)
-    target = build_target({str(key): value for key, value in settings.items()}, model, len(prompt), config.length)
-    condition = config.target.tokens if config.target.kind == "infilling" else 0
-    return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
-
-
-def origin_of(config: DictConfig, source: Source) -> Origin:
-    """What exact samples of this run's target are of: its settings and, where these name a classifier or a reward that is a
-    directory, what that holds."""
-    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
-    for key in ("classifier", "reward"):
-        folder = Path(reward_folder(shipped(str(config.target.get(key)))))
-        if folder.is_dir():
-            words += f" {key} {folder_digest(folder)}"
-    return Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
 
 
 def exact_samples(

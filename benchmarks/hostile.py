@@ -27,7 +27,7 @@ import run_evaluate
 import run_sample
 import run_train_dlm
 import run_train_policy
-from data.sudoku import SudokuTokenizer
+from dlm.board import BoardTokenizer
 from load_model import build_model, save_model
 from training.usage import composed
 
@@ -69,7 +69,7 @@ def make_bench(folder: Path) -> Bench:
     made: list[tuple[str, dict, Any]] = [
         ("text", {"tokens": len(tokenizer), "model": SHAPE | {"length": 32}, "noise": NOISE}, tokenizer),
         ("causal", causal, tokenizer),
-        ("board", board, SudokuTokenizer((2, 2))),
+        ("board", board, BoardTokenizer((2, 2))),
     ]
     for name, config, words in made:
         torch.manual_seed(0)

@@ -22,9 +22,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from data.answers import encode_pairs
-from data.ends import end_tokens
 from data.formulas import is_held_out, row
 from dlm.draws import Draws
+from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.likelihood import ReplayedTrajectory, log_likelihood
 from dlm.masked_lm import MaskedLM

@@ -15,7 +15,7 @@ PROMPTS = "tests/samplers/test_prompts.py::test_"
 PADDED = PROMPTS + "a_padded_row_is_the_row_alone"
 SIBLINGS = "tests/samplers/test_siblings.py::test_"
 BEST_OF = "tests/samplers/test_best_of.py::test_"
-ENDS = "tests/data/test_ends.py::test_"
+ENDS = "tests/dlm/test_ends.py::test_"
 CAUSAL = "tests/dlm/test_causal.py::test_"
 INVARIANCE = "tests/samplers/test_invariance.py::test_"
 SMC, FK, SCORES = "tests/samplers/test_smc.py::test_", "tests/samplers/test_fk.py::test_", "tests/samplers/test_scores.py::test_"
@@ -476,8 +476,6 @@ EVALUATION: dict[str, list[Row]] = {
         (" / (lengths - 1)", " / lengths", MEASURES + "perplexity_of_texts_equals_the_plain_loop_in_any_batch"),
         ("tokens.masked_fill(~real, -100)[:, 1:]", "tokens[:, 1:]",
          MEASURES + "perplexity_of_texts_equals_the_plain_loop_in_any_batch"),
-        ("counted.unfold(1, n, 1).all(2)", "counted.unfold(1, n, 1).any(2)", MEASURES + "distinct_n_equals_a_set",
-         "tests/data/test_ends.py::test_figures_and_rewards_are_of_the_answer"),
         ("[*bos, *ids][:limit]", "[*ids][:limit]", MEASURES + "perplexity_of_texts_equals_the_plain_loop_in_any_batch"),
     ],
     "evaluation/intervals.py": [
@@ -536,6 +534,10 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
     "rewards/values.py": [
         ("Fraction(1, 1_000_000) * min(1, abs(wanted))", "Fraction(1, 2) * min(1, abs(wanted))",
          "tests/rewards/test_values.py::test_the_tolerance"),
+    ],
+    "rewards/measures.py": [
+        ("counted.unfold(1, n, 1).all(2)", "counted.unfold(1, n, 1).any(2)", MEASURES + "distinct_n_equals_a_set",
+         "tests/dlm/test_ends.py::test_figures_and_rewards_are_of_the_answer"),
     ],
     "data/preferences.py": [
         ("preference.rejected, preference.rejected_ends)", "preference.rejected, preference.chosen_ends)",

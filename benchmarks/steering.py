@@ -28,7 +28,6 @@ from dlm.environment import UnmaskingEnvironment
 from evaluation.report import print_table, save_figure, style, write_json
 from load_model import load_model
 from policy.build import shipped
-from run_train_twist import POSTERIOR, build_source, origin_of
 from samplers.fk import Steering
 from samplers.smc import Particles, Path, Plain, particle_filter
 from training.ranges import Whole
@@ -41,6 +40,7 @@ from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
 from twist.targets import RewardTarget
+from unmask.build import POSTERIOR, build_source, origin_of
 
 COUNTS = (1, 2, 8, 32, 128, 512)
 ROWS = 512  # particles at a time

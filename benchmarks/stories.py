@@ -31,10 +31,11 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from evaluation.cost import equivalent_evaluations
 from evaluation.report import print_table
-from evaluation.text import Judge, distinct_n, load_judge, perplexity, standard_error, unigram_entropy
+from evaluation.text import Judge, load_judge, perplexity, standard_error
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
+from rewards.measures import distinct_n, unigram_entropy
 from samplers.loop import Strategy, TeacherForced, Unmasker, sample
 from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 from training.ranges import ROWS, Number, Whole

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from data.sudoku import Box, blanked, class_key, is_solved, make
+from data.sudoku import blanked, class_key, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from evaluation.cost import evaluation_flop, flop_of
@@ -43,6 +43,7 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
+from rewards.sudoku import Box, is_solved
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
 from samplers.where import Confident, EntropyBound, Factor, Random, Threshold

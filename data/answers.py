@@ -19,9 +19,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.encoding import batch_ids
-from data.hub import prepare
 from data.text import EndlessRows, check_unpacked, json_lines, opened_text
+from dlm.encoding import batch_ids
+from training.hub import prepare
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
 HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}

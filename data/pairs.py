@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.encoding import text_ids
 from data.text import json_lines
+from dlm.encoding import text_ids
 
 FIELDS = ("prompt", "chosen", "rejected")
 

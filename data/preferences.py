@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
 
-from data.encoding import text_ids
-from data.hub import prepare
 from data.pairs import FIELDS
 from data.text import json_lines
+from rewards.template import encode, end_id
+from training.hub import prepare
 
-KINDS = ("full", "prefix", "mask")
 SHAPES = ("random", "prefix", "block")
 BLOCKS = (4, 8, 16, 32)
 # Our name -> arguments of `load_dataset`, and the name of its held-out split. TL;DR's is the parquet copy of what a script made.
@@ -120,6 +119,31 @@ def load_preferences(
     return kept, dropped
 
 
+def split_preferences(
+    train: str, valid: str | None = None, *, cache_dir: str | Path | None = None, count: int | None = None,
+    valid_count: int | None = None, held_out: float = 0.1, seed: int = 0,
+) -> tuple[list[Preference], list[Preference], Counter[str]]:  # fmt: skip
+    """Return the preferences to learn from, the held-out ones, and how many rows were dropped, by reason.
+
+    Args:
+        train, valid: names as `load_preferences` takes them. valid=None holds out the own split of a data set of the hub, and the
+            last pairs of a file.
+        count, valid_count: at most so many pairs of each.
+        held_out: share of a file that is held out where valid is None.
+
+    Raises:
+        ValueError: as `load_preferences`, and for a file with too few pairs to hold some out.
+    """
+    learnt, dropped = load_preferences(train, "train", cache_dir, count, seed)
+    if valid is None and train not in HUB:
+        kept = len(learnt) - max(1, round(held_out * len(learnt)))
+        if kept < 1:
+            raise ValueError(f"{train} has {len(learnt)} pairs, too few to hold some out; give data.valid")
+        return learnt[:kept], learnt[kept:][:valid_count], dropped
+    others, of_valid = load_preferences(valid or train, "valid", cache_dir, valid_count, seed)
+    return learnt, others, dropped + of_valid
+
+
 def _of_line(place: str, record: object) -> Preference:
     if not isinstance(record, dict) or not all(isinstance(record.get(field), str) for field in FIELDS):
         raise ValueError(f"{place}: expected the texts {', '.join(FIELDS)}; mend or delete the line")
@@ -144,41 +168,6 @@ def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> Dataset:
             f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the network, or put a folder {name} of "
             f"`save_to_disk` into data.cache_dir, which is {cache_dir}"
         ) from error
-
-
-# ---------------------------------------------------------------------------------------------------------------- template
-
-
-def encode(tokenizer: Any, prompt: str, answer: str, finished: bool = True) -> tuple[list[int], list[int]]:
-    """(ids of the prompt, ids of the answer), each encoded by itself: what stands in a row is one behind the other.
-
-    The template of every reward model, in training and decoding: `[CLS] prompt [SEP] answer [SEP]` for an encoder's tokenizer;
-    prompt, answer and end of sequence for a causal one, behind its start token where it always writes one. finished: whether the
-    answer has its last token, the end.
-    """
-    prompt_ids, answer_ids = (text_ids(tokenizer, text) if text else [] for text in (prompt, answer))
-    if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
-        start, between = [tokenizer.cls_token_id], [tokenizer.sep_token_id] if prompt else []
-    else:
-        start, between = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id], []
-    return start + prompt_ids + between, answer_ids + ([end_id(tokenizer)] if finished else [])
-
-
-def fitted(tokenizer: Any, prompt: str, answer: str, finished: bool, longest: int) -> list[int]:
-    """`encode` in a row of at most `longest` tokens: what is too long loses the beginning of its prompt, then of its
-    answer, never the token that a row starts with."""
-    before, after = encode(tokenizer, prompt, answer, finished)
-    row, front = before + after, encode(tokenizer, "", "", finished=False)[0]
-    return row if len(row) <= longest else front + row[len(row) - longest + len(front) :]
-
-
-def end_id(tokenizer: Any) -> int:
-    """The id that ends an answer. ValueError for a tokenizer without one."""
-    ends = (tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None, tokenizer.eos_token_id)
-    end = next((token for token in ends if token is not None), None)
-    if end is None:
-        raise ValueError("the tokenizer has no end of sequence, which ends an answer; set its eos_token")
-    return end
 
 
 # -------------------------------------------------------------------------------------------------------------------- rows

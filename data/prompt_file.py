@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
 
-from data.hub import prepare
 from data.preferences import split_talk
 from data.text import json_lines
+from training.hub import prepare
 
 # Our name -> arguments of `load_dataset`.
 HUB = {

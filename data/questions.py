@@ -35,15 +35,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
-from data.encoding import check_ids, message_ids, text_ids
-from data.ends import end_tokens as end_tokens  # found here as well
-from data.hub import prepare
-from data.prompts import Prompts
 from data.text import json_lines
+from dlm.encoding import check_ids, message_ids, text_ids
+from dlm.ends import end_tokens as end_tokens  # found here as well
+from dlm.prompts import Prompts
 from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression, number_truth, plain_answer
 from rewards.code import CodeTruth, code_program, given_functions
 from rewards.needs import missing
 from rewards.sandbox import Program, check_sandbox, run_programs
+from training.hub import prepare
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
 EXPERT = "You are an expert Python programmer."

@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from data.answers import AnswerRows, encode_pairs, is_answers, row_text, split_pairs
 from data.chain import ChainRows, chain_tokenizer
-from data.hub import prepare
-from data.sudoku import SudokuStream, SudokuTokenizer, make
+from data.sudoku import SudokuStream, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
+from dlm.board import BoardTokenizer
+from training.hub import prepare
 
 
 class SudokuRows:
@@ -109,7 +110,7 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
         return (
             rows,
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
-            SudokuTokenizer(box),
+            BoardTokenizer(box),
         )
     if data.kind == "chain":
         rows = ChainRows(data.steps, data.answer_length, data.keep, seed, data.fewest_steps)

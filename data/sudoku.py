@@ -20,10 +20,10 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Box = tuple[int, int]
+from rewards.sudoku import Box, cell_units, is_solved
+
 Puzzles = dict[str, Tensor]  # "solutions" Int[puzzle, cell] and "clues" Bool[puzzle, cell] (True: the digit is given)
 
-SYMBOLS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LARGEST_GROUP = 10_000  # symmetries `canonical` goes through one by one: 128 for 4x4, 3,456 for 6x6 (9x9 has 3,359,232)
 # Classes are few and unequal, so the salt is chosen such that "test" gets 10 of the 49 classes of 6x6 (22% of random
 # grids) and the smaller of the two classes of 4x4 (22%).
@@ -34,18 +34,11 @@ ATTEMPTS = 300  # fresh grids tried in a row before `make` says that no such puz
 # --- solving
 
 
-@lru_cache
-def _cells(box: Box) -> list[tuple[int, int, int]]:
-    """Row, column and box of every cell, as places in one list of 3n used-digit masks."""
-    (height, width), n = box, box[0] * box[1]
-    return [(r, n + c, 2 * n + r // height * height + c // width) for r in range(n) for c in range(n)]
-
-
 def _search(
     used: list[int], empty: list[int], values: list[int], box: Box, limit: int, rng: random.Random | None = None
 ) -> int:
     """Fills `values` (bits) at `empty`, most constrained cell first; returns the number of solutions up to `limit`."""
-    cells, everything = _cells(box), (1 << box[0] * box[1]) - 1
+    cells, everything = cell_units(box), (1 << box[0] * box[1]) - 1
     tried = []  # of every cell that holds a trial: itself, its units, the digits still to try, what is empty but for it
     found = 0
     while True:
@@ -85,7 +78,7 @@ def _search(
 
 def _used(values: list[int], box: Box) -> list[int]:
     used = [0] * (3 * box[0] * box[1])
-    for value, units in zip(values, _cells(box), strict=True):
+    for value, units in zip(values, cell_units(box), strict=True):
         for unit in units:
             used[unit] |= value
     return used
@@ -112,7 +105,7 @@ def dig(grid: list[int], box: Box, rng: random.Random, clues: int | None = None)
     Stops at `clues` clues, or, with None, when every clue left is necessary; one pass suffices, for a clue that was
     necessary stays so when others go. More than `clues` are left if this order gets stuck earlier.
     """
-    cells = _cells(box)
+    cells = cell_units(box)
     values = [1 << token for token in grid]
     used = _used(values, box)
     left = len(grid)
@@ -325,50 +318,3 @@ class SudokuStream:
     def grids(self, batch: int, generator: torch.Generator) -> Int[Tensor, "batch cell"]:
         """Full grids for the denoiser, which masks them itself."""
         return self.puzzles(batch, generator)["solutions"]
-
-
-# --- checking and text
-
-
-def is_solved(grids: Int[Tensor, "grid cell"], box: Box) -> Bool[Tensor, " grid"]:
-    """True where every row, column and box holds each digit 0..n-1 once; a grid with a mask left is not solved."""
-    n = box[0] * box[1]
-    members = torch.tensor(_cells(box), device=grids.device).T.argsort(dim=1).reshape(-1)  # cells, unit by unit
-    units = grids[:, members].reshape(len(grids), 3 * n, n)
-    return (units.sort(-1).values == torch.arange(n, device=grids.device)).all(-1).all(-1)
-
-
-class SudokuTokenizer:
-    """Digits 1..n are tokens 0..n-1, a blank ('.', '0' or '_') is the mask token n; reads '12..' and '1 2 . .'."""
-
-    def __init__(self, box: Box):
-        self.size = box[0] * box[1]
-        self.mask_token_id = self.size
-        self.vocab_size = self.size + 1
-        self._ids = dict.fromkeys(".0_", self.size)
-        self._ids |= {symbol: token for token, symbol in enumerate(SYMBOLS[: self.size])}
-
-    mask_token, eos_token = ".", None
-
-    def get_vocab(self) -> dict[str, int]:
-        """Each symbol that `decode` writes, and its token."""
-        return {symbol: self._ids[symbol] for symbol in SYMBOLS[: self.size] + self.mask_token}
-
-    def encode(self, text: str) -> list[int]:
-        """n * n tokens; raises ValueError for another length or an unknown character."""
-        symbols = "".join(text.split())
-        unknown = sorted(set(symbols) - set(self._ids))
-        if unknown or len(symbols) != self.size**2:
-            raise ValueError(
-                f"the puzzle has {len(symbols)} cells and unknown characters {unknown}, expected {self.size**2} cells; "
-                f"write them as {SYMBOLS[: self.size]} or '.' for a blank."
-            )
-        return [self._ids[symbol] for symbol in symbols]
-
-    def decode(self, tokens: Int[Tensor, " cell"] | list[int]) -> str:
-        """The grid, one line per row, '.' for the mask."""
-        symbols = [(SYMBOLS[: self.size] + ".")[int(token)] for token in tokens]
-        return "\n".join(" ".join(symbols[start : start + self.size]) for start in range(0, len(symbols), self.size))
-
-    def batch_decode(self, grids: Int[Tensor, "grid cell"]) -> list[str]:
-        return [self.decode(grid) for grid in grids.tolist()]

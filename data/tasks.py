@@ -12,8 +12,6 @@ from torch import Tensor
 
 from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
-from data.ends import before_end, end_tokens, texts_of
-from data.prompts import Prompts
 from data.questions import (
     Question,
     Reader,
@@ -25,8 +23,11 @@ from data.questions import (
     right,
 )
 from data.rows import training_data
-from data.sudoku import SudokuStream, SudokuTokenizer, blanked, make
+from data.sudoku import SudokuStream, blanked, make
 from data.text import EndlessRows
+from dlm.board import BoardTokenizer
+from dlm.ends import before_end, end_tokens, texts_of
+from dlm.prompts import Prompts
 
 
 class PuzzleTask:
@@ -41,7 +42,7 @@ class PuzzleTask:
         )
         held_out = make(self.box, data.valid_puzzles, data.clues, seed=data.seed + 1, split="test")
         self.valid = self.held_out = Prompts(blanked(held_out, self.box), held_out, held_out["solutions"])
-        self.tokenizer = SudokuTokenizer(self.box)
+        self.tokenizer = BoardTokenizer(self.box)
 
     def prompts(self, count: int, seed: int) -> Prompts:
         """Training puzzles, a function of the seed."""

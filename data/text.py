@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from data.encoding import batch_ids, without_surrogates
-from data.hub import prepare
+from dlm.encoding import batch_ids, without_surrogates
+from training.hub import prepare
 
 disable_progress_bars()  # of datasets: two lines for every file, however short
 logging.getLogger("datasets.packaged_modules.json.json").setLevel(

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data.ends import is_end
 from dlm.cache import CACHES, new_cache
 from dlm.causal_lm import CausalLM
 from dlm.draws import Draws
+from dlm.ends import is_end
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation, Readout
 from dlm.token_rule import TokenRule
@@ -38,7 +38,7 @@ class UnmaskingEnvironment:
             may select nothing).
         budget: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes.
         prompt_length: columns of the canvas before the first block (prompts, padded on the left): policies do not see them.
-        stop_id: the end token, or several (data/ends.py): a row is done when one is written with no mask before it, and what
+        stop_id: the end token, or several (dlm/ends.py): a row is done when one is written with no mask before it, and what
             follows is filled with the first of them. None: never.
         never: tokens that are never written (LLaDA's `logits_eos_inf`).
         last: tokens whose positions count as least confident (LLaDA's `confidence_eos_eot_inf`).

@@ -11,10 +11,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from data.hub import prepare
-from data.sudoku import SudokuTokenizer
+from dlm.board import BoardTokenizer
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.published import KEYS
+from training.hub import prepare
 from training.stored import read_json_object
 from training.usage import readable
 
@@ -130,7 +130,7 @@ def read_tokenizer(path: str, config: dict):
     Raises ValueError that names the file for one that is there and broken.
     """
     if "puzzle" in config:
-        return SudokuTokenizer(tuple(config["puzzle"]["box"]))
+        return BoardTokenizer(tuple(config["puzzle"]["box"]))
     found, local = family(config), Path(path).is_dir()
     if not local and found in ("radd", "mdlm"):
         path = PUBLISHED_TOKENIZER

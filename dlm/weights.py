@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dlm.files import fetch, is_there
-from dlm.storage import load_pickled, read_tensors
+from training.storage import load_pickled, read_tensors
 from training.usage import readable
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.ends import before_end, end_tokens, texts_of
+from dlm.ends import before_end, end_tokens, texts_of
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 

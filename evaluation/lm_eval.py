@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from data.encoding import check_ids, hidden_names, rendered_ids, text_ids
 from data.tasks import Prompts
+from dlm.encoding import check_ids, hidden_names, rendered_ids, text_ids
 from dlm.masked_lm import MaskedLM
 from evaluation.decoding import Decoding, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
@@ -108,7 +108,7 @@ class UnmaskLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The messages in the tokenizer's chat template, behind `RENDERED`; names of special tokens in a message are hidden
-        (data/encoding.py), so that they stay text."""
+        (dlm/encoding.py), so that they stay text."""
         messages = [{**turn, "content": hidden_names(self.tokenizer, turn["content"])} for turn in chat_history]
         return RENDERED + self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt,

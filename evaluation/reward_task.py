@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.encoding import text_ids
+from dlm.encoding import text_ids
 from evaluation.likelihood import log_likelihoods
 from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error

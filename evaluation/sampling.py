@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.sudoku import Box, is_solved
 from evaluation.intervals import wilson
-from evaluation.text import Judge, distinct_n, summarise, unigram_entropy
+from evaluation.text import Judge, summarise
+from rewards.measures import distinct_n, unigram_entropy
+from rewards.sudoku import Box, is_solved
 from samplers.samples import Samples
 
 

@@ -24,12 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data.encoding import batch_ids, check_embedded
-from data.hub import prepare
+from dlm.encoding import batch_ids, check_embedded
 from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
-from dlm.storage import check_files
-from rewards.likelihood import unigram_entropy
+from rewards.measures import distinct_n, unigram_entropy
 from rewards.models import position_limit
+from training.hub import prepare
+from training.storage import check_files
 from training.stored import read_json_object
 from training.usage import readable
 
@@ -162,18 +162,6 @@ def _mean_cross_entropy(model: Any, sequences: list[Int[Tensor, "_"]]) -> Float[
     targets = tokens.masked_fill(~real, -100)[:, 1:]
     sums = [F.cross_entropy(row[:-1], target, reduction="sum") for row, target in zip(logits, targets, strict=True)]
     return torch.stack(sums).double().cpu() / (lengths - 1)
-
-
-def distinct_n(
-    tokens: Int[Tensor, "row position"], n: int, counted: Bool[Tensor, "row position"] | None = None
-) -> float:
-    """Distinct n-grams of the whole set over all n-grams of it, in (0, 1]. An n-gram does not span two rows. counted: of which
-    tokens (None: all); NaN where they hold no n-gram."""
-    if not 1 <= n <= tokens.shape[1]:
-        raise ValueError(f"n is {n}, expected between 1 and the row length {tokens.shape[1]}: choose a smaller n.")
-    grams = tokens.unfold(1, n, 1)
-    grams = grams.flatten(0, 1) if counted is None else grams[counted.unfold(1, n, 1).all(2)]
-    return len(grams.unique(dim=0)) / len(grams) if len(grams) else float("nan")
 
 
 def summarise(

@@ -14,8 +14,8 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.encoding import check_ids, message_ids, model_ids, unwritable
-from data.sudoku import SudokuTokenizer
+from dlm.board import BoardTokenizer
+from dlm.encoding import check_ids, message_ids, model_ids, unwritable
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM, SeddLM
 from policy.checkpoints import load_policy
@@ -185,7 +185,7 @@ def canvas_of(
     length: positions; by default the model's longest, or the template's own; a template is continued by masks up to it.
     A Sudoku model's canvas is its board and `prefix` the puzzle. Raises ValueError for what does not fit.
     """
-    if isinstance(model.tokenizer, SudokuTokenizer):
+    if isinstance(model.tokenizer, BoardTokenizer):
         if suffix is not None or template is not None or chat:
             raise ValueError("a Sudoku model takes the puzzle as its prompt; leave suffix, template and chat out")
         cells = model.tokenizer.size**2

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
 from dlm.masked_lm import MaskedLM
-from dlm.storage import load_checkpoint, load_weights, save_weights
 from model.llama import LLADA_KEYS
 from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.files import replacing_directory
+from training.storage import load_checkpoint, load_weights, save_weights
 from training.stored import read_json_object
 from training.terminal import printable
 from training.usage import readable

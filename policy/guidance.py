@@ -15,8 +15,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.ends import before_end, end_tokens, has_end, texts_of
-from data.preferences import encode
+from dlm.ends import before_end, end_tokens, has_end, texts_of
 from dlm.environment import UnmaskingEnvironment
 from dlm.fingerprint import fingerprint_of, mismatch
 from dlm.masked_lm import MaskedLM
@@ -32,6 +31,7 @@ from rewards.models import (
     load_reward,
     shares_tokens,
 )
+from rewards.template import encode
 from samplers.best_of import best_of
 from samplers.guided import (
     METHODS,
@@ -212,7 +212,7 @@ def build_values(name: str, guide: DictConfig, model: MaskedLM, first: int, leng
             )
         own = Template(first=first, end=ends[0] if ends else None, turns=tuple(ends[1:]))
         assert isinstance(reward, TextReward)
-        decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (data/ends.py)
+        decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (dlm/ends.py)
         return Texts(reward.score_texts, decode, own, kind)
     assert isinstance(reward, RewardModel)
     template = template_of(reward, first, ends)
@@ -249,7 +249,7 @@ def asked_head(path: str | None, model: MaskedLM) -> VocabularyHead:
 
 
 def template_of(reward: RewardModel, first: int, ends: Sequence[int]) -> Template:
-    """The template of `data.preferences.encode`, around ids of the model. ends: its end tokens, the end of sequence first."""
+    """The template of `rewards.template.encode`, around ids of the model. ends: its end tokens, the end of sequence first."""
     tokenizer: Any = reward.tokenizer
     front, _ = encode(tokenizer, "", "", finished=False)
     separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
@@ -274,6 +274,6 @@ def score_finished(reward: RewardModel | TextReward, model: MaskedLM, first: int
 
 
 def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple[list[str], list[bool]]:
-    """The answers up to their end (data/ends.py), and whether each came to it."""
+    """The answers up to their end (dlm/ends.py), and whether each came to it."""
     ends, free = end_tokens(model.tokenizer), torch.ones_like(answers, dtype=torch.bool)
     return texts_of(answers, before_end(answers, free, ends), model.tokenizer), has_end(answers, free, ends).tolist()

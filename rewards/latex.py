@@ -37,7 +37,7 @@ from jaxtyping import Bool, Int
 from math_core import LatexError, LatexToMathML
 from torch import Tensor
 
-from data.ends import before_end, end_tokens, texts_of
+from dlm.ends import before_end, end_tokens, texts_of
 from rewards.brackets import bracket_state, marks_per_token, pieces_of
 from rewards.rules import Finished, RewardOutput, each_row
 
@@ -226,7 +226,7 @@ def unfinished(pieces: Sequence[str | None], slack: int, weights: Mapping[str, f
 def written(
     tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer, mask_id: int
 ) -> list[str]:
-    """The answers at the positions that were not given, up to their end (data/ends.py); masks are left out."""
+    """The answers at the positions that were not given, up to their end (dlm/ends.py); masks are left out."""
     answer = before_end(tokens, ~given, end_tokens(tokenizer))
     return texts_of(tokens, answer & (tokens != mask_id), tokenizer)
 

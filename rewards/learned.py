@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from data.ends import before_end, end_tokens, has_end, texts_of
+from dlm.ends import before_end, end_tokens, has_end, texts_of
 from rewards.latex import written
-from rewards.likelihood import unigram_entropy
+from rewards.measures import unigram_entropy
 from rewards.models import TextReward
 from rewards.rules import Finished, RewardOutput, speed_factor
 

@@ -9,27 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data.ends import before_end
+from dlm.ends import before_end
+from rewards.measures import unigram_entropy
 from rewards.rules import Finished, RewardOutput, speed_factor
-
-NO_TOKEN = -1
-
-
-def unigram_entropy(
-    tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"] | None = None
-) -> Float64[Tensor, " row"]:
-    """Entropy, in nats, of the token frequencies in each row: 0 for one token repeated, log L for L different ones. counted:
-    which tokens (None: all); 0 for a row without any."""
-    counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
-    ordered = tokens.masked_fill(~counted, NO_TOKEN).sort(dim=1).values
-    run = F.pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0)).cumsum(1)  # equal tokens are one run
-    counts = torch.zeros(ordered.shape, dtype=torch.float64, device=tokens.device)
-    counts.scatter_add_(1, run, (ordered != NO_TOKEN).double())
-    return torch.special.entr(counts / counted.sum(1, keepdim=True).clamp(min=1)).sum(1)
 
 
 @dataclass
@@ -37,7 +22,7 @@ class LikelihoodReward:
     """Log-likelihood under `judge` - weight * relu(entropy_floor - unigram entropy) + alpha * log speed, in nats.
 
     `judge(tokens Int[row, position], counted Bool[row, position]) -> Float[row]` is the mean log-probability of the counted
-    tokens: prompt and answer. ends: tokens that end an answer (data/ends.py); none of packed texts, which go on behind them.
+    tokens: prompt and answer. ends: tokens that end an answer (dlm/ends.py); none of packed texts, which go on behind them.
     Speed enters as the log of its factor, so as a factor on the likelihood: times a negative log-likelihood it would reward
     being slow.
     """

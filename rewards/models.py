@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from data.encoding import batch_ids, check_embedded
-from data.hub import SHIPPED, prepare
-from data.preferences import KINDS, fitted
+from dlm.encoding import batch_ids, check_embedded
 from dlm.fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
-from dlm.storage import check_files, check_read, load_weights, save_weights
+from rewards.template import KINDS, fitted
+from training.hub import SHIPPED, prepare
+from training.storage import check_files, check_read, load_weights, save_weights
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
@@ -117,7 +117,7 @@ class SequenceClassifier:
         return logits.float().to(length.device)
 
     def read(self, prompts: list[str], texts: list[str], finished: Sequence[bool]) -> Float[Tensor, "row label"]:
-        """Of texts by the template of training, with its end where an answer is finished (`data.preferences.fitted`): what is too
+        """Of texts by the template of training, with its end where an answer is finished (`rewards.template.fitted`): what is too
         long loses its beginning."""
         answers = zip(prompts, texts, finished, strict=True)
         rows = [fitted(self.tokenizer, *answer, self.max_length) for answer in answers]

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data.sudoku import Box, is_solved
 from rewards.answers import has_format
+from rewards.sudoku import Box, is_solved
 
 
 @runtime_checkable

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.ends import with_end
 from data.tasks import Prompts
 from dlm.draws import Draws
+from dlm.ends import with_end
 from dlm.environment import UnmaskingEnvironment
 from dlm.likelihood import Estimator, Views
 from dlm.masked_lm import MaskedLM
@@ -34,7 +34,7 @@ class Batch:
     free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
     padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
     reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole
-    batch. ends: tokens that end an answer (data/ends.py).
+    batch. ends: tokens that end an answer (dlm/ends.py).
     """
 
     tokens: Int[Tensor, "row position"]

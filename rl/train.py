@@ -36,9 +36,9 @@ from dlm.likelihood import (
 )
 from dlm.masked_lm import MaskedLM
 from dlm.noise import Noise
-from evaluation.text import distinct_n
 from losses import group_advantages
 from policy.rollout import Reward
+from rewards.measures import distinct_n
 from rl.objective import RATIOS, backward, policy_loss
 from rl.rollouts import Batch, decode, reward_metrics, score, strategy_of, writable
 from training.learner import Learner

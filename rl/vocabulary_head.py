@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.encoding import model_ids
-from data.ends import before_end, end_tokens
 from data.pairs import Pairs
 from data.preferences import SHAPES, Preference, draw_mask
+from dlm.encoding import model_ids
+from dlm.ends import before_end, end_tokens
 from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import MaskedLM
 from rewards.models import VocabularyHead
@@ -81,7 +81,7 @@ def compared(
     pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, ends: Sequence[int]
 ) -> Bool[Tensor, "pair position"]:
     """Where rows are compared. Causal (masked: None): from the first difference to the end of the shorter answer; masked: at the
-    masks of pairs that differ there or in what is shown. ends: tokens that end an answer (data/ends.py)."""
+    masks of pairs that differ there or in what is shown. ends: tokens that end an answer (dlm/ends.py)."""
     if masked is not None:
         return masked & (pairs.chosen != pairs.rejected).any(1, keepdim=True)
     parted = (pairs.chosen != pairs.rejected).cumsum(1) > 0

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from data.ends import is_end
 from dlm.draws import Draws
+from dlm.ends import is_end
 from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
 from samplers.loop import Unmasker, all_at_last
@@ -64,7 +64,7 @@ class Reward(Protocol):
 class Template:
     """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer,
     which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own;
-    turns: tokens of the language model that end an answer too (data/ends.py), which the reward model reads as `end`."""
+    turns: tokens of the language model that end an answer too (dlm/ends.py), which the reward model reads as `end`."""
 
     front: tuple[int, ...] = ()
     between: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data.ends import before_end, has_end, texts_of
+from dlm.ends import before_end, has_end, texts_of
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Samples:
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
     forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
     clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift.
-    ends: tokens that end an answer (data/ends.py), none where rows go on behind them, as packed texts do."""
+    ends: tokens that end an answer (dlm/ends.py), none where rows go on behind them, as packed texts do."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 import run_train_policy
-from data.sudoku import SudokuTokenizer
 from data.text import load_texts
+from dlm.board import BoardTokenizer
 from load_model import build_model, save_model
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +90,8 @@ def tiny_models(root: Path) -> dict[str, list[str]]:
             },
             tokenizer,
         ),
-        "sudoku": (board(2, 3) | {"noise": NOISE}, SudokuTokenizer((2, 3))),
-        "small": (board(2, 2) | {"noise": NOISE}, SudokuTokenizer((2, 2))),
+        "sudoku": (board(2, 3) | {"noise": NOISE}, BoardTokenizer((2, 3))),
+        "small": (board(2, 2) | {"noise": NOISE}, BoardTokenizer((2, 2))),
     }
     for name, (config, vocabulary) in configs.items():
         torch.manual_seed(0)

@@ -14,8 +14,8 @@ import run_guide
 import run_sample
 from benchmarks.fingerprints import main as stamp
 from benchmarks.fingerprints import stamped
-from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
+from dlm.board import BoardTokenizer
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, stored_fingerprint, token_digest, weight_digests
 from load_model import load_model
 from model.radd import RADD
@@ -128,7 +128,7 @@ def test_tokens_are_compared_by_name_and_number():
     texts = ["A cat sat.", "A dog ran up a hill."]
     one, other = train_bpe(texts, 270), train_bpe([text.upper() for text in texts], 270)
     assert len(one) == len(other) and token_digest(one) != token_digest(other)
-    assert token_digest(SudokuTokenizer((2, 3))) != token_digest(SudokuTokenizer((2, 2)))
+    assert token_digest(BoardTokenizer((2, 3))) != token_digest(BoardTokenizer((2, 2)))
     masked = copy.deepcopy(one)
     masked.add_special_tokens({"mask_token": "[MASK]"})
     assert token_digest(masked) == token_digest(one)  # a model adds its own mask

@@ -36,3 +36,76 @@ def test_every_package_and_module_is_installed():
     checked = PROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1].partition("=")[2].split(",")
     assert packages <= set(checked), "a package whose shapes are not checked under pytest"
     assert packages == set(PROJECT["tool"]["importlinter"]["root_packages"])
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the modules that a file imports, anywhere in it."""
+    tree = ast.parse(path.read_text())
+    names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def product_files() -> list[Path]:
+    """Every module of the product: rooms, commands and benchmarks."""
+    rooms = [path for name in SETUPTOOLS["packages"] for path in (ROOT / name).rglob("*.py")]
+    return [*rooms, *(ROOT / f"{name}.py" for name in SETUPTOOLS["py-modules"])]
+
+
+def test_no_command_imports_a_command():
+    commands = {path.stem for path in ROOT.glob("run_*.py")} - {"run_demo"}  # the demo runs others, as its users would
+    for command in commands:
+        assert not imported(ROOT / f"{command}.py") & commands, command
+
+
+# Modules above the command line that still take a whole configuration; the list only gets shorter.
+CONFIGURED = {
+    "data/rows.py",
+    "data/tasks.py",
+    "dlm/pretrain.py",
+    "evaluation/candidates.py",
+    "evaluation/compare.py",
+    "evaluation/kl_report.py",
+    "evaluation/lm_eval.py",
+    "evaluation/pairwise.py",
+    "evaluation/reward_task.py",
+    "load_model.py",
+    "policy/build.py",
+    "policy/experts.py",
+    "policy/grpo.py",
+    "policy/guidance.py",
+    "policy/imitation.py",
+    "policy/ppo.py",
+    "policy/readers.py",
+    "policy/train.py",
+    "rewards/latex.py",
+    "rl/preferences.py",
+    "rl/rollouts.py",
+    "rl/train.py",
+    "rl/vocabulary_head.py",
+    "training/published.py",
+    "training/ranges.py",
+    "training/settings.py",
+    "training/stored.py",
+    "training/trainers.py",
+    "training/usage.py",
+    "twist/evaluate.py",
+    "twist/methods.py",
+    "twist/sampling.py",
+    "twist/train.py",
+}
+
+
+def test_configurations_and_flags_stop_at_the_command_line():
+    """Whole configurations (DictConfig) and parsed flags are read by commands, `unmask/build.py` and `training/run.py` alone."""
+    allowed = {
+        *ROOT.glob("run_*.py"),
+        *(ROOT / "unmask" / "commands").glob("*.py"),
+        ROOT / "unmask" / "build.py",
+        ROOT / "training" / "run.py",
+    }
+    allowed |= set((ROOT / "benchmarks").rglob("*.py"))
+    found = {
+        str(path.relative_to(ROOT)) for path in product_files()
+        if path not in allowed and imported(path) & {"omegaconf", "argparse"}
+    }  # fmt: skip
+    assert found == CONFIGURED

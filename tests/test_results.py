@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks import stories
 from benchmarks.chain import heuristics, learned, measure, problems, with_cost
 from benchmarks.latex import answered, questions
-from data.sudoku import blanked, is_solved, make
+from data.sudoku import blanked, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.intervals import wilson
@@ -20,15 +20,16 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.models import TextReward, VaderReward, load_reward
+from rewards.sudoku import is_solved
 from run_guide import main as guide
 from run_make_preferences import prompts_of
-from run_train_twist import build_source
 from samplers.loop import Strategy, sample
 from samplers.where import EntropyBound, Factor, Threshold
 from training.usage import composed
 from twist.evaluate import proposal_samples
 from twist.model import load_twist
 from twist.tail import with_tail
+from unmask.build import build_source
 
 ROOT = Path(__file__).parents[1]
 BOX = (2, 3)

@@ -17,10 +17,10 @@ import run_guide
 import run_sample
 import samplers.loop
 from data.chain import chains, is_right
-from data.encoding import text_ids
 from data.prompt_file import load_asked
-from data.sudoku import SudokuTokenizer
 from data.text import train_bpe
+from dlm.board import BoardTokenizer
+from dlm.encoding import text_ids
 from evaluation.text import JudgeMissing
 from load_model import build_model, load_model, save_model
 from policy.build import STRATEGIES, canvas_of
@@ -53,7 +53,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     configs = {
         "text": ({"tokens": 280, "model": SHAPE | {"length": 12}, "noise": NOISE}, tokenizer),
         "causal": (LLAMA, tokenizer),
-        "sudoku": (board, SudokuTokenizer((2, 2))),
+        "sudoku": (board, BoardTokenizer((2, 2))),
     }
     for name, (config, vocabulary) in configs.items():
         torch.manual_seed(0)

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import run_train_preference
-from data.encoding import text_ids
 from data.preferences import Preference
 from dlm.causal_lm import sequence_log_prob
-from dlm.storage import CHECKSUM
+from dlm.encoding import text_ids
 from load_model import load_model
 from run_train_preference import RowsOfIds, rows_of
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
+from training.storage import CHECKSUM
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import run_train_reward
-from dlm.storage import CHECKSUM
 from load_model import load_model
 from rewards.models import load_head, load_reward
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
+from training.storage import CHECKSUM
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import run_sample
 from dlm.masked_lm import SeddLM
 from load_model import load_model, save_model
-from run_train_dlm import stored_config
 from tests.training.test_run import record, train
+from unmask.build import stored_config
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "tests" / "vectors" / "sedd-tiny"

@@ -12,7 +12,6 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
-from run_train_policy import build_task, check_data
 from samplers.loop import Strategy, sample
 from samplers.where import Threshold
 from tests.policy_runs import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
@@ -20,6 +19,7 @@ from tests.tiny_text import backbone, questions
 from training.processes import Processes
 from training.published import translated
 from training.usage import composed
+from unmask.build import build_task, check_data
 
 
 @pytest.fixture(scope="module")

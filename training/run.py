@@ -26,11 +26,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dlm.storage import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
 from training.files import append_line, check_place, make_directory, replacing, sweep, whole_lines, write_text, writing
 from training.lock import Lock
 from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
+from training.storage import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
 from training.stored import PLACES, configuration, parsed_json, parsed_yaml, read_bytes, replace_at, settings, value_at
 from training.terminal import printable
 from training.usage import CONFIGS, composed, readable

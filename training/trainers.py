@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
-from dlm.storage import check_read
 from training.files import writing
 from training.processes import Processes
 from training.run import Run
+from training.storage import check_read
 from training.stored import read_json_object
 
 PREFIX = "checkpoint-"  # of a trainer's checkpoints

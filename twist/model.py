@@ -23,9 +23,9 @@ from transformers.pytorch_utils import Conv1D
 from dlm.causal_lm import CausalLM
 from dlm.fingerprint import KEY, fingerprint_of, mismatch, stored_fingerprint
 from dlm.masked_lm import MaskedLM
-from dlm.storage import load_weights, save_weights
 from model.sedd import SEDD
 from training.files import replacing_directory
+from training.storage import load_weights, save_weights
 from training.stored import read_json_object
 from training.usage import readable
 from twist.heads import TwistHead

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.encoding import model_ids
 from dlm.draws import Draws
+from dlm.encoding import model_ids
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation

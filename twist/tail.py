@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from data.encoding import text_ids
+from dlm.encoding import text_ids
 from dlm.masked_lm import MaskedLM
 
 FOLLOWED = ("infilling", "continuation")  # targets that ask what comes behind the text

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data.encoding import model_ids
-from data.ends import before_end, end_tokens, has_end, texts_of
 from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.encoding import model_ids
+from dlm.ends import before_end, end_tokens, has_end, texts_of
 from dlm.masked_lm import MaskedLM
 from rewards.latex import is_valid, spans
 from rewards.models import SequenceClassifier, TextReward, class_log_probs, load_reward
@@ -54,7 +54,7 @@ def load_classifier(path: str, device: torch.device, classes: int | None = None)
 @dataclass
 class Texts:
     """Token ids to what a reader of texts says of them: the prompt (the first `first` positions) and the answer up to its end
-    (data/ends.py). The ids that a model alone has (its mask) are no text."""
+    (dlm/ends.py). The ids that a model alone has (its mask) are no text."""
 
     tokenizer: Any
     read: Callable[[list[str]], Tensor]

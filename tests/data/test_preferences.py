@@ -10,16 +10,8 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from data.preferences import (
-    SHAPES,
-    Preference,
-    draw_mask,
-    encode,
-    load_preferences,
-    mask_rows,
-    preference_rows,
-    prefix_rows,
-)
+from data.preferences import SHAPES, Preference, draw_mask, load_preferences, mask_rows, preference_rows, prefix_rows
+from rewards.template import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "<end>", "<start>", *"abcdefgh"]

@@ -137,7 +137,7 @@ def test_answers_of_math_compare_as_the_configuration_says(model, directory, by)
 
 def test_answers_end_with_their_turn_as_in_an_evaluation(model, directory, monkeypatch):
     """The token of a turn's end is no text, and what was written behind it is not read."""
-    monkeypatch.setattr("data.ends.TURNS", ("<eot>",))
+    monkeypatch.setattr("dlm.ends.TURNS", ("<eot>",))
     asked = task(model, directory)
     row = model.tokenizer.encode("is 7<eot>is 1", add_special_tokens=False)[:8]
     assert asked.written(torch.tensor([row])) == ["is 7"]

@@ -10,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import sudoku
-from data.sudoku import (
-    SudokuStream,
-    SudokuTokenizer,
-    augment,
-    blanked,
-    canonical,
-    class_key,
-    count_solutions,
-    is_solved,
-)
+from data.sudoku import SudokuStream, augment, blanked, canonical, class_key, count_solutions
+from dlm.board import BoardTokenizer
+from rewards.sudoku import is_solved
 
 torch.set_num_threads(1)
 BOXES = [(2, 2), (2, 3), (3, 2), (3, 3)]
@@ -225,7 +218,7 @@ def test_save_and_load(tmp_path):
 def test_tokenizer_round_trip(box, data):
     n = box[0] * box[1]
     tokens = data.draw(st.lists(st.integers(0, n), min_size=n * n, max_size=n * n))
-    tokenizer = SudokuTokenizer(box)
+    tokenizer = BoardTokenizer(box)
     text = tokenizer.decode(tokens)
     assert tokenizer.encode(text) == tokens == tokenizer.encode("".join(text.split()))
     assert [len(line.split()) for line in text.splitlines()] == [n] * n
@@ -233,7 +226,7 @@ def test_tokenizer_round_trip(box, data):
 
 
 def test_tokenizer_symbols_and_errors():
-    tokenizer = SudokuTokenizer((2, 2))
+    tokenizer = BoardTokenizer((2, 2))
     assert (tokenizer.vocab_size, tokenizer.mask_token_id) == (5, 4)
     assert tokenizer.encode("1234 .0_. 4321 ....") == [0, 1, 2, 3, 4, 4, 4, 4, 3, 2, 1, 0, 4, 4, 4, 4]
     with pytest.raises(ValueError, match="15 cells"):

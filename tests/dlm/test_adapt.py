@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import run_train_dlm
-import run_train_policy
+import unmask.build
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
@@ -292,7 +292,7 @@ def test_a_policy_learns_on_a_model_whose_table_has_spare_rows(bases, tmp_path):
     loaded, _ = load_model(adapter)
     assert (loaded.mask_id, loaded.vocab_size, len(loaded.tokenizer)) == (37, 40, 38)
     config = composed("train_policy", ["data.tokenizer=model", "sampling.length=8", "eval.batch_size=2"])
-    run_train_policy.check_data(config, loaded, run_train_policy.build_task(config, loaded))
+    unmask.build.check_data(config, loaded, unmask.build.build_task(config, loaded))
 
 
 def test_an_adapter_is_the_same_model_in_every_precision_and_another_than_its_base(bases, tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import run_sample
 import run_train_dlm
-from data.encoding import text_ids
+from dlm.encoding import text_ids
 from dlm.masked_lm import LlamaLM
 from load_model import load_model
 from tests.dlm.test_adapt import SHAPE, TOKENIZER

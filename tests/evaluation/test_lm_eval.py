@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.encoding import text_ids
 from data.questions import load_questions
+from dlm.encoding import text_ids
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from evaluation.likelihood import log_likelihoods
 from load_model import load_model

@@ -10,19 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import dlm.packaged
 import evaluation.text
-from data.encoding import text_ids
 from data.text import train_bpe
+from dlm.encoding import text_ids
 from evaluation.intervals import bootstrap_mean, paired_difference, paired_ratio, wilson
-from evaluation.text import (
-    JudgeMissing,
-    default_judge,
-    distinct_n,
-    has_default_judge,
-    load_judge,
-    perplexity,
-    summarise,
-    unigram_entropy,
-)
+from evaluation.text import JudgeMissing, default_judge, has_default_judge, load_judge, perplexity, summarise
+from rewards.measures import distinct_n, unigram_entropy
 
 TEXTS = ["a cat sat", "the dog ran to the red barn and slept", "x", "one two three four five six seven"]
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-import run_train_policy
+import unmask.build
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from load_model import load_model
@@ -72,7 +72,7 @@ def config_of(policy, **more):
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 def test_the_block_is_the_models_own_and_starts_at_the_smart_init(name):
     model, _ = load_model(VECTORS / name)
-    policy = run_train_policy.build_policy(config_of({}), model)
+    policy = unmask.build.build_policy(config_of({}), model)
     own = model.backbone.blocks[0].state_dict()
     policy.transformer_blocks[0].load_state_dict(own)  # the same names and shapes
     assert policy._hub_mixin_config["num_heads"] == block_sizes(model)["num_heads"] == 4
@@ -85,14 +85,14 @@ def test_the_block_is_the_models_own_and_starts_at_the_smart_init(name):
 
 def test_another_backbone_gives_the_sizes_or_is_refused():
     model = random_radd(width=16)
-    policy = run_train_policy.build_policy(config_of({"num_heads": 2, "mlp_size": 24}), model)
+    policy = unmask.build.build_policy(config_of({"num_heads": 2, "mlp_size": 24}), model)
     assert policy.inputs(UnmaskingEnvironment(model, 4).reset(torch.full((2, 8), model.mask_id)))["hidden"].shape == (
         2,
         8,
         16,
     )
     with pytest.raises(ValueError, match=r"a model is neither; give policy.num_heads=4"):
-        run_train_policy.build_policy(config_of({"num_heads": 2}), model)
+        unmask.build.build_policy(config_of({"num_heads": 2}), model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

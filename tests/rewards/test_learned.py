@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from rewards.learned import LearnedReward
-from rewards.likelihood import unigram_entropy
+from rewards.measures import unigram_entropy
 from rewards.models import BrevityReward
 from tests.policy_runs import record
 from tests.test_run_train_rl import QUICK, run

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 import rewards.models
-from data.encoding import text_ids
 from data.text import train_bpe
+from dlm.encoding import text_ids
 from rewards.models import (
     ClassifierReward,
     EmbeddingReward,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from data.sudoku import make
 from losses import group_advantages
 from rewards.bound import BoundReward
-from rewards.likelihood import LikelihoodReward, unigram_entropy
+from rewards.likelihood import LikelihoodReward
+from rewards.measures import unigram_entropy
 from rewards.rules import PuzzleReward, RewardOutput, each_row, speed_factor, sudoku_solved
 
 torch.set_num_threads(1)

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 import dlm.pretrain
 import run_train_dlm
 from dlm.masked_lm import LlamaLM
-from dlm.storage import CHECKSUM
 from load_model import load_model
 from training.run import new_directory, step_seed
+from training.storage import CHECKSUM
 from training.usage import exit_on_bad_input
 
 TINY = [

@@ -10,17 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from dlm.storage import (
-    CHECKSUM,
-    add_checksums,
-    check_files,
-    check_written,
-    checksum,
-    load_checkpoint,
-    load_weights,
-    not_finite,
-    save_weights,
-)
 from dlm.weights import stored
 from evaluation.text import load_judge
 from load_model import build_model, load_model, save_model
@@ -33,6 +22,17 @@ from tests.policy_runs import tiny_models
 from tests.preference_pairs import tiny
 from tests.training.test_run import TINY, train
 from training.optim import Optimiser
+from training.storage import (
+    CHECKSUM,
+    add_checksums,
+    check_files,
+    check_written,
+    checksum,
+    load_checkpoint,
+    load_weights,
+    not_finite,
+    save_weights,
+)
 
 POLICY = {"hidden_dim": 16, "feedforward_dim": 16, "num_heads": 2, "time_embed_dim": 8}
 

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from data.answers import encode_pairs
 from data.chain import chain_tokenizer
-from data.encoding import (
+from data.pairs import load_pairs
+from data.prompt_file import load_asked
+from data.questions import canvases
+from data.text import train_bpe
+from dlm.encoding import (
     batch_ids,
     hidden_names,
     message_ids,
@@ -19,11 +23,7 @@ from data.encoding import (
     unwritable,
     without_surrogates,
 )
-from data.pairs import load_pairs
-from data.preferences import encode as encode_preference
-from data.prompt_file import load_asked
-from data.questions import canvases
-from data.text import train_bpe
+from rewards.template import encode as encode_preference
 
 NAMES = ("<|im_start|>", "<|im_end|>", "<mask>")
 CHAT = (

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.ends import before_end, end_tokens, has_end
 from data.text import train_bpe
+from dlm.ends import before_end, end_tokens, has_end
 from dlm.environment import UnmaskingEnvironment
 from dlm.token_rule import TokenRule
 from evaluation.decoding import answer_lengths, generations
@@ -14,7 +14,7 @@ from evaluation.sampling import quality
 from policy.guidance import answer_texts
 from rewards.latex import written
 from rewards.learned import LearnedReward
-from rewards.likelihood import unigram_entropy
+from rewards.measures import unigram_entropy
 from samplers.guided import Canvases, Template, Texts
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples

@@ -4,11 +4,11 @@ import socket
 
 import pytest
 
-import data.hub
 import run_evaluate
-from data.hub import prepare, stay_offline_where_unreachable
+import training.hub
 from data.text import load_texts
 from rewards.models import load_reward
+from training.hub import prepare, stay_offline_where_unreachable
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from rewards.models import load_reward
     ],
 )
 def test_a_name_that_is_no_id_never_goes_to_the_hub(read, message, monkeypatch):
-    monkeypatch.setattr(data.hub, "stay_offline_where_unreachable", lambda: pytest.fail("the hub is asked"))
+    monkeypatch.setattr(training.hub, "stay_offline_where_unreachable", lambda: pytest.fail("the hub is asked"))
     with pytest.raises(ValueError, match=message):
         read()
 
@@ -47,10 +47,10 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
         asked.append((address, timeout))
         raise socket.gaierror("Name or service not known")
 
-    monkeypatch.setattr(data.hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(data.hub.constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(training.hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(training.hub.constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(data.hub, "getproxies", dict)
+    monkeypatch.setattr(training.hub, "getproxies", dict)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(socket, "create_connection", unreachable)
     stay_offline_where_unreachable.cache_clear()
@@ -58,7 +58,7 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
         prepare(name, "data set")
         with pytest.raises(ValueError, match="cannot be reached"):
             load_texts(name, "train")
-    assert asked == [(("hub.invalid", 443), data.hub.SECONDS)] and data.hub.constants.HF_HUB_OFFLINE
+    assert asked == [(("hub.invalid", 443), training.hub.SECONDS)] and training.hub.constants.HF_HUB_OFFLINE
 
 
 def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsys):

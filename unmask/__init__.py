@@ -1,0 +1,1 @@
+"""Unmask: learned and reward-guided decoding of masked-diffusion language models."""

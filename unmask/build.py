@@ -1,0 +1,280 @@
+"""From settings to objects: policies, tasks, rewards, preferences, twists.
+
+Everything that is wrong with the settings is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from data.answers import is_answers
+from data.preferences import Preference, split_preferences
+from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
+from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.fingerprint import KEY, token_digest
+from dlm.masked_lm import LlamaLM, MaskedLM
+from load_model import load_model
+from model.radd import RADD
+from policy.build import canvas_of, shipped
+from policy.checkpoints import POLICIES, check_fits, load_policy
+from policy.dit_hidden import block_sizes
+from policy.networks import HiddenBlocks, HiddenMLP
+from policy.rollout import Reward
+from rewards.bound import BoundReward
+from rewards.latex import LatexReward
+from rewards.learned import LearnedReward
+from rewards.likelihood import LikelihoodReward
+from rewards.models import TextReward, load_reward, reward_folder
+from rewards.rules import PuzzleReward, VerifiedReward
+from training.processes import Processes
+from training.terminal import say_if_newline_is_spelled
+from twist.bounds import Origin, folder_digest, model_digest
+from twist.model import TwistModel
+from twist.sweeps import Source
+from twist.targets import build_target
+
+POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
+
+
+def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+    """A policy network that fits the model: a new one, or that of `init`, whose architecture is then taken too."""
+    if config.init is not None:
+        return continued_policy(config, model)
+    if config.init_trust is not None:
+        raise ValueError(
+            f"init_trust={config.init_trust} shifts the scores of the policy `init`, and there is none; give init"
+        )
+    settings = OmegaConf.to_container(config.policy)
+    assert isinstance(settings, dict)
+    kind = str(settings.pop("policy_type", None))
+    if kind not in POLICIES:
+        raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
+    if kind == "agreement":
+        settings["length"] = settings["length"] or model.max_length
+    elif kind != "dit_confidence" or settings.get("hidden_size") is None:
+        settings["hidden_size"] = model.hidden_size
+    if kind == "dit_hidden":
+        settings = block_sizes(model) | {name: value for name, value in settings.items() if value is not None}
+        if not {"num_heads", "mlp_size"} <= settings.keys():
+            raise ValueError(
+                f"policy=dit_hidden takes its sizes from LLaDA and Dream and {config.dlm.path} is neither; give "
+                "policy.num_heads=4 and policy.mlp_size=256, for example"
+            )
+    if null := [name for name, value in settings.items() if value is None]:
+        raise ValueError(f"policy.{null[0]}=null is for policy=dit_hidden, which asks the model; give a number")
+    if kind == "hidden_blocks":
+        settings["num_heads"] = radd_of(model, config).config["model"]["n_heads"]
+    if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":
+        settings["value_head"] = True
+    if OmegaConf.select(config, "reward.alphas"):
+        settings["alpha_conditioned"] = True
+    unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
+    if unknown:
+        undo = " ".join(f"~policy.{name}" for name in unknown)
+        raise ValueError(
+            f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out (of what an experiment says: {undo}), or use "
+            "another policy"
+        )
+    network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
+    check_fits(network, model)
+    if isinstance(network, HiddenBlocks):
+        network.start_from(radd_of(model, config))
+    return network
+
+
+def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
+    """The backbone whose blocks a policy copies. ValueError for another kind of model."""
+    if not isinstance(model.backbone, RADD):
+        raise ValueError(
+            f"policy=hidden_blocks copies blocks of RADD and {config.dlm.path} is none; use dit_projection"
+        )
+    return model.backbone
+
+
+def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+    """Return the policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none.
+
+    init_trust: a policy that learnt which tokens are right becomes, by its pick probabilities, a soft threshold at this trust.
+    """
+    start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
+    if config.init_trust is not None:
+        if not hasattr(start, "output_proj"):
+            raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
+        with torch.no_grad():
+            start.output_proj.bias -= math.log(config.init_trust / (1 - config.init_trust))  # pyright: ignore
+    new = {}
+    if config.algorithm.name == "ppo" and getattr(start, "value_proj", True) is None:
+        new["value_head"] = True
+    if OmegaConf.select(config, "reward.alphas") and getattr(start, "alpha_embedding", True) is None:
+        new["alpha_conditioned"] = True
+    if not new:
+        return start.train()
+    settings = {name: value for name, value in start._hub_mixin_config.items() if name not in ("policy_type", KEY)}  # pyright: ignore
+    network = type(start)(**{**settings, **new})
+    network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
+    return network
+
+
+def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
+    """reward.name: puzzle (Sudoku solved), times a speed factor; right (functions of whether the answer is); likelihood (under a
+    causal judge on the same tokens); learned (rewards/models.py); latex (validity of formulas); bound."""
+    reward = config.reward
+    if reward.name == "puzzle":
+        if not isinstance(task, PuzzleTask):
+            raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
+        return PuzzleReward(task.box, reward.alpha, reward.additive)
+    if reward.name == "bound":
+        if isinstance(task, QuestionTask):
+            raise ValueError("reward=bound needs clean texts and questions have none; use reward=right")
+        return BoundReward()
+    if reward.name == "right":
+        if not isinstance(task, ChainTask | QuestionTask):
+            raise ValueError("reward=right needs questions with known answers; use data=gsm8k_math, say, or data=chain")
+        return VerifiedReward(task, reward.alpha, list(reward.functions), list(reward.weights))
+    if reward.name == "latex":
+        if not isinstance(task, TextTask | QuestionTask):
+            raise ValueError(
+                "reward=latex reads text and this data has none; use data=latex, say, or reward=puzzle or right"
+            )
+        return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.terms, tuple(reward.window))
+    if reward.name == "learned":
+        if not isinstance(task, TextTask | QuestionTask):
+            raise ValueError("reward=learned reads text and this data has none; use reward=puzzle or right")
+        return learned_reward(reward, task.tokenizer, model.mask_id, group.device)
+    if reward.name != "likelihood":
+        known = "bound, latex, learned, likelihood, puzzle, right"
+        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of {known}")
+    if not isinstance(task, TextTask):
+        raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
+    judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
+    if (
+        not isinstance(judge, CausalLM)
+        or judge.vocab_size < model.vocab_size - 1
+        or not same_tokens(judge, task.tokenizer)
+    ):
+        raise ValueError(
+            f"reward.judge={reward.judge} must be a causal model on the same tokens as {config.dlm.path}; give one that was "
+            "trained with its tokenizer, or use reward=learned, which reads text"
+        )
+
+    def mean_log_prob(
+        tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]:
+        """A mask that a training rollout left is judged as a start token, which hardly ever stands inside a text."""
+        each = sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id))
+        return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha, task.ends)
+
+
+def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device) -> LearnedReward:
+    """reward.model and reward.judge, of texts."""
+    if reward.model is None:
+        raise ValueError(
+            "reward=learned needs reward.model: a run of run_train_reward.py, vader, or another of rewards/models.py"
+        )
+    model, judge = (None if name is None else load_reward(shipped(str(name)), device)
+                    for name in (reward.model, reward.judge))  # fmt: skip
+    assert isinstance(model, TextReward) and (judge is None or isinstance(judge, TextReward))
+    return LearnedReward(model, tokenizer, mask_id, judge, reward.entropy_floor, reward.weight, reward.alpha)
+
+
+def build_task(config: DictConfig, model: MaskedLM) -> Task:
+    """What `data` describes, as prompts for this model."""
+    if config.data.kind == "sudoku":
+        return PuzzleTask(config.data)
+    if config.data.kind == "chain":
+        return ChainTask(config.data, config.eval.batch_size)
+    if config.data.kind == "questions":
+        return QuestionTask(model, config.data, config.seed)
+    length = config.sampling.length or model.max_length
+    own = model.tokenizer if is_answers(config.data.train) or config.data.tokenizer == "model" else None
+    if own is None and config.data.tokenizer == "model":
+        raise ValueError(f"data.tokenizer=model, and {config.dlm.path} came without one; give a directory or a hub id")
+    return TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
+
+
+def check_masked(config: DictConfig, model: MaskedLM) -> None:
+    """Refuse, before any work, a model that has no masks to choose among: ValueError."""
+    if model.causal:
+        raise ValueError(
+            f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
+        )
+
+
+def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
+    """Refuse, before any work, a causal model, and data of another vocabulary: ValueError."""
+    check_masked(config, model)
+    if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own
+        return
+    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
+    if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them
+        raise ValueError(
+            f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "
+            "(data=puzzles for a Sudoku; for text data.tokenizer=model, which encodes by the model's own)"
+        )
+    if not isinstance(task, PuzzleTask) and not same_tokens(model, task.tokenizer):
+        raise ValueError(
+            f"data.tokenizer={config.data.get('tokenizer')} has as many tokens as {config.dlm.path}, and others; use "
+            "data.tokenizer=model, which encodes by the model's own"
+        )
+
+
+def same_tokens(model: MaskedLM, tokenizer: Any) -> bool:
+    """Whether ids of `tokenizer` mean the same to the model. A model that came without a tokenizer cannot tell: True."""
+    if model.tokenizer is None or tokenizer is None:
+        return True
+    return token_digest(tokenizer) == token_digest(model.tokenizer)
+
+
+def stored_config(model: MaskedLM, loss: str) -> dict:
+    """config.json of a loaded model that was trained further by `loss`: the dictionary of a causal model, or that of RADD or SEDD
+    with the name of the loss, which tells whether the sums of a SEDD's scores are trained."""
+    if isinstance(model, LlamaLM):
+        return model.config
+    config = model.backbone.config
+    if not isinstance(config, dict):
+        return config.to_dict()
+    return config | {"training": config.get("training", {}) | {"loss_type": loss}}
+
+
+def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:
+    """Preferences to learn from, held-out ones, and how many rows were dropped, by reason."""
+    data = config.data
+    return split_preferences(
+        data.train, data.valid, cache_dir=data.cache_dir, count=data.count, valid_count=data.valid_count,
+        held_out=data.held_out, seed=config.seed,
+    )  # fmt: skip
+
+
+def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
+    """What every text begins with, how far it goes, and what it is weighed by."""
+    say_if_newline_is_spelled(config.prompt, "prompt")
+    row = canvas_of(model, config.prompt)
+    prompt = row[row != model.mask_id]
+    settings = OmegaConf.to_container(config.target)
+    assert isinstance(settings, dict)
+    target = build_target({str(key): value for key, value in settings.items()}, model, len(prompt), config.length)
+    condition = config.target.tokens if config.target.kind == "infilling" else 0
+    return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
+
+
+def origin_of(config: DictConfig, source: Source) -> Origin:
+    """What exact samples of this run's target are of: its settings and, where these name a classifier or a reward that is a
+    directory, what that holds."""
+    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
+    for key in ("classifier", "reward"):
+        folder = Path(reward_folder(shipped(str(config.target.get(key)))))
+        if folder.is_dir():
+            words += f" {key} {folder_digest(folder)}"
+    return Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)
