@@ -44,8 +44,8 @@ from data.questions import (
     questions_hash,
     right,
 )
+from dlm.checkpoints.table import type_by_name
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from dlm.files import family_by_name
 from dlm.fingerprint import digest_of, digests_of
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
@@ -194,7 +194,7 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     found = {str(key): value for key, value in OmegaConf.to_container(told, resolve=True).items()}  # pyright: ignore
     if "dlm" not in found:  # a published one: it is for the model that it names, and others of that family
         said = from_file(found, asked)
-        named = family_by_name(shipped(str(found.get("model_path", ""))))
+        named = type_by_name(shipped(str(found.get("model_path", ""))))
         return composed("train_policy", ["data=questions", *said, *([f"++dlm.model_type={named}"] if named else [])])
     return told
 

@@ -30,14 +30,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dlm.board import BoardTokenizer
+from dlm.checkpoints.table import is_causal
 from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
-from dlm.files import is_run, model_folder
 from dlm.masked_lm import MaskedLM, SeddLM
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import default_judge, has_default_judge, load_judge
-from load_model import is_causal, load_model
+from load_model import load_model
 from policy.build import (
     STRATEGIES,
     build_strategy,
@@ -225,8 +225,7 @@ def check_steps(config: DictConfig, name: str) -> None:
             raise ValueError(
                 f"{name} would do nothing with a twist without a state head, which writes one position a step; leave it out"
             )
-    folder = model_folder(path) if is_run(path) else Path(path)  # RADD's own runs have none, and are masked models
-    if folder.is_dir() and is_causal(path):  # nothing is fetched for this
+    if Path(path).exists() and is_causal(path):  # nothing is fetched for this
         raise ValueError(
             f"{name} would do nothing with the causal model {path}, which writes one token a step; leave it out"
         )

@@ -27,13 +27,16 @@ from torch import Tensor
 from data.answers import AnswerRows, is_answers
 from data.rows import end_of_text, training_data
 from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
+from dlm.checkpoints.adapter import load_bidirectional
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model, is_causal
 from dlm.ends import end_tokens
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
 from dlm.pretrain import check_training, train
 from evaluation.latex import formula_measures
-from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
+from load_model import load_model
 from policy.build import shipped
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.sudoku import is_solved

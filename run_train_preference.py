@@ -30,14 +30,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.preferences import Preference
+from dlm.checkpoints.source import resolve
 from dlm.encoding import check_embedded
 from dlm.ends import before_end, end_tokens, has_end, texts_of
-from dlm.files import unpacked
 from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
 from rewards.template import encode
 from training.files import replacing_directory
-from training.hub import prepare
+from training.hub import hide_weight_bars, prepare
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
@@ -74,8 +74,9 @@ def check_preference(config: DictConfig) -> None:
 
 def load_causal(name: str) -> tuple[Any, Any]:
     """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
-    path = unpacked(shipped(name))
+    path = resolve(shipped(name)).folder
     prepare(path, "model")
+    hide_weight_bars()
     check_files(path)
     try:
         with readable(path):

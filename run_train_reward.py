@@ -28,16 +28,16 @@ from omegaconf import DictConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
 
 from data.preferences import Preference, preference_rows
-from dlm.files import unpacked
+from dlm.checkpoints.source import resolve
 from dlm.fingerprint import token_digest
 from load_model import load_model
 from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
-from rewards.models import TOKENS, ClassifierReward, position_limit, reward_folder
+from rewards.models import TOKENS, ClassifierReward, position_limit
 from rewards.template import KINDS
 from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
 from training.files import replacing_directory, write_text
-from training.hub import prepare
+from training.hub import hide_weight_bars, prepare
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
@@ -88,8 +88,9 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
     Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
     the same tokens, whose mask comes behind its vocabulary."""
-    path = config.init and reward_folder(unpacked(shipped(str(config.init))))
+    path = config.init and resolve(shipped(str(config.init))).folder
     prepare(path or shipped(config.encoder.tokenizer), "model" if path else "tokenizer")
+    hide_weight_bars()
     if path:
         check_files(path)
     try:

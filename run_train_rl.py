@@ -26,8 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.pairs import Pairs, load_pairs
 from dlm.adapt import AdapterLM, adapter_config
+from dlm.checkpoints.saving import save_model
 from dlm.masked_lm import LlamaLM, MaskedLM
-from load_model import load_model, save_model
+from load_model import load_model
 from policy.build import shipped
 from policy.readers import check_given
 from rl.preferences import Preferences

@@ -28,7 +28,8 @@ import run_sample
 import run_train_dlm
 import run_train_policy
 from dlm.board import BoardTokenizer
-from load_model import build_model, save_model
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 from training.usage import composed
 
 ROOT = Path(__file__).resolve().parents[1]

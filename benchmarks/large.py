@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dlm.checkpoints.llama import build_llama
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
-from dlm.published import build_llama
 from evaluation.report import print_table, write_json
 from policy.networks import DitConfidence
 from policy.rollout import PATIENCE, policy_log_probs

@@ -47,7 +47,7 @@ class MaskedLM(nn.Module):
     tokenizer: Any = None  # encode, decode, batch_decode
     # Digests (dlm/fingerprint.py) of the weights as they were read, of a model with an adapter; None: those of the parameters.
     read_weights: dict[str, str] | None = None
-    config: dict  # config.json, where `published.py` built the model from one
+    config: dict  # config.json, of LLaDA, Dream and what is trained in their layouts
     backbone: Any
 
     def __init__(self, backbone: nn.Module, dtype: str = "float32"):

@@ -24,11 +24,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dlm.checkpoints.smollm2 import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.encoding import batch_ids, check_embedded
-from dlm.packaged import PACKAGE, SMOLLM2, smollm2_folder
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.models import position_limit
-from training.hub import prepare
+from training.hub import hide_weight_bars, prepare
 from training.storage import check_files
 from training.stored import read_json_object
 from training.usage import readable
@@ -67,6 +67,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
         prepare(source, "judge")
     except ValueError as error:
         raise JudgeMissing(str(error)) from error
+    hide_weight_bars()
     try:
         with readable(source):
             check_files(source)

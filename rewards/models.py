@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from dlm.encoding import batch_ids, check_embedded
 from dlm.fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
 from rewards.template import KINDS, fitted
-from training.hub import SHIPPED, prepare
+from training.hub import SHIPPED, hide_weight_bars, prepare
 from training.storage import check_files, check_read, load_weights, save_weights
 
 POSITIONS = 16_384  # of a forward pass
@@ -451,6 +451,7 @@ def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
     """Weights and tokenizer. Weights that are missing would be random, and are refused."""
     check_reward(path)
     check_files(path)
+    hide_weight_bars()
     try:
         model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

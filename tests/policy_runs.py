@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 import run_train_policy
 from data.text import load_texts
 from dlm.board import BoardTokenizer
-from load_model import build_model, save_model
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}

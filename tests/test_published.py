@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dlm.checkpoints.llama import llama_shape
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 from dlm.masked_lm import LlamaLM, RaddLM
-from dlm.published import llama_shape
-from load_model import build_model, load_model, save_model
+from load_model import load_model
 from model.llama import LlamaShape
 
 VECTORS = Path(__file__).parent / "vectors"

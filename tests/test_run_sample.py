@@ -20,9 +20,11 @@ from data.chain import chains, is_right
 from data.prompt_file import load_asked
 from data.text import train_bpe
 from dlm.board import BoardTokenizer
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 from dlm.encoding import text_ids
 from evaluation.text import JudgeMissing
-from load_model import build_model, load_model, save_model
+from load_model import load_model
 from policy.build import STRATEGIES, canvas_of
 from policy.checkpoints import save_policy
 from policy.guidance import GUIDED

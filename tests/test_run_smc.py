@@ -9,7 +9,9 @@ import run_sample
 import twist.sampling
 import twist.targets
 from data.text import train_bpe
-from load_model import build_model, load_model, save_model
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
+from load_model import load_model
 from tests.test_run_sample import LLAMA, NOISE, SENTENCES, SHAPE, draw
 from twist.model import TwistModel, save_twist
 

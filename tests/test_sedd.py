@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer
 
 import run_sample
+from dlm.checkpoints.saving import save_model
 from dlm.masked_lm import SeddLM
-from load_model import load_model, save_model
+from load_model import load_model
 from tests.training.test_run import record, train
 from unmask.build import stored_config
 

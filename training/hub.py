@@ -57,6 +57,13 @@ def is_cached(name: str) -> bool:
         return False
 
 
+def hide_weight_bars() -> None:
+    """Switch off the progress bar that transformers shows for every model that it reads."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 @cache
 def stay_offline_where_unreachable() -> None:
     """Have the hub's libraries look into their caches alone where the hub does not answer: they would ask six times for every

@@ -127,6 +127,13 @@ def description(file: Path) -> DictConfig:
     return literal
 
 
+def plain_description(file: Path) -> dict[str, Any]:
+    """`description` as plain values."""
+    found = OmegaConf.to_container(description(file), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
 def _literal(value: Any, whole: dict, name: str, left: list[int]) -> Any:
     if isinstance(value, dict):
         return {str(k): _literal(v, whole, name, left) for k, v in value.items()}

@@ -21,10 +21,12 @@ import run_train_dlm
 import unmask.build
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
 from dlm.causal_lm import CausalLM
+from dlm.checkpoints.adapter import load_bidirectional
+from dlm.checkpoints.saving import save_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import LlamaLM
-from load_model import load_bidirectional, load_model, save_model
+from load_model import load_model
 from policy.build import ROOT, RULE_SETTINGS
 from policy.checkpoints import check_fits
 from policy.networks import DitConfidence, HiddenMLP

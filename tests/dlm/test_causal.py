@@ -14,9 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_train_dlm
 from dlm.causal_lm import CausalLM
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
-from load_model import build_model, load_model, save_model
+from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.where import Leftmost
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from data.rows import end_of_text
 from data.text import load_texts, pack
+from dlm.checkpoints.smollm2 import smollm2_folder
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
-from dlm.packaged import smollm2_folder
 from dlm.pretrain import row_bounds
 from load_model import load_model
 from samplers.loop import Strategy, sample

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.text import train_bpe
-from dlm.weights import stored, stored_names, unwrapped, weight_files
+from dlm.checkpoints.weights import stored, stored_names, unwrapped, weight_files
 from load_model import load_model
 
 VECTORS = Path(__file__).parents[1] / "vectors"

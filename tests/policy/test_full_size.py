@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 
 import run_train_policy
 from dlm.adapt import AdapterLM, adapter_config, give_mask, mask_of
-from dlm.packaged import smollm2_folder
-from load_model import load_bidirectional, save_model
+from dlm.checkpoints.adapter import load_bidirectional
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.smollm2 import smollm2_folder
 from policy.checkpoints import load_policy
 from training.usage import CONFIGS
 

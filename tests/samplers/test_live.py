@@ -6,8 +6,8 @@ import torch
 from rich.console import Console
 
 import samplers.live
+from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from load_model import build_model
 from samplers.live import FRESH, LiveView, paint
 from samplers.loop import Strategy, sample
 from samplers.scores import Seen

@@ -9,9 +9,10 @@ import torch
 
 from dlm.cache import KeyValueCache
 from dlm.causal_lm import CausalLM
+from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
-from load_model import build_model, load_model
+from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample

@@ -10,9 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from dlm.weights import stored
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
+from dlm.checkpoints.weights import stored
 from evaluation.text import load_judge
-from load_model import build_model, load_model, save_model
+from load_model import load_model
 from policy.checkpoints import load_policy, save_policy
 from policy.networks import DitConfidence
 from rewards.models import VocabularyHead, load_classifier, load_head, load_reward

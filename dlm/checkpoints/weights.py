@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from safetensors import safe_open
 from torch import Tensor
 
-from dlm.files import fetch, is_there
+from dlm.checkpoints.files import fetch, is_there
 from training.storage import load_pickled, read_tensors
 from training.usage import readable
 
@@ -22,19 +22,19 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
-def weight_files(path: str) -> list[Path]:
+def weight_files(folder: str) -> list[Path]:
     """The checkpoint's files: the one there is, or those of its index. Raises ValueError where there is none, and for an index
     that is broken or names a file outside its directory."""
     for name in SINGLE:
-        if is_there(path, name):
-            return [fetch(path, name)]
-        if is_there(path, f"{name}.index.json"):
-            return _shards(path, f"{name}.index.json")
-    return [fetch(path, SINGLE[0])]  # says what is missing
+        if is_there(folder, name):
+            return [fetch(folder, name)]
+        if is_there(folder, f"{name}.index.json"):
+            return _shards(folder, f"{name}.index.json")
+    return [fetch(folder, SINGLE[0])]  # says what is missing
 
 
-def _shards(path: str, index: str) -> list[Path]:
-    file = fetch(path, index)
+def _shards(folder: str, index: str) -> list[Path]:
+    file = fetch(folder, index)
     with readable(file):
         names = sorted(set(json.loads(file.read_text(encoding="utf-8-sig"))["weight_map"].values()))
     if not names or not all(isinstance(name, str) for name in names):
@@ -42,9 +42,9 @@ def _shards(path: str, index: str) -> list[Path]:
     for name in names:
         parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
         absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
-        if absolute or ".." in parts or not _is_inside(Path(path), name):
+        if absolute or ".." in parts or not _is_inside(Path(folder), name):
             raise ValueError(f"{file} names {name!r}, which is outside its directory; take weights from one directory")
-    return [fetch(path, name) for name in names]
+    return [fetch(folder, name) for name in names]
 
 
 def _is_inside(directory: Path, name: str) -> bool:
@@ -101,10 +101,3 @@ def unwrapped(names: Iterable[str], expected: Collection[str]) -> dict[str, str]
         votes.update(name.removesuffix(end) for end in ends if end in expected)
     prefix = min(votes, key=lambda prefix: (-votes[prefix], len(prefix)), default="")
     return {name: own.removeprefix(prefix) for name, own in plain.items()}
-
-
-def read_weights(path: str, expected: Collection[str]) -> dict[str, Tensor]:
-    """All weights in memory, under the model's own names. expected: some or all of these (`unwrapped`)."""
-    files = weight_files(path)
-    own = unwrapped(stored_names(files), expected)
-    return {own[name]: tensor for file in files for name, tensor in stored(file)}

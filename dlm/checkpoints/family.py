@@ -1,0 +1,75 @@
+"""What a family of checkpoints answers: is it this one, what does its config.json say, how is it built and filled?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlm.checkpoints.source import Source
+from dlm.checkpoints.tokenizers import board_tokenizer, read_tokenizer
+from dlm.masked_lm import MaskedLM
+from dlm.noise import Noise, build_noise
+
+GPT2 = "gpt2"  # the tokenizer of RADD, SEDD and MDLM, whose repositories hold none
+
+
+def model_type(config: dict[str, Any]) -> str:
+    """The family's name in a config.json. RADD and SEDD publish theirs without one."""
+    return config.get("model_type", "radd")
+
+
+class Family:
+    """One family of checkpoints: an entry of the table in `dlm/checkpoints/table.py`.
+
+    name: `model_type` of its config.json, where there is one name.
+    words: by which the path of a checkpoint that is not here is recognised, in lower case.
+    is_causal: whether its models predict from left to right.
+    """
+
+    name = ""
+    words: tuple[str, ...] = ()
+    is_causal = False
+
+    def recognises(self, config: dict[str, Any]) -> bool:
+        """Whether config.json describes a model of this family."""
+        raise NotImplementedError
+
+    def config(self, source: Source) -> dict[str, Any]:
+        """config.json, with what only the weights tell. ValueError for one that lacks what is needed."""
+        return source.config
+
+    def noise(self, config: dict[str, Any]) -> Noise:
+        """The noise schedule that the model was trained on; a causal model has none."""
+        return build_noise(config.get("noise", {"type": "loglinear"}))
+
+    def tokenizer(self, source: Source) -> Any:
+        """The tokenizer; None where there is none, or the hub is out of reach."""
+        with source.described():
+            board = board_tokenizer(source.config)
+        return self.own_tokenizer(source) if board is None else board
+
+    def own_tokenizer(self, source: Source) -> Any:
+        """The tokenizer out of files, of a checkpoint whose canvas is no board."""
+        return read_tokenizer(source.folder)
+
+    def build(self, config: dict[str, Any], dtype: str, tokenizer: Any, name: str = "") -> MaskedLM:
+        """A new, untrained model. dtype: of the computation; name: of its checkpoint."""
+        raise NotImplementedError
+
+    def load(
+        self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+    ) -> MaskedLM:
+        """The model with the weights of its checkpoint, or the averaged weights of its run.
+
+        Raises:
+            ValueError: the weights are missing, damaged, or do not fit config.json.
+        """
+        raise NotImplementedError
+
+    def run_weights(self, source: Source, config: dict[str, Any]) -> dict[str, Tensor]:
+        """The averaged weights of a run, under the names of the model."""
+        with torch.device("meta"):
+            template = self.build(config, "float32", None).backbone
+        return source.averaged_weights(template)
