@@ -52,7 +52,7 @@ def imported(path: Path) -> set[str]:
 
 def product_files() -> list[Path]:
     """Every module of the product: rooms, commands and benchmarks."""
-    rooms = [path for name in SETUPTOOLS["packages"] for path in (ROOT / name).rglob("*.py")]
+    rooms = [path for name in SETUPTOOLS["packages"] for path in (ROOT / name.replace(".", "/")).rglob("*.py")]
     return [*rooms, *(ROOT / f"{name}.py" for name in SETUPTOOLS["py-modules"])]
 
 
