@@ -34,7 +34,7 @@ from dlm.ends import end_tokens
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
-from dlm.pretrain import check_training, train
+from dlm.pretrain import Pretraining, check_training
 from evaluation.latex import formula_measures
 from load_model import load_model
 from policy.build import shipped
@@ -45,6 +45,7 @@ from samplers.where import Direct, Leftmost
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings, with_fitting_warmup
+from training.trainer import Trainer
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
 from unmask.build import stored_config
 
@@ -198,21 +199,23 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         if config.lora.rank is not None:
             model = with_adapter(model, config, adapted)
         check_training(model, config, group)
-        run = Run(config, overrides, group)
-        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        left_out = getattr(rows, "left_out", 0)
-        out = f"; {left_out} rows left out, longer than {length} tokens" if left_out else ""
-        run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows{out}")
         prompts = None
         if isinstance(rows, AnswerRows):
             given = torch.arange(length) < rows.prompt.unsqueeze(1)
             prompts = valid.masked_fill(~given, model.mask_id)[: config.eval.samples]
 
-        def on_snapshot(step: int, model: MaskedLM) -> dict[str, float]:
-            save_model(model, description, run.directory / "model")
-            return show_samples(model, config, run.directory / "samples" / f"iter_{step}", prompts)
+        def save(directory: Path, done: int) -> dict[str, float]:
+            save_model(model, description, directory / "model")
+            return show_samples(model, config, directory / "samples" / f"iter_{done}", prompts)
 
-        train(model, noise, rows, valid, config, run, group, on_snapshot, config.adapt.anneal if adapted else 0)
+        anneal = config.adapt.anneal if adapted else 0
+        algorithm = Pretraining(model, noise, rows, valid, config, group, save, anneal)
+        run = Run(config, overrides, group)
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        left_out = getattr(rows, "left_out", 0)
+        out = f"; {left_out} rows left out, longer than {length} tokens" if left_out else ""
+        run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows{out}")
+        Trainer(algorithm, run).train()
         run.close()
         return run.directory
 

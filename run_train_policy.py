@@ -23,22 +23,21 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from data.tasks import QuestionTask
 from load_model import load_model
 from model.llama import BidirectionalLlama, Span
 from policy.build import shipped
-from policy.checkpoints import bind, policy_file, save_policy
-from policy.train import ALGORITHMS, check_training, train
-from samplers.samples import Samples
+from policy.checkpoints import bind, policy_file
+from policy.train import LEARNING
 from training.processes import processes
 from training.published import translated
-from training.run import Run, resumed_config, write_samples
+from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.sharding import shard
+from training.trainer import Trainer
 from training.usage import check_overrides, exit_on_bad_input
-from unmask.build import build_policy, build_reward, build_task, check_data, check_masked
+from unmask.build import build_policy, build_policy_learning, build_reward, build_task, check_data, check_masked
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:
@@ -46,8 +45,8 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
     config = resumed_config(config, overrides, "train_policy")
     check_settings(config, "train_policy")
     config = with_fitting_warmup(config, overrides)
-    if config.algorithm.name not in ALGORITHMS:
-        raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(ALGORITHMS)}")
+    if config.algorithm.name not in LEARNING:
+        raise ValueError(f"algorithm.name={config.algorithm.name!r} is unknown; use one of {', '.join(LEARNING)}")
     if config.init is not None:
         policy_file(Path(shipped(config.init)))
     with processes(config.device) as group:
@@ -66,26 +65,13 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             forward, example = ("run", (token, None, [Span([0], 0, 0, 1)])) if llama else ("body", (token[None],))
             shard(model.backbone, model.backbone.blocks, forward, example, group)
         reward = build_reward(config, model, task, group)
-        check_training(network, task, reward, config, group)
+        algorithm = build_policy_learning(config, model, network, task, reward, group)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in network.parameters())
         run.say(f"{size:,} parameters learn on {config.dlm.path} by {config.algorithm.name}")
         if isinstance(task, QuestionTask):
             run.say(str(task))
-
-        def on_snapshot(step: int, policy: nn.Module, samples: Samples) -> None:
-            save_policy(policy, run.directory / "policy")
-            texts = []
-            for number, (tokens, kept) in enumerate(zip(samples.tokens[:4], samples.counted[:4], strict=True)):
-                if isinstance(task, QuestionTask):
-                    text = task.shown(number, tokens)
-                else:
-                    ids = tokens[kept].tolist()
-                    text = " ".join(map(str, ids)) if task.tokenizer is None else task.tokenizer.decode(ids)
-                texts.append(text)
-            write_samples(run.directory / "samples" / f"iter_{step}", texts)
-
-        train(model, network, task, reward, config, run, group, on_snapshot)
+        Trainer(algorithm, run).train()
         run.close()
         return run.directory
 

@@ -35,13 +35,14 @@ from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
 from rewards.models import TOKENS, ClassifierReward, position_limit
 from rewards.template import KINDS
-from rl.vocabulary_head import HeadTraining, canvas_pairs, train_head
+from rl.vocabulary_head import HeadTraining, canvas_pairs
 from training.files import replacing_directory, write_text
 from training.hub import hide_weight_bars, prepare
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.storage import add_checksums, check_files
+from training.trainer import Trainer
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import check_overrides, exit_on_bad_input, readable
 from unmask.build import build_preferences
@@ -212,10 +213,10 @@ def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes)
     out = ", ".join(f"{number} {reason}" for reason, number in (+dropped).items()) or "none"
     size = sum(parameter.numel() for parameter in head.head.parameters())
     run.say(f"{size:,} parameters learn on {config.init} from {len(pairs):,} pairs; dropped: {out}")
-    train_head(head, run)
+    Trainer(head, run).train()
     if group.first:
-        _, kept = head.evaluate()
-        at, margins = zip(*kept, strict=True)
+        with head.learner.averaged():
+            at, margins = zip(*head.held_out_margins(), strict=True)
         name, starts = ("by_prefix_length", LENGTHS) if model.causal else ("by_masked_share", SHARES)
         say_accuracy(run, {name: by_bin(at, margins, starts)})
     run.close()

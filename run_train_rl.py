@@ -17,6 +17,7 @@ if __name__ == "__main__":
     end_in_one_line()  # before the imports below, which take seconds
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -31,11 +32,14 @@ from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from policy.build import shipped
 from policy.readers import check_given
+from rl.learning import ModelLearning, Reference
 from rl.preferences import Preferences
-from rl.train import Algorithm, Reference, Rollouts, build_estimator, check_rl, new_learner, train
+from rl.train import Rollouts, build_estimator, check_rl
+from training.learner import new_learner
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
+from training.trainer import Trainer
 from training.usage import check_overrides, exit_on_bad_input
 from unmask.build import build_reward, build_task, check_data, stored_config
 
@@ -66,18 +70,20 @@ def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
     return pairs.take(torch.arange(kept)), pairs.take(torch.arange(kept, len(pairs)))
 
 
-def build(config: DictConfig, model: MaskedLM, noise, group: Processes):
-    """(learner, algorithm) as the configuration says."""
+def build(config: DictConfig, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None]) -> ModelLearning:
+    """The algorithm of rl.algorithm. save: writes the model into a directory."""
     estimator = build_estimator(config, model, noise)
-    learner = new_learner(model, config, group)
-    reference = Reference(model) if config.rl.kl_beta else None
+    each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
+    updates = each * config.training.n_iters
+    learner = new_learner(model, config.optim, updates, config.training.ema, group)
     if config.rl.algorithm == "vrpo":
-        algorithm: Algorithm = Preferences(model, learner, reference, estimator, *pairs_of(config, model), config)
-        return learner, algorithm
+        reference = Reference(model)
+        return Preferences(model, learner, reference, estimator, *pairs_of(config, model), config, save)
     task = build_task(config, model)
     check_data(config, model, task)
     reward = build_reward(config, model, task, group)
-    return learner, Rollouts(model, learner, reference, estimator, task, reward, config)
+    reference = Reference(model) if config.rl.kl_beta else None
+    return Rollouts(model, learner, reference, estimator, task, reward, config, save)
 
 
 def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
@@ -104,17 +110,17 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         model, noise = load_model(path, group.device, config.model.dtype, kind)
         description = stored_config(model, config.rl.algorithm)
         model = trained(model, config, path)
-        learner, algorithm = build(config, model, noise, group)
+
+        def save(directory: Path) -> None:
+            save_model(model, description, directory, torch.float32)
+
+        algorithm = build(config, model, noise, group, save)
         run = Run(config, overrides, group)
-        size = sum(p.numel() for p in learner.optimiser.parameters)
+        size = sum(p.numel() for p in algorithm.learner.optimiser.parameters)
         run.say(
             f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}"
         )
-
-        def on_snapshot(step: int, model: MaskedLM) -> None:
-            save_model(model, description, run.directory / "model", torch.float32)
-
-        train(model, learner, algorithm, config, run, on_snapshot)
+        Trainer(algorithm, run).train()
         run.close()
         return run.directory
 

@@ -35,6 +35,7 @@ from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
+from training.trainer import Trainer
 from training.usage import check_overrides, exit_on_bad_input
 from twist.bounds import Posterior, check_upper, load_posterior, samples_digest
 from twist.evaluate import evaluate, figures, weighed
@@ -44,7 +45,7 @@ from twist.model import TwistModel, load_twist, save_twist
 from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
-from twist.train import epochs, new_learner, new_value_head, train
+from twist.train import TwistTraining, epochs, new_twist_learner, new_value_head
 from unmask.build import POSTERIOR, build_source, origin_of
 
 MODES = ("train", "collect", "samples")
@@ -277,7 +278,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         twist = build_twist(config, model)
         source = build_source(config, model, twist)
         value = new_value_head(twist, config)
-        learner = new_learner(twist, value, config, group)
+        learner = new_twist_learner(twist, value, config, group)
         check_shares(source, config, group)
         run = Run(config, overrides, group)
         posterior = learnt = None
@@ -292,7 +293,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             about = {"model": config.dlm.path, "method": config.method, "target": OmegaConf.to_container(config.target),
                      "prompt": config.prompt, "length": config.length}  # fmt: skip
 
-            def on_evaluation(done: int, epoch: int) -> dict[str, float]:
+            def evaluate_epoch(run: Run, done: int, epoch: int) -> dict[str, float]:
                 record = evaluate(source, posterior, config.eval, config.method, config.seed)
                 record_evaluation(run.directory / "evaluations.json", {"updates": done, "epoch": epoch, **record})
                 if config.eval.texts:
@@ -300,7 +301,10 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
                 return figures(record)
 
             learning = TwistLearning(source, learner, value, config, learnt)
-            train(learning, config, run, on_evaluation, lambda done: save_twist(twist, run.directory / "twist", about))
+            algorithm = TwistTraining(
+                learning, config, evaluate_epoch, lambda directory: save_twist(twist, directory, about)
+            )
+            Trainer(algorithm, run).train()
         run.close()
         return run.directory
 

@@ -8,7 +8,8 @@ A model that looks at the noise is told what it is on average for the whole canv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,9 +21,10 @@ from dlm.causal_lm import CausalLM
 from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
 from dlm.noise import Noise
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
-from training.optim import MovingAverage, Optimiser
+from training.learner import new_learner
 from training.processes import Processes
 from training.run import Run, step_seed
+from training.trainer import Algorithm
 
 LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "DSE", "ar")
 
@@ -173,85 +175,55 @@ def check_training(model: MaskedLM, config: DictConfig, processes: Processes) ->
         raise ValueError(f"a process's batch of {share} is not divisible by training.accum={training.accum}")
 
 
-def train(
-    model: MaskedLM,
-    noise: Noise | None,
-    rows: Rows,
-    valid: Int[Tensor, "row position"],
-    config: DictConfig,
-    run: Run,
-    processes: Processes,
-    on_snapshot: Callable[[int, MaskedLM], dict[str, float]],
-    anneal: int = 0,
-) -> None:
-    """The loop: accumulate, average over processes, step, average the weights, evaluate, snapshot. What requires a gradient is
-    trained.
+class Pretraining(Algorithm):
+    """Updates on rows of text, in training.accum parts. Everything in the model that requires a gradient learns.
 
-    anneal: updates in which attention opens from causal to full (dlm/adapt.py); it is full where the model is evaluated.
-    The settings are those that `check_training` allows. Raises FloatingPointError for a loss that is not finite.
+    anneal: iterations in which attention opens from causal to full (dlm/adapt.py); it is full in evaluations. save: writes the
+    model and samples of it into the run directory, and returns the metrics of these. The settings passed `check_training`.
     """
-    training = config.training
-    model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = Optimiser(parameters, config.optim, training.n_iters)
-    average = MovingAverage(parameters, training.ema)
-    first = 0
-    if (state := run.restore("model")) is not None:
-        model.load_backbone(state["model"])
-        optimiser.adamw.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["ema"])
-        rows.load_state_dict(state["rows"])
-        first = state["step"]
-    for step in range(first, training.n_iters):
-        torch.manual_seed(step_seed(config.seed, step, processes.rank))  # dropout
-        generator = torch.Generator().manual_seed(step_seed(config.seed, step))
-        if anneal:
-            model.backbone.ahead = ahead_at(step, anneal)
-        total = 0.0
+
+    weights = "model"
+
+    def __init__(
+        self, model: MaskedLM, noise: Noise | None, rows: Rows, valid: Int[Tensor, "row position"], config: DictConfig,
+        processes: Processes, save: Callable[[Path, int], dict[str, float]], anneal: int = 0,
+    ):  # fmt: skip
+        self.model, self.noise, self.rows, self.valid, self.config = model.train(), noise, rows, valid, config
+        self.save, self.anneal, self.recorded_every = save, anneal, config.training.log_freq
+        self.learner = new_learner(model, config.optim, config.training.n_iters, config.training.ema, processes)
+
+    def iteration(self, step: int) -> dict[str, float]:
+        training, rows, processes = self.config.training, self.rows, self.learner.processes
+        torch.manual_seed(step_seed(self.config.seed, step, processes.rank))  # dropout
+        generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
+        opened = {"ahead": ahead_at(step, self.anneal)} if self.anneal else {}
+        if self.anneal:
+            self.model.backbone.ahead = opened["ahead"]
+        total, size = 0.0, training.batch_size // training.accum  # rows of all processes in a part
         for _ in range(training.accum):
-            size = training.batch_size // training.accum  # of all processes
             batch, given = rows.next_puzzles(size) if isinstance(rows, Puzzles) else (rows.next(size), None)
-            batch = batch.to(processes.device)
-            loss = loss_of(model, batch, config.loss, noise, generator, given, processes.part(size)) / training.accum
+            batch, part = batch.to(processes.device), processes.part(size)
+            loss = loss_of(self.model, batch, self.config.loss, self.noise, generator, given, part) / training.accum
             loss.backward()
             total += float(loss.detach())
-        total = processes.mean({"loss": total})["loss"]
-        run.check(total, step)
-        processes.average_(Optimiser.gradients(parameters))
-        metrics = {"loss": total, **optimiser.step(step)} | ({"ahead": model.backbone.ahead} if anneal else {})
-        run.check(metrics["grad_norm"], step, "gradient norm")
-        average.update(parameters)
-        done = step + 1
-        if done % training.log_freq == 0 or done == training.n_iters:
-            run.log(done, metrics)
-        snapshot = done % training.snapshot_freq == 0 or done == training.n_iters
-        if snapshot or done % training.eval_freq == 0:
-            run.check_weights(model.named_parameters(), done)
-            kept = [p.detach().clone() for p in parameters]
-            average.copy_to(parameters)
-            model.eval()
-            if done % training.eval_freq == 0 or done == training.n_iters:
-                value = evaluate(
-                    model, valid, config.loss, noise, config.eval.batch_size, prompt=getattr(rows, "prompt", 0)
-                )
-                run.log(done, {"valid_loss": value})
-            if snapshot and processes.first:
-                run.log(done, on_snapshot(done, model))
-            model.train()
-            with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=True):
-                    parameter.copy_(value)
-        stop = processes.stop_asked()
-        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
-            run.save(
-                {
-                    "model": model.backbone_state(),
-                    "optimizer": optimiser.adamw.state_dict(),
-                    "ema": average.state_dict(),
-                    "rows": rows.state_dict(),
-                    "step": done,
-                },
-                snapshot,
-            )
-        if stop:
-            run.stop(done)
+        return {"loss": total, **self.learner.update(), **opened}
+
+    def evaluate(self, run: Run, done: int) -> dict[str, float]:
+        prompt, batch = getattr(self.rows, "prompt", 0), self.config.eval.batch_size
+        self.model.eval()
+        loss = evaluate(self.model, self.valid, self.config.loss, self.noise, batch, prompt=prompt)
+        self.model.train()
+        return {"valid_loss": loss}
+
+    def snapshot(self, run: Run, done: int) -> dict[str, float]:
+        self.model.eval()
+        metrics = self.save(run.directory, done)
+        self.model.train()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.backbone_state(), "rows": self.rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_backbone(state["model"])
+        self.rows.load_state_dict(state["rows"])

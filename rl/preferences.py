@@ -10,7 +10,10 @@ reference are read on the same masks, which takes most of the noise out of the d
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from data.pairs import Pairs
 from dlm.draws import Draws
 from dlm.likelihood import Estimator, Views, log_likelihood
 from dlm.masked_lm import MaskedLM
+from rl.learning import ModelLearning
 from rl.objective import backward
 from training.learner import Learner
 from training.run import step_seed
@@ -34,16 +38,15 @@ def margins(new: Float[Tensor, "row position"], reference: Float[Tensor, "row po
     return chosen - rejected
 
 
-class Preferences:
+class Preferences(ModelLearning):
     """VRPO. Batches of pairs are whole over processes, each of which runs its share."""
 
     def __init__(
-        self, model: MaskedLM, learner: Learner, reference, estimator: Estimator, pairs: Pairs, held_out: Pairs,
-        config: DictConfig,
+        self, model: MaskedLM, learner: Learner, reference: Callable[[], AbstractContextManager[MaskedLM]],
+        estimator: Estimator, pairs: Pairs, held_out: Pairs, config: DictConfig, save: Callable[[Path], None],
     ):  # fmt: skip
-        self.model, self.learner, self.reference, self.estimator = model, learner, reference, estimator
-        self.pairs, self.held_out, self.config = pairs, held_out, config
-        self.processes = learner.processes
+        super().__init__(model, learner, estimator, save)
+        self.reference, self.pairs, self.held_out, self.config = reference, pairs, held_out, config
         self.processes.share(config.rl.batch_size, "rl.batch_size")
 
     def rows(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Tensor, Views]:
@@ -58,7 +61,7 @@ class Preferences:
     def said(self, model: MaskedLM, tokens: Tensor, views: Views) -> Tensor:
         return log_likelihood(model, self.estimator, tokens, views, self.config.training.chunk)
 
-    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
+    def iteration(self, step: int) -> dict[str, float]:
         """One update."""
         size, beta = self.config.rl.batch_size, self.config.rl.kl_beta
         part = self.processes.part(size)
@@ -83,7 +86,7 @@ class Preferences:
         return {"margin": float(margin.mean()), "accuracy": float(right.mean())}
 
     @torch.no_grad()
-    def evaluate(self):
+    def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Held-out pairs, always on the same masks."""
         tokens, views = self.rows(
             self.held_out.take(torch.arange(len(self.held_out))[: self.config.eval.batch_size]), 0
@@ -93,8 +96,8 @@ class Preferences:
         measures = self.measures(margins(self.said(self.model, tokens, views), before))
         return {f"eval_{name}": value for name, value in measures.items()}, []
 
-    def state_dict(self):
+    def progress(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state):
+    def restore_progress(self, state: dict[str, Any]) -> None:
         """Nothing to restore: batches are functions of the step."""

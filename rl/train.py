@@ -1,4 +1,4 @@
-"""Training the diffusion model itself: PPO and GRPO on rollouts (this module), Diffusion-DPO on pairs (rl/preferences.py).
+"""PPO and GRPO on rollouts of the diffusion model itself. Diffusion-DPO on pairs is in rl/preferences.py.
 
 One iteration: decode prompts with the weights as they are, score the texts, and make `rl.ppo_epochs` updates on the clipped ratio
 of estimated likelihoods (dlm/likelihood.py), held near the model that training started from by a k3 KL. GRPO (2402.03300)
@@ -11,16 +11,14 @@ gradients are applied. The network stays in evaluation mode: with dropout the fi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from data.tasks import Task
-from dlm.adapt import AdapterLM
 from dlm.likelihood import (
     ESTIMATORS,
     Coupled,
@@ -39,45 +37,14 @@ from dlm.noise import Noise
 from losses import group_advantages
 from policy.rollout import Reward
 from rewards.measures import distinct_n
+from rl.learning import ModelLearning, Reference
 from rl.objective import RATIOS, backward, policy_loss
 from rl.rollouts import Batch, decode, reward_metrics, score, strategy_of, writable
 from training.learner import Learner
-from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
-from training.run import Run, step_seed
+from training.run import step_seed
 
 ALGORITHMS = ("grpo", "ppo", "vrpo")
-
-
-@runtime_checkable
-class Algorithm(Protocol):
-    """What the loop asks for: updates of one iteration (`say`: a line for the log), figures and samples of held-out rows, and a
-    state that resumes it."""
-
-    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]: ...
-
-    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Reference:
-    """The model as it was before the first update: a frozen copy, or, of a model with an adapter, the model without it."""
-
-    def __init__(self, model: MaskedLM):
-        self.model = model
-        self.copy = None if isinstance(model, AdapterLM) else copy.deepcopy(model).requires_grad_(False)
-
-    @contextmanager
-    def __call__(self):
-        if self.copy is not None:
-            yield self.copy
-            return
-        assert isinstance(self.model, AdapterLM)
-        with self.model.without_adapter():
-            yield self.model
 
 
 def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) -> Estimator:
@@ -131,16 +98,15 @@ def check_rl(config: DictConfig) -> None:
         )
 
 
-class Rollouts:
+class Rollouts(ModelLearning):
     """PPO and GRPO. Batches are whole over processes, each of which decodes its share; groups are whole in each of them."""
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
-        config: DictConfig,
+        config: DictConfig, save: Callable[[Path], None],
     ):  # fmt: skip
-        self.model, self.learner, self.reference, self.estimator = model, learner, reference, estimator
-        self.task, self.reward, self.config = task, reward, config
-        self.processes = learner.processes
+        super().__init__(model, learner, estimator, save)
+        self.reference, self.task, self.reward, self.config = reference, task, reward, config
         self.strategy = strategy_of(config, model)
         self.rows = self.processes.share(config.rl.batch_size, "rl.batch_size")
         if self.rows % config.rl.group_size:
@@ -151,7 +117,7 @@ class Rollouts:
         self.batch: Batch | None = None
         self.baseline: float | None = None  # the running mean of the rewards, for PPO
 
-    def draw(self, step: int, say: Callable[[str], None]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+    def draw(self, step: int) -> tuple[Batch, torch.Tensor, dict[str, float]]:
         """Rollouts of the weights as they are; what they said on the canvases of the batch; and how they fared."""
         seed, group = step_seed(self.config.seed, step), self.config.rl.group_size
         everybody = self.processes.world * self.rows // group
@@ -161,7 +127,7 @@ class Rollouts:
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
         for failure in failures:
-            say(f"step {step + 1}: no reward for {failure}; dropped")
+            self.say(f"step {step + 1}: no reward for {failure}; dropped")
         advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
         batch = Batch(
             samples.tokens, writable(prompts, self.model.mask_id), samples.written_at, prompts.start, advantage, scored.valid,
@@ -194,11 +160,11 @@ class Rollouts:
         _, square, _ = self.processes.moments(difference[valid].square())
         return (difference / (square.sqrt() + 1e-4)).masked_fill(~valid, 0.0)
 
-    def iteration(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
+    def iteration(self, step: int) -> dict[str, float]:
         """rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
         rl, metrics, said = self.config.rl, {}, None
         if self.batch is None or step % rl.reward_freq == 0:
-            self.batch, said, metrics = self.draw(step, say)
+            self.batch, said, metrics = self.draw(step)
         batch = self.batch
         assert batch.old is not None
         old, reference = batch.old, batch.reference
@@ -228,7 +194,7 @@ class Rollouts:
         return metrics
 
     @torch.no_grad()
-    def evaluate(self):
+    def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Held-out prompts, decoded and scored: means, and a record of the first rows."""
         prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
         samples = decode(self.model, self.strategy, prompts, self.config.sampling, self.task.ends, 0)
@@ -247,75 +213,12 @@ class Rollouts:
             records.append({"text": text, "reward": reward, **terms})
         return {f"eval_{name}": value for name, value in metrics.items()}, records
 
-    def state_dict(self):
+    def progress(self) -> dict[str, Any]:
         reused = self.batch is not None and self.config.rl.reward_freq > 1
         whole = self.batch.whole(self.processes) if reused and self.batch is not None else None
         return {"task": self.task.state_dict(), "baseline": self.baseline, "batch": whole}
 
-    def load_state_dict(self, state):
+    def restore_progress(self, state: dict[str, Any]) -> None:
         self.task.load_state_dict(state["task"])
         self.baseline = state["baseline"]
         self.batch = None if state["batch"] is None else Batch.share(state["batch"], self.processes)
-
-
-def new_learner(model: MaskedLM, config: DictConfig, processes: Processes) -> Learner:
-    """What requires a gradient is trained."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
-    optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
-    return Learner(model, optimiser, MovingAverage(parameters, config.training.ema), processes)
-
-
-def train(
-    model: MaskedLM,
-    learner: Learner,
-    algorithm: Algorithm,
-    config: DictConfig,
-    run: Run,
-    on_snapshot: Callable[[int, MaskedLM], None],
-) -> None:
-    """The loop. Raises FloatingPointError for a loss that is not finite, or a reward that fails on all rows."""
-    training, processes, parameters = config.training, learner.processes, learner.optimiser.parameters
-    first = 0
-    if (state := run.restore("model")) is not None:
-        model.load_backbone(state["model"])
-        learner.optimiser.adamw.load_state_dict(state["optimizer"])
-        learner.average.load_state_dict(state["ema"])
-        algorithm.load_state_dict(state["algorithm"])
-        first, learner.updates = state["step"], state["updates"]
-    for step in range(first, training.n_iters):
-        metrics = processes.mean(algorithm.iteration(step, run.say))
-        run.check(metrics["loss"], step)
-        run.check(metrics["grad_norm"], step, "gradient norm")
-        done = step + 1
-        last = done == training.n_iters
-        run.log(done, metrics, show=done % training.log_freq == 0 or last)
-        snapshot = done % training.snapshot_freq == 0 or last
-        if snapshot or done % training.eval_freq == 0:
-            run.check_weights(model.named_parameters(), done)
-            kept = [p.detach().clone() for p in parameters]
-            learner.average.copy_to(parameters)
-            if processes.first:
-                measures, records = algorithm.evaluate()
-                run.log(done, measures)
-                if snapshot:
-                    run.samples(done, records)
-                    on_snapshot(done, model)
-            with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=True):
-                    parameter.copy_(value)
-        stop = processes.stop_asked()
-        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
-            run.save(
-                {
-                    "model": model.backbone_state(),
-                    "optimizer": learner.optimiser.adamw.state_dict(),
-                    "ema": learner.average.state_dict(),
-                    "algorithm": algorithm.state_dict(),
-                    "updates": learner.updates,
-                    "step": done,
-                },
-                snapshot,
-            )
-        if stop:
-            run.stop(done)

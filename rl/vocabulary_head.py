@@ -14,9 +14,9 @@ The model's own states are read where it decodes, so guidance by the head costs 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,9 @@ from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import MaskedLM
 from rewards.models import VocabularyHead
 from training.files import replacing_directory
-from training.learner import Learner
-from training.optim import MovingAverage, Optimiser
+from training.learner import new_learner
 from training.run import Run, step_seed
+from training.trainer import Algorithm
 
 
 def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) -> tuple[Pairs, int]:
@@ -133,8 +133,11 @@ def pair_masks(pairs: Pairs, seed: int, first: int = 0) -> Bool[Tensor, "pair po
     return masked
 
 
-class HeadTraining:
-    """Updates of a head on pairs, training.n_iters of them. Batches are whole over processes, each of which takes its share."""
+class HeadTraining(Algorithm):
+    """Updates of a head on pairs. Batches are whole over processes, each of which takes its share. Every evaluation writes the
+    moving average of the head to RUN/model."""
+
+    weights = "head"
 
     def __init__(self, model: MaskedLM, kind: str, pairs: Pairs, held_out: Pairs, config: DictConfig, processes):
         self.model, self.causal, self.config, self.processes = model, kind == "prefix", config, processes
@@ -143,15 +146,7 @@ class HeadTraining:
         trunk = str(config.init)
         head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind, fingerprint_of(model))
         self.head = head.to(processes.device)
-        parameters = list(self.head.parameters())
-        training = config.training
-        self.updates = training.n_iters
-        self.learner = Learner(
-            self.head,
-            Optimiser(parameters, config.optim, self.updates),
-            MovingAverage(parameters, training.ema),
-            processes,
-        )
+        self.learner = new_learner(self.head, config.optim, config.training.n_iters, config.training.ema, processes)
 
     def entries(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Entries, Bool[Tensor, "pair position"] | None]:
         """Of these pairs, and their masks (None: causal)."""
@@ -159,8 +154,7 @@ class HeadTraining:
         masked = None if self.causal else pair_masks(pairs, seed, first)
         return entries(self.model, self.head, pairs, masked, self.ends), masked
 
-    def update(self, step: int) -> dict[str, float]:
-        """One update."""
+    def iteration(self, step: int) -> dict[str, float]:
         size = self.config.training.batch_size
         part = self.processes.part(size)
         mine = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
@@ -172,9 +166,8 @@ class HeadTraining:
         return {"loss": float(loss.detach()), "accuracy": accuracy, **self.learner.update()}
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
-        """(loss and accuracy on held-out pairs, always under the same masks; (length or masked share, margin) of each
-        comparison)."""
+    def held_out_margins(self) -> list[tuple[float, float]]:
+        """(length or masked share, margin) of each comparison of the held-out pairs, always under the same masks."""
         size, kept = self.config.eval.batch_size, []
         for first in range(0, len(self.held_out), size):
             pairs = self.held_out.take(torch.arange(first, min(first + size, len(self.held_out))))
@@ -186,53 +179,19 @@ class HeadTraining:
                 share = masked.sum(1) / pairs.to(masked.device).free.sum(1)
                 at = share[found.row.unique()]
             kept += zip(at.tolist(), margin.tolist(), strict=True)
-        margin = torch.tensor([margin for _, margin in kept])
+        return kept
+
+    def evaluate(self, run: Run, done: int) -> dict[str, float]:
+        with replacing_directory(run.directory / "model") as part:
+            self.head.save(part)
+        margin = torch.tensor([margin for _, margin in self.held_out_margins()])
         return {
             "eval_loss": float(-F.logsigmoid(margin).mean()),
             "eval_accuracy": float((margin > 0).float().mean()),
-        }, kept
+        }
 
-    def use_average(self, run: Run, step: int) -> None:
-        """Put the moving average of the weights into the head, see how it does, and write it to RUN/model."""
-        self.learner.average.copy_to(self.head.parameters())
-        if self.processes.first:
-            run.log(step, self.evaluate()[0])
-            with replacing_directory(run.directory / "model") as part:
-                self.head.save(part)
+    def state_dict(self) -> dict[str, Any]:
+        return {"head": self.head.state_dict(), "updates": self.learner.updates}
 
-
-def train_head(training: HeadTraining, run: Run) -> None:
-    """The loop; RUN/model is the moving average. Resumes where the run has a checkpoint."""
-    config, learner, head = training.config, training.learner, training.head
-    first = 0
-    if (state := run.restore("head")) is not None:
-        head.load_state_dict(state["head"])
-        learner.optimiser.adamw.load_state_dict(state["optimizer"])
-        learner.average.load_state_dict(state["ema"])
-        first, learner.updates = state["step"], state["updates"]
-    for step in range(first, training.updates):
-        metrics = training.processes.mean(training.update(step))
-        run.check(metrics["loss"], step)
-        run.check(metrics["grad_norm"], step, "gradient norm")
-        done = step + 1
-        last = done == training.updates
-        run.log(done, metrics, show=done % config.training.log_freq == 0 or last)
-        snapshot = done % config.training.snapshot_freq == 0 or last
-        if snapshot or done % config.training.eval_freq == 0:
-            run.check_weights(head.named_parameters(), done)
-        stop = training.processes.stop_asked()
-        if snapshot or stop:
-            run.save(
-                {
-                    "head": head.state_dict(), "optimizer": learner.optimiser.adamw.state_dict(),
-                    "ema": learner.average.state_dict(), "updates": learner.updates, "step": done,
-                },
-                snapshot,
-            )  # fmt: skip
-        if stop:
-            run.stop(done)
-        if done % config.training.eval_freq == 0 and not last:
-            weights = copy.deepcopy(head.state_dict())
-            training.use_average(run, done)
-            head.load_state_dict(weights)
-    training.use_average(run, training.updates)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])

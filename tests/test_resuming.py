@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-import policy.train
 from policy.checkpoints import load_policy
+from policy.train import LEARNING
 from tests.policy_runs import DIT, GROUPS, QUICK, REPELLING, ROOT, RULE, assert_equal, command, record, run, saved
 
 RESUMED = {
@@ -85,16 +85,16 @@ def test_sigterm_saves_and_ends_with_143(algorithm, tiny, tmp_path, monkeypatch,
     overrides = [*tiny["small"], *QUICK, f"algorithm={algorithm}", "training.batch_size=8", "training.n_iters=4"]
     overrides += ["training.eval_freq=4", "training.snapshot_freq=4", "sampling.discrete_steps=2"]
     whole = run(tmp_path / "whole", *overrides)
-    name = "clipped_iteration" if algorithm == "grpo" else "variational_iteration"
-    iteration = getattr(policy.train, name)
+    learning = LEARNING[algorithm]
+    iteration = learning.iteration
 
-    def interrupted(*arguments):
-        if arguments[-1] == 1:
+    def interrupted(self, step):
+        if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return iteration(*arguments)
+        return iteration(self, step)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(policy.train, name, interrupted)
+    monkeypatch.setattr(learning, "iteration", interrupted)
     with pytest.raises(SystemExit) as left:
         run(tmp_path / "stopped", *overrides)
     monkeypatch.undo()

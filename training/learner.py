@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from training.optim import MovingAverage, Optimiser
@@ -26,3 +30,38 @@ class Learner:
         self.average.update(self.network.parameters())
         self.updates += 1
         return metrics
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network has the moving average of its weights inside the block, and its own weights again behind it."""
+        parameters = self.optimiser.parameters
+        own = [parameter.detach().clone() for parameter in parameters]
+        self.average.copy_to(parameters)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, own, strict=True):
+                    parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimiser and of the moving average, by their keys in a checkpoint."""
+        return {"optimizer": self.optimiser.adamw.state_dict(), "ema": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state from a checkpoint. A checkpoint without `updates` has one update per iteration."""
+        self.optimiser.adamw.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["ema"])
+        self.updates = state.get("updates", state["step"])
+
+
+def new_learner(network: nn.Module, optim: Any, updates: int, ema: float, processes: Processes) -> Learner:
+    """A learner of the parameters that require a gradient.
+
+    Args:
+        optim: settings of the optimiser (`Optimiser`).
+        updates: of the whole run, over which the learning rate decays.
+        ema: decay of the moving average.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return Learner(network, Optimiser(parameters, optim, updates), MovingAverage(parameters, ema), processes)

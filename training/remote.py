@@ -18,7 +18,7 @@ from training.files import UNFINISHED
 RESUME = "checkpoints-meta/checkpoint.pth"  # of a run directory
 LATEST = "checkpoints-meta/latest"  # of a URL: which of these two is in force; the other is written next
 SLOTS = ("checkpoints-meta/checkpoint_a.pth", "checkpoints-meta/checkpoint_b.pth")
-COPIED = (".hydra", "checkpoints", "samples", "policy", "model", "logs", "metrics.jsonl")
+COPIED = (".hydra", "checkpoints", "samples", "policy", "model", "logs", "metrics.jsonl", "curves.png")
 
 
 def is_url(path: object) -> bool:

@@ -1,7 +1,8 @@
 """A run directory: configuration, checkpoints, metrics, samples; made, resumed in place, never left half written.
 
 RUN/.hydra/{config,overrides}.yaml   RUN/checkpoints/checkpoint_N.pth   RUN/checkpoints-meta/checkpoint.pth (resume)
-RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/logs/{run.log,wandb_id}   RUN/wandb/   RUN/lock (while it runs)
+RUN/samples/iter_N/sample_*.txt      RUN/metrics.jsonl   RUN/curves.png      RUN/logs/{run.log,wandb_id}   RUN/wandb/
+RUN/lock (while it runs)
 
 Where RUN is a URL (s3://bucket/prefix), the run is made under output/ and copied there after each save (training/remote.py).
 """
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,31 @@ def check_links(directory: Path) -> None:
                 raise ValueError(f"{path} is a link to {os.readlink(path)}, outside of the run; replace it by a copy")
         if Path(folder) == directory and "wandb" in folders:
             folders.remove("wandb")  # where wandb has links to its own logs, which it makes anew
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of iterations: of the whole run, and between two lines of the log, evaluations, snapshots and saves.
+
+    eval_freq: None for an algorithm that decides by itself when an evaluation is due.
+    save_freq: of the resume checkpoint alone, which every snapshot writes too.
+    """
+
+    n_iters: int
+    log_freq: int
+    snapshot_freq: int
+    save_freq: int
+    eval_freq: int | None = None
+
+    @classmethod
+    def of(cls, training: DictConfig) -> Schedule:
+        """The group `training` of a configuration. Without snapshot_freq_for_preemption, snapshots alone are saved."""
+        save_freq = training.get("snapshot_freq_for_preemption") or training.snapshot_freq
+        return cls(training.n_iters, training.log_freq, training.snapshot_freq, save_freq, training.get("eval_freq"))
+
+    def is_due(self, done: int, frequency: int | None) -> bool:
+        """True at every multiple of the frequency, and at the end of the run."""
+        return done == self.n_iters or (frequency is not None and done % frequency == 0)
 
 
 class Run:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
+from training.curves import CurveFile
 from training.files import writing
 from training.processes import Processes
 from training.run import Run
@@ -84,6 +85,7 @@ class ToRun(TrainerCallback, ExportableState):
 
     def __init__(self, run: Run, trainer: Any):
         self.run, self.trainer, self.stopped = run, trainer, False
+        self.curves = CurveFile(run.directory)
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {"tokens": getattr(self.trainer, COUNT, 0)}}
@@ -94,6 +96,14 @@ class ToRun(TrainerCallback, ExportableState):
             if name in numbers:
                 self.run.check(numbers[name], state.global_step, name)
         self.run.log(state.global_step, numbers)
+
+    def on_evaluate(self, args, state, control, **_):
+        if self.run.processes.first:
+            self.curves.draw(last=state.global_step >= state.max_steps)
+
+    def on_train_end(self, args, state, control, **_):
+        if self.run.processes.first:
+            self.curves.draw(last=True)
 
     def on_train_begin(self, args, state, control, **more):
         if state.global_step:  # resumed

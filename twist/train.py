@@ -1,18 +1,19 @@
-"""The loop of training twists: updates (twist/methods.py), evaluations before epochs, checkpoints. Published twists
-(2404.17546) are not averaged, and neither are these."""
+"""Training of twists in epochs: updates, evaluations, checkpoints (Zhao et al., 2404.17546)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from training.learner import Learner
-from training.optim import MovingAverage, Optimiser
+from training.learner import Learner, new_learner
 from training.processes import Processes
-from training.run import Run
+from training.run import Run, Schedule
+from training.trainer import Algorithm
 from twist.methods import TwistLearning
 from twist.model import TwistModel
 
@@ -27,12 +28,11 @@ def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
     return value.to(next(twist.parameters()).device)
 
 
-def new_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, processes: Processes) -> Learner:
+def new_twist_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, processes: Processes) -> Learner:
+    """The learner of the twist, and of the value head of PPO. Published twists are not averaged, and neither are these."""
     network = nn.ModuleList([twist] if value is None else [twist, value])
-    parameters = [p for p in network.parameters() if p.requires_grad]
     each = config.ppo.epochs if config.method == "ppo" else 1
-    optimiser = Optimiser(parameters, config.optim, each * config.training.n_iters)
-    return Learner(network, optimiser, MovingAverage(parameters, 0.0), processes)  # published twists are not averaged
+    return new_learner(network, config.optim, each * config.training.n_iters, 0.0, processes)
 
 
 def epochs(config: DictConfig) -> list[int]:
@@ -44,67 +44,55 @@ def epochs(config: DictConfig) -> list[int]:
     return [sum(each[:epoch]) for epoch in range(training.epochs + 1)]
 
 
-def train(
-    learning: TwistLearning,
-    config: DictConfig,
-    run: Run,
-    evaluate: Callable[[int, int], dict[str, float]],
-    on_snapshot: Callable[[int], None],
-) -> None:
-    """The loop. evaluate(updates, epoch): by the first process, before every `eval.every`-th epoch and at the end.
+class TwistTraining(Algorithm):
+    """The updates of one method (twist/methods.py), with an evaluation at the start of epochs and at the end.
 
-    Raises FloatingPointError for a loss that is not finite."""
-    training, learner = config.training, learning.learner
-    processes, parameters, starts = learner.processes, learner.optimiser.parameters, epochs(config)
-    first, evaluated = 0, -1
-    if (state := run.restore("twist")) is not None:
-        with torch.no_grad():
-            for parameter, saved in zip(parameters, state["twist"], strict=True):
-                parameter.copy_(saved)
-        learner.optimiser.adamw.load_state_dict(state["optimizer"])
-        learner.average.load_state_dict(state["ema"])
-        first, learner.updates, evaluated = state["step"], state["updates"], state["evaluated"]
+    evaluate_epoch: measures the twist after so many updates, before the epoch with this number, and records it in the run.
+    save: writes the twist into a directory.
+    """
 
-    def evaluation(done: int) -> None:
-        nonlocal evaluated
-        epoch = starts.index(done)
-        due = config.eval.every is not None and epoch % config.eval.every == 0
-        if epoch > evaluated and (due or done == training.n_iters):
-            if processes.first:
-                run.log(done, evaluate(done, epoch))
-            evaluated = epoch
+    weights = "twist"
 
-    for step in range(first, training.n_iters):
-        if step in starts:
-            evaluation(step)
-        metrics = processes.mean(learning.iteration(step))
-        run.check(metrics["loss"], step)
-        run.check(metrics["grad_norm"], step, "gradient norm")
-        done = step + 1
-        last = done == training.n_iters
-        run.log(done, metrics, show=done % training.log_freq == 0 or last)
-        snapshot, stop = done % training.snapshot_freq == 0 or last, processes.stop_asked()
-        if last or snapshot or stop:
-            run.check_weights(learner.network.named_parameters(), done)
-        if last:
-            evaluation(done)
-        if snapshot or stop or done % training.snapshot_freq_for_preemption == 0:
-            if processes.first and (snapshot or stop):
-                on_snapshot(done)
-            run.save(
-                {
-                    "twist": [parameter.detach() for parameter in parameters],
-                    "optimizer": learner.optimiser.adamw.state_dict(),
-                    "ema": learner.average.state_dict(),
-                    "updates": learner.updates,
-                    "evaluated": evaluated,
-                    "step": done,
-                },
-                snapshot,
-            )
-        if stop:
-            run.stop(done)
-    if training.n_iters == 0:
-        evaluation(0)
-        if processes.first:
-            on_snapshot(0)
+    def __init__(
+        self, learning: TwistLearning, config: DictConfig, evaluate_epoch: Callable[[Run, int, int], dict[str, float]],
+        save: Callable[[Path], None],
+    ):  # fmt: skip
+        self.learning, self.learner, self.model = learning, learning.learner, learning.source.model
+        self.evaluate_epoch, self.save = evaluate_epoch, save
+        self.every, self.starts = config.eval.every, epochs(config)
+        self.evaluated = -1  # the epoch before which the last evaluation was
+
+    def iteration(self, step: int) -> dict[str, float]:
+        return self.learning.iteration(step)
+
+    def evaluates_first(self, first: int, schedule: Schedule) -> bool:
+        return self.evaluates(first, schedule)
+
+    def evaluates(self, done: int, schedule: Schedule) -> bool:
+        if done not in self.starts:
+            return False
+        epoch = self.starts.index(done)
+        due = self.every is not None and epoch % self.every == 0
+        return epoch > self.evaluated and (due or done == schedule.n_iters)
+
+    def evaluate(self, run: Run, done: int) -> dict[str, float]:
+        self.evaluated = self.starts.index(done)
+        return self.evaluate_epoch(run, done, self.evaluated)
+
+    def snapshot(self, run: Run, done: int) -> dict[str, float]:
+        """RUN/twist."""
+        self.save(run.directory / "twist")
+        return {}
+
+    def before_stop(self, run: Run, done: int) -> None:
+        self.snapshot(run, done)
+
+    def state_dict(self) -> dict[str, Any]:
+        parameters = [parameter.detach() for parameter in self.learner.optimiser.parameters]
+        return {"twist": parameters, "updates": self.learner.updates, "evaluated": self.evaluated}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for parameter, saved in zip(self.learner.optimiser.parameters, state["twist"], strict=True):
+            parameter.copy_(saved)
+        self.evaluated = state["evaluated"]

@@ -25,17 +25,23 @@ from dlm.fingerprint import KEY, token_digest
 from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from model.radd import RADD
+from policy.actions import ACTIONS, FOR_SAMPLING
 from policy.build import canvas_of, shipped
 from policy.checkpoints import POLICIES, check_fits, load_policy
 from policy.dit_hidden import block_sizes
+from policy.experts import check_experts
+from policy.imitation import check_teacher
 from policy.networks import HiddenBlocks, HiddenMLP
-from policy.rollout import Reward
+from policy.rollout import Reward, teacher_forced
+from policy.train import LEARNING, PolicyLearning, alphas_of
+from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.latex import LatexReward
 from rewards.learned import LearnedReward
 from rewards.likelihood import LikelihoodReward
 from rewards.models import TextReward, load_reward, reward_folder
 from rewards.rules import PuzzleReward, VerifiedReward
+from training.learner import new_learner
 from training.processes import Processes
 from training.terminal import say_if_newline_is_spelled
 from twist.bounds import Origin, folder_digest, model_digest
@@ -43,6 +49,7 @@ from twist.model import TwistModel
 from twist.sweeps import Source
 from twist.targets import build_target
 
+CLIPPED = ("grpo", "ppo")  # algorithms that learn from the rewards of rollouts
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
@@ -123,6 +130,83 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
     network = type(start)(**{**settings, **new})
     network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
     return network
+
+
+def build_policy_learning(
+    config: DictConfig, model: MaskedLM, network: nn.Module, task: Task, reward: Reward, group: Processes
+) -> PolicyLearning:
+    """The algorithm of algorithm.name, which trains `network`. ValueError for settings that do not go together."""
+    check_policy_learning(network, task, reward, config)
+    algorithm, training = config.algorithm, config.training
+    clipped = algorithm.name in CLIPPED
+    updates = training.n_iters * (algorithm.inner_updates if clipped else 1)
+    updates += algorithm.warm_start.updates if clipped else 0
+    learner = new_learner(network, config.optim, updates, training.ema, group)
+    return LEARNING[algorithm.name](model, learner, task, reward, config)
+
+
+def check_policy_learning(network: nn.Module, task: Task, reward: Reward, config: DictConfig) -> None:
+    """Raises ValueError that names the settings."""
+    name, training = config.algorithm.name, config.training
+    if config.sampling.budgets is not None and teacher_forced(reward):
+        raise ValueError(
+            "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
+        )
+    check_actions(network, reward, config)
+    check_alphas(config, network, reward)
+    if name != "grpo" and OmegaConf.select(config, "algorithm.experts.thresholds"):
+        raise ValueError(f"algorithm.experts steers GRPO, and algorithm={name} takes no experts; leave them out")
+    if name == "grpo" and config.algorithm.experts.thresholds:
+        check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
+    if (teaching := teaching_of(config)) is not None:
+        check_teacher(teaching, task.valid)
+        if teaching.only_correct and teacher_forced(reward):
+            raise ValueError(
+                "only_correct needs a reward for a whole text, which reward=bound is not; use another reward"
+            )
+    if training.chunk < 1:
+        raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
+
+
+def check_actions(network: nn.Module, reward: Reward, config: DictConfig) -> None:
+    """Refuse actions that are unknown, and those that fit neither the network nor the reward. Raises ValueError."""
+    name = config.algorithm.name
+    if config.eval.action not in FOR_SAMPLING:
+        raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
+    if name != "variational" and config.algorithm.action not in ACTIONS:
+        raise ValueError(
+            f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
+        )
+    PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
+    if name not in CLIPPED:
+        return
+    if teacher_forced(reward) and config.algorithm.action == "bernoulli":
+        raise ValueError(
+            "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
+            "plackett_luce"
+        )
+    PolicyUnmasker(network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
+
+
+def check_alphas(config: DictConfig, network: nn.Module, reward: Reward) -> None:
+    """Refuse weights of speed that are negative, that the policy cannot read, or that it needs and does not get."""
+    given, reads = alphas_of(config), getattr(network, "alpha_embedding", None) is not None
+    if any(alpha < 0 for alpha in given):
+        raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
+    if reads and not given:
+        raise ValueError("this policy is told the weight of speed; give some to draw from: reward.alphas=[0,0.3,1,3]")
+    if given and (not reads or config.algorithm.name == "variational" or teacher_forced(reward)):
+        raise ValueError(
+            "reward.alphas goes with grpo, ppo and imitation, a policy that can read it (not hidden_mlp) and a reward with a "
+            "speed factor"
+        )
+
+
+def teaching_of(config: DictConfig) -> DictConfig | None:
+    """The settings of the teacher: the algorithm `imitation`, or a warm start with updates. None without a teacher."""
+    name = config.algorithm.name
+    warm = name in CLIPPED and config.algorithm.warm_start.updates
+    return config.algorithm if name == "imitation" else config.algorithm.warm_start if warm else None
 
 
 def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:

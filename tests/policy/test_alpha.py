@@ -10,18 +10,20 @@ from safetensors.torch import load_file
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
-from policy import train as loops
 from policy.agreement import Agreement
+from policy.batches import budgets, with_alpha
 from policy.build import check_alpha
 from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from policy.rollout import rollout
+from policy.train import alphas_of
 from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, VerifiedReward, speed_factor
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM
+from unmask.build import check_alphas
 
 MODEL = RandomLM(5, max_length=8)
 BLANK = torch.full((6, 8), MODEL.mask_id)
@@ -113,7 +115,7 @@ def test_a_reward_counts_speed_by_the_alpha_of_the_row():
 
 def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_same():
     config = OmegaConf.create({"reward": {"alphas": [0, 0.3, 3]}})
-    prompts = loops.with_alpha(Prompts(BLANK[:4], {}), config, seed=5).repeat(3)
+    prompts = with_alpha(Prompts(BLANK[:4], {}), alphas_of(config), seed=5).repeat(3)
     drawn = prompts.rows["alpha"]
     assert torch.equal(drawn, drawn[::3].repeat_interleave(3)) and len(drawn.unique()) > 1
     network = network_of("dit_confidence", alpha_conditioned=True)
@@ -123,9 +125,10 @@ def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_
     assert torch.equal(heard[0], drawn) and torch.equal(
         samples.trajectory.inputs["alpha"], drawn[samples.trajectory.row]
     )
-    evenly = loops.with_alpha(Prompts(BLANK, {}), config).rows["alpha"]
+    evenly = with_alpha(Prompts(BLANK, {}), alphas_of(config)).rows["alpha"]
     torch.testing.assert_close(evenly, torch.tensor([0, 0.3, 3, 0, 0.3, 3]))
-    assert "alpha" not in loops.with_alpha(Prompts(BLANK, {}), OmegaConf.create({"reward": {"alpha": 1}})).rows
+    without = alphas_of(OmegaConf.create({"reward": {"alpha": 1}}))
+    assert "alpha" not in with_alpha(Prompts(BLANK, {}), without).rows
 
 
 def test_what_does_not_go_together_is_refused():
@@ -149,12 +152,11 @@ def test_what_does_not_go_together_is_refused():
         (config([1], "variational"), told, reward, "goes with grpo, ppo and imitation"),
     ):
         with pytest.raises(ValueError, match=message):
-            loops.check_alphas(given, network, judge)
+            check_alphas(given, network, judge)
 
 
 def test_weights_of_speed_are_drawn_apart_from_budgets():
     """Else a policy meets each weight of speed with one budget alone."""
-    config = OmegaConf.create({"reward": {"alphas": [0, 1, 2, 3]}, "sampling": {"budgets": [0, 1, 2, 3]}})
     prompts = Prompts(torch.zeros(64, 2, dtype=torch.long), {})
-    alpha = loops.with_alpha(prompts, config, 5).rows["alpha"]
-    assert len(torch.stack((alpha.long(), loops.budgets(config, 64, torch.device("cpu"), 5))).unique(dim=1)[0]) > 10
+    alpha = with_alpha(prompts, [0, 1, 2, 3], 5).rows["alpha"]
+    assert len(torch.stack((alpha.long(), budgets([0, 1, 2, 3], 64, torch.device("cpu"), 5))).unique(dim=1)[0]) > 10

@@ -218,16 +218,16 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
         Processes(0, 1, torch.device("cpu")),
     )  # fmt: skip
     config = OmegaConf.create({
-        "seed": 0, "algorithm": {**SETTINGS, "clip": 1e9}, "training": {"chunk": 50},
+        "seed": 0, "algorithm": {**SETTINGS, "clip": 1e9}, "training": {"chunk": 50, "batch_size": 6, "accum": 1},
         "sampling": {"temperature": 0.0, "discrete_steps": 1, "budgets": None, "block_length": None, "cache": None, "refresh": None},
     })  # fmt: skip
     in_blocks = lambda samples, rows: RewardOutput(
         (samples.written_at[:, PROMPT + 4 :].amin(1) > samples.written_at[:, PROMPT : PROMPT + 4].amax(1)).float()
     )
-    algorithm = GRPO(config.algorithm, network)
+    made = loops.GRPOLearning(MODEL, learner, PromptTask(), in_blocks, config)
     before = [parameter.detach().clone() for parameter in parameters]
     for step in range(3):
-        metrics = loops.clipped_iteration(MODEL, learner, PromptTask(), in_blocks, algorithm, config, 6, step)
+        metrics = made.iteration(step)
     assert metrics["expert_reward"] == 1 and metrics["expert_nfe"] > 2
     assert metrics["expert_lead"] == pytest.approx(1 - metrics["reward"])
     assert learner.updates == 6

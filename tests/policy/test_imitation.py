@@ -118,8 +118,9 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
 
 def config_of(chunk=1000, temperature=1.0, **algorithm):
     return OmegaConf.create({
-        "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, **algorithm},
-        "sampling": {"temperature": temperature, "discrete_steps": 3, "budgets": None}, "training": {"chunk": chunk},
+        "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, "only_correct": False, **algorithm},
+        "sampling": {"temperature": temperature, "discrete_steps": 3, "budgets": None},
+        "training": {"chunk": chunk, "batch_size": 6, "accum": 1},
     })  # fmt: skip
 
 
@@ -175,10 +176,9 @@ def test_learning_from_answers_raises_the_scores_of_right_best_tokens_over_those
     optimiser = Optimiser(parameters, OmegaConf.create(OPTIM), 1)
     learner = loops.Learner(network, optimiser, MovingAverage(parameters, 0.9), Processes(0, 1, torch.device("cpu")))
     config, before = config_of(expert="answers", setting=2.0), separation(model, network)
-    losses = [
-        loops.imitation_iteration(model, learner, SureTask(), config.algorithm, config, 48, step)["loss"]
-        for step in range(30)
-    ]
+    config.training.batch_size = 48
+    made = loops.Imitation(model, learner, SureTask(), lambda *_: None, config)
+    losses = [made.iteration(step)["loss"] for step in range(30)]
     assert learner.updates == 30 and sum(losses[-5:]) < sum(losses[:5])
     assert separation(model, network) > max(0.75, before + 0.2)
 
@@ -241,5 +241,6 @@ def test_only_rewarded_rollouts_are_learnt_from_and_without_any_nothing_is():
         Processes(0, 1, torch.device("cpu")),
     )  # fmt: skip
     nothing = lambda samples, rows: RewardOutput(torch.zeros(len(samples.tokens)))
-    metrics = loops.imitation_iteration(sure_model(), learner, SureTask(), config.algorithm, config, 6, 0, nothing)
+    config.algorithm.only_correct = True
+    metrics = loops.Imitation(sure_model(), learner, SureTask(), nothing, config).iteration(0)
     assert metrics == {"loss": 0.0} and learner.updates == 0

@@ -269,8 +269,13 @@ def config_of(algorithm, **training):
     return OmegaConf.create({
         "seed": 0, "algorithm": algorithm,
         "sampling": {"temperature": 1.0, "discrete_steps": 3} | dict.fromkeys(("budgets", "block_length", "cache", "refresh")),
-        "training": {"chunk": 1000, "accum": 1, **training},
+        "training": {"chunk": 1000, "accum": 1, "batch_size": 8, **training},
     })  # fmt: skip
+
+
+def learning(name, config, network, task, reward=some_reward, learner=None):
+    """An algorithm of the configuration, ready for iterations."""
+    return loops.LEARNING[name](MODEL, learner or learner_of(network), task, reward, config)
 
 
 def test_a_batch_without_advantages_changes_nothing():
@@ -279,7 +284,7 @@ def test_a_batch_without_advantages_changes_nothing():
     config = config_of(GRPO_SETTINGS | {"action": "bernoulli"})
     same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
     learner = learner_of(network)
-    metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, GRPO(config.algorithm, network), config, 8, 0)
+    metrics = learning("grpo", config, network, BlankTask(), same, learner).iteration(0)
     assert learner.updates == 0 and "loss" not in metrics and metrics["reward"] == pytest.approx(0.7)
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
@@ -313,20 +318,16 @@ def noting(monkeypatch, name, kept):
 @pytest.mark.parametrize("algorithm", ["grpo", "imitation", "variational"])
 def test_every_iteration_has_draws_of_its_own(algorithm, monkeypatch):
     """Its prompts and what is drawn on them; the same iteration of a resumed run has the same."""
-    teaching = {"expert": "threshold", "setting": 0.5, "block_length": None, "reinforce": 0.0}
+    teaching = {"expert": "threshold", "setting": 0.5, "block_length": None, "reinforce": 0.0, "only_correct": False}
     config = config_of(GRPO_SETTINGS | {"action": "bernoulli"} | teaching)
     network = network_of("hidden_mlp")
-    learner, task, drawn = learner_of(network), NotedTask(), []
+    task, drawn = NotedTask(), []
+    made = learning(algorithm, config, network, task)
     noting(
         monkeypatch, {"grpo": "rollout", "imitation": "teacher_loss", "variational": "masking_path"}[algorithm], drawn
     )
     for step in (0, 1, 2, 1):
-        if algorithm == "grpo":
-            loops.clipped_iteration(MODEL, learner, task, some_reward, GRPO(config.algorithm, network), config, 8, step)
-        elif algorithm == "imitation":
-            loops.imitation_iteration(MODEL, learner, task, config.algorithm, config, 8, step)
-        else:
-            loops.variational_iteration(MODEL, learner, task, config, 8, step)
+        made.iteration(step)
     place = {"grpo": 6, "imitation": 5, "variational": 5}[algorithm]
     seeds = [getattr(arguments[place], "seed", arguments[place]) for arguments, _ in drawn]
     for own in (seeds, task.seeds):
@@ -336,40 +337,30 @@ def test_every_iteration_has_draws_of_its_own(algorithm, monkeypatch):
 def test_rollouts_of_a_prompt_share_its_budget(monkeypatch):
     """Else a group compares rollouts that were allowed more with rollouts that were allowed less."""
     config, network, drawn = config_of(GRPO_SETTINGS | {"action": "bernoulli"}), network_of("hidden_mlp"), []
-    config.sampling.budgets = [1, 2, 3, 5]
+    config.sampling.budgets, config.training.batch_size = [1, 2, 3, 5], 32
     noting(monkeypatch, "rollout", drawn)
-    learner = learner_of(network)
-    loops.clipped_iteration(MODEL, learner, BlankTask(), some_reward, GRPO(config.algorithm, network), config, 32, 0)
+    learning("grpo", config, network, BlankTask()).iteration(0)
     ((_, more),) = drawn
     budget = more["budget"].view(8, 4)
     assert (budget == budget[:, :1]).all() and len(budget[:, 0].unique()) > 1
 
 
 def test_a_kl_is_to_the_policy_that_a_warm_start_leaves(monkeypatch):
-    class Seen(Exception):
-        pass
-
-    def warm_start(model, learner, *rest):
+    def imitate(self, teaching, rows, step):
         with torch.no_grad():
-            for parameter in learner.network.parameters():
+            for parameter in self.network.parameters():
                 parameter.add_(1.0)
-        return [1.0, 0.5]
+        return {"loss": float(-step)}
 
-    def clipped_iteration(model, learner, task, reward, algorithm, *rest):
-        pairs = zip(algorithm.reference.parameters(), learner.network.parameters(), strict=True)
-        raise Seen(all(torch.equal(*pair) for pair in pairs))
-
-    monkeypatch.setattr(loops, "warm_start", warm_start)
-    monkeypatch.setattr(loops, "clipped_iteration", clipped_iteration)
+    monkeypatch.setattr(loops.GRPOLearning, "imitate", imitate)
     warm = {"updates": 2, "expert": "threshold", "setting": 0.5, "block_length": None, "only_correct": False}
-    algorithm = GRPO_SETTINGS | {"kl": 0.1, "action": "bernoulli", "warm_start": warm}
-    config = config_of(algorithm, batch_size=8, n_iters=1, ema=0.9)
-    config.eval, config.optim = {"action": "bernoulli_argmax", "temperature": 1.0, "first": False}, OPTIM
-    run, task = loops.Run.__new__(loops.Run), BlankTask()
-    run.restore, run.say, task.valid = (lambda name: None), (lambda text: None), task.prompts(4, 0)
-    alone = Processes(0, 1, torch.device("cpu"))
-    with pytest.raises(Seen, match="True"):
-        loops.train(MODEL, network_of("hidden_mlp"), task, some_reward, config, run, alone, lambda *_: None)
+    config = config_of(GRPO_SETTINGS | {"kl": 0.1, "action": "bernoulli", "warm_start": warm})
+    made, lines = learning("grpo", config, network_of("hidden_mlp"), BlankTask()), []
+    made.say = lines.append
+    made.warm_start()
+    pairs = zip(made.objective.reference.parameters(), made.network.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert lines == ["learnt from threshold 0.5: loss 2.000 to 1.000"]
 
 
 class SomebodyElse(Processes):
@@ -377,6 +368,9 @@ class SomebodyElse(Processes):
 
     def mean(self, values):
         return {"steps": 0.5} if values == {"steps": 0.0} else values
+
+    def sum_(self, tensor):
+        return tensor
 
     def average_(self, tensors):
         assert all((tensor == 0).all() for tensor in tensors)
@@ -395,8 +389,8 @@ def test_a_process_with_nothing_to_learn_from_joins_every_update(algorithm, kind
         config.sampling.budgets = [1]
     learner.processes = SomebodyElse(1, 2, torch.device("cpu"))
     same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
-    objective = loops.CLIPPED[algorithm["name"]](config.algorithm, network)
-    metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), same, objective, config, 8, 0)
+    config.training.batch_size = 16  # 8 here
+    metrics = learning(algorithm["name"], config, network, BlankTask(), same, learner).iteration(0)
     assert learner.updates == algorithm["inner_updates"] and metrics["loss"] == 0 and metrics["grad_norm"] > 0
     after = torch.cat([p.detach().flatten() for p in network.parameters()])
     assert (after < before).all()  # moved by the other's gradient, all of it
@@ -409,8 +403,7 @@ def test_an_iteration_makes_every_inner_update_whatever_the_chunk(algorithm):
         network = network_of("dit_confidence")
         config = config_of(algorithm | {"action": "bernoulli"}, chunk=chunk)
         learner = learner_of(network)
-        objective = loops.CLIPPED[algorithm["name"]](config.algorithm, network)
-        metrics = loops.clipped_iteration(MODEL, learner, BlankTask(), some_reward, objective, config, 8, 0)
+        metrics = learning(algorithm["name"], config, network, BlankTask(), learner=learner).iteration(0)
         assert learner.updates == 2 and metrics["grad_norm"] > 0
         after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     torch.testing.assert_close(
@@ -427,7 +420,7 @@ def test_accumulated_parts_average_over_the_batch():
     seen = []
     learner = learner_of(network)
     learner.update = lambda: seen.extend(p.grad.clone() for p in network.parameters()) or {}
-    loops.variational_iteration(MODEL, learner, BlankTask(), config, 8, 0)
+    learning("variational", config, network, BlankTask(), learner=learner).iteration(0)
     halves = []
     for number in range(2):
         part = slice(4 * number, 4 * number + 4)
@@ -444,10 +437,12 @@ CASES = [(kind, action) for kind in ("hidden_mlp", "dit_confidence") for action 
 @pytest.mark.parametrize("kind, action", CASES)
 def test_imitation_learns_the_picks_of_a_rule(kind, action):
     network = network_of(kind)
-    warm = {"warm_start": {"updates": 20, "expert": "threshold", "setting": 0.5, "block_length": None}}
-    losses = loops.warm_start(
-        MODEL, learner_of(network), BlankTask(), config_of(GRPO_SETTINGS | {"action": action} | warm, chunk=40), 64
-    )
+    warm = {"updates": 20, "expert": "threshold", "setting": 0.5, "block_length": None, "only_correct": False}
+    config = config_of(GRPO_SETTINGS | {"action": action, "warm_start": warm}, chunk=40, batch_size=64)
+    made, losses = learning("grpo", config, network, BlankTask()), []
+    imitate = made.imitate
+    made.imitate = lambda *given: losses.append(imitate(*given)["loss"]) or {"loss": losses[-1]}
+    made.warm_start()
     assert len(losses) == 20 and sum(losses[-3:]) < sum(losses[:3])  # every loss is that of another batch
 
 

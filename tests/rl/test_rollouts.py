@@ -89,8 +89,8 @@ def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
     loss = rl.train.policy_loss
     monkeypatch.setattr(rl.train, "policy_loss", lambda *given: seen.append(given[3]) or loss(*given))
     reward = lambda samples, rows: RewardOutput(torch.arange(4.0))
-    made = Rollouts(model, learner, None, Elbo(2), task, reward, config)
-    made.iteration(0, print)
+    made = Rollouts(model, learner, None, Elbo(2), task, reward, config, lambda directory: None)
+    made.iteration(0)
     assert made.batch is not None
     ended = made.batch.tokens == 1
     expected = (ended.cumsum(1) - ended.long()) == 0
@@ -157,8 +157,8 @@ def test_the_loss_of_pairs_is_that_of_the_definition(step):
                                "eval": {"batch_size": 2}})  # fmt: skip
     learner = Still.__new__(Still)  # this much of it is read
     learner.processes = ALONE
-    made = Preferences(model, learner, reference, Noted(), pairs, pairs, config)
-    found = made.iteration(step, print)
+    made = Preferences(model, learner, reference, Noted(), pairs, pairs, config, lambda directory: None)
+    found = made.iteration(step)
 
     def gain(rows):
         views = MeanField().views(free, Draws(0))
@@ -168,5 +168,5 @@ def test_the_loss_of_pairs_is_that_of_the_definition(step):
     margin = gain(chosen) - gain(rejected)
     assert found["loss"] == pytest.approx(float(-F.logsigmoid(0.3 * margin).mean()), abs=1e-4)
     assert found["margin"] == pytest.approx(float(margin.mean()), abs=1e-3) and margin.abs().min() > 0.05
-    made.iteration(step + 1, print)
+    made.iteration(step + 1)
     assert seeds[0] != seeds[1]  # every iteration has masks of its own

@@ -18,6 +18,7 @@ import run_train_policy
 import run_train_rl
 import run_train_twist
 from rewards.rules import RewardOutput
+from training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm, "train_rl": run_train_rl,
@@ -45,11 +46,11 @@ def half_constant(rollout):
 def run(case: dict, rank: int, directory: Path) -> None:
     """Run one case, and keep the weights that it ends with and how many forwards were made."""
     script = SCRIPTS[case["script"]]
-    train, rollout = script.train, policy.train.rollout
+    train, rollout = Trainer.train, policy.train.rollout
     seen = {"forwards": 0}
 
-    def kept(learnt, *rest):
-        model = learnt.source.model if case["script"] == "train_twist" else learnt
+    def kept(trainer):
+        model = trainer.algorithm.model
 
         def counted(forward):
             def counting(*arguments, **settings):
@@ -61,14 +62,12 @@ def run(case: dict, rank: int, directory: Path) -> None:
         for name in ("hidden_rows", "hidden_spans"):
             if hasattr(model, name):
                 setattr(model, name, counted(getattr(model, name)))
-        networks = {"train_policy": lambda: rest[0], "train_twist": lambda: learnt.learner.network}
-        network = networks.get(case["script"], lambda: model)()
-        train(learnt, *rest)
-        weights = [p.detach().clone() for p in network.parameters()]
+        train(trainer)
+        weights = [p.detach().clone() for p in trainer.learner.network.parameters()]
         local = [p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.backbone.parameters()]
         torch.save({"weights": weights, "backbone": sum(local), **seen}, directory / f"{case['name']}.{rank}.pt")
 
-    script.train = kept
+    Trainer.train = kept
     if case.get("half_constant"):
         policy.train.rollout = half_constant(rollout)
     overrides = [*case["overrides"], f"run_dir={directory / case['name']}"]
@@ -77,7 +76,7 @@ def run(case: dict, rank: int, directory: Path) -> None:
             config = compose(case["script"], overrides)
         script.main(config, overrides)
     finally:
-        script.train, policy.train.rollout = train, rollout
+        Trainer.train, policy.train.rollout = train, rollout
 
 
 if __name__ == "__main__":

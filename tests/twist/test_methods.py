@@ -17,13 +17,13 @@ from twist.methods import POSITIVES, TwistLearning
 from twist.model import TwistModel
 from twist.paths import canvases, path_densities, path_features, path_states
 from twist.sweeps import Source, collect_posterior
-from twist.train import new_learner, new_value_head
+from twist.train import new_twist_learner, new_value_head
 
 
 def learning_of(source: Source, *words, posterior: Posterior | None = None) -> TwistLearning:
     config = settings(*words)
     value = new_value_head(source.twist, config)
-    return TwistLearning(source, new_learner(source.twist, value, config, ALONE), value, config, posterior)
+    return TwistLearning(source, new_twist_learner(source.twist, value, config, ALONE), value, config, posterior)
 
 
 # ------------------------------------------------------------------------------------------------ labels

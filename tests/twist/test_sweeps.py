@@ -27,7 +27,7 @@ from twist.model import TwistModel
 from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
 from twist.sweeps import Source, collect_posterior
 from twist.targets import ClassTarget
-from twist.train import new_learner, new_value_head
+from twist.train import new_twist_learner, new_value_head
 
 KINDS = ("causal", "masked")
 
@@ -345,7 +345,7 @@ def test_a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state():
     twist.load_state_dict(source.twist.state_dict(), strict=False)
     source = Source(twist, source.target, source.prompt, source.length)
     config = settings("method=rl", "training.batch_size=64", "training.epochs=1", "training.n_iters=120")
-    learning = TwistLearning(source, new_learner(twist, None, config, ALONE), None, config)
+    learning = TwistLearning(source, new_twist_learner(twist, None, config, ALONE), None, config)
     optimiser = torch.optim.Adam(twist.state_head.parameters(), lr=1e-2)
     losses = []
     for step in range(120):
@@ -383,7 +383,7 @@ def test_what_trains_brings_the_proposal_closer_both_ways(method, kind):
     source = new_source(kind)
     source.twist.head.bounded = method == "fudge"
     value = new_value_head(source.twist, config)
-    learning = TwistLearning(source, new_learner(source.twist, value, config, ALONE), value, config)
+    learning = TwistLearning(source, new_twist_learner(source.twist, value, config, ALONE), value, config)
     start = exact_kls(source)
     for step in range(300):
         learning.iteration(step)

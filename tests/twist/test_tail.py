@@ -17,7 +17,7 @@ from twist.paths import path_densities
 from twist.sweeps import Source
 from twist.tail import with_tail
 from twist.targets import build_target
-from twist.train import new_learner
+from twist.train import new_twist_learner
 
 VOCABULARY, LENGTH, TAIL = 3, 2, 2
 SETTINGS = {"kind": "infilling", "tokens": TAIL}
@@ -84,7 +84,7 @@ def test_pairs_are_reordered_on_request_the_same_by_any_number_of_processes(sour
     def conditions(order, processes):
         config = settings("target=infilling", f"target.tokens={TAIL}", f"posterior.order={order}", "method=ctl",
                           "positives=exact", "training.batch_size=2000", "training.particles=2", "training.n_iters=1")  # fmt: skip
-        learning = TwistLearning(source, new_learner(twist, None, config, processes), None, config)
+        learning = TwistLearning(source, new_twist_learner(twist, None, config, processes), None, config)
         return learning.conditions(5)
 
     given, written = conditions("written", ALONE)
