@@ -5,8 +5,6 @@ import re
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from rewards.sandbox import check_sandbox
 from run_evaluate import main
 from samplers.where import WHERE, Threshold
 from tests.evaluation.test_generations import ROOT, TINY, read, strip
+from tests.helpers.commands import status_of
 from tests.tiny_text import backbone
 from training.usage import composed
 
@@ -240,11 +239,11 @@ def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monk
     assert _policy_files(said)[0][0] == tmp_path.name
 
 
-def test_where_every_evaluation_fails_the_status_is_1(tmp_path):
-    command = [sys.executable, "run_evaluate.py", "--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "JSONL with `question` and `answer`" in done.stderr and "Traceback" not in done.stderr
+def test_where_every_evaluation_fails_the_status_is_1(tmp_path, capsys):
+    argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
+    assert status_of("run_evaluate.py", *argv) == 1
+    told = capsys.readouterr().err
+    assert "JSONL with `question` and `answer`" in told and "Traceback" not in told
 
 
 def test_prompts_are_padded_on_the_left_and_what_does_not_fit_names_its_row():
