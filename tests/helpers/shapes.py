@@ -1,8 +1,9 @@
-"""Checks of types and shapes in signatures at a third of the cost that jaxtyping's import hook has for them.
+"""Checks of types and shapes in signatures at less than half the cost of jaxtyping's import hook.
 
 The hook of `--jaxtyping-packages` decorates every function and class. Its decorator binds the arguments of each call by `inspect`, and
 checks them twice: before the call, and again with the result. `checked` takes its place: beartype checks the arguments once and
-the result once, in one jaxtyping context, so that a dimension has the same size in all of them.
+the result once, in one jaxtyping context, so that a dimension has the same size in all of them. Two things differ: an argument
+that the function changes is not checked again, and a dimension cannot name an argument's value (`"{n}"`), which no signature does.
 """
 
 import inspect
