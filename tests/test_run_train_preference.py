@@ -66,6 +66,7 @@ def test_dpo_makes_the_preferred_answer_likelier_and_the_model_is_one_that_sampl
     measured = record(directory)
     assert measured[1]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert measured[12]["eval_rewards/margins"] > 0.01 and measured[12]["eval_rewards/accuracies"] > 0.5
+    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     before, after = load_model(ready["MODEL"])[0], load_model(directory / "model")[0]
     line = json.loads(ready["PAIRS"].read_text().splitlines()[-1])
     gains = []

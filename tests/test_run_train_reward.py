@@ -57,6 +57,7 @@ def test_a_new_encoder_learns_what_is_preferred(kind, pairs, tmp_path):
     assert good > bad
     measured = record(directory)
     assert measured[30]["eval_accuracy"] > 0.7 and {"loss", "accuracy", "learning_rate"} <= measured[2].keys()
+    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_mask_is_where_a_masked_model_on_the_same_tokens_has_it(pairs, tmp_path):
