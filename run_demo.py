@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from jaxtyping import Int
-from torch import Tensor
 
 import run_train_policy
 from data.sudoku import blanked, make
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
 from evaluation.replay import replay_html
@@ -39,7 +39,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.measures import unigram_entropy
 from rewards.sudoku import is_solved
-from samplers.loop import Strategy, Unmasker, sample
+from samplers.loop import Strategy, Unmasker
 from samplers.samples import Samples
 from samplers.where import Confident, Dilated, Direct, Threshold
 from training.files import check_place, make_directory, write_text
@@ -66,9 +66,9 @@ def train_policy(out: Path, iterations: int) -> Path:
 def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list[dict], dict[str, Samples]]:
     """(rows of the table, points of the plot, samples of a few rules)."""
     held_out = make(BOX, count, None, seed=2028, split="test")
-    canvas = blanked(held_out, BOX)
+    prompts = Prompts(blanked(held_out, BOX))
     network = load_policy(policy)
-    cells = canvas.shape[1]
+    cells = prompts.canvas.shape[1]
     rules: list[tuple[str, str, Unmasker, int]] = [
         ("direct", "8 steps", Direct(), 8),
         *(("confidence", f"{steps} steps", Confident(), steps) for steps in (2, 3, 4, 6, 8, cells)),
@@ -81,9 +81,9 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
     rows, points, kept = [], [], {}
     for name, setting, rule, steps in rules:
         decode = partial(decoded, model, steps, Strategy(rule, TokenRule(0.0)))
-        samples = decode(canvas)
+        samples = decode(prompts)
         rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
-        cost = costs(model, samples, decode, canvas)
+        cost = costs(model, samples, decode, prompts)
         rows.append({"task": "sudoku, solved", "strategy": name, "setting": setting, "quality": f"{rate.value:.1%}",
                      "entropy": "-", **cost})  # fmt: skip
         points.append({"name": name, "x": cost["equivalent"], "y": rate.value, "lo": rate.low, "hi": rate.high})
@@ -92,18 +92,18 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
     return rows, points, {name: kept[name] for name in chosen}
 
 
-def decoded(model: MaskedLM, steps: int, strategy: Strategy, canvas: Int[Tensor, "row position"]) -> Samples:
-    return sample(UnmaskingEnvironment(model, steps), strategy, canvas)
+def decoded(model: MaskedLM, steps: int, strategy: Strategy, prompts: Prompts) -> Samples:
+    return strategy.decode(model, prompts, DecodeOptions(steps))
 
 
 def costs(
-    model: MaskedLM, samples: Samples, decode: Callable[[Tensor], Samples], canvas: Int[Tensor, "row position"]
+    model: MaskedLM, samples: Samples, decode: Callable[[Prompts], Samples], prompts: Prompts
 ) -> dict[str, float]:
     """The columns of the table that say what a sample cost."""
     return {
         "NFE": round(float(samples.evaluations.float().mean()), 2),
-        "equivalent": round(equivalent_evaluations(model, decode, canvas), 2),
-        "CPU ms": round(1000 * samples.cpu_seconds / len(canvas), 2),
+        "equivalent": round(equivalent_evaluations(model, decode, prompts), 2),
+        "CPU ms": round(1000 * samples.cpu_seconds / len(prompts.canvas), 2),
         "tokens/s": round(samples.tokens_per_second),
     }
 
@@ -111,7 +111,7 @@ def costs(
 def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict], dict[str, Samples]]:
     """16 steps (the threshold rule takes as many as it needs), tokens drawn at temperature 1."""
     network = load_policy(ROOT / "example/014609")
-    canvas = torch.full((count, model.max_length), model.mask_id)
+    prompts = Prompts(torch.full((count, model.max_length), model.mask_id))
     rules: list[tuple[str, str, Unmasker]] = [
         ("direct", "16 steps", Direct()),
         ("confidence", "16 steps", Confident()),
@@ -122,13 +122,13 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
     rows, kept = [], {}
     for name, setting, rule in rules:
         decode = partial(decoded, model, 16, Strategy(rule, TokenRule()))
-        samples = decode(canvas)
+        samples = decode(prompts)
         texts = model.tokenizer.batch_decode(samples.tokens)
         perplexity = None if judge is None else summarise(samples.tokens, texts, judge)["gen_ppl"]
         rows.append({"task": "stories, perplexity", "strategy": name, "setting": setting,
                      "quality": "no judge" if perplexity is None else f"{perplexity:.1f}",
                      "entropy": f"{float(unigram_entropy(samples.tokens).mean()):.3f}",
-                     **costs(model, samples, decode, canvas)})  # fmt: skip
+                     **costs(model, samples, decode, prompts)})  # fmt: skip
         kept[f"{name}, {setting}"] = samples
     return rows, kept
 

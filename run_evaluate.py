@@ -52,20 +52,21 @@ from dlm.observation import Observation
 from evaluation import pairwise, reward_task
 from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
-from evaluation.decoding import Decoding, answer_lengths, generations
+from evaluation.decoding import AnswerSettings, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, check_beside, finished_in, merge, shard
 from evaluation.report import plot_pareto, print_table, write_csv
 from evaluation.sampling import machine
 from evaluation.summary import IDENTITY, result_row, summary_row
 from load_model import load_model
-from policy.build import check_known, shipped
 from policy.checkpoints import policy_file
-from policy.readers import readers_of
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.samples import Stopwatch
+from samplers.scores import PREDICTORS
+from samplers.settings import STRATEGIES, check_strategy, readers_of
 from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
 from training.files import append_line, check_place, write_text
+from training.hub import shipped
 from training.processes import Processes, processes
 from training.published import from_file
 from training.ranges import ROWS, Number, Whole
@@ -87,7 +88,7 @@ class Job:
     candidate: Candidate
     dataset: str
     seed: int
-    decoding: Decoding
+    decoding: AnswerSettings
 
     @property
     def directory(self) -> str:
@@ -199,7 +200,7 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     return told
 
 
-def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, dataset: str) -> Decoding:
+def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, dataset: str) -> AnswerSettings:
     """What the command line says, else the configuration, else the data set's own length and no blocks."""
     known = OmegaConf.create() if config is None else config
     cache = arguments.cache or OmegaConf.select(known, "sampling.cache")
@@ -213,7 +214,7 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
             said[key] = OmegaConf.select(known, f"sampling.{key}")
     configured = OmegaConf.select(known, "sampling.length") or OmegaConf.select(known, "data.answer_length")
     length = arguments.gen_length or configured or (24 if dataset == "chain" else 256)
-    return Decoding(
+    return AnswerSettings(
         length, None, said["block_length"], said["cache"], said["refresh"], None, arguments.logits_eos_inf,
         arguments.confidence_eos_eot_inf, arguments.guidance, drift=arguments.drift,
     )  # fmt: skip
@@ -254,9 +255,8 @@ def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments:
     """Mean equivalent evaluations of a question: the FLOP of everything that decodes a few of them, evenly spaced."""
     few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
     prompts = canvases(model, few, job.decoding.length).to(next(model.parameters()).device)
-    environment, strategy = job.decoding.environment(model, prompts.prompt_length), strategy_of(job, arguments)
-    decode = lambda canvas: sample(environment, strategy, canvas, job.seed, start=prompts.start)  # noqa: E731
-    return equivalent_evaluations(model, decode, prompts.canvas, prompts.start)
+    options, strategy = job.decoding.options(model), strategy_of(job, arguments)
+    return equivalent_evaluations(model, lambda part: strategy.decode(model, part, options, job.seed), prompts)
 
 
 def evaluate(
@@ -280,10 +280,9 @@ def evaluate(
     for rows in todo.split(arguments.batch_size):
         asked = [questions[row] for row in rows.tolist()]
         prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
-        environment = job.decoding.environment(model, prompts.prompt_length)
-        writer = Writer(environment, asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
+        writer = Writer(asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
         row_id = rows.to(prompts.canvas.device)
-        sample(environment, strategy, prompts.canvas, job.seed, row_id, on_step=writer, start=prompts.start)
+        strategy.decode(model, prompts, job.decoding.options(model), job.seed, row_id, on_step=writer)
     return len(todo)
 
 
@@ -292,38 +291,46 @@ class Writer:
     share of the batch's: those of each step, by the rows that took it."""
 
     def __init__(
-        self, environment: UnmaskingEnvironment, asked: list[Question], rows: list[int], prompt_length: int,
+        self, asked: list[Question], rows: list[int], prompt_length: int,
         unsandboxed: bool, out: Path,
     ):  # fmt: skip
-        self.environment, self.asked, self.rows, self.first = environment, asked, rows, prompt_length
+        self.asked, self.rows, self.first = asked, rows, prompt_length
         self.unsandboxed, self.out = unsandboxed, out
         self.seconds, self.cpu_seconds = [0.0] * len(rows), [0.0] * len(rows)
         self.stopwatch, self.measuring = Stopwatch(), (0.0, 0.0)
 
     def __call__(self, observation: Observation, places: Int[Tensor, "active"]) -> None:
-        spent = zip(self.stopwatch.seconds(), self.environment.measuring, self.measuring, strict=True)
+        environment = observation.environment
+        assert isinstance(environment, UnmaskingEnvironment)
+        spent = zip(self.stopwatch.seconds(), environment.measuring, self.measuring, strict=True)
         wall, cpu = ((taken - now + before) / len(places) for taken, now, before in spent)  # drift is no decoding
         for place in places.tolist():
             self.seconds[place] += wall
             self.cpu_seconds[place] += cpu
         done = observation.done.nonzero().squeeze(1)
         if len(done):
-            self.write(observation, done, places[done].tolist())
-        self.stopwatch, self.measuring = Stopwatch(), self.environment.measuring  # judging is no decoding
+            self.write(observation, environment, done, places[done].tolist())
+        self.stopwatch, self.measuring = Stopwatch(), environment.measuring  # judging is no decoding
 
-    def write(self, observation: Observation, done: Int[Tensor, "finished"], places: list[int]) -> None:
-        answers, model = observation.tokens[done, self.first :], self.environment.model
+    def write(
+        self,
+        observation: Observation,
+        environment: UnmaskingEnvironment,
+        done: Int[Tensor, "finished"],
+        places: list[int],
+    ) -> None:
+        answers, model = observation.tokens[done, self.first :], environment.model
         texts = generations(model, answers)
         asked = [self.asked[place] for place in places]
         told = zip(
             places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),
-            answer_lengths(model, answers).tolist(), self.environment.drift_of(done), strict=True,
+            answer_lengths(model, answers).tolist(), environment.drift_of(done), strict=True,
         )  # fmt: skip
         for place, question, text, solved, evaluations, length, drift in told:
             record = {
                 "row": self.rows[place], "question": question.prompt, "generation": text, "ground_truth": question.truth,
                 "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
-                "cpu_seconds": self.cpu_seconds[place], "exact": self.environment.exact, "drift": drift,
+                "cpu_seconds": self.cpu_seconds[place], "exact": environment.exact, "drift": drift,
             }  # fmt: skip
             append_line(self.out, json.dumps(record, ensure_ascii=False))
 
@@ -339,7 +346,7 @@ def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
     return None if failed else found
 
 
-# Flags of a policy or of a rule, and the setting of policy/readers.py that each of them is.
+# Flags of a policy or of a rule, and the setting of samplers/settings.py that each of them is.
 FLAGS = {
     "other_model": "sampler.policy.other_model", "temperatures": "sampler.policy.temperature", "betas": "sampler.policy.beta",
     "sampling_mode": "sampler.policy.action", "alphas": "sampler.policy", "windows": "sampler.window",
@@ -372,7 +379,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
         arguments.confidence, ALIASES.get(arguments.strategy, arguments.strategy or "policy"), "--confidence"
     )
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
-    check_known(ALIASES.get(arguments.strategy, arguments.strategy))
+    check_strategy(ALIASES.get(arguments.strategy, arguments.strategy), (*STRATEGIES, *PREDICTORS))
     check_idle(arguments, names)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")

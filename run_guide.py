@@ -25,27 +25,30 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data.prompt_file import Asked, load_asked
-from data.questions import check_prompt, padded_left
+from data.questions import check_prompt
 from dlm.encoding import text_ids
-from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.prompts import Prompts
 from evaluation.generations import begin, check_beside, merge, read_records, shard
 from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model
-from policy.build import build_strategy, check_known, shipped
-from policy.guidance import GUIDED, Guide, build_guide
-from policy.readers import check_given, idle
 from rewards.models import TextReward, load_reward
+from samplers.loop import Decoder
+from samplers.samples import Samples
+from samplers.settings import GUIDED, PREDICTORS, STRATEGIES, SamplerSettings, check_given, check_strategy, idle
 from training.files import append_line, check_place
+from training.hub import shipped
 from training.processes import Processes, processes
 from training.ranges import Maybe, Text, check_ranges
 from training.settings import SAMPLER, check_settings, resolved
 from training.usage import check_overrides, exit_on_bad_input
+from unmask.decoders import Layout, build_decoder, build_options
 
 
 def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
@@ -59,7 +62,7 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     for name, settings in config.methods.items():
         if not isinstance(settings, DictConfig):
             raise ValueError(f"methods.{name}={settings} sets no strategy; leave a method out by ~methods.{name}")
-        check_known(settings.get("strategy"), GUIDED)
+        check_strategy(settings.get("strategy"), (*STRATEGIES, *PREDICTORS, *GUIDED))
         wrong = unknown({str(key): value for key, value in settings.items() if key != "path"}, config.sampler)
         if wrong:
             raise ValueError(
@@ -71,14 +74,16 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
         )
         own = [key for key in keys_of(settings) if key not in ("path", "strategy")]
         check_given(
-            method_config(config, str(name)), {f"sampler.{key}": f"methods.{name}.{key}" for key in own}, "strategy "
+            settings_of(method_config(config, str(name))),
+            {f"sampler.{key}": f"methods.{name}.{key}" for key in own},
+            "strategy ",
         )
     check_overrides_read(config, [override.partition("=")[0].lstrip("+~") for override in overrides])
 
 
 def check_overrides_read(config: DictConfig, keys: Sequence[str]) -> None:
     """Refuse settings of all methods that no method reads, and rewards that none names."""
-    methods = {str(name): method_config(config, str(name)) for name in config.methods}
+    methods = {str(name): settings_of(method_config(config, str(name))) for name in config.methods}
     named = OmegaConf.to_yaml(config.methods) + str(OmegaConf.to_container(config, resolve=False)["selector"])  # pyright: ignore
     for key in keys:
         set_for_all = key.startswith("sampler.") and OmegaConf.select(config, key) not in (None, False)
@@ -125,26 +130,22 @@ def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
     rows = [text_ids(model.tokenizer, one.prompt) for one in asked]
     for number, (row, one) in enumerate(zip(rows, asked, strict=True)):
         check_prompt(model, row, length, f"prompt {number}", one.prompt, "shorten it, or lower length")
-    return padded_left(rows, length, model.mask_id)
+    return Prompts.from_ids(rows, length, model.mask_id)
 
 
-def decoder_of(config: DictConfig, model: MaskedLM, first: int, length: int) -> Guide:
-    """What decodes: guided, or a plain rule as a guide without a reward."""
-    if config.sampler.strategy in GUIDED:
-        return build_guide(config, model, first, length)
-    return Guide(build_strategy(config, model))
+def settings_of(method: DictConfig) -> SamplerSettings:
+    """The sampler settings of one method."""
+    values = OmegaConf.to_container(method.sampler, resolve=True)
+    assert isinstance(values, dict)
+    return SamplerSettings.of({str(key): value for key, value in values.items()})
 
 
-def environment_of(config: DictConfig, model: MaskedLM, length: int, first: int) -> UnmaskingEnvironment:
-    """A causal model, and a rule that reads no steps, takes as many as there are tokens; a row ends at its end of sequence or of
-    turn."""
-    sampler = config.sampler
-    steps = length if model.causal or idle(config, "sampler.steps") else sampler.steps
-    return UnmaskingEnvironment(
-        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=first,
-        stop_id=end_tokens(model.tokenizer), guidance=float(sampler.guidance), cache=sampler.cache,
-        refresh=sampler.refresh,
-    )  # fmt: skip
+def decode(
+    settings: SamplerSettings, model: MaskedLM, decoder: Decoder, prompts: Prompts, seed: int, rows: Int[Tensor, "row"]
+) -> Samples:
+    """One batch; a row ends at its end of sequence or of turn."""
+    options = build_options(settings, model, Layout.of(prompts, model.mask_id), stop=True)
+    return decoder.decode(model, prompts, options, seed, rows)
 
 
 def decode_method(
@@ -159,23 +160,22 @@ def decode_method(
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(asked)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
-    guides: dict[int, Guide] = {}
+    decoders: dict[int, Decoder] = {}
+    sampler = settings_of(method)
     for rows in todo.split(config.batch_size) if len(todo) else ():
         batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
         first = batch.prompt_length
-        if first not in guides:  # the reward is loaded once for each place at which answers begin
-            guides[first] = decoder_of(method, model, first, batch.canvas.shape[1])
-        guide = guides[first]
-        environment = environment_of(method, model, config.length, first)
-        before, started = guide.reward_rows, time.perf_counter()
-        samples = guide.decode(environment, batch.canvas, config.seed, rows.to(group.device), batch.start)
-        seconds, read = time.perf_counter() - started, guide.reward_rows - before
+        if first not in decoders:  # the reward is loaded once for each place at which answers begin
+            decoders[first] = build_decoder(sampler, model, Layout.of(batch, model.mask_id), config.seed)
+        started = time.perf_counter()
+        samples = decode(sampler, model, decoders[first], batch, config.seed, rows.to(group.device))
+        seconds = time.perf_counter() - started
         texts, finished = samples.answers(model.tokenizer), samples.ended.tolist()
         for place, row in enumerate(rows.tolist()):
             record = {
                 "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],
                 "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
-                "reward_rows": read / len(rows), "seconds": seconds / len(rows),
+                "reward_rows": samples.reward_rows / len(rows), "seconds": seconds / len(rows),
             }  # fmt: skip
             append_line(shard(directory, group), json.dumps(record, ensure_ascii=False))
     group.mean({"done": 1.0})  # waits for all
@@ -238,9 +238,12 @@ def main(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
             model = models[path]
             if model.tokenizer is None:
                 raise ValueError(f"the tokenizer of {path} cannot be loaded, and prompts are text; add tokenizer.json")
-            longest = canvases(model, asked, config.length)
-            decoder_of(method, model, longest.prompt_length, longest.canvas.shape[1])
-            environment_of(method, model, config.length, 0).reset(torch.full((1, config.length), model.mask_id))
+            sampler, longest = settings_of(method), canvases(model, asked, config.length)
+            layout = Layout.of(longest, model.mask_id)
+            build_decoder(sampler, model, layout, config.seed)
+            options = build_options(sampler, model, layout, stop=True)
+            blank = Prompts(torch.full((1, config.length), model.mask_id))
+            UnmaskingEnvironment(model, options).reset(blank)  # refuses blocks that do not fit
         generations = {}
         for name, method in plans.items():
             generations[name] = decode_method(name, config, method, models[str(method.dlm.path)], asked, group)

@@ -25,19 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from data.text import load_texts
+from dlm.canvas import canvas_of
 from dlm.ends import end_tokens
-from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
-from policy.build import build_strategy, canvas_of, shipped
 from rewards.models import TextReward, load_reward
-from samplers.loop import sample
+from samplers.settings import SamplerSettings
 from training.files import check_place, make_directory, write_text
+from training.hub import shipped
 from training.ranges import ROWS, Number, Whole
 from training.usage import device_of, exit_on_bad_input
+from unmask.decoders import build_rule_decoder
 
 SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
 
@@ -67,22 +69,16 @@ class Continuation:
 
 def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespace) -> list[Continuation]:
     """`--samples` for each prompt, one prompt after the other, all on canvases of --length."""
-    sampler = {
-        "strategy": options.strategy,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": 0,
-        "alpha": None,
-    }
-    strategy = build_strategy(OmegaConf.create({"sampler": sampler}), model)
+    settings = SamplerSettings(strategy=options.strategy, temperature=options.temperature, top_p=options.top_p)
+    strategy = build_rule_decoder(settings, model)
     steps = options.length if model.causal else options.steps
-    environment = UnmaskingEnvironment(model, steps, stop_id=end_tokens(model.tokenizer))
+    decoding = DecodeOptions(steps, ends=end_tokens(model.tokenizer))
     canvases = torch.stack([canvas_of(model, prompt or None, length=options.length) for prompt in prompts])
     canvases = canvases.repeat_interleave(options.samples, 0).to(options.device)
     rows = torch.arange(len(canvases), device=canvases.device)
     found: list[Continuation] = []
     for part in rows.split(options.batch):
-        samples = sample(environment, strategy, canvases[part], options.seed, part)
+        samples = strategy.decode(model, Prompts(canvases[part]), decoding, options.seed, part)
         found += map(Continuation, samples.answers(model.tokenizer), samples.ended.tolist())
         print(f"{len(found)} of {len(rows)} continuations", flush=True)
     return found

@@ -30,8 +30,8 @@ from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.sampling import finite
 from load_model import load_model
-from policy.build import shipped
 from training.files import check_cache
+from training.hub import shipped
 from training.ranges import ROWS, Whole
 from training.usage import check_device, exit_on_bad_input
 

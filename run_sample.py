@@ -21,6 +21,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -30,37 +31,41 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dlm.board import BoardTokenizer
+from dlm.canvas import canvas_of
 from dlm.checkpoints.table import is_causal
-from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
-from dlm.masked_lm import MaskedLM, SeddLM
+from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
-from evaluation.text import default_judge, has_default_judge, load_judge
+from evaluation.text import Judge, default_judge, has_default_judge, load_judge
 from load_model import load_model
-from policy.build import (
+from policy.checkpoints import policy_file
+from rewards.models import check_reward
+from samplers.best_of import BestOf
+from samplers.live import LiveView
+from samplers.loop import Decoder, OnStep
+from samplers.samples import Samples
+from samplers.scores import PREDICTORS, ScoreDecoder
+from samplers.settings import (
+    FILTERS,
+    GUIDED,
+    POSITIONS,
     STRATEGIES,
-    build_strategy,
-    canvas_of,
-    check_known,
-    check_policy_keys,
-    score_predictor,
-    shipped,
+    SamplerSettings,
+    check_given,
+    check_strategy,
+    guided_rule,
     strategy_name,
 )
-from policy.checkpoints import policy_file
-from policy.guidance import GUIDED, POSITIONS, build_guide, unmask_rule
-from policy.readers import FILTERS, check_given, idle
-from rewards.models import check_reward
-from samplers.live import LiveView
-from samplers.loop import sample
-from samplers.samples import Samples
-from samplers.scores import PREDICTORS, sample_scores
+from samplers.smc import ParticleDecoder
 from training.files import Unwritable, append_line, is_stream, make_directory, write_text
+from training.hub import shipped
 from training.settings import check_settings
 from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import composed, device_of, exit_on_bad_input, literal
-from twist.sampling import build_filter, model_of_twist
+from unmask.decoders import Layout, build_decoder, build_options, twist_description
 
 EXAMPLES = """
 any key of configs/sample.yaml can follow as KEY=VALUE, among them
@@ -190,14 +195,21 @@ def build_config(argv: list[str]) -> DictConfig:
     return config
 
 
+def sampler_settings(config: DictConfig) -> SamplerSettings:
+    """The settings of `config.sampler`."""
+    values = OmegaConf.to_container(config.sampler, resolve=True)
+    assert isinstance(values, dict)
+    return SamplerSettings.of({str(key): value for key, value in values.items()})
+
+
 def check_read(config: DictConfig, given: dict[str, str]) -> None:
     """Refuse a setting that nothing reads under this configuration. Raises ValueError.
 
     Args:
         given: key of the configuration -> its name on the command line, of each that the user gave. Defaults do not count.
     """
-    check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
-    check_given(config, given)
+    check_strategy(config.sampler.strategy)
+    check_given(sampler_settings(config), given)
     if config.sampler.strategy == "twisted_smc":
         for key, name in given.items():
             if key.split(".")[0] == "dlm":
@@ -219,7 +231,7 @@ def check_steps(config: DictConfig, name: str) -> None:
     command line."""
     path = shipped(str(config.dlm.path))
     if config.sampler.strategy == "twisted_smc":
-        about = model_of_twist(config.sampler.smc)
+        about = twist_description(sampler_settings(config).smc)
         path = shipped(str(about["model"]))
         if config.sampler.smc.unmask is None and not about["twist"].get("state"):
             raise ValueError(
@@ -234,43 +246,97 @@ def check_steps(config: DictConfig, name: str) -> None:
 def check(config: DictConfig) -> None:
     """Refuse, before a model is loaded, settings that no model takes and files that do not exist. Raises ValueError."""
     check_settings(config, "sample")
-    check_known(config.sampler.strategy, (*GUIDED, *FILTERS))
+    check_strategy(config.sampler.strategy)
     if config.sampler.strategy == "policy":
-        check_policy_keys(config.sampler.policy)
         policy_file(Path(shipped(str(config.sampler.policy.path))))
     if config.sampler.guide.reward is not None:
         check_reward(shipped(str(config.sampler.guide.reward)))
 
 
-def build_environment(config: DictConfig, model: MaskedLM, canvas: Int[Tensor, "position"]) -> UnmaskingEnvironment:
-    """The environment that `config.sampler` asks for. ValueError for what this model has not."""
-    sampler = config.sampler
-    ends = []
-    if sampler.stop or sampler.logits_eos_inf or sampler.confidence_eos_eot_inf:
-        ends = end_tokens(model.tokenizer)
-        if not ends:
-            raise ValueError(f"{config.dlm.path} has no end of sequence; leave stop and the eos settings out")
-    masks = (canvas == model.mask_id).nonzero().squeeze(1)
-    # Policies learn on what is written alone; boards have their clues among it.
-    by_policy = sampler.strategy == "policy" and not isinstance(model.tokenizer, BoardTokenizer)
-    behind_prompt = by_policy or sampler.block_length is not None or sampler.cache is not None
-    # Blocks need not divide what nothing reads.
-    steps = max(1, len(masks)) if idle(config, "sampler.steps") else sampler.steps
-    return UnmaskingEnvironment(
-        model, steps, sampler.block_length, budget=sampler.budget, prompt_length=int(masks[0]) if behind_prompt else 0,
-        stop_id=ends if sampler.stop else None, never=ends[:1] if sampler.logits_eos_inf else (),
-        last=ends if sampler.confidence_eos_eot_inf else (), guidance=float(sampler.guidance), cache=sampler.cache,
-        refresh=sampler.refresh, alpha=sampler.alpha, measure_drift=config.drift,
-    )  # fmt: skip
+@dataclass
+class Prepared:
+    """Everything that one command decodes with.
+
+    path: of the model; settings: of the sampler, with the strategy that is used; canvas: one row, from which every sample starts.
+    """
+
+    path: str
+    model: MaskedLM
+    settings: SamplerSettings
+    canvas: Int[Tensor, "position"]
+    decoder: Decoder
+    options: DecodeOptions
+
+    @property
+    def board(self) -> BoardTokenizer | None:
+        """The tokenizer of a model of boards; None for text."""
+        return self.model.tokenizer if isinstance(self.model.tokenizer, BoardTokenizer) else None
+
+    @property
+    def copies(self) -> int:
+        """Rows that decode one sample."""
+        if isinstance(self.decoder, ParticleDecoder):
+            return self.decoder.particles
+        return self.decoder.count if isinstance(self.decoder, BestOf) else 1
+
+    def prompts(self, rows: int) -> Prompts:
+        """The prompts of so many samples."""
+        # Policies learn on the response alone; the clues of boards are everywhere.
+        by_policy = self.settings.strategy == "policy" and self.board is None
+        behind_prompt = by_policy or self.options.block_length is not None or self.options.cache is not None
+        first = Layout.of(Prompts(self.canvas[None]), self.model.mask_id).first if behind_prompt else 0
+        return Prompts(self.canvas.expand(rows, -1), prompt_length=first)
+
+    def decode_ids(self, ids: list[int]) -> str:
+        """Token ids as text; without a tokenizer the ids."""
+        return self.model.tokenizer.decode(ids) if self.model.tokenizer else " ".join(map(str, ids))
+
+    def decode(self, rows: Int[Tensor, "row"], seed: int, on_step: OnStep | None = None) -> Samples:
+        """The samples of these numbers."""
+        return self.decoder.decode(self.model, self.prompts(len(rows)), self.options, seed, rows, on_step=on_step)
 
 
-def with_defaults_of_twist(config: DictConfig) -> DictConfig:
-    """The model that the twist was learnt on and, where nothing is said, its prompt."""
-    about, config = model_of_twist(config.sampler.smc), config.copy()
-    config.dlm = {"path": literal(str(about["model"]))}
-    if config.prefix is None and config.template is None:
-        config.prefix = None if about["prompt"] is None else literal(about["prompt"])
-    return config
+def prepare(config: DictConfig) -> Prepared:
+    """Load the model and build the decoder. Raises ValueError before any work."""
+    check(config)
+    settings = sampler_settings(config)
+    device = device_of(str(config.device))
+    about = twist_description(settings.smc) if settings.strategy == "twisted_smc" else None
+    path = str(config.dlm.path if about is None else about["model"])
+    kind = OmegaConf.select(config, "dlm.model_type") if about is None else None
+    model, _ = load_model(shipped(path), device, config.model.dtype, kind)
+    canvas = start_canvas(config, model, about).to(device)
+    layout = Layout.of(Prompts(canvas[None]), model.mask_id)
+    suffix = None if config.suffix is None else str(config.suffix)
+    decoder = build_decoder(settings, model, layout, config.seed, suffix)
+    if settings.strategy in GUIDED:
+        settings.guide.unmask = guided_rule(settings.guide.unmask, model)
+    elif settings.strategy not in FILTERS:
+        settings.strategy = strategy_name(settings.strategy, model)
+    options = build_options(settings, model, layout, measure_drift=config.drift)
+    found = Prepared(path, model, settings, canvas, decoder, options)
+    if not isinstance(decoder, ScoreDecoder):
+        UnmaskingEnvironment(model, options).reset(found.prompts(1))  # refuses blocks that do not fit
+    return found
+
+
+def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int[Tensor, "position"]:
+    """The canvas that the texts of the configuration ask for.
+
+    about: what a twist was learnt for, whose prompt and length are the defaults.
+    """
+    given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    if about is not None and given["prefix"] is None and given["template"] is None:
+        given["prefix"] = about["prompt"]
+    for key, text in given.items():
+        say_if_newline_is_spelled(text, key)
+    if about is not None and about["target"]["kind"] == "infilling":
+        given["suffix"] = None  # the twist is conditioned on it; it does not stand on the canvas
+    canvas = canvas_of(model, **given, length=config.length, chat=config.chat)
+    if about is not None and config.length is None and given["template"] is None:
+        length = int((canvas != model.mask_id).sum()) + about["length"]
+        canvas = canvas_of(model, **given, length=length, chat=config.chat)
+    return canvas
 
 
 def draw_samples(
@@ -280,98 +346,95 @@ def draw_samples(
 
     keep: called with each batch and its texts as it is done.
     """
-    check(config)
-    device = device_of(str(config.device))
-    filtered = config.sampler.strategy in FILTERS
-    if config.sampler.strategy == "twisted_smc":
-        config = with_defaults_of_twist(config)
-    model, _ = load_model(
-        shipped(str(config.dlm.path)), device, config.model.dtype, OmegaConf.select(config, "dlm.model_type")
-    )
-    guided = config.sampler.strategy in GUIDED
-    composed_of_two = not guided and not filtered  # where, and what
-    predictor = score_predictor(config, model) if composed_of_two else None
-    strategy = build_strategy(config, model) if composed_of_two and predictor is None else None
-    given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
-    for key, text in given.items():
-        say_if_newline_is_spelled(text, key)
-    learnt_for = model_of_twist(config.sampler.smc) if config.sampler.strategy == "twisted_smc" else None
-    if learnt_for is not None and learnt_for["target"]["kind"] == "infilling":
-        given["suffix"] = None  # the twist is told it; it does not stand on the canvas
-    canvas = canvas_of(model, **given, length=config.length, chat=config.chat)
-    if learnt_for is not None and config.length is None and config.template is None:
-        length = int((canvas != model.mask_id).sum()) + learnt_for["length"]
-        canvas = canvas_of(model, **given, length=length, chat=config.chat)
-    canvas = canvas.to(device)
-    particles = build_filter(config, model, canvas) if filtered else None
-    config = config.copy()
-    guide = (
-        build_guide(config, model, int((canvas == model.mask_id).nonzero()[0]), len(canvas)) if guided else particles
-    )
-    config.length = len(canvas)
-    if guided:
-        config.sampler.guide.unmask = unmask_rule(config.sampler.guide.unmask, model)
-    elif not filtered:
-        config.sampler.strategy = strategy_name(config.sampler.strategy, model)
-    config.sampler.steps = len(canvas) if model.causal else config.sampler.steps
-    config.num_samples = config.num_samples or config.batch_size
-    environment = build_environment(config, model if particles is None else particles.model, canvas)
-    environment.reset(canvas.unsqueeze(0))  # refuses blocks that do not fit
-    board = model.tokenizer if isinstance(model.tokenizer, BoardTokenizer) else None
-    judged = config.eval and board is None and model.tokenizer is not None
+    prepared = prepare(config)
+    model, device = prepared.model, prepared.canvas.device
+    judged = config.eval and prepared.board is None and model.tokenizer is not None
     # A judge that is missing is said now. The default one is loaded later: the peak of memory is that of sampling.
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None
     judged = judged and (judge is not None or has_default_judge())
+    batches, texts = decode_batches(prepared, config, keep)
+    memory = peak_memory_mib(device)
+    if judged and judge is None:
+        judge = default_judge(str(device))
+    record = record_of(prepared, config, batches, texts, judge) | {"peak_memory_mib": memory}
+    if config.eval:  # decodes a few samples again, now that everything else is known
+        few = torch.arange(min(2, len(texts)), device=device)
+        flop = flop_of(lambda: prepared.decode(few, config.seed))[1]
+        record["equivalent_evaluations"] = flop / evaluation_flop(model, len(prepared.canvas)) / len(few)
+    return batches, texts, record
 
-    def decode_rows(rows: Int[Tensor, "row"], on_step=None) -> Samples:
-        canvases = canvas.expand(len(rows), -1)
-        if guide is not None:
-            return guide.decode(environment, canvases, config.seed, rows, on_step=on_step)
-        if strategy is None:
-            assert isinstance(model, SeddLM) and predictor is not None
-            return sample_scores(model, predictor, config.sampler.steps, canvases, config.seed, rows, on_step)
-        return sample(environment, strategy, canvases, config.seed, rows, on_step=on_step)
 
+def decode_batches(
+    prepared: Prepared, config: DictConfig, keep: Callable[[Samples, list[str]], None] | None
+) -> tuple[list[Samples], list[str]]:
+    """Decode every batch under a progress bar."""
     batches: list[Samples] = []
     texts: list[str] = []
-    copies = config.sampler.smc.particles if filtered else 1
-    masks = int((canvas == model.mask_id).sum()) * copies
-    decode = model.tokenizer.decode if model.tokenizer else lambda ids: " ".join(map(str, ids))
-    shown, columns = (decode if config.show else None), (board.size if board else None)
-    with LiveView(masks * config.num_samples, shown, columns, quiet=config.json == "-") as view:
-        for rows in torch.arange(config.num_samples, device=device).split(config.batch_size):
-            canvases = canvas.expand(len(rows), -1)
-            view.next_batch(canvases.repeat_interleave(copies, 0), model.mask_id)
-            done = decode_rows(rows, view.on_step)
+    count = config.num_samples or config.batch_size
+    opened = int((prepared.canvas == prepared.model.mask_id).sum()) * prepared.copies
+    shown, columns = (prepared.decode_ids if config.show else None), (prepared.board.size if prepared.board else None)
+    with LiveView(opened * count, shown, columns, quiet=config.json == "-") as view:
+        for rows in torch.arange(count, device=prepared.canvas.device).split(config.batch_size):
+            canvases = prepared.canvas.expand(len(rows) * prepared.copies, -1)
+            view.next_batch(canvases, prepared.model.mask_id)
+            done = prepared.decode(rows, config.seed, view.on_step)
             batches.append(done)
-            texts += [decode(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)]
+            texts += [
+                prepared.decode_ids(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)
+            ]
             if keep is not None:
                 keep(done, texts[-len(done.tokens) :])
-    memory = peak_memory_mib(device)
-    judge = default_judge(str(device)) if judged and judge is None else judge
+    return batches, texts
+
+
+def record_of(
+    prepared: Prepared, config: DictConfig, batches: list[Samples], texts: list[str], judge: Judge | None
+) -> dict:
+    """Quality and cost of all samples, and the configuration that made them."""
+    model, settings = prepared.model, prepared.settings
     tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
-    record = {
-        "model": str(config.dlm.path),
-        "strategy": config.sampler.strategy,
-        "steps": config.sampler.steps,
-        "length": config.length,
-        "samples": config.num_samples,
+    used = config.copy()
+    if prepared.path != str(config.dlm.path):  # a twist names its model
+        used.dlm = {"path": literal(prepared.path)}
+    used.sampler = OmegaConf.create(asdict(settings))
+    used.sampler.steps = len(prepared.canvas) if model.causal else settings.steps
+    used.length, used.num_samples = len(prepared.canvas), len(tokens)
+    box = tuple(model.backbone.config["puzzle"]["box"]) if prepared.board else None  # pyright: ignore
+    measured = [batch.drift for batch in batches if batch.drift is not None]
+    return {
+        "model": prepared.path,
+        "strategy": settings.strategy,
+        "steps": used.sampler.steps,
+        "length": used.length,
+        "samples": used.num_samples,
         "seed": config.seed,
         **quality(tokens, texts, judge, model.tokenizer, counted),
-        **(solved(tokens, tuple(model.backbone.config["puzzle"]["box"])) if board else {}),  # pyright: ignore
+        **({} if box is None else solved(tokens, box)),
         **cost(batches),
-        **({} if guide is None else guide.record()),
-        "exact": environment.exact,
-        "drift": environment.drift,
-        "peak_memory_mib": memory,
-        "machine": machine(device),
-        "config": OmegaConf.to_container(config, resolve=True),
+        **({"reward_rows": sum(batch.reward_rows for batch in batches)} if settings.strategy in GUIDED else {}),
+        **particle_record(batches),
+        "exact": batches[0].exact,
+        "drift": fmean(measured) if measured else None,
+        "machine": machine(prepared.canvas.device),
+        "config": OmegaConf.to_container(used, resolve=True),
     }
-    if config.eval:  # decodes a few samples again, now that everything else is known
-        few = torch.arange(min(2, config.num_samples), device=device)
-        flop = flop_of(lambda: decode_rows(few))[1]
-        record["equivalent_evaluations"] = flop / evaluation_flop(model, len(canvas)) / len(few)
-    return batches, texts, record
+
+
+def particle_record(batches: list[Samples]) -> dict:
+    """Figures of particle filters, empty without them: log Z and log potential of each sample (None: -inf), and means."""
+    found = [batch.particles for batch in batches if batch.particles is not None]
+    if not found:
+        return {}
+    joined = {name: torch.cat([getattr(one, name) for one in found])
+              for name in ("log_z", "log_potential", "ess", "resamplings", "dead")}  # fmt: skip
+    log_z, log_phi = (
+        [x if math.isfinite(x) else None for x in joined[name].tolist()] for name in ("log_z", "log_potential")
+    )
+    return {
+        "particles": found[0].particles, "log_z": log_z, "log_phi": log_phi,
+        "dead": joined["dead"].nonzero().flatten().tolist(), "effective": fmean(joined["ess"].tolist()),
+        "resamplings": fmean(joined["resamplings"].double().tolist()),
+    }  # fmt: skip
 
 
 class SampleFiles:

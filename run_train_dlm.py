@@ -31,17 +31,19 @@ from dlm.checkpoints.adapter import load_bidirectional
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model, is_causal
 from dlm.ends import end_tokens
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import LlamaLM, MaskedLM
 from dlm.noise import Noise, build_noise
+from dlm.options import DecodeOptions
 from dlm.pretrain import Pretraining, check_training
+from dlm.prompts import Prompts
 from evaluation.latex import formula_measures
 from load_model import load_model
-from policy.build import shipped
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.sudoku import is_solved
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.where import Direct, Leftmost
+from training.hub import shipped
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings, with_fitting_warmup
@@ -229,8 +231,8 @@ def show_samples(
     canvas = torch.full((config.eval.samples, length), model.mask_id) if prompts is None else prompts
     steps = length if model.causal else min(config.eval.steps, length)
     strategy = Strategy(Leftmost() if model.causal else Direct(), TokenRule())
-    ends = end_tokens(model.tokenizer) if prompts is not None else None  # packed texts go on behind theirs
-    samples = sample(UnmaskingEnvironment(model, steps, stop_id=ends), strategy, canvas.to(device))
+    ends = end_tokens(model.tokenizer) if prompts is not None else ()  # packed texts go on behind theirs
+    samples = strategy.decode(model, Prompts(canvas.to(device)), DecodeOptions(steps, ends=ends))
     tokens, counted = samples.tokens.cpu(), samples.counted.cpu()
     decode = (lambda row: " ".join(map(str, row))) if model.tokenizer is None else model.tokenizer.decode
     write_samples(directory, [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)])

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from data.tasks import QuestionTask
 from load_model import load_model
 from model.llama import BidirectionalLlama, Span
-from policy.build import shipped
 from policy.checkpoints import bind, policy_file
 from policy.train import LEARNING
+from training.hub import shipped
 from training.processes import processes
 from training.published import translated
 from training.run import Run, resumed_config

@@ -33,11 +33,10 @@ from data.preferences import Preference
 from dlm.checkpoints.source import resolve
 from dlm.encoding import check_embedded
 from dlm.ends import before_end, end_tokens, has_end, texts_of
-from policy.build import shipped
 from rewards.models import TextReward, load_reward, padded
 from rewards.template import encode
 from training.files import replacing_directory
-from training.hub import hide_weight_bars, prepare
+from training.hub import hide_weight_bars, prepare, shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup

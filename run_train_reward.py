@@ -31,13 +31,12 @@ from data.preferences import Preference, preference_rows
 from dlm.checkpoints.source import resolve
 from dlm.fingerprint import token_digest
 from load_model import load_model
-from policy.build import shipped
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
 from rewards.models import TOKENS, ClassifierReward, position_limit
 from rewards.template import KINDS
 from rl.vocabulary_head import HeadTraining, canvas_pairs
 from training.files import replacing_directory, write_text
-from training.hub import hide_weight_bars, prepare
+from training.hub import hide_weight_bars, prepare, shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup

@@ -30,18 +30,18 @@ from dlm.adapt import AdapterLM, adapter_config
 from dlm.checkpoints.saving import save_model
 from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
-from policy.build import shipped
-from policy.readers import check_given
 from rl.learning import ModelLearning, Reference
 from rl.preferences import Preferences
 from rl.train import Rollouts, build_estimator, check_rl
+from samplers.settings import check_given
+from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
 from training.usage import check_overrides, exit_on_bad_input
-from unmask.build import build_reward, build_task, check_data, stored_config
+from unmask.build import build_reward, build_rollout_decoder, build_task, check_data, rollout_settings, stored_config
 
 
 def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
@@ -83,7 +83,8 @@ def build(config: DictConfig, model: MaskedLM, noise, group: Processes, save: Ca
     check_data(config, model, task)
     reward = build_reward(config, model, task, group)
     reference = Reference(model) if config.rl.kl_beta else None
-    return Rollouts(model, learner, reference, estimator, task, reward, config, save)
+    decoder = build_rollout_decoder(config, model)
+    return Rollouts(model, learner, reference, estimator, task, reward, decoder, config, save)
 
 
 def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
@@ -91,7 +92,8 @@ def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
     given.pop("sampler.steps", None)  # of every strategy: blocks divide them
-    check_given(OmegaConf.create({"sampler": OmegaConf.to_container(config.sampling)}), given, "sampling.strategy=")
+    given.pop("sampler.length", None)  # of the task
+    check_given(rollout_settings(config), given, "sampling.strategy=")
 
 
 def main(config: DictConfig, overrides: list[str]) -> Path:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlm.masked_lm import MaskedLM
 from evaluation.report import write_json
 from load_model import load_model
-from policy.build import shipped
+from training.hub import shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
@@ -41,8 +41,7 @@ from twist.bounds import Posterior, check_upper, load_posterior, samples_digest
 from twist.evaluate import evaluate, figures, weighed
 from twist.learning import LEVELLED, PROPOSAL_ONLY
 from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, check_shares, condition_of, positives_of
-from twist.model import TwistModel, load_twist, save_twist
-from twist.sampling import twist_directory
+from twist.model import TwistModel, load_twist, save_twist, twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
 from twist.train import TwistTraining, epochs, new_twist_learner, new_value_head

@@ -27,6 +27,8 @@ from benchmarks.plain_blocks import Clock
 from benchmarks.sampling import resident_mib
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.report import print_table
 from model.llama import BidirectionalLlama, LlamaShape
@@ -83,8 +85,10 @@ def decode(
     start: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, UnmaskingEnvironment]:  # fmt: skip
     """Ours."""
-    environment = UnmaskingEnvironment(model, shape.length, shape.block, prompt_length=prompt, cache=cache)
-    return sample(environment, Strategy(Threshold(threshold), TokenRule(0.0)), canvas, start=start), environment
+    environment = UnmaskingEnvironment(model, DecodeOptions(shape.length, shape.block, cache=cache))
+    return sample(
+        environment, Strategy(Threshold(threshold), TokenRule(0.0)), Prompts(canvas, prompt_length=prompt, start=start)
+    ), environment
 
 
 class Timed:

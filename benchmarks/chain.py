@@ -21,19 +21,21 @@ from pathlib import Path
 from time import process_time
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from data.chain import EOS, MASK, MODULUS, Chains, chains, is_right, prompt_length
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
 from evaluation.report import plot_pareto, print_table, write_csv, write_json
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Samples, Strategy, Unmasker, sample
+from samplers.loop import Samples, Strategy, Unmasker
 from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
 from training.ranges import ROWS, Whole
 
@@ -98,16 +100,15 @@ def learned(policies: list[str]) -> list[Setting]:
     return found
 
 
-def canvas_of(model: MaskedLM, problems: Chains) -> Int[Tensor, "row position"]:
-    return torch.cat((problems.prompts(), torch.full((len(problems.start), LENGTH), model.mask_id)), 1)
+def prompts_of(model: MaskedLM, problems: Chains) -> Prompts:
+    canvas = torch.cat((problems.prompts(), torch.full((len(problems.start), LENGTH), model.mask_id)), 1)
+    return Prompts(canvas, prompt_length=prompt_length(PROBLEM_STEPS))
 
 
-def decoded(model: MaskedLM, setting: Setting, canvas: Int[Tensor, "row position"], seed: int) -> Samples:
-    environment = UnmaskingEnvironment(
-        model, setting.steps, None if setting.budget else setting.block, budget=setting.budget,
-        prompt_length=prompt_length(PROBLEM_STEPS), stop_id=EOS,
-    )  # fmt: skip
-    return sample(environment, Strategy(setting.rule, TokenRule(0.0)), canvas, seed)
+def decoded(model: MaskedLM, setting: Setting, prompts: Prompts, seed: int) -> Samples:
+    block = None if setting.budget else setting.block
+    options = DecodeOptions(setting.steps, block, budget=setting.budget, ends=(EOS,))
+    return Strategy(setting.rule, TokenRule(0.0)).decode(model, prompts, options, seed)
 
 
 def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
@@ -115,9 +116,9 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
     CPU seconds of a thousand problems."""
     right, evaluations, spent = [], [], 0.0
     for seed, problems in enumerate(sets):
-        canvas = canvas_of(model, problems)
+        prompts = prompts_of(model, problems)
         started = process_time()
-        samples = decoded(model, setting, canvas, seed)
+        samples = decoded(model, setting, prompts, seed)
         spent += process_time() - started
         right.append(is_right(samples.tokens[:, prompt_length(PROBLEM_STEPS) :], problems.values()[:, -1]))
         evaluations.append(samples.evaluations.float())
@@ -134,7 +135,7 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
 def with_cost(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
     """`measure`, with the equivalent evaluations of a row: everything that runs, the policy too."""
     equivalent = equivalent_evaluations(
-        model, lambda canvas: decoded(model, setting, canvas, 0), canvas_of(model, sets[0])
+        model, lambda part: decoded(model, setting, part, 0), prompts_of(model, sets[0])
     )
     return measure(model, setting, sets) | {"equivalent": equivalent}
 

@@ -76,9 +76,9 @@ python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
 torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
 python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
-python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
+python -m unmask.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
   --tasks unmask_rolling,unmask_generate,unmask_choice --include_path tests/evaluation/tasks --limit 2
-python -m evaluation.lm_eval --model unmask --model_args path=example/chain,strategy=policy,policy.path=example/chain_policy \
+python -m unmask.lm_eval --model unmask --model_args path=example/chain,strategy=policy,policy.path=example/chain_policy \
   --tasks unmask_generate --include_path tests/evaluation/tasks --limit 2
 # The model itself
 python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, token_digest
 from load_model import load_model
-from policy.build import shipped
 from rewards.models import TOKENS
 from training.files import write_text
+from training.hub import shipped
 from training.stored import description, read_json_object
 
 

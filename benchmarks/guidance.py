@@ -27,10 +27,12 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from benchmarks import plain_guided
 from dlm.causal_lm import CausalLM
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.report import print_table
 from samplers.guided import Guided, HeadValues, Siblings, Values
-from samplers.loop import Decoder, Strategy, sample
+from samplers.loop import StepDecoder, Strategy, sample
 from samplers.samples import Samples
 from samplers.siblings import SiblingCache
 from samplers.where import Leftmost
@@ -75,11 +77,13 @@ def siblings_of(reward: Any) -> Siblings:
     return Siblings(SiblingCache(reward.base_model, lambda states: reward.score(states).squeeze(-1)))
 
 
-def decode(model: CausalLM, decoder: Decoder, prompts: Int[Tensor, "row prompt"], tokens: int) -> tuple[float, Samples]:
+def decode(
+    model: CausalLM, decoder: StepDecoder, prompts: Int[Tensor, "row prompt"], tokens: int
+) -> tuple[float, Samples]:
     """CPU seconds a token that is written, prompts included, and what was written."""
     canvas = nn.functional.pad(prompts, (0, tokens), value=model.mask_id)
     started = process_time()
-    samples = sample(UnmaskingEnvironment(model, canvas.shape[1]), decoder, canvas)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(canvas.shape[1])), decoder, Prompts(canvas))
     return (process_time() - started) / (len(prompts) * tokens), samples
 
 

@@ -29,6 +29,8 @@ from torch import Tensor
 from dlm.checkpoints.llama import build_llama
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.report import print_table, write_json
 from policy.networks import DitConfidence
 from policy.rollout import PATIENCE, policy_log_probs
@@ -178,14 +180,18 @@ def decodings(model: LlamaLM, shape: Shape, device: torch.device) -> list[dict]:
     records = []
     for cache in (None, "prefix", "dual"):
         for rows in (1, 8, 32):
-            canvas = canvases(shape, rows, device)
+            prompts = Prompts(canvases(shape, rows, device), prompt_length=shape.prompt)
             from_here(device)
             environment = UnmaskingEnvironment(
-                model, shape.length // shape.tokens, shape.block, prompt_length=shape.prompt, cache=cache
+                model, DecodeOptions(shape.length // shape.tokens, shape.block, cache=cache)
             )
             synchronize(device)
             started = time.perf_counter()
-            samples = sample(environment, Strategy(Confident("top_prob"), TokenRule(0.0)), canvas)
+            samples = sample(
+                environment,
+                Strategy(Confident("top_prob"), TokenRule(0.0)),
+                prompts,
+            )
             synchronize(device)
             taken = time.perf_counter() - started
             assert not bool((samples.tokens == model.mask_id).any())
@@ -205,12 +211,15 @@ def rollouts(model: LlamaLM, shape: Shape, device: torch.device, rows: int = 32)
     for block, cache in ((shape.length, None), (shape.block, "dual")):
         before = torch.cuda.memory_allocated(device) / MIB if device.type == "cuda" else 0.0
         from_here(device)
-        environment = UnmaskingEnvironment(
-            model, shape.length, block, PATIENCE, prompt_length=shape.prompt, cache=cache
-        )
+        environment = UnmaskingEnvironment(model, DecodeOptions(shape.length, block, PATIENCE, cache=cache))
         started = time.perf_counter()
-        canvas = canvases(shape, rows, device)
-        samples = sample(environment, Strategy(unmasker, TokenRule(0.0)), canvas, record=network.inputs)
+        prompts = Prompts(canvases(shape, rows, device), prompt_length=shape.prompt)
+        samples = sample(
+            environment,
+            Strategy(unmasker, TokenRule(0.0)),
+            prompts,
+            record=network.inputs,
+        )
         synchronize(device)
         taken, decoding = time.perf_counter() - started, peak_mib(device) - before
         trajectory = samples.trajectory

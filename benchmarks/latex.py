@@ -28,6 +28,8 @@ from dlm.ends import end_tokens
 from dlm.environment import UnmaskingEnvironment
 from dlm.likelihood import ReplayedTrajectory, log_likelihood
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.intervals import wilson
 from evaluation.latex import formula_measures
@@ -60,8 +62,8 @@ def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, s
     """Answers at temperature 1, and their texts up to the end of text."""
     assert model.tokenizer is not None
     order = Leftmost() if steps == canvas.shape[1] else Random()
-    environment = UnmaskingEnvironment(model, steps, stop_id=end_tokens(model.tokenizer))
-    samples = sample(environment, Strategy(order, TokenRule(1.0)), canvas, seed)
+    environment = UnmaskingEnvironment(model, DecodeOptions(steps, ends=end_tokens(model.tokenizer)))
+    samples = sample(environment, Strategy(order, TokenRule(1.0)), Prompts(canvas), seed)
     return samples, samples.answers(model.tokenizer)
 
 

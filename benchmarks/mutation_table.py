@@ -72,7 +72,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("chose = ~observation.last", "chose = observation.left > 0",
          BUDGET + "only_steps_with_a_choice_are_recorded_and_their_likelihood_is_replayed"),
         ("place = place[going_on]", "place = place[: len(going_on)]", INVARIANCE + "finished_rows_leave"),
-        ("Draws(seed, first=first_row)", "Draws(seed)", "tests/policy/test_training.py", ROLLOUTS +
+        ("Draws(seed, first=prompts.first_row)", "Draws(seed)", "tests/policy/test_training.py", ROLLOUTS +
          "rows_of_a_part_of_a_batch_are_drawn_as_in_the_whole"),
     ],
     "samplers/smc.py": [
@@ -156,9 +156,10 @@ DLM: dict[str, list[Row]] = {
     ],
     "samplers/best_of.py": [
         ("rewards.argmax(1)", "rewards.argmin(1)", BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
-        ("row_id.unsqueeze(1) * count + torch.arange(count", "row_id.unsqueeze(1) + torch.arange(count",
+        ("row_id.unsqueeze(1) * self.count + torch.arange(self.count", "row_id.unsqueeze(1) + torch.arange(self.count",
          BEST_OF + "no_two_rows_share_a_sample"),
-        ("samples.evaluations.view(-1, count).sum(1)", "kept.evaluations", BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
+        ("samples.evaluations.view(-1, self.count).sum(1)", "samples.take(best).evaluations",
+         BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
     ],
     "samplers/samples.py": [
         ("before_end(self.tokens, ~self.prompt, self.ends)", "before_end(self.tokens, self.prompt, self.ends)",
@@ -177,21 +178,25 @@ DLM: dict[str, list[Row]] = {
         ("most * torch.tanh(logits / most)", "torch.tanh(logits / most)",
          CAUSAL + "a_saved_model_predicts_as_transformers_does"),
     ],
+    "dlm/prompts.py": [
+        ("device) >= self.start.unsqueeze(1))", "device) >= 0 * self.start.unsqueeze(1))",
+         ROLLOUTS + "padding_is_not_written"),
+    ],
     "dlm/environment.py": [
-        ("(1 + self.guidance) * prompted", "self.guidance * prompted",
+        ("(1 + weight) * prompted", "weight * prompted",
          PROMPTS + "guidance_is_the_formula_and_costs_two_evaluations"),
         ("own = position if self.start is None else position - self.start[row]", "own = position", PADDED),
-        ("logits[:, self.never] = -torch.inf", "pass",
+        ("logits[:, list(self.options.never_tokens)] = -torch.inf", "pass",
          PROMPTS + "tokens_that_are_never_written_and_tokens_that_are_written_last"),
         ("        self._known &= ~unknown\n", "", INVARIANCE + "reuse_gives_the_tokens_of_a_loop_that_reuses_nothing"),
         ("        self._readout_known &= ~unknown\n", "",
          INVARIANCE + "reuse_gives_the_tokens_of_a_loop_that_reuses_nothing"),
-        ("self.patience * self.to_write", "self.patience", GUARANTEES + "a_limit_ends_a_row_with_masks_left"),
+        ("options.patience * self.to_write", "options.patience", GUARANTEES + "a_limit_ends_a_row_with_masks_left"),
         ("left = (self.budget - spent)", "left = (self.budget - self.evaluations)",
          BUDGET + "an_evaluation_that_wrote_nothing_is_at_hand_still"),
-        ("time = share if self.allowed is None else 1.0 / left", "time = share",
+        ("time = share if options.budget is None else 1.0 / left", "time = share",
          BUDGET + "time_is_one_over_the_evaluations_left"),
-        ("& ~self.given & (masked.cumsum(1) == 0)", "& ~self.given",
+        ("& ~self.given & (self.open.cumsum(1) == 0)", "& ~self.given",
          PROMPTS + "an_end_ends_its_row_once_nothing_before_it_is_open"),
         ("top_log_probs[:, 0].masked_fill(last, LEAST)", "top_log_probs[:, 0]",
          PROMPTS + "tokens_that_are_never_written_and_tokens_that_are_written_last"),
@@ -340,10 +345,8 @@ POLICY: dict[str, list[Row]] = {
         ("self.algorithm.value_weight * value_loss", "value_loss", TRAINING + "ppo_gradient_from_the_formula"),
     ],
     "policy/rollout.py": [
-        ('alpha=prompts.rows.get("alpha"), **settings', "**settings",
+        ('patience=PATIENCE, alpha=prompts.rows.get("alpha")', "patience=PATIENCE",
          ALPHA + "a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_same"),
-        ("first_row=prompts.first_row", "first_row=0",
-         TRAINING + "a_process_draws_its_rollouts_as_they_are_in_the_whole_batch"),
     ],
     "policy/variational.py": [
         ("order.amax(1, keepdim=True) + 1 - order", "order", VARIATIONAL + "reverse"),
@@ -435,8 +438,6 @@ RL: dict[str, list[Row]] = {
          ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),
         ("views.masked | (self.free & ~decided)[views.row]", "views.masked",
          ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),
-        ("device) >= prompts.start.unsqueeze(1))", "device) >= 0 * prompts.start.unsqueeze(1))",
-         ROLLOUTS + "padding_is_not_written"),
     ],
     "rl/train.py": [
         ("new, old, reference, decided", "new, old, reference, batch.free",

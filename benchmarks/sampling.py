@@ -29,6 +29,8 @@ from benchmarks import plain
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM, RaddLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.report import print_table
 from model.radd import RADD
 from policy.networks import DitConfidence
@@ -95,8 +97,8 @@ def our_step(
     model: MaskedLM, where: Unmasker, left: int, canvas: Int[Tensor, "row position"], seed: int = 0
 ) -> tuple[float, int]:
     """CPU seconds of one step with `left` steps to go, and the rows that it evaluated."""
-    environment = UnmaskingEnvironment(model, left)
-    observation = environment.reset(canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(left))
+    observation = environment.reset(Prompts(canvas))
     strategy = Strategy(where, TokenRule())
     seconds, _ = cpu_seconds(lambda: environment.step(strategy.decide(observation, Draws(seed))))
     return seconds, environment.rows_evaluated
@@ -118,9 +120,9 @@ def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) ->
 
 def schedule(shape: Shape, steps: int) -> dict[str, float | int]:
     """Evaluations of a row and positions read in a decoding with `direct`, and the CPU seconds of the loop without a model."""
-    environment = UnmaskingEnvironment(Still(shape.length), steps)
+    environment = UnmaskingEnvironment(Still(shape.length), DecodeOptions(steps))
     canvas = torch.full((shape.batch, shape.length), environment.model.mask_id)
-    seconds, samples = cpu_seconds(lambda: sample(environment, Strategy(Direct(), TokenRule()), canvas))
+    seconds, samples = cpu_seconds(lambda: sample(environment, Strategy(Direct(), TokenRule()), Prompts(canvas)))
     return {
         "steps": steps,
         "evals": samples.rows_evaluated / shape.batch,
@@ -187,8 +189,8 @@ def rules(shape: Shape, model: RaddLM) -> float:
     canvas = canvases(shape, shape.batch, shape.length, 4)
     left = max(1, shape.few // 2)
     where = PolicyUnmasker(DitConfidence().eval(), "fixed")
-    environment = UnmaskingEnvironment(model, left)
-    observation, draws = environment.reset(canvas), Draws(0)
+    environment = UnmaskingEnvironment(model, DecodeOptions(left))
+    observation, draws = environment.reset(Prompts(canvas)), Draws(0)
     policy_step, _ = cpu_seconds(lambda: Strategy(where, TokenRule()).decide(observation, draws))
     again, _ = cpu_seconds(lambda: where.choose(observation, draws))  # what it reads is known by now
     steps = {

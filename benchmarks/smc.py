@@ -26,6 +26,8 @@ from benchmarks import plain_smc
 from benchmarks.sampling import cpu_seconds, resident_mib
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.report import print_table
 from samplers.smc import Particles, Step, particle_filter
 from samplers.twisted import TwistedTokens
@@ -77,11 +79,19 @@ def our_sweep(
     case: Case, resample: str = "every", collect: Callable[[Step], None] | None = None, seed: int = 0
 ) -> Particles:
     potential = TwistPotential(case.twist, RewardTarget(case.log_phi), len(case.prompt))
-    environment = UnmaskingEnvironment(case.twist.sampled(), case.length)
+    environment = UnmaskingEnvironment(case.twist.sampled(), DecodeOptions(case.length))
     canvas = torch.nn.functional.pad(case.prompt[:1], (0, case.length), value=case.model.mask_id)
     proposal = TwistedTokens(Leftmost(), TokenRule(), potential.tilt)
     return particle_filter(
-        environment, proposal, potential, canvas, len(case.prompt), resample, "multinomial", seed, collect=collect
+        environment,
+        proposal,
+        potential,
+        Prompts(canvas),
+        len(case.prompt),
+        resample,
+        "multinomial",
+        seed,
+        collect=collect,
     )
 
 

@@ -25,18 +25,19 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.report import print_table, save_figure, style, write_json
 from load_model import load_model
-from policy.build import shipped
 from samplers.fk import Steering
 from samplers.smc import Particles, Path, Plain, particle_filter
+from training.hub import shipped
 from training.ranges import Whole
 from training.stored import description
 from twist.bounds import Estimate, Posterior, load_posterior
 from twist.learning import PROPOSAL_ONLY
-from twist.model import load_twist
+from twist.model import load_twist, twist_directory
 from twist.paths import rows_of
-from twist.sampling import twist_directory
 from twist.sweeps import Source, collect_posterior
 from twist.tail import with_tail
 from twist.targets import RewardTarget
@@ -75,11 +76,11 @@ def steered(source: Source, samples: int, particles: int, seed: int, exact: Path
     target = source.target
     assert isinstance(target, RewardTarget)
     potential = Steering(lambda tokens: target.score(tokens) - target.highest, target.beta, seed=seed)
-    environment = UnmaskingEnvironment(source.model, source.length)
+    environment = UnmaskingEnvironment(source.model, DecodeOptions(source.length))
     scheme = "systematic" if exact is None else "multinomial"
     canvas = source.blank(samples, source.length)
     return particle_filter(
-        environment, Plain(source.reference), potential, canvas, particles, "every", scheme, seed, None, exact
+        environment, Plain(source.reference), potential, Prompts(canvas), particles, "every", scheme, seed, None, exact
     )
 
 

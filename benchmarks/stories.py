@@ -27,8 +27,10 @@ from torch import Tensor
 from data.rows import end_of_text
 from data.text import documents, load_texts
 from dlm.causal_lm import CausalLM, sequence_log_prob
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import equivalent_evaluations
 from evaluation.report import print_table
 from evaluation.text import Judge, load_judge, perplexity, standard_error
@@ -36,7 +38,7 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.measures import distinct_n, unigram_entropy
-from samplers.loop import Strategy, TeacherForced, Unmasker, sample
+from samplers.loop import Strategy, TeacherForced, Unmasker
 from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 from training.ranges import ROWS, Number, Whole
 
@@ -104,16 +106,15 @@ def drawn(
     """Samples, and what they cost: evaluations, equivalent evaluations and CPU seconds of a sample."""
     canvas = torch.full((count, cell.length), model.mask_id)
 
-    def decode(rows: Int[Tensor, "row position"], numbers: Int[Tensor, "row"] | None = None):
-        strategy = Strategy(rule, TokenRule(cell.temperature))
-        return sample(UnmaskingEnvironment(model, cell.steps), strategy, rows, seed, numbers)
+    def decode(part: Prompts, numbers: Int[Tensor, "row"] | None = None):
+        return Strategy(rule, TokenRule(cell.temperature)).decode(model, part, DecodeOptions(cell.steps), seed, numbers)
 
     started = process_time()
-    parts = [decode(canvas[rows], rows) for rows in torch.arange(count).split(32)]
+    parts = [decode(Prompts(canvas[rows]), rows) for rows in torch.arange(count).split(32)]
     spent = process_time() - started
     return torch.cat([part.tokens for part in parts]), {
         "nfe": float(torch.cat([part.evaluations for part in parts]).float().mean()),
-        "equivalent": equivalent_evaluations(model, decode, canvas[:COUNTED]),
+        "equivalent": equivalent_evaluations(model, decode, Prompts(canvas[:COUNTED])),
         "cpu_s": spent / count,
     }
 
@@ -121,10 +122,8 @@ def drawn(
 def bound(model: MaskedLM, rule: Unmasker, text: Int[Tensor, "row position"], steps: int) -> Float[Tensor, "row"]:
     """-log p of each text in nats a token, revealed in the rule's order: the reward of experiment=stories_bound, negated. What a
     rule loses by writing several positions at once is in it, and nothing is sampled but the order."""
-    samples = sample(
-        UnmaskingEnvironment(model, steps), TeacherForced(rule, text), torch.full_like(text, model.mask_id),
-        record=lambda observation: {},
-    )  # fmt: skip
+    blank = Prompts(torch.full_like(text, model.mask_id))
+    samples = TeacherForced(rule, text).decode(model, blank, DecodeOptions(steps), record=lambda observation: {})
     trajectory = samples.trajectory
     assert trajectory is not None
     total = torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)

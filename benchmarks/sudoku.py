@@ -36,6 +36,8 @@ from torch import Tensor
 from data.sudoku import blanked, class_key, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.intervals import Interval, bootstrap_groups
 from evaluation.report import plot_pareto, print_table, write_csv, write_json
@@ -120,8 +122,8 @@ def learned(path: str, budget: int | None) -> list[Setting]:
 
 def decode(model: MaskedLM, one: Setting, canvas: Int[Tensor, "row cell"], seed: int = 0) -> Samples:
     """Decode with the greedy token everywhere."""
-    environment = UnmaskingEnvironment(model, one.budget or canvas.shape[1], budget=one.budget)
-    return sample(environment, Strategy(one.rule, TokenRule(0.0)), canvas, seed)
+    environment = UnmaskingEnvironment(model, DecodeOptions(one.budget or canvas.shape[1], budget=one.budget))
+    return sample(environment, Strategy(one.rule, TokenRule(0.0)), Prompts(canvas), seed)
 
 
 def quick(model: MaskedLM, one: Setting, on: Puzzles) -> dict[str, float]:

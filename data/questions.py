@@ -31,8 +31,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from datasets import load_dataset
-from jaxtyping import Int
-from torch import Tensor
 
 from data.chain import chain_tokenizer, chains
 from data.text import json_lines
@@ -408,16 +406,4 @@ def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length:
     ]
     for row, (own, each) in enumerate(zip(tokens, prompts, strict=True)):
         check_prompt(model, own, length, f"prompt {row}", each if isinstance(each, str) else each.prompt)
-    return padded_left(tokens, length, model.mask_id)
-
-
-def padded_left(tokens: Sequence[list[int]], length: int, mask_id: int) -> Prompts:
-    """Prompts of token ids, padded on the left, `length` masks behind them. Raises ValueError where there is none."""
-    if not tokens:
-        raise ValueError("there are no prompts; give at least one")
-    width = max(len(own) for own in tokens)
-    canvas = torch.full((len(tokens), width + length), mask_id)
-    for row, own in enumerate(tokens):
-        canvas[row, :width] = torch.tensor([0] * (width - len(own)) + own)
-    start: Int[Tensor, "row"] = torch.tensor([width - len(own) for own in tokens])
-    return Prompts(canvas, {}, None, width, start)
+    return Prompts.from_ids(tokens, length, model.mask_id)

@@ -82,7 +82,7 @@ class TextTask:
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
         if answers:
-            self.ends = tuple(end_tokens(self.tokenizer))
+            self.ends = end_tokens(self.tokenizer)
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
     def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
@@ -183,7 +183,7 @@ class QuestionTask:
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length
-        self.ends = tuple(end_tokens(model.tokenizer))
+        self.ends = end_tokens(model.tokenizer)
         self.datasets = list(data.datasets)
         if not self.datasets or len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"data.datasets={self.datasets} must name at least one data set, and each once")

@@ -18,13 +18,13 @@ from torch import Tensor
 TURNS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
 
 
-def end_tokens(tokenizer: Any) -> list[int]:
+def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     """The end of sequence, then the ends of a turn that the tokenizer has; empty without an end of sequence."""
     end = getattr(tokenizer, "eos_token_id", None)
     if end is None:
-        return []
+        return ()
     turns = tokenizer.convert_tokens_to_ids(list(TURNS))
-    return [end, *(turn for turn in turns if turn not in (None, end, tokenizer.unk_token_id))]
+    return (end, *(turn for turn in turns if turn not in (None, end, tokenizer.unk_token_id)))
 
 
 def is_end(tokens: Int[Tensor, "*row position"], ends: Sequence[int]) -> Bool[Tensor, "*row position"]:

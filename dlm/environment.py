@@ -10,94 +10,47 @@ padding, so that a row is what it is alone. Caches of a bidirectional model (`dl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dlm.cache import CACHES, new_cache
+from dlm.cache import new_cache
 from dlm.causal_lm import CausalLM
 from dlm.draws import Draws
 from dlm.ends import is_end
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation, Readout
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 
 LEAST = -1e4  # log-probability of what is to be written last: finite, so that sums and margins stay numbers
 
 
+BY_ROW = (
+    "tokens", "open", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
+    "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_row_drift",
+)  # fmt: skip
+
+
 class UnmaskingEnvironment:
-    """See the module.
+    """The environment of one batch: `reset` starts from prompts, `step` commits a decision, `select` keeps rows.
 
     Args:
-        steps: planned steps over the whole canvas (in blocks: over all of them).
-        block_length: None is one block; it divides what is behind the prompt.
-        patience: steps, for each position to write, after which a row is done even with masks left (training rollouts that
-            may select nothing).
-        budget: evaluations that a row may cost, one number or one a row of the canvas; None: as many as the rule takes.
-        prompt_length: columns of the canvas before the first block (prompts, padded on the left): policies do not see them.
-        stop_id: the end token, or several (dlm/ends.py): a row is done when one is written with no mask before it, and what
-            follows is filled with the first of them. None: never.
-        never: tokens that are never written (LLaDA's `logits_eos_inf`).
-        last: tokens whose positions count as least confident (LLaDA's `confidence_eos_eot_inf`).
-        guidance: classifier-free: logits (1 + w) * with the prompt - w * without it; two evaluations. 0: none.
-        cache: None, `prefix` or `dual` (bidirectional; approximate); a causal model always keeps its keys and values.
-        refresh: evaluations after which a cached row runs whole again; None: at the start of each block.
-        alpha: weight of speed, one number or one a row, shown to policies that are conditioned on it.
-        measure_drift: measure `drift` of a cache. The additional network runs count neither as evaluations nor as seconds of
-            decoding: `measuring` adds their seconds up.
+        model: the frozen model.
+        options: how canvases are decoded.
+
+    Raises:
+        ValueError: for options that the model does not have.
     """
 
-    def __init__(
-        self,
-        model: MaskedLM,
-        steps: int,
-        block_length: int | None = None,
-        patience: int | None = None,
-        budget: int | Int[Tensor, "row"] | None = None,
-        *,
-        prompt_length: int = 0,
-        stop_id: int | Sequence[int] | None = None,
-        never: Sequence[int] = (),
-        last: Sequence[int] = (),
-        guidance: float | int = 0.0,
-        cache: str | None = None,
-        refresh: int | None = None,
-        alpha: float | int | Float[Tensor, "row"] | None = None,
-        measure_drift: bool = False,
-    ):
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
-        if budget is not None and (model.causal or block_length is not None):
-            raise ValueError(
-                "a budget ends with one evaluation that writes all that is left: not with blocks or a causal model"
-            )
-        if not 0 <= guidance < float("inf"):
-            raise ValueError(f"guidance={guidance} must be a finite number of at least 0")
-        if budget is not None and int(torch.as_tensor(budget).min()) < (2 if guidance else 1):
-            raise ValueError(f"budget={budget} must be at least 1 evaluation, with guidance 2: it runs the model twice")
-        if cache is not None and cache not in CACHES:
-            raise ValueError(f"cache={cache!r} is unknown; use one of {', '.join(CACHES)}, or leave it out")
-        if cache is not None and (guidance or model.causal):
-            raise ValueError("a cache goes with neither guidance nor a causal model, whose own is exact; leave it out")
-        if refresh is not None and (cache is None or refresh < 1):
-            raise ValueError(f"refresh={refresh} must be at least 1 evaluation, and needs a cache")
-        if measure_drift and cache is None:
-            raise ValueError(
-                "drift compares the confidences of a cache with the model's own, and there is no cache; give cache=prefix or "
-                "cache=dual, or leave drift out"
-            )
-        if guidance and model.causal:
-            raise ValueError("guidance masks the prompt, which a causal model cannot see past; leave it out")
-        self.model, self.total_steps, self.block_length, self.patience = model, steps, block_length, patience
-        self.allowed, self.prompt_length = budget, prompt_length
-        self.ends = (stop_id,) if isinstance(stop_id, int) else tuple(stop_id or ())
-        self.never, self.last_ranked, self.guidance = list(never), list(last), guidance
-        self.asked_alpha, self.measure_drift = alpha, measure_drift
-        self.cost = 2 if guidance else 1  # evaluations of a canvas
-        self.cache_kind, self.refresh = "causal" if isinstance(model, CausalLM) and model.rooms else cache, refresh
+    def __init__(self, model: MaskedLM, options: DecodeOptions):
+        options.check_model(model)
+        self.model, self.options = model, options
+        self.cache_kind = "causal" if isinstance(model, CausalLM) and model.rooms else options.cache
 
     @property
     def exact(self) -> bool:
@@ -115,61 +68,61 @@ class UnmaskingEnvironment:
         """The same of each of these rows."""
         return [total / count if count else None for total, count in self._row_drift[rows].tolist()]
 
-    def reset(
-        self,
-        canvas: Int[Tensor, "row position"],
-        row_id: Int[Tensor, "row"] | None = None,
-        start: Int[Tensor, "row"] | None = None,
-    ) -> Observation:
-        """Start from a canvas whose masks are to be written; everything else on it is given and stays.
+    def reset(self, prompts: Prompts, row_id: Int[Tensor, "row"] | None = None) -> Observation:
+        """Start from prompts; what is not open is given and stays.
 
-        start: where each row begins; what is left of it is padding, which nothing looks at. None: no padding.
+        Args:
+            row_id: names of the rows for the random draws (default: their numbers).
 
-        Raises ValueError for a mask before prompt_length, a canvas that is too long, and blocks or steps that do not divide it.
+        Raises:
+            ValueError: for an open position before the prompts end, a canvas that is too long, and blocks or steps that do not
+                divide it.
         """
+        canvas, options = prompts.canvas, self.options
+        self.prompt_length = prompts.prompt_length
         rows, length = canvas.shape
-        longest = length if start is None or rows == 0 else length - int(start.min())
+        longest = length if prompts.start is None or rows == 0 else length - int(prompts.start.min())
         if longest > self.model.max_length:
             raise ValueError(
                 f"the canvas has {longest} positions, more than the model's {self.model.max_length}; shorten it"
             )
-        written = length - self.prompt_length
-        block = self.block_length or max(written, 1)
-        if block < 1 or written % block:
-            raise ValueError(f"block_length={block} does not divide the length {written}; choose a divisor")
-        blocks = max(written // block, 1)
-        if self.total_steps % blocks and self.total_steps > blocks:
+        response = length - self.prompt_length
+        block = options.block_length or max(response, 1)
+        if block < 1 or response % block:
+            raise ValueError(f"block_length={block} does not divide the length {response}; choose a divisor")
+        blocks = max(response // block, 1)
+        if options.steps % blocks and options.steps > blocks:
             raise ValueError(
-                f"steps={self.total_steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}"
+                f"steps={options.steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}"
             )
         device = canvas.device
-        self.block, self.steps = block, max(1, self.total_steps // blocks)
-        self.start = None if start is None or not bool(start.any()) else start
+        self.block, self.steps = block, max(1, options.steps // blocks)
+        self.start = None if prompts.start is None or not bool(prompts.start.any()) else prompts.start
+        self.open = prompts.open_positions(self.model.mask_id)
+        self.given = ~self.open
         self.tokens = canvas.clone()
-        if self.start is not None:  # a mask in the padding is none
-            padding = torch.arange(length, device=device) < self.start.unsqueeze(1)
-            self.tokens = self.tokens.masked_fill(padding & (canvas == self.model.mask_id), 0)
-        self.given = self.tokens != self.model.mask_id
         if not bool(self.given[:, : self.prompt_length].all()):
-            row, position = (~self.given[:, : self.prompt_length]).nonzero()[0].tolist()
+            row, position = self.open[:, : self.prompt_length].nonzero()[0].tolist()
             raise ValueError(
                 f"position {position} of row {row} is masked and lies before prompt_length={self.prompt_length}, where nothing "
                 "is written; let prompt_length end before the first mask"
             )
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
-        self.to_write = (~self.given).sum(1)
+        self.to_write = self.open.sum(1)
         unlimited = torch.iinfo(torch.long).max
-        self.budget = torch.as_tensor(unlimited if self.allowed is None else self.allowed, device=device).expand(rows)
+        self.budget = torch.as_tensor(unlimited if options.budget is None else options.budget, device=device).expand(
+            rows
+        )
         self.alpha = None
-        if self.asked_alpha is not None:
-            self.alpha = torch.as_tensor(self.asked_alpha, dtype=torch.float32, device=device).expand(rows)
+        if options.alpha is not None:
+            self.alpha = torch.as_tensor(options.alpha, dtype=torch.float32, device=device).expand(rows)
         self.row_step = torch.zeros(rows, dtype=torch.long, device=device)
         self.block_step = torch.zeros_like(self.row_step)
         self.evaluations = torch.zeros_like(self.row_step)
         self.block_index = torch.full_like(self.row_step, -1)
         self.block_masks = torch.zeros_like(self.row_step)
         self.forwards = self.rows_evaluated = self.positions_read = self.positions_run = 0
-        width = self.model.hidden_size * (2 if self.guidance else 1)
+        width = self.model.hidden_size * options.cost
         self._hidden = torch.zeros(rows, length, width, device=device)
         self._known = torch.zeros_like(canvas, dtype=torch.bool)
         self._readout: Readout | None = None
@@ -179,7 +132,7 @@ class UnmaskingEnvironment:
         self.measuring = (0.0, 0.0)  # seconds on the wall clock, CPU seconds
         self.cache = None
         if self.cache_kind is not None:
-            self.cache = new_cache(self.model, self.cache_kind, self.refresh, rows, length, device)
+            self.cache = new_cache(self.model, self.cache_kind, options.refresh, rows, length, device)
         self._move_on()
         return self._observe()
 
@@ -188,6 +141,7 @@ class UnmaskingEnvironment:
         read."""
         picked = decision.order > 0
         self.tokens = torch.where(picked, decision.tokens, self.tokens)
+        self.open = self.open & ~picked
         self.row_step = self.row_step + 1
         self.block_step = self.block_step + 1
         self._move_on()
@@ -210,8 +164,7 @@ class UnmaskingEnvironment:
     def select(self, index: Int[Tensor, "kept"], row_id: Int[Tensor, "kept"] | None = None) -> Observation:
         """Keep, copy or reorder rows, with everything that is keyed by row. row_id: other names for them, so that copies of one
         row draw apart; None: they keep theirs."""
-        for name in ("tokens", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
-                     "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_row_drift"):  # fmt: skip
+        for name in BY_ROW:
             value = getattr(self, name)
             if name == "_hidden" and len(index) <= len(value) and not bool(self._known.any()):
                 self._hidden = value[: len(index)]  # nothing of it is known: as good as any
@@ -239,7 +192,7 @@ class UnmaskingEnvironment:
         else:
             self._run_cached(rows, needed)
         self._known |= needed
-        self.evaluations[rows] += self.cost
+        self.evaluations[rows] += self.options.cost
         self.forwards += 1
         return self._hidden
 
@@ -253,7 +206,7 @@ class UnmaskingEnvironment:
             canvases = torch.cat((tokens.masked_fill(padding, 0), start.unsqueeze(1)), 1)
         canvases, place = torch.unique(canvases, dim=0, return_inverse=True)
         times = 1
-        if self.guidance:
+        if self.options.guidance:
             without = tokens.masked_fill(self.given[rows], self.model.mask_id)
             states = [self.model.hidden(canvas, read, start=start) for canvas in (tokens, without)]
             self._hidden[needed] = torch.cat(states, 1).float()
@@ -295,7 +248,7 @@ class UnmaskingEnvironment:
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
         stale = None
-        if self.measure_drift:
+        if self.options.measure_drift:
             with self._untimed():
                 stale = self._stale(needed, rows, pad, first, last)
         self._hidden[needed] = self.cache.run(self.tokens, needed, rows, pad, first, last).float()
@@ -336,7 +289,7 @@ class UnmaskingEnvironment:
         place = torch.arange(needed.shape[1], device=needed.device)
         window = torch.zeros_like(needed)
         window[asked] = (place >= start.unsqueeze(1)) & (place < end.unsqueeze(1))
-        read = needed & window & (self.tokens == self.model.mask_id)
+        read = needed & window & self.open
         some = read[asked].any(1)
         if not bool(some.any()):
             return None
@@ -370,13 +323,13 @@ class UnmaskingEnvironment:
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """The head, guidance and forbidden tokens."""
-        if self.guidance:
+        if weight := self.options.guidance:
             prompted, without = (self.model.head(half) for half in hidden.chunk(2, 1))
-            logits = (1 + self.guidance) * prompted - self.guidance * without.masked_fill(without == -torch.inf, 0.0)
+            logits = (1 + weight) * prompted - weight * without.masked_fill(without == -torch.inf, 0.0)
         else:
             logits = self.model.head(hidden)
-        if self.never:
-            logits[:, self.never] = -torch.inf
+        if self.options.never_tokens:
+            logits[:, list(self.options.never_tokens)] = -torch.inf
         return logits
 
     @torch.no_grad()
@@ -423,7 +376,8 @@ class UnmaskingEnvironment:
 
     def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]:
         """Which tokens make their position the least confident."""
-        return is_end(tokens, self.last_ranked) if self.last_ranked else torch.zeros_like(tokens, dtype=torch.bool)
+        last = self.options.last_tokens
+        return is_end(tokens, last) if last else torch.zeros_like(tokens, dtype=torch.bool)
 
     @torch.no_grad()
     def draw(
@@ -465,12 +419,11 @@ class UnmaskingEnvironment:
 
     def _move_on(self) -> None:
         """Rows that have ended are filled up; rows whose block is full go to the next one."""
-        masked = self.tokens == self.model.mask_id
-        if self.ends:
-            ended = is_end(self.tokens, self.ends) & ~self.given & (masked.cumsum(1) == 0)
-            self.tokens = self.tokens.masked_fill(masked & ended.any(1, keepdim=True), self.ends[0])
-            masked = self.tokens == self.model.mask_id
-        blocks = masked[:, self.prompt_length :].unflatten(1, (-1, self.block))
+        if ends := self.options.ends:
+            ended = is_end(self.tokens, ends) & ~self.given & (self.open.cumsum(1) == 0)
+            filled = self.open & ended.any(1, keepdim=True)
+            self.tokens, self.open = self.tokens.masked_fill(filled, ends[0]), self.open & ~filled
+        blocks = self.open[:, self.prompt_length :].unflatten(1, (-1, self.block))
         block_index = blocks.any(2).long().argmax(1)
         fresh = block_index != self.block_index
         begun = blocks.sum(2).gather(1, block_index.unsqueeze(1)).squeeze(1)
@@ -481,19 +434,19 @@ class UnmaskingEnvironment:
             self.cache.fresh = self.cache.fresh.masked_fill(fresh, 0)
 
     def _observe(self) -> Observation:
-        masked = self.tokens == self.model.mask_id
-        place = torch.arange(masked.shape[1], device=masked.device) - self.prompt_length
-        writable = masked & (place.div(self.block, rounding_mode="floor") == self.block_index.unsqueeze(1))
+        options, cost = self.options, self.options.cost
+        place = torch.arange(self.open.shape[1], device=self.open.device) - self.prompt_length
+        writable = self.open & (place.div(self.block, rounding_mode="floor") == self.block_index.unsqueeze(1))
         if self.model.causal:
             writable = writable & (writable.cumsum(1) == 1)
-        done = ~masked.any(1)
-        if self.patience is not None:
-            done = done | (self.row_step >= self.patience * self.to_write)
-        spent = self.evaluations - self.cost * self._known.any(1).long()  # before the evaluation at hand
-        left = (self.budget - spent).div(self.cost, rounding_mode="floor")
+        done = ~self.open.any(1)
+        if options.patience is not None:
+            done = done | (self.row_step >= options.patience * self.to_write)
+        spent = self.evaluations - cost * self._known.any(1).long()  # before the evaluation at hand
+        left = (self.budget - spent).div(cost, rounding_mode="floor")
         share = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
-        time = share if self.allowed is None else 1.0 / left
+        time = share if options.budget is None else 1.0 / left
         return Observation(
-            self, self.tokens, masked, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
+            self, self.tokens, self.open, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, time, done, left, self.steps, self.start, self.alpha,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
 from dlm.token_rule import TokenRule
 
 
@@ -34,7 +35,7 @@ class Readable(Protocol):
     """What an observation asks of: the environment, or its part behind the prompt."""
 
     model: MaskedLM
-    allowed: int | Tensor | None  # evaluations that a row may cost
+    options: DecodeOptions
     prompt_length: int
 
     def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
@@ -142,7 +143,7 @@ class Response:
 
     def __init__(self, environment: Readable, first: int):
         self.whole, self.first = environment, first
-        self.model, self.allowed, self.prompt_length = environment.model, environment.allowed, 0
+        self.model, self.options, self.prompt_length = environment.model, environment.options, 0
 
     def _whole(self, where: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
         return F.pad(where, (self.first, 0))

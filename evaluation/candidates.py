@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
-from policy.build import RULE_SETTINGS, check_alpha, check_known, check_window, highest_setting, shipped, strategy_name
 from policy.checkpoints import load_policy
-from policy.unmasker import PolicyUnmasker
+from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.loop import Unmasker
+from samplers.scores import PREDICTORS
+from samplers.settings import RULE_SETTINGS, STRATEGIES, check_strategy, highest_setting, strategy_name
 from samplers.where import ADAPTIVE, WHERE, Window
+from training.hub import shipped
 from training.ranges import Number, Whole
 
 SAMPLING_MODES = {
@@ -88,7 +90,7 @@ def _alphas_and_budgets(
 
 def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
     name = ALIASES.get(arguments.strategy, arguments.strategy)
-    check_known(name)
+    check_strategy(name, (*STRATEGIES, *PREDICTORS))
     if name not in WHERE:
         raise ValueError("--strategy policy needs its policy: give RUN or --policy_path instead")
     strategy_name(name, model)
@@ -114,7 +116,8 @@ def _windows(windows: str, settings: list[float]) -> list[Candidate]:
     """Every width of a window with every threshold. A width is part of the name, so that each has its own directory."""
     widths = numbers(windows, "--windows", int) or [Window.window]
     for width in widths:
-        check_window(width, "--windows")
+        if width < 1:
+            raise ValueError(f"--windows={width} must be a whole number of at least 1; change it")
     return [
         Candidate(f"window{width}-{value:g}", f"window {width}", Window(value, width), setting=value)
         for width in widths

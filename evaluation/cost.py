@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dlm.masked_lm import MaskedLM
+from dlm.prompts import Prompts
 
 T = TypeVar("T")
 # Rows whose decoding is counted: enough for a mean, few enough to cost little. Of long rows, which vary less, fewer are counted.
@@ -48,19 +47,20 @@ def evaluation_flop(model: MaskedLM, length: int) -> int:
 
 def equivalent_evaluations(
     model: MaskedLM,
-    decode: Callable[[Int[Tensor, "counted position"]], object],
-    canvas: Int[Tensor, "row position"],
-    start: Int[Tensor, "row"] | None = None,
+    decode: Callable[[Prompts], object],
+    prompts: Prompts,
 ) -> float:
-    """Mean equivalent evaluations of a row: `decode` runs again on up to COUNTED_ROWS rows of `canvas`, evenly spaced, and its
-    FLOP are divided by those of one evaluation of each of these rows.
+    """Mean equivalent evaluations of a row: the FLOP of everything that decodes it, in evaluations of the model.
 
-    decode: the decoding to count, of the canvases that it is given (the draws of a row may differ from those of the whole batch).
-    start: where each row begins behind its padding; None: no padding.
+    `decode` runs again on up to COUNTED_ROWS of the prompts, evenly spaced. Its FLOP are divided by those of one evaluation of
+    each of these rows.
+
+    decode: the decoding to count, of the prompts that it is given (the draws of a row may differ from those of the whole batch).
     """
+    canvas, start = prompts.canvas, prompts.start
     count = min(len(canvas), COUNTED_ROWS, max(2, COUNTED_POSITIONS // canvas.shape[1]))
     rows = torch.linspace(0, len(canvas) - 1, count).round().long().to(canvas.device)
-    _, flop = flop_of(lambda: decode(canvas[rows]))
+    _, flop = flop_of(lambda: decode(prompts.take(rows)))
     lengths = [canvas.shape[1]] * len(rows) if start is None else (canvas.shape[1] - start[rows]).tolist()
     one = {length: evaluation_flop(model, length) for length in set(lengths)}
     return flop / sum(one[length] for length in lengths)

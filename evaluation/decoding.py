@@ -1,4 +1,4 @@
-"""How the positions behind a prompt are decoded, whatever the rule: what run_evaluate.py and evaluation/lm_eval.py share."""
+"""How the positions behind a prompt are decoded, whatever the rule: what run_evaluate.py and unmask/lm_eval.py share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from dlm.ends import before_end, end_tokens, texts_of
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 
 
 @dataclass(frozen=True)
-class Decoding:
+class AnswerSettings:
     """length: positions to write; steps: of rules that write equal parts (None: one a position); block_length: None is one block;
     drift: measure that of the cache; the rest as in dlm.environment. A row ends at its end of sequence or of turn."""
 
@@ -30,22 +32,21 @@ class Decoding:
     alpha: float | int | None = None
     drift: bool = False
 
-    def environment(self, model: MaskedLM, prompt_length: int) -> UnmaskingEnvironment:
-        """For canvases with `prompt_length` columns of prompt. ValueError for what this model has not."""
+    def options(self, model: MaskedLM) -> DecodeOptions:
+        """For this model. ValueError for what it does not have."""
         ends = end_tokens(model.tokenizer)
         if (self.logits_eos_inf or self.confidence_eos_eot_inf) and not ends:
             raise ValueError(f"{model.model_id} has no end of sequence; leave the eos settings out")
-        return UnmaskingEnvironment(
-            model, self.steps or self.length, self.block_length, budget=self.budget, prompt_length=prompt_length,
-            stop_id=ends, never=ends[:1] if self.logits_eos_inf else (),
-            last=ends if self.confidence_eos_eot_inf else (), guidance=self.guidance, cache=self.cache,
-            refresh=self.refresh, alpha=self.alpha, measure_drift=self.drift,
+        return DecodeOptions(
+            self.steps or self.length, self.block_length, budget=self.budget, ends=ends,
+            never_tokens=ends[:1] if self.logits_eos_inf else (), last_tokens=ends if self.confidence_eos_eot_inf else (),
+            guidance=self.guidance, cache=self.cache, refresh=self.refresh, alpha=self.alpha, measure_drift=self.drift,
         )  # fmt: skip
 
     def check(self, model: MaskedLM) -> None:
         """Before any work: ValueError for what this model has not, and for blocks or steps that do not divide the length."""
         canvas = torch.full((1, self.length), model.mask_id, device=next(model.parameters()).device)
-        self.environment(model, 0).reset(canvas)
+        UnmaskingEnvironment(model, self.options(model)).reset(Prompts(canvas))
 
 
 def generations(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> list[str]:

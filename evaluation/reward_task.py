@@ -26,9 +26,9 @@ from evaluation.likelihood import log_likelihoods
 from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error
 from load_model import load_model
-from policy.build import shipped
 from rewards.models import TextReward, load_reward, reward_folder
 from training.files import make_directory
+from training.hub import shipped
 from training.ranges import ROWS
 from training.stored import parsed_json, read_bytes
 from training.usage import device_of

@@ -91,7 +91,11 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         probabilities = torch.where(masked[..., None], readout.top_log_probs.float().exp(), committed)
         tokens = torch.where(masked[..., None], readout.top_tokens, observation.tokens[..., None])
         # Without a budget there is no hurry: the limit of 1 / (evaluations left).
-        time = observation.time if observation.environment.allowed is not None else torch.zeros_like(observation.time)
+        time = (
+            observation.time
+            if observation.environment.options.budget is not None
+            else torch.zeros_like(observation.time)
+        )
         inputs = {"masked": masked, "top_tokens": tokens, "probabilities": probabilities, "time": time}
         return inputs | alpha_input(self, observation)
 

@@ -11,7 +11,7 @@ blocks of any length (published: 32, one group).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,8 +21,9 @@ from torch import Tensor
 from data.tasks import Prompts
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
 from policy.imitation import Expert, InBlocks
-from policy.rollout import Decoding, Reward, rollout, teacher_forced
+from policy.rollout import Reward, rollout, teacher_forced
 from policy.unmasker import PolicyNetwork
 from rewards.rules import RewardOutput
 from samplers.samples import Samples, Trajectory
@@ -33,14 +34,15 @@ Rollouts = tuple[Samples, RewardOutput]
 
 def expert_rollouts(
     model: MaskedLM, network: PolicyNetwork, experts: DictConfig, rule: TokenRule, prompts: Prompts, reward: Reward, seed: int,
-    decoding: Decoding, budget: Tensor | None,
+    options: DecodeOptions,
 ) -> list[Rollouts]:  # fmt: skip
     """One rollout of every prompt (not repeated) for each of `experts.thresholds`, recorded with what the policy reads."""
+    options = replace(options, steps=1)  # thresholds take as many steps as they need
     made = []
     for number, threshold in enumerate(experts.thresholds, start=1):
         steered = Threshold(float(threshold))
         expert = Expert(network, InBlocks(steered, experts.block_length) if experts.block_length else steered)
-        made.append(rollout(model, expert, rule, prompts, 1, reward, seed + number, True, decoding, budget))
+        made.append(rollout(model, expert, rule, prompts, options, reward, seed + number, True))
     return made
 
 

@@ -21,12 +21,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.tasks import Prompts
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
+from dlm.options import DecodeOptions
 from policy.rollout import Reward, policy_log_probs
 from policy.unmasker import PolicyNetwork, PolicyUnmasker
-from samplers.loop import Strategy, Unmasker, sample
+from samplers.loop import Strategy, Unmasker
 from samplers.samples import Trajectory
 from samplers.where import WHERE, best, by_ties, nothing, top_probability
 from training.processes import ALONE, Processes
@@ -115,10 +116,7 @@ def teacher_loss(
     teaching: {expert, setting, block_length}. processes: who share the batch, over all of which the loss is a mean. reward:
     rollouts that it gives nothing are left out; without any, no gradients. budget: evaluations that each row may cost."""
     inputs = network.inputs  # pyright: ignore
-    environment = UnmaskingEnvironment(
-        model, config.sampling.discrete_steps, prompt_length=prompts.prompt_length, stop_id=ends, budget=budget,
-        alpha=prompts.rows.get("alpha"),
-    )  # fmt: skip
+    options = DecodeOptions(config.sampling.discrete_steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
     if teaching.expert == "answers":
         assert prompts.text is not None
         teacher = Answers(prompts.text, inputs)  # pyright: ignore
@@ -130,10 +128,7 @@ def teacher_loss(
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
         teacher = Expert(network, teacher)  # pyright: ignore[reportArgumentType]
-    samples = sample(
-        environment, Strategy(teacher, rule), prompts.canvas, seed, record=record, start=prompts.start,  # pyright: ignore
-        first_row=prompts.first_row,
-    )  # fmt: skip
+    samples = Strategy(teacher, rule).decode(model, prompts, options, seed, record=record)  # pyright: ignore[reportArgumentType]
     trajectory = samples.trajectory
     assert trajectory is not None
     if reward is not None:

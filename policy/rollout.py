@@ -7,7 +7,7 @@ have finished leave no padding), and every update runs the policy alone on that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,24 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.tasks import Prompts
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
 from policy.unmasker import PolicyNetwork, law_settings
 from rewards.rules import RewardOutput
-from samplers.loop import Strategy, TeacherForced, Unmasker, sample
+from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
 
 PATIENCE = 4
-
-
-@dataclass
-class Decoding:
-    """How canvases are decoded, whatever chooses the positions: see `UnmaskingEnvironment`."""
-
-    block_length: int | None = None
-    stop_id: tuple[int, ...] = ()  # the tokens that end a row
-    cache: str | None = None
-    refresh: int | None = None
 
 
 Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
@@ -54,33 +45,27 @@ def rollout(
     unmasker: Where,
     rule: TokenRule,
     prompts: Prompts,
-    steps: int,
+    options: DecodeOptions,
     reward: Reward,
     seed: int,
     record: bool,
-    decoding: Decoding | None = None,
-    budget: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, RewardOutput]:
-    """Decode the prompts and score them.
+    """Decode the prompts with the policy and score them.
 
-    A step that selects nothing changes nothing, so it costs no evaluation (the published code pays for one); a row ends after
-    PATIENCE steps for each position that it began with, maybe with masks left. A reward that scores the order and not the text
-    (`teacher_forced`) has the data's text written in place of the model's. budget: evaluations that each row may cost. decoding:
-    blocks, caches and where rows end. `prompts.rows["alpha"]`, where it is there, is shown to the policy and to the reward.
+    A step that selects no position changes nothing, so it costs no evaluation (the published code pays for one). A row ends after
+    PATIENCE steps for each position that was open at the start, possibly with open positions.
+
+    Args:
+        reward: a reward of the order (`teacher_forced`) has the data's text committed in place of the model's.
+        options: how canvases are decoded, but for `patience` and for `alpha`, which is `prompts.rows["alpha"]` where that exists.
+        record: keep the trajectory, with what the policy read at each step.
     """
-    settings = {} if decoding is None else asdict(decoding)
-    environment = UnmaskingEnvironment(
-        model, steps, patience=PATIENCE, budget=budget, prompt_length=prompts.prompt_length,
-        alpha=prompts.rows.get("alpha"), **settings,
-    )  # fmt: skip
-    strategy = Strategy(unmasker, rule)
+    options = replace(options, patience=PATIENCE, alpha=prompts.rows.get("alpha"))
+    decoder: StepDecoder = Strategy(unmasker, rule)
     if teacher_forced(reward):
         assert prompts.text is not None
-        strategy = TeacherForced(unmasker, prompts.text)
-    look = unmasker.network.inputs if record else None
-    samples = sample(
-        environment, strategy, prompts.canvas, seed, record=look, start=prompts.start, first_row=prompts.first_row
-    )
+        decoder = TeacherForced(unmasker, prompts.text)
+    samples = decoder.decode(model, prompts, options, seed, record=unmasker.network.inputs if record else None)
     return samples, reward(samples, prompts.rows)
 
 

@@ -14,23 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data.tasks import QuestionTask, Task
 from dlm.draws import Draws
-from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from policy.batches import PromptBatch, budgets, with_alpha
 from policy.checkpoints import check_same_model, save_policy
 from policy.experts import Rollouts, expert_metrics, expert_rollouts
 from policy.grpo import GRPO
 from policy.imitation import teacher_loss
 from policy.ppo import PPO
-from policy.rollout import Decoding, Reward, Steps, rollout, summary, teacher_forced
+from policy.rollout import Reward, Steps, rollout, summary, teacher_forced
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
 from rewards.rules import RewardOutput
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.samples import Samples
 from training.learner import Learner
 from training.processes import Processes
@@ -63,10 +67,16 @@ class PolicyLearning(Algorithm):
         self.alphas = alphas_of(config)
         self.rule = TokenRule(config.sampling.temperature)
 
-    @property
-    def decoding(self) -> Decoding:
+    def options(self, budget: Int[Tensor, "row"] | None) -> DecodeOptions:
+        """How prompts are decoded. A row ends where the task's texts do.
+
+        budget: network evaluations that each row may use; None: no limit.
+        """
         sampling = self.config.sampling
-        return Decoding(sampling.block_length, self.task.ends, sampling.cache, sampling.refresh)
+        return DecodeOptions(
+            sampling.discrete_steps, sampling.block_length, budget=budget, ends=self.task.ends, cache=sampling.cache,
+            refresh=sampling.refresh,
+        )  # fmt: skip
 
     def batch(self, step: int, rows: int, texts: bool = False) -> PromptBatch:
         """The prompts of this process, `rows` of them, at iteration `step`. texts: prompts that hold a text of the data."""
@@ -105,10 +115,8 @@ class PolicyLearning(Algorithm):
         held_out = (self.task.held_out if forced else self.task.valid).first(config.eval.batch_size)
         prompts = with_alpha(held_out, self.alphas).to(device)
         unmasker = PolicyUnmasker(self.network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
-        samples, scored = rollout(
-            self.model, unmasker, self.rule, prompts, config.sampling.discrete_steps, self.reward, 0, forced,
-            self.decoding, budget=budgets(config.sampling.budgets, len(prompts.canvas), device),
-        )  # fmt: skip
+        options = self.options(budgets(config.sampling.budgets, len(prompts.canvas), device))
+        samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, 0, forced)
         measures = {f"eval_{name}": value for name, value in summary(samples, scored, self.model.mask_id).items()}
         for alpha in self.alphas:
             own = (prompts.rows["alpha"] == alpha).to(device)
@@ -116,9 +124,10 @@ class PolicyLearning(Algorithm):
                 measures[f"eval_nfe_alpha_{alpha:g}"] = float(samples.evaluations[own].float().mean())
                 measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].nanmean())
         if forced:  # these rows hold the text of the data; the samples that are written are the model's
-            environment = UnmaskingEnvironment(self.model, config.sampling.discrete_steps)
-            canvas = self.task.valid.first(SHOWN).to(device).canvas
-            samples = sample(environment, Strategy(unmasker, self.rule), canvas)
+            shown = Prompts(self.task.valid.first(SHOWN).to(device).canvas)
+            samples = Strategy(unmasker, self.rule).decode(
+                self.model, shown, DecodeOptions(config.sampling.discrete_steps)
+            )
         self.evaluated = samples
         return measures
 
@@ -196,11 +205,9 @@ class ClippedLearning(PolicyLearning):
         config = self.config
         batch = self.batch(step, self.rows // self.group, texts=teacher_forced(self.reward))
         unmasker = PolicyUnmasker(self.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
-        samples, scored = rollout(
-            self.model, unmasker, self.rule, batch.prompts.repeat(self.group), config.sampling.discrete_steps, self.reward,
-            batch.seed, True, self.decoding,
-            budget=None if batch.budget is None else batch.budget.repeat_interleave(self.group),
-        )  # fmt: skip
+        options = self.options(None if batch.budget is None else batch.budget.repeat_interleave(self.group))
+        prompts = batch.prompts.repeat(self.group)
+        samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, batch.seed, True)
         if scored.failed:
             print(f"iteration {step}: {scored.told()}", file=sys.stderr, flush=True)
         check_selects(samples, self.processes, step)
@@ -246,7 +253,7 @@ class GRPOLearning(ClippedLearning):
             return []
         return expert_rollouts(
             self.model, self.network, self.config.algorithm.experts, self.rule, batch.prompts, self.reward, batch.seed,  # pyright: ignore[reportArgumentType]
-            self.decoding, batch.budget,
+            self.options(batch.budget),
         )  # fmt: skip
 
     def prepare(self, samples: Samples, scored: RewardOutput, law, experts: Sequence[Rollouts]) -> Steps:

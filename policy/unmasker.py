@@ -24,6 +24,20 @@ class PolicyNetwork(Protocol):
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]: ...
 
 
+def check_alpha(network: object, alpha: object) -> None:
+    """Refuse a weight of speed that nobody reads, and a policy that waits for one. network: None for a rule."""
+    if getattr(network, "alpha_embedding", None) is None:
+        if alpha is not None:
+            raise ValueError(
+                f"alpha={alpha} is read by policies that were trained with reward.alphas only; leave it out"
+            )
+    elif isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
+        raise ValueError(
+            f"this policy is told the weight of speed and alpha is {alpha}; give a number of at least 0: sampler.alpha=1, "
+            "or --alpha 1"
+        )
+
+
 def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
     """What of the action law the network has learned: the repulsion between picks of a step, where it has one."""
     repulsion = getattr(network, "repulsion", None)

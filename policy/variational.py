@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from losses import variational_loss
 from policy.actions import FixedCount
 from policy.networks import HiddenMLP
@@ -56,14 +58,14 @@ def masking_path(
 
     The parts mirror sampling: going back, the first steps unmask what does not divide, so here the last ones mask it.
     """
-    environment = UnmaskingEnvironment(model, steps)
-    blank = environment.reset(tokens.masked_fill(~given, model.mask_id))
+    environment = UnmaskingEnvironment(model, DecodeOptions(steps))
+    blank = environment.reset(Prompts(tokens.masked_fill(~given, model.mask_id)))
     total = blank.to_write
     row_id = torch.arange(len(tokens), device=tokens.device)
     inputs, orders, eligibles, log_tokens = [], [], [], []
     canvas, order = tokens, None
     for k in range(steps + 1):
-        observation = environment.reset(canvas)
+        observation = environment.reset(Prompts(canvas))
         observation.to_write, observation.time = total, ((steps - k) / total.clamp(min=1)).clamp(max=1)
         inputs.append(network.inputs(observation, everywhere=True))  # pyright: ignore[reportCallIssue]
         if order is not None:

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from data.tasks import Prompts
 from dlm.draws import Draws
 from dlm.ends import with_end
-from dlm.environment import UnmaskingEnvironment
 from dlm.likelihood import Estimator, Views
 from dlm.masked_lm import MaskedLM
-from policy.build import build_strategy
+from dlm.options import DecodeOptions
 from policy.rollout import Reward
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.samples import Samples
 from training.processes import Processes
 
@@ -87,27 +86,14 @@ class Batch:
         return cls(**values, first_row=part.start)  # pyright: ignore[reportArgumentType]
 
 
-def strategy_of(config: DictConfig, model: MaskedLM) -> Strategy:
-    """What `sampling` asks for, by any of the samplers' strategies. ValueError for what cannot be learnt from."""
-    sampling = config.sampling
-    if not sampling.temperature > 0:
-        raise ValueError(
-            f"sampling.temperature={sampling.temperature} writes the same text every time, and nothing can be learnt from "
-            "that; give a number above 0, such as 1"
-        )
-    settings = {**OmegaConf.to_container(sampling), "top_p": 1.0, "top_k": 0}  # pyright: ignore[reportGeneralTypeIssues]
-    return build_strategy(OmegaConf.create({"sampler": settings}), model)
-
-
 def decode(
     model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, ends: tuple[int, ...], seed: int
 ) -> Samples:
     """The prompts, decoded as `sampling` says; a row ends where the task's texts do."""
-    environment = UnmaskingEnvironment(
-        model, sampling.steps, sampling.block_length, prompt_length=prompts.prompt_length, stop_id=ends,
-        cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
+    options = DecodeOptions(
+        sampling.steps, sampling.block_length, ends=ends, cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
     )  # fmt: skip
-    return sample(environment, strategy, prompts.canvas, seed, start=prompts.start, first_row=prompts.first_row)
+    return strategy.decode(model, prompts, options, seed)
 
 
 @dataclass
@@ -166,11 +152,3 @@ def reward_metrics(scored: Scored, samples: Samples, processes: Processes) -> tu
             f"the reward failed on all {len(failures)} rows ({failures[0]}); there is nothing to learn from: mend the reward"
         )
     return {name: value / count for name, value in means.items()} | {"reward_failed": float(len(failures))}, failures
-
-
-def writable(prompts: Prompts, mask_id: int) -> Bool[Tensor, "row position"]:
-    """What may be written on the canvases; padding is none of it."""
-    free = prompts.canvas == mask_id
-    if prompts.start is None:
-        return free
-    return free & (torch.arange(free.shape[1], device=free.device) >= prompts.start.unsqueeze(1))

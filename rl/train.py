@@ -39,7 +39,8 @@ from policy.rollout import Reward
 from rewards.measures import distinct_n
 from rl.learning import ModelLearning, Reference
 from rl.objective import RATIOS, backward, policy_loss
-from rl.rollouts import Batch, decode, reward_metrics, score, strategy_of, writable
+from rl.rollouts import Batch, decode, reward_metrics, score
+from samplers.loop import Strategy
 from training.learner import Learner
 from training.processes import Processes
 from training.run import step_seed
@@ -103,11 +104,11 @@ class Rollouts(ModelLearning):
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
-        config: DictConfig, save: Callable[[Path], None],
+        decoder: Strategy, config: DictConfig, save: Callable[[Path], None],
     ):  # fmt: skip
         super().__init__(model, learner, estimator, save)
         self.reference, self.task, self.reward, self.config = reference, task, reward, config
-        self.strategy = strategy_of(config, model)
+        self.decoder = decoder
         self.rows = self.processes.share(config.rl.batch_size, "rl.batch_size")
         if self.rows % config.rl.group_size:
             raise ValueError(
@@ -123,15 +124,15 @@ class Rollouts(ModelLearning):
         everybody = self.processes.world * self.rows // group
         asked = self.task.prompts(everybody, seed).share(self.processes.part(everybody)).to(self.processes.device)
         prompts = asked.repeat(group)
-        samples = decode(self.model, self.strategy, prompts, self.config.sampling, self.task.ends, seed)
+        samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, seed)
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
         for failure in failures:
             self.say(f"step {step + 1}: no reward for {failure}; dropped")
         advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
         batch = Batch(
-            samples.tokens, writable(prompts, self.model.mask_id), samples.written_at, prompts.start, advantage, scored.valid,
-            seed, prompts.first_row, ends=samples.ends,
+            samples.tokens, ~samples.prompt, samples.written_at, prompts.start, advantage, scored.valid, seed, prompts.first_row,
+            ends=samples.ends,
         )  # fmt: skip
         views = batch.views(self.estimator)
         said = self.said(self.model, batch, views)
@@ -197,7 +198,7 @@ class Rollouts(ModelLearning):
     def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Held-out prompts, decoded and scored: means, and a record of the first rows."""
         prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
-        samples = decode(self.model, self.strategy, prompts, self.config.sampling, self.task.ends, 0)
+        samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, 0)
         scored = score(self.reward, samples, prompts.rows)
         alone = Processes(0, 1, self.processes.device)
         metrics, _ = reward_metrics(scored, samples, alone)

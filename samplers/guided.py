@@ -21,9 +21,13 @@ from torch import Tensor, nn
 
 from dlm.draws import Draws
 from dlm.ends import is_end
+from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
-from samplers.loop import Unmasker, all_at_last
+from samplers.loop import OnStep, Record, StepDecoder, Unmasker, all_at_last
+from samplers.samples import Samples
 
 POSITIONS_PER_CALL = {"cpu": 8192, "cuda": 131_072}  # of a reward
 CHOICE = -1  # the place of a draw that is of no single position
@@ -175,7 +179,8 @@ class OfRows(Values):
         self, observation: Observation, canvases: Int[Tensor, "n position"], of: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
         """of: the observed row that each canvas continues."""
-        keep, masked = behind_padding(observation, of), canvases == observation.environment.model.mask_id
+        keep = behind_padding(observation, of)
+        masked = observation.masked[of] & (canvases == observation.environment.model.mask_id)
         if self._fills(observation):
             canvases = torch.where(masked, observation.read(observation.masked, 1).top_tokens[..., 0][of], canvases)
         elif self.reads == "mask":
@@ -233,8 +238,7 @@ class Siblings(Values):
         self.score_siblings, self.template = score_siblings, template or Template()
 
     def __call__(self, observation, row, position, tokens):
-        written = observation.tokens[row] != observation.environment.model.mask_id
-        keep = written & behind_padding(observation, row)
+        keep = ~observation.masked[row] & behind_padding(observation, row)
         if self.template.end is not None:  # behind the end nothing is read: all candidates are worth what ended there
             ends = keep & self.template.ends_of(observation.tokens[row])
             keep = keep & (ends.cumsum(1) == 0)
@@ -260,8 +264,29 @@ class HeadValues(Values):
         return torch.cat([self.head(states).gather(1, few).float() for states, few in pieces])
 
 
+class RewardGuided(StepDecoder):
+    """A decoder whose decisions read the reward of candidates: `values`."""
+
+    values: Values
+
+    def decode(
+        self,
+        model: MaskedLM,
+        prompts: Prompts,
+        options: DecodeOptions,
+        seed: int = 0,
+        row_id: Int[Tensor, "row"] | None = None,
+        record: Record | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """See `samplers.loop.Decoder.decode`."""
+        before = self.values.rows
+        samples = super().decode(model, prompts, options, seed, row_id, record, on_step)
+        return replace(samples, reward_rows=self.values.rows - before)
+
+
 @dataclass
-class Guided:
+class Guided(RewardGuided):
     """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens, other
     positions still masked: exact where one position is written at a time, by independent tilts else."""
 
@@ -286,7 +311,7 @@ class Guided:
 
 
 @dataclass
-class GuidedPair:
+class GuidedPair(RewardGuided):
     """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule
     picks and the k best tokens of each. One position of a row is written a step."""
 
@@ -321,7 +346,7 @@ class GuidedPair:
 
 
 @dataclass
-class JointProposals:
+class JointProposals(RewardGuided):
     """All positions of a step together: `count` proposals from the model, one kept with probability softmax(beta * r). As count
     grows this is the tilt of the joint law. log_what is NaN: the law of what is kept has no closed form."""
 

@@ -1,11 +1,12 @@
-"""The loop: observe, decide where and what, commit; rows that are finished leave.
+"""The decoding loop: observe, decide which positions to commit and with which tokens, commit; finished rows leave.
 
-Direct, confidence, threshold, learned and autoregressive decoding are choices of *where* and *what* (`samplers/where.py`,
-`dlm.token_rule.TokenRule`); nothing else differs.
+Direct, confidence, threshold, learned and autoregressive decoding are choices of an unmasking rule and a token sampler
+(`samplers/where.py`, `dlm.token_rule.TokenRule`); nothing else differs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -16,13 +17,66 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.samples import Samples, Stopwatch, Trajectory
+
+Record = Callable[[Observation], dict[str, Tensor]]
+OnStep = Callable[[Observation, Int[Tensor, "active"]], None]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Decodes prompts: rules and policies, guided decoders, particle filters, SEDD's own samplers."""
+
+    def decode(
+        self,
+        model: MaskedLM,
+        prompts: Prompts,
+        options: DecodeOptions,
+        seed: int = 0,
+        row_id: Int[Tensor, "row"] | None = None,
+        record: Record | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """Decode every prompt.
+
+        Args:
+            seed: of the random draws; a row's draws depend on the seed and its name alone.
+            row_id: names of the rows (default: their numbers, counted from `prompts.first_row`).
+            record: what the trajectory keeps of each step at which there was a choice. None: no trajectory.
+            on_step: is called with each new observation and the numbers of its rows among the prompts.
+        """
+        ...
+
+
+class StepDecoder(ABC):
+    """A decoder whose rows are independent: one decision a step. Its docstring is its method."""
+
+    @abstractmethod
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        """The positions to commit now, and their tokens."""
+
+    def decode(
+        self,
+        model: MaskedLM,
+        prompts: Prompts,
+        options: DecodeOptions,
+        seed: int = 0,
+        row_id: Int[Tensor, "row"] | None = None,
+        record: Record | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """See `Decoder.decode`."""
+        return sample(UnmaskingEnvironment(model, options), self, prompts, seed, row_id, record, on_step)
 
 
 @runtime_checkable
 class Unmasker(Protocol):
-    """Where: ranks of the picks (0 untouched) among `observation.writable`, and the log-probability of the choice."""
+    """An unmasking rule: ranks of the positions to commit (0: not now) among `observation.writable`, and the log-probability of
+    the choice."""
 
     def choose(
         self, observation: Observation, draws: Draws
@@ -32,23 +86,16 @@ class Unmasker(Protocol):
 def all_at_last(
     observation: Observation, order: Int[Tensor, "row position"], log_where: Float[Tensor, "row"]
 ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-    """Where the budget ends, every mask is written whatever the rule says, with probability one."""
-    if observation.environment.allowed is None:
+    """Rows on their last allowed evaluation: all open positions are committed, with probability one, whatever the rule chose."""
+    if observation.environment.options.budget is None:
         return order, log_where
     last = observation.last
     return torch.where(last[:, None], observation.writable.long(), order), log_where.masked_fill(last, 0.0)
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """Where and what, in one decision."""
-
-    def decide(self, observation: Observation, draws: Draws) -> Decision: ...
-
-
 @dataclass
-class Strategy:
-    """Where composed with what."""
+class Strategy(StepDecoder):
+    """An unmasking rule and a token sampler."""
 
     where: Unmasker
     what: TokenRule
@@ -60,9 +107,11 @@ class Strategy:
 
 
 @dataclass
-class TeacherForced:
-    """Where as a rule says; what is written there is a given text. The sum of `log_what` is, on average over the rule, a bound on
-    log p(text) of the sampler that this rule makes of the model. `row_id` numbers the rows of `text`."""
+class TeacherForced(StepDecoder):
+    """An unmasking rule that reveals a given text, whose rows `row_id` numbers.
+
+    On average over the rule, the sum of `log_what` is a lower bound on log p(text) of the sampler made of rule and model.
+    """
 
     where: Unmasker
     text: Int[Tensor, "row position"]
@@ -76,31 +125,22 @@ class TeacherForced:
 @torch.no_grad()
 def sample(
     environment: UnmaskingEnvironment,
-    strategy: Decoder,
-    canvas: Int[Tensor, "row position"],
+    decoder: StepDecoder,
+    prompts: Prompts,
     seed: int = 0,
     row_id: Int[Tensor, "row"] | None = None,
-    record: Callable[[Observation], dict[str, Tensor]] | None = None,
-    on_step: Callable[[Observation, Int[Tensor, "active"]], None] | None = None,
-    start: Int[Tensor, "row"] | None = None,
-    first_row: int = 0,
+    record: Record | None = None,
+    on_step: OnStep | None = None,
 ) -> Samples:
-    """Decode every row of `canvas`.
-
-    row_id names the rows for the draws (default: their numbers, counted from first_row on: that of the first one in a batch that
-    several processes share); start: where each row begins behind its padding; `record` returns what the trajectory keeps of each
-    step at which there was a choice; `on_step` sees each new observation and the rows' places in `canvas` (progress, a live
-    view).
-    """
-    draws = Draws(seed, first=first_row)
-    stopwatch = Stopwatch()
-    observation = environment.reset(canvas, row_id, start)
-    first = environment.prompt_length  # a trajectory is of what a policy sees: the positions behind the prompt
-    tokens, written_at = canvas.clone(), torch.full_like(canvas, -1)
-    evaluations = torch.zeros(len(canvas), dtype=torch.long, device=canvas.device)
+    """Decode every prompt in the environment; arguments as of `Decoder.decode`."""
+    draws, stopwatch = Draws(seed, first=prompts.first_row), Stopwatch()
+    observation = environment.reset(prompts, row_id)
+    prompt, tokens = ~observation.masked, observation.tokens.clone()
+    written_at = torch.full_like(tokens, -1)
+    evaluations = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     steps = torch.zeros_like(evaluations)
-    place = torch.arange(len(canvas), device=canvas.device)  # of each active row in `canvas`
-    kept: list[dict[str, Tensor]] = []
+    place = torch.arange(len(tokens), device=tokens.device)  # of each active row among the prompts
+    recorder = None if record is None else Recorder(record, prompts.prompt_length)
     while len(place):
         if bool(observation.done.any()):
             tokens[place] = observation.tokens
@@ -112,26 +152,47 @@ def sample(
             observation = environment.select(going_on)
         if observation.start is not None:
             draws = replace(draws, start=observation.start)
-        decision = strategy.decide(observation, draws)
-        if record is not None:
-            step = {
-                "row": place, "step": observation.row_step, "writable": observation.writable[:, first:],
-                "order": decision.order[:, first:], "log_where": decision.log_where, "log_what": decision.log_what,
-                **record(observation.response()),
-            }  # fmt: skip
-            chose = ~observation.last
-            kept.append(step if environment.allowed is None else {name: value[chose] for name, value in step.items()})
+        decision = decoder.decide(observation, draws)
+        if recorder is not None:
+            recorder.add(observation, decision, place)
         written_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), written_at[place])
         observation = environment.step(decision)
         if on_step is not None:
             on_step(observation, place)
-    trajectory = None
-    if kept:
-        whole = {name: torch.cat([step[name] for step in kept]) for name in kept[0]}
-        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where", "log_what")}
-        trajectory = Trajectory(**fixed, inputs=whole)
     return Samples(
-        tokens, canvas != environment.model.mask_id, written_at, evaluations, steps,
-        environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring), trajectory,
-        environment.ends,
+        tokens, prompt, written_at, evaluations, steps, environment.forwards, environment.rows_evaluated,
+        *stopwatch.seconds(environment.measuring), None if recorder is None else recorder.trajectory(),
+        environment.options.ends, exact=environment.exact, drift=environment.drift,
     )  # fmt: skip
+
+
+class Recorder:
+    """Collects the trajectory of a batch: the steps at which rows had a choice.
+
+    Args:
+        record: what is kept of each step besides the decision.
+        first: the first position that policies see, behind the prompt.
+    """
+
+    def __init__(self, record: Record, first: int):
+        self.record, self.first = record, first
+        self.steps: list[dict[str, Tensor]] = []
+
+    def add(self, observation: Observation, decision: Decision, place: Int[Tensor, "active"]) -> None:
+        """One decision. A row on its last allowed evaluation had no choice."""
+        step = {
+            "row": place, "step": observation.row_step, "writable": observation.writable[:, self.first :],
+            "order": decision.order[:, self.first :], "log_where": decision.log_where, "log_what": decision.log_what,
+            **self.record(observation.response()),
+        }  # fmt: skip
+        chose = ~observation.last
+        limited = observation.environment.options.budget is not None
+        self.steps.append({name: value[chose] for name, value in step.items()} if limited else step)
+
+    def trajectory(self) -> Trajectory | None:
+        """All steps, one after the other; None where there was none."""
+        if not self.steps:
+            return None
+        whole = {name: torch.cat([step[name] for step in self.steps]) for name in self.steps[0]}
+        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where", "log_what")}
+        return Trajectory(**fixed, inputs=whole)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.ends import before_end, has_end, texts_of
@@ -47,12 +47,30 @@ class Trajectory:
 
 
 @dataclass
+class ParticleFigures:
+    """Figures of a particle filter, one a sample.
+
+    log_z: estimate of log Z, -inf of a dead sample; log_potential: log phi of the particle that was kept; ess: effective sample
+    size at the end; resamplings: how often the sample was resampled; dead: samples that lost all their particles.
+    """
+
+    particles: int
+    log_z: Float64[Tensor, "row"]
+    log_potential: Float64[Tensor, "row"]
+    ess: Float64[Tensor, "row"]
+    resamplings: Int[Tensor, "row"]
+    dead: Bool[Tensor, "row"]
+
+
+@dataclass
 class Samples:
     """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
     evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
     forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
     clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift.
-    ends: tokens that end an answer (dlm/ends.py), none where rows go on behind them, as packed texts do."""
+    ends: tokens that end an answer (dlm/ends.py), none where rows go on behind them, as packed texts do. reward_rows: rows that a
+    reward has read while decoding. particles: figures of particle filters. exact: no approximate cache was used; drift: the error
+    of the cache, where it was measured (`UnmaskingEnvironment.drift`)."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
@@ -65,13 +83,15 @@ class Samples:
     cpu_seconds: float
     trajectory: Trajectory | None = None
     ends: tuple[int, ...] = ()
+    reward_rows: int = 0
+    particles: ParticleFigures | None = None
+    exact: bool = True
+    drift: float | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
-        return Samples(
-            self.tokens[index], self.prompt[index], self.written_at[index], self.evaluations[index], self.steps[index],
-            self.forwards, self.rows_evaluated, self.seconds, self.cpu_seconds, None, self.ends,
-        )  # fmt: skip
+        kept = ("tokens", "prompt", "written_at", "evaluations", "steps")
+        return replace(self, trajectory=None, **{name: getattr(self, name)[index] for name in kept})
 
     @property
     def answer(self) -> Bool[Tensor, "row position"]:

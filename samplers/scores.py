@@ -15,14 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.masked_lm import SeddLM
+from dlm.masked_lm import MaskedLM, SeddLM
 from dlm.noise import Noise
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.samples import Samples, Stopwatch
 
 PREDICTORS = ("euler", "analytic")
@@ -90,57 +93,68 @@ def uniform_change(
     return weights.log(), leaves / (leaves + stays.double().clamp(min=0))
 
 
-@torch.no_grad()
-def sample_scores(
-    model: SeddLM,
-    predictor: str,
-    steps: int,
-    canvas: Int[Tensor, "row position"],
-    seed: int = 0,
-    row_id: Int[Tensor, "row"] | None = None,
-    on_step: Callable[[Seen, Int[Tensor, "active"]], None] | None = None,
-) -> Samples:
-    """Write every mask of `canvas`; what else stands on it stays.
+@dataclass(frozen=True)
+class ScoreDecoder:
+    """SEDD's own sampler; see the module.
 
-    predictor: euler or analytic; row_id names the rows for the draws, so that a row does not depend on its batch; `on_step` sees
-    the canvases of active rows and their places.
+    Args:
+        predictor: euler or analytic.
     """
-    if predictor not in PREDICTORS:
-        raise ValueError(f"predictor={predictor!r} is unknown; use one of {', '.join(PREDICTORS)}")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    rows, length = canvas.shape
-    if length > model.max_length:
-        raise ValueError(f"the canvas has {length} positions, more than the model's {model.max_length}; shorten it")
-    stopwatch, draws, absorbing = Stopwatch(), Draws(seed), model.graph == "absorb"
-    row_id = torch.arange(rows, device=canvas.device) if row_id is None else row_id
-    to_write, tokens = canvas == model.mask_id, canvas.clone()
-    evaluations = torch.zeros(rows, dtype=torch.long, device=canvas.device)
-    written_at = torch.full_like(canvas, -1)
-    if not absorbing:  # all noise: any token
-        uniforms = draws.uniform("noise", row_id, evaluations, length)
-        tokens = torch.where(to_write, (uniforms * model.vocab_size).long(), tokens)
-        written_at = written_at.masked_fill(to_write, 0)
-    forwards = rows_evaluated = 0
-    for step in noise_steps(model.noise, predictor, steps):
-        changeable = to_write & (tokens == model.mask_id) if absorbing else to_write
-        active = changeable.any(1).nonzero().squeeze(1)
-        if len(active) == 0:
-            break
-        changed = changes(model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws)
-        written_at[active] = torch.where(
-            changed != tokens[active], evaluations[active].unsqueeze(1), written_at[active]
-        )
-        tokens[active] = changed
-        evaluations[active] += 1
-        forwards, rows_evaluated = forwards + 1, rows_evaluated + len(active)
-        if on_step is not None:
-            masked = changed == model.mask_id
-            on_step(Seen(changed, masked, evaluations[active], evaluations[active]), active)
-    return Samples(
-        tokens, ~to_write, written_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
-        *stopwatch.seconds(),
-    )  # fmt: skip
+
+    predictor: str
+
+    def __post_init__(self):
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor={self.predictor!r} is unknown; use one of {', '.join(PREDICTORS)}")
+
+    @torch.no_grad()
+    def decode(
+        self,
+        model: MaskedLM,
+        prompts: Prompts,
+        options: DecodeOptions,
+        seed: int = 0,
+        row_id: Int[Tensor, "row"] | None = None,
+        record: Callable[[Any], dict[str, Tensor]] | None = None,
+        on_step: Callable[[Any, Int[Tensor, "active"]], None] | None = None,
+    ) -> Samples:
+        """See `samplers.loop.Decoder.decode`. It reads `steps` of the options; `on_step` gets a `Seen`."""
+        assert isinstance(model, SeddLM)
+        canvas = prompts.canvas
+        rows, length = canvas.shape
+        if length > model.max_length:
+            raise ValueError(f"the canvas has {length} positions, more than the model's {model.max_length}; shorten it")
+        stopwatch, draws, absorbing = Stopwatch(), Draws(seed), model.graph == "absorb"
+        row_id = torch.arange(rows, device=canvas.device) if row_id is None else row_id
+        to_write, tokens = prompts.open_positions(model.mask_id), canvas.clone()
+        evaluations = torch.zeros(rows, dtype=torch.long, device=canvas.device)
+        written_at = torch.full_like(canvas, -1)
+        if not absorbing:  # all noise: any token
+            uniforms = draws.uniform("noise", row_id, evaluations, length)
+            tokens = torch.where(to_write, (uniforms * model.vocab_size).long(), tokens)
+            written_at = written_at.masked_fill(to_write, 0)
+        forwards = rows_evaluated = 0
+        for step in noise_steps(model.noise, self.predictor, options.steps):
+            changeable = to_write & (tokens == model.mask_id) if absorbing else to_write
+            active = changeable.any(1).nonzero().squeeze(1)
+            if len(active) == 0:
+                break
+            changed = changes(
+                model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws
+            )
+            written_at[active] = torch.where(
+                changed != tokens[active], evaluations[active].unsqueeze(1), written_at[active]
+            )
+            tokens[active] = changed
+            evaluations[active] += 1
+            forwards, rows_evaluated = forwards + 1, rows_evaluated + len(active)
+            if on_step is not None:
+                masked = changed == model.mask_id
+                on_step(Seen(changed, masked, evaluations[active], evaluations[active]), active)
+        return Samples(
+            tokens, ~to_write, written_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
+            *stopwatch.seconds(),
+        )  # fmt: skip
 
 
 def changes(

@@ -1,6 +1,6 @@
 """Sequential Monte Carlo around the loop: many particles a sample, weighed at each step by a potential, and resampled.
 
-A `Proposal` says where and what, and how much likelier the reference finds it: any Decoder of the core is its own reference
+A `Proposal` says where and what, and how much likelier the reference finds it: any StepDecoder is its own reference
 (`Plain`), twisted ones are in `samplers/twisted.py`. With p(path) the reference and phi the potential of what is finished the
 target is sigma(path) = p(path) phi / Z; psi, the potential of a state, only says where particles are sent. After each step
 
@@ -25,10 +25,13 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation
-from samplers.loop import Decoder
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from samplers.loop import OnStep, Record, StepDecoder
 from samplers.particles import SCHEMES, Weights, check_scheme, due
-from samplers.samples import Samples, Stopwatch
+from samplers.samples import ParticleFigures, Samples, Stopwatch
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Proposal(Protocol):
 class Plain:
     """Any Decoder as its own reference: p = q."""
 
-    decoder: Decoder
+    decoder: StepDecoder
 
     def propose(self, observation: Observation, draws: Draws, given: Given | None) -> Proposed:
         decision = self.decoder.decide(observation, draws)
@@ -190,7 +193,7 @@ def particle_filter(
     environment: UnmaskingEnvironment,
     proposal: Proposal,
     potential: Potential,
-    canvas: Int[Tensor, "filter position"],
+    prompts: Prompts,
     particles: int,
     resample: str = "ess",
     scheme: str = "systematic",
@@ -202,7 +205,7 @@ def particle_filter(
     on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
     draws: Draws | None = None,
 ) -> Particles:
-    """Decode every row of `canvas` with `particles` particles.
+    """Decode every prompt with `particles` particles.
 
     resample: `ess` (below half the particles), `every` step, or `never`; scheme: one of SCHEMES, for a given path multinomial.
     sample_id: names of the samples for the draws; given: the first particle of each sample follows it. interval: states are
@@ -213,15 +216,15 @@ def particle_filter(
     check_scheme(resample, scheme, given is not None)
     if particles < 1:
         raise ValueError(f"particles={particles} must be at least 1")
-    if environment.ends:
+    if environment.options.ends:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
     stopwatch = Stopwatch()
     draws = draws or Draws(seed)
-    filters, device = len(canvas), canvas.device
+    filters, device = len(prompts.canvas), prompts.canvas.device
     sample_id = torch.arange(filters, device=device) if sample_id is None else sample_id
     slots = (sample_id.unsqueeze(1) * particles + torch.arange(particles, device=device)).flatten()
     every = torch.arange(len(slots), device=device)
-    observation = environment.reset(canvas.repeat_interleave(particles, 0), slots)
+    observation = environment.reset(prompts.repeat(particles), slots)
     prompt = ~observation.masked
     written_at = torch.full_like(observation.tokens, -1)
     weights = Weights.even(filters, particles, device)
@@ -271,5 +274,52 @@ def particle_filter(
     samples = Samples(
         observation.tokens, prompt, written_at, observation.evaluations, steps,
         environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring),
+        exact=environment.exact, drift=environment.drift,
     )  # fmt: skip
     return Particles(samples, weights, log_psi)
+
+
+@dataclass
+class ParticleDecoder:
+    """Decode each row by a particle filter, of which one particle is kept.
+
+    Args:
+        parts: the proposal and the potential for a number of rows.
+        pick: draw (a particle drawn by weight) or best (the particle of highest potential).
+        model: the model that proposal and potential read, in place of the one to decode with. None: that one.
+    """
+
+    parts: Callable[[int], tuple[Proposal, Potential]]
+    particles: int = 8
+    resample: str = "ess"
+    scheme: str = "systematic"
+    interval: int = 1
+    pick: str = "draw"
+    model: MaskedLM | None = None
+
+    def decode(
+        self,
+        model: MaskedLM,
+        prompts: Prompts,
+        options: DecodeOptions,
+        seed: int = 0,
+        row_id: Int[Tensor, "row"] | None = None,
+        record: Record | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """See `samplers.loop.Decoder.decode`; the evaluations of a row are those of all its particles, and no trajectory is
+        recorded."""
+        rows, seen = len(prompts.canvas), Diagnostics()
+        row_id = torch.arange(rows, device=prompts.canvas.device) if row_id is None else row_id
+        proposal, potential = self.parts(rows)
+        found = particle_filter(
+            UnmaskingEnvironment(self.model or model, options), proposal, potential, prompts, self.particles, self.resample,
+            self.scheme, seed, row_id, interval=self.interval, collect=seen, on_step=on_step,
+        )  # fmt: skip
+        kept = found.best() if self.pick == "best" else found.drawn(Draws(seed), row_id)
+        figures = ParticleFigures(
+            self.particles, found.log_z, found.log_phi[kept], found.weights.effective, torch.stack(seen.resampled).sum(0),
+            found.dead,
+        )  # fmt: skip
+        evaluations = found.samples.evaluations.view(rows, -1).sum(1)
+        return replace(found.samples.take(kept), evaluations=evaluations, particles=figures)

@@ -194,7 +194,7 @@ class Window:
 
     def choose(self, observation, draws):
         leftmost = observation.writable & (observation.writable.cumsum(1) <= self.window)
-        if observation.environment.allowed is not None:
+        if observation.environment.options.budget is not None:
             # The last evaluation that a budget allows writes every mask, so that all of them are read from it.
             leftmost |= observation.writable & observation.last[:, None]
         return Threshold(self.threshold).choose(replace(observation, writable=leftmost), draws)

@@ -29,16 +29,16 @@ import run_train_rl
 import run_train_twist
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from load_model import load_model
 from policy.actions import FixedCount
-from policy.build import STRATEGIES
-from policy.guidance import GUIDED, POSITIONS
-from policy.readers import IN_STEPS
 from run_guide import main as guide
 from samplers.live import LiveView
 from samplers.loop import Strategy, sample
-from samplers.scores import PREDICTORS, sample_scores
+from samplers.scores import PREDICTORS, ScoreDecoder
+from samplers.settings import GUIDED, IN_STEPS, POSITIONS, STRATEGIES
 from samplers.where import Confident
 from tests import tiny_text
 from tests.enumerable import random_sedd
@@ -193,11 +193,11 @@ def test_each_repelled_pick_takes_ten_launches():
 def waits(model, show=None):
     """Waits of a decoding of 4 steps, with a live view or without."""
     canvas = torch.full((2, 12), model.mask_id, device="cuda")
-    environment, strategy = UnmaskingEnvironment(model, 4), Strategy(Confident(), TokenRule())
+    environment, strategy = UnmaskingEnvironment(model, DecodeOptions(4)), Strategy(Confident(), TokenRule())
     with LiveView(24, show, quiet=show is None, console=Console(file=io.StringIO(), force_terminal=True)) as view:
         view.next_batch(canvas, model.mask_id)
         with watch() as seen:
-            sample(environment, strategy, canvas, on_step=view.on_step)
+            sample(environment, strategy, Prompts(canvas), on_step=view.on_step)
     return seen.waits.total()
 
 
@@ -269,8 +269,11 @@ def test_sedd(strategy):
 def test_sedd_on_the_uniform_graph(predictor):
     model = random_sedd("uniform", vocabulary=9, length=12)
     canvas = torch.full((3, 12), model.mask_id)
-    expected = sample_scores(model, predictor, 4, canvas).tokens
-    assert torch.equal(sample_scores(model.to("cuda"), predictor, 4, canvas.to("cuda")).tokens.cpu(), expected)
+    expected = ScoreDecoder(predictor).decode(model, Prompts(canvas), DecodeOptions(4)).tokens
+    assert torch.equal(
+        ScoreDecoder(predictor).decode(model.to("cuda"), Prompts(canvas.to("cuda")), DecodeOptions(4)).tokens.cpu(),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("cache", ["null", "prefix", "dual"])
@@ -290,9 +293,13 @@ def test_prompts_of_different_lengths(name):
     canvas[:, :9] = torch.tensor([[1], [2], [3]])
     start, found = torch.tensor([0, 6, 4]), []
     for device in DEVICES:
-        environment = UnmaskingEnvironment(model.to(device), 4, prompt_length=9)
+        environment = UnmaskingEnvironment(model.to(device), DecodeOptions(4))
         strategy = Strategy(Confident(), TokenRule())
-        found.append(sample(environment, strategy, canvas.to(device), start=start.to(device)).tokens.cpu())
+        found.append(
+            sample(
+                environment, strategy, Prompts(canvas.to(device), prompt_length=9, start=start.to(device))
+            ).tokens.cpu()
+        )
     assert torch.equal(*found)
 
 

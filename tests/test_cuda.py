@@ -8,7 +8,9 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import RaddLM, SeddLM
 from dlm.noise import LogLinearNoise
+from dlm.options import DecodeOptions
 from dlm.pretrain import LOSSES, loss_of
+from dlm.prompts import Prompts
 from model.radd import RADD
 from model.sedd import SEDD
 from policy.networks import DitConfidence
@@ -63,8 +65,10 @@ def test_tokens_agree_until_a_close_call(models, name):
     for model in (*models, slightly_other(models[0])):
         device = next(model.parameters()).device
         where = PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else WHERE[name]()
-        environment = UnmaskingEnvironment(model, 8)
-        results.append(sample(environment, Strategy(where, TokenRule()), canvas.to(device), seed=3).tokens.cpu())
+        environment = UnmaskingEnvironment(model, DecodeOptions(8))
+        results.append(
+            sample(environment, Strategy(where, TokenRule()), Prompts(canvas.to(device)), seed=3).tokens.cpu()
+        )
     as_on_the_gpu, by_other_weights = (int((results[0] == other).all(1).sum()) for other in results[1:])
     assert as_on_the_gpu >= min(18, by_other_weights)
 
@@ -103,8 +107,8 @@ def test_recorded_log_probabilities_are_found_again(models):
     network = DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8).cuda()
     unmasker = PolicyUnmasker(network, "bernoulli")
     canvas = torch.full((8, 16), model.mask_id, device="cuda")
-    environment = UnmaskingEnvironment(model, 8, patience=4)
-    trajectory = sample(environment, Strategy(unmasker, TokenRule()), canvas, record=network.inputs).trajectory
+    environment = UnmaskingEnvironment(model, DecodeOptions(8, patience=4))
+    trajectory = sample(environment, Strategy(unmasker, TokenRule()), Prompts(canvas), record=network.inputs).trajectory
     assert trajectory is not None
     again, _ = policy_log_probs(network, unmasker.law, trajectory)
     torch.testing.assert_close(again, trajectory.log_where, atol=1e-4, rtol=1e-4)

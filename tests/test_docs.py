@@ -14,6 +14,8 @@ from hydra import compose, initialize_config_dir
 
 import run_sample
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
@@ -84,7 +86,7 @@ def test_flags_of_the_other_commands_exist():
         path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
         for flag in [word for word in words if word.startswith("--")]:
             text = path.read_text()  # a parser's words, or, of the benchmarks, the fields of what is measured
-            if name == "evaluation.lm_eval":  # the harness's own words
+            if name == "unmask.lm_eval":  # the harness's own words
                 text += "".join(file.read_text() for file in HARNESS.rglob("_cli/*.py"))
             assert f'"{flag}"' in text or f"\n    {flag[2:]}: " in text, f"{command} has no {flag}"
 
@@ -171,10 +173,10 @@ def test_the_rule_writes_from_both_ends():
     canvas = torch.full((2, 7), model.mask_id)
     canvas[1, 0] = 3
     strategy = Strategy(example("leftright_alternating").LeftRight(), TokenRule())
-    one = sample(UnmaskingEnvironment(model, steps=7), strategy, canvas)
+    one = sample(UnmaskingEnvironment(model, DecodeOptions(steps=7)), strategy, Prompts(canvas))
     assert one.written_at[0].tolist() == [0, 2, 4, 6, 5, 3, 1]
     assert one.written_at[1].tolist() == [-1, 0, 2, 4, 5, 3, 1]
-    few = sample(UnmaskingEnvironment(model, steps=3), strategy, canvas)
+    few = sample(UnmaskingEnvironment(model, DecodeOptions(steps=3)), strategy, Prompts(canvas))
     assert few.written_at[0].tolist() == [0, 0, 1, 2, 2, 1, 0]
     assert few.evaluations.tolist() == [3, 3] and (few.tokens < 5).all() and few.tokens[1, 0] == 3
 
@@ -182,7 +184,9 @@ def test_the_rule_writes_from_both_ends():
 def test_the_reward_scores_finished_samples():
     model = RandomLM(vocabulary=3)
     strategy = Strategy(example("leftright_alternating").LeftRight(), TokenRule())
-    samples = sample(UnmaskingEnvironment(model, steps=2), strategy, torch.full((4, 4), model.mask_id))
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps=2)), strategy, Prompts(torch.full((4, 4), model.mask_id))
+    )
     output = example("reward_palindrome").PalindromeReward(alpha=1.0)(samples)
     same = (samples.tokens == samples.tokens.flip(1)).float().mean(1)
     torch.testing.assert_close(output.total, same * 3 / 4)
@@ -196,7 +200,9 @@ def test_the_backbone_samples_its_chain(rule):
     model = example("bigram_backbone").BigramLM(start, transition, max_length=3)
     law = {(a, b, c): float(start[a] * transition[a, b] * transition[b, c]) for a, b, c in product(range(3), repeat=3)}
     canvas = torch.full((4000, 3), model.mask_id)
-    samples = sample(UnmaskingEnvironment(model, steps=3), Strategy(WHERE[rule](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps=3)), Strategy(WHERE[rule](), TokenRule()), Prompts(canvas)
+    )
     fits(samples.tokens, law)
 
 
@@ -207,7 +213,9 @@ def test_expected_evaluations_of_direct():
     steps, length = 12, 6
     model = RandomLM(vocabulary=5)
     canvas = torch.full((4000, length), model.mask_id)
-    samples = sample(UnmaskingEnvironment(model, steps), Strategy(WHERE["direct"](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(WHERE["direct"](), TokenRule()), Prompts(canvas)
+    )
     expected = steps * (1 - (1 - 1 / steps) ** length)
     spread = float(samples.evaluations.double().std()) / len(canvas) ** 0.5
     assert abs(float(samples.evaluations.double().mean()) - expected) < 4.5 * spread
@@ -219,5 +227,5 @@ def test_a_step_that_picks_nothing_is_not_evaluated():
     network = DitConfidence(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, smart_init=-2.0)
     canvas = torch.full((64, 4), model.mask_id)
     strategy = Strategy(PolicyUnmasker(network, "bernoulli"), TokenRule())
-    samples = sample(UnmaskingEnvironment(model, steps=4, patience=5), strategy, canvas)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(steps=4, patience=5)), strategy, Prompts(canvas))
     assert (samples.evaluations <= 4).all() and samples.steps.max() > 4

@@ -19,14 +19,14 @@ from dlm.board import BoardTokenizer
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, stored_fingerprint, token_digest, weight_digests
 from load_model import load_model
 from model.radd import RADD
-from policy.build import shipped
 from policy.checkpoints import bind, load_policy, save_policy
-from policy.guidance import asked_head
 from policy.networks import DitConfidence, HiddenMLP
 from rewards.models import TOKENS, VocabularyHead, load_reward
 from tests import tiny_rewards
 from tests.policy_runs import DIT, QUICK, run, tiny_models
+from training.hub import shipped
 from training.usage import composed
+from unmask.decoders import requested_head as asked_head
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "tests" / "vectors"

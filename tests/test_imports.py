@@ -70,16 +70,12 @@ CONFIGURED = {
     "evaluation/candidates.py",
     "evaluation/compare.py",
     "evaluation/kl_report.py",
-    "evaluation/lm_eval.py",
     "evaluation/pairwise.py",
     "evaluation/reward_task.py",
-    "policy/build.py",
     "policy/experts.py",
     "policy/grpo.py",
-    "policy/guidance.py",
     "policy/imitation.py",
     "policy/ppo.py",
-    "policy/readers.py",
     "policy/train.py",
     "rewards/latex.py",
     "rl/preferences.py",
@@ -94,8 +90,8 @@ CONFIGURED = {
     "training/usage.py",
     "twist/evaluate.py",
     "twist/methods.py",
-    "twist/sampling.py",
     "twist/train.py",
+    "unmask/lm_eval.py",
 }
 
 

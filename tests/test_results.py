@@ -13,6 +13,8 @@ from benchmarks.chain import heuristics, learned, measure, problems, with_cost
 from benchmarks.latex import answered, questions
 from data.sudoku import blanked, make
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.intervals import wilson
 from evaluation.latex import formula_measures
@@ -46,8 +48,8 @@ def solves(rule, puzzles, budget=None):
     """Interval of the solve rate, evaluations and equivalent evaluations, on puzzles of another seed than the written ones."""
     model, _ = load_model(ROOT / "example/sudoku6")
     canvas = blanked(make(BOX, puzzles, None, seed=4711, split="test"), BOX)
-    environment = UnmaskingEnvironment(model, budget or 36, budget=budget)
-    samples, flop = flop_of(lambda: sample(environment, Strategy(rule, TokenRule(0.0)), canvas))
+    environment = UnmaskingEnvironment(model, DecodeOptions(budget or 36, budget=budget))
+    samples, flop = flop_of(lambda: sample(environment, Strategy(rule, TokenRule(0.0)), Prompts(canvas)))
     rate = wilson(int(is_solved(samples.tokens, BOX).sum()), puzzles)
     return rate, float(samples.evaluations.float().mean()), flop / evaluation_flop(model, 36) / puzzles
 

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 import run_evaluate
+import samplers.loop
 from data.questions import canvases, check_questions, load_questions
 from evaluation.candidates import ALIASES, _policy_files, candidates, checkpoint_files
 from evaluation.few_shot import with_examples, worked
@@ -279,7 +280,7 @@ def test_all_is_text_and_code():
 def test_code_is_refused_before_any_work_without_a_sandbox(tmp_path, monkeypatch, capsys):
     check_sandbox.cache_clear()
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    monkeypatch.setattr(run_evaluate, "sample", lambda *given, **named: pytest.fail("texts were written"))
+    monkeypatch.setattr(samplers.loop, "sample", lambda *given, **named: pytest.fail("texts were written"))
     argv = ["--strategy", "random", "--datasets", "mbpp", "--gen_length", "8", "--data_dir", str(ROOT / "tests" / "questions"), "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 1
     assert "install it" in (told := capsys.readouterr().err) and "--unsandboxed" in told

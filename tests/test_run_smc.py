@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import run_sample
-import twist.sampling
 import twist.targets
+import unmask.decoders
 from data.text import train_bpe
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
@@ -55,11 +55,11 @@ def happy(monkeypatch):
         decode = lambda tokens: model.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)
         return lambda tokens: torch.tensor([float(text.count("a")) for text in decode(tokens)])
 
-    monkeypatch.setattr(twist.sampling, "text_reward", text_reward)
+    monkeypatch.setattr(unmask.decoders, "text_reward", text_reward)
 
 
 def test_a_sample_without_a_particle_is_named_and_left_out_of_the_means(twists, monkeypatch):
-    honest, asked = twist.sampling.build_target, []
+    honest, asked = unmask.decoders.build_target, []
 
     def build_target(*arguments):
         made = honest(*arguments)
@@ -71,7 +71,7 @@ def test_a_sample_without_a_particle_is_named_and_left_out_of_the_means(twists, 
         made.log_phi = log_phi
         return made
 
-    monkeypatch.setattr(twist.sampling, "build_target", build_target)
+    monkeypatch.setattr(unmask.decoders, "build_target", build_target)
     words = ["--strategy", "twisted_smc", "--twist", twists["causal twist"], "--num_samples", "3", "--batch_size", "3"]
     _, texts, record = draw(*words, "--particles", "4", "--resample", "never", "sampler.smc.proposal=base")
     assert asked == [12] and record["dead"] == [1] and len(texts) == 3

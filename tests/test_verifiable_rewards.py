@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from data.tasks import QuestionTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
 from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
@@ -113,8 +114,8 @@ def test_chain_arithmetic_is_a_data_set_like_the_others(tmp_path):
     }
     task = QuestionTask(model, OmegaConf.create(data), 0)
     prompts = task.prompts(100, 0)
-    environment = UnmaskingEnvironment(model, 24, 4, prompt_length=prompts.prompt_length, stop_id=task.ends)
-    samples = sample(environment, Strategy(Threshold(0.3), TokenRule(0.0)), prompts.canvas, start=prompts.start)
+    environment = UnmaskingEnvironment(model, DecodeOptions(24, 4, ends=task.ends))
+    samples = sample(environment, Strategy(Threshold(0.3), TokenRule(0.0)), prompts)
     right = task.right(samples.tokens, prompts.rows)
     assert right.mean() > 0.6
     reward = VerifiedReward(task, 1.0, ["correct_times_speed"], [1.0])(samples, prompts.rows)

@@ -25,8 +25,14 @@ OLD_IDS = (
     "distilbert-base-uncased-finetuned-sst-2-english",
 )  # fmt: skip
 ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-SHIPPED = {folder.name: f"example/{folder.name}" for folder in (Path(__file__).parents[1] / "example").glob("*/")}
+ROOT = Path(__file__).parents[1]
+SHIPPED = {folder.name: f"example/{folder.name}" for folder in (ROOT / "example").glob("*/")}
 SECONDS = 5.0  # for which the hub is waited for, once in a process
+
+
+def shipped(path: str) -> str:
+    """`example/...` of this repository, whatever directory the command runs in; any other path as it is."""
+    return str(ROOT / path) if path.startswith("example/") else path
 
 
 def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> None:

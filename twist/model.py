@@ -25,6 +25,7 @@ from dlm.fingerprint import KEY, fingerprint_of, mismatch, stored_fingerprint
 from dlm.masked_lm import MaskedLM
 from model.sedd import SEDD
 from training.files import replacing_directory
+from training.hub import shipped
 from training.storage import load_weights, save_weights
 from training.stored import read_json_object
 from training.usage import readable
@@ -317,6 +318,12 @@ def _settings(stored: dict, file: Path) -> dict:
                 f"{file} has twist.{name}={value!r}, which is no setting of a twist; give a run of run_train_twist.py"
             )
     return defaults | stored
+
+
+def twist_directory(path: str) -> str:
+    """The directory of a twist; of a run, its twist."""
+    path = shipped(path)
+    return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
 
 
 def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict]:

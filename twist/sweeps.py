@@ -17,7 +17,9 @@ from torch import Tensor
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
-from samplers.loop import Strategy, sample
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from samplers.loop import Strategy
 from samplers.smc import Particles, Path, Proposal, Step, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from samplers.where import WHERE
@@ -84,16 +86,13 @@ class Source:
     def blank(self, rows: int, length: int) -> Int[Tensor, "row position"]:
         return F.pad(self.prompt, (0, length), value=self.model.mask_id).expand(rows, -1)
 
-    def _environment(self, model: MaskedLM, length: int) -> UnmaskingEnvironment:
-        return UnmaskingEnvironment(model, length)
-
     def completed(self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0) -> Path:
         """What p makes of canvases, and when."""
         if len(canvas) == 0:
             return Path(canvas, canvas)
         steps = self.length + (self.condition if self.model.causal else 0)
-        environment = self._environment(self.model, steps)
-        samples = sample(environment, self.reference, canvas, seed, first_row=first_row)
+        prompts = Prompts(canvas, first_row=first_row)
+        samples = self.reference.decode(self.model, prompts, DecodeOptions(steps), seed)
         return Path(samples.tokens, samples.written_at)
 
     def prior(self, rows: int, seed: int, first_row: int = 0) -> Path:
@@ -112,11 +111,9 @@ class Source:
             return path, Draws(seed).categorical(self.target.log_probs(path.tokens), number, zero, zero, stream="pick")
         if isinstance(self.model, BeforeTail):
             path = self.prior(rows, seed, first_row)
-            environment = UnmaskingEnvironment(self.model.whole, self.condition)
             canvas = F.pad(path.tokens, (0, self.condition), value=self.model.mask_id)
-            revealed = sample(
-                environment, Strategy(WHERE["leftmost"](), TokenRule()), canvas, seed, first_row=first_row
-            )
+            prompts, from_left = Prompts(canvas, first_row=first_row), Strategy(WHERE["leftmost"](), TokenRule())
+            revealed = from_left.decode(self.model.whole, prompts, DecodeOptions(self.condition), seed)
             return path, revealed.tokens[:, -self.condition :]
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
         end = -self.condition
@@ -161,9 +158,10 @@ class Source:
             weights.append(step.weights.log.flatten())
 
         number = torch.arange(first_sample, first_sample + samples, device=self.prompt.device)
+        environment = UnmaskingEnvironment(self.twist.sampled(), DecodeOptions(self.length))
         found: Particles = particle_filter(
-            self._environment(self.twist.sampled(), self.length), chosen, potential, self.blank(samples, self.length),
-            particles, resample, "systematic" if exact is None else "multinomial", seed, number, exact, collect=keep,
+            environment, chosen, potential, Prompts(self.blank(samples, self.length)), particles, resample,
+            "systematic" if exact is None else "multinomial", seed, number, exact, collect=keep,
         )  # fmt: skip
         if scored and bool(found.dead.all()):
             self._refuse_dead(found.weights.log.flatten())

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 from data.answers import is_answers
 from data.preferences import Preference, split_preferences
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
+from dlm.canvas import canvas_of
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.fingerprint import KEY, token_digest
 from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from model.radd import RADD
 from policy.actions import ACTIONS, FOR_SAMPLING
-from policy.build import canvas_of, shipped
 from policy.checkpoints import POLICIES, check_fits, load_policy
 from policy.dit_hidden import block_sizes
 from policy.experts import check_experts
@@ -41,6 +42,9 @@ from rewards.learned import LearnedReward
 from rewards.likelihood import LikelihoodReward
 from rewards.models import TextReward, load_reward, reward_folder
 from rewards.rules import PuzzleReward, VerifiedReward
+from samplers.loop import Strategy
+from samplers.settings import SamplerSettings
+from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes
 from training.terminal import say_if_newline_is_spelled
@@ -48,6 +52,7 @@ from twist.bounds import Origin, folder_digest, model_digest
 from twist.model import TwistModel
 from twist.sweeps import Source
 from twist.targets import build_target
+from unmask.decoders import build_rule_decoder
 
 CLIPPED = ("grpo", "ppo")  # algorithms that learn from the rewards of rollouts
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
@@ -330,6 +335,24 @@ def stored_config(model: MaskedLM, loss: str) -> dict:
     if not isinstance(config, dict):
         return config.to_dict()
     return config | {"training": config.get("training", {}) | {"loss_type": loss}}
+
+
+def rollout_settings(config: DictConfig) -> SamplerSettings:
+    """The sampler settings of `sampling`, of a run that trains the model by its own samples."""
+    known = {entry.name for entry in fields(SamplerSettings)}
+    values = OmegaConf.to_container(config.sampling, resolve=True)
+    assert isinstance(values, dict)
+    return SamplerSettings.of({str(key): value for key, value in values.items() if key in known})
+
+
+def build_rollout_decoder(config: DictConfig, model: MaskedLM) -> Strategy:
+    """The decoder that `sampling` asks for: a rule or a policy. ValueError for samples that nothing can be learnt from."""
+    if not config.sampling.temperature > 0:
+        raise ValueError(
+            f"sampling.temperature={config.sampling.temperature} writes the same text every time, and nothing can be learnt from "
+            "that; give a number above 0, such as 1"
+        )
+    return build_rule_decoder(rollout_settings(config), model)
 
 
 def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:

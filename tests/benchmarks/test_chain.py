@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import chain
 from load_model import load_model
-from policy.build import ROOT
+from training.hub import ROOT
 
 
 @torch.no_grad()

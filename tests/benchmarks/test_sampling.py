@@ -7,6 +7,8 @@ import torch
 
 from benchmarks import plain, sampling
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from model.radd import RADD
 from samplers.loop import Strategy, sample
 from samplers.where import Direct
@@ -27,7 +29,12 @@ def test_both_loops_sample_the_same_law(model, steps):
     law = exact_law(model, "direct", steps)
     torch.manual_seed(0)
     fits(plain.sample(model.log_probs, canvas, steps), law)
-    fits(sample(UnmaskingEnvironment(model, steps), Strategy(Direct(), TokenRule()), canvas).tokens, law)
+    fits(
+        sample(
+            UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(Direct(), TokenRule()), Prompts(canvas)
+        ).tokens,
+        law,
+    )
 
 
 def test_the_plain_loop_keeps_what_is_given_and_leaves_no_mask():

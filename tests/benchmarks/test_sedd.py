@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from benchmarks import plain_sedd, sedd
-from samplers.scores import sample_scores
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from samplers.scores import ScoreDecoder
 from tests.enumerable import random_sedd
 
 TINY = sedd.Shape(width=16, blocks=1, heads=2, condition=8, vocabulary=20, length=32, batch=2)
@@ -22,7 +24,7 @@ def test_both_loops_sample_the_same_law(predictor):
     dense = plain_sedd.sample(
         lambda tokens, sigma: model.backbone(tokens, sigma).exp(), model.noise, "absorb", predictor, canvas, 3
     )
-    ours = sample_scores(model, predictor, 3, canvas).tokens
+    ours = ScoreDecoder(predictor).decode(model, Prompts(canvas), DecodeOptions(3)).tokens
     place = 3 ** torch.arange(3)
     first, second = (torch.bincount((tokens * place).sum(1), minlength=27).double() for tokens in (dense, ours))
     assert int(dense.max()) < 3

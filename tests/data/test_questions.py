@@ -195,7 +195,7 @@ def test_a_split_of_the_published_mbpp_without_rows_is_refused(tmp_path):
 
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="there are no prompts"):
-        questions.padded_left([], 8, 0)
+        Prompts.from_ids([], 8, 0)
 
 
 def test_kodcode_tests_that_are_no_python_are_left_out(tmp_path, capsys):

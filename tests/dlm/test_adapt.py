@@ -26,13 +26,16 @@ from dlm.checkpoints.saving import save_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import LlamaLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
-from policy.build import ROOT, RULE_SETTINGS
 from policy.checkpoints import check_fits
 from policy.networks import DitConfidence, HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
+from samplers.settings import RULE_SETTINGS
 from samplers.where import WHERE
+from training.hub import ROOT
 from training.usage import composed
 
 SHAPE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -343,8 +346,8 @@ def test_every_rule_and_every_cache_writes_on_an_adapted_model(bases, cache):
     model = random_adapter(bases["qwen2-tied"][0]).merged()
     for name, rule in WHERE.items():
         where = rule(0.5) if name in RULE_SETTINGS else rule()
-        environment = UnmaskingEnvironment(model, 6, 4 if cache else None, cache=cache)
-        written = sample(environment, Strategy(where, TokenRule()), torch.full((2, 12), model.mask_id)).tokens
+        environment = UnmaskingEnvironment(model, DecodeOptions(6, 4 if cache else None, cache=cache))
+        written = sample(environment, Strategy(where, TokenRule()), Prompts(torch.full((2, 12), model.mask_id))).tokens
         assert (written < 40).all(), name
 
 
@@ -358,4 +361,9 @@ def test_a_policy_writes_on_an_adapted_model(bases):
     ):
         check_fits(network, model)
         strategy = Strategy(PolicyUnmasker(network, action), TokenRule())
-        assert (sample(UnmaskingEnvironment(model, 4), strategy, torch.full((2, 12), model.mask_id)).tokens < 40).all()
+        assert (
+            sample(
+                UnmaskingEnvironment(model, DecodeOptions(4)), strategy, Prompts(torch.full((2, 12), model.mask_id))
+            ).tokens
+            < 40
+        ).all()

@@ -18,6 +18,8 @@ from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.where import Leftmost
@@ -126,10 +128,12 @@ def test_keys_and_values_are_exact(saved):
     for rule in (TokenRule(0.0), TokenRule()):
         written, ran = {}, {}
         for kept in (True, False):
-            environment = UnmaskingEnvironment(model, 11, prompt_length=3)
+            environment = UnmaskingEnvironment(model, DecodeOptions(11))
             assert environment.exact and environment.cache_kind == ("causal" if keeps else None)
             environment.cache_kind = "causal" if kept and keeps else None
-            written[kept] = sample(environment, Strategy(Leftmost(), rule), canvas, 3, start=start).tokens
+            written[kept] = sample(
+                environment, Strategy(Leftmost(), rule), Prompts(canvas, prompt_length=3, start=start), 3
+            ).tokens
             ran[kept] = environment.positions_run
         assert torch.equal(written[True], written[False]) and (not keeps or ran[True] < ran[False] / 3)
     with torch.no_grad():  # and greedy is what a plain loop over the model of transformers writes
@@ -137,7 +141,9 @@ def test_keys_and_values_are_exact(saved):
         for _ in range(11):
             row = torch.cat((row, saved[1](input_ids=row).logits[:, -1:].argmax(-1)), 1)
     model_greedy = sample(
-        UnmaskingEnvironment(model, 11, prompt_length=3), Strategy(Leftmost(), TokenRule(0.0)), canvas[:1]
+        UnmaskingEnvironment(model, DecodeOptions(11)),
+        Strategy(Leftmost(), TokenRule(0.0)),
+        Prompts(canvas[:1], prompt_length=3),
     )
     assert model_greedy.tokens[0].tolist() == row[0, 1:].tolist()
 
@@ -148,8 +154,8 @@ def test_rows_that_share_and_leave_and_wait_know_what_they_would_know_alone(save
     model, _ = load_model(saved[0])
     generator = torch.Generator().manual_seed(seed)
     draw = lambda high, size: torch.randint(high, size, generator=generator)
-    environment = UnmaskingEnvironment(model, 10)
-    observation = environment.reset(torch.full((4, 10), model.mask_id), torch.arange(4))
+    environment = UnmaskingEnvironment(model, DecodeOptions(10))
+    observation = environment.reset(Prompts(torch.full((4, 10), model.mask_id)), torch.arange(4))
     for _ in range(12):
         rows = len(observation.tokens)
         first = observation.masked.long().argmax(1)

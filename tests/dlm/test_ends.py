@@ -8,10 +8,11 @@ import torch
 from data.text import train_bpe
 from dlm.ends import before_end, end_tokens, has_end
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.decoding import answer_lengths, generations
 from evaluation.sampling import quality
-from policy.guidance import answer_texts
 from rewards.latex import written
 from rewards.learned import LearnedReward
 from rewards.measures import unigram_entropy
@@ -22,6 +23,7 @@ from samplers.where import WHERE
 from tests.enumerable import random_radd
 from tests.twist.test_model import tiny_causal
 from twist.targets import Texts as TwistTexts
+from unmask.decoders import answer_texts
 
 TURNS = ["<|eot_id|>", "<|im_end|>"]
 MASK = 9999
@@ -50,8 +52,8 @@ def finished(tokenizer, end: str) -> Samples:
 
 def test_ends_are_that_of_the_sequence_and_those_of_turns(tokenizer):
     ids = [tokenizer.convert_tokens_to_ids(turn) for turn in TURNS]
-    assert end_tokens(tokenizer) == [tokenizer.eos_token_id, *ids]
-    assert end_tokens(SimpleNamespace(eos_token_id=None)) == end_tokens(None) == []
+    assert end_tokens(tokenizer) == (tokenizer.eos_token_id, *ids)
+    assert end_tokens(SimpleNamespace(eos_token_id=None)) == end_tokens(None) == ()
 
 
 def test_only_what_was_written_ends_an_answer():
@@ -116,9 +118,9 @@ def test_a_row_is_done_at_any_of_its_ends():
     model = random_radd(width=16, blocks=1)
     canvas = torch.full((64, 5), model.mask_id)
     strategy = Strategy(WHERE["leftmost"](), TokenRule())
-    whole = sample(UnmaskingEnvironment(model, 5), strategy, canvas).tokens
+    whole = sample(UnmaskingEnvironment(model, DecodeOptions(5)), strategy, Prompts(canvas)).tokens
     ends = (1, 0)
-    samples = sample(UnmaskingEnvironment(model, 5, stop_id=ends), strategy, canvas)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(5, ends=ends)), strategy, Prompts(canvas))
     for row, tokens in enumerate(whole.tolist()):
         first = next((place for place, token in enumerate(tokens) if token in ends), 5)
         expected = tokens[: first + 1] + [1] * (4 - first)
@@ -137,7 +139,7 @@ def test_a_guiding_reward_reads_the_end_of_a_turn_as_its_own_end():
 
     model = tiny_causal()
     canvas = torch.tensor([[8, 5, 6, model.mask_id, model.mask_id]])
-    observation = UnmaskingEnvironment(model, 2).reset(canvas)
+    observation = UnmaskingEnvironment(model, DecodeOptions(2)).reset(Prompts(canvas))
     row, position, candidates = torch.tensor([0]), torch.tensor([3]), torch.tensor([[8, 0, 4]])
     template = Template(first=1, end=0, turns=(8,))
     Canvases(SimpleNamespace(kind="prefix", score=score), template)(observation, row, position, candidates)

@@ -25,6 +25,8 @@ from dlm.likelihood import (
     terms,
 )
 from dlm.noise import GeometricNoise, LogLinearNoise
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
@@ -228,7 +230,9 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
     canvas = torch.full((6, 12), model.mask_id)
     canvas[:, 0] = 3
     strategy = Strategy(WHERE[rule](), TokenRule(temperature))
-    samples = sample(UnmaskingEnvironment(model, 5), strategy, canvas, seed=3, record=lambda observation: {})
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(5)), strategy, Prompts(canvas), seed=3, record=lambda observation: {}
+    )
     assert samples.trajectory is not None
     due = torch.zeros(6).index_add_(0, samples.trajectory.row, samples.trajectory.log_what)
     estimator = ReplayedTrajectory(temperature)

@@ -13,7 +13,9 @@ from data.text import load_texts, pack
 from dlm.checkpoints.smollm2 import smollm2_folder
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import LlamaLM
+from dlm.options import DecodeOptions
 from dlm.pretrain import row_bounds
+from dlm.prompts import Prompts
 from load_model import load_model
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
@@ -49,6 +51,8 @@ def test_its_bound_and_its_samples():
     error = math.hypot(float(bounds.std()) / len(bounds) ** 0.5, written["standard_error"])
     assert abs(float(bounds.mean()) - written["nats_per_token"]) < 4 * error
     blank = torch.full((2, 64), model.mask_id)
-    tokens = sample(UnmaskingEnvironment(model, 16), Strategy(WHERE["confidence"](), TokenRule()), blank).tokens
+    tokens = sample(
+        UnmaskingEnvironment(model, DecodeOptions(16)), Strategy(WHERE["confidence"](), TokenRule()), Prompts(blank)
+    ).tokens
     text = " ".join(model.tokenizer.batch_decode(tokens))
     assert not (tokens == model.mask_id).any() and sum(word in text for word in (" the", " a", " to", " was")) >= 3

@@ -1,15 +1,19 @@
 """Equivalent evaluations count everything that runs: the model where it is read, its head, and the policy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import RaddLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.cost import equivalent_evaluations, evaluation_flop, flop_of
 from model.radd import RADD
 from policy.networks import DitConfidence, HiddenBlocks
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.where import Threshold
 
 WIDTH, BLOCKS, LENGTH, TOKENS = 16, 2, 48, 7
@@ -38,14 +42,14 @@ def test_one_evaluation_is_counted_as_by_hand(model):
 def decoding(model, rule):
     canvas = torch.full((5, LENGTH), model.mask_id)
     canvas[:, ::3] = torch.arange(5)[:, None]
-    decode = lambda canvas: sample(UnmaskingEnvironment(model, LENGTH), Strategy(rule, TokenRule(0.0)), canvas)
-    return canvas, decode
+    decode = lambda prompts: Strategy(rule, TokenRule(0.0)).decode(model, prompts, DecodeOptions(LENGTH))
+    return Prompts(canvas), decode
 
 
 def test_a_rule_costs_at_most_its_evaluations(model):
-    canvas, decode = decoding(model, Threshold(0.3))
-    nfe = float(decode(canvas).evaluations.double().mean())
-    assert 0.5 * nfe < equivalent_evaluations(model, decode, canvas) <= nfe
+    prompts, decode = decoding(model, Threshold(0.3))
+    nfe = float(decode(prompts).evaluations.double().mean())
+    assert 0.5 * nfe < equivalent_evaluations(model, decode, prompts) <= nfe
 
 
 def test_a_policy_is_counted(model):
@@ -55,27 +59,28 @@ def test_a_policy_is_counted(model):
     copies.start_from(model.backbone)
     for network in (copies, DitConfidence(smart_init=20.0)):
         rule = PolicyUnmasker(network, "threshold", threshold=0.5)
-        canvas, learned = decoding(model, rule)
-        samples = learned(canvas)
+        prompts, learned = decoding(model, rule)
+        samples = learned(prompts)
         assert samples.evaluations.tolist() == [1] * 5  # everything at once
-        observed = equivalent_evaluations(model, learned, canvas)
-        read = network.inputs(UnmaskingEnvironment(model, LENGTH).reset(canvas))
+        observed = equivalent_evaluations(model, learned, prompts)
+        read = network.inputs(UnmaskingEnvironment(model, DecodeOptions(LENGTH)).reset(prompts))
         _, alone = flop_of(lambda network=network, read=read: network.scores(**read))
-        plain = equivalent_evaluations(model, decoding(model, Threshold(0.0))[1], canvas)
+        plain = equivalent_evaluations(model, decoding(model, Threshold(0.0))[1], prompts)
         assert observed >= plain + 0.99 * alone / (5 * by_hand(LENGTH))
 
 
 def test_rows_behind_padding_are_measured_by_their_own_length(model):
-    canvas, decode = decoding(model, Threshold(0.3))
+    prompts, decode = decoding(model, Threshold(0.3))
     start = torch.tensor([0, 16, 16, 32, 32])
-    whole = equivalent_evaluations(model, decode, canvas)
+    whole = equivalent_evaluations(model, decode, prompts)
     lengths = [LENGTH, LENGTH - 16, LENGTH - 16, LENGTH - 32, LENGTH - 32]
     expected = whole * 5 * by_hand(LENGTH) / sum(by_hand(length) for length in lengths)
-    assert equivalent_evaluations(model, decode, canvas, start) == pytest.approx(expected)
+    whole_rows = lambda padded: decode(replace(padded, start=None))  # the same work, of rows that are called shorter
+    assert equivalent_evaluations(model, whole_rows, replace(prompts, start=start)) == pytest.approx(expected)
 
 
 def test_cpu_seconds_are_of_the_decoding(model):
-    canvas, decode = decoding(model, Threshold(0.3))
-    samples = decode(canvas)
+    prompts, decode = decoding(model, Threshold(0.3))
+    samples = decode(prompts)
     assert samples.cpu_seconds > 0
     assert samples.take(torch.tensor([0])).cpu_seconds == samples.cpu_seconds

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import run_evaluate
+import samplers.loop
 from evaluation.generations import merge, read_records
 from run_evaluate import main
 
@@ -41,14 +42,14 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])  # killed within a line
     asked = []
-    sample = run_evaluate.sample
+    sample = samplers.loop.sample
 
-    def watched(*arguments, **settings):
-        if "on_step" in settings:  # not where the cost of a few is counted
-            asked.append(len(arguments[2]))
-        return sample(*arguments, **settings)
+    def watched(*arguments):
+        if arguments[-1] is not None:  # not where the cost of a few is counted
+            asked.append(len(arguments[2].canvas))
+        return sample(*arguments)
 
-    monkeypatch.setattr(run_evaluate, "sample", watched)
+    monkeypatch.setattr(samplers.loop, "sample", watched)
     main([*argv, str(tmp_path / "cut")])
     assert asked == [2]
     assert strip(file) == strip(tmp_path / "whole" / "confidence_chain_seed42" / "generations.jsonl")
@@ -214,13 +215,13 @@ def test_one_process_goes_on_where_several_stopped(tmp_path, monkeypatch):
     for rank in range(3):
         (directory / f"generations.rank{rank}.jsonl").write_text("\n".join(lines[rank:5:3]) + "\n")
     asked = []
-    sample = run_evaluate.sample
+    sample = samplers.loop.sample
 
-    def watched(*arguments, **settings):
-        if "on_step" in settings:
+    def watched(*arguments):
+        if arguments[-1] is not None:
             asked.append(arguments[4].tolist())
-        return sample(*arguments, **settings)
+        return sample(*arguments)
 
-    monkeypatch.setattr(run_evaluate, "sample", watched)
+    monkeypatch.setattr(samplers.loop, "sample", watched)
     main(argv)
     assert asked == [[5]] and strip(directory / "generations.jsonl") == whole

@@ -14,6 +14,8 @@ import torch
 from data.questions import load_questions
 from dlm.encoding import text_ids
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from evaluation.likelihood import log_likelihoods
 from load_model import load_model
 from policy.checkpoints import save_policy
@@ -31,7 +33,7 @@ DOCS = [json.loads(line) for line in (ROOT / "tests/evaluation/tasks/stories.jso
 
 @pytest.fixture(scope="module")
 def harness():
-    return importlib.import_module("evaluation.lm_eval")
+    return importlib.import_module("unmask.lm_eval")
 
 
 def requests(kind, *arguments):
@@ -42,7 +44,7 @@ def requests(kind, *arguments):
 
 def test_its_own_command_line(tmp_path):
     command = [
-        sys.executable, "-m", "evaluation.lm_eval", "--model", "unmask", "--model_args",
+        sys.executable, "-m", "unmask.lm_eval", "--model", "unmask", "--model_args",
         f"path=example/stories,strategy=confidence,steps=6,samples=16,record={tmp_path}/record.jsonl",
         "--tasks", "unmask_choice,unmask_generate,unmask_rolling", "--include_path", "tests/evaluation/tasks",
         "--output_path", str(tmp_path / "out"), "--log_samples", "--batch_size", "4",
@@ -86,9 +88,13 @@ def test_generation_is_that_of_the_sampler(harness):
     for context, text in zip(contexts, found, strict=True):
         tokens = lm.tok_encode(context)
         canvas = torch.tensor([tokens + [lm.model.mask_id] * 10])
-        environment = UnmaskingEnvironment(lm.model, 5, prompt_length=len(tokens), stop_id=lm.eot_token_id)
+        environment = UnmaskingEnvironment(lm.model, DecodeOptions(5, ends=(lm.eot_token_id,)))
         written = (
-            sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), canvas).tokens[0, len(tokens) :].tolist()
+            sample(
+                environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), Prompts(canvas, prompt_length=len(tokens))
+            )
+            .tokens[0, len(tokens) :]
+            .tolist()
         )
         length = written.index(lm.eot_token_id) if lm.eot_token_id in written else len(written)
         whole = lm.tokenizer.decode(written[:length])
@@ -164,8 +170,12 @@ def test_greedy_is_what_the_decoder_writes(harness):
     lm = harness.UnmaskLM(path="example/stories", strategy="top_prob", device="cpu", samples=4)
     context = lm.tok_encode("Once upon a time, there was a little")
     canvas = torch.tensor([[*context, *[lm.model.mask_id] * 3]])
-    environment = UnmaskingEnvironment(lm.model, 3, prompt_length=len(context))
-    text = sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), canvas).tokens[0, -3:].tolist()
+    environment = UnmaskingEnvironment(lm.model, DecodeOptions(3))
+    text = (
+        sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), Prompts(canvas, prompt_length=len(context)))
+        .tokens[0, -3:]
+        .tolist()
+    )
     other = [*text[:2], text[2] + 1]
     assert lm.writes([(context, text), (context, other), (context, [])]) == [True, False, True]
     pairs = [(("", ""), context, text), (("", ""), context, other)]
@@ -225,7 +235,7 @@ def test_bad_input(harness):
         ({"path": "example/nothing"}, "example/nothing"),
         ({"path": "example/stories_causal", "strategy": "confidence"}, "this one is causal; use leftmost"),
         ({"batch_size": 0}, "batch_size=0 and samples=128 must be at least 1"),
-        ({"cache": "triple"}, "cache='triple' is unknown"),
+        ({"cache": "triple"}, "cache=triple must be one of prefix, dual"),
         ({"block_length": 300}, "more than the model's 256 positions"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -238,6 +248,6 @@ def test_without_the_harness_it_says_how_to_install_it(monkeypatch):
     for name in [name for name in sys.modules if name == "lm_eval" or name.startswith("lm_eval.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "evaluation.lm_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "unmask.lm_eval", raising=False)
     with pytest.raises(SystemExit, match=r"pip install -e '.\[lm-eval\]'"):
-        importlib.import_module("evaluation.lm_eval")
+        importlib.import_module("unmask.lm_eval")

@@ -18,10 +18,8 @@ from typing import Any
 import pytest
 from jaxtyping import config
 
-from policy.build import STRATEGIES
-from policy.guidance import GUIDED
-from policy.readers import FILTERS
 from samplers.scores import PREDICTORS
+from samplers.settings import FILTERS, GUIDED, STRATEGIES
 from tests.frozen import token_cases
 from tests.frozen.folders import write_folders
 from tests.frozen.token_cases import CASES, RAGGED, SEEDS, decode

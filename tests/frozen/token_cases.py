@@ -23,6 +23,7 @@ from data.prompt_file import Asked
 from load_model import load_model
 from samplers.samples import Samples
 from training.usage import composed
+from unmask.decoders import Layout, build_decoder
 
 SEEDS = (3, 8)
 EQUAL_STEPS = ("direct", "random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
@@ -312,12 +313,11 @@ def decode_ragged_case(words: str, seed: int, root: Path) -> dict[str, Any]:
     """The record of one case of RAGGED: all of PROMPTS in one batch, padded on the left."""
     config = config_of("guide", words, root)
     model, _ = loaded(config.dlm.path)
-    batch = run_guide.canvases(model, [Asked(prompt) for prompt in PROMPTS], config.length)
-    first = batch.prompt_length
-    guide = run_guide.decoder_of(config, model, first, batch.canvas.shape[1])
-    environment = run_guide.environment_of(config, model, config.length, first)
-    samples = guide.decode(environment, batch.canvas, seed, torch.arange(len(PROMPTS)), batch.start)
-    return recorded([samples], guide.record() if guide.reward_rows else {})
+    prompts = run_guide.canvases(model, [Asked(prompt) for prompt in PROMPTS], config.length)
+    settings = run_guide.settings_of(config)
+    decoder = build_decoder(settings, model, Layout.of(prompts, model.mask_id), config.seed)
+    samples = run_guide.decode(settings, model, decoder, prompts, seed, torch.arange(len(PROMPTS)))
+    return recorded([samples], {"reward_rows": samples.reward_rows} if samples.reward_rows else {})
 
 
 def decode(name: str, seed: int, root: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from policy.agreement import SURE, Agreement
 from policy.unmasker import PolicyUnmasker
 from samplers.loop import Strategy, sample
@@ -20,7 +22,7 @@ def observed(budget=None):
     canvas = torch.full((4, LENGTH), MODEL.mask_id)
     canvas[1:, 2] = torch.arange(3)
     canvas[2:, 4] = 1
-    return UnmaskingEnvironment(MODEL, LENGTH, budget=budget).reset(canvas)
+    return UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH, budget=budget)).reset(Prompts(canvas))
 
 
 def policy(**settings):
@@ -82,7 +84,7 @@ def test_an_untrained_policy_is_the_threshold_rule():
     canvas = torch.full((8, LENGTH), MODEL.mask_id)
     for threshold in (0.25, 0.4):
         ours, rules = (
-            sample(UnmaskingEnvironment(MODEL, LENGTH), Strategy(rule, TokenRule(0.0)), canvas)
+            sample(UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH)), Strategy(rule, TokenRule(0.0)), Prompts(canvas))
             for rule in (PolicyUnmasker(policy(), "threshold", threshold=threshold), Threshold(threshold))
         )
         assert torch.equal(ours.written_at, rules.written_at) and torch.equal(ours.tokens, rules.tokens)
@@ -118,6 +120,6 @@ def test_it_learns_which_pairs_must_differ():
 
 
 def test_another_length_is_refused():
-    seen = UnmaskingEnvironment(MODEL, 4).reset(torch.full((1, 4), MODEL.mask_id))
+    seen = UnmaskingEnvironment(MODEL, DecodeOptions(4)).reset(Prompts(torch.full((1, 4), MODEL.mask_id)))
     with pytest.raises(ValueError, match="trained on 6 positions and the canvas has 4"):
         policy().inputs(seen)

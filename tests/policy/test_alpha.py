@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
 from policy.agreement import Agreement
 from policy.batches import budgets, with_alpha
-from policy.build import check_alpha
 from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from policy.rollout import rollout
 from policy.train import alphas_of
-from policy.unmasker import PolicyUnmasker
+from policy.unmasker import PolicyUnmasker, check_alpha
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, VerifiedReward, speed_factor
 from samplers.loop import Strategy, sample
@@ -91,15 +91,15 @@ def test_each_row_is_decoded_by_its_own_alpha_whoever_is_in_its_batch():
     torch.nn.init.normal_(network.alpha_embedding[2].weight, std=3.0)
     strategy, seen = Strategy(PolicyUnmasker(network, "bernoulli_argmax"), TokenRule(0.0)), []
     record = lambda observation: seen.append((observation.row_id, observation.alpha)) or network.inputs(observation)
-    whole = sample(UnmaskingEnvironment(MODEL, 8, alpha=ALPHAS), strategy, BLANK, record=record)
+    whole = sample(UnmaskingEnvironment(MODEL, DecodeOptions(8, alpha=ALPHAS)), strategy, Prompts(BLANK), record=record)
     assert torch.equal(whole.trajectory.inputs["alpha"], ALPHAS[whole.trajectory.row])
     assert len({len(row) for row, _ in seen}) > 1 and all(torch.equal(ALPHAS[row], alpha) for row, alpha in seen)
     for row in range(6):
-        environment = UnmaskingEnvironment(MODEL, 8, alpha=float(ALPHAS[row]))
-        alone = sample(environment, strategy, BLANK[:1], row_id=torch.tensor([row]))
+        environment = UnmaskingEnvironment(MODEL, DecodeOptions(8, alpha=float(ALPHAS[row])))
+        alone = sample(environment, strategy, Prompts(BLANK[:1]), row_id=torch.tensor([row]))
         assert torch.equal(alone.tokens[0], whole.tokens[row]) and alone.evaluations[0] == whole.evaluations[row]
     with pytest.raises(ValueError, match="trained for many weights of speed and needs one"):
-        sample(UnmaskingEnvironment(MODEL, 8), strategy, BLANK)
+        sample(UnmaskingEnvironment(MODEL, DecodeOptions(8)), strategy, Prompts(BLANK))
 
 
 def test_a_reward_counts_speed_by_the_alpha_of_the_row():
@@ -121,7 +121,9 @@ def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_
     network = network_of("dit_confidence", alpha_conditioned=True)
     heard = []
     reward = lambda samples, rows: heard.append(rows["alpha"]) or RewardOutput(torch.zeros(12))
-    samples, _ = rollout(MODEL, PolicyUnmasker(network, "bernoulli"), TokenRule(0.0), prompts, 1, reward, 0, True)
+    samples, _ = rollout(
+        MODEL, PolicyUnmasker(network, "bernoulli"), TokenRule(0.0), prompts, DecodeOptions(1), reward, 0, True
+    )
     assert torch.equal(heard[0], drawn) and torch.equal(
         samples.trajectory.inputs["alpha"], drawn[samples.trajectory.row]
     )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import unmask.build
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
 from load_model import load_model
 from policy.checkpoints import check_fits, load_policy, save_policy
 from policy.dit_hidden import DitHidden, block_sizes
@@ -36,7 +37,7 @@ def test_logits_equal_the_published_implementation(published):
     expected = load_file(EXPECTED)
     policy = load_policy(published, model=model)
     assert isinstance(policy, DitHidden)
-    ours = policy.inputs(UnmaskingEnvironment(model, 4).reset(expected["tokens"]))
+    ours = policy.inputs(UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(expected["tokens"])))
     torch.testing.assert_close(ours["hidden"], expected["hidden_states"], atol=1e-5, rtol=1e-5)
     given = {"time": expected["timestep"].squeeze(1), "masked": expected["masked"]}
     for hidden in (ours["hidden"], expected["hidden_states"]):
@@ -79,14 +80,18 @@ def test_the_block_is_the_models_own_and_starts_at_the_smart_init(name):
     with torch.no_grad():
         policy.output_proj.weight.zero_()
     canvas = torch.full((3, 8), model.mask_id)
-    logits, value = policy.forward_with_value(**policy.inputs(UnmaskingEnvironment(model, 4).reset(canvas)))
+    logits, value = policy.forward_with_value(
+        **policy.inputs(UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(canvas)))
+    )
     assert torch.equal(logits, torch.full((3, 8), -2.0)) and value.shape == (3,)
 
 
 def test_another_backbone_gives_the_sizes_or_is_refused():
     model = random_radd(width=16)
     policy = unmask.build.build_policy(config_of({"num_heads": 2, "mlp_size": 24}), model)
-    assert policy.inputs(UnmaskingEnvironment(model, 4).reset(torch.full((2, 8), model.mask_id)))["hidden"].shape == (
+    assert policy.inputs(
+        UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(torch.full((2, 8), model.mask_id)))
+    )["hidden"].shape == (
         2,
         8,
         16,
@@ -103,7 +108,7 @@ def test_hidden_states_are_kept_of_active_rows_behind_the_prompt_in_the_models_p
     prompts = Prompts(torch.cat((torch.full((6, 5), 3), torch.full((6, 9), model.mask_id)), 1), {}, prompt_length=5)
     unmasker = PolicyUnmasker(policy, "bernoulli")
     reward = lambda samples, rows: RewardOutput(torch.zeros(6))
-    samples, _ = rollout(model, unmasker, TokenRule(0.0), prompts, 1, reward, 0, record=True)
+    samples, _ = rollout(model, unmasker, TokenRule(0.0), prompts, DecodeOptions(1), reward, 0, record=True)
     trajectory = samples.trajectory
     hidden = trajectory.inputs["hidden"]
     assert hidden.shape == (int(samples.steps.sum()), 9, 32) and hidden.dtype == getattr(torch, dtype)

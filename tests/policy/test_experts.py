@@ -10,13 +10,14 @@ from torch import nn
 
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule
+from dlm.options import DecodeOptions
 from losses import clipped_policy_loss, with_expert
 from policy import train as loops
 from policy.actions import Bernoulli
 from policy.experts import check_experts, expert_rollouts, joined
 from policy.grpo import GRPO
 from policy.networks import DitConfidence
-from policy.rollout import Decoding, policy_log_probs, rollout
+from policy.rollout import policy_log_probs, rollout
 from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput
@@ -50,9 +51,9 @@ def some_reward(samples, rows=None):
 def groups(network, settings=SETTINGS, prompts=2):
     """(law, own rollouts, experts' rollouts) of `prompts` groups."""
     asked, unmasker = prompts_of(prompts), PolicyUnmasker(network, "bernoulli")
-    own = rollout(MODEL, unmasker, TokenRule(0.0), asked.repeat(GROUP), 1, some_reward, 1, True)
+    own = rollout(MODEL, unmasker, TokenRule(0.0), asked.repeat(GROUP), DecodeOptions(1), some_reward, 1, True)
     experts = expert_rollouts(
-        MODEL, network, OmegaConf.create(settings["experts"]), TokenRule(0.0), asked, some_reward, 1, Decoding(), None
+        MODEL, network, OmegaConf.create(settings["experts"]), TokenRule(0.0), asked, some_reward, 1, DecodeOptions(1)
     )
     return unmasker.law, own, experts
 
@@ -107,9 +108,9 @@ def test_the_gradient_of_an_experts_row_by_hand():
     network, law = OneLogit(0.4), Bernoulli()
     settings = {**SETTINGS, "group_size": 2, "experts": {"thresholds": [1.0], "block_length": 1}}
     asked, unmasker = Prompts(torch.full((1, 2), 5), {}), PolicyUnmasker(network, "bernoulli")
-    own = rollout(model, unmasker, TokenRule(0.0), asked.repeat(2), 1, some_reward, 3, True)
+    own = rollout(model, unmasker, TokenRule(0.0), asked.repeat(2), DecodeOptions(1), some_reward, 3, True)
     experts = expert_rollouts(model, network, OmegaConf.create(settings["experts"]), TokenRule(0.0), asked, some_reward, 3,
-                              Decoding(), None)  # fmt: skip
+                              DecodeOptions(1))  # fmt: skip
     rewards = [0.1, 0.5, 0.9]
     own, experts = (
         (own[0], RewardOutput(torch.tensor(rewards[:2]))),

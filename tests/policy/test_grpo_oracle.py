@@ -17,6 +17,7 @@ from torch import nn
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
 from policy.actions import BernoulliForced
 from policy.grpo import GRPO
 from policy.rollout import rollout
@@ -118,8 +119,8 @@ def best_heuristic(instance):
     ]
     rewards = []
     for rule, steps in rules:
-        environment = UnmaskingEnvironment(instance.model, steps)
-        samples = sample(environment, Strategy(rule, TokenRule(0.0)), instance.blank)
+        environment = UnmaskingEnvironment(instance.model, DecodeOptions(steps))
+        samples = sample(environment, Strategy(rule, TokenRule(0.0)), Prompts(instance.blank))
         rewards.append(float(instance.reward(samples).total))
     return max(rewards)
 
@@ -164,7 +165,14 @@ def train(instance, seed, iterations=ITERATIONS):
     prompts = Prompts(instance.blank.repeat(SETTINGS["group_size"], 1), {})
     for step in range(iterations):
         samples, reward = rollout(
-            instance.model, unmasker, TokenRule(0.0), prompts, 1, instance.reward, 10_000 * seed + step, record=True
+            instance.model,
+            unmasker,
+            TokenRule(0.0),
+            prompts,
+            DecodeOptions(1),
+            instance.reward,
+            10_000 * seed + step,
+            record=True,
         )
         steps = algorithm.prepare(samples, reward, network, unmasker.law)
         for _ in range(SETTINGS["inner_updates"] if len(steps) else 0):
@@ -259,11 +267,11 @@ def test_expected_gradient_is_the_analytic_one(group, length):
         network.logits.copy_(torch.randn(network.logits.shape, generator=torch.Generator().manual_seed(1)))
     paths = trajectories(length, limit=length)
     members = list(product(range(len(paths)), repeat=group))
-    environment = UnmaskingEnvironment(instance.model, 1, patience=1)
+    environment = UnmaskingEnvironment(instance.model, DecodeOptions(1, patience=1))
     followed = [paths[i] for chosen in members for i in chosen]
     scripted = Scripted(PolicyUnmasker(network, "bernoulli"), followed, length)
     blank = instance.blank.expand(len(followed), -1)
-    samples = sample(environment, Strategy(scripted, TokenRule(0.0)), blank, record=network.inputs)
+    samples = sample(environment, Strategy(scripted, TokenRule(0.0)), Prompts(blank), record=network.inputs)
     reward = instance.reward(samples)
     assert len(paths) == (length + 1) ** length
     assert samples.steps.tolist() == [len(path) for path in followed]
@@ -343,7 +351,9 @@ def test_expected_gradient_from_a_reward_a_step_is_that_of_the_bound():
     scripted = Scripted(PolicyUnmasker(network, "fixed"), followed, length)
     strategy = TeacherForced(scripted, torch.tensor(text).expand(len(followed), -1))
     blank = torch.full((len(followed), length), V)
-    samples = sample(UnmaskingEnvironment(model, len(counts)), strategy, blank, record=network.inputs)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(len(counts))), strategy, Prompts(blank), record=network.inputs
+    )
     reward = BoundReward()(samples)
 
     exact = copy.deepcopy(network).double()

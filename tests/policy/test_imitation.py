@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
 from policy import train as loops
 from policy.imitation import Answers, Expert, InBlocks, check_teacher, learn_answers, teacher_loss
 from policy.networks import DitConfidence
@@ -51,7 +52,7 @@ def taught(rows=400, network=None):
     teacher = Answers(prompts.text, network.inputs)
     record = lambda observation: {"right": teacher.right(observation), **network.inputs(observation)}
     strategy = Strategy(teacher, TokenRule(0.0))
-    return prompts, sample(UnmaskingEnvironment(MODEL, LENGTH), strategy, prompts.canvas, seed=5, record=record)
+    return prompts, sample(UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH)), strategy, prompts, seed=5, record=record)
 
 
 # ---------------------------------------------------------------------------------------- what the teacher writes
@@ -161,7 +162,7 @@ def separation(model, network):
     teacher = Answers(prompts.text, network.inputs)
     record = lambda observation: {"right": teacher.right(observation), **network.inputs(observation)}
     trajectory = sample(
-        UnmaskingEnvironment(model, 5), Strategy(teacher, TokenRule(0.0)), prompts.canvas, 1, record=record
+        UnmaskingEnvironment(model, DecodeOptions(5)), Strategy(teacher, TokenRule(0.0)), prompts, 1, record=record
     ).trajectory
     right = trajectory.inputs.pop("right")
     with torch.no_grad():
@@ -202,9 +203,9 @@ def test_an_unknown_teacher_and_answers_that_nobody_knows_are_refused():
 def test_a_rule_held_to_blocks_writes_one_after_the_other_while_everything_is_writable():
     canvas, first = torch.full((20, LENGTH), V), LENGTH % 2
     canvas[:, :first] = 0
-    environment = UnmaskingEnvironment(MODEL, LENGTH, prompt_length=first)
+    environment = UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH))
     strategy = Strategy(InBlocks(Threshold(0.3), 2), TokenRule(0.0))
-    samples = sample(environment, strategy, canvas, record=lambda seen: {})
+    samples = sample(environment, strategy, Prompts(canvas, prompt_length=first), record=lambda seen: {})
     blocks = samples.written_at[:, first:].unflatten(1, (-1, 2))
     assert (blocks[:, 1:].amin(2) > blocks[:, :-1].amax(2)).all()
     assert samples.trajectory.writable.shape[1] == LENGTH - first
@@ -217,7 +218,10 @@ def test_a_rule_in_blocks_and_the_policy_read_one_evaluation(settings):
     network, canvas = network_of(**settings), torch.full((20, LENGTH), V)
     expert = Expert(network, InBlocks(Threshold(0.3), 2))
     samples = sample(
-        UnmaskingEnvironment(MODEL, LENGTH), Strategy(expert, TokenRule(0.0)), canvas, record=network.inputs
+        UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH)),
+        Strategy(expert, TokenRule(0.0)),
+        Prompts(canvas),
+        record=network.inputs,
     )
     assert torch.equal(samples.evaluations, samples.steps)
     torch.testing.assert_close(samples.trajectory.inputs["time"], samples.trajectory.step / LENGTH)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from policy.checkpoints import POLICIES, check_fits, load_policy, save_policy
 from policy.networks import DitConfidence, HiddenMLP
 from tests.enumerable import RandomLM
@@ -184,7 +186,7 @@ def test_confidences_of_written_positions_are_zero_unless_read_all(read_all):
 def test_hidden_states_are_read_everywhere_in_the_evaluation_that_gives_the_confidences(read_all):
     model = RandomLM(4)
     canvas = torch.tensor([[4, 1, 4, 3], [0, 4, 4, 4]])
-    observation = UnmaskingEnvironment(model, 2).reset(canvas)
+    observation = UnmaskingEnvironment(model, DecodeOptions(2)).reset(Prompts(canvas))
     settings = {"hidden_dim": 8, "confidences_top_p": 2, "read_all": read_all}
     inputs = DitConfidence(hidden_size=1, **settings).inputs(observation)
     environment = observation.environment
@@ -192,7 +194,7 @@ def test_hidden_states_are_read_everywhere_in_the_evaluation_that_gives_the_conf
     everywhere = torch.ones_like(canvas, dtype=torch.bool)
     assert torch.equal(inputs["hidden"], model.hidden(canvas, everywhere).view(2, 4, 1))
     assert (inputs["hidden"][canvas != 4] != 0).all()
-    apart = DitConfidence(**settings).inputs(UnmaskingEnvironment(model, 2).reset(canvas))
+    apart = DitConfidence(**settings).inputs(UnmaskingEnvironment(model, DecodeOptions(2)).reset(Prompts(canvas)))
     assert apart.keys() == inputs.keys() - {"hidden"}
     assert all(torch.equal(inputs[name], value) for name, value in apart.items())
 

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule
+from dlm.options import DecodeOptions
 from policy import train as loops
 from policy.actions import ACTIONS, FOR_SAMPLING
 from policy.dit_hidden import DitHidden
@@ -79,7 +80,9 @@ def rolled_out(kind, action, rows=16, reward=some_reward, steps=4):
     unmasker = PolicyUnmasker(network, action)
     canvas = torch.full((rows, LENGTH), MODEL.mask_id)
     canvas[:, 2] = 1  # given
-    samples, scored = rollout(MODEL, unmasker, TokenRule(), Prompts(canvas, {}), steps, reward, seed=1, record=True)
+    samples, scored = rollout(
+        MODEL, unmasker, TokenRule(), Prompts(canvas, {}), DecodeOptions(steps), reward, seed=1, record=True
+    )
     return network, unmasker.law, samples, scored
 
 
@@ -340,8 +343,8 @@ def test_rollouts_of_a_prompt_share_its_budget(monkeypatch):
     config.sampling.budgets, config.training.batch_size = [1, 2, 3, 5], 32
     noting(monkeypatch, "rollout", drawn)
     learning("grpo", config, network, BlankTask()).iteration(0)
-    ((_, more),) = drawn
-    budget = more["budget"].view(8, 4)
+    ((arguments, _),) = drawn
+    budget = arguments[4].budget.view(8, 4)
     assert (budget == budget[:, :1]).all() and len(budget[:, 0].unique()) > 1
 
 
@@ -451,7 +454,10 @@ def test_a_process_draws_its_rollouts_as_they_are_in_the_whole_batch():
     unmasker = PolicyUnmasker(network_of("hidden_mlp"), "bernoulli")
     canvas = torch.full((8, LENGTH), MODEL.mask_id)
     whole, half = Prompts(canvas, {}), Prompts(canvas[4:], {}, first_row=4)
-    found = [rollout(MODEL, unmasker, TokenRule(), p, 4, some_reward, 1, False)[0].tokens for p in (whole, half)]
+    found = [
+        rollout(MODEL, unmasker, TokenRule(), p, DecodeOptions(4), some_reward, 1, False)[0].tokens
+        for p in (whole, half)
+    ]
     assert torch.equal(found[0][4:], found[1]) and not torch.equal(found[0][:4], found[1])
 
 

@@ -8,6 +8,8 @@ import torch
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from losses import variational_loss
 from policy.networks import DitConfidence, HiddenMLP
 from policy.unmasker import PolicyUnmasker
@@ -70,10 +72,10 @@ def every_path(model, network, tokens, given, steps):
     paths = ordered_parts(free, sizes)
     rows = tokens.expand(len(paths), -1)
     total = torch.full((len(paths),), len(free))
-    environment = UnmaskingEnvironment(model, steps)
+    environment = UnmaskingEnvironment(model, DecodeOptions(steps))
     canvas, inputs, orders, eligibles, log_tokens = rows, [], [], [], []
     for k in range(steps + 1):
-        observation = environment.reset(canvas)
+        observation = environment.reset(Prompts(canvas))
         observation.to_write = total
         inputs.append(network.inputs(observation, everywhere=True))
         if k:
@@ -177,7 +179,7 @@ def test_that_likelihood_is_how_often_the_sampler_writes_the_row(steps, given):
     assert sum(law.values()) == pytest.approx(1, abs=1e-5)
     canvas = torch.full((20_000, 3), model.mask_id).masked_fill(fixed, 0)
     strategy = Strategy(PolicyUnmasker(network, "fixed"), TokenRule())
-    fits(sample(UnmaskingEnvironment(model, steps), strategy, canvas, seed=3).tokens, law)
+    fits(sample(UnmaskingEnvironment(model, DecodeOptions(steps)), strategy, Prompts(canvas), seed=3).tokens, law)
 
 
 @pytest.mark.parametrize("length, steps, given", CASES)
@@ -272,7 +274,9 @@ def test_the_time_in_training_is_that_of_sampling(kind, steps, given):
     tokens = torch.ones_like(fixed, dtype=torch.long)
     canvas = tokens.masked_fill(~fixed, model.mask_id)
     strategy = Strategy(PolicyUnmasker(network, "fixed"), TokenRule())
-    trajectory = sample(UnmaskingEnvironment(model, steps), strategy, canvas, record=network.inputs).trajectory
+    trajectory = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), strategy, Prompts(canvas), record=network.inputs
+    ).trajectory
     sampled = dict(zip(trajectory.writable.sum(1).tolist(), trajectory.inputs["time"].tolist(), strict=True))
     path = masking_path(model, network, tokens, fixed, steps, Draws(0))
     written, trained = torch.zeros(3, dtype=torch.long), {}

@@ -13,9 +13,10 @@ from data.tasks import Prompts, TextTask
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.likelihood import Elbo, MeanField, ReplayedTrajectory, ScoreEntropy, log_likelihood
+from dlm.options import DecodeOptions
 from rewards.rules import RewardOutput
 from rl.preferences import Preferences, margins
-from rl.rollouts import Batch, writable
+from rl.rollouts import Batch
 from rl.train import Rollouts
 from samplers.loop import Strategy, sample
 from samplers.where import Random
@@ -89,7 +90,8 @@ def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
     loss = rl.train.policy_loss
     monkeypatch.setattr(rl.train, "policy_loss", lambda *given: seen.append(given[3]) or loss(*given))
     reward = lambda samples, rows: RewardOutput(torch.arange(4.0))
-    made = Rollouts(model, learner, None, Elbo(2), task, reward, config, lambda directory: None)
+    decoder = Strategy(Random(), TokenRule())
+    made = Rollouts(model, learner, None, Elbo(2), task, reward, decoder, config, lambda directory: None)
     made.iteration(0)
     assert made.batch is not None
     ended = made.batch.tokens == 1
@@ -100,7 +102,7 @@ def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
 def test_padding_is_not_written():
     canvas = torch.tensor([[9, 1, 9, 9], [9, 9, 2, 9]])
     start = torch.tensor([1, 0])
-    free = writable(Prompts(canvas, {}, start=start), 9)
+    free = Prompts(canvas, start=start).open_positions(9)
     assert free.tolist() == [[False, False, True, True], [True, True, False, True]]
 
 
@@ -108,8 +110,10 @@ def test_rows_of_a_part_of_a_batch_are_drawn_as_in_the_whole():
     model, canvas = RandomLM(5, max_length=6), torch.full((6, 6), 5)
 
     def decoded(rows, first_row):
-        environment = UnmaskingEnvironment(model, 3)
-        return sample(environment, Strategy(Random(), TokenRule()), canvas[:rows], 3, first_row=first_row).tokens
+        environment = UnmaskingEnvironment(model, DecodeOptions(3))
+        return sample(
+            environment, Strategy(Random(), TokenRule()), Prompts(canvas[:rows], first_row=first_row), 3
+        ).tokens
 
     whole = decoded(6, 0)
     assert torch.equal(decoded(4, 2), whole[2:]) and not torch.equal(decoded(4, 0), whole[2:])

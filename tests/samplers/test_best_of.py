@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
-from samplers.best_of import best_of
+from samplers.best_of import BestOf
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint
@@ -18,7 +20,9 @@ def rewards(tokens, start):
 def decode(model, count, rows=(0, 1, 2), seed=0, what=None, reward=rewards):
     canvas = torch.full((len(rows), 5), model.mask_id)
     strategy = Strategy(WHERE["leftmost" if model.causal else "random"](), what or TokenRule())
-    return best_of(UnmaskingEnvironment(model, 5), strategy, canvas, count, reward, seed, torch.tensor(rows))
+    arguments = model, Prompts(canvas), DecodeOptions(5), seed, torch.tensor(rows)
+    decoder = BestOf(strategy, count, reward)
+    return decoder.decode(*arguments), decoder.candidates(*arguments)[1]
 
 
 def test_no_two_rows_share_a_sample():
@@ -51,7 +55,12 @@ def test_a_nucleus_of_nothing_would_be_greedy_and_is_refused():
 def test_one_of_one_is_plain_sampling_and_rows_do_not_know_their_batch():
     model = RandomLM(6)
     kept, _ = decode(model, 1)
-    plain = sample(UnmaskingEnvironment(model, 5), Strategy(WHERE["random"](), TokenRule()), torch.full((3, 5), 6), 0)
+    plain = sample(
+        UnmaskingEnvironment(model, DecodeOptions(5)),
+        Strategy(WHERE["random"](), TokenRule()),
+        Prompts(torch.full((3, 5), 6)),
+        0,
+    )
     assert torch.equal(kept.tokens, plain.tokens)
     whole, alone = decode(model, 4, rows=(3, 7, 9))[0], decode(model, 4, rows=(7,))[0]
     assert torch.equal(whole.tokens[1], alone.tokens[0])
@@ -68,18 +77,20 @@ def test_the_law_is_that_of_the_best_of_n_draws():
         law[text], below = (below + chance) ** 3 - below**3, below + chance
     score = lambda tokens, start: worth[3 * tokens[:, 0] + tokens[:, 1]]
     canvas = torch.full((20_000, 2), model.mask_id)
-    kept, _ = best_of(UnmaskingEnvironment(model, 2), Strategy(WHERE["random"](), TokenRule()), canvas, 3, score)
+    decoder = BestOf(Strategy(WHERE["random"](), TokenRule()), 3, score)
+    kept = decoder.decode(model, Prompts(canvas), DecodeOptions(2))
     fits(kept.tokens, law)
 
 
 def test_the_worst_reward_is_never_chosen_and_a_row_without_another_ends_no_other():
     worst = lambda tokens, start: torch.where(torch.arange(len(tokens)) % 3 < 2, -torch.inf, 1.0)  # the last of three
-    canvas = torch.full((2, 2), 6)
-    strategy, environment = Strategy(WHERE["random"](), TokenRule()), lambda: UnmaskingEnvironment(RandomLM(6), 2)
-    kept, found = best_of(environment(), strategy, canvas, 3, worst)
+    arguments = RandomLM(6), Prompts(torch.full((2, 2), 6)), DecodeOptions(2)
+    decoder = BestOf(Strategy(WHERE["random"](), TokenRule()), 3, worst)
+    kept, found = decoder.decode(*arguments), decoder.candidates(*arguments)[1]
     assert found.argmax(1).tolist() == [2, 2]
     dead = lambda tokens, start: torch.where(torch.arange(len(tokens)) < 3, -torch.inf, worst(tokens, start))
-    again, found = best_of(environment(), strategy, canvas, 3, dead)
+    decoder = BestOf(decoder.decoder, 3, dead)
+    again, found = decoder.decode(*arguments), decoder.candidates(*arguments)[1]
     assert found[0].tolist() == [-torch.inf] * 3 and torch.equal(again.tokens[1], kept.tokens[1])
 
 

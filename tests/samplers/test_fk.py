@@ -8,6 +8,8 @@ import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.fk import Steering
 from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Plain, particle_filter
@@ -23,8 +25,8 @@ def reward(tokens):
 def test_the_potentials_are_products_of_those_of_the_steps(name):
     rewards = torch.tensor([[1, 3, 2], [2, 0, 1]])  # the reward of a beginning is its last token
     steering = Steering(lambda tokens: tokens[:, -1].float(), 0.5, name)
-    environment = UnmaskingEnvironment(RandomLM(4, causal=True), 4)
-    environment.reset(torch.full((2, 4), 4))
+    environment = UnmaskingEnvironment(RandomLM(4, causal=True), DecodeOptions(4))
+    environment.reset(Prompts(torch.full((2, 4), 4)))
     total = torch.zeros(2, dtype=torch.float64)
     for step in range(3):
         order = (torch.arange(4) == step).long().expand(2, -1)
@@ -45,9 +47,9 @@ def test_the_potentials_are_products_of_those_of_the_steps(name):
 
 def test_a_canvas_is_expected_to_be_as_good_as_its_completions():
     model = from_joint(dependent_joint(3, 3, seed=1))
-    environment = UnmaskingEnvironment(model, 3)
+    environment = UnmaskingEnvironment(model, DecodeOptions(3))
     canvas = torch.tensor([[1, 3, 3]]).expand(2, -1)
-    observation = environment.reset(canvas)
+    observation = environment.reset(Prompts(canvas))
     p_of = model.log_probs(canvas[:1])[0].detach().exp()
     texts = list(product(range(3), repeat=2))
     chances = [float(p_of[1, a] * p_of[2, b]) for a, b in texts]
@@ -64,7 +66,9 @@ def test_completions_are_averaged_as_likelihoods_not_as_rewards():
     model = from_joint(dependent_joint(3, 3, seed=1))
     rewards = []
     score = lambda tokens: rewards.append(3 * reward(tokens)) or rewards[-1]
-    found = Steering(score, completions=8).expected(UnmaskingEnvironment(model, 3).reset(torch.full((1, 3), 3)))
+    found = Steering(score, completions=8).expected(
+        UnmaskingEnvironment(model, DecodeOptions(3)).reset(Prompts(torch.full((1, 3), 3)))
+    )
     values = torch.cat(rewards).double()
     assert len(values) == 8 and values.max() > values.min() + 1
     assert float(found) == pytest.approx(log(values.exp().mean()), abs=1e-5)
@@ -79,7 +83,7 @@ def test_log_z_is_that_of_the_strategy_whatever_the_potential(name, resample):
     canvas = torch.full((3000, 3), model.mask_id)
     steering = Steering(reward, 1.5, name, completions=2)
     base = Plain(Strategy(WHERE["confidence"](), TokenRule()))
-    found = particle_filter(UnmaskingEnvironment(model, 2), base, steering, canvas, 4, resample)
+    found = particle_filter(UnmaskingEnvironment(model, DecodeOptions(2)), base, steering, Prompts(canvas), 4, resample)
     z = found.log_z.exp()
     assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
 
@@ -96,7 +100,16 @@ def test_a_causal_model_is_steered_by_beginnings_every_few_steps():
     base = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
     canvas = torch.full((2, 9), model.mask_id)
     steering, steps = Steering(beginning, 2.0), Diagnostics()
-    particle_filter(UnmaskingEnvironment(model, 9), base, steering, canvas, 4, "every", interval=3, collect=steps)
+    particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(9)),
+        base,
+        steering,
+        Prompts(canvas),
+        4,
+        "every",
+        interval=3,
+        collect=steps,
+    )
     assert seen == [3, 6, 9]
     assert [resampled.tolist() for resampled in steps.resampled] == [[number in (3, 6)] * 2 for number in range(1, 10)]
 

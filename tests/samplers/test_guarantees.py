@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE, best
 from tests.enumerable import RandomLM, TableLM, fits
@@ -40,7 +42,9 @@ MASKED, CAUSAL = RandomLM(4), RandomLM(4, causal=True)
 )
 def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what, steps, causal, seed):
     model = CAUSAL if causal else MASKED
-    samples = sample(UnmaskingEnvironment(model, steps), Strategy(WHERE[name](), what), canvas, seed)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(WHERE[name](), what), Prompts(canvas), seed
+    )
     given_, masked = canvas != model.mask_id, canvas == model.mask_id
     assert torch.equal(samples.tokens[given_], canvas[given_])
     assert ((samples.tokens >= 0) & (samples.tokens < 4)).all()
@@ -55,7 +59,9 @@ def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what,
 @few
 @given(canvas=canvases(4, 4), name=st.sampled_from(FIXED_COUNT), steps=st.integers(1, 15))
 def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(canvas, name, steps):
-    samples = sample(UnmaskingEnvironment(MASKED, steps), Strategy(WHERE[name](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(MASKED, DecodeOptions(steps)), Strategy(WHERE[name](), TokenRule()), Prompts(canvas)
+    )
     for written_at, masks, evaluations in zip(
         samples.written_at, (canvas == 4).sum(1), samples.evaluations, strict=True
     ):
@@ -77,8 +83,8 @@ def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(can
 )
 def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, blocks, each, causal):
     model, length = (CAUSAL if causal else MASKED), canvas.shape[1]
-    environment = UnmaskingEnvironment(model, blocks * each, length // blocks)
-    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(blocks * each, length // blocks))
+    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), Prompts(canvas))
     for row in samples.written_at:
         steps = [block[block >= 0] for block in row.view(blocks, -1)]
         steps = [block for block in steps if len(block)]
@@ -91,7 +97,7 @@ def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, bl
 @given(canvas=canvases(4, 4), name=rules, steps=st.integers(1, 15))
 def test_a_causal_model_writes_strictly_from_the_left(canvas, name, steps):
     samples = sample(
-        UnmaskingEnvironment(CAUSAL, steps), Strategy(WHERE[name](), TokenRule()), canvas
+        UnmaskingEnvironment(CAUSAL, DecodeOptions(steps)), Strategy(WHERE[name](), TokenRule()), Prompts(canvas)
     )  # CAUSAL checks reads
     for row in samples.written_at:
         order = row[row >= 0]
@@ -107,7 +113,11 @@ def test_a_causal_model_samples_the_product_of_its_conditionals():
     ]
     law = {(v, w): float(first[v] * second[v][w]) for v in range(3) for w in range(3)}
     for name in ("leftmost", "confidence"):
-        samples = sample(UnmaskingEnvironment(model, 2), Strategy(WHERE[name](), TokenRule()), torch.full((5000, 2), 3))
+        samples = sample(
+            UnmaskingEnvironment(model, DecodeOptions(2)),
+            Strategy(WHERE[name](), TokenRule()),
+            Prompts(torch.full((5000, 2), 3)),
+        )
         fits(samples.tokens, law)
 
 
@@ -119,7 +129,9 @@ def test_a_limit_ends_a_row_with_masks_left():
             return torch.zeros_like(observation.tokens), torch.zeros(len(observation.tokens))
 
     canvas = torch.full((2, 3), 4)
-    samples = sample(UnmaskingEnvironment(MASKED, 3, patience=1), Strategy(Never(), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(MASKED, DecodeOptions(3, patience=1)), Strategy(Never(), TokenRule()), Prompts(canvas)
+    )
     assert samples.steps.tolist() == [3, 3]  # one step a position
     assert samples.evaluations.tolist() == [0, 0]
     assert torch.equal(samples.tokens, canvas)
@@ -127,10 +139,14 @@ def test_a_limit_ends_a_row_with_masks_left():
 
 def test_nothing_to_write_and_no_rows():
     full = torch.tensor([[0, 1], [2, 3]])
-    samples = sample(UnmaskingEnvironment(MASKED, 2), Strategy(WHERE["random"](), TokenRule()), full)
+    samples = sample(
+        UnmaskingEnvironment(MASKED, DecodeOptions(2)), Strategy(WHERE["random"](), TokenRule()), Prompts(full)
+    )
     assert torch.equal(samples.tokens, full)
     assert samples.forwards == 0
-    empty = sample(UnmaskingEnvironment(MASKED, 2), Strategy(WHERE["random"](), TokenRule()), full[:0])
+    empty = sample(
+        UnmaskingEnvironment(MASKED, DecodeOptions(2)), Strategy(WHERE["random"](), TokenRule()), Prompts(full[:0])
+    )
     assert empty.tokens.shape == (0, 2)
 
 
@@ -138,7 +154,11 @@ def test_the_expected_evaluations_of_direct():
     """E-NFE = T (1 - (1 - 1/T)^L): RADD, section 3.3."""
     steps, length, rows = 16, 12, 3000
     canvas = torch.full((rows, length), 4)
-    samples = sample(UnmaskingEnvironment(RandomLM(4, seed=1), steps), Strategy(WHERE["direct"](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(RandomLM(4, seed=1), DecodeOptions(steps)),
+        Strategy(WHERE["direct"](), TokenRule()),
+        Prompts(canvas),
+    )
     expected = steps * (1 - (1 - 1 / steps) ** length)
     spent = samples.evaluations.double()
     assert abs(float(spent.mean()) - expected) < 4.5 * float(spent.std()) / rows**0.5
@@ -158,7 +178,9 @@ def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     """Every position is equally often first, and every pair of first and second."""
     settings_ = {"threshold": 0.99} if name == "threshold" else {"factor": 0.01} if name == "factor" else {}
     where = WHERE[name](bound=0.0) if name == "entropy_bound" else WHERE[name](**settings_)
-    samples = sample(UnmaskingEnvironment(TIED, 4), Strategy(where, TokenRule()), torch.full((6000, 4), 3))
+    samples = sample(
+        UnmaskingEnvironment(TIED, DecodeOptions(4)), Strategy(where, TokenRule()), Prompts(torch.full((6000, 4), 3))
+    )
     orders = samples.written_at.argsort(1)
     assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).expand(6000, 4))
     pairs = {(i, j): 1 / 12 for i in range(4) for j in range(4) if i != j}
@@ -169,7 +191,9 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
     """16 positions in 4 steps: every fourth one from an offset o, then from o + 2, then from o + 1 and o + 3."""
     rows = 4000
     samples = sample(
-        UnmaskingEnvironment(MASKED, 4), Strategy(WHERE["dilated"](), TokenRule()), torch.full((rows, 16), 4)
+        UnmaskingEnvironment(MASKED, DecodeOptions(4)),
+        Strategy(WHERE["dilated"](), TokenRule()),
+        Prompts(torch.full((rows, 16), 4)),
     )
     places = samples.written_at.argsort(dim=1, stable=True).view(rows, 4, 4)  # of each step, from the left
     assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).repeat_interleave(4).expand(rows, -1))
@@ -182,7 +206,9 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
 def test_ties_are_drawn_apart_from_the_offset_of_dilated():
     """Five positions in 4 steps, two at the first one: from offset 2 it is position 2 and, evenly, 0 or 4, which tie."""
     canvas = torch.full((4000, 5), 4)
-    written_at = sample(UnmaskingEnvironment(MASKED, 4), Strategy(WHERE["dilated"](), TokenRule()), canvas).written_at
+    written_at = sample(
+        UnmaskingEnvironment(MASKED, DecodeOptions(4)), Strategy(WHERE["dilated"](), TokenRule()), Prompts(canvas)
+    ).written_at
     first = (written_at == 0).long().sort(dim=1, descending=True, stable=True).indices[:, :2]
     fits(first, {(0, 4): 1 / 4, (1, 3): 1 / 2, (0, 2): 1 / 8, (2, 4): 1 / 8})
 
@@ -218,7 +244,7 @@ def test_window_is_a_threshold_among_the_leftmost_masks_of_each_row(threshold, w
     canvas = torch.full((5, 9), 4)
     canvas[1, 0], canvas[2, 3:6], canvas[3, [0, 2, 4, 6]], canvas[4, 8] = 1, 2, 0, 3
     rule = WHERE["window"](threshold, width)
-    samples = sample(UnmaskingEnvironment(model, 9), Strategy(rule, TokenRule(0.0)), canvas)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(9)), Strategy(rule, TokenRule(0.0)), Prompts(canvas))
     for tokens, written_at, row in zip(samples.tokens, samples.written_at, canvas, strict=True):
         expected, order = window_by_a_plain_loop(model, row, threshold, width)
         assert torch.equal(tokens, expected)
@@ -250,19 +276,23 @@ def test_the_decision_carries_the_density_of_its_tokens():
     """log_what is the log-probability of the tokens drawn, under the rule that drew them; greedy has none."""
     canvas, everywhere = torch.full((3, 5), 4), torch.ones(3, 5, dtype=torch.bool)
     rule = TokenRule(0.7, 0.9, 3)
-    tokens, log_what = UnmaskingEnvironment(MASKED, 1).reset(canvas).draw(everywhere, rule, Draws(0))
+    tokens, log_what = (
+        UnmaskingEnvironment(MASKED, DecodeOptions(1)).reset(Prompts(canvas)).draw(everywhere, rule, Draws(0))
+    )
     log_probs = rule(MASKED.log_probs(canvas).flatten(0, 1)).log_softmax(-1).view(3, 5, -1)
     expected = log_probs.gather(2, tokens.unsqueeze(2)).sum((1, 2))
     assert torch.allclose(log_what, expected, atol=1e-5)
     assert (log_what < 0).all()
-    greedy, nothing = UnmaskingEnvironment(MASKED, 1).reset(canvas).draw(everywhere, TokenRule(0.0), Draws(0))
+    greedy, nothing = (
+        UnmaskingEnvironment(MASKED, DecodeOptions(1)).reset(Prompts(canvas)).draw(everywhere, TokenRule(0.0), Draws(0))
+    )
     assert torch.equal(greedy, MASKED.log_probs(canvas).argmax(2))
     assert nothing.tolist() == [0, 0, 0]
 
 
 def test_a_step_writes_the_picks_only():
-    environment = UnmaskingEnvironment(MASKED, 1)
-    environment.reset(torch.tensor([[4, 1, 4]]))
+    environment = UnmaskingEnvironment(MASKED, DecodeOptions(1))
+    environment.reset(Prompts(torch.tensor([[4, 1, 4]])))
     observation = environment.step(
         Decision(torch.tensor([[0, 0, 1]]), torch.tensor([[3, 3, 3]]), torch.zeros(1), torch.zeros(1))
     )
@@ -273,19 +303,22 @@ def test_a_step_writes_the_picks_only():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: UnmaskingEnvironment(MASKED, 0), "steps=0 must be at least 1"),
-        (lambda: UnmaskingEnvironment(MASKED, -3), "steps=-3"),
+        (lambda: UnmaskingEnvironment(MASKED, DecodeOptions(0)), "steps=0 must be at least 1"),
+        (lambda: UnmaskingEnvironment(MASKED, DecodeOptions(-3)), "steps=-3"),
         (
-            lambda: UnmaskingEnvironment(MASKED, 4, 5).reset(torch.full((1, 12), 4)),
+            lambda: UnmaskingEnvironment(MASKED, DecodeOptions(4, 5)).reset(Prompts(torch.full((1, 12), 4))),
             "block_length=5 does not divide the length 12",
         ),
-        (lambda: UnmaskingEnvironment(MASKED, 4, -4).reset(torch.full((1, 12), 4)), "block_length=-4"),
         (
-            lambda: UnmaskingEnvironment(MASKED, 5, 4).reset(torch.full((1, 12), 4)),
+            lambda: UnmaskingEnvironment(MASKED, DecodeOptions(4, -4)).reset(Prompts(torch.full((1, 12), 4))),
+            "block_length=-4",
+        ),
+        (
+            lambda: UnmaskingEnvironment(MASKED, DecodeOptions(5, 4)).reset(Prompts(torch.full((1, 12), 4))),
             "steps=5 is not divisible by the 3 blocks",
         ),
         (
-            lambda: UnmaskingEnvironment(MASKED, 4).reset(torch.full((1, 65), 4)),
+            lambda: UnmaskingEnvironment(MASKED, DecodeOptions(4)).reset(Prompts(torch.full((1, 65), 4))),
             "65 positions, more than the model's 64",
         ),
         (lambda: TokenRule(temperature=-0.1), "temperature=-0.1 must be 0"),

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from samplers.guided import (
     METHODS,
@@ -36,7 +38,7 @@ UNTIED.rows += 1e-3 * torch.randn(UNTIED.rows.shape, generator=torch.Generator()
 
 def sampled(model, strategy, steps, length=3, canvas=None, rows=ROWS, seed=0):
     start = torch.tensor(canvas or [model.mask_id] * length).expand(rows, -1)
-    return sample(UnmaskingEnvironment(model, steps), strategy, start, seed)
+    return sample(UnmaskingEnvironment(model, DecodeOptions(steps)), strategy, Prompts(start), seed)
 
 
 # ------------------------------------------------------------------------------------------------------------ the laws
@@ -172,7 +174,9 @@ def test_tokens_do_not_depend_on_the_batch_in_100_random_cases():
         given = int(torch.randint(length, (1,), generator=generator))
         canvas[:, :given] = torch.randint(model.mask_id, (rows, given), generator=generator)
         row_id = torch.randint(10**6, (rows,), generator=generator)
-        decode = lambda places: sample(UnmaskingEnvironment(model, 3), strategy, canvas[places], case, row_id[places])
+        decode = lambda places: sample(
+            UnmaskingEnvironment(model, DecodeOptions(3)), strategy, Prompts(canvas[places]), case, row_id[places]
+        )
         whole = decode(torch.arange(rows))
         places = torch.randperm(rows, generator=generator)[: max(1, rows - 1)]
         others = decode(places)
@@ -191,9 +195,13 @@ def test_padding_on_the_left_changes_nothing(kind, joint_proposals):
     if joint_proposals:
         strategy = JointProposals(WHERE["random"](), Canvases(reward), 2.0, 3)
     canvas = torch.tensor([[2, 4, 6, 6, 6]])
-    alone = sample(UnmaskingEnvironment(model, 3, prompt_length=2), strategy, canvas)
+    alone = sample(UnmaskingEnvironment(model, DecodeOptions(3)), strategy, Prompts(canvas, prompt_length=2))
     padded = torch.cat((torch.tensor([[6, 1, 0]]), canvas), 1)
-    together = sample(UnmaskingEnvironment(model, 3, prompt_length=5), strategy, padded, start=torch.tensor([3]))
+    together = sample(
+        UnmaskingEnvironment(model, DecodeOptions(3)),
+        strategy,
+        Prompts(padded, prompt_length=5, start=torch.tensor([3])),
+    )
     assert torch.equal(together.tokens[:, 3:], alone.tokens)
 
 
@@ -206,7 +214,7 @@ def test_all_candidates_of_a_step_are_one_call_and_each_is_read_as_it_stands():
     values = Canvases(reward)
     canvas = torch.full((3, 5), model.mask_id)
     canvas[:, 0] = torch.tensor([1, 2, 3])
-    sample(UnmaskingEnvironment(model, 5), Guided(WHERE["leftmost"](), values, 2.0, 4), canvas)
+    sample(UnmaskingEnvironment(model, DecodeOptions(5)), Guided(WHERE["leftmost"](), values, 2.0, 4), Prompts(canvas))
     assert reward.calls == 4 and values.rows == 3 * 4 * 4
     assert {len(text) for text in reward.seen[:12]} == {2} and {len(text) for text in reward.seen[-12:]} == {5}
     assert all(text[0] in (1, 2, 3) and model.mask_id not in text for text in reward.seen)
@@ -219,7 +227,11 @@ def test_texts_are_split_into_prompt_and_answer():
     model = RandomLM(6)
     canvas = torch.tensor([[0, 1, 6, 6], [0, 2, 6, 6]])
     strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=2), "prefix"), 1.0, 6)
-    sample(UnmaskingEnvironment(model, 2, prompt_length=2), strategy, canvas, start=torch.tensor([0, 1]))
+    sample(
+        UnmaskingEnvironment(model, DecodeOptions(2)),
+        strategy,
+        Prompts(canvas, prompt_length=2, start=torch.tensor([0, 1])),
+    )
     assert set(seen[:12]) == {(prompt, token) for prompt in ("ab", "c") for token in "abcdef"}
     assert {(prompt, len(text)) for prompt, text in seen[12:]} == {("ab", 2), ("c", 2)}
 
@@ -232,7 +244,7 @@ def test_a_candidate_that_ends_the_answer_is_said_to_end_it():
     decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
     canvas = torch.tensor([[0, 1, 6]])
     strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=1, end=5), "prefix"), 1.0, 6)
-    sample(UnmaskingEnvironment(RandomLM(6), 1, prompt_length=1), strategy, canvas)
+    sample(UnmaskingEnvironment(RandomLM(6), DecodeOptions(1)), strategy, Prompts(canvas, prompt_length=1))
     assert sorted(seen) == [("b", True)] + [("b" + token, False) for token in "abcde"]
 
 
@@ -242,8 +254,7 @@ def test_a_reward_reads_by_its_template():
     canvas = torch.tensor([[4, 5, 6, 6], [3, 4, 6, 6]])
     full = HashReward("full")
     template = Template(front=(11,), between=(12,), first=2, end=0)
-    sample(UnmaskingEnvironment(model, 2, prompt_length=2), Guided(WHERE["leftmost"](), Canvases(full, template), 1.0, 6), canvas,
-           start=torch.tensor([0, 1]))  # fmt: skip
+    sample(UnmaskingEnvironment(model, DecodeOptions(2)), Guided(WHERE["leftmost"](), Canvases(full, template), 1.0, 6), Prompts(canvas, prompt_length=2, start=torch.tensor([0, 1])))  # fmt: skip
     first = full.seen[:12]
     assert {text[:4] for text in first if text[1] == 4 and text[2] == 5} == {(11, 4, 5, 12)}
     assert {text[:3] for text in first if text[2] == 12} == {(11, 4, 12)}
@@ -251,9 +262,9 @@ def test_a_reward_reads_by_its_template():
     assert ended and all(text.index(0) == len(text) - 1 for text in ended)
     masks = HashReward("mask")
     sample(
-        UnmaskingEnvironment(model, 2),
+        UnmaskingEnvironment(model, DecodeOptions(2)),
         Guided(WHERE["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3),
-        canvas[:1],
+        Prompts(canvas[:1]),
     )
     assert all(len(text) == 4 and 6 not in text for text in masks.seen) and masks.seen[0][:2] == (4, 5)
     assert {text.count(9) for text in masks.seen[:3]} == {1}
@@ -266,7 +277,9 @@ def test_an_end_within_the_prompt_ends_no_answer():
     assert template.until_end(canvases).long().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     reward, model = HashReward("full"), RandomLM(6)
     strategy = Guided(WHERE["leftmost"](), Canvases(reward, template), 1.0, 6)
-    sample(UnmaskingEnvironment(model, 2, prompt_length=2), strategy, torch.tensor([[5, 0, 6, 6]]))
+    sample(
+        UnmaskingEnvironment(model, DecodeOptions(2)), strategy, Prompts(torch.tensor([[5, 0, 6, 6]]), prompt_length=2)
+    )
     assert len(reward.seen) == 12 and {text[:2] for text in reward.seen} == {(5, 0)}
 
 
@@ -312,9 +325,9 @@ def test_a_candidate_that_can_never_be_written_needs_no_reward(kind):
         def score(self, tokens, real=None):
             return torch.where((tokens == never).any(1), -torch.inf, tokens.double().sum(1).float() / 10)
 
-    environment = UnmaskingEnvironment(RandomLM(6), 3, never=[never])
+    environment = UnmaskingEnvironment(RandomLM(6), DecodeOptions(3, never_tokens=(never,)))
     canvas = torch.full((40, 3), environment.model.mask_id)
-    written = sample(environment, kind(WHERE["leftmost"](), Canvases(Likelihood()), 1.0, 6), canvas).tokens
+    written = sample(environment, kind(WHERE["leftmost"](), Canvases(Likelihood()), 1.0, 6), Prompts(canvas)).tokens
     assert not bool((written == never).any()) and len(written.unique()) == 5
 
 
@@ -327,4 +340,8 @@ def test_a_reward_that_is_no_number_of_a_candidate_that_can_be_written_ends_the_
 
     canvas = torch.full((2, 3), RandomLM(6).mask_id)
     with pytest.raises(FloatingPointError, match="the reward of a candidate is not a finite number"):
-        sample(UnmaskingEnvironment(RandomLM(6), 3), Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 6), canvas)
+        sample(
+            UnmaskingEnvironment(RandomLM(6), DecodeOptions(3)),
+            Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 6),
+            Prompts(canvas),
+        )

@@ -12,6 +12,8 @@ import torch
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
 from tests.enumerable import RandomLM, random_radd
@@ -64,7 +66,11 @@ def test_tokens_do_not_depend_on_the_batch_in_1000_random_cases():
         canvas = canvases(rows, length, vocabulary, model.mask_id, generator, rng.choice([0.5, 1.0]))
         row_id = torch.randint(10**6, (rows,), generator=generator)
         decode = lambda places: sample(
-            UnmaskingEnvironment(model, steps, block), strategy, canvas[places], case, row_id[places]
+            UnmaskingEnvironment(model, DecodeOptions(steps, block)),
+            strategy,
+            Prompts(canvas[places]),
+            case,
+            row_id[places],
         )
         whole = decode(torch.arange(rows))
         others = torch.randperm(rows, generator=generator)[: 1 if case % 2 else max(2, rows - 1)]
@@ -79,7 +85,11 @@ def test_other_rows_other_steps_and_other_seeds_draw_differently():
     model = RandomLM(6)
     canvas = torch.full((1, 12), model.mask_id)
     decode = lambda seed, row: sample(
-        UnmaskingEnvironment(model, 4), Strategy(WHERE["random"](), TokenRule()), canvas, seed, torch.tensor([row])
+        UnmaskingEnvironment(model, DecodeOptions(4)),
+        Strategy(WHERE["random"](), TokenRule()),
+        Prompts(canvas),
+        seed,
+        torch.tensor([row]),
     )
     first = decode(0, 0)
     assert not torch.equal(first.tokens, decode(1, 0).tokens)
@@ -116,7 +126,9 @@ def test_float32_tokens_are_equal_in_every_batch(name):
     canvas = canvases(6, 24, 11, model.mask_id, generator, share=0.9)
     canvas[4] = canvas[1]  # identical rows share evaluations in the batch, and cannot when alone
     strategy = Strategy(WHERE[name](), TokenRule(0.9, 0.95))
-    decode = lambda places: sample(UnmaskingEnvironment(model, 6), strategy, canvas[places], 0, places)
+    decode = lambda places: sample(
+        UnmaskingEnvironment(model, DecodeOptions(6)), strategy, Prompts(canvas[places]), 0, places
+    )
     whole = decode(torch.arange(6))
     for places in ([0], [4], [5, 1], [3, 2, 4, 1, 0]):
         same(decode(torch.tensor(places)), torch.arange(len(places)), whole, torch.tensor(places))
@@ -158,9 +170,9 @@ def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, what):
     canvas = canvases(6, 8, 5, model.mask_id, torch.Generator().manual_seed(3))
     canvas[3] = canvas[0]
     strategy = Strategy(WHERE[name](), what)
-    ours = sample(UnmaskingEnvironment(model, 16 if name == "direct" else 4), strategy, canvas)
+    ours = sample(UnmaskingEnvironment(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
     asked, model.asked = model.asked, []
-    plain = sample(Forgetful(model, 16 if name == "direct" else 4), strategy, canvas)
+    plain = sample(Forgetful(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
     assert torch.equal(ours.tokens, plain.tokens)
     assert torch.equal(ours.written_at, plain.written_at)
     assert ours.rows_evaluated == len(asked)
@@ -174,7 +186,11 @@ def test_a_row_that_did_not_change_is_not_evaluated_again():
     for temperature in (0.0, 1.0):
         model = Counting(5)
         canvas = torch.full((1, 6), model.mask_id)
-        samples = sample(UnmaskingEnvironment(model, 64), Strategy(WHERE["direct"](), TokenRule(temperature)), canvas)
+        samples = sample(
+            UnmaskingEnvironment(model, DecodeOptions(64)),
+            Strategy(WHERE["direct"](), TokenRule(temperature)),
+            Prompts(canvas),
+        )
         writes = len(samples.written_at.unique())
         assert (
             len(model.asked)
@@ -199,7 +215,11 @@ class EverySecondStep:
 def test_a_row_that_was_looked_at_and_waited_is_not_evaluated_again(temperature):
     model = Counting(5)
     canvas = canvases(4, 6, 5, model.mask_id, torch.Generator().manual_seed(8))
-    samples = sample(UnmaskingEnvironment(model, 6), Strategy(EverySecondStep(), TokenRule(temperature)), canvas)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(6)),
+        Strategy(EverySecondStep(), TokenRule(temperature)),
+        Prompts(canvas),
+    )
     writes = [len(row[row >= 0].unique()) for row in samples.written_at]
     assert samples.evaluations.tolist() == writes
     assert samples.steps.tolist() == [writes[0], 2 * writes[1], writes[2], 2 * writes[3]]
@@ -209,7 +229,7 @@ def test_a_row_that_was_looked_at_and_waited_is_not_evaluated_again(temperature)
 def test_what_was_read_is_not_read_again():
     """Asked again on the same canvas, for fewer, other or more of the best: the network runs once."""
     model = Counting(5)
-    observation = UnmaskingEnvironment(model, 4).reset(torch.full((2, 4), model.mask_id))
+    observation = UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(torch.full((2, 4), model.mask_id)))
     everywhere = torch.ones(2, 4, dtype=torch.bool)
     first = observation.read(everywhere, 2, entropy=True)
     top = first.top_log_probs.clone()
@@ -227,8 +247,8 @@ def test_what_was_read_is_not_read_again():
 def test_identical_rows_share_their_evaluation(name):
     model = Counting(5)
     canvas = torch.full((7, 6), model.mask_id)
-    environment = UnmaskingEnvironment(model, 3)
-    observation = environment.reset(canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(3))
+    observation = environment.reset(Prompts(canvas))
     WHERE[name]().choose(observation, Draws(0))
     assert environment.rows_evaluated == len(model.asked) == 1
     assert environment.evaluations.tolist() == [1] * 7  # each still spent one of its own
@@ -239,12 +259,12 @@ def test_identical_rows_share_their_evaluation(name):
 def test_rules_that_do_not_look_read_only_what_they_write(name):
     model = Counting(7)
     canvas = canvases(5, 10, 7, model.mask_id, torch.Generator().manual_seed(4))
-    environment = UnmaskingEnvironment(model, 4)
-    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(4))
+    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), Prompts(canvas))
     assert len(canvas.unique(dim=0)) == 5  # else rows would share
     assert environment.positions_read == int(samples.generated.sum()) == int((canvas == model.mask_id).sum())
     assert sum(len(read) for _, read in model.asked) == environment.positions_read
-    environment.reset(canvas)
+    environment.reset(Prompts(canvas))
     WHERE[name]().choose(environment._observe(), Draws(0))
     assert environment.forwards == environment.positions_read == 0
 
@@ -252,8 +272,8 @@ def test_rules_that_do_not_look_read_only_what_they_write(name):
 def test_identical_rows_that_read_elsewhere_share_and_are_not_mixed_up():
     """Three rows of one canvas ask for other positions: one evaluation at the union, each hears its own."""
     model = Counting(5)
-    environment = UnmaskingEnvironment(model, 1)
-    observation = environment.reset(torch.full((4, 5), model.mask_id))
+    environment = UnmaskingEnvironment(model, DecodeOptions(1))
+    observation = environment.reset(Prompts(torch.full((4, 5), model.mask_id)))
     where = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
     hidden = observation.hidden(where)
     assert model.asked == [((5, 5, 5, 5, 5), (0, 2, 3))]
@@ -264,9 +284,9 @@ def test_identical_rows_that_read_elsewhere_share_and_are_not_mixed_up():
 
 def test_select_copies_drops_and_reorders_everything_of_a_row():
     model = Counting(5)
-    environment = UnmaskingEnvironment(model, 2)
+    environment = UnmaskingEnvironment(model, DecodeOptions(2))
     canvas = canvases(4, 6, 5, model.mask_id, torch.Generator().manual_seed(6))
-    observation = environment.reset(canvas, torch.tensor([10, 11, 12, 13]))
+    observation = environment.reset(Prompts(canvas), torch.tensor([10, 11, 12, 13]))
     observation.read(observation.writable, 2, entropy=True)
     observation = environment.step(Strategy(WHERE["random"](), TokenRule()).decide(observation, Draws(0)))
     readout = observation.read(observation.writable, 2, entropy=True)
@@ -290,7 +310,9 @@ def test_finished_rows_leave():
     model = Counting(5)
     canvas = torch.full((2, 6), model.mask_id)
     canvas[0, 1:] = 2
-    samples = sample(UnmaskingEnvironment(model, 6), Strategy(WHERE["confidence"](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(6)), Strategy(WHERE["confidence"](), TokenRule()), Prompts(canvas)
+    )
     assert samples.evaluations.tolist() == samples.steps.tolist() == [1, 6]
     assert samples.rows_evaluated == len(model.asked) == 7
     assert samples.forwards == 6

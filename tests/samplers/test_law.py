@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 from tests.enumerable import best_subsets, dependent_joint, exact_law, fits, from_joint, inconsistent, noisy_subsets
@@ -25,8 +27,10 @@ INCONSISTENT.table.data[-1] = BLANK.log()
 
 def sampled(model, name, steps, canvas=None, block=None, what=None, rows=ROWS, seed=0, **settings):
     start = torch.tensor(canvas or [model.mask_id] * model.length).expand(rows, -1)
-    environment = UnmaskingEnvironment(model, steps, block)
-    return sample(environment, Strategy(WHERE[name](**settings), TokenRule(**(what or {}))), start, seed).tokens
+    environment = UnmaskingEnvironment(model, DecodeOptions(steps, block))
+    return sample(
+        environment, Strategy(WHERE[name](**settings), TokenRule(**(what or {}))), Prompts(start), seed
+    ).tokens
 
 
 @pytest.mark.parametrize("name", WHERE)

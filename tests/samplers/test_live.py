@@ -8,6 +8,8 @@ from rich.console import Console
 import samplers.live
 from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.live import FRESH, LiveView, paint
 from samplers.loop import Strategy, sample
 from samplers.scores import Seen
@@ -35,7 +37,7 @@ def test_the_bar_counts_over_batches_and_shows_the_first_canvas(monkeypatch):
     shape = {"hidden_size": 16, "n_blocks": 1, "n_heads": 1, "length": 4, "dropout": 0.0}
     noise = {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20}
     model, _ = build_model({"tokens": 8, "model": shape, "noise": noise}, "float32", None)
-    environment, strategy = UnmaskingEnvironment(model.eval(), steps=2), Strategy(Random(), TokenRule())
+    environment, strategy = UnmaskingEnvironment(model.eval(), DecodeOptions(steps=2)), Strategy(Random(), TokenRule())
     screen, counts = io.StringIO(), []
     canvases = torch.tensor([[8, 0, 0, 0], [8, 8, 8, 8]])  # the first row leaves a step before the second
     console = Console(file=screen, force_terminal=True, width=100)
@@ -47,7 +49,7 @@ def test_the_bar_counts_over_batches_and_shows_the_first_canvas(monkeypatch):
 
         for _ in range(2):
             view.next_batch(canvases, model.mask_id)
-            sample(environment, strategy, canvases, on_step=on_step)
+            sample(environment, strategy, Prompts(canvases), on_step=on_step)
         assert view.bar.tasks[0].fields["speed"] > 0
     assert counts == [(3, 1), (5, 2), (8, 1), (10, 2)]
     assert "tokens/s" in screen.getvalue() and "step 1" in screen.getvalue()

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.smc import Path, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from tests.enumerable import dependent_joint, from_joint
@@ -132,9 +134,9 @@ class Exact:
             at = torch.tensor([next(n for n, subset in enumerate(order) if i in subset) for i in range(L)])
             given = Path(torch.tensor(FULL), at.expand(len(FULL), L))
             blank = torch.full((len(FULL), L), V)
-            environment = UnmaskingEnvironment(self.model, len(order))
+            environment = UnmaskingEnvironment(self.model, DecodeOptions(len(order)))
             found = particle_filter(
-                environment, proposal_of(order), self.twist, blank, 1, "never", "multinomial", given=given
+                environment, proposal_of(order), self.twist, Prompts(blank), 1, "never", "multinomial", given=given
             )
             for row, weight, log_phi in zip(FULL, found.weights.log.flatten(), found.log_phi, strict=True):
                 log_q[order, row] = log(every[order, row][0]) + float(log_phi) - float(weight)

@@ -12,6 +12,8 @@ from dlm.causal_lm import CausalLM
 from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
@@ -63,9 +65,9 @@ def test_the_published_decodings_with_and_without_caches(case):
     cache = None if case["cache"] == "none" else case["cache"]
     rule = WHERE["top_prob"]() if case["steps"] else WHERE["threshold"](case["threshold"])
     environment = UnmaskingEnvironment(
-        model, case["steps"] or case["gen_length"], case["block_length"], prompt_length=len(case["prompt"]), cache=cache
+        model, DecodeOptions(case["steps"] or case["gen_length"], case["block_length"], cache=cache)
     )
-    samples = sample(environment, Strategy(rule, TokenRule(0.0)), canvas)
+    samples = sample(environment, Strategy(rule, TokenRule(0.0)), Prompts(canvas, prompt_length=len(case["prompt"])))
     assert samples.tokens[0].tolist() == case["tokens"]
     assert int(samples.evaluations[0]) <= case["nfe"]
     assert environment.exact == (cache is None)
@@ -83,12 +85,15 @@ def test_a_padded_row_is_the_row_alone(name, rule, temperature, cache):
     strategy = Strategy(RULES[rule], TokenRule(temperature))
     settings = {"cache": cache, "refresh": 3 if cache else None}
     together = sample(
-        UnmaskingEnvironment(model, 8, 4, prompt_length=width, **settings), strategy, canvas, 5, start=start
+        UnmaskingEnvironment(model, DecodeOptions(8, 4, **settings)),
+        strategy,
+        Prompts(canvas, prompt_length=width, start=start),
+        5,
     )
     for row, own in enumerate(LENGTHS):
         alone = canvas[row : row + 1, width - own :]
-        environment = UnmaskingEnvironment(model, 8, 4, prompt_length=own, **settings)
-        single = sample(environment, strategy, alone, 5, torch.tensor([row]))
+        environment = UnmaskingEnvironment(model, DecodeOptions(8, 4, **settings))
+        single = sample(environment, strategy, Prompts(alone, prompt_length=own), 5, torch.tensor([row]))
         assert torch.equal(single.tokens[0], together.tokens[row, width - own :])
         assert int(single.evaluations[0]) == int(together.evaluations[row])
 
@@ -100,10 +105,9 @@ def test_padding_is_never_looked_at():
     for row, own in enumerate(LENGTHS):
         other[row, : width - own] = 99
     decode = lambda canvas: sample(
-        UnmaskingEnvironment(model, 8, prompt_length=width),
+        UnmaskingEnvironment(model, DecodeOptions(8)),
         Strategy(RULES["confidence"], TokenRule()),
-        canvas,
-        start=start,
+        Prompts(canvas, prompt_length=width, start=start),
     ).tokens[:, width:]
     assert torch.equal(decode(canvas), decode(other))
 
@@ -114,9 +118,13 @@ def test_a_cache_that_is_refreshed_at_every_evaluation_changes_nothing(name, cac
     model = MODELS[name]
     canvas, start, width = ragged(model)
     strategy = Strategy(RULES["confidence"], TokenRule())
-    plain = sample(UnmaskingEnvironment(model, 8, 4, prompt_length=width), strategy, canvas, start=start)
-    environment = UnmaskingEnvironment(model, 8, 4, prompt_length=width, cache=cache, refresh=1)
-    assert torch.equal(sample(environment, strategy, canvas, start=start).tokens, plain.tokens)
+    plain = sample(
+        UnmaskingEnvironment(model, DecodeOptions(8, 4)), strategy, Prompts(canvas, prompt_length=width, start=start)
+    )
+    environment = UnmaskingEnvironment(model, DecodeOptions(8, 4, cache=cache, refresh=1))
+    assert torch.equal(
+        sample(environment, strategy, Prompts(canvas, prompt_length=width, start=start)).tokens, plain.tokens
+    )
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -125,8 +133,8 @@ def test_a_cached_row_runs_whole_where_something_before_its_block_is_read_for_th
     model = MODELS["llada"]
     canvas = torch.full((2, 20), model.mask_id)
     canvas[:, :8] = torch.tensor([[1], [2]])
-    environment = UnmaskingEnvironment(model, 12, 6, prompt_length=8, cache=cache)
-    observation = environment.reset(canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(12, 6, cache=cache))
+    observation = environment.reset(Prompts(canvas, prompt_length=8))
     environment.hidden(observation.writable)
     order = (torch.arange(20) == 9).long().expand(2, -1)
     observation = environment.step(Decision(order, order * 3, torch.zeros(2), torch.zeros(2)))
@@ -142,8 +150,8 @@ def test_caches_run_fewer_positions_and_report_their_drift():
     canvas[:, :8] = torch.tensor([[1], [2]])
     run = {}
     for cache in (None, "prefix", "dual"):
-        environment = UnmaskingEnvironment(model, 16, 8, prompt_length=8, cache=cache, measure_drift=cache is not None)
-        sample(environment, Strategy(RULES["policy"], TokenRule(0.0)), canvas)
+        environment = UnmaskingEnvironment(model, DecodeOptions(16, 8, cache=cache, measure_drift=cache is not None))
+        sample(environment, Strategy(RULES["policy"], TokenRule(0.0)), Prompts(canvas, prompt_length=8))
         run[cache] = environment.positions_run / environment.rows_evaluated
         assert (environment.drift is None) == (cache is None)
         if cache:
@@ -161,9 +169,9 @@ def test_drift_is_what_the_cache_would_have_said(name, cache):
     found = []
     for refresh, measured in ((2, True), (2, False), (9, False)):
         environment = UnmaskingEnvironment(
-            model, 12, 6, prompt_length=8, cache=cache, refresh=refresh, measure_drift=measured
+            model, DecodeOptions(12, 6, cache=cache, refresh=refresh, measure_drift=measured)
         )
-        observation = environment.reset(canvas)
+        observation = environment.reset(Prompts(canvas, prompt_length=8))
         for place in (9, 12, None):
             window = observation.masked.clone()
             window[:, 14:] &= cache == "prefix"
@@ -202,9 +210,9 @@ def test_measuring_drift_counts_neither_as_seconds_nor_as_evaluations(monkeypatc
     monkeypatch.setattr(UnmaskingEnvironment, "_compare", slowly)
     plain, measured = (
         sample(
-            UnmaskingEnvironment(model, 8, 8, prompt_length=8, cache="dual", refresh=2, measure_drift=drift),
+            UnmaskingEnvironment(model, DecodeOptions(8, 8, cache="dual", refresh=2, measure_drift=drift)),
             strategy,
-            canvas,
+            Prompts(canvas, prompt_length=8),
         )
         for drift in (False, True)
     )
@@ -216,8 +224,8 @@ def test_measuring_drift_counts_neither_as_seconds_nor_as_evaluations(monkeypatc
 def test_a_window_that_is_everything_is_not_run_twice(monkeypatch):
     model, ran, run = MODELS["llada"], [], KeyValueCache.run
     monkeypatch.setattr(KeyValueCache, "run", lambda *asked: ran.append(1) or run(*asked))
-    environment = UnmaskingEnvironment(model, 6, cache="dual", refresh=1, measure_drift=True)
-    sample(environment, Strategy(RULES["confidence"], TokenRule(0.0)), torch.full((2, 12), model.mask_id))
+    environment = UnmaskingEnvironment(model, DecodeOptions(6, cache="dual", refresh=1, measure_drift=True))
+    sample(environment, Strategy(RULES["confidence"], TokenRule(0.0)), Prompts(torch.full((2, 12), model.mask_id)))
     assert environment.drift is None and len(ran) == environment.forwards == 6
 
 
@@ -234,11 +242,11 @@ def test_a_causal_models_keys_and_values_are_exact(kind):
     canvas[0, :3], canvas[1, :3], canvas[2, 2:3] = torch.tensor([1, 2, 4]), torch.tensor([5, 6, 7]), 9
     start = torch.tensor([0, 0, 2, 3])
     strategy = Strategy(WHERE["leftmost"](), TokenRule())
-    kept = UnmaskingEnvironment(model, 9, prompt_length=3)
-    samples = sample(kept, strategy, canvas, 3, start=start)
-    plain = UnmaskingEnvironment(model, 9, prompt_length=3)
+    kept = UnmaskingEnvironment(model, DecodeOptions(9))
+    samples = sample(kept, strategy, Prompts(canvas, prompt_length=3, start=start), 3)
+    plain = UnmaskingEnvironment(model, DecodeOptions(9))
     plain.cache_kind = None
-    assert torch.equal(samples.tokens, sample(plain, strategy, canvas, 3, start=start).tokens)
+    assert torch.equal(samples.tokens, sample(plain, strategy, Prompts(canvas, prompt_length=3, start=start), 3).tokens)
     assert kept.exact and kept.positions_run < plain.positions_run / 3
 
 
@@ -247,14 +255,16 @@ def test_a_row_that_has_ended_leaves_and_is_filled_up():
     canvas = torch.full((64, 12), model.mask_id)
     canvas[:, :2] = torch.arange(128).remainder(100).view(64, 2)
     ends = int(
-        sample(UnmaskingEnvironment(model, 10), Strategy(WHERE["leftmost"](), TokenRule()), canvas)
+        sample(
+            UnmaskingEnvironment(model, DecodeOptions(10)), Strategy(WHERE["leftmost"](), TokenRule()), Prompts(canvas)
+        )
         .tokens[:, 3:]
         .mode()
         .values.mode()
         .values
     )
-    environment = UnmaskingEnvironment(model, 10, prompt_length=2, stop_id=ends)
-    samples = sample(environment, Strategy(WHERE["leftmost"](), TokenRule()), canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(10, ends=(ends,)))
+    samples = sample(environment, Strategy(WHERE["leftmost"](), TokenRule()), Prompts(canvas, prompt_length=2))
     ended = (samples.tokens[:, 2:] == ends).any(1)
     assert ended.any() and not ended.all() and not (samples.tokens == model.mask_id).any()
     for row in ended.nonzero().squeeze(1).tolist():
@@ -264,8 +274,8 @@ def test_a_row_that_has_ended_leaves_and_is_filled_up():
 
 
 def test_an_end_ends_its_row_once_nothing_before_it_is_open():
-    environment = UnmaskingEnvironment(RandomLM(6), 4, stop_id=5)
-    environment.reset(torch.full((1, 4), 6))
+    environment = UnmaskingEnvironment(RandomLM(6), DecodeOptions(4, ends=(5,)))
+    environment.reset(Prompts(torch.full((1, 4), 6)))
     seen = []
     for place, token in ((2, 5), (0, 1), (1, 3)):
         order = (torch.arange(4) == place).long().unsqueeze(0)
@@ -279,12 +289,16 @@ def test_tokens_that_are_never_written_and_tokens_that_are_written_last():
     canvas = torch.full((8, 12), model.mask_id)
     canvas[:, 0] = torch.arange(8)
     strategy = Strategy(WHERE["top_prob"](), TokenRule(0.0))
-    first = UnmaskingEnvironment(model, 11, prompt_length=1).reset(canvas)
+    first = UnmaskingEnvironment(model, DecodeOptions(11)).reset(Prompts(canvas, prompt_length=1))
     common = int(first.read(first.writable, 1).top_tokens[:, 1:].flatten().mode().values)
-    without = sample(UnmaskingEnvironment(model, 11, prompt_length=1, never=[common]), strategy, canvas)
+    without = sample(
+        UnmaskingEnvironment(model, DecodeOptions(11, never_tokens=(common,))),
+        strategy,
+        Prompts(canvas, prompt_length=1),
+    )
     assert not (without.tokens[:, 1:] == common).any()
-    environment = UnmaskingEnvironment(model, 11, prompt_length=1, last=[common])
-    observation = environment.reset(canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(11, last_tokens=(common,)))
+    observation = environment.reset(Prompts(canvas, prompt_length=1))
     readout = observation.read(observation.writable, 1)
     demoted = (readout.top_tokens[..., 0] == common) & observation.writable
     assert demoted.any()
@@ -302,8 +316,8 @@ def test_guidance_is_the_formula_and_costs_two_evaluations():
     model, weight = MODELS["llada"], 1.5
     canvas = torch.full((2, 8), model.mask_id)
     canvas[:, :3] = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    environment = UnmaskingEnvironment(model, 4, prompt_length=3, guidance=weight)
-    observation = environment.reset(canvas)
+    environment = UnmaskingEnvironment(model, DecodeOptions(4, guidance=weight))
+    observation = environment.reset(Prompts(canvas, prompt_length=3))
     readout = observation.read(observation.writable, 1)
     logits = model.backbone(canvas)
     without = model.backbone(torch.full_like(canvas, model.mask_id))
@@ -326,9 +340,11 @@ def test_guidance_is_the_formula_and_costs_two_evaluations():
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        UnmaskingEnvironment(MODELS["llada"], 4, **settings)
+        UnmaskingEnvironment(MODELS["llada"], DecodeOptions(4, **settings))
     with pytest.raises(ValueError, match="keeps no keys"):
-        UnmaskingEnvironment(MODELS["mdlm"], 4, cache="dual").reset(torch.full((1, 4), MODELS["mdlm"].mask_id))
+        UnmaskingEnvironment(MODELS["mdlm"], DecodeOptions(4, cache="dual")).reset(
+            Prompts(torch.full((1, 4), MODELS["mdlm"].mask_id))
+        )
 
 
 def test_a_mask_in_the_prompt_is_refused():
@@ -337,7 +353,7 @@ def test_a_mask_in_the_prompt_is_refused():
     canvas = torch.full((2, 8), model.mask_id)
     canvas[0, :3], canvas[1, :3] = 1, torch.tensor([1, model.mask_id, 1])
     with pytest.raises(ValueError, match=r"position 1 of row 1 is masked and lies before prompt_length=3"):
-        UnmaskingEnvironment(model, 5, prompt_length=3).reset(canvas)
-    UnmaskingEnvironment(model, 5, prompt_length=3).reset(
-        canvas, start=torch.tensor([0, 2])
+        UnmaskingEnvironment(model, DecodeOptions(5)).reset(Prompts(canvas, prompt_length=3))
+    UnmaskingEnvironment(model, DecodeOptions(5)).reset(
+        Prompts(canvas, prompt_length=3, start=torch.tensor([0, 2]))
     )  # padding, which nobody reads

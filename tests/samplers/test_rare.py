@@ -8,6 +8,8 @@ from torch import nn
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy, sample
 from samplers.where import WHERE
 
@@ -38,7 +40,9 @@ class SameEverywhere(MaskedLM):
 def test_rare_tokens_are_drawn_as_often_as_their_probability_says():
     model = SameEverywhere()
     canvas = torch.full((ROWS, DRAWS // ROWS), model.mask_id)
-    samples = sample(UnmaskingEnvironment(model, STEPS), Strategy(WHERE["direct"](), TokenRule()), canvas)
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(STEPS)), Strategy(WHERE["direct"](), TokenRule()), Prompts(canvas)
+    )
     rare = samples.tokens[samples.tokens < RARE]
     expected = DRAWS * RARE * EACH
     deviation = (expected * (1 - RARE * EACH)) ** 0.5

@@ -10,12 +10,15 @@ from omegaconf import OmegaConf
 
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from load_model import load_model
-from policy.build import build_strategy
 from samplers.loop import Strategy, sample
+from samplers.settings import SamplerSettings
 from samplers.where import SCORES, WHERE, AsSampled, Sampled
 from training.usage import composed
+from unmask.decoders import build_rule_decoder
 
 DREAM = Path(__file__).parents[1] / "vectors" / "dream-tiny"
 RULES = [TokenRule(0.2, 0.95), TokenRule(0.7, 0.8), TokenRule(1.5, 1.0, 7), TokenRule(0.0, 0.9), TokenRule()]
@@ -65,7 +68,7 @@ ALGORITHMS = {"maskgit_plus": "top_prob", "topk_margin": "margin", "entropy": "e
 @pytest.mark.parametrize("what", RULES, ids=str)
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_confidences_are_those_of_dreams_own_code(alg, what, model):
-    observation = UnmaskingEnvironment(model, 4).reset(canvases(model))
+    observation = UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(canvases(model)))
     draws = Draws(5)
     tokens, _ = observation.draw(observation.masked, what, draws)
     logits = model.head(model.hidden(observation.tokens, observation.masked))
@@ -87,10 +90,12 @@ def test_decoding_writes_what_dreams_loop_writes(alg, model):
         canvases(model, length=11),
     )  # warm: no two confidences are within a tie
     rule = AsSampled(WHERE[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), what)
-    found = sample(UnmaskingEnvironment(model, steps), Strategy(rule, what), canvas, seed=3).tokens
+    found = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(rule, what), Prompts(canvas), seed=3
+    ).tokens
     x, draws, rows = canvas.clone(), Draws(3), torch.arange(len(canvas))
     for step in range(steps):
-        observation = UnmaskingEnvironment(model, steps).reset(x)
+        observation = UnmaskingEnvironment(model, DecodeOptions(steps)).reset(Prompts(x))
         observation.environment.row_step = torch.full_like(rows, step)
         drawn, _ = observation.environment.draw(observation.masked, what, draws)
         for row in rows.tolist():
@@ -106,27 +111,27 @@ def test_decoding_writes_what_dreams_loop_writes(alg, model):
 
 
 def test_the_setting_is_of_rules_that_read_confidences(model):
-    config = composed("sample", ["sampler.strategy=entropy", "sampler.confidence=sampling", "sampler.temperature=0.2"])
-    strategy = build_strategy(config, model)
+    settings = SamplerSettings(strategy="entropy", confidence="sampling", temperature=0.2)
+    strategy = build_rule_decoder(settings, model)
     assert isinstance(strategy.where, AsSampled) and strategy.where.what == strategy.what == TokenRule(0.2)
-    config.sampler.strategy = "threshold"
-    assert build_strategy(config, model).where == AsSampled(WHERE["threshold"](0.9), strategy.what)
-    config.sampler.confidence = "model"
-    assert build_strategy(config, model).where == WHERE["threshold"](0.9)
+    settings.strategy = "threshold"
+    assert build_rule_decoder(settings, model).where == AsSampled(WHERE["threshold"](0.9), strategy.what)
+    settings.confidence = "model"
+    assert build_rule_decoder(settings, model).where == WHERE["threshold"](0.9)
     for name, confidence, message in (
         ("random", "sampling", "random reads none"),
         ("entropy", "mine", "'mine' is unknown"),
     ):
-        config.sampler.strategy, config.sampler.confidence = name, confidence
+        settings.strategy, settings.confidence = name, confidence
         with pytest.raises(ValueError, match=f"sampler.confidence=.*{message}"):
-            build_strategy(config, model)
+            build_rule_decoder(settings, model)
 
 
 def test_ends_that_are_written_last_stay_last(model):
     """Of the token that is drawn, as of the best one."""
     canvas, what = canvases(model, 8), TokenRule(1.0)
     ends = tuple(range(0, 60))
-    observation = UnmaskingEnvironment(model, 4, last=ends).reset(canvas)
+    observation = UnmaskingEnvironment(model, DecodeOptions(4, last_tokens=ends)).reset(Prompts(canvas))
     seen = replace(observation, environment=Sampled(observation, what, Draws(2)))
     readout = seen.read(observation.masked, 1)
     drawn = readout.top_tokens[..., 0][observation.masked]

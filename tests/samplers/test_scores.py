@@ -12,11 +12,13 @@ from benchmarks import plain_sedd
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import SeddLM
 from dlm.noise import GeometricNoise
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
-from samplers.loop import Strategy, sample
-from samplers.scores import PREDICTORS, absorbing_change, noise_steps, sample_scores, uniform_change
+from samplers.loop import StepDecoder, Strategy, sample
+from samplers.scores import PREDICTORS, ScoreDecoder, absorbing_change, noise_steps, uniform_change
 from samplers.where import WHERE
 from tests.enumerable import NOISES, fits, random_sedd
 
@@ -70,7 +72,12 @@ def test_the_law_is_that_of_the_dense_formula(graph, predictor, noise, prompt):
     canvas = [prompt.get(i, model.mask_id) for i in range(3)]
     law = dense_law(model, predictor, 3, canvas)
     assert len(law) == 3 ** (3 - len(prompt))
-    fits(sample_scores(model, predictor, 3, torch.tensor(canvas).expand(20_000, -1)).tokens, law)
+    fits(
+        ScoreDecoder(predictor)
+        .decode(model, Prompts(torch.tensor(canvas).expand(20_000, -1)), DecodeOptions(3))
+        .tokens,
+        law,
+    )
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -159,7 +166,11 @@ class ExactScores(SeddLM):
 def test_with_exact_scores_the_analytic_sampler_gives_the_law_of_the_data(graph, steps):
     law = torch.tensor([0.5, 0.3, 0.15, 0.05])
     model = ExactScores(law, graph, GeometricNoise(1e-3, 6.0))  # at 20 float32 scores tell nothing
-    tokens = sample_scores(model, "analytic", steps, torch.full((20_000, 1), model.mask_id)).tokens
+    tokens = (
+        ScoreDecoder("analytic")
+        .decode(model, Prompts(torch.full((20_000, 1), model.mask_id)), DecodeOptions(steps))
+        .tokens
+    )
     fits(tokens, {(token,): float(p) for token, p in enumerate(law)})
 
 
@@ -171,11 +182,13 @@ def test_untrained_sums_are_those_of_exact_scores(predictor):
     drifted = ExactScores(law, "absorb", GeometricNoise(1e-3, 6.0))
     drifted.head = lambda hidden: exact.head(hidden) + 3.0
     blank = torch.full((2_000, 1), exact.mask_id)
-    expected = sample_scores(exact, predictor, 8, blank)
-    early = sample_scores(drifted, predictor, 8, blank).written_at.double().mean()
+    expected = ScoreDecoder(predictor).decode(exact, Prompts(blank), DecodeOptions(8))
+    early = ScoreDecoder(predictor).decode(drifted, Prompts(blank), DecodeOptions(8)).written_at.double().mean()
     assert early < 0.8 * expected.written_at.double().mean()
     drifted.has_sums = False
-    assert torch.equal(sample_scores(drifted, predictor, 8, blank).tokens, expected.tokens)
+    assert torch.equal(
+        ScoreDecoder(predictor).decode(drifted, Prompts(blank), DecodeOptions(8)).tokens, expected.tokens
+    )
 
 
 @pytest.mark.parametrize("name", ["latex_sft", "latex_rl"])
@@ -183,7 +196,9 @@ def test_untrained_sums_are_those_of_exact_scores(predictor):
 def test_the_shipped_models_write_step_by_step(name, predictor):
     """On the log-linear schedule each of 8 analytic steps writes an eighth of the canvas, on average."""
     model = load_model(Path(__file__).parents[2] / "example" / name)[0]
-    written = sample_scores(model, predictor, 8, torch.full((8, 64), model.mask_id)).written_at
+    written = (
+        ScoreDecoder(predictor).decode(model, Prompts(torch.full((8, 64), model.mask_id)), DecodeOptions(8)).written_at
+    )
     shares = torch.bincount(written.flatten(), minlength=9) / written.numel()
     assert float(shares.max()) < (0.2 if predictor == "analytic" else 0.4)
 
@@ -194,12 +209,13 @@ def test_prompts_stay_and_a_row_does_not_depend_on_its_batch(graph, predictor):
     model = random_sedd(graph, vocabulary=9, length=12)
     canvas = torch.full((5, 12), model.mask_id)
     canvas[:, :3], canvas[:, -2:], canvas[1:3, 6] = 4, 7, 8
-    whole = sample_scores(model, predictor, 6, canvas, seed=3)
+    whole = ScoreDecoder(predictor).decode(model, Prompts(canvas), DecodeOptions(6), seed=3)
     written = canvas == model.mask_id
     assert torch.equal(whole.tokens[~written], canvas[~written]) and torch.equal(whole.prompt, ~written)
     assert int(whole.tokens.max()) < 9 and torch.equal(whole.written_at >= 0, written)
     parts = [
-        sample_scores(model, predictor, 6, canvas[i], seed=3, row_id=torch.tensor(i)) for i in ([0], [4, 2], [1, 3])
+        ScoreDecoder(predictor).decode(model, Prompts(canvas[i]), DecodeOptions(6), seed=3, row_id=torch.tensor(i))
+        for i in ([0], [4, 2], [1, 3])
     ]
     tokens = torch.cat([part.tokens for part in parts])[[0, 3, 2, 4, 1]]
     assert torch.equal(tokens, whole.tokens)
@@ -210,7 +226,7 @@ def test_rows_whose_last_mask_is_gone_are_not_evaluated():
     model = random_sedd(vocabulary=5, length=4, lift=2.0)
     canvas = torch.full((64, 4), model.mask_id)
     canvas[0] = 1
-    samples = sample_scores(model, "analytic", 50, canvas)
+    samples = ScoreDecoder("analytic").decode(model, Prompts(canvas), DecodeOptions(50))
     assert samples.evaluations[0] == 0 and samples.rows_evaluated == int(samples.evaluations.sum())
     assert samples.evaluations.float().mean() < 48
     assert torch.equal(samples.written_at.amax(1)[1:] + 1, samples.evaluations[1:])
@@ -220,21 +236,21 @@ def test_what_cannot_be_sampled_is_refused():
     model = random_sedd(length=4)
     blank = torch.full((1, 4), model.mask_id)
     with pytest.raises(ValueError, match="predictor='tweedie' is unknown; use one of euler, analytic"):
-        sample_scores(model, "tweedie", 2, blank)
+        ScoreDecoder("tweedie").decode(model, Prompts(blank), DecodeOptions(2))
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
-        sample_scores(model, "euler", 0, blank)
+        ScoreDecoder("euler").decode(model, Prompts(blank), DecodeOptions(0))
     with pytest.raises(ValueError, match="5 positions, more than the model's 4"):
-        sample_scores(model, "euler", 2, torch.full((1, 5), model.mask_id))
+        ScoreDecoder("euler").decode(model, Prompts(torch.full((1, 5), model.mask_id)), DecodeOptions(2))
     uniform = random_sedd("uniform", length=4)
-    environment = UnmaskingEnvironment(uniform, 2)
+    environment = UnmaskingEnvironment(uniform, DecodeOptions(2))
     with pytest.raises(ValueError, match="uniform graph, which has no masks"):
-        sample(environment, Strategy(WHERE["direct"](), TokenRule()), torch.full((1, 4), uniform.mask_id))
+        sample(environment, Strategy(WHERE["direct"](), TokenRule()), Prompts(torch.full((1, 4), uniform.mask_id)))
 
 
 # ------------------------------------------------------------------------------------ as any other masked model
 
 
-class Watching:
+class Watching(StepDecoder):
     """A strategy whose every readout is compared with a fresh evaluation of the canvas as it stands."""
 
     def __init__(self, strategy, model):
@@ -264,7 +280,7 @@ def test_every_strategy_reads_the_model_at_the_noise_of_the_canvas(name, block):
     canvas = torch.full((4, 16), model.mask_id)
     canvas[1, :3], canvas[2, 5:9] = 5, 11
     watching = Watching(Strategy(strategies()[name], TokenRule()), model)
-    samples = sample(UnmaskingEnvironment(model, 8, block), watching, canvas)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(8, block)), watching, Prompts(canvas))
     assert watching.compared > 40
     assert not (samples.tokens == model.mask_id).any()
     assert torch.equal(samples.tokens[samples.prompt], canvas[samples.prompt])
@@ -276,8 +292,10 @@ def test_the_noise_of_a_padded_row_is_that_of_the_row_alone(name):
     canvas = torch.full((3, 16), model.mask_id)
     canvas[:, 4:6] = 7
     start = torch.tensor([0, 4, 2])
-    environment, strategy = UnmaskingEnvironment(model, 4), Strategy(strategies()[name], TokenRule())
-    whole = sample(environment, strategy, canvas, seed=1, start=start).tokens
+    environment, strategy = UnmaskingEnvironment(model, DecodeOptions(4)), Strategy(strategies()[name], TokenRule())
+    whole = sample(environment, strategy, Prompts(canvas, start=start), seed=1).tokens
     for row, pad in enumerate(start.tolist()):
-        alone = sample(environment, strategy, canvas[row : row + 1, pad:], seed=1, row_id=torch.tensor([row])).tokens
+        alone = sample(
+            environment, strategy, Prompts(canvas[row : row + 1, pad:]), seed=1, row_id=torch.tensor([row])
+        ).tokens
         assert torch.equal(alone[0], whole[row, pad:])

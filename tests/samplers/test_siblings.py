@@ -14,6 +14,8 @@ from transformers import (
 from benchmarks import plain_guided
 from dlm.causal_lm import CausalLM
 from dlm.environment import UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.guided import Canvases, Guided, Siblings, Values
 from samplers.loop import sample
 from samplers.siblings import SiblingCache
@@ -115,7 +117,11 @@ def test_scores_and_tokens_are_those_of_the_published_loops(way):
     values = Kept(Siblings(cache_of(reward)) if way == "siblings" else Canvases(Rows(reward)))
     prompts = torch.randint(49, (3, 8), generator=torch.Generator().manual_seed(2))
     canvas = nn.functional.pad(prompts, (0, 10), value=model.mask_id)
-    ours = sample(UnmaskingEnvironment(model, 18), Guided(WHERE["leftmost"](), values, 2.0, 10, 0.0), canvas)
+    ours = sample(
+        UnmaskingEnvironment(model, DecodeOptions(18)),
+        Guided(WHERE["leftmost"](), values, 2.0, 10, 0.0),
+        Prompts(canvas),
+    )
     first, second = plain_guided.words(50, start=49), plain_guided.words(50)
     for row, prompt in enumerate(prompts):
         start = nn.functional.pad(prompt, (1, 0), value=49)[None]  # the start token, which the model puts there itself
@@ -138,9 +144,11 @@ def test_texts_of_different_lengths_and_rows_that_end_leave_the_others_as_they_a
     start = torch.tensor([0, 5, 2, 0])
 
     def decode(rows):
-        environment = UnmaskingEnvironment(model, 16, prompt_length=8, stop_id=int(common))
+        environment = UnmaskingEnvironment(model, DecodeOptions(16, ends=(int(common),)))
         strategy = Guided(WHERE["leftmost"](), Siblings(cache_of(reward)), 1.0, 8)
-        return sample(environment, strategy, canvas[rows], 0, torch.tensor(rows), start=start[rows]).tokens[:, 8:]
+        return sample(
+            environment, strategy, Prompts(canvas[rows], prompt_length=8, start=start[rows]), 0, torch.tensor(rows)
+        ).tokens[:, 8:]
 
     common = 48
     free = decode([0, 1, 2, 3])

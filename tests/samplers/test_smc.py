@@ -9,6 +9,8 @@ from torch import nn
 
 from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Finish, Path, Plain, Proposed, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
@@ -159,8 +161,8 @@ def test_the_estimate_of_z_is_unbiased_over_every_draw(kind, resample, scheme, m
     model, twist, name, steps, proposal = case(kind)
 
     def run(draws):
-        environment = UnmaskingEnvironment(model, steps)
-        return particle_filter(environment, proposal, twist, blank(model), 2, resample, scheme, draws=draws)
+        environment = UnmaskingEnvironment(model, DecodeOptions(steps))
+        return particle_filter(environment, proposal, twist, Prompts(blank(model)), 2, resample, scheme, draws=draws)
 
     runs = every_run(run, monkeypatch)
     truth = exp(log_z_of(model, twist, paths(model, name, steps)))
@@ -183,9 +185,17 @@ def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, 
         given = Path(torch.tensor([tokens]), torch.tensor([written_at]))
 
         def run(draws, given=given):
-            environment = UnmaskingEnvironment(model, steps)
+            environment = UnmaskingEnvironment(model, DecodeOptions(steps))
             return particle_filter(
-                environment, proposal, twist, blank(model), 2, resample, "multinomial", given=given, draws=draws
+                environment,
+                proposal,
+                twist,
+                Prompts(blank(model)),
+                2,
+                resample,
+                "multinomial",
+                given=given,
+                draws=draws,
             )
 
         runs = every_run(run, monkeypatch, pinned=True)
@@ -208,8 +218,8 @@ def test_a_tempered_proposal_is_as_unbiased(kind, resample, exponent, monkeypatc
     truth = exp(log_z_of(model, twist, law))
 
     def run(draws, particles=2):
-        environment = UnmaskingEnvironment(model, steps)
-        return particle_filter(environment, proposal, twist, blank(model), particles, resample, draws=draws)
+        environment = UnmaskingEnvironment(model, DecodeOptions(steps))
+        return particle_filter(environment, proposal, twist, Prompts(blank(model)), particles, resample, draws=draws)
 
     runs = every_run(run, monkeypatch)
     assert abs(sum(p for p, _ in runs) - 1) < 1e-12
@@ -234,7 +244,9 @@ def test_a_tempered_proposal_lies_between_the_model_and_the_twist():
     means = []
     for exponent in (0.0, 0.5, 1.0):
         model, twist, _, steps, proposal = case("causal twisted", exponent=exponent)
-        found = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2000), 1, "never")
+        found = particle_filter(
+            UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(blank(model, 2000)), 1, "never"
+        )
         means.append(float(found.log_phi.mean()))
     assert means[0] < means[1] < means[2]
 
@@ -266,7 +278,13 @@ def test_optimal_twists_leave_no_variance(kind):
     twist.psi = optimal(model, twist.psi, any_order=kind == "masked joint")
     seen = Diagnostics()
     found = particle_filter(
-        UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 50), 3, "every", collect=seen
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        proposal,
+        twist,
+        Prompts(blank(model, 50)),
+        3,
+        "every",
+        collect=seen,
     )
     assert (found.log_z - truth).abs().max() < 1e-12
     assert (torch.stack(seen.effective) - 3).abs().max() < 1e-12
@@ -282,13 +300,17 @@ def test_base_positions_are_optimal_for_the_conditionals_of_one_joint_alone():
         truth = log_z_of(model, twist, paths(model, "first_hitting", 2))
         twist.psi = optimal(model, psi, any_order=True)
         proposal = TwistedTokens(WHERE["first_hitting"](), TokenRule(), twist.tilt)
-        found = particle_filter(UnmaskingEnvironment(model, 2), proposal, twist, blank(model, 50), 3, "every")
+        found = particle_filter(
+            UnmaskingEnvironment(model, DecodeOptions(2)), proposal, twist, Prompts(blank(model, 50)), 3, "every"
+        )
         assert (float((found.log_z - truth).abs().max()) < 1e-6) == consistent  # from_joint keeps float32
 
 
 def test_a_constant_a_step_in_log_psi_changes_nothing_and_phi_scales_z():
     model, twist, _, steps, proposal = case("causal twisted")
-    run = lambda: particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 20), 4, "every")
+    run = lambda: particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(blank(model, 20)), 4, "every"
+    )
     before = run()
     partial = (torch.arange(len(twist.psi)) % 3) == 2  # the last position is masked
     twist.psi = twist.psi + 0.7 * partial
@@ -302,7 +324,9 @@ def test_a_constant_a_step_in_log_psi_changes_nothing_and_phi_scales_z():
 def test_best_of_n_and_importance_sampling_are_settings():
     model, twist, _, steps, proposal = case("causal base")
     potential = Finish(lambda tokens, rows: twist.final(tokens, rows))
-    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, blank(model, 40), 6, "never")
+    found = particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, potential, Prompts(blank(model, 40)), 6, "never"
+    )
     log_phi = twist.psi[model.state(found.samples.tokens)]
     assert torch.equal(found.log_phi, log_phi)
     assert torch.equal(found.weights.log.flatten(), log_phi)
@@ -328,7 +352,12 @@ def test_any_strategy_of_the_core_is_wrapped(name, steps):
     truth = sum(p * exp(float(psi[model.state(torch.tensor([tokens]))])) for tokens, p in law.items())
     canvas = torch.full((3000, 3), model.mask_id)
     found = particle_filter(
-        UnmaskingEnvironment(model, steps), Plain(Strategy(rule, TokenRule())), twist, canvas, 6, "ess"
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        Plain(Strategy(rule, TokenRule())),
+        twist,
+        Prompts(canvas),
+        6,
+        "ess",
     )
     z = found.log_z.exp()
     assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
@@ -344,9 +373,11 @@ def test_any_strategy_of_the_core_is_wrapped(name, steps):
 def test_a_row_does_not_know_its_batch():
     model, twist, _, steps, proposal = case("causal twisted")
     canvas = blank(model, 6)
-    whole = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, canvas, 5)
+    whole = particle_filter(UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(canvas), 5)
     ids = torch.tensor([4, 1])
-    some = particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, canvas[:2], 5, sample_id=ids)
+    some = particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(canvas[:2]), 5, sample_id=ids
+    )
     assert torch.equal(some.samples.tokens, whole.samples.tokens.view(6, 5, 2)[ids].flatten(0, 1))
     assert torch.equal(some.log_z, whole.log_z[ids])
 
@@ -360,8 +391,10 @@ def test_a_particle_that_cannot_reach_the_target_counts_as_nothing(kind, resampl
     truth = exp(log_z_of(model, twist, paths(model, name, steps)))
 
     def run(draws):
-        environment = UnmaskingEnvironment(model, steps)
-        return particle_filter(environment, proposal, twist, blank(model), 2, resample, "multinomial", draws=draws)
+        environment = UnmaskingEnvironment(model, DecodeOptions(steps))
+        return particle_filter(
+            environment, proposal, twist, Prompts(blank(model)), 2, resample, "multinomial", draws=draws
+        )
 
     runs = every_run(run, monkeypatch)
     assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - truth) < 1e-12
@@ -376,11 +409,24 @@ def test_a_dead_sample_ends_no_other():
     seen = Diagnostics()
     potential = Finish(lambda tokens, rows: torch.where(rows // 4 == 1, -torch.inf, 0.5))
     canvas = blank(model, 3)
-    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
+    found = particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        proposal,
+        potential,
+        Prompts(canvas),
+        4,
+        "every",
+        collect=seen,
+    )
     assert found.dead.tolist() == [False, True, False]
     assert found.log_z.tolist() == [0.5, -torch.inf, 0.5] and found.weights.effective.tolist() == [4, 0, 4]
     whole = particle_filter(
-        UnmaskingEnvironment(model, steps), proposal, Finish(lambda t, r: 0.5 + 0 * r), canvas, 4, "every"
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        proposal,
+        Finish(lambda t, r: 0.5 + 0 * r),
+        Prompts(canvas),
+        4,
+        "every",
     )
     alive = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     assert torch.equal(found.samples.tokens[alive], whole.samples.tokens[alive])
@@ -389,7 +435,15 @@ def test_a_dead_sample_ends_no_other():
         return torch.where(torch.arange(12) // 4 == 1, -torch.inf, 0.0)
 
     potential.log_psi, seen = at_once, Diagnostics()
-    found = particle_filter(UnmaskingEnvironment(model, steps), proposal, potential, canvas, 4, "every", collect=seen)
+    found = particle_filter(
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        proposal,
+        potential,
+        Prompts(canvas),
+        4,
+        "every",
+        collect=seen,
+    )
     assert found.dead.tolist() == [False, True, False] and seen.resampled[0].tolist() == [True, False, True]
     assert seen.effective[0].tolist() == [4, 0, 4] and int(seen.parents[0][1]) == 4, "its particles keep their lines"
 
@@ -401,7 +455,15 @@ LEFTMOST = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
 def filtered(potential, filters, particles, resample="every", **settings):
     """A filter of four positions, written from the left one a step."""
     canvas = torch.full((filters, 4), WIDE.mask_id)
-    return particle_filter(UnmaskingEnvironment(WIDE, 4), LEFTMOST, potential, canvas, particles, resample, **settings)
+    return particle_filter(
+        UnmaskingEnvironment(WIDE, DecodeOptions(4)),
+        LEFTMOST,
+        potential,
+        Prompts(canvas),
+        particles,
+        resample,
+        **settings,
+    )
 
 
 def test_a_given_path_is_never_replaced_by_a_likelier_one():
@@ -470,12 +532,12 @@ def test_what_a_proposal_said_of_a_state_goes_with_the_particle_that_is_resample
             return Proposed(decision, torch.zeros_like(log_psi), log_psi)
 
     weighed = []
-    environment = UnmaskingEnvironment(model, steps)
+    environment = UnmaskingEnvironment(model, DecodeOptions(steps))
     particle_filter(
         environment,
         Resting(),
         rests,
-        blank(model, 40),
+        Prompts(blank(model, 40)),
         4,
         "every",
         collect=lambda step: weighed.append(step.weights.log),
@@ -490,8 +552,10 @@ def test_a_weight_that_is_no_number_is_named_by_its_step():
         FloatingPointError,
         match="step 2: the log potential of 8 of 8 particles is NaN.* take more particles, or temper",
     ):
-        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model, 2), 4)
+        particle_filter(UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(blank(model, 2)), 4)
     with pytest.raises(ValueError, match="compared at one length"):
-        particle_filter(UnmaskingEnvironment(model, steps, stop_id=0), proposal, twist, blank(model), 4)
+        particle_filter(
+            UnmaskingEnvironment(model, DecodeOptions(steps, ends=(0,))), proposal, twist, Prompts(blank(model)), 4
+        )
     with pytest.raises(ValueError, match="particles=0 must be at least 1"):
-        particle_filter(UnmaskingEnvironment(model, steps), proposal, twist, blank(model), 0)
+        particle_filter(UnmaskingEnvironment(model, DecodeOptions(steps)), proposal, twist, Prompts(blank(model)), 0)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.loop import Strategy, TeacherForced, sample
 from samplers.where import WHERE, Threshold
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint, inconsistent
@@ -27,7 +29,13 @@ def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
     """`text` revealed by the rule `name`, and log p of what was written: of each recorded step, and summed over the row."""
     canvas = torch.full_like(text, model.mask_id) if canvas is None else canvas
     strategy = TeacherForced(WHERE[name](**SETTINGS.get(name, {})), text)
-    samples = sample(UnmaskingEnvironment(model, steps, block), strategy, canvas, seed, record=lambda observation: {})
+    samples = sample(
+        UnmaskingEnvironment(model, DecodeOptions(steps, block)),
+        strategy,
+        Prompts(canvas),
+        seed,
+        record=lambda observation: {},
+    )
     trajectory = samples.trajectory
     return samples, torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
 
@@ -97,7 +105,7 @@ def test_a_text_is_looked_up_by_the_name_of_its_row():
     canvas = text[name].clone()
     canvas[0, 2:], canvas[1, 5], canvas[2] = 4, 4, 4
     strategy = TeacherForced(Threshold(0.9), text)
-    samples = sample(UnmaskingEnvironment(model, 6), strategy, canvas, row_id=name)
+    samples = sample(UnmaskingEnvironment(model, DecodeOptions(6)), strategy, Prompts(canvas), row_id=name)
     assert torch.equal(samples.tokens, text[name])
     assert len(samples.steps.unique()) == 3
 
@@ -116,7 +124,7 @@ def test_log_prob_sums_over_the_positions_asked_for_and_evaluates_no_row_that_as
     canvas = torch.tensor([[4, 1, 4, 4, 0], [4, 4, 4, 4, 4], [4, 1, 4, 4, 0]])
     text = torch.tensor([[2, 3, 0, 1, 1], [0, 1, 2, 3, 0], [3, 3, 3, 3, 3]])
     where = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
-    observation = UnmaskingEnvironment(model, 3).reset(canvas)
+    observation = UnmaskingEnvironment(model, DecodeOptions(3)).reset(Prompts(canvas))
     log_prob = observation.log_prob(where, text)
     dense = RandomLM(4).log_probs(canvas).gather(2, text.unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(log_prob, dense.masked_fill(~where, 0.0).sum(1))
@@ -135,8 +143,8 @@ def test_a_text_revealed_costs_what_the_same_rule_costs_a_sampler():
     canvas = torch.full_like(text, 4)
     canvas[[0, 1, 2], [0, 1, 2]] = 0  # no two rows share an evaluation
     for name, positions in (("confidence", 7 + 5 + 3 + 1), ("random", 7)):
-        environment = UnmaskingEnvironment(RandomLM(4), 4)
+        environment = UnmaskingEnvironment(RandomLM(4), DecodeOptions(4))
         for strategy in (TeacherForced(WHERE[name](), text), Strategy(WHERE[name](), TokenRule())):
-            samples = sample(environment, strategy, canvas)
+            samples = sample(environment, strategy, Prompts(canvas))
             assert samples.evaluations.tolist() == [4, 4, 4]
             assert environment.positions_read == 3 * positions

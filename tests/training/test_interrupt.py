@@ -14,7 +14,7 @@ from training.usage import exit_on_bad_input
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     *([path.name] for path in sorted(ROOT.glob("run_*.py"))),
-    *(["-m", name] for name in ("evaluation.compare", "evaluation.kl_report", "evaluation.lm_eval", "rewards.latex")),
+    *(["-m", name] for name in ("evaluation.compare", "evaluation.kl_report", "unmask.lm_eval", "rewards.latex")),
 ]
 # What every command imports first, replaced by a module in whose import the user presses Ctrl-C.
 PRESSED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"

@@ -7,6 +7,8 @@ from safetensors.torch import save_file
 
 import run_train_policy
 from dlm.environment import TokenRule
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from load_model import load_model
 from policy.checkpoints import load_policy
 from samplers.where import Threshold
@@ -190,7 +192,7 @@ def test_what_a_rule_picks_at_once_has_no_order_of_position():
     from tests.enumerable import RandomLM
 
     model = RandomLM(4, seed=1)
-    observation = UnmaskingEnvironment(model, 4).reset(torch.full((400, 3), model.mask_id))
+    observation = UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(torch.full((400, 3), model.mask_id)))
     order, _ = Threshold(0.0).choose(observation, Draws(0))
     assert (order.sort(1).values == torch.tensor([1, 2, 3])).all()
     assert 150 < int((order[:, 0] < order[:, 2]).sum()) < 250

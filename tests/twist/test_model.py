@@ -8,6 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.smc import particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE, Leftmost
@@ -58,8 +60,8 @@ def test_one_pass_says_what_the_filter_found_step_by_step(settings):
     canvas = torch.nn.functional.pad(canvas, (0, written), value=model.mask_id)
     proposal = TwistedTokens(Leftmost(), TokenRule(), potential.tilt)
     for resample in ("never", "every"):
-        environment = UnmaskingEnvironment(twist.sampled(), written)
-        found = particle_filter(environment, proposal, potential, canvas, 5, resample)
+        environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(written))
+        found = particle_filter(environment, proposal, potential, Prompts(canvas), 5, resample)
         tokens = found.samples.tokens
         with torch.no_grad():
             log_p, log_psi, log_mass = densities(twist, tokens, prompt)
@@ -81,9 +83,11 @@ def test_particles_that_coincide_share_evaluations():
     model = tiny_causal()
     twist = twist_on(model, trunk="separate")
     potential = TwistPotential(twist, RewardTarget(token_sum), particles=64)
-    environment = UnmaskingEnvironment(twist.sampled(), 4)
+    environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(4))
     canvas = torch.full((1, 4), model.mask_id)
-    particle_filter(environment, TwistedTokens(Leftmost(), TokenRule(), potential.tilt), potential, canvas, 64, "every")
+    particle_filter(
+        environment, TwistedTokens(Leftmost(), TokenRule(), potential.tilt), potential, Prompts(canvas), 64, "every"
+    )
     assert environment.forwards == 4
     assert environment.rows_evaluated <= 1 + 13 + 64 + 64
 
@@ -194,8 +198,8 @@ def test_masked_models_read_the_twist_beside_the_model(trunk):
     canvas = torch.full((2, 6), model.mask_id)
     for steps, reads_state in ((6, False), (2, True)):
         proposal = TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt, reads_state)
-        environment = UnmaskingEnvironment(twist.sampled(), steps)
-        found = particle_filter(environment, proposal, potential, canvas, 4, "never")
+        environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(steps))
+        found = particle_filter(environment, proposal, potential, Prompts(canvas), 4, "never")
         tokens, written_at = found.samples.tokens, found.samples.written_at
         assert environment.forwards == steps
         total = token_sum(tokens)
@@ -238,7 +242,7 @@ def test_what_is_refused():
         TwistModel(random_sedd(), trunk="lora")
     potential = TwistPotential(twist_on(masked), RewardTarget(token_sum), particles=2)
     with pytest.raises(ValueError, match="writes 3 at once; take as many steps as there are masks"):
-        particle_filter(UnmaskingEnvironment(masked, 2), TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt),
-                        potential, torch.full((1, 6), masked.mask_id), 2)  # fmt: skip
+        particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt),
+                        potential, Prompts(torch.full((1, 6), masked.mask_id)), 2)  # fmt: skip
     with pytest.raises(ValueError, match="temperature 0"):
         TwistedTokens(Leftmost(), TokenRule(0), potential.tilt)

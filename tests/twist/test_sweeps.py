@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
 from samplers.smc import Path, particle_filter
 from samplers.twisted import TwistedTokens
 from samplers.where import WHERE
@@ -159,9 +161,9 @@ def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypat
     z = exp(log_z_of(model, twist, law))
 
     def run(draws, given=None, scheme="systematic"):
-        environment = UnmaskingEnvironment(model, steps)
+        environment = UnmaskingEnvironment(model, DecodeOptions(steps))
         return particle_filter(
-            environment, proposal, twist, blank(model), 2, resample, scheme, draws=draws, given=given
+            environment, proposal, twist, Prompts(blank(model)), 2, resample, scheme, draws=draws, given=given
         )
 
     runs = every_run(run, monkeypatch)

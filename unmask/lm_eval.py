@@ -1,6 +1,6 @@
 """lm-evaluation-harness with our models: its own command line, with `unmask` among its models.
 
-    python -m evaluation.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
+    python -m unmask.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
 
 --model_args: path (all that load_model takes), dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
 block_length, cache, policy.path, policy.action, ...); samples, seed: of the likelihood bound;
@@ -35,17 +35,18 @@ from omegaconf import OmegaConf
 from data.tasks import Prompts
 from dlm.encoding import check_ids, hidden_names, rendered_ids, text_ids
 from dlm.masked_lm import MaskedLM
-from evaluation.decoding import Decoding, generations
+from evaluation.decoding import AnswerSettings, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
-from policy.build import build_strategy, shipped
-from policy.readers import check_given
 from rewards.code import before_end
-from samplers.loop import Strategy, sample
+from samplers.loop import Strategy
 from samplers.samples import Samples
+from samplers.settings import SamplerSettings, check_given
 from samplers.where import AsSampled
 from training.files import append_line, make_directory
+from training.hub import shipped
 from training.usage import composed, device_of, exit_on_bad_input, override
+from unmask.decoders import build_rule_decoder
 
 try:
     from lm_eval._cli import HarnessCLI
@@ -81,9 +82,11 @@ class UnmaskLM(TemplateLM):
             raise ValueError("stop has no effect here: a row always ends at its end of sequence; leave it out")
         self.config = composed("sample", [sampler_override(key, value) for key, value in sampler.items()])
         self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
-        check_given(self.config, {f"sampler.{key}": key for key in sampler})
-        self.strategy = build_strategy(self.config, self.model)
-        self._decoding(self.config.sampler.block_length or 1).environment(self.model, 0)  # refuses what does not fit
+        settings = SamplerSettings.of(OmegaConf.to_container(self.config.sampler, resolve=True))  # pyright: ignore[reportArgumentType]
+        check_given(settings, {f"sampler.{key}": key for key in sampler})
+        self.strategy = build_rule_decoder(settings, self.model)
+        options = self._decoding(settings.block_length or 1).options(self.model)
+        options.check_model(self.model)
         if (self.config.sampler.block_length or 1) > self.max_length:
             raise ValueError(f"block_length is more than the model's {self.max_length} positions; change it")
         # `auto` asks for as many as fit: memory here is bounded whatever the batch
@@ -193,7 +196,7 @@ class UnmaskLM(TemplateLM):
         by_length.pop(0, None)
         for length, numbers in by_length.items():
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
-                prompts = left_padded(self.model, [texts[number][0] for number in part], length)
+                prompts = Prompts.from_ids([texts[number][0] for number in part], length, self.model.mask_id)
                 samples = self._decode(prompts, length, 0.0, part, blocks=False)
                 written = samples.tokens[:, prompts.prompt_length :].tolist()
                 for number, tokens in zip(part, written, strict=True):
@@ -244,7 +247,7 @@ class UnmaskLM(TemplateLM):
             room = self.max_length - length
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
                 shown = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
-                prompts = left_padded(self.model, shown, length)
+                prompts = Prompts.from_ids(shown, length, self.model.mask_id)
                 samples = self._decode(prompts, length, float(temperature), part)
                 answers = generations(self.model, samples.tokens[:, prompts.prompt_length :])
                 for number, answer in zip(part, answers, strict=True):
@@ -260,10 +263,10 @@ class UnmaskLM(TemplateLM):
         most = max(self.max_length - context, self.max_length // 2, block) // block * block
         return min(-(-asked // block) * block, most)
 
-    def _decoding(self, length: int, blocks: bool = True) -> Decoding:
+    def _decoding(self, length: int, blocks: bool = True) -> AnswerSettings:
         sampler = self.config.sampler
         steps = length if self.model.causal or not self.told_steps else int(sampler.steps)
-        return Decoding(
+        return AnswerSettings(
             length, steps, sampler.block_length if blocks else None, sampler.cache, sampler.refresh, sampler.budget,
             sampler.logits_eos_inf, sampler.confidence_eos_eot_inf, float(sampler.guidance),
             sampler.alpha,
@@ -274,10 +277,10 @@ class UnmaskLM(TemplateLM):
     ) -> Samples:
         """By the strategy; rows: the requests' numbers, so that a request's draws do not hang on its batch."""
         prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
-        environment = self._decoding(length, blocks).environment(self.model, prompts.prompt_length)
+        options = self._decoding(length, blocks).options(self.model)
         where, what = self.strategy.where, replace(self.strategy.what, temperature=temperature)
         strategy = Strategy(replace(where, what=what) if isinstance(where, AsSampled) else where, what)
-        return sample(environment, strategy, prompts.canvas, self.seed, row_id, start=prompts.start)
+        return strategy.decode(self.model, prompts, options, self.seed, row_id)
 
 
 def sampler_override(key: str, value: Any) -> str:
@@ -290,15 +293,6 @@ def sampler_override(key: str, value: Any) -> str:
 def arguments_of(requests: list[Instance]) -> list[tuple[Any, ...]]:
     """(context, continuation), (text,), or (context, settings of generation) of each request."""
     return [tuple(request.args) for request in requests]
-
-
-def left_padded(model: MaskedLM, contexts: list[list[int]], length: int) -> Prompts:
-    """Contexts padded on the left, `length` masks behind them; the padding is never seen."""
-    width = max(len(context) for context in contexts)
-    canvas = torch.full((len(contexts), width + length), model.mask_id)
-    for row, context in enumerate(contexts):
-        canvas[row, :width] = torch.tensor([0] * (width - len(context)) + context, dtype=torch.long)
-    return Prompts(canvas, {}, None, width, torch.tensor([width - len(context) for context in contexts]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,267 @@
+"""Settings of decoders, the names of all strategies, and which strategy reads which setting."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import ClassVar
+
+from dlm.masked_lm import MaskedLM, SeddLM
+from samplers.fk import POTENTIALS
+from samplers.guided import METHODS
+from samplers.particles import RESAMPLE, SCHEMES
+from samplers.scores import PREDICTORS
+from samplers.where import ADAPTIVE, CONFIDENCES, CONFIDENT, WHERE
+from training.fields import Settings, setting
+from training.ranges import ROWS, Flag, Maybe, Number, OneOf, Text, Whole
+
+STRATEGIES = (*WHERE, "policy")  # an unmasking rule and a token sampler
+GUIDED = (*METHODS, "best_of_n", "top_k")  # guided by a reward
+FILTERS = ("twisted_smc", "fk")  # by particles
+EVERY_STRATEGY = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
+ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # laws of a policy that leave no position open
+POSITIONS = ("independent", "pair", "joint")
+READS = ("siblings", "rows", "texts")
+PROPOSALS = ("joint", "tokens", "base")
+PICKS = ("draw", "best")
+# The setting that is a rule's parameter.
+RULE_SETTINGS = {
+    "threshold": "threshold",
+    "window": "threshold",
+    "factor": "factor",
+    "entropy_bound": "entropy_bound",
+    "confidence_noisy": "noise",
+}
+
+LENGTH, COUNT, WEIGHT, SHARE, NAME = Whole(1, 1_000_000), Whole(1), Number(0, 1e6), Number(0, 1), Text()
+
+
+@dataclass
+class PolicySettings(Settings):
+    """Strategy `policy`: a trained policy as an unmasking rule."""
+
+    prefix: ClassVar[str] = "sampler.policy."
+    path: str = setting("example/014609", NAME, "a directory, a run, a .pth or a .safetensors file of a policy")
+    other_model: bool = setting(
+        False, Flag(), "use the policy with another model than it was trained on (policies that read confidences only)"
+    )
+    action: str | None = setting(
+        None, Maybe(NAME), f"how positions are chosen by the policy's scores: {', '.join(ACTIONS)}; null: fixed"
+    )
+    temperature: float | int = setting(1.0, WEIGHT, "divides the policy's scores")
+    beta: float | int = setting(1.0, WEIGHT, "multiplies the probabilities of action bernoulli_argmax")
+    threshold: float | int = setting(
+        0.5, SHARE, "of action threshold: commit all positions that the policy trusts this much"
+    )
+
+
+@dataclass
+class GuideSettings(Settings):
+    """Strategies that are guided by a reward."""
+
+    prefix: ClassVar[str] = "sampler.guide."
+    reward: str | None = setting(
+        None, Maybe(NAME), "a run of train-reward, a sequence classifier, or a name such as vader; fk takes it too"
+    )
+    beta: float | int | None = setting(None, Maybe(Number(-1e6, 1e6)), "weight of the reward; null: as published")
+    k: int = setting(10, COUNT, "tokens that are candidates at a position; best_of_n and top_k draw among so many")
+    temperature: float | int | None = setting(
+        None, Maybe(WEIGHT), "of the guided distribution, 0 takes the best candidate; null: as published"
+    )
+    unmask: str | None = setting(None, Maybe(NAME), "unmasking rule; null: confidence, of a causal model leftmost")
+    positions: str = setting("independent", NAME, f"several positions a step: {', '.join(POSITIONS)}")
+    proposals: int = setting(8, ROWS, "proposals of positions=joint")
+    samples: int = setting(10, ROWS, "samples of best_of_n")
+    read: str | None = setting(
+        None, Maybe(NAME), f"how the reward reads candidates: {', '.join(READS)}; null: the cheapest that it allows"
+    )
+
+
+@dataclass
+class SMCSettings(Settings):
+    """Strategies twisted_smc and fk: several particles for each sample."""
+
+    prefix: ClassVar[str] = "sampler.smc."
+    particles: int = setting(8, ROWS, "particles of each sample")
+    resample: str = setting("ess", NAME, f"when particles are resampled: {', '.join(RESAMPLE)}")
+    scheme: str = setting("systematic", NAME, f"how particles are resampled: {', '.join(SCHEMES)}")
+    interval: int = setting(1, COUNT, "steps after which states are weighed and particles resampled")
+    pick: str = setting("draw", NAME, "the particle that is kept: draw (by weight) or best (highest potential)")
+    unmask: str | None = setting(None, Maybe(NAME), "unmasking rule of the particles; null: as model and twist allow")
+    twist: str | None = setting(None, Maybe(NAME), "twisted_smc: a run of train-twist")
+    proposal: str | None = setting(
+        None, Maybe(NAME), f"twisted_smc: {', '.join(PROPOSALS)}; null: as model and twist allow"
+    )
+    exponent: float | int = setting(1.0, WEIGHT, "twisted_smc: exponent of the twist in the proposal")
+    label: int | None = setting(None, Maybe(Whole(0)), "twisted_smc: the class, of a twist that is conditioned on one")
+    potential: str = setting("difference", NAME, f"fk: {', '.join(POTENTIALS)}")
+    scale: float | int = setting(1.0, Number(-1e6, 1e6), "fk: weight of the reward (lambda)")
+    completions: int = setting(4, ROWS, "fk, masked models: completions of a state on which its reward is taken")
+
+
+@dataclass
+class SamplerSettings(Settings):
+    """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
+
+    prefix: ClassVar[str] = "sampler."
+    strategy: str | None = setting(None, Maybe(NAME), "null: direct, of a causal model leftmost")
+    steps: int = setting(
+        16, LENGTH, "equal decoding steps over the whole canvas; a causal model commits one token a step"
+    )
+    budget: int | None = setting(
+        None, Maybe(LENGTH), "network evaluations that a sample may cost; the last one commits every open position"
+    )
+    alpha: float | int | None = setting(
+        None, Maybe(WEIGHT), "weight of speed, for a policy that was trained with reward.alphas"
+    )
+    block_length: int | None = setting(
+        None, Maybe(LENGTH), "positions of a semi-autoregressive block; it must divide the response"
+    )
+    cache: str | None = setting(
+        None, Maybe(OneOf(("prefix", "dual"))), "keys and values kept within a block (LLaDA, Dream); approximate"
+    )
+    refresh: int | None = setting(
+        None, Maybe(LENGTH), "evaluations after which a cached row is recomputed; null: at the start of each block"
+    )
+    guidance: float | int = setting(
+        0.0,
+        WEIGHT,
+        "classifier-free guidance w: (1 + w) * with the prompt - w * without it; an evaluation then counts twice",
+    )
+    stop: bool = setting(False, Flag(), "a sample ends where it commits the tokenizer's end of sequence")
+    logits_eos_inf: bool = setting(False, Flag(), "never commit the end of sequence")
+    confidence_eos_eot_inf: bool = setting(False, Flag(), "positions of an end token count as least confident")
+    threshold: float | int = setting(
+        0.9, SHARE, "strategies threshold and window: commit where the best token is this probable"
+    )
+    window: int = setting(4, LENGTH, "strategy window: threshold within this many leftmost open positions of each row")
+    factor: float | int = setting(1.0, WEIGHT, "strategy factor: the n most confident while (n + 1)(1 - p_n) < factor")
+    entropy_bound: float | int = setting(0.5, WEIGHT, "strategy entropy_bound, in nats")
+    noise: float | int = setting(
+        1.0, WEIGHT, "strategy confidence_noisy: standard deviation of the noise on the log-margin"
+    )
+    confidence: str = setting(
+        "model", NAME, f"distribution of confidences: {', '.join(CONFIDENCES)} (after temperature, top_p, top_k)"
+    )
+    temperature: float | int = setting(1.0, WEIGHT, "of the tokens; 0 commits the most likely token")
+    top_p: float | int = setting(1.0, Number(0, 1, open_low=True), "smallest set of tokens with this probability")
+    top_k: int = setting(0, Whole(0), "most likely tokens to draw from; 0: all")
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    guide: GuideSettings = field(default_factory=GuideSettings)
+    smc: SMCSettings = field(default_factory=SMCSettings)
+
+
+# ------------------------------------------------------------------------------------------- which strategy reads which setting
+
+TILTED = tuple(METHODS)
+IN_STEPS = tuple(name for name in WHERE if name not in ADAPTIVE)  # rules that commit `steps` equal parts
+# The strategies that read a setting; the first entry that fits a key decides, and a key without one is read by all.
+READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
+      for key in dict.fromkeys(RULE_SETTINGS.values())),
+    ("sampler.window", ("window",)),
+    ("sampler.steps", (*IN_STEPS, "policy", *PREDICTORS, *GUIDED, *FILTERS)),
+    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", *GUIDED, *FILTERS)),
+    ("sampler.top_k", (*STRATEGIES, *PREDICTORS, *TILTED, *FILTERS)),  # best_of_n and top_k read guide.k in its place
+    ("sampler.policy", ("policy",)),
+    ("sampler.guide.reward", (*TILTED, "best_of_n", "fk")),
+    ("sampler.guide.samples", ("best_of_n",)),
+    ("sampler.guide.k", GUIDED),
+    ("sampler.guide.unmask", GUIDED),
+    ("sampler.guide", TILTED),
+    *((f"sampler.smc.{key}", ("twisted_smc",)) for key in ("twist", "proposal", "exponent", "label")),
+    *((f"sampler.smc.{key}", ("fk",)) for key in ("potential", "scale", "completions")),
+    ("sampler.smc", FILTERS),
+)  # fmt: skip
+# Of these strategies: a setting that is read only where another one has one of these values.
+READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] = (
+    ("sampler.steps", ("policy",), "sampler.policy.action", (None, "fixed")),
+    ("sampler.steps", GUIDED, "sampler.guide.unmask", (None, *IN_STEPS)),
+    ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
+    ("sampler.policy.threshold", ("policy",), "sampler.policy.action", ("threshold",)),
+    ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
+    ("sampler.guide.proposals", TILTED, "sampler.guide.positions", ("joint",)),
+    *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))
+      for key in ("scheme", "interval", "potential", "completions")),
+)  # fmt: skip
+NAMED = 4  # strategies that a refusal names
+
+
+def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
+    """Refuse an unknown strategy, with the nearest name: ValueError."""
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
+        raise ValueError(f"strategy {name!r} is unknown; {hint} one of {', '.join(known)}")
+
+
+def strategy_name(name: str | None, model: MaskedLM) -> str:
+    """The strategy to use: by default direct, for a causal model leftmost. ValueError where the model does not have it."""
+    check_strategy(name, (*STRATEGIES, *PREDICTORS))
+    if name in PREDICTORS and not isinstance(model, SeddLM):
+        raise ValueError(f"strategy {name!r} steps on the scores of a SEDD, and this model is none; use direct")
+    if model.causal and name not in (None, "leftmost"):
+        raise ValueError(f"strategy {name!r} needs a masked model and this one is causal; use leftmost")
+    return name or ("leftmost" if model.causal else "direct")
+
+
+def guided_rule(name: str | None, model: MaskedLM) -> str:
+    """The unmasking rule of a guided decoder: leftmost for a causal model, else `name`, by default the most confident."""
+    if name is not None and name not in WHERE:
+        raise ValueError(f"unmask={name!r} is unknown; use one of {', '.join(WHERE)}")
+    if model.causal and name not in (None, "leftmost"):
+        raise ValueError(f"unmask={name} needs a masked model and this one is causal; leave it out")
+    return name or ("leftmost" if model.causal else "confidence")
+
+
+def highest_setting(name: str) -> float:
+    """The largest value of the parameter of a rule of RULE_SETTINGS: 1 of a probability."""
+    return 1.0 if RULE_SETTINGS[name] == "threshold" else float("inf")
+
+
+def readers_of(key: str) -> tuple[str, ...]:
+    """The strategies that read a setting, by its key `sampler.…`; empty: all do."""
+    return next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), ())
+
+
+def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
+    """Why a setting is not read under `settings.strategy`, and what to use; empty where it is read.
+
+    Args:
+        key: of the setting, `sampler.…`.
+        flag: what stands before the name of a strategy, for the message.
+    """
+    strategy = settings.strategy or "direct"
+    reading = {strategy, settings.smc.unmask} if strategy in FILTERS else {strategy}  # particles go by a rule too
+    readers = readers_of(key)
+    if readers and not reading & set(readers):
+        others = f"{flag}{' or '.join(readers)}" if len(readers) <= NAMED else f"another strategy, as {readers[0]}"
+        return f"would do nothing with {flag}{strategy}; leave it out, or use {others}"
+    for own, strategies, other, values in READ_WITH:
+        if key == own and reading & set(strategies):
+            value = attrgetter(other.removeprefix("sampler."))(settings)
+            if value not in values:
+                known = [str(allowed) for allowed in values if allowed is not None]
+                others = " or ".join(known) if len(known) <= NAMED else f"{known[0]}, for example"
+                return f"would do nothing with {other}={value}; leave it out, or use {other}={others}"
+    return ""
+
+
+def check_given(settings: SamplerSettings, given: Mapping[str, str], flag: str = "--strategy ") -> None:
+    """Refuse a setting that the strategy does not read.
+
+    Args:
+        given: key of a setting (`sampler.…`) -> its name for the user, of each that the user set. Defaults do not count.
+        flag: what stands before the name of a strategy, for the message.
+
+    Raises:
+        ValueError: names the setting, the strategy, and those that read it.
+    """
+    for key, name in given.items():
+        if not key.startswith("sampler."):
+            continue
+        value = attrgetter(key.removeprefix("sampler."))(settings)
+        if value is not None and value is not False and (reason := idle(settings, key, flag)):
+            raise ValueError(f"{name} {reason}")

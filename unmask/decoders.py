@@ -1,0 +1,563 @@
+"""From sampler settings to decoders: rules and policies, decoders guided by a reward, particle filters, SEDD's own samplers.
+
+Everything that is wrong with the settings, for this model and these prompts, is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dlm.encoding import model_ids
+from dlm.ends import before_end, end_tokens, has_end, texts_of
+from dlm.fingerprint import fingerprint_of, mismatch
+from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from dlm.token_rule import TokenRule
+from policy.checkpoints import load_policy
+from policy.networks import HiddenMLP
+from policy.unmasker import PolicyUnmasker, check_alpha
+from rewards.models import (
+    ClassifierReward,
+    RewardModel,
+    TextReward,
+    VocabularyHead,
+    load_head,
+    load_reward,
+    shares_tokens,
+)
+from rewards.template import encode
+from samplers.best_of import BestOf
+from samplers.fk import Steering
+from samplers.guided import (
+    METHODS,
+    Canvases,
+    Guided,
+    GuidedPair,
+    HeadValues,
+    JointProposals,
+    Siblings,
+    Template,
+    Texts,
+    Values,
+    check_guide,
+)
+from samplers.loop import Decoder, Strategy, Unmasker
+from samplers.particles import RESAMPLE, SCHEMES
+from samplers.scores import PREDICTORS, ScoreDecoder
+from samplers.settings import (
+    ACTIONS,
+    EVERY_STRATEGY,
+    FILTERS,
+    GUIDED,
+    PICKS,
+    POSITIONS,
+    PROPOSALS,
+    READS,
+    RULE_SETTINGS,
+    PolicySettings,
+    SamplerSettings,
+    SMCSettings,
+    check_strategy,
+    guided_rule,
+    highest_setting,
+    idle,
+    strategy_name,
+)
+from samplers.siblings import SiblingCache
+from samplers.smc import Finish, ParticleDecoder, Plain, Potential, Proposal
+from samplers.twisted import TwistedJoint, TwistedTokens
+from samplers.where import WHERE, AsSampled, Window, check_confidence
+from training.hub import shipped
+from training.ranges import shown
+from twist.learning import check_resampling
+from twist.model import TwistModel, load_twist, read_about, twist_directory
+from twist.potential import TwistPotential
+from twist.tail import BeforeTail, with_tail
+from twist.targets import Target, build_target, check_continuation, text_reward
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What decoders that read a reward need to know of the canvases.
+
+    first: the position at which answers begin; length: positions of a canvas; opened: open positions of a canvas.
+    """
+
+    first: int
+    length: int
+    opened: int
+
+    @classmethod
+    def of(cls, prompts: Prompts, mask_id: int) -> Layout:
+        """Of prompts whose canvases are laid out alike."""
+        open_positions = prompts.open_positions(mask_id)[0].nonzero().squeeze(1)
+        return cls(int(open_positions[0]), prompts.canvas.shape[1], len(open_positions))
+
+
+def build_decoder(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int = 0, suffix: str | None = None
+) -> Decoder:
+    """The decoder that the settings ask for.
+
+    Args:
+        layout: of the canvases to decode.
+        seed: of the completions on which Feynman-Kac steering takes its reward.
+        suffix: the text that a twist of an infilling target leads to.
+
+    Raises:
+        ValueError: for settings that the model, the policy, the reward or the twist does not allow.
+    """
+    check_strategy(settings.strategy, EVERY_STRATEGY)
+    if settings.strategy in GUIDED:
+        return build_guided(settings, model, layout)
+    if settings.strategy in FILTERS:
+        return build_particles(settings, model, layout, seed, suffix)
+    if strategy_name(settings.strategy, model) in PREDICTORS:
+        return build_score_decoder(settings, model)
+    return build_rule_decoder(settings, model)
+
+
+def build_options(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, stop: bool | None = None, measure_drift: bool = False
+) -> DecodeOptions:
+    """The options of decoding that the settings ask for.
+
+    Args:
+        stop: rows end at their end of sequence or of turn. None: as `settings.stop` says.
+
+    Raises:
+        ValueError: for an end of sequence that the model does not have.
+    """
+    stop = settings.stop if stop is None else stop
+    ends = end_tokens(model.tokenizer)
+    if not ends and (settings.stop or settings.logits_eos_inf or settings.confidence_eos_eot_inf):
+        raise ValueError(f"{model.model_id} has no end of sequence; leave stop and the eos settings out")
+    # Strategies that take as many steps as they need may have blocks that do not divide `steps`.
+    steps = layout.opened if model.causal or idle(settings, "sampler.steps") else settings.steps
+    return DecodeOptions(
+        max(1, steps), settings.block_length, budget=settings.budget, ends=ends if stop else (),
+        never_tokens=ends[:1] if settings.logits_eos_inf else (),
+        last_tokens=ends if settings.confidence_eos_eot_inf else (), guidance=float(settings.guidance), cache=settings.cache,
+        refresh=settings.refresh, alpha=settings.alpha, measure_drift=measure_drift,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- rules and policies
+
+
+def token_sampler(settings: SamplerSettings) -> TokenRule:
+    """The token sampler of strategies without a reward."""
+    return TokenRule(float(settings.temperature), float(settings.top_p), settings.top_k)
+
+
+def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
+    """A rule or a policy, and a token sampler."""
+    name = strategy_name(settings.strategy, model)
+    if name in PREDICTORS:
+        raise ValueError(
+            f"strategy {name!r} chooses positions and tokens at once, on the whole canvas; use it to sample, not here"
+        )
+    tokens = token_sampler(settings)
+    check_confidence(settings.confidence, name, "sampler.confidence")
+    if name == "policy":
+        policy = build_policy_rule(settings.policy, model)
+        check_alpha(policy.network, settings.alpha)
+        return Strategy(policy, tokens)
+    check_alpha(None, settings.alpha)
+    rule = build_rule(settings, name)
+    return Strategy(AsSampled(rule, tokens) if settings.confidence == "sampling" else rule, tokens)
+
+
+def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
+    """A rule of WHERE with its parameter."""
+    if name not in RULE_SETTINGS:
+        return WHERE[name]()
+    key = RULE_SETTINGS[name]
+    value, highest = getattr(settings, key), highest_setting(name)
+    if not 0 <= value <= highest:
+        raise ValueError(f"sampler.{key}={value} must be a number from 0 to {highest}; change it")
+    return Window(float(value), settings.window) if name == "window" else WHERE[name](float(value))
+
+
+def build_policy_rule(settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
+    """A trained policy as an unmasking rule, on the device of the model."""
+    action = settings.action or "fixed"
+    if action not in ACTIONS:
+        raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
+    network = load_policy(shipped(settings.path), model=model, other_model=settings.other_model)
+    if isinstance(network, HiddenMLP) and action != "fixed":
+        raise ValueError(
+            f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "
+            f"must be fixed, not {action}; leave it out"
+        )
+    network.to(next(model.parameters()).device)
+    return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta), float(settings.threshold))
+
+
+def build_score_decoder(settings: SamplerSettings, model: MaskedLM) -> ScoreDecoder:
+    """SEDD's own sampler. ValueError for settings that it does not have: it samples the distribution of the scores themselves."""
+    name = strategy_name(settings.strategy, model)
+    neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "guidance": 0, "budget": None, "block_length": None, "cache": None,
+               "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
+               "confidence_eos_eot_inf": False, "confidence": "model"}  # fmt: skip
+    wrong = [
+        f"sampler.{key}={shown(getattr(settings, key))}"
+        for key, value in neutral.items()
+        if getattr(settings, key) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"strategy {name!r} samples the model's own scores on the whole canvas; leave {', '.join(wrong)} out, or use "
+            "another strategy"
+        )
+    return ScoreDecoder(name)
+
+
+# ------------------------------------------------------------------------------------------------------- guided by a reward
+
+
+def build_guided(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> Decoder:
+    """A decoder that is guided by a reward."""
+    guide, name = settings.guide, str(settings.strategy)
+    rule = WHERE[guided_rule(guide.unmask, model)]()
+    if settings.confidence != "model":
+        raise ValueError(
+            f"sampler.confidence={settings.confidence} is for strategies without a reward; strategy {name!r} reads the model's "
+            "own confidences: leave it out"
+        )
+    check_guide(guide.k, 0.0 if guide.beta is None else guide.beta, model.vocab_size - (not model.causal))
+    if name in ("best_of_n", "top_k"):
+        return build_best_of(settings, model, layout, rule)
+    if (settings.temperature, settings.top_p, settings.top_k) != (1, 1, 0):
+        raise ValueError(
+            f"strategy {name!r} writes by its own law; leave sampler.temperature, top_p and top_k out (sampler.guide.temperature "
+            "is that of the tilted law)"
+        )
+    method = METHODS[name]
+    beta = float(method.beta if guide.beta is None else guide.beta)
+    temperature = float(method.temperature if guide.temperature is None else guide.temperature)
+    values = build_values(settings, model, layout)
+    if guide.positions not in POSITIONS:
+        raise ValueError(f"sampler.guide.positions={guide.positions!r} is unknown; use one of {', '.join(POSITIONS)}")
+    if guide.positions == "independent":
+        return Guided(rule, values, beta, guide.k, temperature)
+    if model.causal:
+        raise ValueError(
+            f"sampler.guide.positions={guide.positions} is of a masked model; a causal one writes one position"
+        )
+    if guide.positions == "pair":
+        if settings.budget is not None:
+            raise ValueError("positions=pair writes one position a step, whatever the budget; leave sampler.budget out")
+        return GuidedPair(rule, values, beta, guide.k, temperature)
+    if name == "value_head":
+        raise ValueError("a vocabulary head values single tokens; use sampler.guide.positions=independent or pair")
+    return JointProposals(rule, values, beta, guide.proposals, TokenRule(top_k=guide.k), temperature)
+
+
+def build_best_of(settings: SamplerSettings, model: MaskedLM, layout: Layout, rule: Unmasker) -> Decoder:
+    """Strategies best_of_n and top_k, which draw among the k best tokens."""
+    guide = settings.guide
+    tokens = TokenRule(float(settings.temperature), float(settings.top_p), guide.k)
+    if settings.strategy == "top_k":
+        return Strategy(rule, tokens)
+    if (tokens.temperature == 0 or guide.k == 1) and guide.samples > 1:
+        raise ValueError("best_of_n at temperature 0, or with k=1, would draw the same sample each time; raise them")
+    reward = requested_reward(settings, model)
+    return BestOf(Strategy(rule, tokens), guide.samples, score_finished(reward, model, layout.first))
+
+
+def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel | TextReward:
+    """The reward `settings.guide.reward`. ValueError where none is named."""
+    if settings.guide.reward is None:
+        raise ValueError(f"strategy {settings.strategy!r} needs a reward; give --reward RUN_OR_ID")
+    return load_reward(shipped(settings.guide.reward), next(model.parameters()).device)
+
+
+def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> Values:
+    """How the reward of the strategy reads candidates."""
+    guide, name = settings.guide, str(settings.strategy)
+    if guide.read not in (None, *READS):
+        raise ValueError(
+            f"sampler.guide.read={guide.read!r} is unknown; use one of {', '.join(READS)}, or leave it out"
+        )
+    if name == "value_head":
+        return HeadValues(requested_head(guide.reward, model))
+    reward = requested_reward(settings, model)
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the tokenizer of {model.model_id} cannot be loaded, which a reward needs; add tokenizer.json"
+        )
+    kind = reward.kind if isinstance(reward, RewardModel) else "full"
+    check_kind(name, kind, str(guide.reward), model)
+    same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
+    causal = isinstance(reward, ClassifierReward) and reward.causal and model.causal
+    check_read(settings, same, causal)
+    ends = end_tokens(model.tokenizer)
+    if not same or guide.read == "texts":
+        if kind == "mask":
+            raise ValueError(
+                f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
+            )
+        own = Template(first=layout.first, end=ends[0] if ends else None, turns=ends[1:])
+        assert isinstance(reward, TextReward)
+        decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (dlm/ends.py)
+        return Texts(reward.score_texts, decode, own, kind)
+    assert isinstance(reward, RewardModel)
+    template = template_of(reward, layout.first, ends)
+    longest = layout.length + len(template.front) + len(template.between)
+    if isinstance(reward, ClassifierReward) and longest > reward.max_length:
+        raise ValueError(
+            f"prompt and answer are up to {longest} tokens and {guide.reward} reads {reward.max_length}; shorten either, or give "
+            "sampler.guide.read=texts, which cuts prompts as in training"
+        )
+    if isinstance(reward, ClassifierReward) and causal and guide.read != "rows":
+        return Siblings(SiblingCache(reward.model.base_model, reward.score_hidden), template)
+    return Canvases(reward, template)
+
+
+def check_kind(strategy: str, kind: str, path: str, model: MaskedLM) -> None:
+    """Refuse a reward that was trained on other rows than the strategy, or the model, has: ValueError."""
+    if kind not in METHODS[strategy].reads:
+        fitting = " or ".join(each for each, method in METHODS.items() if kind in method.reads)
+        raise ValueError(
+            f"strategy {strategy!r} takes a reward that was trained on {' or '.join(METHODS[strategy].reads)} rows and {path} "
+            f"is of kind {kind!r}; use {fitting}, or give another reward"
+        )
+    if kind == "mask" and model.causal:
+        raise ValueError(
+            f"{path} was trained on canvases with masks, and a causal model has none; give a prefix reward"
+        )
+
+
+def check_read(settings: SamplerSettings, same_tokens: bool, causal: bool) -> None:
+    """Refuse a way to read candidates that the reward does not allow: ValueError."""
+    guide = settings.guide
+    if guide.read in ("siblings", "rows") and not same_tokens:
+        raise ValueError(
+            f"sampler.guide.read={guide.read} needs a reward that reads the model's own token ids, and the tokenizer of "
+            f"{guide.reward} is another; leave it out, and candidates are decoded and encoded again"
+        )
+    if guide.read == "siblings" and not causal:
+        raise ValueError(
+            f"sampler.guide.read=siblings needs a causal language model and a causal reward model, whose keys and values can be "
+            f"kept, and {guide.reward} with this model is not such a pair; use rows"
+        )
+
+
+def requested_head(path: str | None, model: MaskedLM) -> VocabularyHead:
+    """The vocabulary head of this model. ValueError for one that was trained on another."""
+    if path is None:
+        raise ValueError("strategy 'value_head' needs a vocabulary head; give --reward RUN")
+    head = load_head(str(path), next(model.parameters()).device)
+    if (head.kind == "prefix") != model.causal:
+        raise ValueError(
+            f"{path} is a head of {head.trunk}, which is {'causal' if head.kind == 'prefix' else 'masked'}, and this model is "
+            f"not; give --model {head.trunk}"
+        )
+    rows, width = head.linear.weight.shape
+    if (rows, width) != (model.vocab_size, model.hidden_size):
+        raise ValueError(
+            f"{path} is a head of {head.trunk} ({width} wide, {rows} tokens), and this model is {model.hidden_size} wide with "
+            f"{model.vocab_size} tokens; give --model {head.trunk}"
+        )
+    if head.trained_on is not None and (found := mismatch(head.trained_on, fingerprint_of(model))):
+        raise ValueError(f"the vocabulary head {path} {found}; give the model that it was trained on by --model")
+    return head
+
+
+def template_of(reward: RewardModel, first: int, ends: Sequence[int]) -> Template:
+    """The template of `rewards.template.encode`, around ids of the model.
+
+    Args:
+        first: where answers begin on the canvas.
+        ends: the model's end tokens, the end of sequence first.
+    """
+    tokenizer: Any = reward.tokenizer
+    front, _ = encode(tokenizer, "", "", finished=False)
+    separator = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
+    between = (separator,) if separator is not None and first else ()
+    end = ends[0] if ends else None
+    return Template(tuple(front), between, first, end, tokenizer.mask_token_id, tuple(ends[1:]))
+
+
+def score_finished(
+    reward: RewardModel | TextReward, model: MaskedLM, first: int
+) -> Callable[[Int[Tensor, "row position"], Int[Tensor, "row"] | None], Float[Tensor, "row"]]:
+    """The reward of finished canvases, as an evaluation of their texts gives it."""
+    if not isinstance(reward, TextReward):
+        raise ValueError(f"a {type(reward).__name__} scores no finished texts; give another reward")
+
+    def score(tokens: Int[Tensor, "row position"], start: Int[Tensor, "row"] | None) -> Float[Tensor, "row"]:
+        begins = [0] * len(tokens) if start is None else start.tolist()
+        prompts = [row[begin:first] for row, begin in zip(tokens.tolist(), begins, strict=True)]
+        texts, finished = answer_texts(model, tokens[:, first:])
+        given = model.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        return reward.score_texts(given, texts, finished).to(tokens.device)
+
+    return score
+
+
+def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple[list[str], list[bool]]:
+    """The answers up to their end (dlm/ends.py), and whether each came to it."""
+    ends, free = end_tokens(model.tokenizer), torch.ones_like(answers, dtype=torch.bool)
+    return texts_of(answers, before_end(answers, free, ends), model.tokenizer), has_end(answers, free, ends).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------- particles
+
+
+def twist_description(settings: SMCSettings) -> dict[str, Any]:
+    """What the twist was learnt for: model, prompt and length, the defaults of what is sampled. ValueError without a twist."""
+    if settings.twist is None:
+        raise ValueError("strategy twisted_smc needs a twist; give --twist RUN, a run of run_train_twist.py")
+    return read_about(twist_directory(settings.twist))
+
+
+def check_smc(settings: SMCSettings) -> None:
+    """Refuse unknown names, and an exponent that the base proposal does not read: ValueError."""
+    if settings.proposal == "base" and settings.exponent != 1:
+        raise ValueError(
+            f"proposal base is not bent by the twist, and sampler.smc.exponent={settings.exponent} says how much; leave one out"
+        )
+    known = {"resample": RESAMPLE, "scheme": tuple(SCHEMES), "pick": PICKS, "proposal": (None, *PROPOSALS)}
+    for key, values in known.items():
+        if getattr(settings, key) not in values:
+            names = ", ".join(str(value) for value in values if value is not None)
+            raise ValueError(f"sampler.smc.{key}={getattr(settings, key)!r} is unknown; use one of {names}")
+    check_strategy(settings.unmask, (*WHERE, "policy", *PREDICTORS))
+
+
+def build_particles(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int, suffix: str | None
+) -> ParticleDecoder:
+    """A particle filter: twisted SMC, or Feynman-Kac steering."""
+    smc = settings.smc
+    check_smc(smc)
+    if settings.stop:
+        raise ValueError("particles are compared at one length; leave sampler.stop out")
+    if settings.strategy == "fk":
+        return build_steering(settings, model, layout, seed)
+    if settings.guidance != 0:
+        raise ValueError(
+            f"sampler.guidance={settings.guidance} mixes two hidden states of each canvas, and the twist reads one; leave "
+            "sampler.guidance out"
+        )
+    about = twist_description(smc)
+    model = with_tail(model, about["target"])
+    twist, about = load_twist(twist_directory(str(smc.twist)), model)
+    if smc.resample != "never":
+        check_resampling(str(about.get("method")), str(smc.twist))
+    target = build_target(about["target"], model, layout.first, layout.opened)
+    return build_twisted(settings, model, twist, target, twist_condition(settings, model, about, layout, suffix))
+
+
+def particle_rule(settings: SamplerSettings, model: MaskedLM, default: str) -> Strategy:
+    """The rule and the token sampler of the particles."""
+    return build_rule_decoder(replace(settings, strategy=settings.smc.unmask or default), model)
+
+
+def particle_decoder(
+    smc: SMCSettings, parts: Callable[[int], tuple[Proposal, Potential]], model: MaskedLM
+) -> ParticleDecoder:
+    """A particle decoder with these settings."""
+    return ParticleDecoder(parts, smc.particles, smc.resample, smc.scheme, smc.interval, smc.pick, model)
+
+
+def build_steering(settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int) -> ParticleDecoder:
+    """Feynman-Kac steering."""
+    smc, reward = settings.smc, settings.guide.reward
+    if smc.twist is not None:
+        raise ValueError(
+            "strategy fk weighs states by a reward and reads no twist; leave --twist out, or take twisted_smc"
+        )
+    if reward is None:
+        raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of run_train_reward.py")
+    if model.tokenizer is None:
+        raise ValueError(
+            f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json"
+        )
+    score, scale = text_reward(reward, model, layout.first), float(smc.scale)
+    strategy = particle_rule(settings, model, "leftmost" if model.causal else "direct")
+
+    def parts(samples: int) -> tuple[Proposal, Potential]:
+        if smc.resample == "never":  # no state is weighed
+            return Plain(strategy), Finish(lambda tokens, rows: scale * score(tokens))
+        return Plain(strategy), Steering(score, scale, smc.potential, smc.completions, strategy.what, seed)
+
+    Steering(score, scale, smc.potential, smc.completions)  # refuses an unknown potential
+    return particle_decoder(smc, parts, model)
+
+
+def build_twisted(
+    settings: SamplerSettings, model: MaskedLM, twist: TwistModel, target: Target, given: Int[Tensor, "*token"] | None
+) -> ParticleDecoder:
+    """Twisted SMC. given: what the twist is conditioned on."""
+    smc, of_state = settings.smc, twist.state_head is not None
+    kind = smc.proposal or ("tokens" if model.causal or of_state else "joint")
+    if kind == "joint" and (model.causal or smc.unmask is not None):
+        raise ValueError(
+            "proposal joint lets the twist choose among the positions of a masked model, and here "
+            + ("the model is causal" if model.causal else f"sampler.smc.unmask={smc.unmask} does")
+            + "; use sampler.smc.proposal=tokens"
+        )
+    if kind == "joint" and settings.budget is not None:
+        raise ValueError(
+            f"proposal joint writes one position a step, whatever sampler.budget={settings.budget} is; leave it out, "
+            "or use sampler.smc.proposal=tokens with a twist that has a state head"
+        )
+    # A rule that commits several positions a step commits equally many of each particle: psi of states is then comparable,
+    # whatever the learnt psi leaves open of a step.
+    strategy = particle_rule(settings, model, "leftmost" if model.causal else "random" if of_state else "first_hitting")
+
+    def parts(samples: int) -> tuple[Proposal, Potential]:
+        own = None if given is None else given.expand(samples, *given.shape)
+        potential = TwistPotential(twist, target, smc.particles, own)
+        if kind == "joint":
+            return TwistedJoint(strategy.what, potential.tilt, float(smc.exponent)), potential
+        if kind == "base" and of_state:
+            return Plain(strategy), potential
+        exponent = 0.0 if kind == "base" else float(smc.exponent)
+        return TwistedTokens(strategy.where, strategy.what, potential.tilt, of_state, exponent), potential
+
+    parts(1)  # refuses what does not fit
+    return particle_decoder(smc, parts, twist.sampled())
+
+
+def twist_condition(
+    settings: SamplerSettings, model: MaskedLM, about: dict[str, Any], layout: Layout, suffix: str | None
+) -> Int[Tensor, "*token"] | None:
+    """What the twist is conditioned on: for infilling the tokens that follow (`suffix`), or a class; None: nothing."""
+    condition, device, label = about["twist"]["condition"], next(model.parameters()).device, settings.smc.label
+    if condition == "class":
+        classes = about["twist"]["classes"]
+        if label is None or not 0 <= label < classes:
+            raise ValueError(
+                f"this twist is told one of {classes} classes and sampler.smc.label={label}; give a number from 0 to "
+                f"{classes - 1}"
+            )
+        return torch.tensor(label, device=device)
+    if label is not None:
+        raise ValueError(
+            f"sampler.smc.label={label} is for twists that are told a class, and this one is not; leave it out"
+        )
+    if about["target"]["kind"] != "infilling":
+        return None
+    if not suffix:
+        raise ValueError("this twist writes towards what follows; give it: --suffix TEXT")
+    given = torch.tensor(model_ids(model, suffix, "--suffix"), device=device)
+    if len(given) != about["target"]["tokens"]:
+        raise ValueError(
+            f"--suffix {suffix!r} is {len(given)} tokens and this twist was learnt for {about['target']['tokens']} that follow "
+            f"(target.tokens); give a text of {about['target']['tokens']}"
+        )
+    whole = model.whole if isinstance(model, BeforeTail) else model
+    check_continuation(whole, layout.first, layout.opened, len(given))
+    return given
