@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from dlm.board import BoardTokenizer
-from dlm.encoding import check_ids, message_ids, model_ids, unwritable
+from dlm.encoding import check_ids, message_ids, messages_ids, model_ids, unwritable
 from dlm.masked_lm import MaskedLM
 
 # In a template. The space before a mask belongs to the word that will stand there; `\[MASK]` is text.
@@ -59,6 +60,22 @@ def canvas_of(
             f"(at most {model.max_length})"
         )
     return _with_something_to_write([*start, *[model.mask_id] * (length - given), *end], model)
+
+
+def chat_canvas(
+    model: MaskedLM, messages: Sequence[Mapping[str, str]], length: int | None = None
+) -> Int[Tensor, "position"]:
+    """The canvas of a conversation in the model's chat template, up to where the answer begins. ValueError without a template."""
+    if getattr(model.tokenizer, "chat_template", None) is None:
+        raise ValueError(f"{model.model_id} has no chat template; give the prompt as text")
+    start, length = messages_ids(model.tokenizer, messages), length or model.max_length
+    check_ids(model, start, "the messages")
+    if len(start) > length or length > model.max_length:
+        raise ValueError(
+            f"the messages have {len(start)} positions and the canvas {min(length, model.max_length)}; shorten them or raise "
+            f"length (at most {model.max_length})"
+        )
+    return _with_something_to_write([*start, *[model.mask_id] * (length - len(start))], model)
 
 
 def _with_something_to_write(row: list[int], model: MaskedLM) -> Int[Tensor, "position"]:

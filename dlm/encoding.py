@@ -7,7 +7,7 @@ where the template alone writes special tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,12 @@ def unwritable(tokenizer: Any, text: str) -> str:
 
 def message_ids(tokenizer: Any, message: str, answer: str = "") -> list[int]:
     """A user's message in the tokenizer's chat template, up to where the answer begins, and the beginning of the answer."""
-    chat = [{"role": "user", "content": hidden_names(tokenizer, message)}]
+    return messages_ids(tokenizer, [{"role": "user", "content": message}], answer)
+
+
+def messages_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], answer: str = "") -> list[int]:
+    """A conversation in the tokenizer's chat template, up to where the next answer begins, and the beginning of the answer."""
+    chat = [{**message, "content": hidden_names(tokenizer, message["content"])} for message in messages]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     return rendered_ids(tokenizer, rendered + hidden_names(tokenizer, answer))
 

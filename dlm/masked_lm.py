@@ -102,6 +102,11 @@ class MaskedLM(nn.Module):
             states.append(self.hidden(tokens[rows, pad:], read[rows, pad:], own))
         return in_order(torch.cat(states), torch.cat(places))
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights; the CPU without weights."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
     def chunk(self, device: torch.device) -> int:
         """How many positions go through the head at a time."""
         return max(16, LOGITS_PER_CHUNK[device.type] // self.vocab_size // 16 * 16)

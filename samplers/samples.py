@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
@@ -61,6 +63,11 @@ class ParticleFigures:
     resamplings: Int[Tensor, "row"]
     dead: Bool[Tensor, "row"]
 
+    def take(self, index: Int[Tensor, "kept"]) -> ParticleFigures:
+        """The figures of those samples."""
+        named = ("log_z", "log_potential", "ess", "resamplings", "dead")
+        return replace(self, **{name: getattr(self, name)[index] for name in named})
+
 
 @dataclass
 class Samples:
@@ -91,7 +98,9 @@ class Samples:
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
         kept = ("tokens", "prompt", "written_at", "evaluations", "steps")
-        return replace(self, trajectory=None, **{name: getattr(self, name)[index] for name in kept})
+        particles = None if self.particles is None else self.particles.take(index)
+        rows = {name: getattr(self, name)[index] for name in kept}
+        return replace(self, trajectory=None, particles=particles, **rows)
 
     @property
     def answer(self) -> Bool[Tensor, "row position"]:
@@ -119,3 +128,23 @@ class Samples:
     @property
     def tokens_per_second(self) -> float:
         return int(self.generated.sum()) / self.seconds
+
+
+def joined(batches: Sequence[Samples]) -> Samples:
+    """All samples of batches on canvases of one length; what was counted for whole batches is added up, and there is no
+    trajectory. drift: a mean over the batches where it was measured."""
+    first, rows = batches[0], ("tokens", "prompt", "written_at", "evaluations", "steps")
+    totals = ("forwards", "rows_evaluated", "seconds", "cpu_seconds", "reward_rows")
+    measured = [batch.drift for batch in batches if batch.drift is not None]
+    figures = [batch.particles for batch in batches if batch.particles is not None]
+    particles = None
+    if figures:
+        named = ("log_z", "log_potential", "ess", "resamplings", "dead")
+        particles = ParticleFigures(
+            figures[0].particles, *(torch.cat([getattr(one, name) for one in figures]) for name in named)
+        )
+    return Samples(
+        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in rows},
+        **{name: sum(getattr(batch, name) for batch in batches) for name in totals},
+        ends=first.ends, particles=particles, exact=first.exact, drift=sum(measured) / len(measured) if measured else None,
+    )  # fmt: skip

@@ -170,11 +170,16 @@ class RevealedTarget:
 
 
 def text_reward(
-    name: str, model: MaskedLM, prompt: int
+    reward: str | TextReward, model: MaskedLM, prompt: int
 ) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
-    """A reward by its name (rewards/models.py), of canvases whose first `prompt` positions are the prompt."""
-    reward = load_reward(name, next(model.parameters()).device)
-    assert isinstance(reward, TextReward)
+    """A reward of texts, or the one of that name (rewards/models.py), as a reward of canvases.
+
+    prompt: positions at the start of a canvas that are the prompt.
+    """
+    if isinstance(reward, str):
+        loaded = load_reward(reward, next(model.parameters()).device)
+        assert isinstance(loaded, TextReward)
+        reward = loaded
     ends = end_tokens(model.tokenizer)
 
     def score(tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:

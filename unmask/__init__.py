@@ -1,1 +1,43 @@
-"""Unmask: learned and reward-guided decoding of masked-diffusion language models."""
+"""Unmask: learned and reward-guided decoding of masked-diffusion language models.
+
+Load a model, sample from it, and measure the samples:
+
+    import unmask
+
+    model = unmask.load("example/stories")
+    out = unmask.sample(model, ["Once upon a time"] * 8, strategy="confidence", steps=16, length=64, seed=0)
+    print(out.texts[0], out.nfe, out.metrics())
+
+`import unmask` is fast: a name is imported when it is used for the first time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samplers.settings import SamplerSettings
+    from unmask.api import Generation, Step, load, load_policy, load_reward, sample, stream
+
+MODULES = {
+    "Generation": "unmask.api",
+    "SamplerSettings": "samplers.settings",
+    "Step": "unmask.api",
+    "load": "unmask.api",
+    "load_policy": "unmask.api",
+    "load_reward": "unmask.api",
+    "sample": "unmask.api",
+    "stream": "unmask.api",
+}
+
+__all__ = ["Generation", "SamplerSettings", "Step", "load", "load_policy", "load_reward", "sample", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported now."""
+    if name not in MODULES:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}; it has {', '.join(MODULES)}")
+    value = getattr(import_module(MODULES[name]), name)
+    globals()[name] = value
+    return value

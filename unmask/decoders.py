@@ -103,7 +103,12 @@ class Layout:
 
 
 def build_decoder(
-    settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int = 0, suffix: str | None = None
+    settings: SamplerSettings,
+    model: MaskedLM,
+    layout: Layout,
+    seed: int = 0,
+    suffix: str | None = None,
+    reward: TextReward | None = None,
 ) -> Decoder:
     """The decoder that the settings ask for.
 
@@ -111,15 +116,16 @@ def build_decoder(
         layout: of the canvases to decode.
         seed: of the completions on which Feynman-Kac steering takes its reward.
         suffix: the text that a twist of an infilling target leads to.
+        reward: in place of the one that `settings.guide.reward` names.
 
     Raises:
         ValueError: for settings that the model, the policy, the reward or the twist does not allow.
     """
     check_strategy(settings.strategy, EVERY_STRATEGY)
     if settings.strategy in GUIDED:
-        return build_guided(settings, model, layout)
+        return build_guided(settings, model, layout, reward)
     if settings.strategy in FILTERS:
-        return build_particles(settings, model, layout, seed, suffix)
+        return build_particles(settings, model, layout, seed, suffix, reward)
     if strategy_name(settings.strategy, model) in PREDICTORS:
         return build_score_decoder(settings, model)
     return build_rule_decoder(settings, model)
@@ -224,7 +230,9 @@ def build_score_decoder(settings: SamplerSettings, model: MaskedLM) -> ScoreDeco
 # ------------------------------------------------------------------------------------------------------- guided by a reward
 
 
-def build_guided(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> Decoder:
+def build_guided(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, reward: TextReward | None = None
+) -> Decoder:
     """A decoder that is guided by a reward."""
     guide, name = settings.guide, str(settings.strategy)
     rule = WHERE[guided_rule(guide.unmask, model)]()
@@ -235,7 +243,7 @@ def build_guided(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> 
         )
     check_guide(guide.k, 0.0 if guide.beta is None else guide.beta, model.vocab_size - (not model.causal))
     if name in ("best_of_n", "top_k"):
-        return build_best_of(settings, model, layout, rule)
+        return build_best_of(settings, model, layout, rule, reward)
     if (settings.temperature, settings.top_p, settings.top_k) != (1, 1, 0):
         raise ValueError(
             f"strategy {name!r} writes by its own law; leave sampler.temperature, top_p and top_k out (sampler.guide.temperature "
@@ -244,7 +252,7 @@ def build_guided(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> 
     method = METHODS[name]
     beta = float(method.beta if guide.beta is None else guide.beta)
     temperature = float(method.temperature if guide.temperature is None else guide.temperature)
-    values = build_values(settings, model, layout)
+    values = build_values(settings, model, layout, reward)
     if guide.positions not in POSITIONS:
         raise ValueError(f"sampler.guide.positions={guide.positions!r} is unknown; use one of {', '.join(POSITIONS)}")
     if guide.positions == "independent":
@@ -262,7 +270,9 @@ def build_guided(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> 
     return JointProposals(rule, values, beta, guide.proposals, TokenRule(top_k=guide.k), temperature)
 
 
-def build_best_of(settings: SamplerSettings, model: MaskedLM, layout: Layout, rule: Unmasker) -> Decoder:
+def build_best_of(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, rule: Unmasker, reward: TextReward | None
+) -> Decoder:
     """Strategies best_of_n and top_k, which draw among the k best tokens."""
     guide = settings.guide
     tokens = TokenRule(float(settings.temperature), float(settings.top_p), guide.k)
@@ -270,8 +280,8 @@ def build_best_of(settings: SamplerSettings, model: MaskedLM, layout: Layout, ru
         return Strategy(rule, tokens)
     if (tokens.temperature == 0 or guide.k == 1) and guide.samples > 1:
         raise ValueError("best_of_n at temperature 0, or with k=1, would draw the same sample each time; raise them")
-    reward = requested_reward(settings, model)
-    return BestOf(Strategy(rule, tokens), guide.samples, score_finished(reward, model, layout.first))
+    scored = reward or requested_reward(settings, model)
+    return BestOf(Strategy(rule, tokens), guide.samples, score_finished(scored, model, layout.first))
 
 
 def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel | TextReward:
@@ -281,8 +291,8 @@ def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel 
     return load_reward(shipped(settings.guide.reward), next(model.parameters()).device)
 
 
-def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> Values:
-    """How the reward of the strategy reads candidates."""
+def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, given: TextReward | None = None) -> Values:
+    """How the reward of the strategy reads candidates. given: in place of the reward that the settings name."""
     guide, name = settings.guide, str(settings.strategy)
     if guide.read not in (None, *READS):
         raise ValueError(
@@ -290,7 +300,7 @@ def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout) -> 
         )
     if name == "value_head":
         return HeadValues(requested_head(guide.reward, model))
-    reward = requested_reward(settings, model)
+    reward = given or requested_reward(settings, model)
     if model.tokenizer is None:
         raise ValueError(
             f"the tokenizer of {model.model_id} cannot be loaded, which a reward needs; add tokenizer.json"
@@ -436,7 +446,12 @@ def check_smc(settings: SMCSettings) -> None:
 
 
 def build_particles(
-    settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int, suffix: str | None
+    settings: SamplerSettings,
+    model: MaskedLM,
+    layout: Layout,
+    seed: int,
+    suffix: str | None,
+    reward: TextReward | None = None,
 ) -> ParticleDecoder:
     """A particle filter: twisted SMC, or Feynman-Kac steering."""
     smc = settings.smc
@@ -444,7 +459,7 @@ def build_particles(
     if settings.stop:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
     if settings.strategy == "fk":
-        return build_steering(settings, model, layout, seed)
+        return build_steering(settings, model, layout, seed, reward)
     if settings.guidance != 0:
         raise ValueError(
             f"sampler.guidance={settings.guidance} mixes two hidden states of each canvas, and the twist reads one; leave "
@@ -471,9 +486,11 @@ def particle_decoder(
     return ParticleDecoder(parts, smc.particles, smc.resample, smc.scheme, smc.interval, smc.pick, model)
 
 
-def build_steering(settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int) -> ParticleDecoder:
+def build_steering(
+    settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int, given: TextReward | None = None
+) -> ParticleDecoder:
     """Feynman-Kac steering."""
-    smc, reward = settings.smc, settings.guide.reward
+    smc, reward = settings.smc, given or settings.guide.reward
     if smc.twist is not None:
         raise ValueError(
             "strategy fk weighs states by a reward and reads no twist; leave --twist out, or take twisted_smc"

@@ -1,0 +1,347 @@
+"""Load a model, sample from it, measure what was sampled: the functions behind `import unmask`.
+
+Example:
+    >>> import unmask
+    >>> model = unmask.load("example/stories")
+    >>> out = unmask.sample(model, "Once upon a time", strategy="confidence", steps=4, length=24)
+    >>> out.texts[0].startswith("Once upon a time"), out.nfe.tolist()
+    (True, [4])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor, nn
+
+from dlm.board import BoardTokenizer
+from dlm.canvas import canvas_of, chat_canvas
+from dlm.masked_lm import MaskedLM
+from dlm.prompts import Prompts
+from evaluation.replay import replay_html
+from evaluation.sampling import cost, quality, solved
+from evaluation.text import load_judge
+from load_model import load_model
+from policy.checkpoints import load_policy as load_policy_network
+from policy.unmasker import PolicyUnmasker
+from rewards.functions import FunctionReward
+from rewards.models import RewardModel, TextReward
+from rewards.models import load_reward as load_reward_model
+from samplers.loop import Decoder, OnStep, Strategy, Unmasker
+from samplers.samples import Samples, joined
+from samplers.settings import SamplerSettings
+from training.files import write_text
+from training.hub import shipped
+from training.usage import device_of
+from unmask.decoders import Layout, build_decoder, build_options, token_sampler
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder
+RewardLike = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
+
+
+def load(path: str, device: str = "auto", dtype: str = "float32") -> MaskedLM:
+    """Load a masked-diffusion (or causal) language model, frozen.
+
+    Args:
+        path: a shipped model (`example/stories`), a directory, a training run, or an id of the hub.
+        device: auto, cpu or cuda.
+        dtype: float32, bfloat16 or float16, in which the network computes.
+
+    Raises:
+        ValueError: says what is wrong with the path or the files.
+    """
+    return load_model(path, device_of(device), dtype)[0]
+
+
+def load_policy(path: str, model: MaskedLM | None = None) -> nn.Module:
+    """Load a trained unmasking policy: a shipped one, a directory, a run, or a file.
+
+    Args:
+        model: the model to use it with; a policy that does not fit it is refused.
+    """
+    return load_policy_network(shipped(path), model=model)
+
+
+def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:
+    """Load a reward: a run of train-reward, a sequence classifier, or a name such as `vader`."""
+    return load_reward_model(shipped(path), device_of(device))
+
+
+@dataclass
+class Generation:
+    """What `sample` returns: samples in the order of the prompts, `num_samples` of each."""
+
+    model: MaskedLM
+    samples: Samples
+
+    @property
+    def texts(self) -> list[str]:
+        """Each sample as text, the prompt included, up to the end of the answer."""
+        return [self._decode(row[kept]) for row, kept in zip(self.samples.tokens, self.samples.counted, strict=True)]
+
+    @property
+    def responses(self) -> list[str]:
+        """The answer of each sample, without the prompt and the end token."""
+        return [self._decode(row[kept]) for row, kept in zip(self.samples.tokens, self.samples.answer, strict=True)]
+
+    @property
+    def tokens(self) -> Int[Tensor, "sample position"]:
+        """Token ids."""
+        return self.samples.tokens
+
+    @property
+    def unmasked_at(self) -> Int[Tensor, "sample position"]:
+        """The decoding step at which each position was committed; -1 for the prompt and for positions that never were."""
+        return self.samples.written_at
+
+    @property
+    def nfe(self) -> Int[Tensor, "sample"]:
+        """Network evaluations of each sample."""
+        return self.samples.evaluations
+
+    @property
+    def log_z(self) -> Float64[Tensor, "sample"] | None:
+        """Estimate of log Z of each sample, of particle filters; None without particles."""
+        return None if self.samples.particles is None else self.samples.particles.log_z
+
+    def metrics(self, judge: str | None = None) -> dict[str, Any]:
+        """Quality and cost of the samples: entropy (nats), distinct-n, NFE, tokens per second, CPU seconds; of boards the share
+        that is solved.
+
+        Args:
+            judge: a causal model for generative perplexity (`smollm2`, a directory, an id of the hub). None: no perplexity.
+        """
+        loaded = None if judge is None else load_judge(judge, str(self.model.device))
+        tokens, counted = self.samples.tokens.cpu(), self.samples.counted.cpu()
+        record = quality(tokens, self.texts, loaded, self.model.tokenizer, counted)
+        board = isinstance(self.model.tokenizer, BoardTokenizer)
+        box = tuple(self.model.backbone.config["puzzle"]["box"]) if board else None  # pyright: ignore
+        return record | ({} if box is None else solved(tokens, box)) | cost([self.samples])
+
+    def save_replay(self, path: str | Path, name: str = "samples") -> Path:
+        """Write a page that replays the decoding step by step; returns its path."""
+        board = self.model.tokenizer.size if isinstance(self.model.tokenizer, BoardTokenizer) else None
+        page = replay_html({name: self.samples}, lambda token: self._decode(torch.tensor([token])), grid_columns=board)
+        write_text(Path(path), page)
+        return Path(path)
+
+    def _decode(self, ids: Int[Tensor, "token"]) -> str:
+        return self.model.tokenizer.decode(ids.tolist()) if self.model.tokenizer else " ".join(map(str, ids.tolist()))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step, as `stream` yields it.
+
+    rows: numbers of the samples that are still being decoded; tokens: their canvases; open: positions that are not committed yet;
+    nfe: network evaluations so far.
+    """
+
+    rows: Int[Tensor, "active"]
+    tokens: Int[Tensor, "active position"]
+    open: Bool[Tensor, "active position"]
+    nfe: Int[Tensor, "active"]
+
+
+def sample(
+    model: MaskedLM,
+    prompts: Prompt | Sequence[Prompt] | None = None,
+    *,
+    strategy: StrategyLike | None = None,
+    reward: RewardLike | None = None,
+    template: str | None = None,
+    suffix: str | None = None,
+    length: int | None = None,
+    num_samples: int = 1,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Generation:
+    """Decode prompts with a strategy.
+
+    A sample depends on its prompt, its number and the seed, and not on the other prompts: prompts of different lengths are
+    decoded in groups of equal length.
+
+    Args:
+        prompts: a text, token ids, chat messages (`[{"role": "user", "content": ...}]`), or a list of such prompts; of a model
+            of boards, boards with '.' for a blank. None: blank canvases.
+        strategy: the name of a strategy, settings, a policy network, an unmasking rule, or any object with the method `decode`
+            of `samplers.loop.Decoder`. None: direct, of a causal model leftmost.
+        reward: of strategies that read one: a name, a reward model, or a function of a list of texts.
+        template: a text in which [MASK:n] stands for n open positions, in place of prompts.
+        suffix: a text that ends every canvas.
+        length: positions of a canvas, prompt included. None: the model's longest, or the template's own.
+        num_samples: samples of each prompt.
+        batch_size: samples that are decoded together; it changes speed and memory, not the samples.
+        on_step: is called after each decoding step (`samplers.loop.OnStep`).
+        settings: fields of `SamplerSettings`, such as steps=16, temperature=0.9, block_length=32, guide={"beta": 2}.
+
+    Raises:
+        ValueError: for settings, prompts or objects that do not fit; one sentence that names them.
+    """
+    chosen = sampler_settings(strategy, settings)
+    starts = [start for start in start_prompts(model, prompts, template, suffix, length) for _ in range(num_samples)]
+    groups: dict[Layout, list[int]] = {}
+    for number, start in enumerate(starts):
+        groups.setdefault(Layout.of(start, model.mask_id), []).append(number)
+    device = model.device
+    batches: list[Samples] = []
+    for layout, numbers in groups.items():
+        decoder = decoder_of(strategy, chosen, model, layout, seed, reward)
+        options = build_options(chosen, model, layout)
+        behind_prompt = chosen.block_length is not None or chosen.cache is not None or learned(strategy, chosen)
+        first = layout.first if behind_prompt and not isinstance(model.tokenizer, BoardTokenizer) else 0
+        for part in torch.tensor(numbers).split(batch_size):
+            batch = stacked([starts[number] for number in part.tolist()], model.mask_id, first).to(device)
+            batches.append(decoder.decode(model, batch, options, seed, part.to(device), on_step=on_step))
+    order = torch.tensor([number for numbers in groups.values() for number in numbers]).argsort()
+    return Generation(model, joined(batches).take(order.to(device)))
+
+
+def stream(model: MaskedLM, prompts: Prompt | Sequence[Prompt] | None = None, **arguments: Any) -> Iterator[Step]:
+    """Decode as `sample` does, and yield every decoding step of every batch. Arguments are those of `sample`.
+
+    The decoding waits until the step is taken, and stops where the iterator is closed.
+    """
+    steps: Queue[Step | BaseException | None] = Queue(maxsize=1)
+    closed = False
+
+    def on_step(observation: Any, rows: Int[Tensor, "active"]) -> None:
+        if closed:
+            raise StreamClosed
+        steps.put(Step(rows.cpu(), observation.tokens.cpu(), observation.masked.cpu(), observation.evaluations.cpu()))
+
+    def work() -> None:
+        try:
+            sample(model, prompts, on_step=on_step, **arguments)
+            steps.put(None)
+        except StreamClosed:
+            pass
+        except BaseException as error:  # raised where the steps are read
+            steps.put(error)
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while (step := steps.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+    finally:
+        closed = True
+        while worker.is_alive():  # it may wait to hand over a step
+            if not steps.empty():
+                steps.get()
+            worker.join(0.01)
+
+
+class StreamClosed(Exception):
+    """The reader of a stream left."""
+
+
+# ------------------------------------------------------------------------------------------------- what the arguments stand for
+
+
+def sampler_settings(strategy: StrategyLike | None, settings: Mapping[str, Any]) -> SamplerSettings:
+    """The sampler settings that a strategy and keyword arguments ask for."""
+    if isinstance(strategy, SamplerSettings):
+        return SamplerSettings.of(vars_of(strategy) | dict(settings))
+    named = {"strategy": strategy} if isinstance(strategy, str) else {}
+    return SamplerSettings.of(named | dict(settings))
+
+
+def vars_of(settings: SamplerSettings) -> dict[str, Any]:
+    """The fields of settings, nested ones as dictionaries."""
+    nested = {name: vars(getattr(settings, name)) for name in ("policy", "guide", "smc")}
+    return vars(settings) | nested
+
+
+def learned(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
+    """Whether a policy chooses the positions: it then sees those behind the prompt alone."""
+    return isinstance(strategy, nn.Module | PolicyUnmasker) or settings.strategy == "policy"
+
+
+def decoder_of(
+    strategy: StrategyLike | None,
+    settings: SamplerSettings,
+    model: MaskedLM,
+    layout: Layout,
+    seed: int,
+    reward: RewardLike | None,
+) -> Decoder:
+    """The decoder that `strategy` stands for. ValueError for an object that is none."""
+    if isinstance(strategy, nn.Module):
+        network = strategy.to(model.device)
+        action = settings.policy.action or "fixed"
+        return Strategy(PolicyUnmasker(network, action), token_sampler(settings))  # pyright: ignore[reportArgumentType]
+    if isinstance(strategy, Unmasker):
+        return Strategy(strategy, token_sampler(settings))
+    if isinstance(strategy, Decoder):
+        return strategy
+    if strategy is not None and not isinstance(strategy, str | SamplerSettings):
+        raise ValueError(
+            f"strategy={strategy!r} is of type {type(strategy).__name__}, which has neither `decode` (a decoder) nor `choose` "
+            "(an unmasking rule); give a name, settings, a policy network, or an object with one of these methods"
+        )
+    if isinstance(reward, str):
+        settings, reward = replace(settings, guide=replace(settings.guide, reward=reward)), None
+    if reward is not None and not isinstance(reward, TextReward):
+        reward = FunctionReward(reward)
+    return build_decoder(settings, model, layout, seed, reward=reward)
+
+
+def start_prompts(
+    model: MaskedLM,
+    prompts: Prompt | Sequence[Prompt] | None,
+    template: str | None,
+    suffix: str | None,
+    length: int | None,
+) -> list[Prompts]:
+    """Each prompt on its canvas."""
+    if template is not None:
+        if prompts is not None:
+            raise ValueError("template stands for the whole canvas; leave prompts out, or write them into it")
+        return [Prompts(canvas_of(model, template=template, suffix=suffix, length=length)[None])]
+    if prompts is None or is_prompt(prompts):
+        return [start_prompt(model, prompts, suffix, length)]  # pyright: ignore[reportArgumentType]
+    if not prompts:
+        raise ValueError("prompts is empty; give at least one, or leave it out for blank canvases")
+    return [start_prompt(model, prompt, suffix, length) for prompt in prompts]  # pyright: ignore[reportArgumentType]
+
+
+def stacked(starts: Sequence[Prompts], mask_id: int, prompt_length: int) -> Prompts:
+    """Canvases of one length as one batch."""
+    is_open = torch.cat([start.open_positions(mask_id) for start in starts])
+    return Prompts(torch.cat([start.canvas for start in starts]), prompt_length=prompt_length, open=is_open)
+
+
+def is_prompt(prompts: object) -> bool:
+    """Whether this is one prompt, and not a list of prompts."""
+    return isinstance(prompts, str) or (
+        isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
+    )
+
+
+def start_prompt(model: MaskedLM, prompt: Prompt | None, suffix: str | None, length: int | None) -> Prompts:
+    """One prompt on its canvas."""
+    if prompt is None or isinstance(prompt, str):
+        return Prompts(canvas_of(model, prompt, suffix, length=length)[None])
+    if suffix is not None:
+        raise ValueError("suffix is for prompts that are texts; write it into the token ids, or leave it out")
+    if isinstance(prompt[0], Mapping):
+        return Prompts(chat_canvas(model, prompt, length)[None])  # pyright: ignore[reportArgumentType]
+    ids, positions = list(prompt), length or model.max_length
+    if len(ids) >= positions:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens and the canvas {positions} positions; shorten it or raise length"
+        )
+    return Prompts.from_ids([ids], positions - len(ids), model.mask_id)  # pyright: ignore[reportArgumentType]
