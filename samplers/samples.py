@@ -143,8 +143,7 @@ def joined(batches: Sequence[Samples]) -> Samples:
         particles = ParticleFigures(
             figures[0].particles, *(torch.cat([getattr(one, name) for one in figures]) for name in named)
         )
-    return Samples(
-        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in rows},
-        **{name: sum(getattr(batch, name) for batch in batches) for name in totals},
-        ends=first.ends, particles=particles, exact=first.exact, drift=sum(measured) / len(measured) if measured else None,
-    )  # fmt: skip
+    whole: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in rows}
+    whole |= {name: sum(getattr(batch, name) for batch in batches) for name in totals}
+    drift = sum(measured) / len(measured) if measured else None
+    return Samples(**whole, ends=first.ends, particles=particles, exact=first.exact, drift=drift)
