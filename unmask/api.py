@@ -119,7 +119,9 @@ class Generation:
         Args:
             judge: a causal model for generative perplexity (`smollm2`, a directory, an id of the hub). None: no perplexity.
         """
-        loaded = None if judge is None else load_judge(judge, str(self.model.device))
+        loaded = None
+        if judge is not None:
+            loaded = replace(load_judge(shipped(judge), str(self.model.device)), name=judge)
         tokens, counted = self.samples.tokens.cpu(), self.samples.counted.cpu()
         record = quality(tokens, self.texts, loaded, self.model.tokenizer, counted)
         board = isinstance(self.model.tokenizer, BoardTokenizer)
