@@ -1,7 +1,7 @@
 """A new reward: how much of a sample reads the same from both ends, and how fast it was written.
 
 To train on it, move the class to rewards/, give it configs/reward/palindrome.yaml (`name: palindrome`, `alpha: 0.0`) and a line
-in `build_reward` of run_train_policy.py.
+in `build_reward` of unmask/build.py.
 """
 
 from __future__ import annotations
