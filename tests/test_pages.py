@@ -1,0 +1,131 @@
+"""The Python of the documentation runs as it is written, and prints what the page says that it prints."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import unmask
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PRINTED = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)
+
+
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page; indented ones are excerpts of a longer example."""
+    return [block for block in BLOCK.findall((ROOT / page).read_text()) if not block.startswith(" ")]
+
+
+def run(source: str, folder: Path, monkeypatch) -> dict:
+    """The names of a file after it has run, from a directory outside of the repository."""
+    monkeypatch.chdir(folder)
+    file = folder / "mine.py"
+    file.write_text(source)
+    return runpy.run_path(str(file))
+
+
+def in_order(expected: list[str], printed: list[str]) -> bool:
+    lines = iter(printed)
+    return all(line in lines for line in expected)
+
+
+@pytest.mark.parametrize(("page", "marked"), [("README.md", 1), ("docs/python.md", 18)])
+def test_a_page_prints_what_it_says(page, marked, tmp_path, monkeypatch, capsys):
+    source = "\n".join(block for block in blocks(page) if 'device="cuda"' not in block)
+    expected = PRINTED.findall(source)
+    assert len(expected) >= marked
+    names = run(source, tmp_path, monkeypatch)
+    printed = capsys.readouterr().out.splitlines()
+    assert in_order(expected, printed), (expected, printed)
+    assert names["out"].texts[0].startswith("Once upon a time")
+    for replay in re.findall(r"save_replay\(\"(.*?)\"\)", source):
+        assert "<html" in (tmp_path / replay).read_text()
+
+
+@pytest.mark.parametrize("page", ["docs/sampling.md", "docs/smc.md"])
+def test_the_block_of_a_method_runs(page, tmp_path, monkeypatch):
+    (source,) = blocks(page)
+    names = run(source, tmp_path, monkeypatch)
+    samples = names["samples"] if page == "docs/sampling.md" else names["found"].samples
+    assert (samples.written_at >= 0).all() and len(samples.tokens) == (4 if page == "docs/sampling.md" else 32)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
+)
+def test_links_lead_to_headings(page):
+    for file, anchor in re.findall(r"\]\(([^)\s:]*?)#([^)\s]+)\)", (ROOT / page).read_text()):
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert anchor in anchors(target), f"{page}: {file}#{anchor}"
+
+
+TERMS = """canvas|masked position, open position|prompt, response|unmask, commit|remask, revise|unmasking rule|selected positions
+token sampler|decoder|decoding step|block|trajectory|hidden states, logits|distribution, probability, density|log-normalizer|logit bias
+network evaluation, nfe|equivalent evaluations|budget|judge|verifier|policy|action, action distribution|rollout|reward|reward model
+ground truth|process, rank|run directory|checkpoint|particle|target|potential|log z|proposal|twist|effective sample size, ess"""
+
+
+def test_the_glossary_explains_every_term_and_links_to_its_page():
+    entries = re.findall(
+        r"^\*\*(.+?)\.\*\* (.+?)(?:\n\n|\Z)", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    explained = {term.lower(): text for term, text in entries}
+    assert len(explained) == len(entries) and set(re.split(r"[|\n]", TERMS)) <= set(explained)
+    assert all("](" in text for text in explained.values())
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    """The files of docs/adding.md, each complete and short."""
+    found = blocks("docs/adding.md")
+    assert len(found) == 5
+    assert all(sum(bool(line.strip()) for line in block.splitlines()) < 15 for block in found)
+    return found
+
+
+def test_a_rule_of_a_user(files, tmp_path, monkeypatch):
+    (steps,) = run(files[0], tmp_path, monkeypatch)["out"].unmasked_at.tolist()
+    opened = [step for step in steps if step >= 0]
+    assert len(opened) > 10 and opened == sorted(opened, reverse=True) and set(opened) == {0, 1, 2, 3}
+
+
+def test_a_decoder_on_canvases_of_a_user(files, tmp_path, monkeypatch):
+    names = run(files[1], tmp_path, monkeypatch)
+    assert names["samples"].evaluations.tolist() == [16] * 4
+    assert (names["samples"].tokens != names["model"].mask_id).all()
+
+
+def test_a_reward_of_a_user(files, tmp_path, monkeypatch):
+    names = run(files[2], tmp_path, monkeypatch)
+    reward = names["palindrome"]
+    assert reward(["abba", "ab", ""]) == [1.0, 0.0, 0.0]
+    worst = unmask.sample(
+        names["model"],
+        "The dog",
+        strategy="best_of_n",
+        reward=lambda texts: [-x for x in reward(texts)],
+        **names["best"],
+    )
+    assert reward(names["out"].responses) > reward(worst.responses)
+
+
+def test_a_decoder_of_a_user(files, tmp_path, monkeypatch):
+    (steps,) = run(files[3], tmp_path, monkeypatch)["out"].unmasked_at.tolist()
+    opened = [step for step in steps if step >= 0]
+    assert all(opened.count(step) == 2 for step in range(len(opened) // 2))
+
+
+def test_a_backbone_of_a_user(files, tmp_path, monkeypatch):
+    tokens = run(files[4], tmp_path, monkeypatch)["out"].tokens
+    assert tokens.shape == (100, 12)
+    for token, probability in enumerate((0.7, 0.2, 0.1)):
+        error = (probability * (1 - probability) / tokens.numel()) ** 0.5
+        assert abs(float((tokens == token).double().mean()) - probability) < 4.5 * error
