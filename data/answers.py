@@ -12,16 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from data.text import EndlessRows, check_unpacked, json_lines, opened_text
 from dlm.encoding import batch_ids
-from training.hub import prepare
+from training.hub import hide_data_bars, prepare
+
+if TYPE_CHECKING:
+    import datasets
+    import transformers
 
 # Our name (and that of a file or folder in data.cache_dir) -> hub id.
 HUB = {"s1K-1.1": "simplescaling/s1K-1.1"}
@@ -102,7 +105,10 @@ def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
         if cache_dir is not None and folder.is_dir():
             rows = _folder(folder)
         else:
+            from datasets import load_dataset
+
             prepare(HUB[name], "data set")
+            hide_data_bars()
             rows = load_dataset(HUB[name], split="train", cache_dir=None if cache_dir is None else str(cache_dir))
     except OSError as error:
         raise ValueError(
@@ -112,8 +118,11 @@ def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
     return [_pair(row, f"{name} row {number}", cleaned) for number, row in enumerate(rows)]  # pyright: ignore
 
 
-def _folder(folder: Path) -> Dataset:
+def _folder(folder: Path) -> datasets.Dataset:
     """A folder of `save_to_disk`, or one with parquet files somewhere in it."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    hide_data_bars()
     files = sorted(map(str, folder.rglob("*.parquet")))
     if files:
         return load_dataset("parquet", data_files=files, split="train")  # pyright: ignore[reportReturnType]
@@ -168,7 +177,7 @@ def row_text(pair: Pair) -> str:
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, length: int, eos_id: int, cut: bool
+    pairs: Sequence[Pair], tokenizer: transformers.PreTrainedTokenizerBase, length: int, eos_id: int, cut: bool
 ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row"], int]:
     """(tokens, how many of each row are its question, rows that did not fit). Question and answer are encoded each by itself, so
     that a question has the same tokens with an answer and without. Answers end with, and are filled up with, the end of text.

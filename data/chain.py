@@ -12,12 +12,15 @@ models show when they decode without blocks. What is held out is a tenth of all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    import transformers
 
 MODULUS = 7
 STEPS = ("+1", "+3", "*2", "*3")
@@ -31,8 +34,10 @@ TABLE = torch.tensor([[(v + int(s[1:]) if s[0] == "+" else v - int(s[1:]) if s[0
                        for v in range(MODULUS)] for s in STEPS])  # fmt: skip
 
 
-def chain_tokenizer() -> PreTrainedTokenizerFast:
+def chain_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """One token a word; `<mask>` is the last id."""
+    from transformers import PreTrainedTokenizerFast
+
     words = Tokenizer(models.WordLevel(IDS, unk_token="<eos>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     words.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
 
 from data.pairs import FIELDS
 from data.text import json_lines
 from rewards.template import encode, end_id
-from training.hub import prepare
+from training.hub import hide_data_bars, prepare
+
+if TYPE_CHECKING:
+    import datasets
 
 SHAPES = ("random", "prefix", "block")
 BLOCKS = (4, 8, 16, 32)
@@ -35,8 +37,6 @@ HUB = {
     "hh": ({"path": "Anthropic/hh-rlhf"}, "test"),
 }
 ASSISTANT = "\n\nAssistant:"
-IDS = List(Value("int32"))
-ROW = Features({"chosen_ids": IDS, "rejected_ids": IDS, "length": Value("int32"), "masked": Value("float32")})
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,10 @@ def _of_line(place: str, record: object) -> Preference:
     return Preference(*(record[field] for field in FIELDS), *ends.values())
 
 
-def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> Dataset:
+def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> datasets.Dataset:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    hide_data_bars()
     where, held_out = HUB[name]
     wanted = held_out if split == "valid" else split
     folder = None if cache_dir is None else Path(cache_dir) / name
@@ -247,7 +250,7 @@ def mask_rows(
 def preference_rows(
     preferences: Sequence[Preference], tokenizer: Any, kind: str, max_length: int, count: int | None = None,
     canvas: int | None = None, seed: int = 0,
-) -> tuple[Dataset, Counter[str]]:  # fmt: skip
+) -> tuple[datasets.Dataset, Counter[str]]:  # fmt: skip
     """Rows for TRL's RewardTrainer, which takes pairs as ids (columns `chosen_ids`, `rejected_ids`) as they are; `length` of the
     answers and share `masked` besides; and what was dropped, by reason.
 
@@ -255,6 +258,10 @@ def preference_rows(
     pair of which one side is longer than max_length, or than canvas, is dropped. What is drawn for a pair depends on `seed` and
     its number alone. Raises ValueError where nothing is left.
     """
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+    ids = List(Value("int32"))
+    columns = Features({"chosen_ids": ids, "rejected_ids": ids, "length": Value("int32"), "masked": Value("float32")})
     dropped: Counter[str] = Counter()
     rows: list[Row] = []
     parts: list[Dataset] = []
@@ -278,9 +285,9 @@ def preference_rows(
         rows.extend(made)
         dropped["identical ids"] += len(rows) == before
         if len(rows) > 10_000:  # as Python lists they are ten times as large
-            parts.append(Dataset.from_list(rows, features=ROW))
+            parts.append(Dataset.from_list(rows, features=columns))
             rows = []
-    parts += [Dataset.from_list(rows, features=ROW)] if rows else []
+    parts += [Dataset.from_list(rows, features=columns)] if rows else []
     dropped = +dropped
     if not parts:
         told = ", ".join(f"{number} {reason}" for reason, number in dropped.items())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, load_dataset, load_from_disk
 
 from data.preferences import split_talk
 from data.text import json_lines
-from training.hub import prepare
+from training.hub import hide_data_bars, prepare
+
+if TYPE_CHECKING:
+    import datasets
 
 # Our name -> arguments of `load_dataset`.
 HUB = {
@@ -53,7 +56,10 @@ def _of_file(path: Path) -> list[Asked]:
     return rows
 
 
-def _hub_rows(name: str, cache_dir: str | None) -> Dataset:
+def _hub_rows(name: str, cache_dir: str | None) -> datasets.Dataset:
+    from datasets import load_dataset, load_from_disk
+
+    hide_data_bars()
     folder = None if cache_dir is None else Path(cache_dir) / f"{name}_prompts"
     if folder is not None and folder.is_dir():
         return load_from_disk(str(folder))  # pyright: ignore

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from datasets import load_dataset
 
 from data.chain import chain_tokenizer, chains
 from data.text import json_lines
@@ -41,7 +40,7 @@ from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression
 from rewards.code import CodeTruth, code_program, given_functions
 from rewards.needs import missing
 from rewards.sandbox import Program, check_sandbox, run_programs
-from training.hub import prepare
+from training.hub import hide_data_bars, prepare
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
 EXPERT = "You are an expert Python programmer."
@@ -161,6 +160,9 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
     asked: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
     if data_dir is not None:
         return _local_rows(name, split, Path(data_dir), asked)
+    from datasets import load_dataset
+
+    hide_data_bars()
     whole = "train" if name == "kodcode" else split
     prepare(hub_id, "data set")
     try:

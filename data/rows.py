@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from data.answers import AnswerRows, encode_pairs, is_answers, row_text, split_pairs
 from data.chain import ChainRows, chain_tokenizer
@@ -15,6 +15,9 @@ from data.sudoku import SudokuStream, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 from dlm.board import BoardTokenizer
 from training.hub import prepare
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class SudokuRows:
@@ -53,6 +56,8 @@ def text_tokenizer(data: DictConfig):
         else:
             texts = load_texts(data.train, "train", data.cache_dir)["text"]
         return train_bpe(texts, int(data.tokenizer[4:]))
+    from transformers import AutoTokenizer
+
     prepare(data.tokenizer, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)
@@ -85,7 +90,7 @@ def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[En
     return rows, held_out
 
 
-def hold_out(texts: Dataset, name: str) -> tuple[Dataset, Dataset]:
+def hold_out(texts: datasets.Dataset, name: str) -> tuple[datasets.Dataset, datasets.Dataset]:
     """(training texts, held-out texts): the last tenth of the documents is held out. ValueError for fewer than two documents."""
     held_out = -(-len(texts) // 10)
     if held_out >= len(texts):
@@ -121,7 +126,7 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
         return *answer_rows(data, length, seed, tokenizer), tokenizer
     eos = end_of_text(tokenizer)
 
-    def cut(texts: Dataset) -> Int[Tensor, "row position"]:
+    def cut(texts: datasets.Dataset) -> Int[Tensor, "row position"]:
         if data.packing == "documents":
             return documents(texts, tokenizer, length, eos)
         return pack(texts, tokenizer, length, eos, data.cache_dir)

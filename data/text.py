@@ -6,6 +6,8 @@ models of short stories want. Rows are drawn by `EndlessRows`, whose place in th
 killed goes on with the very next batch, also with another number of processes.
 """
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import json
@@ -15,21 +17,21 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Value, disable_progress_bars, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dlm.encoding import batch_ids, without_surrogates
-from training.hub import prepare
+from training.hub import hide_data_bars, prepare
 
-disable_progress_bars()  # of datasets: two lines for every file, however short
+if TYPE_CHECKING:
+    import datasets
+    import transformers
+
 logging.getLogger("datasets.packaged_modules.json.json").setLevel(
     logging.CRITICAL
 )  # a broken line is named by `_read_here`
@@ -60,7 +62,7 @@ LONGEST = 1 << 26  # bytes of a line of a gzipped file
 UNPACKED, ROOM = 100, 1 << 26  # a gzipped file may unpack to so many times its size, and so many bytes besides
 
 
-def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Dataset:
+def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> datasets.Dataset:
     """A data set with one column "text", one document a row, empty documents dropped.
 
     name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
@@ -69,6 +71,10 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
     name of the end-of-text token is the mark between two documents, so it is empty. Raises ValueError where the data cannot be
     reached, is no text, or a line of it is no JSON.
     """
+    from datasets import DatasetDict, Value, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
+
+    hide_data_bars()
     local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
     column = "text"
     if local.is_dir():
@@ -127,7 +133,7 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> Da
     return texts
 
 
-def _read_here(path: Path) -> Dataset:
+def _read_here(path: Path) -> datasets.Dataset:
     """A local file that `datasets` refuses: with halves of surrogate pairs mended, or a ValueError that names the broken line."""
     if path.suffix == ".txt":
         texts = [line.rstrip("\n") for _, line in text_lines(path)]
@@ -139,6 +145,8 @@ def _read_here(path: Path) -> Dataset:
             texts.append(row["text"])
     if not texts:
         raise ValueError(f"{path} holds no text; give a file with a document a line")
+    from datasets import Dataset
+
     return Dataset.from_dict({"text": texts})
 
 
@@ -219,7 +227,7 @@ def _mended(value: Any) -> Any:
     return {_mended(key): _mended(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def _pick(splits: DatasetDict, split: str, name: str) -> Dataset:
+def _pick(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
     split = "validation" if split == "valid" and "valid" not in splits else split
     if split not in splits:
         raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(splits)}.")  # pyright: ignore
@@ -231,8 +239,8 @@ def _not_empty(text: str | None) -> bool:
 
 
 def pack(
-    texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    texts: datasets.Dataset,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     length: int,
     eos_id: int,
     cache_dir: str | Path | None = None,
@@ -254,7 +262,7 @@ def pack(
 
 
 def documents(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, eos_id: int
+    texts: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, length: int, eos_id: int
 ) -> Int[Tensor, "row position"]:
     """One row for each document: it starts the row, the documents after it fill the row (the last ones wrap around).
 
@@ -266,13 +274,17 @@ def documents(
     return stream[(starts[:, None] + torch.arange(length)) % stream.numel()]
 
 
-def _token_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> Iterator[np.ndarray]:
+def _token_stream(
+    texts: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, eos_id: int
+) -> Iterator[np.ndarray]:
     for batch in texts.iter(batch_size=1000):
         encoded = batch_ids(tokenizer, batch["text"])  # pyright: ignore
         yield np.concatenate([np.array([*ids, eos_id], dtype=np.int64) for ids in encoded])
 
 
-def _cached_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: int, folder: Path) -> Int[Tensor, " n"]:
+def _cached_stream(
+    texts: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, eos_id: int, folder: Path
+) -> Int[Tensor, " n"]:
     vocabulary = sorted(tokenizer.get_vocab().items())
     # The fingerprint of a data set names its source and everything done to it since.
     key = hashlib.sha256(repr((texts._fingerprint, vocabulary, eos_id)).encode()).hexdigest()[:16]
@@ -291,7 +303,7 @@ def _cached_stream(texts: Dataset, tokenizer: PreTrainedTokenizerBase, eos_id: i
     return torch.from_file(str(path), shared=False, size=path.stat().st_size // 8, dtype=torch.int64)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE (as GPT-2's) whose id 0 is the end of text. The mask is not in it: its id is `vocab_size`.
 
     vocab_size: at least 257, the 256 bytes and the end of text.
@@ -313,6 +325,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
             f"the text supports {tokenizer.get_vocab_size()} tokens, fewer than the {vocab_size} of bpe:{vocab_size}; use "
             f"data.tokenizer=bpe:{tokenizer.get_vocab_size()} at most, or give more text"
         )
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )

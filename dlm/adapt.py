@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from dlm.encoding import is_text_tokenizer
 from dlm.fingerprint import digests_of
 from dlm.masked_lm import LlamaLM
 from model.llama import DREAM_KEYS, published_name
@@ -33,6 +33,8 @@ def dream_config(config: dict, length: int | None = None) -> dict:
 
     ValueError for a model of another shape.
     """
+    from transformers import AutoConfig
+
     if config["model_type"] not in ADAPTABLE:
         raise ValueError(
             f"a causal model of type {config['model_type']} cannot be made a masked one, only {' and '.join(ADAPTABLE)} can; "
@@ -68,15 +70,15 @@ def dream_config(config: dict, length: int | None = None) -> dict:
     }  # fmt: skip
 
 
-def mask_of(tokenizer: object) -> int:
+def mask_of(tokenizer: Any) -> int:
     """The mask's id: the tokenizer's own, or the first one past its tokens, which is then given to it."""
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if not is_text_tokenizer(tokenizer):
         raise ValueError(
             "a causal model is adapted on text, and this data has no tokenizer; use data=stories or your own"
         )
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    return tokenizer.mask_token_id  # pyright: ignore[reportReturnType]
+    return tokenizer.convert_tokens_to_ids(tokenizer.mask_token)
 
 
 @torch.no_grad()

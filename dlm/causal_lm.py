@@ -13,42 +13,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from dlm.masked_lm import MaskedLM
 from model.llama import Memory
-
-KEEPS_ALL = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose state is the keys and values of what they read
-
-
-class Room(CacheLayerMixin):
-    """A layer's keys and values [row, head, position, width] in memory that is there: what is new is written behind `kept`
-    positions, and nothing is copied."""
-
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, key: Tensor, value: Tensor, kept: int):
-        super().__init__()
-        self.keys, self.values, self.kept, self.is_initialized = key, value, kept, True
-
-    def lazy_initialization(self, key_states, value_states):
-        pass
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        start, self.kept = self.kept, self.kept + key_states.shape[2]
-        self.keys[:, :, start : self.kept], self.values[:, :, start : self.kept] = key_states, value_states
-        return self.keys[:, :, : self.kept], self.values[:, :, : self.kept]
-
-    def get_seq_length(self):
-        return self.kept
-
-    def get_mask_sizes(self, query_length):
-        return self.kept + query_length, 0
-
-    def get_max_length(self):
-        return self.keys.shape[2]
 
 
 class CausalLM(MaskedLM):
@@ -80,14 +47,13 @@ class CausalLM(MaskedLM):
     def rooms(self) -> list[list[tuple[int, int]]]:
         """(heads, width) of every layer's keys and of its values, from those of one token. Empty where layers keep something else
         (Mamba, RWKV): such a model runs whole at every evaluation."""
+        from dlm.room import sizes_of
+
         parameter = next(self.backbone.parameters())
         token = torch.full((1, 1), self.start_id, device=parameter.device)
         with torch.no_grad(), self.autocast(parameter.device):
             said = self.backbone.base_model(input_ids=token, use_cache=True)
-        kept = getattr(said, "past_key_values", None)
-        if not isinstance(kept, Cache) or not all(type(layer) in KEEPS_ALL for layer in kept.layers):
-            return []
-        return [[(room.shape[1], room.shape[3]) for room in (layer.keys, layer.values)] for layer in kept.layers]  # pyright: ignore
+        return sizes_of(getattr(said, "past_key_values", None))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Room for keys and values; the start token has the first place."""
@@ -100,9 +66,11 @@ class CausalLM(MaskedLM):
 
     def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
         """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
+        from dlm.room import filled_cache
+
         inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
-        kept = Cache(layers=[Room(key, value, start) for key, value in memory])
+        kept = filled_cache(memory, start)
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
         return states[read[:, start:end]].float()

@@ -7,10 +7,12 @@ where the template alone writes special tokens.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    import transformers
 
 STAND_INS = 0x10F000  # private use: the first of the characters that stand for names of special tokens in a message
 
@@ -22,6 +24,12 @@ class Vocabulary(Protocol):
     tokenizer: Any
     mask_id: int
     vocab_size: int
+
+
+def is_text_tokenizer(tokenizer: object) -> bool:
+    """Whether it is a tokenizer of transformers, which is then imported already."""
+    module = sys.modules.get("transformers.tokenization_utils_base")
+    return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)
 
 
 def without_surrogates(text: str) -> str:
@@ -109,18 +117,18 @@ def messages_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], answer: 
     return rendered_ids(tokenizer, rendered + hidden_names(tokenizer, answer))
 
 
-def special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def special_names(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]:
     """Names of the special tokens, in the order of their ids."""
     return [added.content for _, added in sorted(tokenizer.added_tokens_decoder.items()) if added.special]
 
 
-def hidden_names(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def hidden_names(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> str:
     """The text of a message, each name of a special token in it replaced by one character: what a chat template is given."""
     stand_in = {name: chr(STAND_INS + number) for number, name in enumerate(special_names(tokenizer))}
     return _any_of(stand_in).sub(lambda found: stand_in[found[0]], without_surrogates(text)) if stand_in else text
 
 
-def rendered_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def rendered_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of what a chat template made of messages out of `hidden_names`. Special tokens of the template are tokens, those that
     a message names are text."""
     names = special_names(tokenizer)

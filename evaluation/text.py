@@ -9,29 +9,29 @@ Repetition lowers perplexity, so no figure comes without the unigram entropy of 
 The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published ones.
 """
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
 
 from dlm.checkpoints.smollm2 import PACKAGE, SMOLLM2, smollm2_folder
-from dlm.encoding import batch_ids, check_embedded
+from dlm.encoding import batch_ids, check_embedded, is_text_tokenizer
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.models import position_limit
 from training.hub import hide_weight_bars, prepare
 from training.storage import check_files
 from training.stored import read_json_object
 from training.usage import readable
+
+if TYPE_CHECKING:
+    import transformers
 
 MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
@@ -46,7 +46,7 @@ class Judge:
 
     name: str
     model: Any  # of transformers, which would take seconds to import for its type
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: transformers.PreTrainedTokenizerBase
 
 
 def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path | None = None) -> Judge:
@@ -67,6 +67,8 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
         prepare(source, "judge")
     except ValueError as error:
         raise JudgeMissing(str(error)) from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     hide_weight_bars()
     try:
         with readable(source):
@@ -114,9 +116,9 @@ def default_judge(device: str) -> Judge | None:
         return None
 
 
-def shares_tokenizer(judge: Judge, tokenizer: object) -> bool:
+def shares_tokenizer(judge: Judge, tokenizer: Any) -> bool:
     """Whether a token id means the same to the judge as to the model: their vocabularies are equal."""
-    return isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
+    return is_text_tokenizer(tokenizer) and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
 
 
 @torch.inference_mode()

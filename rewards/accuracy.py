@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 
 from rewards.models import RewardModel, padded
+
+if TYPE_CHECKING:
+    import datasets
 
 LENGTHS = (1.0, 3.0, 5.0, 9.0, 17.0, 33.0, 65.0, 129.0, 257.0)  # bins begin there
 SHARES = tuple(tenth / 10 for tenth in range(10))
 
 
-def row_margins(reward: RewardModel, rows: Dataset, batch: int = 256) -> list[float]:
+def row_margins(reward: RewardModel, rows: datasets.Dataset, batch: int = 256) -> list[float]:
     """Score of each chosen row minus that of the rejected one."""
     found: list[float] = []
     for first in range(0, len(rows), batch):

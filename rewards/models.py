@@ -15,20 +15,22 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from dlm.encoding import batch_ids, check_embedded
 from dlm.fingerprint import KEY, Fingerprint, stored_fingerprint, token_digest
 from rewards.template import KINDS, fitted
 from training.hub import SHIPPED, hide_weight_bars, prepare
 from training.storage import check_files, check_read, load_weights, save_weights
+
+if TYPE_CHECKING:
+    import transformers
 
 POSITIONS = 16_384  # of a forward pass
 POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")  # names of learned positions
@@ -41,7 +43,7 @@ class RewardModel(Protocol):
     """A reward of token ids of ITS OWN tokenizer. kind: full (whole answers), prefix (answers that go on) or mask (canvases with
     masks, whose id is tokenizer.mask_token_id): what it was trained to read. `real` is False at padding."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: transformers.PreTrainedTokenizerFast
     kind: str
 
     def score(
@@ -70,7 +72,7 @@ class SequenceClassifier:
     without a token is read as its start token alone.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.causal = hasattr(model, "score")
@@ -155,7 +157,9 @@ def class_log_probs(logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*ba
 class ClassifierReward(SequenceClassifier):
     """The one output of a sequence classifier, or the log-probability of one of several labels (of a regression its value)."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, kind: str = "full", label: int | None = None):
+    def __init__(
+        self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast, kind: str = "full", label: int | None = None
+    ):
         if kind not in KINDS:
             raise ValueError(f"a reward model's kind is {kind!r}; expected one of {', '.join(KINDS)}")
         super().__init__(model, tokenizer)
@@ -340,7 +344,7 @@ class EmbeddingReward:
     """Cosine of a text and its prompt, or, given one, of a text and `target`, in the mean of an encoder's last states (as
     sentence-transformers' models are used)."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, target: str | None = None):
+    def __init__(self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast, target: str | None = None):
         self.model, self.tokenizer, self.target = model.requires_grad_(False).eval(), tokenizer, target
 
     def score_texts(
@@ -392,7 +396,7 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
             raise ValueError(f"the reward {path_or_id} needs a package; pip install {requirement}") from error
     if path_or_id.startswith("embedding:"):
         name, _, part = path_or_id.removeprefix("embedding:").partition("#")
-        model, tokenizer = _pretrained(AutoModel, name)
+        model, tokenizer = _pretrained("AutoModel", name)
         return EmbeddingReward(model.to(device), tokenizer, part or None)
     name, part = with_label(path_or_id)
     folder = reward_folder(name)
@@ -401,7 +405,7 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
             f"{name} is a vocabulary head: it scores the next token while its own language model decodes (load_head), and no "
             "texts; give a reward model of reward.head=sequence"
         )
-    model, tokenizer = _pretrained(AutoModelForSequenceClassification, folder)
+    model, tokenizer = _pretrained("AutoModelForSequenceClassification", folder)
     return ClassifierReward(
         model.to(device), tokenizer, getattr(model.config, "reward_kind", "full"), _label(model, name, part)
     )
@@ -415,7 +419,7 @@ def with_label(path_or_id: str) -> tuple[str, str]:
 
 def load_classifier(path_or_id: str, device: str | torch.device = "cpu") -> SequenceClassifier:
     """A sequence classifier with all its outputs, by a run, a directory or an id."""
-    model, tokenizer = _pretrained(AutoModelForSequenceClassification, reward_folder(path_or_id))
+    model, tokenizer = _pretrained("AutoModelForSequenceClassification", reward_folder(path_or_id))
     return SequenceClassifier(model.to(device), tokenizer)
 
 
@@ -447,14 +451,18 @@ def check_reward(path_or_id: str) -> None:
     prepare(folder, "reward", {name: name for name in PACKAGED} | SHIPPED)
 
 
-def _pretrained(kind: Any, path: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Weights and tokenizer. Weights that are missing would be random, and are refused."""
+def _pretrained(kind: str, path: str) -> tuple[Any, transformers.PreTrainedTokenizerFast]:
+    """Weights and tokenizer. kind: a class of transformers. Weights that are missing would be random, and are refused."""
+    import transformers
+
     check_reward(path)
     check_files(path)
     hide_weight_bars()
     try:
-        model, told = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, told = getattr(transformers, kind).from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, SafetensorError) as error:  # TypeError: a config.json that is no object
         known = ", ".join(PACKAGED)
         first = str(error).splitlines()[0]

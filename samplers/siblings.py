@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    import transformers
 
 
 @lru_cache(maxsize=16)
@@ -53,6 +55,8 @@ class SiblingCache:
         real: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row k"]:
         """tokens: the texts, from column 0 on; real: False behind the end of a shorter one."""
+        from transformers import DynamicCache
+
         device = tokens.device
         length = torch.full_like(tokens[:, 0], tokens.shape[1]) if real is None else real.sum(1)
         kept, slot = self._agreement(tokens, length)
@@ -116,7 +120,7 @@ class SiblingCache:
         return torch.cat((of_past, to_new, to_siblings), 2)
 
     def _keep(
-        self, cache: DynamicCache, tokens: Int[Tensor, "row position"], kept: Int[Tensor, "row"],
+        self, cache: transformers.DynamicCache, tokens: Int[Tensor, "row position"], kept: Int[Tensor, "row"],
         length: Int[Tensor, "row"], past: int, new: int,
     ) -> None:  # fmt: skip
         """Keys and values of the texts; the siblings' are dropped."""

@@ -109,3 +109,17 @@ def test_configurations_and_flags_stop_at_the_command_line():
         if path not in allowed and imported(path) & {"omegaconf", "argparse"}
     }  # fmt: skip
     assert found == CONFIGURED
+
+
+SLOW = {"transformers", "datasets", "pandas", "sympy", "wandb", "matplotlib"}
+HELP = "import contextlib, sys, run_sample\nwith contextlib.suppress(SystemExit):\n    run_sample.main(['--help'])\n"
+
+
+def test_loading_and_help_import_no_slow_library():
+    code = HELP + "import load_model\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    imported_packages = set(run.stdout.splitlines()[-1].split())
+    assert "torch" in imported_packages
+    assert not imported_packages & SLOW

@@ -70,6 +70,13 @@ def hide_weight_bars() -> None:
     disable_progress_bar()
 
 
+def hide_data_bars() -> None:
+    """Switch off the progress bars of `datasets`: two lines for every file, however short."""
+    import datasets
+
+    datasets.disable_progress_bars()
+
+
 @cache
 def stay_offline_where_unreachable() -> None:
     """Have the hub's libraries look into their caches alone where the hub does not answer: they would ask six times for every

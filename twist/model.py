@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
 from dlm.causal_lm import CausalLM
 from dlm.fingerprint import KEY, fingerprint_of, mismatch, stored_fingerprint
@@ -236,6 +235,7 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
             "twist.trunk=lora adapts causal models, LLaDA, Dream and RADD, and this one is a SEDD; use separate"
         )
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import: only where it is used
+    from transformers.pytorch_utils import Conv1D
 
     linear = [name for name, module in trunk.backbone.named_modules()
               if isinstance(module, nn.Linear | Conv1D) and not any(part in f"{name}." for part in (*HEADS, *CUT))]  # fmt: skip

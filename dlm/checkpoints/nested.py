@@ -13,8 +13,9 @@ from torch import Tensor
 from dlm.checkpoints.family import GPT2, Family, model_type
 from dlm.checkpoints.fill import fill
 from dlm.checkpoints.source import Source
-from dlm.checkpoints.tokenizers import is_text_tokenizer, read_tokenizer
+from dlm.checkpoints.tokenizers import read_tokenizer
 from dlm.checkpoints.weights import unwrapped
+from dlm.encoding import is_text_tokenizer
 from dlm.masked_lm import RaddLM, SeddLM
 from model.radd import RADD
 from model.sedd import SEDD

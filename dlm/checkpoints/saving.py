@@ -12,7 +12,7 @@ from torch import Tensor
 from dlm.adapt import AdapterLM, peft_name
 from dlm.checkpoints import adapter
 from dlm.checkpoints.llama import KEYS, published_names
-from dlm.checkpoints.tokenizers import is_text_tokenizer
+from dlm.encoding import is_text_tokenizer
 from dlm.masked_lm import LlamaLM, MaskedLM
 from training.files import replacing_directory
 from training.storage import save_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,3 @@ def read_tokenizer(folder: str, plain: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError):  # the hub is out of reach
         return None
-
-
-def is_text_tokenizer(tokenizer: object) -> bool:
-    """Whether it is a tokenizer of transformers, which is then imported already."""
-    module = sys.modules.get("transformers.tokenization_utils_base")
-    return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-import data.answers
 from data.answers import (
     AnswerRows,
     cleaned,
@@ -135,14 +134,14 @@ def test_s1k_through_datasets(tmp_path, monkeypatch):
         asked.append((path, more))
         return Dataset.from_list([{"question": "a", "solution": "b"}] * 3)
 
-    monkeypatch.setattr(data.answers, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert load_pairs("s1K-1.1", tmp_path) == [("a", "b")] * 3
     assert asked == [("simplescaling/s1K-1.1", {"split": "train", "cache_dir": str(tmp_path)})]
 
     def unreachable(path, **more):
         raise OSError("no route")
 
-    monkeypatch.setattr(data.answers, "load_dataset", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(
         ValueError, match=r"cannot be reached: .*put s1K-1\.1\.jsonl or a folder s1K-1\.1 into data\.cache_dir"
     ):

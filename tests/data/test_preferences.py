@@ -101,7 +101,7 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path, monkeypatch):
     def refuse(**_):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("data.preferences.load_dataset", refuse)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(
         ValueError, match=r"'hh' \(hub id Anthropic/hh-rlhf\) cannot be reached: check the network, or put"
     ):

@@ -72,7 +72,7 @@ def test_the_hub_has_one_split_of_kodcode(monkeypatch):
         for n in range(600)
     ]
     monkeypatch.setattr(
-        questions, "load_dataset", lambda hub_id, configuration, split: rows if split == "train" else None
+        "datasets.load_dataset", lambda hub_id, configuration, split: rows if split == "train" else None
     )
     train, test = load_questions("kodcode", "train"), load_questions("kodcode", "test", count=3)
     assert len(train) == 100 and [q.prompt.split()[-1] for q in test] == ["100", "101", "102"]
@@ -85,7 +85,7 @@ def test_the_hub_is_asked_by_the_published_names(monkeypatch):
         asked.append((*given, split))
         return [{"problem": "1+1", "solution": r"\boxed{2}", "question": "1+1", "answer": "#### 2", "level": 1}]
 
-    monkeypatch.setattr(questions, "load_dataset", hub)
+    monkeypatch.setattr("datasets.load_dataset", hub)
     (gsm8k,), (math,) = load_questions("gsm8k", "train"), load_questions("math", "test")
     assert asked == [("openai/gsm8k", "main", "train"), ("ankner/math-500", None, "test")]
     assert gsm8k.truth == "#### 2" and gsm8k.prefix == ""
@@ -94,7 +94,7 @@ def test_the_hub_is_asked_by_the_published_names(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "humaneval", "mbpp", "kodcode"])
 def test_an_unreachable_data_set_says_how_to_give_a_path(name, monkeypatch):
-    monkeypatch.setattr(questions, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no route")))
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no route")))
     with pytest.raises(
         ValueError,
         match=rf"cannot be had \(ConnectionError\); give a directory .--data_dir DIR, .* with DIR/{name}/test.jsonl",

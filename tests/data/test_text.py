@@ -126,7 +126,7 @@ def test_an_unreachable_data_set_is_named(monkeypatch):
     def unreachable(**arguments):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(data.text, "load_dataset", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(
         ValueError, match=r"'ptb' \(hub id ptb-text-only/ptb_text_only\) cannot be reached.*\.jsonl"
     ) as caught:
