@@ -27,7 +27,10 @@ class CausalLM(MaskedLM):
     causal = True
 
     def __init__(self, backbone: Any, start_id: int, dtype: str = "float32", tokenizer=None, model_id: str = ""):
+        from dlm.room import filled_cache, sizes_of  # of transformers, as the backbone is: other models do without it
+
         super().__init__(backbone, dtype)
+        self.filled_cache, self.sizes_of = filled_cache, sizes_of
         config = backbone.config
         self.vocab_size = self.mask_id = config.vocab_size
         self.max_length = positions_of(config) - 1
@@ -47,13 +50,11 @@ class CausalLM(MaskedLM):
     def rooms(self) -> list[list[tuple[int, int]]]:
         """(heads, width) of every layer's keys and of its values, from those of one token. Empty where layers keep something else
         (Mamba, RWKV): such a model runs whole at every evaluation."""
-        from dlm.room import sizes_of
-
         parameter = next(self.backbone.parameters())
         token = torch.full((1, 1), self.start_id, device=parameter.device)
         with torch.no_grad(), self.autocast(parameter.device):
             said = self.backbone.base_model(input_ids=token, use_cache=True)
-        return sizes_of(getattr(said, "past_key_values", None))
+        return self.sizes_of(getattr(said, "past_key_values", None))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Room for keys and values; the start token has the first place."""
@@ -66,11 +67,9 @@ class CausalLM(MaskedLM):
 
     def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
         """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
-        from dlm.room import filled_cache
-
         inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
-        kept = filled_cache(memory, start)
+        kept = self.filled_cache(memory, start)
         with self.autocast(tokens.device):
             states = self.backbone.base_model(input_ids=inputs, past_key_values=kept, use_cache=True).last_hidden_state
         return states[read[:, start:end]].float()

@@ -39,6 +39,10 @@ class SiblingCache:
     """
 
     def __init__(self, trunk: Any, score: Callable[[Tensor], Tensor]):
+        # Imported already where the trunk is a model of transformers; other commands do without its seconds.
+        from transformers import DynamicCache
+
+        self.new_cache = DynamicCache
         self.trunk: Any = trunk
         self.dtype = next(trunk.parameters()).dtype
         self.score = score
@@ -55,8 +59,6 @@ class SiblingCache:
         real: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row k"]:
         """tokens: the texts, from column 0 on; real: False behind the end of a shorter one."""
-        from transformers import DynamicCache
-
         device = tokens.device
         length = torch.full_like(tokens[:, 0], tokens.shape[1]) if real is None else real.sum(1)
         kept, slot = self._agreement(tokens, length)
@@ -65,7 +67,7 @@ class SiblingCache:
         inputs = torch.cat((tokens.gather(1, place.clamp(max=tokens.shape[1] - 1)), siblings), 1)
         places = torch.cat((place.minimum(length.unsqueeze(1)), length.unsqueeze(1).expand_as(siblings)), 1)
         seen = self._visible(kept, length, past, new, siblings.shape[1])
-        cache = DynamicCache()
+        cache = self.new_cache()
         for layer, pair in enumerate(self.memory):
             key, value = (part[:, :, :past] if self._in_place(slot) else part[slot, :, :past] for part in pair)
             if past:
