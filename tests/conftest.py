@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.helpers import shapes
 
 torch.set_num_threads(1)  # bit-equality of rows is promised for one thread
 
 shapes.install()
-yaml.SafeLoader = yaml.CSafeLoader  # of OmegaConf: it reads the twenty files of each of a thousand configurations
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
