@@ -9,6 +9,7 @@ from reasoning_gym.factory import DATASETS as GYM
 
 from data import questions
 from data.questions import CODE_PREFIX, canvases, check_runnable, encode, formatted, load_questions, right
+from dlm.prompts import Prompts
 from load_model import load_model
 from rewards import sandbox
 from rewards.sandbox import SandboxError, check_sandbox
