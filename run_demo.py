@@ -93,6 +93,7 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
 
 
 def decoded(model: MaskedLM, steps: int, strategy: Strategy, prompts: Prompts) -> Samples:
+    """Samples of the prompts, with equal steps where the rule has them."""
     return strategy.decode(model, prompts, DecodeOptions(steps))
 
 
@@ -134,6 +135,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Run the demo: train, measure, draw."""
     started = time.perf_counter()
     check_place(arguments.out, f"--out {arguments.out}")
     judge = default_judge("cpu")  # what is missing is said before the work

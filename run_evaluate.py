@@ -247,6 +247,7 @@ def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> li
 
 
 def strategy_of(job: Job, arguments: argparse.Namespace) -> Strategy:
+    """The rule or policy of a job, with its token sampler."""
     rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
     return Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
 
@@ -401,6 +402,7 @@ TASKS = {"reward": reward_task.main, "pairwise": pairwise.main}
 
 
 def main(argv: list[str]) -> int:
+    """Run every job; returns the exit status."""
     if argv[:1] == ["--task"]:
         if argv[1:2] == [] or argv[1] not in TASKS:
             raise ValueError(f"--task {' '.join(argv[1:2])} is unknown; use one of {', '.join(TASKS)}, or leave it out")

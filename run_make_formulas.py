@@ -44,6 +44,7 @@ def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the formulas that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Whole(), default=50_000)
     parser.add_argument("--out", type=Path, required=True, help="a directory")

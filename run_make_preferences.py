@@ -129,6 +129,7 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
 
 
 def main(argv: list[str]) -> dict[str, int]:
+    """Write the preferences that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a directory")
     parser.add_argument(

@@ -82,6 +82,7 @@ PROMPT = "Write a very short story for a young child about {subject} who {thing}
 
 
 def random_prompt(random: Random) -> str:
+    """A prompt for one story, drawn by `random`."""
     subject, thing, place = (random.choice(words.split("|")).strip() for words in (SUBJECTS, THINGS, PLACES))
     return PROMPT.format(subject=subject, thing=thing, place=place)
 
@@ -118,6 +119,7 @@ def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
 
 
 def make_stories(model: str, out: Path, count: int, batch: int, seed: int, device: str, tokens: int) -> None:
+    """Append stories to `out` until it holds `count`."""
     if out.suffix != ".gz":
         raise ValueError(f"--out {out} must end in .jsonl.gz; change it")
     check_place(out.parent, f"--out {out}")
@@ -139,6 +141,7 @@ def make_stories(model: str, out: Path, count: int, batch: int, seed: int, devic
 
 
 def main() -> None:
+    """Write stories, or split a file of stories."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl.gz file, or with --split a directory")
     parser.add_argument("--split", type=Path, help="do not sample: split this file of stories")

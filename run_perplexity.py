@@ -65,6 +65,7 @@ def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> N
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Print the perplexity bound of a model on a data set."""
     check_device(arguments.device)
     check_cache(arguments.cache_dir, f"--cache-dir {arguments.cache_dir}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device

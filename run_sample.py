@@ -503,6 +503,7 @@ def summary(record: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Sample, print and write what the command line asks for."""
     config = build_config(argv)
     record_file = None if config.json in (None, "-") else Path(config.json)
     if record_file is not None and record_file.is_dir():

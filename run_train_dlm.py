@@ -248,6 +248,7 @@ def show_samples(
 
 @hydra.main(config_path="configs", config_name="train_dlm", version_base=None)
 def entry(config: DictConfig) -> None:
+    """Run with the configuration that Hydra composed."""
     with exit_on_bad_input():
         main(config, list(HydraConfig.get().overrides.task))
 

@@ -129,6 +129,7 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
 
 @hydra.main(config_path="configs", config_name="train_rl", version_base=None)
 def entry(config: DictConfig) -> None:
+    """Run with the configuration that Hydra composed."""
     with exit_on_bad_input():
         main(config, list(HydraConfig.get().overrides.task))
 

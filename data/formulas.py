@@ -54,6 +54,7 @@ HELD_OUT = 0.05
 
 
 def letter(random: Random) -> Both:
+    """A letter, Latin or Greek; a Latin one with a subscript at times."""
     draw = random.random()
     if draw < 0.25:
         name = random.choice(GREEK)
@@ -66,6 +67,7 @@ def letter(random: Random) -> Both:
 
 
 def atom(random: Random) -> Both:
+    """A letter or a number."""
     if random.random() < 0.3:
         number = str(random.randrange(1, 10) if random.random() < 0.8 else random.randrange(10, 100))
         return number, number
@@ -73,11 +75,13 @@ def atom(random: Random) -> Both:
 
 
 def fraction(random: Random, depth: int) -> Both:
+    """A fraction."""
     (top, above), (bottom, below) = term(random, depth - 1), term(random, depth - 1)
     return f"\\frac{{{top}}}{{{bottom}}}", f"{above} over {below}"
 
 
 def root(random: Random, depth: int) -> Both:
+    """A square root, or a root of a degree."""
     inside, said = term(random, depth - 1)
     if random.random() < 0.25:
         degree = random.choice((3, 4, 5))
@@ -86,6 +90,7 @@ def root(random: Random, depth: int) -> Both:
 
 
 def power(random: Random, depth: int) -> Both:
+    """A power."""
     base, said = letter(random)
     if random.random() < 0.6:
         number = random.choice((2, 3))
@@ -95,6 +100,7 @@ def power(random: Random, depth: int) -> Both:
 
 
 def total(random: Random, depth: int) -> Both:
+    """A sum or a product over an index."""
     body, said = term(random, depth - 1)
     index, start, end = random.choice("ijkn"), random.choice("01"), random.choice((r"\infty", "n", "m", "N", "10"))
     command, word = random.choice(((r"\sum", "sum"), (r"\sum", "sum"), (r"\prod", "product")))
@@ -106,6 +112,7 @@ def total(random: Random, depth: int) -> Both:
 
 
 def integral(random: Random, depth: int) -> Both:
+    """An integral."""
     body, said = term(random, depth - 1)
     variable = random.choice("xtuy")
     if random.random() < 0.3:
@@ -119,6 +126,7 @@ def integral(random: Random, depth: int) -> Both:
 
 
 def limit(random: Random, depth: int) -> Both:
+    """A limit."""
     body, said = term(random, depth - 1)
     variable, end = random.choice("xnth"), random.choice(("0", "1", r"\infty"))
     spoken = end.lstrip("\\").replace("infty", "infinity")
@@ -126,12 +134,14 @@ def limit(random: Random, depth: int) -> Both:
 
 
 def function(random: Random, depth: int) -> Both:
+    """A named function of something."""
     name = random.choice(list(FUNCTIONS))
     inside, said = term(random, depth - 1)
     return f"\\{name}\\left({inside}\\right)", f"the {FUNCTIONS[name]} of {said}"
 
 
 def bracketed(random: Random, depth: int) -> Both:
+    """Something in brackets."""
     inside, said = expression(random, depth - 1)
     left, right, word = random.choice((("(", ")", "parentheses"), ("[", "]", "brackets"), ("|", "|", "absolute value")))
     spoken = f"the absolute value of {said}" if left == "|" else f"in {word} {said}"
@@ -139,11 +149,13 @@ def bracketed(random: Random, depth: int) -> Both:
 
 
 def binomial(random: Random, depth: int) -> Both:
+    """A binomial coefficient."""
     (top, above), (bottom, below) = atom(random), atom(random)
     return f"\\binom{{{top}}}{{{bottom}}}", f"{above} choose {below}"
 
 
 def derivative(random: Random, depth: int) -> Both:
+    """A derivative."""
     body, said = letter(random)
     variable = random.choice("xtu")
     sign, word = random.choice((("d", "derivative"), (r"\partial ", "partial derivative")))
@@ -151,6 +163,7 @@ def derivative(random: Random, depth: int) -> Both:
 
 
 def matrix(random: Random, depth: int) -> Both:
+    """A matrix or a determinant."""
     name = random.choice(list(MATRICES))
     cells = [[atom(random) for _ in range(2)] for _ in range(2)]
     body = r" \\ ".join(" & ".join(latex for latex, _ in row) for row in cells)
@@ -159,6 +172,7 @@ def matrix(random: Random, depth: int) -> Both:
 
 
 def cases(random: Random, depth: int) -> Both:
+    """A definition by cases."""
     (one, first), (two, second) = atom(random), atom(random)
     variable = random.choice("xtn")
     body = f"{one} & {variable} > 0 \\\\ {two} & {variable} \\leq 0"

@@ -85,6 +85,7 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 
 def main(arguments: argparse.Namespace) -> list[dict]:
+    """Print the comparison that the command line asks for."""
     first, second = evaluations_in(arguments.a), evaluations_in(arguments.b)
     shared = [name for name in first if name in second]
     if not shared:

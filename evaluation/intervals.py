@@ -14,6 +14,8 @@ Z95 = 1.959963984540054
 
 
 class Interval(NamedTuple):
+    """An estimate with the ends of its 95 % interval."""
+
     value: float
     low: float
     high: float

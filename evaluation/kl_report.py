@@ -303,6 +303,7 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
 
 
 def main(arguments: argparse.Namespace) -> list[dict]:
+    """Write the table and the plot of divergences."""
     runs = [read_run(path) for path in arguments.runs]
     log_z, error = (arguments.log_z, arguments.log_z_error)
     if log_z is None:

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def name_of(file: Path) -> str:
+    """The name under which a file of generations is compared."""
     return file.stem.removeprefix(PREFIX)
 
 

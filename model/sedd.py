@@ -58,6 +58,7 @@ def modulation(condition: int, width: int, parts: int) -> nn.Linear:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift, as the condition of adaptive layer norm says."""
     return x * (1 + scale) + shift
 
 

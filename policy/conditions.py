@@ -55,4 +55,5 @@ def zero_(layer: nn.Linear) -> None:
 def mean_over(
     x: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"]
 ) -> Float[Tensor, "row width"]:
+    """The mean of the vectors at the kept positions; zero for a row without any."""
     return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]

@@ -31,6 +31,8 @@ class Written(Protocol):
 
 @runtime_checkable
 class Recorded(Protocol):
+    """What the reward reads of samples: those with a recorded trajectory."""
+
     prompt: Bool[Tensor, "row position"]
 
     @property

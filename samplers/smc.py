@@ -68,6 +68,8 @@ class Proposed:
 
 @runtime_checkable
 class Proposal(Protocol):
+    """Proposes the next step of every particle."""
+
     def propose(self, observation: Observation, draws: Draws, given: Given | None) -> Proposed: ...
 
 
@@ -184,6 +186,7 @@ class Particles:
 def draw_ancestors(
     weights: Weights, scheme: str, draws: Draws, sample_id: Int[Tensor, "filter"], step: int
 ) -> Int[Tensor, "filter particle"]:
+    """The ancestor of each particle, drawn by weight."""
     uniforms = draws.uniform("resample", sample_id, torch.full_like(sample_id, step), weights.log.shape[1])
     return SCHEMES[scheme](weights.probability, uniforms)
 

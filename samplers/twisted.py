@@ -26,6 +26,7 @@ Tilt = Callable[[Float[Tensor, "read width"], Int[Tensor, "read"]], Float[Tensor
 
 
 def refuse_greedy(rule: TokenRule) -> None:
+    """Refuse a greedy token sampler, which has no distribution to twist: ValueError."""
     if rule.temperature == 0:
         raise ValueError("a twist bends the law of the tokens, and temperature 0 has none; use a temperature above 0")
 

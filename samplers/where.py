@@ -42,6 +42,7 @@ def best(
 
 
 def by_ties(observation: Observation, draws: Draws) -> Float[Tensor, "row position"]:
+    """Uniform numbers that order positions of equal score."""
     return draws.uniform("tie", observation.row_id, observation.row_step, observation.tokens.shape[1])
 
 
@@ -118,10 +119,12 @@ def margin(observation: Observation) -> Float[Tensor, "row position"]:
 
 
 def top_probability(observation: Observation) -> Float[Tensor, "row position"]:
+    """Probability of the most likely token at each selectable position."""
     return observation.read(observation.writable, 1).top_log_probs[..., 0].exp()
 
 
 def negative_entropy(observation: Observation) -> Float[Tensor, "row position"]:
+    """Minus the entropy (nats) at each selectable position."""
     entropy = observation.read(observation.writable, 1, entropy=True).entropy
     assert entropy is not None
     return -entropy

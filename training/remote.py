@@ -22,6 +22,7 @@ COPIED = (".hydra", "checkpoints", "samples", "policy", "model", "logs", "metric
 
 
 def is_url(path: object) -> bool:
+    """Whether a place is a URL, and no path of this machine."""
     return "://" in str(path)
 
 

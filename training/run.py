@@ -155,6 +155,7 @@ def check_groups(saved: DictConfig, today: DictConfig, named: str, before: str =
 
 
 def holds_run(place: str) -> bool:
+    """Whether a directory or URL holds a run."""
     return Remote(place).holds(CONFIG) if is_url(place) else (Path(place) / CONFIG).is_file()
 
 

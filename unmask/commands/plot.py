@@ -16,6 +16,7 @@ from training.curves import CURVES, METRICS, broken_line, curves, read_series, s
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     made = argparse.ArgumentParser(
         "python -m unmask plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,6 +43,7 @@ def metrics_of(run: str) -> Path:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Draw the curves of the runs, and print the path of the picture."""
     given = parser().parse_args(arguments)
     runs = list(dict.fromkeys(str(Path(run)) for run in given.runs))
     out = Path(given.out)
