@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from evaluation.report import print_table
 from training.ranges import Whole
@@ -81,7 +82,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return 0 if not body else (body[-1].end_lineno or 0) - body[0].lineno + 1
 
 
-def is_probe(node: ast.AST) -> bool:
+def is_probe(node: ast.AST) -> TypeGuard[ast.Call]:
     """Whether this asks an object what it is: `getattr` with a constant name and a default, or `hasattr`."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
@@ -117,7 +118,7 @@ def survey() -> dict[str, list[Found]]:
                 found["functions that take a configuration"].append(here)
         found["getattr probes"] += [
             Found(file, node.lineno, ast.unparse(node)[:60]) for node in ast.walk(tree) if is_probe(node)
-        ]  # pyright: ignore[reportAttributeAccessIssue]
+        ]
         found["pyright: ignore"] += [
             Found(file, number, "") for number, line in enumerate(text.splitlines(), 1) if "pyright: ignore" in line
         ]
@@ -125,8 +126,9 @@ def survey() -> dict[str, list[Found]]:
             Found(file, number, "") for number, line in enumerate(text.splitlines(), 1) if "raise ValueError" in line
         ]
         for node in tree.body:
-            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-            if public and ast.get_docstring(node) is None:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            if not node.name.startswith("_") and ast.get_docstring(node) is None:
                 found["public names without a docstring"].append(Found(file, node.lineno, node.name))
             if isinstance(node, ast.ClassDef):
                 classes[node.name].append(Found(file, node.lineno, node.name))
