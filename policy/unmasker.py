@@ -25,7 +25,10 @@ class PolicyNetwork(Protocol):
 
 
 def check_alpha(network: object, alpha: object) -> None:
-    """Refuse a weight of speed that nobody reads, and a policy that waits for one. network: None for a rule."""
+    """Refuse a weight of speed that the policy does not read, and a policy that needs one and gets none: ValueError.
+
+    network: None for an unmasking rule.
+    """
     if getattr(network, "alpha_embedding", None) is None:
         if alpha is not None:
             raise ValueError(

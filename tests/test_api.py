@@ -57,6 +57,9 @@ def test_a_prompt_decodes_as_it_does_alone_whatever_stands_beside_it(model):
     alone = unmask.sample(model, prompts[1], **QUICK)
     again = unmask.sample(model, [prompts[1]] * 2, num_samples=1, **QUICK)
     assert alone.texts == again.texts[:1] and again.texts[0] != again.texts[1]
+    one_by_one = unmask.sample(model, [prompts[1]] * 2, batch_size=1, **QUICK)
+    assert one_by_one.texts == again.texts
+    assert (again.samples.forwards, one_by_one.samples.forwards) == (4, 8)  # costs of batches are added up
     few = unmask.sample(model, [prompts[0], prompts[1]], batch_size=1, **QUICK)
     assert few.texts == together.texts[:2]
     assert together.nfe.tolist() == [4] * 4 and together.unmasked_at.shape == (4, 16)
@@ -78,11 +81,21 @@ def test_templates_suffixes_and_copies(model):
         unmask.sample(model, [])
 
 
-class Ends:
-    """An unmasking rule of a user: from both ends inward."""
+class FromLeft:
+    """An unmasking rule of a user: from the left."""
 
     def choose(self, observation: Observation, draws: Draws):
         return Leftmost().choose(observation, draws)
+
+
+class Counting(FromLeft):
+    """The same rule, which counts its steps."""
+
+    steps = 0
+
+    def choose(self, observation: Observation, draws: Draws):
+        self.steps += 1
+        return super().choose(observation, draws)
 
 
 def test_a_strategy_is_a_name_settings_a_policy_a_rule_or_a_decoder(model):
@@ -92,7 +105,7 @@ def test_a_strategy_is_a_name_settings_a_policy_a_rule_or_a_decoder(model):
     assert unmask.sample(model, "The dog", strategy=Confident(), steps=4, length=16).texts == by_name.texts
     decoder = Strategy(Confident(), TokenRule())
     assert unmask.sample(model, "The dog", strategy=decoder, steps=4, length=16).texts == by_name.texts
-    own = unmask.sample(model, "The dog", strategy=Ends(), steps=4, length=16)
+    own = unmask.sample(model, "The dog", strategy=FromLeft(), steps=4, length=16)
     assert own.texts == unmask.sample(model, "The dog", strategy="leftmost", steps=4, length=16).texts
     torch.manual_seed(0)
     policy = DitConfidence().eval()
@@ -138,9 +151,11 @@ def test_a_stream_yields_every_step_and_ends_with_its_reader(model):
     assert [int(step.open.sum()) for step in steps][-1] == 0 and len(
         steps
     ) == 8  # two lengths: two batches of four steps
-    stream = unmask.stream(model, "The dog", **QUICK)
+    counting = Counting()
+    stream = unmask.stream(model, "The dog", strategy=counting, steps=12, length=16)
     assert int(next(stream).nfe) == 1
     stream.close()
+    assert counting.steps <= 3  # the step that was read, and those that had begun
     with pytest.raises(ValueError, match="strategy 'nothing' is unknown"):
         next(unmask.stream(model, "The dog", strategy="nothing"))
 

@@ -223,7 +223,7 @@ class Posterior:
 
 
 def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:
-    """Digest of exact samples, by which two files of them are told apart."""
+    """Digest of exact samples, which identifies them."""
     digest = hashlib.sha256(str(tried).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
