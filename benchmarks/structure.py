@@ -13,7 +13,6 @@ import argparse
 import ast
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -147,6 +146,8 @@ def lines_per_room() -> dict[str, int]:
 
 def cpu_seconds(arguments: list[str], times: int) -> float:
     """The least CPU seconds of a new process over several runs. ChildProcessError where it fails."""
+    import resource  # of POSIX
+
     taken = []
     for _ in range(times):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
