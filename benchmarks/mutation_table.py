@@ -171,12 +171,14 @@ DLM: dict[str, list[Row]] = {
     "dlm/causal_lm.py": [
         ("torch.cat((start, tokens[:, : last - 1]), 1)", "tokens[:, :last]",
          CAUSAL + "a_saved_model_predicts_as_transformers_does"),
-        ("start, self.kept = self.kept, self.kept + key_states.shape[2]",
-         "start = self.kept - 1; self.kept += key_states.shape[2]",
-         CAUSAL + "keys_and_values_are_exact"),
         ("logits = logits / divisor", "logits = logits * divisor", CAUSAL + "a_saved_model_predicts_as_transformers_does"),
         ("most * torch.tanh(logits / most)", "torch.tanh(logits / most)",
          CAUSAL + "a_saved_model_predicts_as_transformers_does"),
+    ],
+    "dlm/room.py": [
+        ("start, self.kept = self.kept, self.kept + key_states.shape[2]",
+         "start = self.kept - 1; self.kept += key_states.shape[2]",
+         CAUSAL + "keys_and_values_are_exact"),
     ],
     "dlm/prompts.py": [
         ("device) >= self.start.unsqueeze(1))", "device) >= 0 * self.start.unsqueeze(1))",

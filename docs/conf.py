@@ -1,4 +1,4 @@
-"""The documentation site: `python -m sphinx -W docs docs/_build`. Pages are Markdown (MyST); the reference comes from the code."""
+"""The documentation site: `python -m sphinx -W docs docs/_build`. Pages are Markdown (MyST), the reference is from the code."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ class Notebook(SphinxDirective):
 def section(name: str, module: str, about: str) -> str:
     """The section of one command in Markdown."""
     printed = StringIO()
-    with redirect_stdout(printed):
-        with suppress(SystemExit):
-            import_module(module).main(["--help"])
+    with redirect_stdout(printed), suppress(SystemExit):
+        import_module(module).main(["--help"])
     return f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n````text\n{printed.getvalue().strip()}\n````\n"
 
 
