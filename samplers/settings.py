@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from samplers.guided import METHODS
 from samplers.particles import RESAMPLE, SCHEMES
 from samplers.scores import PREDICTORS
 from samplers.where import ADAPTIVE, CONFIDENCES, CONFIDENT, WHERE
-from training.fields import Settings, setting
-from training.ranges import ROWS, Flag, Maybe, Number, OneOf, Text, Whole
+from training.fields import Settings, section, setting
+from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
 
 STRATEGIES = (*WHERE, "policy")  # an unmasking rule and a token sampler
 GUIDED = (*METHODS, "best_of_n", "top_k")  # guided by a reward
@@ -35,8 +35,6 @@ RULE_SETTINGS = {
     "confidence_noisy": "noise",
 }
 
-LENGTH, COUNT, WEIGHT, SHARE, NAME = Whole(1, 1_000_000), Whole(1), Number(0, 1e6), Number(0, 1), Text()
-
 
 @dataclass
 class PolicySettings(Settings):
@@ -45,7 +43,7 @@ class PolicySettings(Settings):
     prefix: ClassVar[str] = "sampler.policy."
     path: str = setting("example/014609", NAME, "a directory, a run, a .pth or a .safetensors file of a policy")
     other_model: bool = setting(
-        False, Flag(), "use the policy with another model than it was trained on (policies that read confidences only)"
+        False, FLAG, "use the policy with another model than it was trained on (policies that read confidences only)"
     )
     action: str | None = setting(
         None, Maybe(NAME), f"how positions are chosen by the policy's scores: {', '.join(ACTIONS)}; null: fixed"
@@ -130,9 +128,9 @@ class SamplerSettings(Settings):
         WEIGHT,
         "classifier-free guidance w: (1 + w) * with the prompt - w * without it; an evaluation then counts twice",
     )
-    stop: bool = setting(False, Flag(), "a sample ends where it commits the tokenizer's end of sequence")
-    logits_eos_inf: bool = setting(False, Flag(), "never commit the end of sequence")
-    confidence_eos_eot_inf: bool = setting(False, Flag(), "positions of an end token count as least confident")
+    stop: bool = setting(False, FLAG, "a sample ends where it commits the tokenizer's end of sequence")
+    logits_eos_inf: bool = setting(False, FLAG, "never commit the end of sequence")
+    confidence_eos_eot_inf: bool = setting(False, FLAG, "positions of an end token count as least confident")
     threshold: float | int = setting(
         0.9, SHARE, "strategies threshold and window: commit where the best token is this probable"
     )
@@ -148,9 +146,9 @@ class SamplerSettings(Settings):
     temperature: float | int = setting(1.0, WEIGHT, "of the tokens; 0 commits the most likely token")
     top_p: float | int = setting(1.0, Number(0, 1, open_low=True), "smallest set of tokens with this probability")
     top_k: int = setting(0, Whole(0), "most likely tokens to draw from; 0: all")
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    guide: GuideSettings = field(default_factory=GuideSettings)
-    smc: SMCSettings = field(default_factory=SMCSettings)
+    policy: PolicySettings = section(PolicySettings)
+    guide: GuideSettings = section(GuideSettings)
+    smc: SMCSettings = section(SMCSettings)
 
 
 # ------------------------------------------------------------------------------------------- which strategy reads which setting

@@ -1,30 +1,73 @@
-"""Settings as dataclasses: every field has a type, a default, a range and a sentence of help."""
+"""Settings as dataclasses: every field has a type, a default, a range and a sentence of help.
+
+A section is a field that holds other settings. A section with several kinds (`Kinds`) is a group of configuration files: the
+value of one of its keys says which class it is. The YAML files of Hydra have the same keys and defaults, which
+tests/test_fields.py proves. The classes are not registered in Hydra's ConfigStore: `Settings.of` checks types and ranges
+already, and registration would import every room before `--help`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import Field, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from training.ranges import Range, shown
+
+REQUIRED = "???"  # in a configuration: a value that the command line has to give
 
 
 def setting(default: Any, allowed: Range, text: str) -> Any:
     """A field of `Settings`.
 
     Args:
+        default: a list is copied for every object. `REQUIRED`: there is none.
         allowed: what a value may be.
         text: one sentence for `--help` and the reference.
     """
-    return field(default=default, metadata={"range": allowed, "help": text})
+    metadata = {"range": allowed, "help": text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type[Settings] | Kinds, **changed: Any) -> Any:
+    """A field that holds other settings.
+
+    Args:
+        kind: its class, or the classes that it may have.
+        changed: defaults that differ from those of the class (of the default class).
+    """
+    first = kind.default if isinstance(kind, Kinds) else kind
+    return field(default_factory=partial(first, **changed), metadata={"section": kind, "changed": changed})
 
 
 S = TypeVar("S", bound="Settings")
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """Classes of a section, by the value of its key `by`. choose: in place of a look-up in `of`."""
+
+    by: str
+    of: Mapping[str, type[Settings]]
+    default: type[Settings]
+    choose: Callable[[Mapping[str, Any]], type[Settings]] | None = None
+
+    def kind(self, values: Mapping[str, Any], prefix: str) -> type[Settings]:
+        """The class for these values. ValueError for a value of `by` that is unknown."""
+        if self.choose is not None:
+            return self.choose(values)
+        name = str(values.get(self.by))
+        if name not in self.of:
+            raise ValueError(f"{prefix}{self.by}={name!r} is unknown; use one of {', '.join(self.of)}")
+        return self.of[name]
+
+
 class Settings:
-    """Base class of settings. A subclass is a dataclass whose fields are made by `setting`, or hold other settings.
+    """Base class of settings. A subclass is a dataclass whose fields are made by `setting` or `section`.
 
     Raises:
         ValueError: names the field, its value and its range.
@@ -34,32 +77,90 @@ class Settings:
 
     def __post_init__(self):
         for entry in fields(self):  # pyright: ignore[reportArgumentType]
-            self.check(entry, getattr(self, entry.name))
+            self.check(entry, getattr(self, entry.name), self.prefix)
 
     @classmethod
-    def check(cls, entry: Field[Any], value: object) -> None:
+    def check(cls, entry: Field[Any], value: object, prefix: str) -> None:
         """Refuse a value outside the range of its field: ValueError."""
         allowed = entry.metadata.get("range")
+        if allowed is not None and value == REQUIRED and entry.default == REQUIRED:
+            raise ValueError(f"{prefix}{entry.name} has to be given; add {prefix}{entry.name}=VALUE")
         if allowed is not None and not allowed.holds(value):
-            raise ValueError(f"{cls.prefix}{entry.name}={shown(value)} must be {allowed.allowed}; change it")
+            raise ValueError(f"{prefix}{entry.name}={shown(value)} must be {allowed.allowed}; change it")
 
     @classmethod
-    def of(cls: type[S], values: Mapping[str, Any]) -> S:
-        """Settings with these values, nested mappings for nested settings. ValueError for an unknown name."""
-        known = {entry.name: entry for entry in fields(cls)}  # pyright: ignore[reportArgumentType]
-        found = {}
+    def entries(cls) -> dict[str, Field[Any]]:
+        """The fields by name."""
+        return {entry.name: entry for entry in fields(cls)}  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def of(cls: type[S], values: Mapping[str, Any], prefix: str | None = None, *, strict: bool = True) -> S:
+        """Settings with these values, nested mappings for nested settings.
+
+        Args:
+            prefix: of names in messages; None: the one of the class.
+            strict: refuse an unknown name. False: leave it out, as for a configuration that several commands share.
+
+        Raises:
+            ValueError: a value outside its range, or an unknown name.
+        """
+        prefix = cls.prefix if prefix is None else prefix
+        known = cls.entries()
+        found: dict[str, Any] = {}
         for name, value in values.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {cls.prefix}{near[0]}?" if near else f"use one of {', '.join(known)}"
-                raise ValueError(f"{cls.prefix}{name} is unknown; {hint}")
-            kind = known[name].default_factory
-            nested = isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, Settings)
-            if nested and not isinstance(value, Mapping):
-                first = f"{cls.prefix}{name}.{fields(kind)[0].name}"  # pyright: ignore[reportArgumentType]
-                raise ValueError(
-                    f"{cls.prefix}{name}={shown(value)} takes the place of several keys; say {first}={shown(value)} for one"
-                )
-            cls.check(known[name], value)
-            found[name] = kind.of(value) if nested else value  # pyright: ignore[reportAttributeAccessIssue]
+                if strict:
+                    raise ValueError(cls._unknown(name, list(known), prefix))
+                continue
+            kind = known[name].metadata.get("section")
+            if kind is None:
+                cls.check(known[name], value, prefix)
+                found[name] = value
+            else:
+                found[name] = nested(known[name], value, f"{prefix}{name}.", strict)
         return cls(**found)
+
+    @staticmethod
+    def _unknown(name: str, known: list[str], prefix: str) -> str:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(known)}"
+        return f"{prefix}{name} is unknown; {hint}"
+
+
+def nested(entry: Field[Any], value: object, prefix: str, strict: bool) -> Settings:
+    """The settings of a section with these values. ValueError for a single value in their place."""
+    kind, changed = entry.metadata["section"], entry.metadata["changed"]
+    if not isinstance(value, Mapping):
+        first = next(iter((kind.default if isinstance(kind, Kinds) else kind).entries()))
+        raise ValueError(
+            f"{prefix.rstrip('.')}={shown(value)} takes the place of several keys; say {prefix}{first}={shown(value)} for one"
+        )
+    own: Mapping[str, Any] = value
+    if isinstance(kind, Kinds):
+        chosen = kind.kind(own, prefix)
+        changed = changed if chosen is kind.default else {}
+    else:
+        chosen = kind
+    return chosen.of({**changed, **own}, prefix, strict=strict)
+
+
+def kinds_of(entry: Field[Any]) -> list[type[Settings]]:
+    """The classes that a section may have, each once; none for a single value."""
+    kind = entry.metadata.get("section")
+    if isinstance(kind, Kinds):
+        return list(dict.fromkeys(kind.of.values()))
+    return [] if kind is None else [kind]
+
+
+def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """(key in dots, field) of every value of a class and its sections; of a section with several kinds, of each of them."""
+    for name, entry in cls.entries().items():
+        if not (kinds := kinds_of(entry)):
+            yield f"{prefix}{name}", entry
+        for kind in kinds:
+            yield from leaves(kind, f"{prefix}{name}.")
+
+
+def default_of(entry: Field[Any]) -> Any:
+    """The default of a single value; a new list where it is one."""
+    return entry.default if entry.default is not MISSING else entry.default_factory()  # pyright: ignore[reportCallIssue]

@@ -179,7 +179,15 @@ class Either(Range):
         return self.first.holds(value) or self.second.holds(value)
 
 
-ROWS = Whole(1, 1_000_000)  # that go through a network at a time, or positions
+ROWS = Whole(1, 1_000_000)  # that go through a network at a time
+LENGTH = Whole(1, 1_000_000)  # positions
+NAME, FLAG, WORDS = Text(), Flag(), Text(empty=True, number=True)
+COUNT, COUNT_OR_NONE, SIZE = Whole(1), Whole(0), Whole(1, 100_000)
+SHARE, PART = Number(0, 1), Number(0, 1, open_high=True)
+WEIGHT, ABOVE_0 = Number(0, 1e6), Number(0, 1e6, open_low=True)
+SEED = Whole(0, 2**31 - 1)
+DTYPE = OneOf(("float32", "bfloat16", "float16"))
+CACHE = Maybe(OneOf(("prefix", "dual")))
 
 
 def _read(allowed: Range, kind: type, text: str) -> Any:

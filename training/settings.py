@@ -1,27 +1,37 @@
-"""The range of every setting of every configuration, and the check that every command makes before any work.
-
-A key that two commands read differently stands in `OF_COMMAND`. tests/training/test_settings.py proves that no key of
-configs/*.yaml and of its groups and experiments is missing here. Names that one module knows (strategies, losses) are refused by
-that module.
-"""
+"""Settings that every training command has: where a run is, how long it is, the optimiser, wandb."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.fields import Settings, setting
 from training.files import check_cache
 from training.ranges import (
+    ABOVE_0,
     ABSENT,
+    CACHE,
+    COUNT,
+    COUNT_OR_NONE,
+    DTYPE,
+    FLAG,
+    LENGTH,
+    NAME,
+    PART,
     ROWS,
+    SEED,
+    SHARE,
+    SIZE,
+    WEIGHT,
+    WORDS,
     Either,
-    Flag,
     ListOf,
     Maybe,
     Number,
@@ -32,20 +42,148 @@ from training.ranges import (
     Whole,
     check_ranges,
     found_at,
-)
+)  # fmt: skip
 from training.usage import CONFIGS, check_device
 
-NAME, FLAG, WORDS = Text(), Flag(), Text(empty=True, number=True)
-COUNT, COUNT_OR_NONE = Whole(1), Whole(0)
-LENGTH = Whole(1, 1_000_000)  # positions
-SIZE = Whole(1, 100_000)  # of a network: a width, a number of layers
-SHARE = Number(0, 1)
-PART = Number(0, 1, open_high=True)  # a share that leaves something
-WEIGHT = Number(0, 1e6)  # of a term; also temperatures and exponents
-ABOVE_0 = Number(0, 1e6, open_low=True)
-SEED = Whole(0, 2**31 - 1)
-DTYPE = OneOf(("float32", "bfloat16", "float16"))
-CACHE = Maybe(OneOf(("prefix", "dual")))
+
+@dataclass
+class RunSettings(Settings):
+    """Keys at the top of every training configuration."""
+
+    seed: int = setting(0, SEED, "of all random numbers of the run")
+    device: str = setting("auto", NAME, "auto, cpu, cuda, or one of several such as cuda:1")
+    run_dir: str | None = setting(
+        None, Maybe(NAME), "directory of the run, or a URL (s3://bucket/prefix) to copy it to; null: output/DATE/TIME"
+    )
+    resume: str | None = setting(
+        None,
+        Maybe(NAME),
+        "a run to continue, in place: a directory, a URL, or auto (the run in run_dir, if there is one)",
+    )
+
+
+@dataclass
+class ComputeSettings(Settings):
+    """The type of number in which a model computes."""
+
+    prefix: ClassVar[str] = "model."
+    dtype: str = setting("float32", DTYPE, "of the computation; weights that learn are float32")
+
+
+@dataclass
+class AverageSettings(Settings):
+    """The moving average of weights that learn."""
+
+    prefix: ClassVar[str] = "training."
+    ema: float | int = setting(0.99, SHARE, "decay of the moving average of the weights")
+
+
+@dataclass
+class ScheduleSettings(Settings):
+    """Length of a run, and the iterations between two lines of the log and two snapshots."""
+
+    prefix: ClassVar[str] = "training."
+    n_iters: int | None = setting(100, COUNT, "iterations of the run")
+    log_freq: int = setting(10, COUNT, "iterations between two lines of the log")
+    snapshot_freq: int = setting(
+        100, COUNT, "iterations between two snapshots: checkpoints/, the model or policy, samples"
+    )
+
+
+@dataclass
+class EvaluatedSettings(ScheduleSettings):
+    """The schedule of a run that is evaluated on held-out data."""
+
+    eval_freq: int = setting(100, COUNT, "iterations between two evaluations on held-out data")
+
+
+@dataclass
+class PreemptionSettings(Settings):
+    """The schedule of resume checkpoints."""
+
+    prefix: ClassVar[str] = "training."
+    snapshot_freq_for_preemption: int = setting(
+        20, COUNT, "iterations between two resume checkpoints, from which a killed run continues"
+    )
+
+
+@dataclass
+class BatchSettings(Settings):
+    """The batch of an update."""
+
+    prefix: ClassVar[str] = "training."
+    batch_size: int = setting(32, ROWS, "rows of an update, over all processes and parts")
+    accum: int = setting(1, ROWS, "parts that a batch is cut into, for memory")
+
+
+@dataclass
+class TunedSettings(BatchSettings, EvaluatedSettings):
+    """Training by transformers or TRL, in epochs or iterations."""
+
+    n_iters: int | None = setting(None, Maybe(COUNT), "updates of the run; null: as many as training.epochs needs")
+    epochs: int = setting(1, Whole(1, 1_000_000), "passes over the data, where training.n_iters is null")
+    gradient_checkpointing: bool = setting(False, FLAG, "compute activations again in the backward pass, for memory")
+    dropout: bool = setting(False, FLAG, "use the model's own dropout while it learns")
+
+
+@dataclass
+class EvalSettings(Settings):
+    """Evaluations on held-out rows."""
+
+    prefix: ClassVar[str] = "eval."
+    batch_size: int = setting(32, ROWS, "held-out rows that are evaluated together")
+
+
+@dataclass
+class RateSettings(Settings):
+    """The learning rate, its schedule, and the clipping of gradients."""
+
+    prefix: ClassVar[str] = "optim."
+    lr: float | int = setting(1e-3, Number(0, 10), "learning rate after the warm-up")
+    weight_decay: float | int = setting(0.0, Number(0, 10), "weight decay")
+    warmup: int | None = setting(0, COUNT_OR_NONE, "updates of the linear warm-up")
+    grad_clip: float | int = setting(1.0, Number(0, 1e12, open_low=True), "largest norm of the gradient")
+    schedule: str = setting(
+        "constant", OneOf(("constant", "linear", "cosine")), "of the learning rate: constant, linear or cosine to zero"
+    )
+
+
+@dataclass
+class OptimSettings(RateSettings):
+    """AdamW with a warm-up and clipped gradients."""
+
+    betas: list[float | int] = setting([0.9, 0.999], ListOf(PART, "[0.9,0.999]", (2, 2)), "decay rates of the moments")
+    eps: float | int = setting(1e-8, Number(0, 1, open_low=True), "is added to the root of the second moment")
+
+
+@dataclass
+class TunedOptimSettings(RateSettings):
+    """The optimiser of a run by transformers or TRL."""
+
+    optimiser: str = setting("adamw", NAME, "adamw or rmsprop")
+
+
+@dataclass
+class RewardOptimSettings(OptimSettings, TunedOptimSettings):
+    """The optimiser of train-reward, which trains by transformers or by the trainer of this project."""
+
+
+@dataclass
+class ProjectSettings(Settings):
+    """Logging to Weights and Biases."""
+
+    prefix: ClassVar[str] = "wandb."
+    mode: str = setting("offline", OneOf(("online", "offline", "disabled")), "online, offline or disabled")
+    project: str = setting("unmask", NAME, "name of the project in wandb")
+
+
+@dataclass
+class WandbSettings(ProjectSettings):
+    """Logging to Weights and Biases, with a name for the run."""
+
+    name: str | int | float | None = setting(
+        None, Maybe(Text(number=True)), "name of the run in wandb; null: a random one"
+    )
 
 
 def _in(section: str, ranges: dict[str, Range]) -> dict[str, Range]:

@@ -1,0 +1,130 @@
+"""The settings of every command that reads a configuration, and the checks that it makes before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data.settings import SECTION as DATA
+from data.settings import DataSettings
+from dlm.settings import (
+    SHAPES,
+    AdaptSettings,
+    LoraSettings,
+    NoiseSettings,
+    PretrainingSettings,
+    ShapeSettings,
+    SourceSettings,
+)
+from policy.settings import PolicyTrainingSettings
+from rl.settings import PreferenceRunSettings, RewardRunSettings, RLTrainingSettings
+from samplers.settings import SamplerSettings
+from training.fields import REQUIRED, Settings, leaves, section, setting
+from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SEED, WORDS, Maybe, Range, Whole
+from training.settings import ComputeSettings, ProjectSettings
+from twist.settings import TwistTrainingSettings
+
+
+@dataclass
+class DLMTrainingSettings(PretrainingSettings):
+    """Settings of train-dlm."""
+
+    init: str | None = setting(
+        None,
+        Maybe(NAME),
+        "fine-tune from a hub id, a directory or a run (or by dlm=NAME); null: random weights. A causal Llama or Qwen2 whose "
+        "loss is not ar becomes a masked-diffusion model",
+    )
+    model: ShapeSettings = section(SHAPES)
+    data: DataSettings = section(DATA)
+    noise: NoiseSettings = section(NoiseSettings)
+    adapt: AdaptSettings = section(AdaptSettings)
+    lora: LoraSettings = section(LoraSettings)
+    wandb: ProjectSettings = section(ProjectSettings)
+
+
+@dataclass
+class SampleSettings(Settings):
+    """Settings of sample."""
+
+    dlm: SourceSettings = section(SourceSettings)
+    model: ComputeSettings = section(ComputeSettings)
+    sampler: SamplerSettings = section(SamplerSettings)
+    num_samples: int | None = setting(None, Maybe(COUNT), "samples; null: one batch")
+    batch_size: int = setting(1, ROWS, "samples that are decoded together; changes speed and memory, not the samples")
+    length: int | None = setting(
+        None, Maybe(LENGTH), "positions of the canvas; null: the model's longest, or the template's own"
+    )
+    seed: int = setting(0, Whole(-(2**63), 2**63 - 1), "of all random numbers")
+    device: str = setting("auto", NAME, "auto, cpu, cuda, or one of several such as cuda:1")
+    prefix: str | int | float | None = setting(
+        None, Maybe(WORDS), "text at the start of the canvas; of a Sudoku model the puzzle, 12...., a blank is '.'"
+    )
+    chat: bool = setting(False, FLAG, "the prefix is the message of a user, in the chat template of the model")
+    suffix: str | int | float | None = setting(None, Maybe(WORDS), "text at the end of the canvas")
+    template: str | int | float | None = setting(
+        None, Maybe(WORDS), "a text with [MASK:n] for n open positions, in place of prefix and suffix"
+    )
+    out: str | None = setting(None, Maybe(NAME), "directory for sample_*.txt and samples.jsonl")
+    json: str | None = setting(None, Maybe(NAME), "file for the record; - prints it as the only line of stdout")
+    show: bool = setting(False, FLAG, "show the canvas in the terminal while it fills")
+    eval: bool = setting(True, FLAG, "score the samples by a judge; false: no generative perplexity")
+    drift: bool = setting(False, FLAG, "measure the error of the confidences of a cache; its evaluations do not count")
+    judge: str | None = setting(
+        None, Maybe(NAME), "a causal model (hub id or directory), or smollm2; null: smollm2 where it is installed"
+    )
+
+
+@dataclass
+class PromptFileSettings(Settings):
+    """The prompts of guide."""
+
+    file: str = setting(REQUIRED, NAME, 'tldr, hh, or JSONL with a line {"prompt":, "label":} for each prompt')
+    count: int | None = setting(None, Maybe(COUNT), "prompts; null: all")
+    seed: int = setting(42, SEED, "of their order")
+    cache_dir: str | None = setting(
+        None, Maybe(NAME), "where folders tldr_prompts and hh_prompts of save_to_disk are looked for"
+    )
+
+
+@dataclass
+class NamedRewards(Settings):
+    """Rewards that the methods of guide name: runs of train-reward, or ids."""
+
+    full: str | None = setting(None, Maybe(NAME), "a reward of whole answers")
+    partial: str | None = setting(None, Maybe(NAME), "a reward of canvases with masks")
+    head: str | None = setting(None, Maybe(NAME), "a vocabulary head")
+
+
+@dataclass
+class GuideRunSettings(Settings):
+    """Settings of guide, without its methods: any name -> keys of configs/sampler/default.yaml."""
+
+    out: str = setting(REQUIRED, NAME, "directory; a run that was killed continues where it stopped")
+    seed: int = setting(0, SEED, "of all random numbers")
+    device: str = setting("auto", NAME, "auto, cpu, cuda, or one of several such as cuda:1")
+    dlm: SourceSettings = section(SourceSettings, path="example/stories_causal")
+    model: ComputeSettings = section(ComputeSettings)
+    sampler: SamplerSettings = section(SamplerSettings)
+    length: int = setting(64, LENGTH, "tokens that are generated behind a prompt, at most")
+    batch_size: int = setting(16, ROWS, "prompts that are decoded together; does not change the answers")
+    prompts: PromptFileSettings = section(PromptFileSettings)
+    rewards: NamedRewards = section(NamedRewards)
+    selector: str | None = setting(
+        None, Maybe(NAME), "the reward of rewards.csv, a column for each method; null: no such file"
+    )
+
+
+COMMANDS: dict[str, type[Settings]] = {
+    "train_dlm": DLMTrainingSettings, "train_policy": PolicyTrainingSettings, "train_rl": RLTrainingSettings,
+    "train_twist": TwistTrainingSettings, "train_reward": RewardRunSettings, "train_preference": PreferenceRunSettings,
+    "guide": GuideRunSettings, "sample": SampleSettings,
+}  # fmt: skip
+GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target", "sampler")  # sections whose keys are files'
+
+
+def ranges_of(name: str) -> dict[str, list[Range]]:
+    """The ranges of every key of the configuration `name` (train_dlm, sample, ...); several of a key that kinds share."""
+    found: dict[str, list[Range]] = {}
+    for key, entry in leaves(COMMANDS[name]):
+        found.setdefault(key, []).append(entry.metadata["range"])
+    return found
