@@ -39,9 +39,9 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.measures import unigram_entropy
 from rewards.sudoku import is_solved
+from samplers.heuristics import Confident, Dilated, Direct, Threshold
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Samples
-from samplers.where import Confident, Dilated, Direct, Threshold
 from training.files import check_place, make_directory, write_text
 from training.ranges import ROWS
 from training.usage import exit_on_bad_input, override

@@ -50,21 +50,21 @@ from dlm.fingerprint import digest_of, digests_of
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from evaluation import pairwise, reward_task
-from evaluation.candidates import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import AnswerSettings, answer_lengths, generations
 from evaluation.few_shot import WORKED, with_examples
 from evaluation.generations import begin, check_beside, finished_in, merge, shard
+from evaluation.metrics import machine
 from evaluation.report import plot_pareto, print_table, write_csv
-from evaluation.sampling import machine
 from evaluation.summary import IDENTITY, result_row, summary_row
+from evaluation.sweeps import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
 from load_model import load_model
 from policy.checkpoints import policy_file
+from samplers.heuristics import CONFIDENCES, WHERE, AsSampled, check_confidence
 from samplers.loop import Strategy
 from samplers.samples import Stopwatch
 from samplers.scores import PREDICTORS
 from samplers.settings import STRATEGIES, check_strategy, readers_of
-from samplers.where import CONFIDENCES, WHERE, AsSampled, check_confidence
 from training.files import append_line, check_place, write_text
 from training.hub import shipped
 from training.processes import Processes, processes

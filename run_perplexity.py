@@ -28,7 +28,7 @@ from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.encoding import unwritable
 from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
-from evaluation.sampling import finite
+from evaluation.metrics import finite
 from load_model import load_model
 from training.files import check_cache
 from training.hub import shipped

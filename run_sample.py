@@ -38,7 +38,7 @@ from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from evaluation.cost import evaluation_flop, flop_of
-from evaluation.sampling import cost, machine, peak_memory_mib, quality, solved
+from evaluation.metrics import cost, machine, peak_memory_mib, quality, solved
 from evaluation.text import Judge, default_judge, has_default_judge, load_judge
 from load_model import load_model
 from policy.checkpoints import policy_file

@@ -41,8 +41,8 @@ from evaluation.latex import formula_measures
 from load_model import load_model
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.sudoku import is_solved
+from samplers.heuristics import Direct, Leftmost
 from samplers.loop import Strategy
-from samplers.where import Direct, Leftmost
 from training.hub import shipped
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples

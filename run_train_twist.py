@@ -37,12 +37,20 @@ from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
 from training.trainer import Trainer
 from training.usage import check_overrides, exit_on_bad_input
+from twist.algorithms import (
+    FROM_EXACT,
+    POSITIVES,
+    TwistLearning,
+    check_method,
+    check_shares,
+    condition_of,
+    positives_of,
+)
 from twist.bounds import Posterior, check_upper, load_posterior, samples_digest
 from twist.evaluate import evaluate, figures, weighed
-from twist.learning import LEVELLED, PROPOSAL_ONLY
-from twist.methods import FROM_EXACT, POSITIVES, TwistLearning, check_method, check_shares, condition_of, positives_of
-from twist.model import TwistModel, load_twist, save_twist, twist_directory
-from twist.sweeps import Source, collect_posterior
+from twist.network import TwistModel, load_twist, save_twist, twist_directory
+from twist.objectives import LEVELLED, PROPOSAL_ONLY
+from twist.source import Source, collect_posterior
 from twist.tail import with_tail
 from twist.train import TwistTraining, epochs, new_twist_learner, new_value_head
 from unmask.build import POSTERIOR, build_source, origin_of

@@ -32,9 +32,9 @@ from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.report import print_table
 from model.llama import BidirectionalLlama, LlamaShape
+from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from samplers.where import Threshold
 from training.ranges import ROWS, Number
 
 CACHES = (None, "prefix", "dual")

@@ -35,8 +35,8 @@ from evaluation.report import plot_pareto, print_table, write_csv, write_json
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
 from samplers.loop import Samples, Strategy, Unmasker
-from samplers.where import Confident, Dilated, EntropyBound, Factor, Leftmost, Random, Threshold, Window, nothing
 from training.ranges import ROWS, Whole
 
 PROBLEM_STEPS, LENGTH = 8, 24

@@ -32,10 +32,10 @@ from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.report import print_table
 from samplers.guided import Guided, HeadValues, Siblings, Values
+from samplers.heuristics import Leftmost
 from samplers.loop import StepDecoder, Strategy, sample
 from samplers.samples import Samples
 from samplers.siblings import SiblingCache
-from samplers.where import Leftmost
 from training.ranges import ROWS
 
 BETA, SPREAD = 1.0, 0.05

@@ -35,8 +35,8 @@ from evaluation.report import print_table, write_json
 from policy.networks import DitConfidence
 from policy.rollout import PATIENCE, policy_log_probs
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import Confident
 from samplers.loop import Strategy, sample
-from samplers.where import Confident
 from training.ranges import ROWS
 from training.usage import device_of, exit_on_bad_input
 

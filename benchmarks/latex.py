@@ -35,9 +35,9 @@ from evaluation.intervals import wilson
 from evaluation.latex import formula_measures
 from evaluation.report import print_table, write_json
 from load_model import load_model
+from samplers.heuristics import Leftmost, Random
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from samplers.where import Leftmost, Random
 from training.ranges import ROWS
 
 SEED = 77  # of the questions: the corpora are made with other ones

@@ -28,8 +28,8 @@ ACTIONS, TRAINING = "tests/policy/test_actions.py::test_", "tests/policy/test_tr
 LOSSES, IMITATION = "tests/policy/test_losses.py::test_", "tests/policy/test_imitation.py::test_"
 VARIATIONAL, EXPERTS = "tests/policy/test_variational.py::test_", "tests/policy/test_experts.py::test_"
 ALPHA, AGREEMENT = "tests/policy/test_alpha.py::test_", "tests/policy/test_agreement.py"
-LEARNING, BOUNDS = "tests/twist/test_learning.py::test_", "tests/twist/test_bounds.py::test_"
-SWEEPS, TARGETS = "tests/twist/test_sweeps.py::test_", "tests/twist/test_targets.py::test_"
+LEARNING, BOUNDS = "tests/twist/test_objectives.py::test_", "tests/twist/test_bounds.py::test_"
+SWEEPS, TARGETS = "tests/twist/test_source.py::test_", "tests/twist/test_targets.py::test_"
 OBJECTIVE, ADVANTAGES = "tests/rl/test_objective.py::test_", "tests/rl/test_advantages.py::test_"
 ROLLOUTS = "tests/rl/test_rollouts.py::test_"
 MEASURES, SETS = "tests/evaluation/test_text_measures.py::test_", "tests/evaluation/test_likelihood.py::test_"
@@ -42,7 +42,7 @@ Row = tuple[str, ...]  # what stands there, what replaces it, the tests
 
 # --------------------------------------------------------------------------------------------------------------- samplers
 SAMPLERS: dict[str, list[Row]] = {
-    "samplers/where.py": [
+    "samplers/heuristics.py": [
         ("+ tied.double() + ties", "+ tied.double()", GUARANTEES + "a_wholly_tied_canvas_is_ordered_by_the_tie_stream"),
         ("scores > last + TIE", "scores > last", GUARANTEES + "what_is_hardly_above_the_last_one_taken_is_tied_with_it"),
         ("(rank < count.unsqueeze(1))", "(rank <= count.unsqueeze(1))",
@@ -377,7 +377,7 @@ POLICY: dict[str, list[Row]] = {
 
 # ------------------------------------------------------------------------------------------------------------------ twist
 TWIST: dict[str, list[Row]] = {
-    "twist/learning.py": [
+    "twist/objectives.py": [
         ("log_phi.unsqueeze(1)), 1).detach()", "log_phi.unsqueeze(1)), 1)", LEARNING + "the_targets_of_soft_q_stand_still"),
         ("(pushed_down - pulled_up).mean()", "(pulled_up - pushed_down).mean()", LEARNING +
          "the_gradient_of_ctl_is_that_of_the_kls_of_all_prefixes"),
@@ -388,7 +388,7 @@ TWIST: dict[str, list[Row]] = {
         (" / groups).flatten(0, 1)", ").flatten(0, 1)", LEARNING + "conditions_have_equal_shares"),
         ("F.logsigmoid(-negative)", "F.logsigmoid(negative)", LEARNING + "what_each_rule_identifies"),
     ],
-    "twist/methods.py": [
+    "twist/algorithms.py": [
         ("psi - seen.log_mass[:, 1:]", "psi - seen.log_mass[:, :-1]",
          SWEEPS + "a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state"),
     ],
@@ -520,7 +520,7 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
          VERIFIED + "a_function_of_a_data_set_leaves_the_others_at_zero"),
     ],
     "rewards/latex.py": [
-        ('verdict(piece.text) if piece.closed else Verdict(False, 0.0, "not closed")', "verdict(piece.text)",
+        ('verdict(piece.text) if piece.closed else FormulaVerdict(False, 0.0, "not closed")', "verdict(piece.text)",
          LATEX + "a_formula_that_is_not_closed_is_broken"),
         ('terms["valid"] * bonus', "bonus", LATEX + "the_total_is_what_the_terms_say"),
         ("max(0.0, again - FREE_REPETITION)", "again", LATEX + "repetition_is_a_penalty"),

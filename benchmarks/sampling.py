@@ -35,8 +35,8 @@ from evaluation.report import print_table
 from model.radd import RADD
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import Confident, Direct
 from samplers.loop import Strategy, Unmasker, sample
-from samplers.where import Confident, Direct
 from training.ranges import ROWS
 
 SPREAD = (7, 5, 3, 1)  # eighths of the canvas that are still masked at the steps measured

@@ -29,11 +29,11 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from evaluation.report import print_table
-from samplers.smc import Particles, Step, particle_filter
+from samplers.heuristics import Leftmost
+from samplers.smc import FilterStep, Particles, particle_filter
 from samplers.twisted import TwistedTokens
-from samplers.where import Leftmost
 from training.ranges import ROWS
-from twist.model import TwistModel
+from twist.network import TwistModel
 from twist.potential import TwistPotential
 from twist.targets import RewardTarget
 
@@ -76,7 +76,7 @@ def build(shape: Shape, vocabulary: int, length: int) -> Case:
 
 
 def our_sweep(
-    case: Case, resample: str = "every", collect: Callable[[Step], None] | None = None, seed: int = 0
+    case: Case, resample: str = "every", collect: Callable[[FilterStep], None] | None = None, seed: int = 0
 ) -> Particles:
     potential = TwistPotential(case.twist, RewardTarget(case.log_phi), len(case.prompt))
     environment = UnmaskingEnvironment(case.twist.sampled(), DecodeOptions(case.length))

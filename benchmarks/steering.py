@@ -30,15 +30,15 @@ from dlm.prompts import Prompts
 from evaluation.report import print_table, save_figure, style, write_json
 from load_model import load_model
 from samplers.fk import Steering
-from samplers.smc import Particles, Path, Plain, particle_filter
+from samplers.smc import Particles, Plain, Trajectories, particle_filter
 from training.hub import shipped
 from training.ranges import Whole
 from training.stored import description
 from twist.bounds import Estimate, Posterior, load_posterior
-from twist.learning import PROPOSAL_ONLY
-from twist.model import load_twist, twist_directory
+from twist.network import load_twist, twist_directory
+from twist.objectives import PROPOSAL_ONLY
 from twist.paths import rows_of
-from twist.sweeps import Source, collect_posterior
+from twist.source import Source, collect_posterior
 from twist.tail import with_tail
 from twist.targets import RewardTarget
 from unmask.build import POSTERIOR, build_source, origin_of
@@ -71,7 +71,7 @@ def loaded(path: str) -> tuple[Source, Posterior, str]:
     )
 
 
-def steered(source: Source, samples: int, particles: int, seed: int, exact: Path | None) -> Particles:
+def steered(source: Source, samples: int, particles: int, seed: int, exact: Trajectories | None) -> Particles:
     """A particle filter of the model's own steps, weighed by the reward of each state."""
     target = source.target
     assert isinstance(target, RewardTarget)
@@ -85,7 +85,7 @@ def steered(source: Source, samples: int, particles: int, seed: int, exact: Path
 
 
 def swept(
-    source: Source, way: str, samples: int, particles: int, seed: int, exact: Path | None
+    source: Source, way: str, samples: int, particles: int, seed: int, exact: Trajectories | None
 ) -> tuple[Float64[Tensor, "filter"], Float64[Tensor, "filter particle"], Float[Tensor, "filter particle"]]:
     """(log Zhat of each sample, log-weights, log phi) of `samples` sets of particles."""
     proposal, resample = WAYS[way]
@@ -97,7 +97,7 @@ def swept(
 
 
 @torch.no_grad()
-def measure(source: Source, exact: Path, way: str, particles: int, repeats: int) -> dict:
+def measure(source: Source, exact: Trajectories, way: str, particles: int, repeats: int) -> dict:
     """One row: the mean over `repeats` sets of particles, with 95 % intervals."""
     lower, upper, drawn, best = [], [], [], []
     at_once = max(1, ROWS // particles)

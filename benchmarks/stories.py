@@ -38,8 +38,8 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.measures import distinct_n, unigram_entropy
+from samplers.heuristics import Confident, ConfidentNoisy, Dilated, Direct, Random
 from samplers.loop import Strategy, TeacherForced, Unmasker
-from samplers.where import Confident, ConfidentNoisy, Dilated, Direct, Random
 from training.ranges import ROWS, Number, Whole
 
 NOISES = (0.1, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)

@@ -46,9 +46,9 @@ from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker
 from rewards.sudoku import Box, is_solved
+from samplers.heuristics import Confident, EntropyBound, Factor, Random, Threshold
 from samplers.loop import Strategy, Unmasker, sample
 from samplers.samples import Samples
-from samplers.where import Confident, EntropyBound, Factor, Random, Threshold
 from training.ranges import ROWS, Whole
 
 THRESHOLDS = (

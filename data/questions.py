@@ -80,7 +80,7 @@ MADE = 512  # questions of a data set without end, where no count is given
 
 
 @runtime_checkable
-class Reader(Protocol):
+class PromptReader(Protocol):
     """What is needed of a masked model to put questions to it."""
 
     tokenizer: Any
@@ -366,7 +366,7 @@ def _chain_questions(count: int, split: str) -> list[Question]:
             for row, truth in zip(problems.prompts().tolist(), truths, strict=True)]  # fmt: skip
 
 
-def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:
+def encode(model: PromptReader, prompt: str, prefix: str = "") -> list[int]:
     """A user's message in the tokenizer's chat template, then how the answer begins; where it has none, the bare text of both."""
     if getattr(model.tokenizer, "chat_template", None):
         return message_ids(model.tokenizer, prompt, prefix)
@@ -374,7 +374,7 @@ def encode(model: Reader, prompt: str, prefix: str = "") -> list[int]:
 
 
 def check_prompt(
-    model: Reader, tokens: list[int], length: int, name: str, prompt: str, advice: str = "shorten it"
+    model: PromptReader, tokens: list[int], length: int, name: str, prompt: str, advice: str = "shorten it"
 ) -> None:
     """Refuse a prompt that holds the mask token or one past the vocabulary, or that leaves fewer than `length` positions to
     write. ValueError shows its end."""
@@ -386,7 +386,7 @@ def check_prompt(
         )
 
 
-def check_questions(model: Reader, questions: Sequence[Question], length: int) -> None:
+def check_questions(model: PromptReader, questions: Sequence[Question], length: int) -> None:
     """Refuse a question that no canvas can hold. ValueError names its row in the data set."""
     for row, question in enumerate(questions):
         tokens = encode(model, question.prompt, question.prefix)
@@ -399,7 +399,7 @@ def questions_hash(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def canvases(model: Reader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:
+def canvases(model: PromptReader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:
     """Prompts padded on the left, `length` masks behind them; of questions, with their prefix.
 
     Raises ValueError, which names the row, for a prompt that does not fit or holds the mask token."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from data.answers import AnswerRows
 from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
 from data.questions import (
+    PromptReader,
     Question,
-    Reader,
     canvases,
     check_prompt,
     check_runnable,
@@ -179,7 +179,7 @@ class QuestionTask:
     Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
     """
 
-    def __init__(self, model: Reader, data: DictConfig, seed: int):
+    def __init__(self, model: PromptReader, data: DictConfig, seed: int):
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length

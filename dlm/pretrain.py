@@ -30,7 +30,7 @@ LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "DSE", "ar")
 
 
 @runtime_checkable
-class Rows(Protocol):
+class RowStream(Protocol):
     """An endless source of training rows whose place can be saved."""
 
     def next(self, batch: int) -> Int[Tensor, "row position"]: ...
@@ -39,7 +39,7 @@ class Rows(Protocol):
 
 
 @runtime_checkable
-class Puzzles(Rows, Protocol):
+class Puzzles(RowStream, Protocol):
     """Rows of which some positions are given and never masked."""
 
     def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]: ...
@@ -185,7 +185,7 @@ class Pretraining(Algorithm):
     weights = "model"
 
     def __init__(
-        self, model: MaskedLM, noise: Noise | None, rows: Rows, valid: Int[Tensor, "row position"], config: DictConfig,
+        self, model: MaskedLM, noise: Noise | None, rows: RowStream, valid: Int[Tensor, "row position"], config: DictConfig,
         processes: Processes, save: Callable[[Path, int], dict[str, float]], anneal: int = 0,
     ):  # fmt: skip
         self.model, self.noise, self.rows, self.valid, self.config = model.train(), noise, rows, valid, config

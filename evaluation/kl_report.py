@@ -33,13 +33,13 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from evaluation.intervals import Z95
+from evaluation.metrics import finite
 from evaluation.report import print_table, save_figure, style, write_csv
-from evaluation.sampling import finite
 from training.files import make_directory, write_text
 from training.ranges import Number
 from training.stored import description, read_json
 from training.usage import exit_on_bad_input, readable
-from twist.methods import condition_of
+from twist.algorithms import condition_of
 
 NAMES = {"ctl": "CTL", "rl": "RL", "sixo": "SIXO", "fudge": "FUDGE", "dpg": "DPG", "ppo": "PPO"}
 SIDES = {"kl_q_sigma": "KL(q || sigma)", "kl_sigma_q": "KL(sigma || q)"}

@@ -34,7 +34,7 @@ class Likelihood:
 
 
 @dataclass
-class Scored:
+class ScoredText:
     """What is run for one text: canvases, where they are read, and the weight of each one's log-probability in the sum."""
 
     tokens: Int[Tensor, "position"]
@@ -95,7 +95,7 @@ def log_likelihoods(
             for one, value, hit in zip(scored, values, greedy, strict=True)]  # fmt: skip
 
 
-def _scored(model: MaskedLM, context: list[int], continuation: list[int], draws: int, seed: int) -> Scored:
+def _scored(model: MaskedLM, context: list[int], continuation: list[int], draws: int, seed: int) -> ScoredText:
     length, count = len(context) + len(continuation), len(continuation)
     if length > model.max_length:
         raise ValueError(f"a text has {length} tokens, more than the model's {model.max_length}; shorten it")
@@ -103,11 +103,11 @@ def _scored(model: MaskedLM, context: list[int], continuation: list[int], draws:
     if model.causal or not count:
         read = torch.zeros(1, length, dtype=torch.bool)
         read[:, len(context) :] = True
-        return Scored(tokens, read, torch.ones(1, dtype=torch.float64), True, len(context))
+        return ScoredText(tokens, read, torch.ones(1, dtype=torch.float64), True, len(context))
     own = hash((seed, *context, -1, *continuation)) % 2**63  # of integers: the same in every process
     sets, weight, summed = sets_of_masks(count, draws, torch.Generator().manual_seed(own))
     context_read = torch.zeros(len(sets), len(context), dtype=torch.bool)
-    return Scored(tokens, torch.cat((context_read, sets), 1), weight, summed, len(context))
+    return ScoredText(tokens, torch.cat((context_read, sets), 1), weight, summed, len(context))
 
 
 def _read(
@@ -138,7 +138,7 @@ def _read(
     return total.cpu(), (missed == 0).cpu()
 
 
-def _estimate(scored: Scored, value: Float[Tensor, "draw"], greedy: bool | None) -> Likelihood:
+def _estimate(scored: ScoredText, value: Float[Tensor, "draw"], greedy: bool | None) -> Likelihood:
     """The sum over all sets; else the mean, and its error from the differences within the pairs of a stratum."""
     terms = scored.weight * value
     if scored.summed:

@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("replay.html")
 
 
 @runtime_checkable
-class Written(Protocol):
+class Replayable(Protocol):
     """What of `Samples` the page needs."""
 
     tokens: Int[Tensor, "row position"]
@@ -27,7 +27,7 @@ class Written(Protocol):
 
 
 def replay_html(
-    groups: Mapping[str, Written],
+    groups: Mapping[str, Replayable],
     decode_token: Callable[[int], str],
     title: str = "Unmasking, step by step",
     grid_columns: int | None = None,
@@ -60,11 +60,11 @@ def replay_html(
     return before.replace("@TITLE@", html.escape(title)) + data + after
 
 
-def _filled(samples: Written) -> Bool[Tensor, "row position"]:
+def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
     return samples.prompt | (samples.written_at >= 0)
 
 
-def _rows(samples: Written, place: dict[int, int]) -> list[dict]:
+def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
     """Of each row the tokens by their place in "texts" (null: never written) and the step of each (-1: given)."""
     written_at = samples.written_at.masked_fill(samples.prompt, -1).tolist()
     rows = zip(samples.tokens.tolist(), written_at, _filled(samples).tolist(), strict=True)

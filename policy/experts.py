@@ -26,8 +26,8 @@ from policy.imitation import Expert, InBlocks
 from policy.rollout import Reward, rollout, teacher_forced
 from policy.unmasker import PolicyNetwork
 from rewards.rules import RewardOutput
+from samplers.heuristics import Threshold
 from samplers.samples import Samples, Trajectory
-from samplers.where import Threshold
 
 Rollouts = tuple[Samples, RewardOutput]
 

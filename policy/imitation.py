@@ -1,6 +1,6 @@
 """Before the first reward: a policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing.
 
-Two teachers. A rule of `samplers/where.py`: the policy learns the rule's picks on the rule's own rollouts, by their
+Two teachers. A rule of `samplers/heuristics.py`: the policy learns the rule's picks on the rule's own rollouts, by their
 log-likelihood under the action law; with `sampling.budgets` each row has its own, and `leftmost` spreads its masks evenly over
 it. The answers (`expert: answers`): where the data set knows the right text (puzzles), the
 policy learns at which masks the model's best token is the right one, by a binary cross-entropy in which a wrong one counts
@@ -27,9 +27,9 @@ from dlm.observation import Observation
 from dlm.options import DecodeOptions
 from policy.rollout import Reward, policy_log_probs
 from policy.unmasker import PolicyNetwork, PolicyUnmasker
+from samplers.heuristics import WHERE, best, by_ties, nothing, top_probability
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Trajectory
-from samplers.where import WHERE, best, by_ties, nothing, top_probability
 from training.processes import ALONE, Processes
 
 RULES = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated

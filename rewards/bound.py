@@ -22,7 +22,7 @@ from rewards.rules import RewardOutput
 
 
 @runtime_checkable
-class Written(Protocol):
+class RevealedText(Protocol):
     """What is read of a trajectory: the row of each step and the log-probability of what was written in it."""
 
     row: Int[Tensor, " N"]
@@ -36,7 +36,7 @@ class Recorded(Protocol):
     prompt: Bool[Tensor, "row position"]
 
     @property
-    def trajectory(self) -> Written | None: ...
+    def trajectory(self) -> RevealedText | None: ...
 
 
 @dataclass

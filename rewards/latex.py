@@ -95,7 +95,7 @@ STRUCTURE = {name: re.compile(rf"\\(?:{command})(?![A-Za-z])") for name, command
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FormulaVerdict:
     """Of one formula. progress: share of it before the first error, 1 where there is none."""
 
     valid: bool
@@ -104,29 +104,29 @@ class Verdict:
 
 
 @lru_cache(maxsize=100_000)
-def verdict(formula: str) -> Verdict:
+def verdict(formula: str) -> FormulaVerdict:
     """Whether a formula, without its dollars, is one: math-core takes it, something stands in it, and it is no prose."""
     if len(formula) > LONGEST:
-        return Verdict(False, 0.0, f"longer than {LONGEST} characters")
+        return FormulaVerdict(False, 0.0, f"longer than {LONGEST} characters")
     if forbidden := FORBIDDEN.search(formula):
-        return Verdict(False, forbidden.start(1) / len(formula), f"{forbidden[1]} is not for formulas")
+        return FormulaVerdict(False, forbidden.start(1) / len(formula), f"{forbidden[1]} is not for formulas")
     known = UNKNOWN.sub(lambda found: f"\\{found[1]}{{{SAME_AS[found[2]]}{found[3]}}}".replace("**", "*"), formula)
     rest = NOTHING.sub(" ", known)
     if not STANDS.search(rest):
-        return Verdict(False, 0.0, "nothing stands in it")
+        return FormulaVerdict(False, 0.0, "nothing stands in it")
     if not STANDS.search(TEXT.sub(" ", rest)) and len(" ".join(TEXT.findall(rest)).split()) > 1:
-        return Verdict(False, 0.0, "it is text alone")
+        return FormulaVerdict(False, 0.0, "it is text alone")
     letters = NAMES.sub(" ", formula)
     if word := WORD.search(letters) or PROSE.search(letters):
-        return Verdict(False, 0.0, f"{word[0]!r} is no product of letters")
+        return FormulaVerdict(False, 0.0, f"{word[0]!r} is no product of letters")
     try:
         CONVERTER.convert_with_local_state(known, displaystyle=True)
     except LatexError as error:
         place, _, reason = str(error).partition(": ")
-        return Verdict(False, min(1.0, int(place) / len(known)), reason)
+        return FormulaVerdict(False, min(1.0, int(place) / len(known)), reason)
     if last := OF_NOTHING.search(rest):
-        return Verdict(False, last.start() / len(rest), f"nothing follows {last[0].strip()}")
-    return Verdict(True, 1.0)
+        return FormulaVerdict(False, last.start() / len(rest), f"nothing follows {last[0].strip()}")
+    return FormulaVerdict(True, 1.0)
 
 
 def is_valid(formula: str) -> bool:
@@ -194,9 +194,9 @@ def score(
 ) -> dict[str, float]:
     """The terms of a text and `total`. bare: the text is a formula, without dollars."""
     pieces, outside = ([Piece(text)], "") if bare else spans(text)
-    verdicts = [verdict(piece.text) if piece.closed else Verdict(False, 0.0, "not closed") for piece in pieces]
+    verdicts = [verdict(piece.text) if piece.closed else FormulaVerdict(False, 0.0, "not closed") for piece in pieces]
     if STRAY.search(outside) or re.search(r"\\[)\]]", outside):
-        verdicts.append(Verdict(False, 0.0, "LaTeX outside of a formula"))
+        verdicts.append(FormulaVerdict(False, 0.0, "LaTeX outside of a formula"))
     good = [piece.text for piece, judged in zip(pieces, verdicts, strict=False) if judged.valid]
     filled = [formula for formula in good if not HOLLOW.search(formula)]
     low, high = window

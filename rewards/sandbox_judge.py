@@ -15,7 +15,16 @@ import types
 from _thread import RLock
 
 from rewards.sandbox_program import ARITHMETIC, SPECIAL
-from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, is_mutable, text_of, update_in_place
+from rewards.sandbox_wire import (
+    Channel,
+    NotData,
+    ProtocolError,
+    ValueDecoder,
+    ValueEncoder,
+    is_mutable,
+    text_of,
+    update_in_place,
+)
 
 TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
 if TYPE_CHECKING:
@@ -58,7 +67,7 @@ def _refuse_hidden(thing: Any, name: str) -> None:
         raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
 
 
-class Remote(type):
+class RemoteType(type):
     """The metaclass of stand-ins for classes."""
 
     _unmask_side: TestsSide
@@ -137,7 +146,7 @@ class Function(Thing):
         return self._unmask_side.request("call", self, given, named)
 
 
-class Plain(Thing):
+class PlainBase(Thing):
     """What stand-ins have that derive from a plain type: public attributes are the program's, also those of the type."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -209,13 +218,13 @@ class Module(types.ModuleType):
 
 def is_remote(value: Any) -> bool:
     """Tell whether a value is a stand-in. (Not isinstance alone, which a value may answer itself.)"""
-    return issubclass(type(value), Thing | Remote | Solution)
+    return issubclass(type(value), Thing | RemoteType | Solution)
 
 
 def number_of(value: Any) -> int:
     if type(value) is Solution:
         return 0
-    owner = type if issubclass(type(value), Remote) else object
+    owner = type if issubclass(type(value), RemoteType) else object
     return owner.__getattribute__(value, "_unmask_number")
 
 
@@ -262,16 +271,16 @@ def _special(name: str, base: type) -> Callable[..., Any]:
 
 
 async def _awaited(side: TestsSide, number: int) -> Any:
-    return side.request("await", Reference(number))
+    return side.request("await", ThingReference(number))
 
 
-class Steps:
+class RemoteSteps:
     """A generator of the program as `yield from` uses it: `iter` of it is itself, not the generator here."""
 
     def __init__(self, thing: Any):
         self.thing = thing
 
-    def __iter__(self) -> Steps:
+    def __iter__(self) -> RemoteSteps:
         return self
 
     def __next__(self) -> Any:
@@ -282,10 +291,10 @@ class Steps:
 
 
 def _generated(thing: Any) -> Any:
-    return (yield from Steps(thing))
+    return (yield from RemoteSteps(thing))
 
 
-class Reference:
+class ThingReference:
     """A number alone, of an object of the program that has no stand-in."""
 
     def __init__(self, number: int):
@@ -300,7 +309,7 @@ class TestsSide:
     def __init__(self, channel: Channel, entry: str = "", functions: frozenset[str] = frozenset()):
         """entry: the name that is asked for; functions: names that are no classes whatever the program makes of them."""
         self.channel, self.entry, self.functions, self.lock = channel, entry, functions, RLock()
-        self.encode, self.decode = Encoder(self._reference), Decoder(self._referred)
+        self.encode, self.decode = ValueEncoder(self._reference), ValueDecoder(self._referred)
         self.solution = Solution(self)
         self.iterates = False  # whether the tests speak of StopIteration, which is then an exception like others
         self.made: set[int] = set()
@@ -417,7 +426,7 @@ class TestsSide:
 
     def _reference(self, value: Any) -> list:
         """What is no plain value, for the program: an object of its own, an importable one, a copy by pickle, else a number."""
-        if type(value) is Reference:
+        if type(value) is ThingReference:
             return ["program", value.number]
         if is_remote(value):
             return ["program", number_of(value)]
@@ -523,7 +532,7 @@ class TestsSide:
     def _made_error(self, number: int, made: Any, values: list, text: str) -> BaseException:
         if not issubclass(made, BaseException) or type(text) is not str:
             raise ProtocolError("the program raised no exception")
-        if not issubclass(type(made), Remote):
+        if not issubclass(type(made), RemoteType):
             try:
                 return made(*values)
             except Exception:
@@ -582,13 +591,13 @@ class TestsSide:
             own = {each: item for each, item in own.items() if each not in SPECIAL}
             own["__str__"] = lambda self: object.__getattribute__(self, "_unmask_text")
         if not any(issubclass(parent, Thing) for parent in parents):
-            parents = [Plain if base is not object else Thing, *parents]
+            parents = [PlainBase if base is not object else Thing, *parents]
         if base is not object and not any(issubclass(parent, base) for parent in parents):
             parents.append(base)
         try:
-            return Remote(name.rpartition(".")[2], tuple(parents), own)
+            return RemoteType(name.rpartition(".")[2], tuple(parents), own)
         except TypeError:  # bases that cannot be put in an order here
-            return Remote(name.rpartition(".")[2], (Thing,), own)
+            return RemoteType(name.rpartition(".")[2], (Thing,), own)
 
 
 def _is_open(value: Any) -> bool:

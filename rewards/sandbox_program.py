@@ -14,7 +14,7 @@ import sys
 import types
 from _thread import RLock
 
-from rewards.sandbox_wire import Channel, Decoder, Encoder, NotData, ProtocolError, data_of, is_mutable
+from rewards.sandbox_wire import Channel, NotData, ProtocolError, ValueDecoder, ValueEncoder, data_of, is_mutable
 
 TYPE_CHECKING = False  # what `typing` says; importing it takes as long as all that a short program does
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ProgramSide:
 
     def __init__(self, channel: Channel):
         self.channel, self.lock = channel, RLock()
-        self.encode, self.decode = Encoder(self._reference), Decoder(self._referred)
+        self.encode, self.decode = ValueEncoder(self._reference), ValueDecoder(self._referred)
         self.module = types.ModuleType("solution")  # so that tests may say `from solution import ...`
         self.objects: list[Any] = [self.module]
         self.numbers: dict[int, int] = {id(self.module): 0}

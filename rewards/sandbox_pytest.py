@@ -319,7 +319,7 @@ class Item:
 class Case:
     """One run of a test: the values of its fixtures and parameters, and what has to be done afterwards."""
 
-    def __init__(self, run: Run, item: Item, instance: Any, parameters: dict[str, Any], indices: dict[str, Any]):
+    def __init__(self, run: ModuleRun, item: Item, instance: Any, parameters: dict[str, Any], indices: dict[str, Any]):
         self.run, self.item, self.instance = run, item, instance
         self.values, self.indices, self.finishers = dict(parameters), indices, []
 
@@ -397,7 +397,7 @@ def optional(function: Any, given: Any) -> None:
     function(*([given] if code.co_argcount > bound else []))
 
 
-class Run:
+class ModuleRun:
     """All tests of one module."""
 
     def __init__(self, names: dict[str, Any]):
@@ -572,7 +572,7 @@ def _parameters(mark: Mark) -> list[tuple[dict[str, Any], list[Mark]]]:
 
 def run_collected(names: dict[str, Any]) -> None:
     """Run all tests among the names of a module. Raises what a failing one raises, and AssertionError where none runs."""
-    run = Run(names)
+    run = ModuleRun(names)
     run.all()
     if not run.ran:
         raise AssertionError("no test ran")

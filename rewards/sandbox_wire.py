@@ -124,7 +124,7 @@ def is_plain_type(kind: str) -> bool:
     return kind[:1] in tuple("<>|=") and kind[1:2] in tuple("biufcSUmM") and kind[2:3].isdigit()
 
 
-class Encoder:
+class ValueEncoder:
     """Values to JSON. `reference` encodes what is of none of the plain types (it raises NotData where it cannot)."""
 
     def __init__(self, reference: Callable[[Any], list]):
@@ -142,62 +142,62 @@ class Encoder:
         return [tag, *map(self, values)]
 
 
-def _late_encoder(kind: type) -> Callable[[Encoder, Any], Any] | None:
+def _late_encoder(kind: type) -> Callable[[ValueEncoder, Any], Any] | None:
     """That of a class of LATE_ENCODERS itself, not of a stand-in with its name."""
     encode = LATE_ENCODERS.get(f"{kind.__module__}.{kind.__qualname__}")
     return encode if encode and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind else None
 
 
-def _integer(encode: Encoder, value: int) -> Any:
+def _integer(encode: ValueEncoder, value: int) -> Any:
     return value if -(2**62) < value < 2**62 else ["int", hex(value)]
 
 
-def _pairs(tag: str) -> Callable[[Encoder, Any], list]:
+def _pairs(tag: str) -> Callable[[ValueEncoder, Any], list]:
     return lambda encode, value: [tag, *([encode(k), encode(v)] for k, v in value.items())]
 
 
-def _items(tag: str) -> Callable[[Encoder, Any], list]:
+def _items(tag: str) -> Callable[[ValueEncoder, Any], list]:
     return lambda encode, value: encode.items(tag, value)
 
 
-def _default(encode: Encoder, value: Any) -> list | None:
+def _default(encode: ValueEncoder, value: Any) -> list | None:
     factory = value.default_factory
     if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
         return None
     return ["defaultdict", factory and factory.__name__, *([encode(k), encode(v)] for k, v in value.items())]
 
 
-def _moment(*names: str) -> Callable[[Encoder, Any], list]:
+def _moment(*names: str) -> Callable[[ValueEncoder, Any], list]:
     """Encode by attributes, which are the arguments of the constructor; a time zone has to be plain as well."""
     return lambda encode, value: [type(value).__name__, *(encode(getattr(value, name)) for name in names)]
 
 
-def _array(encode: Encoder, value: Any) -> list | None:
+def _array(encode: ValueEncoder, value: Any) -> list | None:
     if not is_plain_type(value.dtype.str):
         return ["objects", list(value.shape), *map(encode, value.ravel().tolist())] if value.dtype == object else None
     return ["array", value.dtype.str, list(value.shape), text_of(value.tobytes())]
 
 
-def _scalar(encode: Encoder, value: Any) -> list | None:
+def _scalar(encode: ValueEncoder, value: Any) -> list | None:
     return ["scalar", value.dtype.str, text_of(value.tobytes())] if is_plain_type(value.dtype.str) else None
 
 
-def _index(encode: Encoder, value: Any) -> list:
+def _index(encode: ValueEncoder, value: Any) -> list:
     """An index of pandas: the names of its levels, then the values of each."""
     levels = [value.get_level_values(level).to_numpy() for level in range(value.nlevels)]
     return ["index", encode(list(value.names)), *map(encode, levels)]
 
 
-def _frame(encode: Encoder, value: Any) -> list | None:
+def _frame(encode: ValueEncoder, value: Any) -> list | None:
     columns = [value.iloc[:, place].to_numpy() for place in range(value.shape[1])]
     return ["frame", _index(encode, value.columns), _index(encode, value.index), *map(encode, columns)]
 
 
-def _series(encode: Encoder, value: Any) -> list:
+def _series(encode: ValueEncoder, value: Any) -> list:
     return ["series", encode(value.name), _index(encode, value.index), encode(value.to_numpy())]
 
 
-ENCODERS: dict[type, Callable[[Encoder, Any], Any]] = {
+ENCODERS: dict[type, Callable[[ValueEncoder, Any], Any]] = {
     int: _integer,
     list: _items("list"),
     tuple: _items("tuple"),
@@ -218,7 +218,7 @@ ENCODERS: dict[type, Callable[[Encoder, Any], Any]] = {
     types.MappingProxyType: _pairs("dict"),
 }
 # Types of modules that are not imported unless a program or a test does.
-LATE_ENCODERS: dict[str, Callable[[Encoder, Any], Any]] = {
+LATE_ENCODERS: dict[str, Callable[[ValueEncoder, Any], Any]] = {
     "collections.Counter": _pairs("Counter"),
     "collections.defaultdict": _default,
     "collections.deque": lambda encode, value: ["deque", value.maxlen, *map(encode, value)],
@@ -245,7 +245,7 @@ LATE_ENCODERS: dict[str, Callable[[Encoder, Any], Any]] = {
     "float16", "float32", "float64", "complex64", "complex128", "datetime64", "timedelta64")}  # fmt: skip
 
 
-class Decoder:
+class ValueDecoder:
     """JSON to values, of the types above alone. `reference` decodes the other tags. Raises ProtocolError for anything else."""
 
     def __init__(self, reference: Callable[[str, list], Any]):
@@ -278,22 +278,22 @@ class Decoder:
         return [(self(key), self(value)) for key, value in encoded]
 
 
-def _make(module: str, name: str) -> Callable[[Decoder, list], Any]:
+def _make(module: str, name: str) -> Callable[[ValueDecoder, list], Any]:
     """Decode by the constructor of a class, which is imported when the first such value comes."""
     return lambda decode, rest: getattr(importlib.import_module(module), name)(*decode.items(rest))
 
 
-def _with_default(decode: Decoder, rest: list) -> Any:
+def _with_default(decode: ValueDecoder, rest: list) -> Any:
     factory = None if rest[0] is None else FACTORIES[rest[0]]
     return importlib.import_module("collections").defaultdict(factory, decode.pairs(rest[1:]))
 
 
-def _to_array(decode: Decoder, rest: list) -> Any:
+def _to_array(decode: ValueDecoder, rest: list) -> Any:
     kind, shape, data = rest
     return _numbers(kind, data).reshape([int(n) for n in shape]).copy()
 
 
-def _to_objects(decode: Decoder, rest: list) -> Any:
+def _to_objects(decode: ValueDecoder, rest: list) -> Any:
     numpy = importlib.import_module("numpy")
     array = numpy.empty(len(rest) - 1, dtype=object)
     array[:] = decode.items(rest[1:])
@@ -307,7 +307,7 @@ def _numbers(kind: str, data: str) -> Any:
     return numpy.frombuffer(data_of(data), dtype=numpy.dtype(kind))
 
 
-def _to_frame(decode: Decoder, rest: list) -> Any:
+def _to_frame(decode: ValueDecoder, rest: list) -> Any:
     pandas = importlib.import_module("pandas")
     names, index, *columns = decode.items(rest)
     frame = pandas.DataFrame(dict(enumerate(columns)), index=index)
@@ -315,7 +315,7 @@ def _to_frame(decode: Decoder, rest: list) -> Any:
     return frame
 
 
-def _to_index(decode: Decoder, rest: list) -> Any:
+def _to_index(decode: ValueDecoder, rest: list) -> Any:
     pandas = importlib.import_module("pandas")
     names, *levels = decode.items(rest)
     return (
@@ -323,16 +323,16 @@ def _to_index(decode: Decoder, rest: list) -> Any:
     )
 
 
-def _to_series(decode: Decoder, rest: list) -> Any:
+def _to_series(decode: ValueDecoder, rest: list) -> Any:
     name, index, values = decode.items(rest)
     return importlib.import_module("pandas").Series(values, index=index, name=name)
 
 
-def _deque(decode: Decoder, rest: list) -> Any:
+def _deque(decode: ValueDecoder, rest: list) -> Any:
     return importlib.import_module("collections").deque(decode.items(rest[1:]), rest[0])
 
 
-DECODERS: dict[str, Callable[[Decoder, list], Any]] = {
+DECODERS: dict[str, Callable[[ValueDecoder, list], Any]] = {
     "int": lambda decode, rest: int(rest[0], 16),
     "list": lambda decode, rest: decode.items(rest),
     "tuple": lambda decode, rest: tuple(decode.items(rest)),

@@ -150,7 +150,7 @@ def tokens_of(text: str) -> list[Token]:
     return found
 
 
-class Reader:
+class ExpressionReader:
     """Recursive descent over the tokens of one expression. Raises ValueError for what is none, ZeroDivisionError, and
     OverflowError for a power too large to hold."""
 
@@ -334,7 +334,7 @@ def _evaluated(tokens: list[Token]) -> Value | None:
     ):
         tokens = [Token("number", together.replace(" ", ""), tokens[0].start, tokens[-1].end)]
     try:
-        return Reader(tokens).value()
+        return ExpressionReader(tokens).value()
     except (ValueError, ZeroDivisionError):
         return None
 

@@ -1,7 +1,7 @@
 """The decoding loop: observe, decide which positions to commit and with which tokens, commit; finished rows leave.
 
 Direct, confidence, threshold, learned and autoregressive decoding are choices of an unmasking rule and a token sampler
-(`samplers/where.py`, `dlm.token_rule.TokenRule`); nothing else differs.
+(`samplers/heuristics.py`, `dlm.token_rule.TokenRule`); nothing else differs.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import ClassVar
 from dlm.masked_lm import MaskedLM, SeddLM
 from samplers.fk import POTENTIALS
 from samplers.guided import METHODS
+from samplers.heuristics import ADAPTIVE, CONFIDENCES, CONFIDENT, WHERE
 from samplers.particles import RESAMPLE, SCHEMES
 from samplers.scores import PREDICTORS
-from samplers.where import ADAPTIVE, CONFIDENCES, CONFIDENT, WHERE
 from training.fields import Settings, section, setting
 from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
 

@@ -44,7 +44,7 @@ class Given:
 
 
 @dataclass
-class Path:
+class Trajectories:
     """One finished path a sample: its tokens, and the step at which each was written, -1 where it was given."""
 
     tokens: Int[Tensor, "filter position"]
@@ -121,7 +121,7 @@ class Finish:
 
 
 @dataclass
-class Step:
+class FilterStep:
     """What a collector is shown after each step: weights before resampling, who resampled, whose child each particle is."""
 
     number: int
@@ -139,7 +139,7 @@ class Diagnostics:
     resampled: list[Bool[Tensor, "filter"]] = field(default_factory=list)
     parents: list[Int[Tensor, "filter"]] = field(default_factory=list)
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: FilterStep) -> None:
         self.effective.append(step.weights.effective)
         self.log_normaliser.append(step.weights.log_normaliser)
         self.resampled.append(step.resampled)
@@ -202,9 +202,9 @@ def particle_filter(
     scheme: str = "systematic",
     seed: int = 0,
     sample_id: Int[Tensor, "filter"] | None = None,
-    given: Path | None = None,
+    given: Trajectories | None = None,
     interval: int = 1,
-    collect: Callable[[Step], None] | None = None,
+    collect: Callable[[FilterStep], None] | None = None,
     on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
     draws: Draws | None = None,
 ) -> Particles:
@@ -264,7 +264,7 @@ def particle_filter(
                 drawn[:, 0] = 0
             ancestors = torch.where(chosen.unsqueeze(1), drawn, ancestors)
         if collect is not None:
-            collect(Step(number, weights, chosen, ancestors))
+            collect(FilterStep(number, weights, chosen, ancestors))
         if bool(chosen.any()):
             weights = weights.resampled(chosen)
             index = (ancestors + torch.arange(filters, device=device).unsqueeze(1) * particles).flatten()

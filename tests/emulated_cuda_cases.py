@@ -35,11 +35,11 @@ from dlm.token_rule import TokenRule
 from load_model import load_model
 from policy.actions import FixedCount
 from run_guide import main as guide
+from samplers.heuristics import Confident
 from samplers.live import LiveView
 from samplers.loop import Strategy, sample
 from samplers.scores import PREDICTORS, ScoreDecoder
 from samplers.settings import GUIDED, IN_STEPS, POSITIONS, STRATEGIES
-from samplers.where import Confident
 from tests import tiny_text
 from tests.enumerable import random_sedd
 from tests.helpers.emulated_cuda import watch

@@ -15,9 +15,9 @@ from dlm.draws import Draws
 from dlm.observation import Observation
 from dlm.token_rule import TokenRule
 from policy.networks import DitConfidence
+from samplers.heuristics import Confident, Leftmost
 from samplers.loop import Strategy
 from samplers.samples import Samples
-from samplers.where import Confident, Leftmost
 from tests.enumerable import RandomLM
 
 

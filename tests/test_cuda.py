@@ -16,8 +16,8 @@ from model.sedd import SEDD
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.policy_runs import DIT, GROUPS, QUICK, record, run, tiny_models
 
 pytestmark = [

@@ -18,8 +18,8 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import RandomLM, fits
 from training.published import translated
 from training.settings import check_settings

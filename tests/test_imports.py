@@ -67,7 +67,7 @@ CONFIGURED = {
     "data/rows.py",
     "data/tasks.py",
     "dlm/pretrain.py",
-    "evaluation/candidates.py",
+    "evaluation/sweeps.py",
     "evaluation/compare.py",
     "evaluation/kl_report.py",
     "evaluation/pairwise.py",
@@ -89,7 +89,7 @@ CONFIGURED = {
     "training/trainers.py",
     "training/usage.py",
     "twist/evaluate.py",
-    "twist/methods.py",
+    "twist/algorithms.py",
     "twist/train.py",
     "unmask/lm_eval.py",
 }

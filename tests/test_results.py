@@ -25,11 +25,11 @@ from rewards.models import TextReward, VaderReward, load_reward
 from rewards.sudoku import is_solved
 from run_guide import main as guide
 from run_make_preferences import prompts_of
+from samplers.heuristics import EntropyBound, Factor, Threshold
 from samplers.loop import Strategy, sample
-from samplers.where import EntropyBound, Factor, Threshold
 from training.usage import composed
 from twist.evaluate import proposal_samples
-from twist.model import load_twist
+from twist.network import load_twist
 from twist.tail import with_tail
 from unmask.build import build_source
 

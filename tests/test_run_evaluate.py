@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 import run_evaluate
 import samplers.loop
 from data.questions import canvases, check_questions, load_questions
-from evaluation.candidates import ALIASES, _policy_files, candidates, checkpoint_files
 from evaluation.few_shot import with_examples, worked
 from evaluation.intervals import bootstrap_mean, wilson
 from evaluation.summary import IDENTITY, result_row, summary_row
+from evaluation.sweeps import ALIASES, _policy_files, candidates, checkpoint_files
 from load_model import load_model
 from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
@@ -25,7 +25,7 @@ from policy.networks import DitConfidence
 from rewards import sandbox
 from rewards.sandbox import check_sandbox
 from run_evaluate import main
-from samplers.where import WHERE, Threshold
+from samplers.heuristics import WHERE, Threshold
 from tests.evaluation.test_generations import ROOT, TINY, read, strip
 from tests.helpers.commands import status_of
 from tests.tiny_text import backbone

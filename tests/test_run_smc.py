@@ -13,7 +13,7 @@ from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
 from load_model import load_model
 from tests.test_run_sample import LLAMA, NOISE, SENTENCES, SHAPE, draw
-from twist.model import TwistModel, save_twist
+from twist.network import TwistModel, save_twist
 
 CONTINUES = {"kind": "continuation", "text": " cat"}
 INFILLS = {"kind": "infilling", "tokens": 2}

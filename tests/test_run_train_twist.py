@@ -14,8 +14,8 @@ from evaluation.kl_report import main as report
 from load_model import load_model
 from tests.policy_runs import assert_equal, record, saved
 from tests.twist.tiny import QUICK, causal, classifier, masked, run
-from twist.methods import POSITIVES, TwistLearning
-from twist.model import load_twist
+from twist.algorithms import POSITIVES, TwistLearning
+from twist.network import load_twist
 from twist.targets import ClassTarget
 
 MLP = ["twist.layers=2", "optim.lr=1e-2"]

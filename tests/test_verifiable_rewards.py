@@ -13,8 +13,8 @@ from dlm.options import DecodeOptions
 from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.rules import VerifiedReward
+from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
-from samplers.where import Threshold
 from tests.policy_runs import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
 from tests.tiny_text import backbone, questions
 from training.processes import Processes

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from omegaconf import DictConfig
 from torch import Tensor
 
-from samplers.smc import Path
+from samplers.smc import Trajectories
 from twist.bounds import (
     Bounds,
     Estimate,
@@ -28,9 +28,9 @@ from twist.bounds import (
     kl_both_ways,
     log_mean_weight,
 )
-from twist.learning import PROPOSAL_ONLY, final_log_weight
+from twist.objectives import PROPOSAL_ONLY, final_log_weight
 from twist.paths import path_densities, rows_of
-from twist.sweeps import PROPOSALS, Source
+from twist.source import PROPOSALS, Source
 
 ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
 PARTICLES_A_PAIR = 32  # at most, for log Z over all exact pairs: the mean is over thousands of them
@@ -40,14 +40,14 @@ PARTICLES_A_PAIR = 32  # at most, for log Z over all exact pairs: the mean is ov
 class Weighed:
     """Rows of a sweep, as `Swept` has them; log_q_over_p: of rows that were not resampled."""
 
-    path: Path
+    path: Trajectories
     log_weight: Float64[Tensor, "row"]
     log_phi: Float64[Tensor, "row"]
     log_q_over_p: Float64[Tensor, "row"]
     log_z: Float64[Tensor, "filter"]
 
 
-def potentials(source: Source, path: Path, given: Tensor | None) -> Float64[Tensor, "row"]:
+def potentials(source: Source, path: Trajectories, given: Tensor | None) -> Float64[Tensor, "row"]:
     """log phi of each row, -inf where phi is 0. FloatingPointError where it is no number."""
     log_phi = source.target.log_phi(path.tokens, given).double()
     if not bool((log_phi < torch.inf).all()):  # +inf or NaN
@@ -57,7 +57,7 @@ def potentials(source: Source, path: Path, given: Tensor | None) -> Float64[Tens
 
 def weighed(
     source: Source, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
-    proposal: str = "twist", resample: str = "never", exact: Path | None = None,
+    proposal: str = "twist", resample: str = "never", exact: Trajectories | None = None,
 ) -> Weighed:  # fmt: skip
     """A sweep, of which a sample whose every particle ends with potential 0 has log Z = -inf: that is what it says of Z, and a
     mean over samples has to hold it."""

@@ -15,41 +15,41 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dlm.draws import Draws
-from samplers.smc import Path
-from twist.learning import Densities
-from twist.model import TwistModel, densities
+from samplers.smc import Trajectories
+from twist.network import TwistModel, densities
+from twist.objectives import Densities
 
 
-def joined(*paths: Path) -> Path:
+def joined(*paths: Trajectories) -> Trajectories:
     """The rows of all of them."""
-    return Path(torch.cat([path.tokens for path in paths]), torch.cat([path.written_at for path in paths]))
+    return Trajectories(torch.cat([path.tokens for path in paths]), torch.cat([path.written_at for path in paths]))
 
 
-def rows_of(path: Path, rows: slice) -> Path:
-    return Path(path.tokens[rows], path.written_at[rows])
+def rows_of(path: Trajectories, rows: slice) -> Trajectories:
+    return Trajectories(path.tokens[rows], path.written_at[rows])
 
 
-def canvases(path: Path, mask_id: int, first: int, last: int) -> Int[Tensor, "state position"]:
+def canvases(path: Trajectories, mask_id: int, first: int, last: int) -> Int[Tensor, "state position"]:
     """Each row as it stood after `first`, ... `last` - 1 steps, one after the other."""
     steps = torch.arange(first, last, device=path.tokens.device)
     known = path.written_at.unsqueeze(1) < steps.view(1, -1, 1)
     return path.tokens.unsqueeze(1).where(known, mask_id).flatten(0, 1)
 
 
-def picks(path: Path, steps: int) -> Int[Tensor, "state position"]:
+def picks(path: Trajectories, steps: int) -> Int[Tensor, "state position"]:
     """1 at the position that each of `steps` steps wrote, 0 elsewhere."""
     step = torch.arange(steps, device=path.tokens.device)
     return (path.written_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
 
 
-def reordered(path: Path, seed: int, first_row: int = 0) -> Path:
+def reordered(path: Trajectories, seed: int, first_row: int = 0) -> Trajectories:
     """The same texts, written in orders drawn anew, each as likely: what masking finished text (forward noising) says of its
     past. That is the law of the paths of a text where the conditionals are those of one joint and a step writes one position.
     first_row: the number of the first of them in the batch."""
     given, number = path.written_at < 0, first_row + torch.arange(len(path.tokens), device=path.tokens.device)
     drawn = Draws(seed).uniform("order", number, torch.zeros_like(number), path.tokens.shape[1])
     rank = drawn.masked_fill(given, 2.0).argsort(1).argsort(1)
-    return Path(path.tokens, torch.where(given, path.written_at, rank))
+    return Trajectories(path.tokens, torch.where(given, path.written_at, rank))
 
 
 def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float[Tensor, "state given"] | None:
@@ -57,7 +57,7 @@ def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float
 
 
 def path_log_psi(
-    twist: TwistModel, path: Path, steps: int, condition: Float[Tensor, "row given"] | None = None
+    twist: TwistModel, path: Trajectories, steps: int, condition: Float[Tensor, "row given"] | None = None
 ) -> Float[Tensor, "row step"]:
     """log psi of what each step made. Nothing as long as the vocabulary."""
     if twist.model.causal:
@@ -67,7 +67,7 @@ def path_log_psi(
 
 
 @torch.no_grad()
-def path_states(twist: TwistModel, path: Path, steps: int) -> Float[Tensor, "read width"]:
+def path_states(twist: TwistModel, path: Trajectories, steps: int) -> Float[Tensor, "read width"]:
     """Hidden states of the frozen model before each step: those that predict what it wrote (of a masked model, at every mask).
     They stand still while a twist learns, so that passes over the same paths can share them."""
     if twist.model.causal:
@@ -78,7 +78,7 @@ def path_states(twist: TwistModel, path: Path, steps: int) -> Float[Tensor, "rea
 
 @torch.no_grad()
 def path_features(
-    twist: TwistModel, path: Path, steps: int, states: Float[Tensor, "read width"] | None = None
+    twist: TwistModel, path: Trajectories, steps: int, states: Float[Tensor, "read width"] | None = None
 ) -> Float[Tensor, "state width"]:
     """What the twist reads of the state before each step (of a masked model the mean over its masks), row by row. states:
     `path_states`, where they are there already; a trunk of its own is always run."""
@@ -95,7 +95,7 @@ def path_features(
 
 
 def path_densities(
-    twist: TwistModel, path: Path, steps: int, condition: Float[Tensor, "row given"] | None = None,
+    twist: TwistModel, path: Trajectories, steps: int, condition: Float[Tensor, "row given"] | None = None,
     states: Float[Tensor, "read width"] | None = None,
 ) -> Densities:  # fmt: skip
     """log p, log psi and log mass of each step. Logits exist for a chunk of positions at a time, in the backward pass too.

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlm.observation import Observation
-from twist.model import TwistModel
+from twist.network import TwistModel
 from twist.targets import Target
 
 

@@ -52,7 +52,7 @@ def load_classifier(path: str, device: torch.device, classes: int | None = None)
 
 
 @dataclass
-class Texts:
+class ClassifiedTexts:
     """Token ids to what a reader of texts says of them: the prompt (the first `first` positions) and the answer up to its end
     (dlm/ends.py). The ids that a model alone has (its mask) are no text."""
 
@@ -234,7 +234,7 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         )
     if kind in ("class", "threshold"):
         loaded = load_classifier(settings["classifier"], device, settings.get("classes"))
-        classifier, label = Texts(model.tokenizer, loaded, prompt), settings.get("label")
+        classifier, label = ClassifiedTexts(model.tokenizer, loaded, prompt), settings.get("label")
         logits = loaded.model.config.num_labels
         exclusive = loaded.problem not in ("multi_label_classification", "regression")
         classes = max(2, logits) if kind == "class" and exclusive else logits
@@ -277,7 +277,7 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
         check_continuation(model, prompt, max(written, len(text)), len(text))
         return ContinuationTarget(model, text, beta, form, prompt)
     if kind == "latex":
-        return ThresholdTarget(Texts(model.tokenizer, valid_formulas, prompt), 0.5)
+        return ThresholdTarget(ClassifiedTexts(model.tokenizer, valid_formulas, prompt), 0.5)
     if kind == "reward":
         return RewardTarget(text_reward(settings["reward"], model, prompt), beta, float(settings.get("highest", 0.0)))
     known = ("class", "threshold", "infilling", "continuation", "latex", "reward")

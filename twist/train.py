@@ -14,8 +14,8 @@ from training.learner import Learner, new_learner
 from training.processes import Processes
 from training.run import Run, Schedule
 from training.trainer import Algorithm
-from twist.methods import TwistLearning
-from twist.model import TwistModel
+from twist.algorithms import TwistLearning
+from twist.network import TwistModel
 
 
 def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
@@ -45,7 +45,7 @@ def epochs(config: DictConfig) -> list[int]:
 
 
 class TwistTraining(Algorithm):
-    """The updates of one method (twist/methods.py), with an evaluation at the start of epochs and at the end.
+    """The updates of one method (twist/algorithms.py), with an evaluation at the start of epochs and at the end.
 
     evaluate_epoch: measures the twist after so many updates, before the epoch with this number, and records it in the run.
     save: writes the twist into a directory.

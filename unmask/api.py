@@ -25,8 +25,8 @@ from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of, chat_canvas
 from dlm.masked_lm import MaskedLM
 from dlm.prompts import Prompts
+from evaluation.metrics import cost, quality, solved
 from evaluation.replay import replay_html
-from evaluation.sampling import cost, quality, solved
 from evaluation.text import load_judge
 from load_model import load_model
 from policy.checkpoints import load_policy as load_policy_network

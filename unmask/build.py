@@ -49,8 +49,8 @@ from training.learner import new_learner
 from training.processes import Processes
 from training.terminal import say_if_newline_is_spelled
 from twist.bounds import Origin, folder_digest, model_digest
-from twist.model import TwistModel
-from twist.sweeps import Source
+from twist.network import TwistModel
+from twist.source import Source
 from twist.targets import build_target
 from unmask.decoders import build_rule_decoder
 

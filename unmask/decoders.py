@@ -49,6 +49,7 @@ from samplers.guided import (
     Values,
     check_guide,
 )
+from samplers.heuristics import WHERE, AsSampled, Window, check_confidence
 from samplers.loop import Decoder, Strategy, Unmasker
 from samplers.particles import RESAMPLE, SCHEMES
 from samplers.scores import PREDICTORS, ScoreDecoder
@@ -74,11 +75,10 @@ from samplers.settings import (
 from samplers.siblings import SiblingCache
 from samplers.smc import Finish, ParticleDecoder, Plain, Potential, Proposal
 from samplers.twisted import TwistedJoint, TwistedTokens
-from samplers.where import WHERE, AsSampled, Window, check_confidence
 from training.hub import shipped
 from training.ranges import shown
-from twist.learning import check_resampling
-from twist.model import TwistModel, load_twist, read_about, twist_directory
+from twist.network import TwistModel, load_twist, read_about, twist_directory
+from twist.objectives import check_resampling
 from twist.potential import TwistPotential
 from twist.tail import BeforeTail, with_tail
 from twist.targets import Target, build_target, check_continuation, text_reward

@@ -39,10 +39,10 @@ from evaluation.decoding import AnswerSettings, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
 from rewards.code import before_end
+from samplers.heuristics import AsSampled
 from samplers.loop import Strategy
 from samplers.samples import Samples
 from samplers.settings import SamplerSettings, check_given
-from samplers.where import AsSampled
 from training.files import append_line, make_directory
 from training.hub import shipped
 from training.usage import composed, device_of, exit_on_bad_input, override

@@ -16,7 +16,7 @@ from dlm.adapt import NO_MASK, AdapterLM, dream_config, give_mask, mask_of, peft
 from dlm.checkpoints.causal import CAUSAL
 from dlm.checkpoints.family import Family
 from dlm.checkpoints.llama import DREAM, KEYS, LLADA, build_llama, load_llama
-from dlm.checkpoints.source import Source, resolve
+from dlm.checkpoints.source import CheckpointSource, resolve
 from dlm.fingerprint import digests_of, joined_digests, weight_digests
 from dlm.masked_lm import LlamaLM
 from training.storage import load_weights
@@ -33,13 +33,15 @@ class Adapter(Family):
     def recognises(self, config: dict[str, Any]) -> bool:
         return KEY in config
 
-    def own_tokenizer(self, source: Source) -> Any:
+    def own_tokenizer(self, source: CheckpointSource) -> Any:
         return DREAM.own_tokenizer(source)
 
     def build(self, config: dict[str, Any], dtype: str, tokenizer: Any, name: str = "") -> LlamaLM:
         return DREAM.build(config, dtype, tokenizer, name)
 
-    def load(self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device) -> LlamaLM:
+    def load(
+        self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+    ) -> LlamaLM:
         adapter = read_json_object(file := source.fetch(CONFIG))
         with readable(file):
             base = adapter["base_model_name_or_path"]
@@ -77,7 +79,7 @@ def _tokenizer_of_base(model: LlamaLM, base: str, name: str) -> Any:
     return model.tokenizer
 
 
-def adapter_weights(source: Source, model: AdapterLM) -> dict[str, Tensor]:
+def adapter_weights(source: CheckpointSource, model: AdapterLM) -> dict[str, Tensor]:
     """The adapter's weights under the names of the model: averaged ones of a run, else those of the adapter's file."""
     if source.run is not None:
         return source.averaged_weights()

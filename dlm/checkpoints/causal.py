@@ -10,7 +10,7 @@ from torch import Tensor
 from dlm.causal_lm import CausalLM
 from dlm.checkpoints.family import Family
 from dlm.checkpoints.fill import OLD_BUFFERS, fill, refuse_misfit
-from dlm.checkpoints.source import Source
+from dlm.checkpoints.source import CheckpointSource
 from dlm.checkpoints.weights import unwrapped
 from training.hub import hide_weight_bars
 from training.storage import check_files, check_read
@@ -28,7 +28,7 @@ class Causal(Family):
         return self._built(config, torch.float32, dtype, tokenizer, name)
 
     def load(
-        self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+        self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
     ) -> CausalLM:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -53,7 +53,7 @@ class Causal(Family):
         backbone = AutoModelForCausalLM.from_config(settings, dtype=precision, trust_remote_code=False)
         return _as_masked_lm(backbone, dtype, tokenizer, name)
 
-    def _pretrained(self, source: Source, config: dict[str, Any], precision: torch.dtype) -> Any:
+    def _pretrained(self, source: CheckpointSource, config: dict[str, Any], precision: torch.dtype) -> Any:
         """The network with the weights of its files, which transformers reads, and checks by name and shape."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -78,7 +78,7 @@ class Causal(Family):
         check_read(backbone.named_parameters(), source.name)
         return backbone
 
-    def _wrapped_weights(self, source: Source, config: dict[str, Any]) -> dict[str, Tensor] | None:
+    def _wrapped_weights(self, source: CheckpointSource, config: dict[str, Any]) -> dict[str, Tensor] | None:
         """Weights of a local checkpoint that were saved from a wrapped model, under the model's own names; None where they were
         not. Refuses an index that leads out of the directory, which transformers would follow."""
         if not source.is_local:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.checkpoints.source import Source
+from dlm.checkpoints.source import CheckpointSource
 from dlm.checkpoints.tokenizers import board_tokenizer, read_tokenizer
 from dlm.masked_lm import MaskedLM
 from dlm.noise import Noise, build_noise
@@ -36,7 +36,7 @@ class Family:
         """Whether config.json describes a model of this family."""
         raise NotImplementedError
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: CheckpointSource) -> dict[str, Any]:
         """config.json, with what only the weights tell. ValueError for one that lacks what is needed."""
         return source.config
 
@@ -44,13 +44,13 @@ class Family:
         """The noise schedule that the model was trained on; a causal model has none."""
         return build_noise(config.get("noise", {"type": "loglinear"}))
 
-    def tokenizer(self, source: Source) -> Any:
+    def tokenizer(self, source: CheckpointSource) -> Any:
         """The tokenizer; None where there is none, or the hub is out of reach."""
         with source.described():
             board = board_tokenizer(source.config)
         return self.own_tokenizer(source) if board is None else board
 
-    def own_tokenizer(self, source: Source) -> Any:
+    def own_tokenizer(self, source: CheckpointSource) -> Any:
         """The tokenizer out of files, of a checkpoint whose canvas is no board."""
         return read_tokenizer(source.folder)
 
@@ -59,7 +59,7 @@ class Family:
         raise NotImplementedError
 
     def load(
-        self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+        self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
     ) -> MaskedLM:
         """The model with the weights of its checkpoint, or the averaged weights of its run.
 
@@ -68,7 +68,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def run_weights(self, source: Source, config: dict[str, Any]) -> dict[str, Tensor]:
+    def run_weights(self, source: CheckpointSource, config: dict[str, Any]) -> dict[str, Tensor]:
         """The averaged weights of a run, under the names of the model."""
         with torch.device("meta"):
             template = self.build(config, "float32", None).backbone

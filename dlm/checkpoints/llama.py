@@ -12,7 +12,7 @@ import torch
 
 from dlm.checkpoints.family import Family, model_type
 from dlm.checkpoints.fill import OLD_BUFFERS, Stored, fill_streaming
-from dlm.checkpoints.source import Source
+from dlm.checkpoints.source import CheckpointSource
 from dlm.checkpoints.tokenizers import read_tokenizer
 from dlm.checkpoints.weights import stored, unwrapped
 from dlm.masked_lm import LlamaLM
@@ -94,7 +94,7 @@ class LlamaLayout(Family):
     def recognises(self, config: dict[str, Any]) -> bool:
         return model_type(config) == self.name
 
-    def own_tokenizer(self, source: Source) -> Any:
+    def own_tokenizer(self, source: CheckpointSource) -> Any:
         return read_tokenizer(source.folder, plain=True)
 
     def build(self, config: dict[str, Any], dtype: str, tokenizer: Any, name: str = "") -> LlamaLM:
@@ -102,7 +102,9 @@ class LlamaLayout(Family):
         model.backbone.reset_parameters()
         return model
 
-    def load(self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device) -> LlamaLM:
+    def load(
+        self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+    ) -> LlamaLM:
         with source.described():
             model = build_llama(config, dtype, tokenizer, source.name, "meta")
         if source.run is not None:
@@ -120,7 +122,7 @@ class Dream(LlamaLayout):
     def __init__(self):
         super().__init__("Dream", ("dream", "diffucoder"))
 
-    def own_tokenizer(self, source: Source) -> Any:
+    def own_tokenizer(self, source: CheckpointSource) -> Any:
         if source.has("tokenizer.json"):
             return super().own_tokenizer(source)
         if not (source.has("vocab.json") and source.has("merges.txt")):
@@ -133,7 +135,7 @@ class Dream(LlamaLayout):
         return tokenizer
 
 
-def load_llama(model: LlamaLM, source: Source, device: torch.device) -> None:
+def load_llama(model: LlamaLM, source: CheckpointSource, device: torch.device) -> None:
     """Give a model on the device `meta` the published weights of a checkpoint."""
     own = {published: name for name, published in published_names(model).items()}
     plain = unwrapped(source.weight_names, own)

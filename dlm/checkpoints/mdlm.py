@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlm.checkpoints.family import model_type
 from dlm.checkpoints.nested import Nested
-from dlm.checkpoints.source import Source
+from dlm.checkpoints.source import CheckpointSource
 from dlm.masked_lm import RaddLM, SeddLM
 
 
@@ -23,13 +23,13 @@ class Mdlm(Nested):
     def recognises(self, config: dict[str, Any]) -> bool:
         return model_type(config) == "mdlm"
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: CheckpointSource) -> dict[str, Any]:
         return source.config
 
     def build(self, config: dict[str, Any], dtype: str, tokenizer: Any, name: str = "") -> RaddLM | SeddLM:
         return super().build(radd_config(config), dtype, tokenizer, name)
 
-    def file_weights(self, source: Source) -> dict[str, Tensor]:
+    def file_weights(self, source: CheckpointSource) -> dict[str, Tensor]:
         return fold_mdlm(super().file_weights(source))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlm.checkpoints.family import GPT2, Family, model_type
 from dlm.checkpoints.fill import fill
-from dlm.checkpoints.source import Source
+from dlm.checkpoints.source import CheckpointSource
 from dlm.checkpoints.tokenizers import read_tokenizer
 from dlm.checkpoints.weights import unwrapped
 from dlm.encoding import is_text_tokenizer
@@ -30,7 +30,7 @@ class Nested(Family):
     def recognises(self, config: dict[str, Any]) -> bool:
         return model_type(config) in ("radd", "sedd")
 
-    def config(self, source: Source) -> dict[str, Any]:
+    def config(self, source: CheckpointSource) -> dict[str, Any]:
         config = source.config
         for key in ("tokens", "model"):
             if key not in config:
@@ -40,7 +40,7 @@ class Nested(Family):
         is_sedd = NOISE_EMBEDDING in unwrapped(source.weight_names, [EMBEDDING]).values()
         return config | {"model_type": "sedd"} if is_sedd else config
 
-    def own_tokenizer(self, source: Source) -> Any:
+    def own_tokenizer(self, source: CheckpointSource) -> Any:
         if source.is_local:
             return read_tokenizer(source.folder, plain=True)  # transformers knows none of these names
         return read_tokenizer(source.folder if model_type(source.config) == "sedd" and source.run is None else GPT2)
@@ -56,7 +56,7 @@ class Nested(Family):
         return RaddLM(RADD(config), dtype, tokenizer, name)
 
     def load(
-        self, source: Source, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
+        self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
     ) -> RaddLM | SeddLM:
         # Of a run first, so that what its file holds besides is gone before the model is made.
         averaged = None if source.run is None else self.run_weights(source, config)
@@ -66,12 +66,12 @@ class Nested(Family):
         fill(model.backbone, state, named_with_files(source))
         return model
 
-    def file_weights(self, source: Source) -> dict[str, Tensor]:
+    def file_weights(self, source: CheckpointSource) -> dict[str, Tensor]:
         """The weights of a checkpoint that is no run."""
         return source.weights([EMBEDDING])
 
 
-def named_with_files(source: Source) -> str:
+def named_with_files(source: CheckpointSource) -> str:
     """The checkpoint and its first files of weights, for messages."""
     if source.run is not None:
         return source.name

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """A checkpoint whose place is known and whose files are read when they are needed.
 
     name: the path, hub id or name that was given, for messages and as the model's id.
@@ -130,7 +130,7 @@ class Source:
         return saved
 
 
-def resolve(path: str | Path) -> Source:
+def resolve(path: str | Path) -> CheckpointSource:
     """Find out what a path, a hub id or a name stands for. Nothing is read or downloaded yet.
 
     Args:
@@ -139,16 +139,16 @@ def resolve(path: str | Path) -> Source:
     """
     name = str(path)
     if name in (SMOLLM2, PACKAGE):
-        return Source(name, str(smollm2_folder()))
+        return CheckpointSource(name, str(smollm2_folder()))
     if not Path(name).exists():
         name = shipped(name)
     given = Path(name)
     if name.endswith(".pth"):
         run = given.parent.parent
-        return Source(name, str(run / "model"), run, given)
+        return CheckpointSource(name, str(run / "model"), run, given)
     if (given / ".hydra").is_dir() and not (given / "config.json").is_file():  # with config.json: a directory to share
-        return Source(name, str(given / "model"), given, given / "checkpoints-meta" / "checkpoint.pth")
-    return Source(name, name)
+        return CheckpointSource(name, str(given / "model"), given, given / "checkpoints-meta" / "checkpoint.pth")
+    return CheckpointSource(name, name)
 
 
 def shipped(path: str) -> str:

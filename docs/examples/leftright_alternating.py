@@ -1,6 +1,6 @@
 """A new *where* rule: from both ends inward. It never looks at the model, so a step of it costs one evaluation at most.
 
-To use it from the command line, move the class to samplers/where.py and add `"left_right": LeftRight` to WHERE.
+To use it from the command line, move the class to samplers/heuristics.py and add `"left_right": LeftRight` to WHERE.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.observation import Observation
-from samplers.where import nothing
+from samplers.heuristics import nothing
 
 
 @dataclass

@@ -10,8 +10,8 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from model.radd import RADD
+from samplers.heuristics import Direct
 from samplers.loop import Strategy, sample
-from samplers.where import Direct
 from tests.enumerable import dependent_joint, exact_law, fits, from_joint, inconsistent
 
 TINY = sampling.Shape(width=16, blocks=1, heads=2, vocabulary=20, length=32, batch=2, few=4, many=16)

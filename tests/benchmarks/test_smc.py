@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import plain_smc, smc
-from twist.model import densities
+from twist.network import densities
 
 TINY = smc.Shape(width=16, layers=1, heads=2, prompt=2, particles=6, repeats=1)
 FLAGS = [word for name, value in vars(TINY).items() for word in (f"--{name}", str(value))]

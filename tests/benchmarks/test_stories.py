@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import stories
-from samplers.where import Leftmost, Random
+from samplers.heuristics import Leftmost, Random
 from tests.enumerable import dependent_joint, from_joint
 
 RECORD = {"steps": 8, "length": 4, "temperature": 1.0, "entropy": 1.0, "entropy_se": 0.1}

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import sudoku
 from data.sudoku import augment, make
-from samplers.where import Random
+from samplers.heuristics import Random
 
 
 def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, capsys):

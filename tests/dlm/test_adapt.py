@@ -32,9 +32,9 @@ from load_model import load_model
 from policy.checkpoints import check_fits
 from policy.networks import DitConfidence, HiddenMLP
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
 from samplers.settings import RULE_SETTINGS
-from samplers.where import WHERE
 from training.hub import ROOT
 from training.usage import composed
 

@@ -21,8 +21,8 @@ from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from load_model import load_model
+from samplers.heuristics import Leftmost
 from samplers.loop import Strategy, sample
-from samplers.where import Leftmost
 
 ENDS = {"vocab_size": 31, "bos_token_id": 3, "eos_token_id": 3}
 KINDS = {

@@ -12,17 +12,17 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from evaluation.decoding import answer_lengths, generations
-from evaluation.sampling import quality
+from evaluation.metrics import quality
 from rewards.latex import written
 from rewards.learned import LearnedReward
 from rewards.measures import unigram_entropy
 from samplers.guided import Canvases, Template, Texts
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
-from samplers.where import WHERE
 from tests.enumerable import random_radd
-from tests.twist.test_model import tiny_causal
-from twist.targets import Texts as TwistTexts
+from tests.twist.test_network import tiny_causal
+from twist.targets import ClassifiedTexts
 from unmask.decoders import answer_texts
 
 TURNS = ["<|eot_id|>", "<|im_end|>"]
@@ -88,7 +88,7 @@ def test_every_reader_of_answers_stops_at_the_same_place(tokenizer, end):
     assert generations(model, answers)[0] == " the cat sat"
     texts, ended = answer_texts(model, answers)
     assert texts[0] == " the cat sat" and ended == [True, False]
-    read = TwistTexts(tokenizer, lambda texts: torch.tensor([float(len(text)) for text in texts]), first)
+    read = ClassifiedTexts(tokenizer, lambda texts: torch.tensor([float(len(text)) for text in texts]), first)
     assert read(samples.tokens)[0] == len("the dog the cat sat")
 
 

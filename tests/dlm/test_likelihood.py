@@ -28,8 +28,8 @@ from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import (
     TableLM,
     any_order_bound,

@@ -17,8 +17,8 @@ from dlm.options import DecodeOptions
 from dlm.pretrain import row_bounds
 from dlm.prompts import Prompts
 from load_model import load_model
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "example" / "smollm2_masked"

@@ -13,8 +13,8 @@ from evaluation.cost import equivalent_evaluations, evaluation_flop, flop_of
 from model.radd import RADD
 from policy.networks import DitConfidence, HiddenBlocks
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import Threshold
 from samplers.loop import Strategy
-from samplers.where import Threshold
 
 WIDTH, BLOCKS, LENGTH, TOKENS = 16, 2, 48, 7
 

@@ -20,8 +20,8 @@ from evaluation.likelihood import log_likelihoods
 from load_model import load_model
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from training.usage import composed
 
 pytest.importorskip("lm_eval")

@@ -10,8 +10,8 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from policy.agreement import SURE, Agreement
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
-from samplers.where import Threshold
 from tests.enumerable import RandomLM
 
 LENGTH, TOP = 6, 3

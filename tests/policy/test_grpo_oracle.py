@@ -24,8 +24,8 @@ from policy.rollout import rollout
 from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, speed_factor
+from samplers.heuristics import Confident, Threshold
 from samplers.loop import Strategy, TeacherForced, sample
-from samplers.where import Confident, Threshold
 from tests.enumerable import TableLM, inconsistent
 from training.optim import Optimiser
 

@@ -12,8 +12,8 @@ from policy import train as loops
 from policy.imitation import Answers, Expert, InBlocks, check_teacher, learn_answers, teacher_loss
 from policy.networks import DitConfidence
 from rewards.rules import RewardOutput
+from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
-from samplers.where import Threshold
 from tests.enumerable import from_joint, inconsistent
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes

@@ -18,8 +18,8 @@ from rewards.rules import RewardOutput
 from rl.preferences import Preferences, margins
 from rl.rollouts import Batch
 from rl.train import Rollouts
+from samplers.heuristics import Random
 from samplers.loop import Strategy, sample
-from samplers.where import Random
 from tests.enumerable import RandomLM, dependent_joint, from_joint, inconsistent, random_radd
 from training.learner import Learner
 from training.processes import ALONE

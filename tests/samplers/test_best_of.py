@@ -8,8 +8,8 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from samplers.best_of import BestOf
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint
 
 

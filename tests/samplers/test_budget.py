@@ -10,8 +10,8 @@ from dlm.prompts import Prompts
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE, Confident, Random, Threshold
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE, Confident, Random, Threshold
 from tests.enumerable import RandomLM, exact_law, fits, inconsistent
 
 MODEL = RandomLM(5, max_length=12)

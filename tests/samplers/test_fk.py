@@ -11,9 +11,9 @@ from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.fk import Steering
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Plain, particle_filter
-from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint
 
 

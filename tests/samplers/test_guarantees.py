@@ -10,8 +10,8 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE, best
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE, best
 from tests.enumerable import RandomLM, TableLM, fits
 
 FIXED_COUNT = ("random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")

@@ -21,8 +21,8 @@ from samplers.guided import (
     Texts,
     check_guide,
 )
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint, inconsistent
 from tests.samplers.guides import HashReward, TableHead, guided_law, independent, joint, pair
 

@@ -14,8 +14,8 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
 from tests.enumerable import RandomLM, random_radd
 
 CASES = 1000

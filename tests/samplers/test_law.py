@@ -6,8 +6,8 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import best_subsets, dependent_joint, exact_law, fits, from_joint, inconsistent, noisy_subsets
 
 ROWS = 20_000

@@ -10,10 +10,10 @@ from dlm.checkpoints.table import build_model
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import Random
 from samplers.live import FRESH, LiveView, paint
 from samplers.loop import Strategy, sample
 from samplers.scores import Seen
-from samplers.where import Random
 
 
 def letters(ids):

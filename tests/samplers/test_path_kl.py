@@ -16,7 +16,7 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.smc import Path, particle_filter
+from samplers.smc import Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
 from tests.enumerable import dependent_joint, from_joint
 from tests.samplers.test_smc import ExactLM, TableTwist, tables
@@ -132,7 +132,7 @@ class Exact:
         log_q, every = {}, self.paths()
         for order in self.orders():
             at = torch.tensor([next(n for n, subset in enumerate(order) if i in subset) for i in range(L)])
-            given = Path(torch.tensor(FULL), at.expand(len(FULL), L))
+            given = Trajectories(torch.tensor(FULL), at.expand(len(FULL), L))
             blank = torch.full((len(FULL), L), V)
             environment = UnmaskingEnvironment(self.model, DecodeOptions(len(order)))
             found = particle_filter(

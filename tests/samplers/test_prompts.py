@@ -17,8 +17,8 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 from tests.enumerable import RandomLM
 from tests.test_load_model import LLAMA
 

@@ -10,8 +10,8 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
-from samplers.where import WHERE
 
 RARE, COMMON, STEPS = 20_000, 10, 1024
 EACH = 2.5e-6  # of steps / 2**24 a twentieth

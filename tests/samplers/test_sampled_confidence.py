@@ -14,9 +14,9 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from load_model import load_model
+from samplers.heuristics import SCORES, WHERE, AsSampled, Sampled
 from samplers.loop import Strategy, sample
 from samplers.settings import SamplerSettings
-from samplers.where import SCORES, WHERE, AsSampled, Sampled
 from training.usage import composed
 from unmask.decoders import build_rule_decoder
 

@@ -17,9 +17,9 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
+from samplers.heuristics import WHERE
 from samplers.loop import StepDecoder, Strategy, sample
 from samplers.scores import PREDICTORS, ScoreDecoder, absorbing_change, noise_steps, uniform_change
-from samplers.where import WHERE
 from tests.enumerable import NOISES, fits, random_sedd
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sedd-tiny"

@@ -17,9 +17,9 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.guided import Canvases, Guided, Siblings, Values
+from samplers.heuristics import WHERE
 from samplers.loop import sample
 from samplers.siblings import SiblingCache
-from samplers.where import WHERE
 
 SMALL = {"vocab_size": 50, "bos_token_id": 49, "eos_token_id": 49}
 REWARD = SMALL | {"vocab_size": 51, "num_labels": 1, "pad_token_id": 50}  # never written: transformers cuts texts at it

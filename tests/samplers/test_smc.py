@@ -11,10 +11,10 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy
-from samplers.smc import Diagnostics, Finish, Path, Plain, Proposed, particle_filter
+from samplers.smc import Diagnostics, Finish, Plain, Proposed, Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
-from samplers.where import WHERE
 from tests.enumerable import RandomLM, TableLM, dependent_joint, exact_law, from_joint
 from tests.every_draw import every_run
 
@@ -182,7 +182,7 @@ def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, 
     total = 0.0
     for (tokens, written_at), p in law.items():
         sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / truth
-        given = Path(torch.tensor([tokens]), torch.tensor([written_at]))
+        given = Trajectories(torch.tensor([tokens]), torch.tensor([written_at]))
 
         def run(draws, given=given):
             environment = UnmaskingEnvironment(model, DecodeOptions(steps))
@@ -470,7 +470,7 @@ def test_a_given_path_is_never_replaced_by_a_likelier_one():
     """Other particles resample its children too, and its own slot keeps it."""
     potential = Finish(lambda tokens, rows: tokens.sum(1).float())
     potential.log_psi = lambda observation: (observation.tokens * ~observation.masked).sum(1).float()
-    given = Path(torch.zeros(50, 4, dtype=torch.long), torch.arange(4).expand(50, -1))
+    given = Trajectories(torch.zeros(50, 4, dtype=torch.long), torch.arange(4).expand(50, -1))
     samples = filtered(potential, 50, 4, scheme="multinomial", given=given).samples
     assert torch.equal(samples.tokens[::4], given.tokens) and torch.equal(samples.written_at[::4], given.written_at)
     assert (samples.tokens.view(50, 4, 4)[:, 1:] > 0).any(2).float().mean() > 0.5

@@ -9,8 +9,8 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE, Threshold
 from samplers.loop import Strategy, TeacherForced, sample
-from samplers.where import WHERE, Threshold
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint, inconsistent
 
 SETTINGS = {

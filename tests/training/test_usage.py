@@ -11,7 +11,7 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from load_model import load_model
 from policy.checkpoints import load_policy
-from samplers.where import Threshold
+from samplers.heuristics import Threshold
 from tests.training.test_run import TINY, train
 from training.processes import device_of_rank
 from training.settings import check_settings

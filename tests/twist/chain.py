@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from twist.learning import Densities
+from twist.objectives import Densities
 
 
 class Chain:

@@ -24,7 +24,7 @@ from twist.bounds import (
     log_mean_weight,
     model_digest,
 )
-from twist.learning import final_log_weight
+from twist.objectives import final_log_weight
 
 SAMPLES = 100_000
 

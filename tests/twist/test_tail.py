@@ -8,13 +8,13 @@ import torch
 
 import run_sample
 from tests.enumerable import random_radd
-from tests.twist.test_sweeps import all_paths, settings
+from tests.twist.test_source import all_paths, settings
 from tests.twist.tiny import QUICK, masked, run
 from training.processes import ALONE, Processes
-from twist.methods import TwistLearning
-from twist.model import TwistModel
+from twist.algorithms import TwistLearning
+from twist.network import TwistModel
 from twist.paths import path_densities
-from twist.sweeps import Source
+from twist.source import Source
 from twist.tail import with_tail
 from twist.targets import build_target
 from twist.train import new_twist_learner

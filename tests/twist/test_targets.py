@@ -15,13 +15,13 @@ from transformers import (
 from data.text import train_bpe
 from rewards.models import load_reward
 from tests.enumerable import random_radd
-from tests.twist.test_model import tiny_causal
+from tests.twist.test_network import tiny_causal
 from twist.tail import with_tail
 from twist.targets import (
+    ClassifiedTexts,
     ClassTarget,
     ContinuationTarget,
     RewardTarget,
-    Texts,
     ThresholdTarget,
     build_target,
     check_continuation,
@@ -180,7 +180,7 @@ def test_what_is_refused(classifier, tmp_path):
         build_target({"kind": "continuation", "text": "cat", "form": "odd"}, model, 2, 4)
     with pytest.raises(ValueError, match="target.kind='joy' is unknown; use one of class, threshold"):
         build_target({"kind": "joy"}, model, 2, 4)
-    assert isinstance(build_target({"kind": "latex"}, model, 2, 4).score, Texts)
+    assert isinstance(build_target({"kind": "latex"}, model, 2, 4).score, ClassifiedTexts)
 
 
 def test_a_reward_stays_below_its_highest():

@@ -20,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
-from samplers.smc import Path
+from samplers.smc import Trajectories
 from training.learner import Learner
 from training.processes import Processes
 from training.run import step_seed
 from twist.bounds import Posterior
-from twist.learning import (
+from twist.objectives import (
     IDENTIFIED,
     PROPOSAL_ONLY,
     Densities,
@@ -50,7 +50,7 @@ from twist.paths import (
     reordered,
     rows_of,
 )
-from twist.sweeps import Source, Swept
+from twist.source import Source, Swept
 
 POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
     "ctl": ("sis", "csmc", "smc", "exact"),
@@ -113,7 +113,7 @@ def check_method(config: DictConfig) -> None:
 class Rows:
     """Sequences for a loss. weight: of each in the target, of this process's rows; all processes' sum to their number."""
 
-    path: Path
+    path: Trajectories
     weight: Float[Tensor, "row"]
 
 
@@ -139,7 +139,7 @@ class TwistLearning:
         self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
-        self.seen_last: Path | None = None  # of this update, sequences of q or of the model
+        self.seen_last: Trajectories | None = None  # of this update, sequences of q or of the model
         self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
         self.anew = OmegaConf.select(config, "posterior.order") == "uniform"  # runs from before it was a key have none
         size = config.training.batch_size
@@ -168,7 +168,7 @@ class TwistLearning:
 
     # -------------------------------------------------------------------------------------------------------------- sequences
 
-    def conditions(self, step: int) -> tuple[Tensor | None, Path | None]:
+    def conditions(self, step: int) -> tuple[Tensor | None, Trajectories | None]:
         """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
         if not self.source.conditional:
             return None, None
@@ -186,7 +186,7 @@ class TwistLearning:
         first = self.processes.part(self.groups).start
         return self.source.sweep(len(given), self.particles, seed, given, first, scored=scored)
 
-    def exact(self, step: int, rows: int) -> Path:
+    def exact(self, step: int, rows: int) -> Trajectories:
         """Of the posterior samples, `rows` at random."""
         assert self.posterior is not None
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
@@ -194,7 +194,7 @@ class TwistLearning:
         path, _ = self.source.exact(kept)
         return reordered(path, self.seed(step, "target")) if self.anew else path
 
-    def target(self, step: int, given: Tensor | None, exact: Path | None, drawn: Swept | None) -> Rows:
+    def target(self, step: int, given: Tensor | None, exact: Trajectories | None, drawn: Swept | None) -> Rows:
         """Sequences that stand for the target's. drawn: this step's samples of q."""
         if self.positives == "sis":
             assert drawn is not None
@@ -203,7 +203,7 @@ class TwistLearning:
             if exact is None:
                 return Rows(rows_of(self.exact(step, self.config.training.batch_size), self.part), self.even)
             each = torch.arange(len(exact.tokens), device=exact.tokens.device).repeat_interleave(self.particles)
-            return Rows(Path(exact.tokens[each], exact.written_at[each]), self.even)
+            return Rows(Trajectories(exact.tokens[each], exact.written_at[each]), self.even)
         seed, pinned = self.seed(step, "target"), self.positives == "csmc"
         if given is None:  # resampling mixes all rows: every process runs the whole filter, and learns from its part
             pin = self.exact(step, 1) if pinned else None
@@ -221,16 +221,16 @@ class TwistLearning:
         """The condition of each row of a set."""
         return None if given is None else self.twist.encode(given).repeat_interleave(self.particles, 0)
 
-    def whole(self, given: Tensor | None, paths: tuple[Path, ...]) -> tuple[Path, int, Tensor | None]:
+    def whole(self, given: Tensor | None, paths: tuple[Trajectories, ...]) -> tuple[Trajectories, int, Tensor | None]:
         """Sets of rows as one, how many steps they took, and the condition of each row."""
         condition = self.encoded(given)
         return joined(*paths), self.source.length, None if condition is None else condition.repeat(len(paths), 1)
 
-    def log_psi(self, given: Tensor | None, *paths: Path) -> list[Float[Tensor, "row step"]]:
+    def log_psi(self, given: Tensor | None, *paths: Trajectories) -> list[Float[Tensor, "row step"]]:
         """log psi of every step, of one set of rows or several, in one pass."""
         return list(path_log_psi(self.twist, *self.whole(given, paths)).chunk(len(paths)))
 
-    def seen(self, given: Tensor | None, *paths: Path, states: Tensor | None = None) -> list[Densities]:
+    def seen(self, given: Tensor | None, *paths: Trajectories, states: Tensor | None = None) -> list[Densities]:
         """log p, log psi and log mass of them; sets of the same size. states: the frozen model's, where they are known."""
         whole = path_densities(self.twist, *self.whole(given, paths), states)
         return [whole.take(slice(start, start + self.rows)) for start in range(0, len(paths) * self.rows, self.rows)]
@@ -250,7 +250,7 @@ class TwistLearning:
         loss.backward()
         return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
 
-    def state_loss(self, given: Tensor | None, path: Path) -> Tensor:
+    def state_loss(self, given: Tensor | None, path: Trajectories) -> Tensor:
         """The scalar head's: squared distance of log psi of each state on the way to the log mass there, what the twist of the
         tokens expects of it: a mean over positions and tokens of the model. Where psi is psi*, so is this."""
         with torch.no_grad():
@@ -260,7 +260,7 @@ class TwistLearning:
         psi = self.twist.of_states(states, condition).view(len(path.tokens), -1)
         return (psi - seen.log_mass[:, 1:]).square().mean()
 
-    def ctl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+    def ctl(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, self.positives == "sis")
         self.seen_last = drawn.path
         positive = self.target(step, given, exact, drawn)
@@ -288,7 +288,7 @@ class TwistLearning:
             )
         return log_phi
 
-    def rl(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+    def rl(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, True)
         self.seen_last = drawn.path
         self.finite_phi(drawn.log_phi)
@@ -302,7 +302,7 @@ class TwistLearning:
         log_phi = self.source.log_phi(positive.path.tokens, each)
         return loss + soft_q_loss(of_target.log_psi, of_target.log_mass, log_phi, positive.weight)
 
-    def sixo(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+    def sixo(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
         negative = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
@@ -310,7 +310,7 @@ class TwistLearning:
         of_target, of_model = self.log_psi(given, positive.path, negative)
         return sixo_loss(of_target, positive.weight, of_model, self.even)
 
-    def fudge(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+    def fudge(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         each = None if given is None else given.repeat_interleave(self.particles, 0)
         drawn = self.source.prior(self.rows, self.seed(step, "base"), self.part.start)
         self.seen_last = drawn
@@ -332,7 +332,7 @@ class TwistLearning:
         )
 
     @torch.no_grad()
-    def labels(self, step: int, path: Path, each: Tensor | None) -> Float[Tensor, "row step"]:
+    def labels(self, step: int, path: Trajectories, each: Tensor | None) -> Float[Tensor, "row step"]:
         """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the
         token that is scored."""
         states = self.source.length - 1
@@ -342,7 +342,7 @@ class TwistLearning:
         whole = self.source.target.log_phi(torch.cat((rolled, path.tokens)), given)
         return prefix_labels(whole[: len(rolled)], whole[len(rolled) :])
 
-    def dpg(self, step: int, given: Tensor | None, exact: Path | None) -> Tensor:
+    def dpg(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
         (seen,) = self.seen(given, positive.path)

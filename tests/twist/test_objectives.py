@@ -6,7 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from losses import clipped_policy_loss, gae
 from tests.twist.chain import Chain
-from twist.learning import (
+from twist.objectives import (
     IDENTIFIED,
     PROPOSAL_ONLY,
     check_resampling,

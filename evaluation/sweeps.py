@@ -13,10 +13,10 @@ from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
+from samplers.heuristics import ADAPTIVE, WHERE, Window
 from samplers.loop import Unmasker
 from samplers.scores import PREDICTORS
 from samplers.settings import RULE_SETTINGS, STRATEGIES, check_strategy, highest_setting, strategy_name
-from samplers.where import ADAPTIVE, WHERE, Window
 from training.hub import shipped
 from training.ranges import Number, Whole
 

@@ -8,15 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dlm import draws
 from dlm.masked_lm import LOGITS_PER_CHUNK
 from tests.enumerable import TableLM, inconsistent
-from tests.twist.test_sweeps import KINDS, TableTarget, all_paths, exact_kls, new_source, settings
+from tests.twist.test_source import KINDS, TableTarget, all_paths, exact_kls, new_source, settings
 from training.processes import ALONE
+from twist.algorithms import POSITIVES, TwistLearning
 from twist.bounds import Posterior
 from twist.evaluate import evaluate
-from twist.learning import LEVELLED
-from twist.methods import POSITIVES, TwistLearning
-from twist.model import TwistModel
+from twist.network import TwistModel
+from twist.objectives import LEVELLED
 from twist.paths import canvases, path_densities, path_features, path_states
-from twist.sweeps import Source, collect_posterior
+from twist.source import Source, collect_posterior
 from twist.train import new_twist_learner, new_value_head
 
 

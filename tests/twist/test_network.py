@@ -10,11 +10,11 @@ from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE, Leftmost
 from samplers.smc import particle_filter
 from samplers.twisted import TwistedTokens
-from samplers.where import WHERE, Leftmost
 from tests.enumerable import random_radd, random_sedd
-from twist.model import TwistModel, densities, load_twist, save_twist
+from twist.network import TwistModel, densities, load_twist, save_twist
 from twist.potential import TwistPotential
 from twist.tail import BeforeTail
 from twist.targets import RewardTarget

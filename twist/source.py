@@ -19,12 +19,12 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.heuristics import WHERE
 from samplers.loop import Strategy
-from samplers.smc import Particles, Path, Proposal, Step, particle_filter
+from samplers.smc import FilterStep, Particles, Proposal, Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
-from samplers.where import WHERE
 from twist.bounds import Posterior, accepted
-from twist.model import TwistModel
+from twist.network import TwistModel
 from twist.paths import joined
 from twist.potential import TwistPotential
 from twist.tail import BeforeTail
@@ -46,7 +46,7 @@ class Swept:
     """Rows of a sweep, sample by sample. prefix: log-weights after each step but the last, p psi_t / q (of a sweep without
     resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
 
-    path: Path
+    path: Trajectories
     prefix: Float64[Tensor, "row before_last"]
     log_weight: Float64[Tensor, "row"]
     log_phi: Float64[Tensor, "row"]
@@ -86,20 +86,20 @@ class Source:
     def blank(self, rows: int, length: int) -> Int[Tensor, "row position"]:
         return F.pad(self.prompt, (0, length), value=self.model.mask_id).expand(rows, -1)
 
-    def completed(self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0) -> Path:
+    def completed(self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0) -> Trajectories:
         """What p makes of canvases, and when."""
         if len(canvas) == 0:
-            return Path(canvas, canvas)
+            return Trajectories(canvas, canvas)
         steps = self.length + (self.condition if self.model.causal else 0)
         prompts = Prompts(canvas, first_row=first_row)
         samples = self.reference.decode(self.model, prompts, DecodeOptions(steps), seed)
-        return Path(samples.tokens, samples.written_at)
+        return Trajectories(samples.tokens, samples.written_at)
 
-    def prior(self, rows: int, seed: int, first_row: int = 0) -> Path:
+    def prior(self, rows: int, seed: int, first_row: int = 0) -> Trajectories:
         """Samples of p."""
         return self.completed(self.blank(rows, self.length), seed, first_row)
 
-    def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Path, Int[Tensor, "row *token"]]:
+    def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Trajectories, Int[Tensor, "row *token"]]:
         """Texts and what each is an exact sample of the target given: p writes both, or the classifier draws the class."""
         if not self.condition:
             assert isinstance(self.target, ClassTarget)
@@ -117,7 +117,7 @@ class Source:
             return path, revealed.tokens[:, -self.condition :]
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
         end = -self.condition
-        return Path(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
+        return Trajectories(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
 
     def log_phi(self, canvas: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         """log phi of finished rows. FloatingPointError where it is no number, or 0 everywhere."""
@@ -140,7 +140,7 @@ class Source:
 
     def sweep(
         self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
-        proposal: str = "twist", resample: str = "never", exact: Path | None = None, scored: bool = True,
+        proposal: str = "twist", resample: str = "never", exact: Trajectories | None = None, scored: bool = True,
     ) -> Swept:  # fmt: skip
         """`samples` sets of `particles` rows. given: what each sample is conditioned on; proposal: twist (q) or base (p);
         resample: never, ess, every; exact: a sample of the target for each, which its first particle follows (multinomial then,
@@ -154,7 +154,7 @@ class Source:
         chosen: Proposal = TwistedJoint(rule, tilt) if joint else one_at_a_time
         weights: list[Float64[Tensor, "row"]] = []
 
-        def keep(step: Step) -> None:
+        def keep(step: FilterStep) -> None:
             weights.append(step.weights.log.flatten())
 
         number = torch.arange(first_sample, first_sample + samples, device=self.prompt.device)
@@ -165,15 +165,15 @@ class Source:
         )  # fmt: skip
         if scored and bool(found.dead.all()):
             self._refuse_dead(found.weights.log.flatten())
-        path = Path(found.samples.tokens, found.samples.written_at)
+        path = Trajectories(found.samples.tokens, found.samples.written_at)
         before_last = torch.stack(weights, 1)[:, :-1]
         return Swept(path, before_last, found.weights.log.flatten(), found.log_phi, found.log_z)
 
-    def exact(self, posterior: Posterior) -> tuple[Path, Tensor | None]:
+    def exact(self, posterior: Posterior) -> tuple[Trajectories, Tensor | None]:
         """Exact samples of the target as paths, and what they are conditioned on."""
         device = self.prompt.device
         rows, none = self.prompt.expand(len(posterior), -1), torch.full((len(posterior), self.first), -1, device=device)
-        path = Path(
+        path = Trajectories(
             torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.written_at.to(device)), 1)
         )
         return path, None if posterior.given is None else posterior.given.to(device)
@@ -200,7 +200,7 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
             number = torch.arange(tried, tried + batch, device=device)
             uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
             kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
-            path = Path(path.tokens[kept_rows], path.written_at[kept_rows])
+            path = Trajectories(path.tokens[kept_rows], path.written_at[kept_rows])
             if kept + len(path.tokens) >= count:  # those behind the last one were not needed
                 batch = int(kept_rows.nonzero()[count - kept - 1]) + 1
         paths.append(path)

@@ -4,6 +4,9 @@ log psi(state with token v written at i) = head(hidden(state) at i)[v], for a ca
 the text so far. A second, scalar head on the mean of the hidden states at masks says log psi of a masked model's state itself,
 for steps that write many positions. Conditions go to the head beside the hidden state: a class as one-hot, or given tokens, which
 the trunk reads as a text of their own (of a masked model: the mean of what it makes of them).
+
+Zhao et al. (2404.17546) give one vector of V values per position, so that log psi of every next token costs one pass. The head
+is linear, or an MLP with ReLU. log psi is any number or, for FUDGE, the logarithm of a probability.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,7 +32,6 @@ from training.hub import shipped
 from training.storage import load_weights, save_weights
 from training.stored import read_json_object
 from training.usage import readable
-from twist.heads import TwistHead
 
 TRUNKS = ("own", "separate", "lora")
 CONDITIONS = ("none", "tokens", "class")
@@ -38,6 +41,63 @@ HEADS = (
     "embed_out.",
 )  # of a trunk: never read (one that is tied is its embedding, and trained)
 CUT = ("attn_qkv.",)  # of RADD: its weight is read in parts, past what an adapter would add
+
+
+class TwistHead(nn.Module):
+    """[.., width] (and [.., condition]) -> [.., columns].
+
+    layers: 1 is linear, else an MLP whose inner widths are `multiplier` times its input's; bounded: log psi = log sigmoid; level:
+    one column more, added to all, for losses that fit what psi is and not how it differs: a level that each column had to learn
+    for itself would leave the tokens that were not seen yet above those that were, and the proposal would prefer them.
+    At the start psi is the same everywhere, and the proposal is the model: the last layer is 0. (Published are random weights,
+    which come to nearly that on states of unit size; on those of a masked model of ours they put the proposal 20 nats away.)
+    """
+
+    def __init__(
+        self, width: int, columns: int, layers: int = 1, multiplier: float | int = 1.0, condition: int = 0,
+        bounded: bool = False, level: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"a twist head of layers={layers} is none; give at least 1")
+        inner = int((width + condition) * multiplier)
+        sizes = [width + condition, *[inner] * (layers - 1)]
+        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.last = nn.Linear(sizes[-1], columns)
+        self.level = nn.Linear(sizes[-1], 1) if level else None
+        self.bounded = bounded
+        for layer in self.inner:
+            nn.init.xavier_normal_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        for layer in (self.last, self.level):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def _before_last(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
+        states = hidden if condition is None else torch.cat((hidden, condition), -1)
+        for layer in self.inner:
+            states = F.relu(layer(states))
+        return states
+
+    def _as_log_psi(self, values: Tensor) -> Tensor:
+        return F.logsigmoid(values) if self.bounded else values
+
+    def forward(
+        self, hidden: Float[Tensor, "*batch width"], condition: Float[Tensor, "*batch given"] | None = None
+    ) -> Float[Tensor, "*batch columns"]:
+        states = self._before_last(hidden, condition)
+        values = self.last(states)
+        return self._as_log_psi(values if self.level is None else values + self.level(states))
+
+    def of(
+        self, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"],
+        condition: Float[Tensor, "read given"] | None = None,
+    ) -> Float[Tensor, "read"]:  # fmt: skip
+        """`forward` at one column each: no row as long as the vocabulary exists."""
+        states = self._before_last(hidden, condition)
+        values = (states * self.last.weight[tokens]).sum(-1) + self.last.bias[tokens]
+        return self._as_log_psi(values if self.level is None else values + self.level(states).squeeze(-1))
 
 
 class PairedMasked(MaskedLM):

@@ -13,21 +13,21 @@ from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.smc import Path, particle_filter
+from samplers.heuristics import WHERE
+from samplers.smc import Trajectories, particle_filter
 from samplers.twisted import TwistedTokens
-from samplers.where import WHERE
 from tests.enumerable import dependent_joint, from_joint, inconsistent, random_radd
 from tests.every_draw import every_run
 from tests.samplers.test_smc import blank, case, log_z_of, paths
 from tests.twist.tiny import ROOT
 from training.processes import ALONE
+from twist.algorithms import TwistLearning
 from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
-from twist.learning import IDENTIFIED, final_log_weight, prefix_log_weights
-from twist.methods import TwistLearning
-from twist.model import TwistModel
+from twist.network import TwistModel
+from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
-from twist.sweeps import Source, collect_posterior
+from twist.source import Source, collect_posterior
 from twist.targets import ClassTarget
 from twist.train import new_twist_learner, new_value_head
 
@@ -76,7 +76,7 @@ def all_paths(source, vocabulary=4):
     orders = [tuple(range(length))] if source.model.causal else list(permutations(range(length)))
     rows = [(tokens, order) for tokens in product(range(vocabulary), repeat=length) for order in orders]
     tokens = torch.tensor([[*source.prompt.tolist(), *tokens] for tokens, _ in rows])
-    return Path(tokens, torch.tensor([[-1] * first + list(order) for _, order in rows]))
+    return Trajectories(tokens, torch.tensor([[-1] * first + list(order) for _, order in rows]))
 
 
 def exact_kls(source, vocabulary=4):
@@ -100,7 +100,7 @@ def exact_kls(source, vocabulary=4):
 
 
 def test_states_of_a_path():
-    path = Path(torch.tensor([[7, 1, 2, 3]]), torch.tensor([[-1, 2, 0, 1]]))
+    path = Trajectories(torch.tensor([[7, 1, 2, 3]]), torch.tensor([[-1, 2, 0, 1]]))
     assert canvases(path, 9, 0, 3).tolist() == [[7, 9, 9, 9], [7, 9, 2, 9], [7, 9, 2, 3]]
     assert canvases(path, 9, 1, 3).tolist() == [[7, 9, 2, 9], [7, 9, 2, 3]]
     assert picks(path, 3).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
@@ -112,7 +112,7 @@ def test_densities_are_those_of_the_law_written_out(kind):
     source = new_source(kind, spread=1.0)
     exact_kls(source)
     path = all_paths(source)
-    path = Path(path.tokens[::7], path.written_at[::7])
+    path = Trajectories(path.tokens[::7], path.written_at[::7])
     with torch.no_grad():
         seen, psi = path_densities(source.twist, path, 3), path_log_psi(source.twist, path, 3)
         torch.testing.assert_close(seen.log_psi, psi, atol=1e-5, rtol=1e-5)
@@ -173,7 +173,7 @@ def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypat
     inverse = 0.0
     for (tokens, written_at), p in law.items():
         sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / z
-        given = Path(torch.tensor([tokens]), torch.tensor([written_at]))
+        given = Trajectories(torch.tensor([tokens]), torch.tensor([written_at]))
         pinned = every_run(lambda draws, own=given: run(draws, own, "multinomial"), monkeypatch, pinned=True)
         inverse += sigma * sum(q * exp(-float(found.log_z)) for q, found in pinned)
     assert abs(inverse - 1 / z) < 1e-12 / z
@@ -417,7 +417,7 @@ def test_texts_that_are_noised_have_the_paths_of_the_conditionals_of_one_joint_a
 
 def test_orders_are_drawn_anew_and_texts_stay():
     tokens = torch.randint(4, (3000, 5))
-    path = Path(tokens, torch.tensor([-1, -1, 2, 0, 1]).expand(3000, -1))
+    path = Trajectories(tokens, torch.tensor([-1, -1, 2, 0, 1]).expand(3000, -1))
     again = reordered(path, 0)
     assert torch.equal(again.tokens, tokens) and (again.written_at[:, :2] == -1).all()
     assert torch.equal(again.written_at[:, 2:].sort(1).values, torch.arange(3).expand(3000, -1))
