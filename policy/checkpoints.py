@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dlm.checkpoints.files import fetch
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
 from dlm.masked_lm import MaskedLM
 from model.llama import LLADA_KEYS
@@ -21,6 +22,7 @@ from policy.agreement import OWN, Agreement
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.files import replacing_directory
+from training.hub import ID
 from training.storage import load_checkpoint, load_weights, save_weights
 from training.stored import read_json_object
 from training.terminal import printable
@@ -124,7 +126,8 @@ def load_policy(
         path: any of: a directory with `model.safetensors` (ours, with `config.json`, or a published confidence policy,
             whose keys stand under `base_policy.` and whose architecture is read off the shapes); such a file itself;
             a `.pth` of genpolicy's layout (`policy_model`, `ema`, optionally `config`); a training run, by its
-            `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`.
+            `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`; a hub id (OWNER/NAME) of a policy that
+            was uploaded by `push_to_hub`.
         hidden_size: the width that a hidden-state policy must have; None accepts any.
         use_ema: take a `.pth`'s exponential moving average where it holds one.
         model: the model that it is to read (`check_fits`, `check_trained_on`); a published `dit_hidden` takes its heads from it.
@@ -165,7 +168,14 @@ def load_policy(
 
 
 def policy_file(path: Path) -> Path:
-    """The file that `load_policy` reads. ValueError where there is none, which a command says before it loads a model."""
+    """Return the file that `load_policy` reads; of a hub id (OWNER/NAME) it is downloaded once, with its config.json.
+
+    Raises:
+        ValueError: there is no policy, or the hub cannot be reached.
+    """
+    if not path.exists() and ID.fullmatch(path.as_posix()):
+        fetch(path.as_posix(), "config.json")
+        return fetch(path.as_posix(), "model.safetensors")
     if path.is_file() and path.suffix in (".pth", ".safetensors"):
         return path
     numbered = {

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 import unmask
 
@@ -50,6 +51,27 @@ def test_the_block_of_a_method_runs(page, tmp_path, monkeypatch):
     names = run(source, tmp_path, monkeypatch)
     samples = names["samples"] if page == "docs/sampling.md" else names["found"].samples
     assert (samples.written_at >= 0).all() and len(samples.tokens) == (4 if page == "docs/sampling.md" else 32)
+
+
+def test_the_page_on_policies_saves_loads_and_decodes(tmp_path, monkeypatch):
+    names = run("\n".join(blocks("docs/policies.md")), tmp_path, monkeypatch)
+    assert (tmp_path / "my_policy/config.json").is_file()
+    for name, tensor in names["policy"].state_dict().items():
+        assert torch.equal(tensor, names["same"].state_dict()[name]), name
+    assert (names["out"].tokens != names["model"].mask_id).all()
+    assert (names["samples"].tokens != names["model"].mask_id).all() and len(names["samples"].tokens) == 4
+
+
+METHODS = sorted(page.stem for page in (ROOT / "docs/methods").glob("*.md"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_a_formula_a_source_a_command_and_figures(method):
+    text = (ROOT / f"docs/methods/{method}.md").read_text()
+    assert "```bash" in text and re.search(r"^\*\*Command|^```bash", text, re.MULTILINE), "command"
+    assert re.search(r"\[\d{4}\.\d{5}\]|github.com|TRL|OnTrack|top_k", text), "source"
+    assert re.search(r"\*\*Figures|!\[|Results on|results/", text), "figure"
+    assert re.search(r"[Ww]hat differs|Differences", text), "differences"
 
 
 def anchors(page: Path) -> set[str]:

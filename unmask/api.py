@@ -62,10 +62,14 @@ def load(path: str, device: str = "auto", dtype: str = "float32") -> MaskedLM:
 
 
 def load_policy(path: str, model: MaskedLM | None = None) -> nn.Module:
-    """Load a trained unmasking policy: a shipped one, a directory, a run, or a file.
+    """Load a trained unmasking policy.
 
     Args:
-        model: the model to use it with; a policy that does not fit it is refused.
+        path: a shipped policy (`example/014609`), a directory, a training run, a file, or an id of the hub (`OWNER/NAME`).
+        model: the model to use it with. A policy that does not fit it is refused.
+
+    Raises:
+        ValueError: there is no policy, or it was trained on another model.
     """
     return load_policy_network(shipped(path), model=model)
 

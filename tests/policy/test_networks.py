@@ -330,6 +330,20 @@ def test_config_inside_a_pth(tmp_path):
     assert load_policy(tmp_path / "policy.pth").time_period == 100
 
 
+def test_a_policy_of_the_hub(tmp_path, monkeypatch):
+    policy = DitConfidence(hidden_dim=8, confidences_top_p=3)
+    save_policy(policy, tmp_path)
+    monkeypatch.setattr("dlm.checkpoints.files.prepare", lambda *name: None)
+    monkeypatch.setattr(
+        "dlm.checkpoints.files.hf_hub_download",
+        lambda folder, name: tmp_path / name if folder == "owner/name" else None,
+    )
+    loaded = load_policy("owner/name")
+    assert loaded.confidences_top_p == 3
+    for name, tensor in policy.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor)
+
+
 # ---------------------------------------------------------------------------------------- errors
 
 
