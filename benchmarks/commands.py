@@ -75,15 +75,15 @@ python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.
   --save_path RUNS/ends_last
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
 torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
-python -m evaluation.compare RUNS/cached RUNS/rules/threshold-0.5
+python -m unmask compare RUNS/cached RUNS/rules/threshold-0.5
 python -m unmask.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
   --tasks unmask_rolling,unmask_generate,unmask_choice --include_path tests/evaluation/tasks --limit 2
 python -m unmask.lm_eval --model unmask --model_args path=example/chain,strategy=policy,policy.path=example/chain_policy \
   --tasks unmask_generate --include_path tests/evaluation/tasks --limit 2
 # The model itself
-python run_train_rl.py experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \
+python -m unmask train-rl experiment=chain_rl training.n_iters=2 training.log_freq=1 rl.batch_size=16 eval.batch_size=16 \
   wandb.mode=disabled run_dir=RUNS/rl
-python run_train_dlm.py experiment=chain init=example/chain training.n_iters=5 training.log_freq=5 \
+python -m unmask train-dlm experiment=chain init=example/chain training.n_iters=5 training.log_freq=5 \
   training.batch_size=16 wandb.mode=disabled run_dir=RUNS/base
 """
 # Variables of the shell that runs the commands, without `python`: a launcher stands in its place. What is shown is what runs.
@@ -93,7 +93,7 @@ SHORT = {
     "sampler.temperature=0",
     "TRAIN": "run_train_policy.py experiment=chain_grpo training.batch_size=16 training.n_iters=2 training.log_freq=1 "
     "algorithm.warm_start.updates=2 eval.batch_size=16 wandb.mode=disabled",
-    "EVALUATE": "run_evaluate.py",
+    "EVALUATE": "-m unmask evaluate",
 }
 LAST = 8  # lines of each that are kept
 

@@ -32,17 +32,11 @@ from unittest import mock
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-import run_guide
-import run_sample
-import run_train_dlm
-import run_train_policy
-import run_train_preference
-import run_train_reward
-import run_train_rl
-import run_train_twist
 from training.ranges import ROWS, Whole
 from training.settings import check_settings
 from training.usage import CONFIGS, composed, exit_on_bad_input
+from unmask.runs import guide, train_dlm, train_policy, train_preference, train_reward, train_rl, train_twist
+from unmask.runs import sample as sample_run
 
 ROOT = CONFIGS.parent
 
@@ -94,14 +88,14 @@ def checks(command: Callable[[DictConfig], Any], name: str) -> Callable[[DictCon
 
 
 COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
-    "train_dlm": lambda config: run_train_dlm.main(config, []),
-    "train_policy": lambda config: run_train_policy.main(config, []),
-    "train_rl": lambda config: run_train_rl.main(config, []),
-    "train_twist": checks(run_train_twist.check_twist, "train_twist"),
-    "train_reward": checks(run_train_reward.check_reward, "train_reward"),
-    "train_preference": checks(run_train_preference.check_preference, "train_preference"),
-    "guide": run_guide.check_guide_run,
-    "sample": run_sample.draw_samples,
+    "train_dlm": lambda config: train_dlm.run(config, []),
+    "train_policy": lambda config: train_policy.run(config, []),
+    "train_rl": lambda config: train_rl.run(config, []),
+    "train_twist": checks(train_twist.check_twist, "train_twist"),
+    "train_reward": checks(train_reward.check_reward, "train_reward"),
+    "train_preference": checks(train_preference.check_preference, "train_preference"),
+    "guide": guide.check_guide_run,
+    "sample": sample_run.draw_samples,
 }
 
 
@@ -134,27 +128,27 @@ FEW_SAMPLES = ["--length", "8", "--steps", "2", "--no-eval", "--device", "cpu"]
 ANSWERS = ["--red", "red.json", "--blue", "blue.json", "--judge", "brevity", "--retries", "0", "--out", "out"]
 # Of each command: command lines that make it tiny. Paths are of the directory that `flag_files` fills.
 LINES: dict[str, list[list[str]]] = {
-    "run_sample": [
+    "unmask sample": [
         ["--model", CHAIN_MODEL, *FEW_SAMPLES, "--strategy", "threshold", "--prompt", "3 A"],
         ["--model", CAUSAL, *FEW_SAMPLES, "--strategy", "args", "--reward", "brevity", "--k", "2", "--beta", "1"],
         ["--model", CHAIN_MODEL, *FEW_SAMPLES, "--strategy", "fk", "--reward", "brevity", "--particles", "2"],
     ],
-    "run_evaluate": [
+    "unmask evaluate": [
         ["--model_path", CHAIN_MODEL, "--strategy", "threshold", "--settings", "0.5", "--n_test", "2", "--gen_length", "8",
          "--batch_size", "2", "--device", "cpu", "--save_path", "out"],
         ["--model_path", CHAIN_MODEL, "--policy_path", str(ROOT / "example" / "chain_policy"), "--n_test", "2", "--gen_length",
          "8", "--device", "cpu", "--save_path", "out"],
         ["--task", "pairwise", *ANSWERS],
     ],
-    "run_perplexity": [["--model", STORIES, "--data", "texts.txt", "--rows", "2", "--length", "8", "--noises", "2",
+    "unmask perplexity": [["--model", STORIES, "--data", "texts.txt", "--rows", "2", "--length", "8", "--noises", "2",
                         "--device", "cpu"]],
-    "run_make_formulas": [["--rows", "3", "--out", "out"]],
-    "run_make_preferences": [["--model", CAUSAL, "--prefer", "brevity", "--texts", "texts.txt", "--words", "2", "--count", "2",
+    "unmask make-formulas": [["--rows", "3", "--out", "out"]],
+    "unmask make-preferences": [["--model", CAUSAL, "--prefer", "brevity", "--texts", "texts.txt", "--words", "2", "--count", "2",
                               "--samples", "2", "--length", "8", "--device", "cpu", "--out", "out"]],
-    "run_make_stories": [
+    "unmask make-stories": [
         ["--out", "stories.jsonl.gz", "--count", "1", "--device", "cpu"], ["--split", "texts.jsonl.gz", "--out", "out"],
     ],
-    "run_demo": [["--out", "out", "--iterations", "1"]],
+    "unmask demo": [["--out", "out", "--iterations", "1"]],
 }  # fmt: skip
 # What takes seconds and is made behind the checks: a command that has come so far ends with status 0.
 HEAVY = ("evaluation.text.load_judge", "evaluation.text.default_judge")
@@ -165,7 +159,7 @@ class Found(Exception):
 
 
 def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
-    """The parser of a script in the root of the repository, started with these words."""
+    """The parser of a command, or of a module of the repository by its path, started with these words."""
 
     def stop(self: argparse.ArgumentParser, *_: object) -> None:
         raise Found(self)
@@ -179,11 +173,17 @@ def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
 
 
 def started(command: str, words: list[str]) -> None:
-    """A script of the repository as a user starts it, in this process."""
+    """A command, or a module of the repository by its path, as a user starts it, in this process."""
     interrupt = signal.getsignal(signal.SIGINT)
+    module = ROOT / f"{command}.py"
+    file, argv = (
+        (module, words)
+        if module.is_file()
+        else (ROOT / "unmask" / "__main__.py", [command.removeprefix("unmask "), *words])
+    )
     try:
-        with mock.patch.object(sys, "argv", [command, *words]):
-            runpy.run_path(str(ROOT / f"{command}.py"), run_name="__main__")
+        with mock.patch.object(sys, "argv", [str(file), *argv]):
+            runpy.run_path(str(file), run_name="__main__")
     finally:
         signal.signal(signal.SIGINT, interrupt)
 

@@ -23,14 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-import run_evaluate
-import run_sample
-import run_train_dlm
-import run_train_policy
 from dlm.board import BoardTokenizer
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
 from training.usage import composed
+from unmask.commands import evaluate as evaluate_command
+from unmask.commands import sample as sample_command
+from unmask.runs import train_dlm, train_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
@@ -89,15 +88,17 @@ def make_bench(folder: Path) -> Bench:
 
 def train(*overrides: str) -> None:
     words = [*overrides, "device=cpu", "wandb.mode=disabled"]
-    run_train_dlm.main(composed("train_dlm", words), words)
+    train_dlm.run(composed("train_dlm", words), words)
 
 
 def sample(*argv: str) -> None:
-    run_sample.main([*argv, "--no-eval"])
+    sample_command.main([*argv, "--no-eval"])
 
 
 def evaluate(*argv: str) -> None:
-    if status := run_evaluate.main([*argv, "--datasets", "chain", "--seeds", "1", "--n_test", "2", "--device", "cpu"]):
+    if status := evaluate_command.main(
+        [*argv, "--datasets", "chain", "--seeds", "1", "--n_test", "2", "--device", "cpu"]
+    ):
         raise SystemExit(status)
 
 
@@ -546,4 +547,4 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 @hostile("names: a data set of ..")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     words = ["device=cpu", "wandb.mode=disabled", "data.train=../../../etc", f"run_dir={folder}/run"]
-    return lambda: run_train_policy.main(composed("train_policy", words), words)
+    return lambda: train_policy.run(composed("train_policy", words), words)

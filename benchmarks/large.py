@@ -37,8 +37,9 @@ from policy.rollout import PATIENCE, policy_log_probs
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import Confident
 from samplers.loop import Strategy, sample
+from training.devices import device_of
 from training.ranges import ROWS
-from training.usage import device_of, exit_on_bad_input
+from training.usage import exit_on_bad_input
 
 MIB = 2**20
 CHUNK = 128  # steps of a trajectory that go through the policy at a time, as the experiments' training.chunk

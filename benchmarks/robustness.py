@@ -33,18 +33,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-import run_evaluate
-import run_sample
-import run_train_dlm
-import run_train_policy
-import run_train_preference
-import run_train_reward
-import run_train_rl
-import run_train_twist
 from benchmarks.hostile import HOSTILE, Bench, make_bench
 from evaluation.report import print_table
 from training.ranges import Whole
 from training.usage import composed, exit_on_bad_input
+from unmask.commands import evaluate as evaluate_command
+from unmask.commands import sample as sample_command
+from unmask.runs import train_dlm, train_policy, train_preference, train_reward, train_rl, train_twist
 
 LIMIT = 60.0  # seconds that a trial may take, on a machine that does nothing else
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -73,34 +68,34 @@ def commands(bench: Bench) -> list[Command]:
              "data.valid_count=4", "data.max_length=32", "training.eval_freq=2"]  # fmt: skip
     board = [f"dlm.path={bench.board}", "data=puzzles", "data.box=[2,2]", "data.base_puzzles=4", "data.valid_puzzles=2"]
     return [
-        Command("train_dlm", "train_dlm", run_train_dlm.main, (
+        Command("train_dlm", "train_dlm", train_dlm.run, (
             *SMALL, *own, "experiment=sudoku6", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2",
             "data.base_grids=5", "data.valid_grids=4", "training.batch_size=4", "training.n_iters=5",
             "training.eval_freq=2", "eval.samples=2", "eval.steps=2", "optim.warmup=2", "optim.schedule=constant",
         )),
-        Command("train_policy", "train_policy", run_train_policy.main, (
+        Command("train_policy", "train_policy", train_policy.run, (
             *SMALL, *own, *board, "reward=puzzle", "algorithm=grpo", "policy=dit_confidence", "policy.hidden_dim=16",
             "policy.feedforward_dim=16", "policy.time_embed_dim=8", "training.batch_size=4", "algorithm.group_size=2",
             "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "sampling.discrete_steps=3",
         )),
-        Command("train_rl", "train_rl", run_train_rl.main, (
+        Command("train_rl", "train_rl", train_rl.run, (
             *SMALL, *own, *board, "reward=puzzle", "rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=2",
             "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "eval.samples=2", "sampling.steps=3",
         )),
-        Command("train_twist", "train_twist", run_train_twist.main, (
+        Command("train_twist", "train_twist", train_twist.run, (
             *SMALL, f"dlm.path={bench.causal}", "target=infilling", "target.tokens=2", "length=3", "prompt=Once",
             "training.log_freq=1", "training.snapshot_freq=2", "training.snapshot_freq_for_preemption=1", "training.batch_size=4",
             "training.particles=2", "training.epochs=2", "training.updates_per_epoch=2", "posterior.count=0", "positives=sis",
             "eval.samples=4", "eval.particles=[2]", "eval.sweeps=1", "eval.texts=1",
         )),
-        Command("train_reward", "train_reward", run_train_reward.main, (
+        Command("train_reward", "train_reward", train_reward.run, (
             *SMALL, *often, *pairs, "encoder.hidden_size=16", "encoder.intermediate_size=16", "encoder.num_layers=1",
             "encoder.num_heads=2", f"encoder.tokenizer={bench.text}",
         ), own=False),
-        Command("train_reward head", "train_reward", run_train_reward.main, (
+        Command("train_reward head", "train_reward", train_reward.run, (
             *SMALL, *often, *pairs, "reward.head=vocabulary", "reward.kind=mask", f"init={bench.text}",
         )),
-        Command("train_preference", "train_preference", run_train_preference.main, (
+        Command("train_preference", "train_preference", train_preference.run, (
             *SMALL, *often, *pairs, f"init={bench.causal}", "lora.rank=2",
         ), own=False),
     ]  # fmt: skip
@@ -345,7 +340,7 @@ def check_command(command: Command, base: Path, kills: int, signals: bool, seed:
 
 def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
     """Samples that were done are kept: a kill, Ctrl-C, a disk that takes no more."""
-    count, draw = Count("run_sample: kills, Ctrl-C, full disk"), random.Random(seed)
+    count, draw = Count("sample: kills, Ctrl-C, full disk"), random.Random(seed)
     argv = [
         "--model",
         str(bench.text),
@@ -359,7 +354,7 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
         "--out",
     ]
     whole = base / "samples"
-    first = run(lambda: run_sample.main([*argv, str(whole)]), base / "log")
+    first = run(lambda: sample_command.main([*argv, str(whole)]), base / "log")
     expected = (whole / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     for number in range(kills):
         out, way = base / f"samples_{number}", ("kill", "interrupt", "full")[number % 3]
@@ -375,7 +370,7 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
                 import resource
 
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            run_sample.main([*argv, str(out)])
+            sample_command.main([*argv, str(out)])
 
         trial = run(work, base / "log", meanwhile)
         lines = (
@@ -392,7 +387,7 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
 
 def check_evaluation(base: Path, kills: int, seed: int) -> Count:
     """An evaluation that was killed goes on to the same answers."""
-    count, draw = Count("run_evaluate: kills"), random.Random(seed)
+    count, draw = Count("evaluate: kills"), random.Random(seed)
     argv = ["--strategy", "threshold", "--settings", "0.9", "--datasets", "chain", "--seeds", "1", "--n_test", "6",
             "--batch_size", "2", "--device", "cpu", "--save_path"]  # fmt: skip
 
@@ -404,7 +399,7 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
         ]
 
     def evaluate(out: Path) -> None:
-        if status := run_evaluate.main([*argv, str(out)]):
+        if status := evaluate_command.main([*argv, str(out)]):
             raise SystemExit(status)
 
     def counted() -> None:

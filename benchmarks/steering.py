@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.steering --twists causal=RUN masked=RUN
 
-RUN: of run_train_twist.py, of a reward as its target; exact samples that it lacks are collected. With N particles every way costs
+RUN: of train-twist, of a reward as its target; exact samples that it lacks are collected. With N particles every way costs
 N evaluations of the model a step: particles from the model and none resampled (best of N, or importance sampling), resampled at
 every step by the reward of a state (FK steering, difference) or by the twist, or from the twist's proposal, without resampling
 and with it. A row is the mean over --repeats: log Zhat, on average below log Z; the same with an exact sample in the first slot,

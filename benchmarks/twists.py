@@ -5,7 +5,7 @@
 
 The frozen models are the shipped ones of stories; a text has LENGTH tokens. infilling: what comes before two given tokens, of the
 causal model; sentiment: VADER's, as an exact potential, of the causal model; masked: the same of the masked one, position and
-token drawn together. Twists are heads of three layers on the frozen states. Runs are those of run_train_twist.py, kept under
+token drawn together. Twists are heads of three layers on the frozen states. Runs are those of train-twist, kept under
 --runs and not repeated; all of a task share their exact samples. With --sweep each method is trained for --sweep_updates at
 each learning rate, by a seed that is not among the others, and what is printed is G - F, the sum of both KLs. Writes
 --out DIR/TASK (evaluation/kl_report.py), and prints its table.
@@ -25,10 +25,10 @@ from benchmarks.steering import loaded
 from evaluation import kl_report
 from evaluation.intervals import Z95
 from evaluation.report import print_table, write_csv
-from run_train_twist import main as train_twist
 from training.ranges import ROWS, Number
 from training.usage import composed
 from twist.evaluate import sandwich
+from unmask.runs.train_twist import run as train_twist
 
 LENGTH = 10
 METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")

@@ -31,6 +31,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from data.catalogue import DATASETS, HUB
 from data.chain import chain_tokenizer, chains
 from data.text import json_lines
 from dlm.encoding import check_ids, message_ids, text_ids
@@ -54,15 +55,6 @@ INSTRUCTIONS = {
 }
 CODE_PREFIX = "Here is the completed function:\n```python\n"
 # (hub id, its configuration, its columns). Files of GSM8K and MATH have `question` and `answer`, the others the same columns.
-HUB = {
-    "gsm8k": ("openai/gsm8k", "main", ("question", "answer")),
-    "math": ("ankner/math-500", None, ("problem", "solution")),
-    "humaneval": ("openai/openai_humaneval", None, ("prompt", "test", "entry_point")),
-    "mbpp": ("google-research-datasets/mbpp", "full", ("text", "code", "test_list", "test_setup_code")),
-    "kodcode": ("KodCode/KodCode-Light-RL-10K", None, ("question", "test", "test_info")),
-}
-GYM = ("countdown", "gsm_symbolic", "sudoku")
-DATASETS = (*HUB, "chain", *GYM, "rg:NAME")
 KINDS: dict[str, type] = {"test_list": list, "test_info": list, "task_id": int}  # other columns are text
 MBPP_IDS = {
     "prompt": (1, 10),

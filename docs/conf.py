@@ -39,8 +39,7 @@ class Commands(SphinxDirective):
     """A section for each command of `python -m unmask`, with the text of its `--help`."""
 
     def run(self) -> list[Node]:
-        commands = import_module("unmask.__main__").COMMANDS
-        text = "\n".join(section(name, module, about) for name, (module, about) in commands.items())
+        text = "\n".join(section(name, about) for name, about in import_module("unmask.__main__").COMMANDS.items())
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
@@ -69,11 +68,11 @@ class Notebook(SphinxDirective):
         return self.parse_text_to_nodes("\n\n".join(map(markdown, cells)), allow_section_headings=True)
 
 
-def section(name: str, module: str, about: str) -> str:
+def section(name: str, about: str) -> str:
     """The section of one command in Markdown."""
     printed = StringIO()
     with redirect_stdout(printed), suppress(SystemExit):
-        import_module(module).main(["--help"])
+        import_module("unmask.__main__").command(name).main(["--help"])
     return f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n````text\n{printed.getvalue().strip()}\n````\n"
 
 

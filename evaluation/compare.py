@@ -1,8 +1,8 @@
 """Two evaluations of the same questions against each other: is the difference more than chance?
 
-    python -m evaluation.compare DIR_A DIR_B
+    python -m unmask compare DIR_A DIR_B
 
-Each DIR is one that run_evaluate.py wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
+Each DIR is one that unmask evaluate wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
 generations. For each data set that both hold: the difference of accuracy and of evaluations (A - B) with a 95 % paired bootstrap
 interval over questions, seeds averaged; and McNemar's exact test (1947; two-sided): of the questions that only one of them got
 right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often,
@@ -12,12 +12,6 @@ Prints a table, then one line of JSON.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
-
-import argparse
 import json
 import math
 from pathlib import Path
@@ -26,7 +20,6 @@ from evaluation.generations import read_records
 from evaluation.intervals import Interval, paired_difference
 from evaluation.report import print_table
 from evaluation.summary import seeds_averaged
-from training.usage import exit_on_bad_input
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -51,7 +44,7 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
             found.setdefault(settings["dataset"], []).append(read_records(directory))
     if len(names) != 1:
         told = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
-        raise ValueError(f"{path} holds {told if names else 'no evaluation of run_evaluate.py; give its --save_path'}")
+        raise ValueError(f"{path} holds {told if names else 'no evaluation of unmask evaluate; give its --save_path'}")
     return found
 
 
@@ -84,22 +77,14 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def main(arguments: argparse.Namespace) -> list[dict]:
-    """Print the comparison that the command line asks for."""
-    first, second = evaluations_in(arguments.a), evaluations_in(arguments.b)
+def report(a: Path, b: Path) -> list[dict]:
+    """Print the comparison of two evaluations; returns a record for each data set."""
+    first, second = evaluations_in(a), evaluations_in(b)
     shared = [name for name in first if name in second]
     if not shared:
         raise ValueError(f"no data set is in both: {', '.join(first)} and {', '.join(second)}; evaluate both on one")
     records = [{"dataset": name, **compare(first[name], second[name])} for name in shared]
     figures = [{"measure": key, **{record["dataset"]: record[key] for record in records}} for key in records[0]]
-    print_table(figures[1:], title=f"A {arguments.a}, B {arguments.b}")
-    print(json.dumps({"a": str(arguments.a), "b": str(arguments.b), "comparisons": records}, allow_nan=False))
+    print_table(figures[1:], title=f"A {a}, B {b}")
+    print(json.dumps({"a": str(a), "b": str(b), "comparisons": records}, allow_nan=False))
     return records
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", type=Path, metavar="DIR_A")
-    parser.add_argument("b", type=Path, metavar="DIR_B")
-    with exit_on_bad_input():
-        main(parser.parse_args())

@@ -1,4 +1,4 @@
-"""How the positions behind a prompt are decoded, whatever the rule: what run_evaluate.py and unmask/lm_eval.py share."""
+"""How the positions behind a prompt are decoded, whatever the rule: what unmask evaluate and unmask/lm_eval.py share."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from data.questions import Question
 from rewards.answers import boxed
 
-WORKED = ("gsm8k", "math")  # data sets whose answers are worked out
-
 
 def with_examples(questions: list[Question], examples: list[Question]) -> list[Question]:
     """Each question behind worked examples, which answer in the format that is asked for."""

@@ -2,7 +2,7 @@
 
     python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER --log_z_error NUMBER]
 
-RUN: a directory of run_train_twist.py; all must be of one task (model, prompt, length, target). One log Z serves them all, as
+RUN: a directory of train-twist; all must be of one task (model, prompt, length, target). One log Z serves them all, as
 in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations; of a target with conditions, whose
 log Z is a mean over them, the midpoint of the closest bounds on it; or the number given. Prints a table, a row a method:
 KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of a single
@@ -69,7 +69,7 @@ def read_run(path: Path) -> TwistRun:
     files = [path / ".hydra" / "config.yaml", path / "evaluations.json"]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{path} is no run of run_train_twist.py with evaluations: {file} does not exist")
+            raise ValueError(f"{path} is no run of train-twist with evaluations: {file} does not exist")
     config = description(files[0])
     with readable(files[1]):
         evaluations = sorted(read_json(files[1]), key=lambda record: record["updates"])
@@ -130,7 +130,7 @@ def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
             missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own] or [run.path for run in runs]
             raise ValueError(
                 f"{', '.join(missing)} did not bound log Z over all of the exact pairs, and a log Z of a few conditions is none; "
-                "evaluate again with the run's own settings (run_train_twist.py init=RUN method=METHOD training.epochs=0 "
+                "evaluate again with the run's own settings (train-twist init=RUN method=METHOD training.epochs=0 "
                 "run_dir=OTHER), or give --log_z NUMBER --log_z_error NUMBER"
             )
         best = min(bounded, key=gap_of)

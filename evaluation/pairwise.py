@@ -1,18 +1,7 @@
-"""Two files of answers to the same prompts against each other, by a judge: who wins how often.
-
-    python run_evaluate.py --task pairwise --red A/generation_pargs.json --blue A/generation_args.json --judge RUN --out DIR
-    OPENAI_API_KEY=... python run_evaluate.py --task pairwise --red A.json --blue B.json --endpoint URL --judge gpt-4 --out DIR
-
-A judge is a local reward, or a model behind an OpenAI-compatible endpoint (`evaluation/chat.py`). The endpoint judges every pair
-in both orders, and the sums decide: to prefer what is read first wins nothing. Pairs whose scores cannot be read in one order are
-counted as `unparsable` and are no tie. Each judgement is a line of DIR/RED_BLUE.judgements.jsonl as it comes: an evaluation that
-was cut off goes on. The result, DIR/RED_BLUE.json, has the published schema (with `unparsable`, and an entry an order, where the
-published script draws one).
-"""
+"""Answers to the same prompts against each other, by a local reward or a model behind an endpoint (`evaluation/chat.py`)."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -23,29 +12,9 @@ from pathlib import Path
 from evaluation.chat import Chat, Judgement, JudgeUnreachable
 from evaluation.report import print_table, write_json
 from evaluation.reward_task import PREFIX, load_scorer, read_generations, scores
+from training.devices import device_of
 from training.files import append_line, make_directory, whole_lines, write_text
-from training.ranges import ROWS, Number, Whole
 from training.terminal import printable
-from training.usage import device_of
-
-
-def parser() -> argparse.ArgumentParser:
-    """Flags of --task pairwise."""
-    made = argparse.ArgumentParser(
-        prog="run_evaluate.py --task pairwise",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--red", "--run_name_red", dest="red", type=Path, required=True, help="generation_METHOD.json")
-    made.add_argument("--blue", "--run_name_blue", dest="blue", type=Path, required=True, help="its opponent")
-    made.add_argument("--judge", required=True, help="a reward (run, id, vader, ...); with --endpoint a model's name")
-    made.add_argument("--endpoint", help="URL of an OpenAI-compatible service, up to /v1; its key is in OPENAI_API_KEY")
-    made.add_argument("--retries", type=Whole(0, 1000), default=5, help="of a request that fails")
-    made.add_argument("--temperature", type=Number(0, 100), default=0.0, help="of the judge (published: 0.7)")
-    made.add_argument("--batch_size", type=ROWS, default=32)
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--out", type=Path, required=True, help="directory")
-    return made
 
 
 def name_of(file: Path) -> str:
@@ -53,38 +22,46 @@ def name_of(file: Path) -> str:
     return file.stem.removeprefix(PREFIX)
 
 
-def main(argv: list[str]) -> int:
+def run(
+    red: Path,
+    blue: Path,
+    judge: str,
+    endpoint: str | None,
+    retries: int,
+    temperature: float,
+    batch_size: int,
+    device: str,
+    out: Path,
+) -> int:
     """Judge; 0, or 1 where the judge could not be reached."""
-    arguments = parser().parse_args(argv)
-    device = device_of(arguments.device)
-    red, blue = read_generations(arguments.red), read_generations(arguments.blue)
-    if [row["prompt"] for row in red] != [row["prompt"] for row in blue]:
-        raise ValueError(f"{arguments.red} and {arguments.blue} answer different prompts; give two files of one run")
-    names = {"run_name_red": name_of(arguments.red), "run_name_blue": name_of(arguments.blue)}
-    make_directory(arguments.out, f"--out {arguments.out}")
+    red_rows, blue_rows = read_generations(red), read_generations(blue)
+    if [row["prompt"] for row in red_rows] != [row["prompt"] for row in blue_rows]:
+        raise ValueError(f"{red} and {blue} answer different prompts; give two files of one run")
+    names = {"run_name_red": name_of(red), "run_name_blue": name_of(blue)}
+    make_directory(out, f"--out {out}")
     title = f"{names['run_name_red']}_{names['run_name_blue']}"
-    log = arguments.out / f"{title}.judgements.jsonl"
+    log = out / f"{title}.judgements.jsonl"
     failed = None
-    if arguments.endpoint is None:
-        reward = load_scorer(arguments.judge, device)
-        both = [scores(reward, rows, arguments.batch_size) for rows in (red, blue)]
+    if endpoint is None:
+        reward = load_scorer(judge, device_of(device))
+        both = [scores(reward, rows, batch_size) for rows in (red_rows, blue_rows)]
         sides = ([None if math.isnan(score) else score for score in scored] for scored in both)
         found = [Judgement(row, 2, one, other, "") for row, (one, other) in enumerate(zip(*sides, strict=True))]
     else:
-        chat = Chat(arguments.endpoint, arguments.judge, arguments.temperature, arguments.retries)
-        texts = hashlib.sha256(json.dumps([red, blue]).encode()).hexdigest()[:16]
-        settings = {"judge": arguments.judge, "temperature": arguments.temperature, "answers": texts}
+        chat = Chat(endpoint, judge, temperature, retries)
+        texts = hashlib.sha256(json.dumps([red_rows, blue_rows]).encode()).hexdigest()[:16]
+        settings = {"judge": judge, "temperature": temperature, "answers": texts}
         found = resumed(log, settings)
         done = {(one.row, one.blue) for one in found}
         try:
-            for one in judged(chat, red, blue, done):
+            for one in judged(chat, red_rows, blue_rows, done):
                 found.append(one)
                 append_line(log, json.dumps(vars(one)))
         except JudgeUnreachable as error:
             failed = error
-    result = names | summary(found) | {"evaluations": entries(found, red, blue)}
-    write_json(result, arguments.out / f"{title}.json")
-    print_table([{key: value for key, value in result.items() if key != "evaluations"}], title=f"by {arguments.judge}")
+    result = names | summary(found) | {"evaluations": entries(found, red_rows, blue_rows)}
+    write_json(result, out / f"{title}.json")
+    print_table([{key: value for key, value in result.items() if key != "evaluations"}], title=f"by {judge}")
     if failed:
         print(
             f"error: {printable(str(failed))}; {len(found)} judgements are kept in {log}, and the same command goes on",

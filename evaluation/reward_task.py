@@ -1,18 +1,7 @@
-"""How good the answers of run_guide.py are: rewards with their standard error, likelihood, diversity, cost.
-
-    python run_evaluate.py --task reward --generations DIR --selector RUN --judge OTHER_RUN --model_path example/stories_causal
-
-The selector is the reward that answers were chosen by, the judge one that had no part in it: what the first gains and the second
-does not is over-optimisation. Several directories are seeds of the same methods and prompts: means are over all of them, and
-errors over prompts, each of which is first averaged over the seeds. A method that draws nothing (ARGS, PARGS-G) has one answer,
-whatever the seed: it counts as one. (The published script evaluates by the selector alone, and its `STD` is the deviation of
-prompts, not the error of the mean.) Writes DIR/evaluation.csv, a row a method, and DIR/selector.csv and DIR/judge.csv, a row an
-answer and a column a method.
-"""
+"""Answers of guided decoding under rewards: means with their standard errors, likelihood, diversity, cost."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +16,10 @@ from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error
 from load_model import load_model
 from rewards.models import TextReward, load_reward, reward_folder
+from training.devices import device_of
 from training.files import make_directory
 from training.hub import shipped
-from training.ranges import ROWS
 from training.stored import parsed_json, read_bytes
-from training.usage import device_of
 
 PREFIX = "generation_"
 MOST = 1 << 30  # bytes of a file of generations
@@ -126,48 +114,33 @@ def evaluate_method(
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    """Flags of --task reward."""
-    made = argparse.ArgumentParser(
-        prog="run_evaluate.py --task reward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument(
-        "--generations",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="DIR",
-        help="that run_guide.py wrote; several: seeds",
-    )
-    made.add_argument("--selector", help="the reward that answers were chosen by: a run, an id, vader, ...")
-    made.add_argument("--judge", required=True, help="a reward that had no part in it")
-    made.add_argument("--model_path", required=True, help="the unguided language model, for likelihoods")
-    made.add_argument("--draws", type=ROWS, default=64, help="Monte Carlo samples a text of a masked model's bound")
-    made.add_argument("--batch_size", type=ROWS, default=32)
-    made.add_argument("--save_path", type=Path, help="default: the first DIR")
-    made.add_argument("--device", default="cpu")
-    return made
-
-
-def main(argv: list[str]) -> int:
+def run(
+    generations: list[Path],
+    selector: str | None,
+    judge: str,
+    model_path: str,
+    draws: int,
+    batch_size: int,
+    save_path: Path | None,
+    device: str,
+) -> int:
     """Evaluate a directory, or seeds of one; 0."""
-    arguments = parser().parse_args(argv)
-    device = device_of(arguments.device)
-    if arguments.selector and judge_folder(arguments.judge) == judge_folder(arguments.selector):
+    at = device_of(device)
+    if selector and judge_folder(judge) == judge_folder(selector):
         raise ValueError(
-            f"--judge {arguments.judge} is the selector: it cannot see over-optimisation of itself; give another reward"
+            f"--judge {judge} is the selector: it cannot see over-optimisation of itself; give another reward"
         )
-    answers, seeds = read_all(arguments.generations), len(arguments.generations)
-    names = {"selector": arguments.selector, "judge": arguments.judge}
-    rewards = {name: load_scorer(path, device) for name, path in names.items() if path is not None}
-    model, _ = load_model(shipped(arguments.model_path), device)
+    answers, seeds = read_all(generations), len(generations)
+    names = {"selector": selector, "judge": judge}
+    rewards = {name: load_scorer(path, at) for name, path in names.items() if path is not None}
+    model, _ = load_model(shipped(model_path), at)
     if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded; add tokenizer.json")
-    out = arguments.save_path or arguments.generations[0]
+        raise ValueError(f"the tokenizer of {model_path} cannot be loaded; add tokenizer.json")
+    out = save_path or generations[0]
     make_directory(out, f"--save_path {out}")
-    cost = read_costs(arguments.generations)
+    cost = read_costs(generations)
     judged = {
-        name: {who: scores(reward, rows, arguments.batch_size) for who, reward in rewards.items()}
+        name: {who: scores(reward, rows, batch_size) for who, reward in rewards.items()}
         for name, rows in answers.items()
     }
     table = []
@@ -175,7 +148,7 @@ def main(argv: list[str]) -> int:
         different = seeds_of(rows, seeds)
         each = len(rows) // seeds * different  # the rows that count
         once = {who: values[:each] for who, values in judged[name].items()}
-        figures = evaluate_method(rows[:each], once, different, model, arguments.draws, arguments.batch_size)
+        figures = evaluate_method(rows[:each], once, different, model, draws, batch_size)
         table.append({"method": name, **figures, **cost.get(name, {})})
     write_csv(table, out / "evaluation.csv")
     for who in rewards:
@@ -184,7 +157,7 @@ def main(argv: list[str]) -> int:
         write_csv([dict(zip(columns, row, strict=True)) for row in rows], out / f"{who}.csv")
     print_table(
         [{new: row[old] for old, new in SHOWN.items() if old in row} for row in table],
-        " ".join(map(str, arguments.generations)),
+        " ".join(map(str, generations)),
     )
     return 0
 
@@ -197,7 +170,7 @@ def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
     for directory in directories:
         files = sorted(directory.glob(f"{PREFIX}*.json"))
         if not files:
-            raise ValueError(f"{directory} holds no {PREFIX}METHOD.json; give the directory of run_guide.py")
+            raise ValueError(f"{directory} holds no {PREFIX}METHOD.json; give the directory of unmask guide")
         methods.add(tuple(file.name for file in files))
         for file in files:
             rows = read_generations(file)
@@ -212,7 +185,7 @@ def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
 
 
 def read_costs(directories: list[Path]) -> dict[str, dict[str, float]]:
-    """Costs of each method, where run_guide.py left them: the mean over directories."""
+    """Costs of each method, where unmask guide left them: the mean over directories."""
     kept = ("evaluations_per_token", "reward_rows_per_token", "seconds_per_token", "seconds")
     found: dict[str, list[dict[str, float]]] = {}
     for file in (directory / "costs.csv" for directory in directories):

@@ -11,23 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
+from evaluation.names import ALIASES, SAMPLING_MODES
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, WHERE, Window
 from samplers.loop import Unmasker
-from samplers.scores import PREDICTORS
-from samplers.settings import RULE_SETTINGS, STRATEGIES, check_strategy, highest_setting, strategy_name
+from samplers.names import PREDICTORS, STRATEGIES
+from samplers.settings import RULE_SETTINGS, check_strategy, highest_setting, strategy_name
 from training.hub import shipped
 from training.ranges import Number, Whole
 
-SAMPLING_MODES = {
-    "bernoulli-argmax": "bernoulli_argmax",
-    "dpls": "plackett_luce",
-    "threshold": "threshold",
-    "fixed": "fixed",
-}
 EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the law trained with
-ALIASES = {"fastdllm": "threshold", "low_confidence": "top_prob", "margin": "confidence", "eb": "entropy_bound"}
 
 
 @dataclass
@@ -185,7 +179,7 @@ def checkpoint_files(run: Path, asked: str) -> list[Path]:
     there = {file.stem.removeprefix("checkpoint_"): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
     numbered = {int(number): file for number, file in there.items() if number.isdecimal()}
     if not numbered:
-        raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of run_train_policy.py, or one "
+        raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of train-policy, or one "
                          "policy by --policy_path DIR/model.safetensors")  # fmt: skip
     found = []
     for word in (word.strip() for word in asked.split(",")):

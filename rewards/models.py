@@ -1,6 +1,6 @@
 """Rewards that were learnt, or that come in a package: one number for a text, or for a row of token ids.
 
-    load_reward("output/2026.01.31/120000")     a run of run_train_reward.py
+    load_reward("output/2026.01.31/120000")     a run of train-reward
     load_reward("OWNER/NAME")                   any sequence classifier of transformers, or its directory, with one output
     load_reward("OWNER/NAME#positive")          log p of that label, of a classifier with several (of a regression its value)
     load_reward("vader")  "profanity"  "brevity"  "embedding:OWNER/NAME"  "embedding:OWNER/NAME#a text"
@@ -269,7 +269,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
     """The vocabulary head of a run, or of its directory; frozen. ValueError for a path that holds none."""
     folder = reward_folder(str(path))
     if not (Path(folder) / HEAD).is_file():
-        raise ValueError(f"{path} holds no vocabulary head; train one: run_train_reward.py reward.head=vocabulary")
+        raise ValueError(f"{path} holds no vocabulary head; train one: train-reward reward.head=vocabulary")
     settings = json.loads((Path(folder) / HEAD).read_text(encoding="utf-8-sig"))
     sizes = {"hidden_size": int, "vocab_size": int, "trunk": str, "kind": str}
     if not isinstance(settings, dict) or any(type(settings.get(name)) is not kind for name, kind in sizes.items()):
@@ -377,7 +377,7 @@ PACKAGED: dict[str, tuple[Callable[[], TextReward], str]] = {
 
 
 def reward_folder(path: str) -> str:
-    """RUN/model of a run of run_train_reward.py; any other path or id as it is."""
+    """RUN/model of a run of train-reward; any other path or id as it is."""
     model = Path(path) / "model"
     return str(model) if (Path(path) / ".hydra").is_dir() and model.is_dir() else path
 
@@ -445,9 +445,7 @@ def check_reward(path_or_id: str) -> None:
     if path_or_id in PACKAGED or (Path(folder) / HEAD).is_file():
         return
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
-        raise ValueError(
-            f"{folder} has no config.json; give a run of run_train_reward.py or a checkpoint of transformers"
-        )
+        raise ValueError(f"{folder} has no config.json; give a run of train-reward or a checkpoint of transformers")
     prepare(folder, "reward", {name: name for name in PACKAGED} | SHIPPED)
 
 
@@ -471,8 +469,7 @@ def _pretrained(kind: str, path: str) -> tuple[Any, transformers.PreTrainedToken
         ) from error
     if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
         raise ValueError(
-            f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: run_train_reward.py "
-            f"init={path}"
+            f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: train-reward init={path}"
         )
     check_read(model.named_parameters(), path)
     if getattr(model.config, TOKENS, None) not in (None, token_digest(tokenizer)):

@@ -21,6 +21,7 @@ from dlm.environment import LEAST
 from dlm.observation import Observation, Readout, Response
 from dlm.token_rule import TokenRule
 from samplers.loop import Unmasker
+from samplers.names import CONFIDENCES
 
 TIE = 1e-5  # scores closer than this to the last one taken are equal: the tie stream orders them, not rounding
 
@@ -281,7 +282,6 @@ class AsSampled:
         return self.where.choose(seen, draws)
 
 
-CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences
 CONFIDENT = (
     "confidence",
     "confidence_noisy",

@@ -26,9 +26,9 @@ from dlm.masked_lm import MaskedLM, SeddLM
 from dlm.noise import Noise
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.names import PREDICTORS
 from samplers.samples import Samples, Stopwatch
 
-PREDICTORS = ("euler", "analytic")
 LAST = 1e-5  # time of the last step
 
 

@@ -10,19 +10,13 @@ from typing import ClassVar
 
 from dlm.masked_lm import MaskedLM, SeddLM
 from samplers.fk import POTENTIALS
-from samplers.guided import METHODS
-from samplers.heuristics import ADAPTIVE, CONFIDENCES, CONFIDENT, WHERE
+from samplers.heuristics import ADAPTIVE, CONFIDENT, WHERE
+from samplers.names import CONFIDENCES, EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, STRATEGIES, TILTED
 from samplers.particles import RESAMPLE, SCHEMES
-from samplers.scores import PREDICTORS
 from training.fields import Settings, section, setting
 from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
 
-STRATEGIES = (*WHERE, "policy")  # an unmasking rule and a token sampler
-GUIDED = (*METHODS, "best_of_n", "top_k")  # guided by a reward
-FILTERS = ("twisted_smc", "fk")  # by particles
-EVERY_STRATEGY = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
 ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # laws of a policy that leave no position open
-POSITIONS = ("independent", "pair", "joint")
 READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
@@ -153,7 +147,6 @@ class SamplerSettings(Settings):
 
 # ------------------------------------------------------------------------------------------- which strategy reads which setting
 
-TILTED = tuple(METHODS)
 IN_STEPS = tuple(name for name in WHERE if name not in ADAPTIVE)  # rules that commit `steps` equal parts
 # The strategies that read a setting; the first entry that fits a key decides, and a key without one is read by all.
 READERS: tuple[tuple[str, tuple[str, ...]], ...] = (

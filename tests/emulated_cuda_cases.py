@@ -15,18 +15,6 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import dlm.draws
-import run_demo
-import run_evaluate
-import run_make_preferences
-import run_make_stories
-import run_perplexity
-import run_sample
-import run_train_dlm
-import run_train_policy
-import run_train_preference
-import run_train_reward
-import run_train_rl
-import run_train_twist
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
 from dlm.options import DecodeOptions
@@ -34,12 +22,12 @@ from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from load_model import load_model
 from policy.actions import FixedCount
-from run_guide import main as guide
 from samplers.heuristics import Confident
 from samplers.live import LiveView
 from samplers.loop import Strategy, sample
-from samplers.scores import PREDICTORS, ScoreDecoder
-from samplers.settings import GUIDED, IN_STEPS, POSITIONS, STRATEGIES
+from samplers.names import GUIDED, POSITIONS, PREDICTORS, STRATEGIES
+from samplers.scores import ScoreDecoder
+from samplers.settings import IN_STEPS
 from tests import tiny_text
 from tests.enumerable import random_sedd
 from tests.helpers.emulated_cuda import watch
@@ -51,7 +39,17 @@ from tests.test_run_sample import models  # noqa: F401
 from tests.test_run_smc import twists  # noqa: F401
 from tests.test_run_train_rl import write_pairs as write_chain_pairs
 from tests.twist import tiny as tiny_twist
-from training.usage import composed, device_of
+from training.devices import device_of
+from training.usage import composed
+from unmask.commands import evaluate as evaluate_command
+from unmask.commands import make_preferences as make_preferences_command
+from unmask.commands import sample as sample_command
+from unmask.runs import demo as demo_run
+from unmask.runs import make_stories as make_stories_run
+from unmask.runs import perplexity as perplexity_run
+from unmask.runs import sample as sample_run
+from unmask.runs import train_dlm, train_policy, train_preference, train_reward, train_rl, train_twist
+from unmask.runs.guide import run as guide
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -215,10 +213,10 @@ def test_the_live_view_waits_once_for_each_step_that_it_displays(models, monkeyp
 
 def both(*argv: str) -> dict:
     """The record of a decoding whose tokens are the same on either device."""
-    config, found = run_sample.build_config([*argv, "--no-eval"]), []
+    config, found = sample_command.build_config([*argv, "--no-eval"]), []
     for device in DEVICES:
         config.device = device
-        batches, texts, record = run_sample.draw_samples(config.copy())
+        batches, texts, record = sample_run.draw_samples(config.copy())
         found.append((torch.cat([batch.tokens for batch in batches]).cpu(), texts, record))
     (mine, texts, record), (theirs, same, of_device) = found
     assert torch.equal(mine, theirs) and texts == same
@@ -354,8 +352,8 @@ def test_steered_particles(twists, model):  # noqa: F811
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-TRAINERS = {"policy": run_train_policy, "dlm": run_train_dlm, "preference": run_train_preference, "reward": run_train_reward,
-            "rl": run_train_rl, "twist": run_train_twist}  # fmt: skip
+TRAINERS = {"policy": train_policy, "dlm": train_dlm, "preference": train_preference, "reward": train_reward,
+            "rl": train_rl, "twist": train_twist}  # fmt: skip
 ONE = [
     "wandb.mode=disabled",
     "training.n_iters=1",
@@ -556,7 +554,7 @@ def test_evaluation_of_a_policy(tmp_path):
             "--save_path",
             str(out),
         ]
-        assert run_evaluate.main(argv) == 0
+        assert evaluate_command.main(argv) == 0
         lines = [json.loads(line) for line in next(out.glob("*/generations.jsonl")).read_text().splitlines()]
         tables.append([[line["generation"], line["nfe"], line["right"]] for line in lines])
     assert tables[0] == tables[1]
@@ -576,9 +574,9 @@ def test_perplexity_and_preferences(capsys, tmp_path):
                  "batch_size": 2, "seed": 0, "cache_dir": None}  # fmt: skip
     found = []
     for device in DEVICES:
-        run_perplexity.main(argparse.Namespace(**arguments, device=device))
+        perplexity_run.run(argparse.Namespace(**arguments, device=device))
         record = json.loads(capsys.readouterr().out.splitlines()[-1])
-        run_make_preferences.main(["--count", "4", "--samples", "2", "--length", "8", "--words", "4", "--steps", "2", "--model",
+        make_preferences_command.main(["--count", "4", "--samples", "2", "--length", "8", "--words", "4", "--steps", "2", "--model",
                                    "example/stories", "--prefer", "brevity", "--device", device, "--out", str(tmp_path / device)])  # fmt: skip
         found.append((record["perplexity"], (tmp_path / device / "train.jsonl").read_text()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][1] == found[1][1]
@@ -586,14 +584,14 @@ def test_perplexity_and_preferences(capsys, tmp_path):
 
 def test_stories_are_made(tmp_path, monkeypatch):
     model = tiny_language_model("llama", tmp_path / "llama")
-    monkeypatch.setattr(run_make_stories, "repetitive", lambda text: False)
-    run_make_stories.make_stories(str(model), tmp_path / "stories.jsonl.gz", 2, 2, 0, "cuda", 8)
-    assert len(run_make_stories.read_stories(tmp_path / "stories.jsonl.gz")) == 2
+    monkeypatch.setattr(make_stories_run, "repetitive", lambda text: False)
+    make_stories_run.make_stories(str(model), tmp_path / "stories.jsonl.gz", 2, 2, 0, "cuda", 8)
+    assert len(make_stories_run.read_stories(tmp_path / "stories.jsonl.gz")) == 2
 
 
 @pytest.mark.slow
 def test_the_demo_runs(tmp_path, monkeypatch):
     """Without its judge."""
-    monkeypatch.setattr(run_demo, "default_judge", lambda device: None)
-    run_demo.main(argparse.Namespace(out=str(tmp_path), iterations=1, puzzles=2, stories=1))
+    monkeypatch.setattr(demo_run, "default_judge", lambda device: None)
+    demo_run.run(argparse.Namespace(out=str(tmp_path), iterations=1, puzzles=2, stories=1))
     assert next(tmp_path.glob("*/table.json")).stat().st_size

@@ -9,11 +9,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
-import run_train_policy
 from data.text import load_texts
 from dlm.board import BoardTokenizer
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
+from unmask.runs import train_policy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
@@ -123,7 +123,7 @@ def run(directory: Path, *overrides: str) -> Path:
     asked = [override.replace("RUN", str(directory)) for override in overrides]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_policy", asked)
-    return run_train_policy.main(config, asked)
+    return train_policy.run(config, asked)
 
 
 def record(directory: Path) -> dict[int, dict[str, float]]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-import run_sample
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
@@ -23,19 +22,21 @@ from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, fits
 from training.published import translated
 from training.settings import check_settings
+from unmask.commands import sample as sample_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text() for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
-HYDRA = {f"run_train_{name}.py": f"train_{name}" for name in ("policy", "dlm", "rl", "reward", "preference", "twist")}
+HYDRA = {f"train-{name}": f"train_{name}" for name in ("policy", "dlm", "rl", "reward", "preference", "twist")}
+SCRIPTS = {"run_sample.py": "sample", "run_train_policy.py": "train-policy"}  # commands under their published names
 # A command ends with its line, or with the backtick around it. What other systems call the same stands in the tables of
 # docs/coming_from.md, in the first column.
 COMMAND = re.compile(
-    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_(?:policy|dlm|rl|reward|preference|twist)\.py)([^\n`]*)"
+    r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|-m unmask (?:sample|train-[a-z]+))(?![\w-])([^\n`]*)"
 )
 OTHER = re.compile(
-    r"(\./demo|python -m (?:benchmarks|evaluation)\.\w+|python run_(?:make_\w+|demo|perplexity)\.py)([^\n`]*)"
+    r"(\./demo|python -m (?:benchmarks|evaluation)\.\w+|python -m unmask (?:make-\w+|demo|perplexity|compare|plot))(?![\w-])([^\n`]*)"
 )
 HARNESS = Path(importlib.util.find_spec("lm_eval").origin).parent
 
@@ -49,7 +50,8 @@ def text_of(page: str) -> str:
 
 def commands(pattern: re.Pattern) -> list[tuple[str, list[str]]]:
     found = [match.groups() for page in PAGES for match in pattern.finditer(text_of(page))]
-    return sorted({(name, tuple(shlex.split(rest, comments=True))) for name, rest in found})
+    named = [(SCRIPTS.get(name, name.removeprefix("-m unmask ")), rest) for name, rest in found]
+    return sorted({(name, tuple(shlex.split(rest, comments=True))) for name, rest in named})
 
 
 def example(name: str):
@@ -63,7 +65,7 @@ def example(name: str):
 # ------------------------------------------------------------------------------------------ commands and files
 
 
-@pytest.mark.parametrize("script", ["run_sample.py", *HYDRA])
+@pytest.mark.parametrize("script", ["sample", *HYDRA])
 def test_every_command_fits_the_code(script):
     lines = [words for name, words in commands(COMMAND) if name == script and "--help" not in words]
     assert len(lines) > 5
@@ -74,16 +76,17 @@ def test_every_command_fits_the_code(script):
                     compose(HYDRA[script], translated(list(words)))
             else:
                 check_settings(
-                    run_sample.build_config(list(words)), "sample"
+                    sample_command.build_config(list(words)), "sample"
                 )  # runs that a page names need not be here
         except Exception as error:
-            raise AssertionError(f"python {script} {shlex.join(words)} does not run: {error}") from error
+            raise AssertionError(f"python -m unmask {script} {shlex.join(words)} does not run: {error}") from error
 
 
 def test_flags_of_the_other_commands_exist():
     for command, words in commands(OTHER):
-        name = command.removeprefix("python ").removeprefix("-m ").replace("./demo", "run_demo.py")
-        path = ROOT / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
+        name = command.replace("./demo", "unmask demo").removeprefix("python ").removeprefix("-m ")
+        name = name.replace("unmask ", "unmask.commands.").replace("-", "_")
+        path = ROOT / (name.replace(".", "/") + ".py")
         for flag in [word for word in words if word.startswith("--")]:
             text = path.read_text()  # a parser's words, or, of the benchmarks, the fields of what is measured
             if name == "unmask.lm_eval":  # the harness's own words

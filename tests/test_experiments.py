@@ -36,11 +36,11 @@ OWN_SIZES = {  # in place of DIT
 }
 FORMULAS = ["data.train=FORMULAS", "data.valid=FORMULAS", "data.tokenizer=bpe:260"]
 SUDOKU = ["data.base_grids=4", "data.valid_grids=2"]
-BACKBONES = {  # experiments of run_train_dlm.py, and what is put in the place of their model and data
+BACKBONES = {  # experiments of train-dlm, and what is put in the place of their model and data
     "chain": ["data.valid_rows=4"], "latex": FORMULAS, "latex_sft": FORMULAS, "radd_owt": TEXT, "stories": TEXT,
     "stories_causal": TEXT, "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
 }  # fmt: skip
-RL = {  # experiments of run_train_rl.py
+RL = {  # experiments of train-rl
     "chain_rl": ["data.steps=2", "data.answer_length=4", "sampling.steps=4"],
     "latex_rl": ["data.train=FORMULAS", "data.valid=FORMULAS", "sampling.steps=4"],
 }
@@ -49,21 +49,21 @@ TWISTS = [  # the 29 published command lines
     *(f"tox_{name}" for name in ("collect", *METHODS, "story")), *(f"sent_{name}" for name in ("collect", *METHODS)),
     *(f"infill15_{name}" for name in (*METHODS, "logz", "samples")), *(f"infill2_{name}" for name in METHODS),
 ]  # fmt: skip
-REWARDS = {  # experiments of run_train_reward.py, and what takes the place of the model
+REWARDS = {  # experiments of train-reward, and what takes the place of the model
     "pargs_tldr": "deberta", "pargs_hh": "deberta", "pargs_smollm2": "llama", "pargs_stories": "llama",
     "pargs_masked": None,
 }  # fmt: skip
 
 
 def test_every_experiment_is_run_by_a_test():
-    of_backbones = {name for name, text in FILES.items() if "run_train_dlm.py" in text}
-    of_policies = {name for name, text in FILES.items() if "run_train_policy.py" in text}
-    of_rl = {name for name, text in FILES.items() if "run_train_rl.py" in text}
-    of_guides = {name for name, text in FILES.items() if "run_guide.py" in text}  # in tests/test_run_guide.py
+    of_backbones = {name for name, text in FILES.items() if "train-dlm" in text}
+    of_policies = {name for name, text in FILES.items() if "train-policy" in text}
+    of_rl = {name for name, text in FILES.items() if "train-rl" in text}
+    of_guides = {name for name, text in FILES.items() if "unmask guide" in text}  # in tests/test_run_guide.py
     of_backbones, of_policies, of_rl = (names - of_guides for names in (of_backbones, of_policies, of_rl))
-    of_twists = {name for name, text in FILES.items() if "run_train_twist.py" in text}
-    of_rewards = {name for name, text in FILES.items() if "run_train_reward.py" in text} - of_guides - of_policies
-    of_preferences = {name for name, text in FILES.items() if "run_train_preference.py" in text} - of_guides
+    of_twists = {name for name, text in FILES.items() if "train-twist" in text}
+    of_rewards = {name for name, text in FILES.items() if "train-reward" in text} - of_guides - of_policies
+    of_preferences = {name for name, text in FILES.items() if "train-preference" in text} - of_guides
     every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides]
     assert set().union(*every) == FILES.keys() and sum(map(len, every)) == len(FILES)
     assert of_twists == set(TWISTS) and len(TWISTS) == 29 and of_guides == GUIDES.keys()

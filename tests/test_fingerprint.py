@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_evaluate
-import run_guide
-import run_sample
 from benchmarks.fingerprints import main as stamp
 from benchmarks.fingerprints import stamped
 from data.text import train_bpe
@@ -26,7 +23,11 @@ from tests import tiny_rewards
 from tests.policy_runs import DIT, QUICK, run, tiny_models
 from training.hub import shipped
 from training.usage import composed
+from unmask.commands import evaluate as evaluate_command
+from unmask.commands import sample as sample_command
 from unmask.decoders import requested_head as asked_head
+from unmask.runs import guide
+from unmask.runs import sample as sample_run
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "tests" / "vectors"
@@ -170,8 +171,8 @@ def test_a_policy_on_another_model_is_refused(policy, trained_on, model):
 
 
 def sampled(*argv: str):
-    return run_sample.draw_samples(
-        run_sample.build_config(["--strategy", "policy", "--no-eval", "--steps", "2", *argv])
+    return sample_run.draw_samples(
+        sample_command.build_config(["--strategy", "policy", "--no-eval", "--steps", "2", *argv])
     )
 
 
@@ -202,11 +203,11 @@ def test_an_evaluation_on_another_model_is_refused(tmp_path, tiny):
     policy = policy_of(other, tmp_path / "policy")
     argv = ["--policy_path", policy, "--n_test", "2", "--gen_length", "4", "--save_path"]
     with pytest.raises(ValueError, match="was trained on output/chain_after_rl, and example/chain has other weights"):
-        run_evaluate.main([*argv, str(tmp_path / "refused")])
+        evaluate_command.main([*argv, str(tmp_path / "refused")])
     assert not (tmp_path / "refused").exists()
-    assert run_evaluate.main([*argv, str(tmp_path / "moved"), "--other_model"]) == 0
+    assert evaluate_command.main([*argv, str(tmp_path / "moved"), "--other_model"]) == 0
     with pytest.raises(ValueError, match="--other_model would do nothing with --strategy random"):
-        run_evaluate.main(["--strategy", "random", "--other_model", "--save_path", str(tmp_path / "rule")])
+        evaluate_command.main(["--strategy", "random", "--other_model", "--save_path", str(tmp_path / "rule")])
 
 
 def test_guided_runs_refuse_a_policy_of_another_model_before_any_work(tmp_path):
@@ -221,7 +222,7 @@ def test_guided_runs_refuse_a_policy_of_another_model_before_any_work(tmp_path):
     with pytest.raises(
         ValueError, match="the policy example/chain_policy was trained on example/chain, and example/stories"
     ):
-        run_guide.main(composed("guide", ["dlm=stories", *words, *methods]))
+        guide.run(composed("guide", ["dlm=stories", *words, *methods]))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,11 @@
-"""run_train_dlm.py on a user's own text: a part of it is held out, and the schedule fits the length of the run."""
+"""train-dlm on a user's own text: a part of it is held out, and the schedule fits the length of the run."""
 
 import json
 
 import pytest
 
-import run_train_dlm
 from training.usage import composed
+from unmask.runs import train_dlm
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def own(tmp_path):
 
 def prepared(*words: str):
     overrides = list(words)
-    return run_train_dlm.with_own_data(run_train_dlm.with_scale_of_run(composed("train_dlm", overrides)), overrides)
+    return train_dlm.with_own_data(train_dlm.with_scale_of_run(composed("train_dlm", overrides)), overrides)
 
 
 @pytest.mark.parametrize(("n_iters", "warmup", "ema"), [(1, 0, 0.0), (2000, 100, 0.999), (400_000, 2500, 0.9999)])
@@ -34,13 +34,13 @@ def test_what_is_given_stays():
 def test_a_warm_up_that_the_run_does_not_outlast_is_refused():
     words = ["training.n_iters=100", "optim.warmup=100"]
     with pytest.raises(ValueError, match="optim.warmup=100 must be below the 100 updates of training.n_iters=100"):
-        run_train_dlm.main(composed("train_dlm", words), words)
+        train_dlm.run(composed("train_dlm", words), words)
 
 
 def test_held_out_text_is_a_part_of_the_given_text(own):
     config = prepared(f"data.train={own}", "data.tokenizer=data/stories/tokenizer")
     assert config.data.valid is None
-    rows, valid, tokenizer = run_train_dlm.training_data(config.data, 12, seed=0)
+    rows, valid, tokenizer = train_dlm.training_data(config.data, 12, seed=0)
     seen = {tokenizer.decode(row) for row in rows.next(18)}
     held_out = {tokenizer.decode(row) for row in valid}
     assert len(valid) == 2 and len(seen) == 18 and not seen & held_out
@@ -57,4 +57,4 @@ def test_one_document_has_no_part_to_hold_out(tmp_path):
     file.write_text("Only this line.\n")
     config = prepared(f"data.train={file}", "data.tokenizer=data/stories/tokenizer")
     with pytest.raises(ValueError, match="has one document and a part of it is to be held out"):
-        run_train_dlm.training_data(config.data, 12, seed=0)
+        train_dlm.training_data(config.data, 12, seed=0)

@@ -23,8 +23,6 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
 from rewards.models import TextReward, VaderReward, load_reward
 from rewards.sudoku import is_solved
-from run_guide import main as guide
-from run_make_preferences import prompts_of
 from samplers.heuristics import EntropyBound, Factor, Threshold
 from samplers.loop import Strategy, sample
 from training.usage import composed
@@ -32,6 +30,8 @@ from twist.evaluate import proposal_samples
 from twist.network import load_twist
 from twist.tail import with_tail
 from unmask.build import build_source
+from unmask.runs.guide import run as guide
+from unmask.runs.make_preferences import prompts_of
 
 ROOT = Path(__file__).parents[1]
 BOX = (2, 3)

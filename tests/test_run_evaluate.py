@@ -1,4 +1,4 @@
-"""run_evaluate.py: figures, files, resuming, and what it refuses."""
+"""unmask evaluate: figures, files, resuming, and what it refuses."""
 
 import json
 import re
@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import run_evaluate
 import samplers.loop
 from data.questions import canvases, check_questions, load_questions
 from evaluation.few_shot import with_examples, worked
@@ -24,12 +23,14 @@ from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence
 from rewards import sandbox
 from rewards.sandbox import check_sandbox
-from run_evaluate import main
 from samplers.heuristics import WHERE, Threshold
 from tests.evaluation.test_generations import ROOT, TINY, read, strip
 from tests.helpers.commands import status_of
 from tests.tiny_text import backbone
 from training.usage import composed
+from unmask.commands import evaluate as evaluate_command
+from unmask.commands.evaluate import main
+from unmask.runs import evaluate as evaluate_run
 
 
 def test_a_rule_swept_over_seeds(tmp_path):
@@ -84,18 +85,18 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
         main([*argv, "--save_path", str(tmp_path / "none")])
     config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampling": {"budgets": [1, 2]}})
-    said = run_evaluate.parser().parse_args([*argv, "--save_path", "x"])
+    said = evaluate_command.parser().parse_args([*argv, "--save_path", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
-    said = run_evaluate.parser().parse_args([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
+    said = evaluate_command.parser().parse_args([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
 
 
 def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
     vectors = ROOT / "tests" / "vectors"
     shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
-    said = run_evaluate.parser().parse_args(["--policy_path", str(tmp_path), "--save_path", "x"])
+    said = evaluate_command.parser().parse_args(["--policy_path", str(tmp_path), "--save_path", "x"])
     (found,) = candidates(said, load_model(vectors / "llada-tiny")[0], None)
     assert isinstance(found.rule.network, DitHidden)
 
@@ -171,7 +172,7 @@ def test_a_cache_says_how_far_it_was_off(tmp_path):
 
 def test_other_questions_are_refused_and_bad_ones_named_before_any_work(tmp_path, monkeypatch, capsys):
     model, _ = load_model(ROOT / "example" / "stories")
-    monkeypatch.setattr(run_evaluate, "load_model", lambda *given: (model, None))
+    monkeypatch.setattr(evaluate_run, "load_model", lambda *given: (model, None))
     argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--steps", "1", "--batch_size", "1"]
     argv += ["--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
     file = tmp_path / "gsm8k" / "test.jsonl"
@@ -210,16 +211,16 @@ def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
     file.write_text(
         "model_path: example/chain\nblock_length: 6\nmax_completion_length: 18\nreport_to: wandb\nbf16: false\n"
     )
-    said = run_evaluate.parser().parse_args(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
-    config = run_evaluate.configuration(said)
+    said = evaluate_command.parser().parse_args(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
+    config = evaluate_run.configuration(said)
     assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
     assert config.dlm.model_type == "llada"
-    decoding = run_evaluate.decoding_of(said, config, "gsm8k")
+    decoding = evaluate_run.decoding_of(said, config, "gsm8k")
     assert (decoding.length, decoding.block_length) == (18, 6)
     for text, message in (("report_to: wandb", "has neither `dlm`"), ("- a", "is no list of settings")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            run_evaluate.configuration(said)
+            evaluate_run.configuration(said)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +237,13 @@ def test_their_configuration_of_another_family_is_refused(tmp_path, theirs, own)
 def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model.safetensors").touch()
-    said = run_evaluate.parser().parse_args(["--policy_path", "model.safetensors", "--output_dir", "y"])
+    said = evaluate_command.parser().parse_args(["--policy_path", "model.safetensors", "--output_dir", "y"])
     assert _policy_files(said)[0][0] == tmp_path.name
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path, capsys):
     argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
-    assert status_of("run_evaluate.py", *argv) == 1
+    assert status_of("unmask/__main__.py", "evaluate", *argv) == 1
     told = capsys.readouterr().err
     assert "JSONL with `question` and `answer`" in told and "Traceback" not in told
 
@@ -274,7 +275,7 @@ def test_a_file_of_questions_in_place_of_the_hub(tmp_path):
 
 
 def test_all_is_text_and_code():
-    assert run_evaluate.ALL == ("gsm8k", "math", "humaneval", "mbpp")
+    assert evaluate_run.ALL == ("gsm8k", "math", "humaneval", "mbpp")
 
 
 def test_code_is_refused_before_any_work_without_a_sandbox(tmp_path, monkeypatch, capsys):
@@ -290,7 +291,7 @@ def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
     """The model's words replaced by a right and a wrong function; nothing else is."""
     texts = iter(["def add(a, b):\n    return a + b\n```\nDone.", "def add(a, b):\n    return 0\n```"])
     model, _ = load_model(ROOT / "example" / "stories")
-    monkeypatch.setattr(run_evaluate, "load_model", lambda *given: (model, None))
+    monkeypatch.setattr(evaluate_run, "load_model", lambda *given: (model, None))
     monkeypatch.setattr(model.tokenizer, "batch_decode", lambda tokens, skip_special_tokens: [next(texts)])
     argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
     assert main(argv) == 0
@@ -338,12 +339,12 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     OmegaConf.update(config, "eval.temperature", 0.5)
     model, _ = load_model(ROOT / "example" / "chain")
-    said = run_evaluate.parser().parse_args([str(run), "--save_path", "x"])
+    said = evaluate_command.parser().parse_args([str(run), "--save_path", "x"])
     assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]
-    said = run_evaluate.parser().parse_args(
+    said = evaluate_command.parser().parse_args(
         [str(run), "--block_length", "12", "--cache", "none", "--gen_length", "24", "--save_path", "x"]
     )
-    found = run_evaluate.decoding_of(said, run_evaluate.configuration(said), "chain")
+    found = evaluate_run.decoding_of(said, evaluate_run.configuration(said), "chain")
     assert (found.block_length, found.cache, found.refresh, found.length) == (12, None, None, 24)
 
 
@@ -365,9 +366,9 @@ def test_one_file_by_a_configuration(tmp_path):
     assert main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = read(tmp_path / "out" / "detailed_results.csv")
     assert (row["name"], row["block_length"]) == ("chain_policy-T1", "6")
-    said = run_evaluate.parser().parse_args([*argv, "--config", "chain_grpo", "--output_dir", "x"])
-    config = run_evaluate.configuration(said)
-    assert config.dlm.path == "example/chain" and run_evaluate.decoding_of(said, config, "chain").length == 24
+    said = evaluate_command.parser().parse_args([*argv, "--config", "chain_grpo", "--output_dir", "x"])
+    config = evaluate_run.configuration(said)
+    assert config.dlm.path == "example/chain" and evaluate_run.decoding_of(said, config, "chain").length == 24
     OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
     OmegaConf.save(config, file)
     with pytest.raises(ValueError, match="example/chain is a llada checkpoint .* configuration is for Dream"):
@@ -384,7 +385,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         assert strip(tmp_path / "a" / name) == strip(tmp_path / "b" / name)
         assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
     model, _ = load_model(ROOT / "example" / "chain")
-    said = run_evaluate.parser().parse_args(
+    said = evaluate_command.parser().parse_args(
         ["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--save_path", "x"]
     )
     assert [(one.name, one.rule, one.budget) for one in candidates(said, model, None)] == [
@@ -438,16 +439,16 @@ def test_worked_examples_stand_before_a_question(tmp_path):
 
 
 def test_every_command_of_the_pages_is_understood(monkeypatch):
-    monkeypatch.setattr(run_evaluate, "policy_file", lambda path: path)  # runs that a page names need not be here
+    monkeypatch.setattr(evaluate_run, "policy_file", lambda path: path)  # runs that a page names need not be here
     pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
     found = {
         words
         for page in pages
-        for words in re.findall(r"run_evaluate\.py ([^\n`|]+)", page.read_text())
+        for words in re.findall(r"unmask evaluate ([^\n`|]+)", page.read_text())
         if "--" in words
     }
     assert len(found) > 5
     for words in found:
         if words.startswith("--task "):  # of texts (evaluation/reward_task.py, pairwise.py), tested there
             continue
-        run_evaluate.check(run_evaluate.parser().parse_args(shlex.split(words, comments=True)))
+        evaluate_run.check(evaluate_command.parser().parse_args(shlex.split(words, comments=True)))

@@ -1,4 +1,4 @@
-"""Guided decoding by the real commands: run_sample.py --strategy, run_guide.py over a prompt file, and what is refused."""
+"""Guided decoding by the real commands: run_sample.py --strategy, unmask guide over a prompt file, and what is refused."""
 
 import csv
 import json
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_guide
-import run_sample
 from data.prompt_file import Asked, load_asked
 from load_model import load_model
 from rewards.models import load_reward
-from run_guide import main as guide
-from samplers.settings import GUIDED
+from samplers.names import GUIDED
 from tests import tiny_rewards
 from tests.test_run_sample import SENTENCES, draw, models  # noqa: F401
 from training.usage import composed
+from unmask.commands import sample as sample_command
+from unmask.runs import guide as guide_run
+from unmask.runs.guide import run as guide
 
 PROMPTS = ["Once upon", "The cat", "A dog", "The"]
 METHODS = ("top_k", "best_of_n", "args", "pargs_g", "pargs", "value_head")
@@ -301,12 +301,14 @@ def test_the_command_itself(models, rewards, tmp_path):  # noqa: F811
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [
         sys.executable,
-        "run_guide.py",
+        "-m",
+        "unmask",
+        "guide",
         *words(models, rewards, tmp_path / "out", "methods.nothing={strategy: x}"),
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(run_guide.__file__).parent)
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(guide_run.__file__).parents[2])
     assert ended.returncode == 2 and "methods.nothing" in ended.stderr
-    assert "--reward" in run_sample.parser().format_help()
+    assert "--reward" in sample_command.parser().format_help()
 
 
 EXPERIMENTS = {  # what stands in the place of their models and data
@@ -353,7 +355,7 @@ def test_every_experiment_runs_on_tiny_models(models, rewards, tmp_path, experim
 )
 def test_settings_that_no_method_reads_are_refused(more, message):
     with pytest.raises(ValueError, match=message):
-        run_guide.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)
+        guide_run.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)
 
 
 def test_settings_that_one_method_reads_are_taken():
@@ -363,4 +365,4 @@ def test_settings_that_one_method_reads_are_taken():
         "sampler.steps=4",
         "rewards.full=x",
     ]
-    run_guide.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)
+    guide_run.check_guide_run(composed("guide", ["out=x", "prompts.file=y", *more]), more)

@@ -1,4 +1,4 @@
-"""run_make_preferences.py: pairs whose truth is known, of different prompts, the same every time."""
+"""make-preferences: pairs whose truth is known, of different prompts, the same every time."""
 
 import json
 from collections import Counter
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import run_make_preferences
 from data.preferences import load_preferences
-from run_make_preferences import SPLITS, Continuation, ranked
+from unmask.commands import make_preferences as make_preferences_command
+from unmask.runs import make_preferences as make_preferences_run
+from unmask.runs.make_preferences import SPLITS, Continuation, ranked
 
 FEW = ["--count", "10", "--samples", "4", "--length", "16", "--words", "4"]
 
@@ -20,7 +21,9 @@ def lines(file: Path) -> list[dict]:
 @pytest.mark.parametrize("model", ["example/stories_causal", "example/stories"])
 def test_pairs_are_ranked_by_what_is_preferred_and_files_share_no_prompt(model, tmp_path):
     more = [*FEW, "--model", model, "--steps", "4", "--prefer", "brevity", "--device", "cpu"]
-    counts = run_make_preferences.main([*more, "--out", str(tmp_path / "one")])
+    counts = make_preferences_run.run(
+        make_preferences_command.parser().parse_args([*more, "--out", str(tmp_path / "one")])
+    )
     pairs = {name: lines(tmp_path / "one" / f"{name}.jsonl") for name in SPLITS}
     assert {name: len(found) for name, found in pairs.items()} == {name: counts[name] for name in SPLITS}
     assert sum(counts.values()) == 20  # 10 prompts, 2 pairs each, those that were dropped among them
@@ -31,7 +34,7 @@ def test_pairs_are_ranked_by_what_is_preferred_and_files_share_no_prompt(model, 
     prompts = [{pair["prompt"] for pair in found} for found in pairs.values()]
     assert prompts[0] and not prompts[0] & (prompts[1] | prompts[2]) and not prompts[1] & prompts[2]
     assert load_preferences(str(tmp_path / "one" / "train.jsonl"), "train")[0][0].chosen == pairs["train"][0]["chosen"]
-    run_make_preferences.main([*more, "--batch", "7", "--out", str(tmp_path / "again")])
+    make_preferences_command.main([*more, "--batch", "7", "--out", str(tmp_path / "again")])
     assert all(lines(tmp_path / "again" / f"{name}.jsonl") == found for name, found in pairs.items())
 
 
@@ -62,5 +65,5 @@ def test_equal_texts_and_equal_scores_are_dropped_and_counted():
 )
 def test_bad_input_is_refused(more, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run_make_preferences.main([*FEW, "--out", str(tmp_path / "out"), *more])
+        make_preferences_command.main([*FEW, "--out", str(tmp_path / "out"), *more])
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""run_perplexity.py: a record is JSON whatever the figures are."""
+"""unmask perplexity: a record is JSON whatever the figures are."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import run_perplexity
+from unmask.runs import perplexity as perplexity_run
 
 ARGUMENTS = {"model": "example/stories", "data": ["stories"], "split": "valid", "rows": 2, "length": 16, "noises": 2,
              "batch_size": 2, "seed": 0, "device": "cpu", "cache_dir": None}  # fmt: skip
@@ -25,8 +25,8 @@ ARGUMENTS = {"model": "example/stories", "data": ["stories"], "split": "valid", 
     ],
 )
 def test_what_is_not_finite_is_null(values, expected, monkeypatch, capsys):
-    monkeypatch.setattr(run_perplexity, "nats_per_token", lambda *arguments: torch.tensor(values))
-    run_perplexity.main(Namespace(**ARGUMENTS))
+    monkeypatch.setattr(perplexity_run, "nats_per_token", lambda *arguments: torch.tensor(values))
+    perplexity_run.run(Namespace(**ARGUMENTS))
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
@@ -36,7 +36,7 @@ def test_what_is_not_finite_is_null(values, expected, monkeypatch, capsys):
 
 
 def test_it_scores_text(capsys):
-    run_perplexity.main(Namespace(**ARGUMENTS))
+    perplexity_run.run(Namespace(**ARGUMENTS))
     record = json.loads(capsys.readouterr().out)
     assert record["rows"] == 2 and 1 < record["perplexity"] < 1e4 and record["standard_error"] > 0
 
@@ -46,13 +46,13 @@ def test_text_that_the_tokenizer_cannot_write_is_refused_and_any_other_language_
     core = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     proteins = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
-    run_perplexity.check_writable(proteins, ["MKVLAAGIVG", "MSTNPKPQRK"] * 20 + ["MXX"], "proteins", "data")
+    perplexity_run.check_writable(proteins, ["MKVLAAGIVG", "MSTNPKPQRK"] * 20 + ["MXX"], "proteins", "data")
     with pytest.raises(ValueError, match="the tokenizer of proteins has no token for 'Once' of story"):
-        run_perplexity.check_writable(proteins, ["Once upon a time"], "proteins", "story")
+        perplexity_run.check_writable(proteins, ["Once upon a time"], "proteins", "story")
     with pytest.raises(ValueError, match="the tokenizer of example/chain has no token for"):
-        run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/chain"}))
+        perplexity_run.run(Namespace(**ARGUMENTS | {"model": "example/chain"}))
     with pytest.raises(ValueError, match="is no model of text"):
-        run_perplexity.main(Namespace(**ARGUMENTS | {"model": "example/sudoku6"}))
+        perplexity_run.run(Namespace(**ARGUMENTS | {"model": "example/sudoku6"}))
 
 
 def test_what_an_exact_perplexity_does_not_draw_is_refused(capsys):
@@ -60,6 +60,6 @@ def test_what_an_exact_perplexity_does_not_draw_is_refused(capsys):
     with pytest.raises(
         ValueError, match="--noises, --seed would do nothing with example/stories_causal, whose perplexity is exact"
     ):
-        run_perplexity.main(Namespace(**causal))
-    run_perplexity.main(Namespace(**causal | {"noises": None, "seed": None}))
+        perplexity_run.run(Namespace(**causal))
+    perplexity_run.run(Namespace(**causal | {"noises": None, "seed": None}))
     assert json.loads(capsys.readouterr().out)["noises"] is None

@@ -13,8 +13,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import run_guide
-import run_sample
 import samplers.loop
 from data.chain import chains, is_right
 from data.prompt_file import load_asked
@@ -28,10 +26,13 @@ from evaluation.text import JudgeMissing
 from load_model import load_model
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence, HiddenMLP
-from samplers.scores import PREDICTORS
-from samplers.settings import FILTERS, GUIDED, IN_STEPS, STRATEGIES, readers_of
+from samplers.names import FILTERS, GUIDED, PREDICTORS, STRATEGIES
+from samplers.settings import IN_STEPS, readers_of
 from training.files import Unwritable
 from training.usage import composed, exit_on_bad_input, override
+from unmask.commands import sample as sample_command
+from unmask.runs import guide
+from unmask.runs import sample as sample_run
 
 SENTENCES = [
     "Once upon a time there was a small cat.",
@@ -66,7 +67,7 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 def draw(*argv: str):
-    batches, texts, record = run_sample.draw_samples(run_sample.build_config([*argv, "--no-eval"]))
+    batches, texts, record = sample_run.draw_samples(sample_command.build_config([*argv, "--no-eval"]))
     return torch.cat([batch.tokens for batch in batches]), texts, record
 
 
@@ -192,10 +193,10 @@ def test_a_backslash_and_an_n_are_text_at_every_entrance(models, tmp_path, capsy
     model, found = load_model(models["text"])[0], {}
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (BACKSLASH, NEWLINE)))
     asked = sorted(load_asked(str(tmp_path / "prompts.jsonl")), key=lambda one: one.prompt == NEWLINE)
-    rows = run_guide.canvases(model, asked, 2).canvas
+    rows = guide.canvases(model, asked, 2).canvas
     for prompt, row in zip((BACKSLASH, NEWLINE), rows, strict=True):
-        config = OmegaConf.create(OmegaConf.to_yaml(run_sample.build_config(["--prompt", prompt])))
-        assert config.prefix == run_sample.build_config([override("prefix", prompt)]).prefix == prompt
+        config = OmegaConf.create(OmegaConf.to_yaml(sample_command.build_config(["--prompt", prompt])))
+        assert config.prefix == sample_command.build_config([override("prefix", prompt)]).prefix == prompt
         assert composed("train_twist", [override("prompt", prompt)]).prompt == prompt
         ids = text_ids(model.tokenizer, prompt)
         assert row[row != model.mask_id].tolist()[-len(ids) :] == ids and model.tokenizer.decode(ids) == prompt
@@ -213,7 +214,7 @@ def test_a_backslash_and_an_n_are_text_at_every_entrance(models, tmp_path, capsy
 
 
 def test_overrides_and_flags_are_one_configuration():
-    config = run_sample.build_config(
+    config = sample_command.build_config(
         [
             "dlm=radd_lambda_dce_medium",
             "sampler.temperature=0.9",
@@ -226,7 +227,7 @@ def test_overrides_and_flags_are_one_configuration():
     )
     assert config.dlm.path == "JingyangOu/radd-lambda-dce-medium" and config.sampler.temperature == 0.9
     assert config.sampler.threshold == 0.7 and config.show and config.eval
-    config = run_sample.build_config(
+    config = sample_command.build_config(
         ["--ckpt_path", "run/checkpoints/checkpoint_5.pth", "--strategy", "policy", "--policy", "p", "--no-eval"]
     )
     assert config.dlm.path.endswith("checkpoint_5.pth") and config.sampler.policy.path == "p" and not config.eval
@@ -299,7 +300,7 @@ def test_overrides_and_flags_are_one_configuration():
 )
 def test_settings_of_another_strategy_are_refused(given, refusal):
     with pytest.raises(ValueError, match=refusal):
-        run_sample.build_config(given)
+        sample_command.build_config(given)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +317,7 @@ def test_settings_of_another_strategy_are_refused(given, refusal):
     ],
 )
 def test_settings_that_the_strategy_reads_and_defaults_are_taken(given):
-    assert run_sample.build_config(given).sampler.policy.path == "example/014609"
+    assert sample_command.build_config(given).sampler.policy.path == "example/014609"
 
 
 NUMBERS = {"--steps": 4, "--threshold": 0.5, "--beta": 2, "--k": 3, "--particles": 2}
@@ -337,27 +338,27 @@ def test_every_flag_of_sampling_is_read_or_refused(strategy):
     flags = NUMBERS | NAMES | {"--other_model": None}
     keys = {
         action.option_strings[0]: action.dest
-        for action in run_sample.parser()._actions
+        for action in sample_command.parser()._actions
         if action.dest.startswith("sampler.")
     }
     assert keys.keys() - {"--strategy"} == flags.keys()
-    config = run_sample.composed("sample", [f"sampler.strategy={strategy}"])
+    config = sample_command.composed("sample", [f"sampler.strategy={strategy}"])
     for flag, value in flags.items():
         OmegaConf.update(config, keys[flag], True if value is None else value)
         readers = readers_of(keys[flag])
         assert readers and set(readers) <= set(ALL)
         if strategy in readers:
-            run_sample.check_given(run_sample.sampler_settings(config), {keys[flag]: flag})
+            sample_run.check_given(sample_run.sampler_settings(config), {keys[flag]: flag})
         else:
             with pytest.raises(ValueError, match=f"{flag} would do nothing with --strategy {strategy}"):
-                run_sample.check_given(run_sample.sampler_settings(config), {keys[flag]: flag})
+                sample_run.check_given(sample_run.sampler_settings(config), {keys[flag]: flag})
 
 
 # ------------------------------------------------------------------------------------------ what is written
 
 
 def test_files_and_figures(models, tmp_path, capsys):
-    run_sample.main(["--model", models["text"], "--num_samples", "5", "--batch_size", "2", "--steps", "3", "--no-eval",
+    sample_command.main(["--model", models["text"], "--num_samples", "5", "--batch_size", "2", "--steps", "3", "--no-eval",
                      "--out", str(tmp_path / "out"), "--json", str(tmp_path / "new" / "record.json")])  # fmt: skip
     printed = capsys.readouterr().out
     for figure in ("generative perplexity", "entropy", "NFE", "tokens/s"):
@@ -370,7 +371,7 @@ def test_files_and_figures(models, tmp_path, capsys):
 
 
 def test_the_command_prints_one_line_of_json(models, tmp_path):
-    command = [sys.executable, str(Path(run_sample.__file__)), "--model", models["text"], "--strategy", "direct", "--steps", "4",
+    command = [sys.executable, str(Path(sample_run.__file__).parents[2] / "run_sample.py"), "--model", models["text"], "--strategy", "direct", "--steps", "4",
                "--json", "-", "--no-eval"]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -393,18 +394,18 @@ def test_a_missing_default_judge_is_said_before_the_work_and_a_named_one_is_refu
         return honest(*arguments, **settings)
 
     monkeypatch.setattr("evaluation.text.smollm2_folder", missing)
-    monkeypatch.setattr(run_sample, "load_judge", missing)
+    monkeypatch.setattr(sample_run, "load_judge", missing)
     monkeypatch.setattr(samplers.loop, "sample", sample)
-    record = run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--steps", "2"]))[2]
+    record = sample_run.draw_samples(sample_command.build_config(["--model", models["text"], "--steps", "2"]))[2]
     assert record["gen_ppl"] is None and record["entropy"] > 0
     assert "pip install" in said[0] and not any(said[1:])
     with pytest.raises(JudgeMissing):
-        run_sample.draw_samples(run_sample.build_config(["--model", models["text"], "--judge", "smollm2"]))
+        sample_run.draw_samples(sample_command.build_config(["--model", models["text"], "--judge", "smollm2"]))
 
 
 def test_a_judge_gives_perplexity(models):
-    config = run_sample.build_config(["--model", models["text"], "--judge", models["causal"], "--num_samples", "2"])
-    record = run_sample.draw_samples(config)[2]
+    config = sample_command.build_config(["--model", models["text"], "--judge", models["causal"], "--num_samples", "2"])
+    record = sample_run.draw_samples(config)[2]
     assert record["gen_ppl"] > 1 and record["ppl_on"] == "ids" and record["judge"] == models["causal"]
     assert "ppl_on" not in draw("--model", models["text"])[2]
     json.dumps(record, allow_nan=False)
@@ -416,13 +417,15 @@ def test_the_record_is_written_before_the_terminal_is(models, tmp_path, monkeypa
 
     monkeypatch.setattr("builtins.print", no_terminal)
     with pytest.raises(BrokenPipeError):
-        run_sample.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", str(tmp_path / "a.json")])
+        sample_command.main(
+            ["--model", models["text"], "--steps", "2", "--no-eval", "--json", str(tmp_path / "a.json")]
+        )
     assert json.loads((tmp_path / "a.json").read_text())["steps"] == 2
 
 
 def test_the_figures_are_shown_where_the_record_cannot_be_written(models, tmp_path, capsys):
     with pytest.raises(Unwritable, match="/dev/full cannot be written"):
-        run_sample.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", "/dev/full"])
+        sample_command.main(["--model", models["text"], "--steps", "2", "--no-eval", "--json", "/dev/full"])
     assert "tokens/s" in capsys.readouterr().out
 
 
@@ -453,7 +456,7 @@ def test_samples_of_finished_batches_are_kept_whatever_ends_the_command(ends, st
     def draw_four():
         monkeypatch.setattr(samplers.loop, "sample", sample)
         with (tmp_path / "told").open("w") as told, redirect_stderr(told), exit_on_bad_input():
-            run_sample.main(
+            sample_command.main(
                 ["--model", models["text"], "--steps", "2", "--no-eval", "--num_samples", "4", "--out", str(out)]
             )
 
@@ -472,7 +475,7 @@ def test_samples_of_finished_batches_are_kept_whatever_ends_the_command(ends, st
 
 @pytest.mark.parametrize("prompt", [r"${seed}", r"\${seed}", r"C:\${a", "null"])
 def test_a_prompt_is_taken_letter_by_letter(models, prompt):
-    config = run_sample.build_config(["--prompt", prompt, "--out", prompt])
+    config = sample_command.build_config(["--prompt", prompt, "--out", prompt])
     assert (config.prefix, config.out) == (prompt, prompt)
 
 
@@ -533,7 +536,7 @@ def test_a_prompt_that_encodes_to_the_mask_is_refused(models):
         def __call__(self, texts, **settings):
             return {"input_ids": [[280] for _ in texts]}
 
-    model = run_sample.load_model(models["text"])[0]
+    model = sample_run.load_model(models["text"])[0]
     model.tokenizer = Careless()
     with pytest.raises(ValueError, match="mask token"):
         canvas_of(model, "anything")
@@ -557,14 +560,14 @@ def test_a_prompt_that_the_tokenizer_cannot_write_is_refused():
 
 
 def test_exit_status_of_bad_usage(models, capsys):
-    with pytest.raises(SystemExit) as stopped, run_sample.exit_on_bad_input():
-        run_sample.main(["--model", models["text"], "--strategy", "policies"])
+    with pytest.raises(SystemExit) as stopped, exit_on_bad_input():
+        sample_command.main(["--model", models["text"], "--strategy", "policies"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: strategy 'policies' is unknown; did you mean 'policy'?")
 
 
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as stopped:
-        run_sample.build_config(["--help"])
+        sample_command.build_config(["--help"])
     assert stopped.value.code == 0
     assert "--strategy policy --steps 16" in capsys.readouterr().out

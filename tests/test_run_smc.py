@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import run_sample
 import twist.targets
 import unmask.decoders
 from data.text import train_bpe
@@ -14,6 +13,8 @@ from dlm.checkpoints.table import build_model
 from load_model import load_model
 from tests.test_run_sample import LLAMA, NOISE, SENTENCES, SHAPE, draw
 from twist.network import TwistModel, save_twist
+from unmask.commands import sample as sample_command
+from unmask.runs import sample as sample_run
 
 CONTINUES = {"kind": "continuation", "text": " cat"}
 INFILLS = {"kind": "infilling", "tokens": 2}
@@ -77,7 +78,7 @@ def test_a_sample_without_a_particle_is_named_and_left_out_of_the_means(twists, 
     assert asked == [12] and record["dead"] == [1] and len(texts) == 3
     assert record["log_z"] == [pytest.approx(-1), None, pytest.approx(-1)] and record["log_phi"][1] is None
     json.dumps(record, allow_nan=False)
-    shown = run_sample.summary(record)
+    shown = sample_run.summary(record)
     assert "log Z                  -1.000" in shown and "1 of 3 samples (1): all particles have potential 0" in shown
 
 
@@ -159,14 +160,14 @@ def test_best_of_n_is_a_setting(twists, happy):
 
 
 def test_the_command_says_what_the_particles_did(twists, capsys):
-    run_sample.main(["--strategy", "twisted_smc", "--twist", twists["causal twist"], "--no-eval"])
+    sample_command.main(["--strategy", "twisted_smc", "--twist", twists["causal twist"], "--no-eval"])
     out = capsys.readouterr().out
     assert "log Z" in out and "of 8 particles a sample" in out and "effective particles" in out
 
 
 @pytest.mark.parametrize(("argv", "message"), [
     ([], "needs a twist; give --twist RUN"),
-    (["--twist", "causal"], "has no 'twist'; give a run of run_train_twist.py, not a model"),
+    (["--twist", "causal"], "has no 'twist'; give a run of train-twist, not a model"),
     (["--twist", ""], "is no twist: .*config.json does not exist"),
     (["--twist", "dpg"], "learnt by dpg, which identifies the proposal only.*--resample never"),
     (["--twist", "infill"], "writes towards what follows; give it: --suffix TEXT"),

@@ -1,4 +1,4 @@
-"""run_train_preference.py end to end: DPO, KTO and RLOO, with and without an adapter, resuming, refusals."""
+"""train-preference end to end: DPO, KTO and RLOO, with and without an adapter, resuming, refusals."""
 
 import json
 import shutil
@@ -12,15 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-import run_train_preference
 from data.preferences import Preference
 from dlm.causal_lm import sequence_log_prob
 from dlm.encoding import text_ids
 from load_model import load_model
-from run_train_preference import RowsOfIds, rows_of
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
 from training.storage import CHECKSUM
+from unmask.runs import train_preference
+from unmask.runs.train_preference import RowsOfIds, rows_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -51,7 +51,7 @@ def run(directory: Path, ready: dict[str, Path], *overrides: str) -> Path:
         asked.append(override)
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_preference", asked)
-    return run_train_preference.main(config, asked)
+    return train_preference.run(config, asked)
 
 
 def test_dpo_makes_the_preferred_answer_likelier_and_the_model_is_one_that_samples(ready, tmp_path):
@@ -169,7 +169,7 @@ def test_bad_input_is_refused_before_any_work(overrides, message, ready, tmp_pat
 
 
 def test_the_command_itself_says_what_is_wrong(tmp_path):
-    argv, environment = command(str(ROOT / "run_train_preference.py"), "preference.alg=dpo")
+    argv, environment = command("-m", "unmask", "train-preference", "preference.alg=dpo")
     told = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (told.returncode == 2 and "init" in told.stderr) or "did you mean" in told.stderr
 

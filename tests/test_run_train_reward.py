@@ -1,4 +1,4 @@
-"""run_train_reward.py end to end: every kind and head, encoders and language models, resuming, refusals."""
+"""train-reward end to end: every kind and head, encoders and language models, resuming, refusals."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ from hydra import compose, initialize_config_dir
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import run_train_reward
 from load_model import load_model
 from rewards.models import load_head, load_reward
 from tests.policy_runs import ROOT, command, record
 from tests.preference_pairs import tiny, write_pairs
 from training.storage import CHECKSUM
+from unmask.runs import train_reward
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -35,7 +35,7 @@ def run(directory: Path, pairs: Path, *overrides: str) -> Path:
     asked = [override.replace("RUN", str(directory)).replace("PAIRS", str(pairs)) for override in (*QUICK, *overrides)]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_reward", asked)
-    return run_train_reward.main(config, asked)
+    return train_reward.run(config, asked)
 
 
 LEARN = ["training.n_iters=30", "training.batch_size=16", "training.eval_freq=30", "training.snapshot_freq=30", "optim.lr=1e-2",
@@ -155,6 +155,6 @@ def test_what_trl_would_choose_is_chosen_here(pairs, tmp_path):
 
 
 def test_the_command_itself_says_what_is_wrong(tmp_path):
-    argv, environment = command(str(ROOT / "run_train_reward.py"), "reward.kindd=full")
+    argv, environment = command("-m", "unmask", "train-reward", "reward.kindd=full")
     told = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 2 and "did you mean reward.kind?" in told.stderr and len(told.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""run_train_rl.py end to end on the shipped reasoning base and on tiny models: every algorithm and estimator, resuming, refusals."""
+"""train-rl end to end on the shipped reasoning base and on tiny models: every algorithm and estimator, resuming, refusals."""
 
 import json
 import math
@@ -9,12 +9,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-import run_train_rl
 from data.chain import chain_tokenizer, chains
 from dlm.likelihood import ESTIMATORS
 from load_model import load_model
 from rewards.rules import RewardOutput
 from tests.policy_runs import ROOT, assert_equal, command, record, saved
+from unmask.runs import train_rl
 
 QUICK = ["run_dir=RUN", "device=cpu", "training.n_iters=2", "training.snapshot_freq=2", "training.eval_freq=2",
          "training.log_freq=1", "eval.batch_size=4", "eval.samples=2", "rl.batch_size=8", "rl.group_size=4", "rl.num_sigma_samples=2",
@@ -27,7 +27,7 @@ def run(directory: Path, *overrides: str) -> Path:
     asked = [override.replace("RUN", str(directory)) for override in overrides]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_rl", asked)
-    return run_train_rl.main(config, asked)
+    return train_rl.run(config, asked)
 
 
 class Evens:
@@ -51,7 +51,7 @@ def evens(monkeypatch):
     """Install the reward; returns how to make it fail."""
 
     def install(**settings):
-        monkeypatch.setattr(run_train_rl, "build_reward", lambda *_: Evens(**settings))
+        monkeypatch.setattr(train_rl, "build_reward", lambda *_: Evens(**settings))
 
     install()
     return install
@@ -246,7 +246,7 @@ def test_bad_input_is_refused_before_any_work(overrides, message, tmp_path):
 
 
 def test_the_command_itself_says_what_is_wrong(tmp_path):
-    argv, environment = command(str(ROOT / "run_train_rl.py"), "rl.estimatr=elbo")
+    argv, environment = command("-m", "unmask", "train-rl", "rl.estimatr=elbo")
     told = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 2 and "did you mean rl.estimator?" in told.stderr and len(told.stderr.splitlines()) == 1
 

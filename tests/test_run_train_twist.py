@@ -1,4 +1,4 @@
-"""run_train_twist.py end to end on tiny models: every method and what may stand for the target, resuming, reuse, refusals."""
+"""train-twist end to end on tiny models: every method and what may stand for the target, resuming, reuse, refusals."""
 
 import argparse
 import json
@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import run_sample
 from dlm.masked_lm import MaskedLM
 from evaluation.kl_report import main as report
 from load_model import load_model
@@ -17,6 +16,7 @@ from tests.twist.tiny import QUICK, causal, classifier, masked, run
 from twist.algorithms import POSITIVES, TwistLearning
 from twist.network import load_twist
 from twist.targets import ClassTarget
+from unmask.commands import sample as sample_command
 
 MLP = ["twist.layers=2", "optim.lr=1e-2"]
 
@@ -104,7 +104,7 @@ def test_a_state_head_learns_besides_and_steps_of_many_positions_sample_by_it(me
     twist, _ = load_twist(directory / "twist", model_of(tiny["masked"]))
     assert twist.state_head is not None and any(parameter.any() for parameter in twist.state_head.last.parameters())
     file = directory / "samples.json"
-    run_sample.main(["--strategy", "twisted_smc", "--twist", str(directory), "--steps", "2", "--particles", "3",
+    sample_command.main(["--strategy", "twisted_smc", "--twist", str(directory), "--steps", "2", "--particles", "3",
                      "--num_samples", "2", "--no-eval", "--json", str(file)])  # fmt: skip
     written = json.loads(file.read_text())
     assert len(written["log_z"]) == 2 and all(math.isfinite(value) for value in written["log_z"])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-import run_sample
 from dlm.checkpoints.saving import save_model
 from dlm.masked_lm import SeddLM
 from load_model import load_model
 from tests.training.test_run import record, train
 from unmask.build import stored_config
+from unmask.commands import sample as sample_command
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "tests" / "vectors" / "sedd-tiny"
@@ -36,7 +36,7 @@ def trained(stories, tmp_path_factory):
 
 
 def sampled(capsys, *words):
-    run_sample.main([*words, "--json", "-", "--no-eval"])
+    sample_command.main([*words, "--json", "-", "--no-eval"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -74,11 +74,11 @@ def test_it_writes_around_prompts(strategy, trained, capsys, tmp_path):
 def test_what_is_refused(trained, capsys):
     base = ["--model", str(trained), "--no-eval", "--steps", "2"]
     with pytest.raises(ValueError, match="the prompt has .* positions and the canvas 32; shorten it"):
-        run_sample.main([*base, "--strategy", "euler", "--prefix", "One day a fox met a hen. " * 20])
+        sample_command.main([*base, "--strategy", "euler", "--prefix", "One day a fox met a hen. " * 20])
     with pytest.raises(ValueError, match=r"leave sampler.temperature=0.5, sampler.block_length=8 out"):
-        run_sample.main([*base, "--strategy", "euler", "sampler.temperature=0.5", "sampler.block_length=8"])
+        sample_command.main([*base, "--strategy", "euler", "sampler.temperature=0.5", "sampler.block_length=8"])
     with pytest.raises(ValueError, match="steps on the scores of a SEDD, and this model is none"):
-        run_sample.main(["--strategy", "euler", "--steps", "2", "--no-eval"])
+        sample_command.main(["--strategy", "euler", "--steps", "2", "--no-eval"])
 
 
 def test_score_entropy_of_a_model_without_scores_is_refused(stories, tmp_path):

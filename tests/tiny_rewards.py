@@ -1,4 +1,4 @@
-"""Tiny untrained reward models on disk: what a run of run_train_reward.py leaves, with random weights."""
+"""Tiny untrained reward models on disk: what a run of train-reward leaves, with random weights."""
 
 from pathlib import Path
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
+from importlib import import_module
+from types import FrameType, ModuleType
 
 
 def end(number: int, _: FrameType | None) -> None:
@@ -16,3 +17,12 @@ def end(number: int, _: FrameType | None) -> None:
 def end_in_one_line() -> None:
     """Handle Ctrl-C by `end`, until `exit_on_bad_input` (training/usage.py) takes over. A command calls it before its imports."""
     signal.signal(signal.SIGINT, end)
+
+
+def imported(name: str) -> ModuleType:
+    """Import a module that takes seconds; Ctrl-C meanwhile is handled by `end`."""
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        return import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, before)

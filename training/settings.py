@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.devices import check_device
 from training.fields import Settings, setting
 from training.files import check_cache
 from training.ranges import (
@@ -43,7 +44,7 @@ from training.ranges import (
     check_ranges,
     found_at,
 )  # fmt: skip
-from training.usage import CONFIGS, check_device
+from training.usage import CONFIGS
 
 
 @dataclass

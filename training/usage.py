@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -103,7 +102,9 @@ def _misfit(name: str, overrides: list[str], told: str) -> str:
         found = f"did you mean {group}={near[0]}?" if near else listed
         return f"{group}={choice} is no file of configs/{group}; {found}"
     if experiment := re.search(r"In 'experiment/([\w-]+)'", told):
-        fitting = [f"run_{file.stem}.py" for file in sorted(CONFIGS.glob("*.yaml")) if _takes(file.stem, experiment[1])]
+        fitting = [
+            file.stem.replace("_", "-") for file in sorted(CONFIGS.glob("*.yaml")) if _takes(file.stem, experiment[1])
+        ]
         of = f"; it belongs to {' and '.join(fitting)}" if fitting else ""
         return f"experiment={experiment[1]} does not fit {page} ({told}){of}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", told)
@@ -157,28 +158,6 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     return found
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is unknown or that this machine does not have."""
-    named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
-    if named is None:
-        raise ValueError(f"device={device} is unknown; use auto, cpu or cuda (one of several: cuda:0, cuda:1, ...)")
-    if not device.startswith("cuda"):
-        return
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if cards == 0:
-        raise ValueError(f"device={device} but this machine offers no CUDA device; use cpu")
-    if named[1] is not None and int(named[1]) >= cards:
-        there = "only cuda:0" if cards == 1 else f"cuda:0 to cuda:{cards - 1}"
-        raise ValueError(f"device={device} but this machine offers {there}; choose a device that exists")
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; auto: a CUDA device where there is one. ValueError as in `check_device`."""
-    check_device(name)
-    chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(chosen if name == "auto" else name)
-
-
 @contextmanager
 def readable(file: Path | str):
     """A checkpoint that is cut off or is none ends in one sentence that names it."""
@@ -193,11 +172,10 @@ def readable(file: Path | str):
         ) from error
 
 
-def check_overrides(name: str) -> None:
+def check_overrides(name: str, overrides: list[str]) -> None:
     """Refuse, before Hydra does at length, overrides on the command line that do not fit. Hydra's own flags are left to it, and
     what it raises is left to `exit_on_bad_input`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    overrides = sys.argv[1:]
     known = [name for action in get_args_parser()._actions for name in action.option_strings]
     for flag in (word.partition("=")[0] for word in overrides if word.startswith("--")):
         if flag not in known:  # argparse would take the beginning of a longer one for it

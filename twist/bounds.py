@@ -233,7 +233,7 @@ def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:
 def load_posterior(file: str | Path, origin: Origin) -> Posterior:
     """What `Posterior.save` wrote. ValueError where it is of another prompt, length, model or target, or was changed."""
     if not Path(file).is_file():
-        raise ValueError(f"{file} does not exist; give posterior samples that run_train_twist.py collected, or null")
+        raise ValueError(f"{file} does not exist; give posterior samples that train-twist collected, or null")
     with readable(file), safe_open(str(file), "pt") as opened:
         metadata = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}

@@ -351,19 +351,19 @@ def read_about(directory: str | Path) -> dict:
     """config.json of a twist. ValueError where there is none."""
     file = Path(directory) / "config.json"
     if not file.is_file():
-        raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of run_train_twist.py")
+        raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of train-twist")
     about = read_json_object(file)
     if not isinstance(about.get("twist"), dict):
-        raise ValueError(f"{file} has no 'twist'; give a run of run_train_twist.py, not a model or a policy")
+        raise ValueError(f"{file} has no 'twist'; give a run of train-twist, not a model or a policy")
     if not isinstance(about.get("target", {}), dict):
-        raise ValueError(f"{file} has a 'target' that holds no settings; give a run of run_train_twist.py")
+        raise ValueError(f"{file} has a 'target' that holds no settings; give a run of train-twist")
     texts = {
         "model": about.get("model"),
         "method": about.get("method"),
         "prompt": "" if about.get("prompt") is None else about["prompt"],
     }
     if wrong := [key for key, value in texts.items() if not isinstance(value, str)]:
-        raise ValueError(f"{file} has no text as {' and '.join(wrong)}; give a run of run_train_twist.py")
+        raise ValueError(f"{file} has no text as {' and '.join(wrong)}; give a run of train-twist")
     return about | {"prompt": about.get("prompt"), "twist": _settings(about["twist"], file)}
 
 
@@ -375,7 +375,7 @@ def _settings(stored: dict, file: Path) -> dict:
         due = (float, int) if name == "multiplier" else type(defaults.get(name))
         if name not in defaults or not isinstance(value, due):
             raise ValueError(
-                f"{file} has twist.{name}={value!r}, which is no setting of a twist; give a run of run_train_twist.py"
+                f"{file} has twist.{name}={value!r}, which is no setting of a twist; give a run of train-twist"
             )
     return defaults | stored
 

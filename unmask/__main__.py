@@ -11,20 +11,41 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
-COMMANDS = {  # the module of a command has `main(arguments)`; behind it, one line for --help
-    "plot": ("unmask.commands.plot", "draw the curves of training runs together"),
+COMMANDS = {  # unmask/commands/NAME.py has `main(arguments)`; here, one line for --help
+    "sample": "sample text or puzzles from a model, and measure them",
+    "train-policy": "learn where to unmask next, on a frozen model",
+    "train-dlm": "pre-train or fine-tune a model, or adapt a causal one",
+    "train-rl": "reinforcement learning of the model itself",
+    "train-reward": "learn a reward model from preference pairs",
+    "train-preference": "tune a causal model to preferences (DPO, KTO, RLOO)",
+    "train-twist": "learn twists for sequential Monte Carlo",
+    "evaluate": "evaluate policies and rules on questions with known answers",
+    "compare": "compare two evaluations of the same questions",
+    "guide": "decode a file of prompts, guided by rewards",
+    "perplexity": "zero-shot perplexity of a model on text",
+    "plot": "draw the curves of training runs together",
+    "make-stories": "make a corpus of short stories",
+    "make-preferences": "make preference pairs whose ranking is known",
+    "make-formulas": "make a corpus of LaTeX formulas",
+    "demo": "train, sample and compare in a few minutes",
 }
 
 
 def usage() -> str:
     """What `--help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
     return "\n".join(
         ["usage: python -m unmask COMMAND ...", "", *lines, "", "python -m unmask COMMAND --help describes a command."]
     )
+
+
+def command(name: str) -> ModuleType:
+    """The module of a command, imported now."""
+    return import_module(f"unmask.commands.{name.replace('-', '_')}")
 
 
 def refuse(name: str) -> NoReturn:
@@ -44,11 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = words
     if name not in COMMANDS:
         refuse(name)
-    command = import_module(COMMANDS[name][0])
-    from training.usage import exit_on_bad_input  # seconds to import
+    chosen = command(name)
+    from training.usage import exit_on_bad_input  # loads Hydra, which --help does not need
 
     with exit_on_bad_input():
-        command.main(rest)
+        status = chosen.main(rest)
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ from rewards.models import load_reward as load_reward_model
 from samplers.loop import Decoder, OnStep, Strategy, Unmasker
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
+from training.devices import device_of
 from training.files import write_text
 from training.hub import shipped
-from training.usage import device_of
 from unmask.decoders import Layout, build_decoder, build_options, token_sampler
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]

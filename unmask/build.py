@@ -270,7 +270,7 @@ def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: tor
     """reward.model and reward.judge, of texts."""
     if reward.model is None:
         raise ValueError(
-            "reward=learned needs reward.model: a run of run_train_reward.py, vader, or another of rewards/models.py"
+            "reward=learned needs reward.model: a run of train-reward, vader, or another of rewards/models.py"
         )
     model, judge = (None if name is None else load_reward(shipped(str(name)), device)
                     for name in (reward.model, reward.judge))  # fmt: skip

@@ -51,15 +51,12 @@ from samplers.guided import (
 )
 from samplers.heuristics import WHERE, AsSampled, Window, check_confidence
 from samplers.loop import Decoder, Strategy, Unmasker
+from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS
 from samplers.particles import RESAMPLE, SCHEMES
-from samplers.scores import PREDICTORS, ScoreDecoder
+from samplers.scores import ScoreDecoder
 from samplers.settings import (
     ACTIONS,
-    EVERY_STRATEGY,
-    FILTERS,
-    GUIDED,
     PICKS,
-    POSITIONS,
     PROPOSALS,
     READS,
     RULE_SETTINGS,
@@ -427,7 +424,7 @@ def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple
 def twist_description(settings: SMCSettings) -> dict[str, Any]:
     """What the twist was learnt for: model, prompt and length, the defaults of what is sampled. ValueError without a twist."""
     if settings.twist is None:
-        raise ValueError("strategy twisted_smc needs a twist; give --twist RUN, a run of run_train_twist.py")
+        raise ValueError("strategy twisted_smc needs a twist; give --twist RUN, a run of train-twist")
     return read_about(twist_directory(settings.twist))
 
 
@@ -496,7 +493,7 @@ def build_steering(
             "strategy fk weighs states by a reward and reads no twist; leave --twist out, or take twisted_smc"
         )
     if reward is None:
-        raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of run_train_reward.py")
+        raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of train-reward")
     if model.tokenizer is None:
         raise ValueError(
             f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json"

@@ -43,9 +43,10 @@ from samplers.heuristics import AsSampled
 from samplers.loop import Strategy
 from samplers.samples import Samples
 from samplers.settings import SamplerSettings, check_given
+from training.devices import device_of
 from training.files import append_line, make_directory
 from training.hub import shipped
-from training.usage import composed, device_of, exit_on_bad_input, override
+from training.usage import composed, exit_on_bad_input, override
 from unmask.decoders import build_rule_decoder
 
 try:

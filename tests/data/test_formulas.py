@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-import run_make_formulas
 from data.formulas import BREAKING, broken, formula, is_held_out, row
 from rewards.brackets import bracket_state
 from rewards.latex import STRUCTURE, is_valid, structures
+from unmask.commands import make_formulas as make_formulas_command
 
 ROWS = [row(0, number, 0.0)[0] for number in range(2000)]
 
@@ -63,7 +63,9 @@ def test_breaking_is_by_brackets_and_otherwise():
 
 def test_the_command_writes_the_same_rows_again_and_more_of_them(tmp_path, capsys):
     for name, rows in (("a", 300), ("b", 300), ("more", 400)):
-        run_make_formulas.main(["--rows", str(rows), "--out", str(tmp_path / name), "--broken", "0.3", "--seed", "5"])
+        make_formulas_command.main(
+            ["--rows", str(rows), "--out", str(tmp_path / name), "--broken", "0.3", "--seed", "5"]
+        )
     told = capsys.readouterr().out
     read = {
         name: {side: (tmp_path / name / f"{side}.jsonl").read_text() for side in ("train", "valid")}
@@ -91,5 +93,5 @@ def test_about_one_question_in_twenty_is_held_out():
 )
 def test_the_command_refuses(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_make_formulas.main([*words, "--out", str(tmp_path)])
+        make_formulas_command.main([*words, "--out", str(tmp_path)])
     assert message in capsys.readouterr().err

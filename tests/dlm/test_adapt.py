@@ -17,7 +17,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import run_train_dlm
 import unmask.build
 from dlm.adapt import AdapterLM, adapter_config, ahead_at, dream_config, give_mask, mask_of
 from dlm.causal_lm import CausalLM
@@ -37,6 +36,7 @@ from samplers.loop import Strategy, sample
 from samplers.settings import RULE_SETTINGS
 from training.hub import ROOT
 from training.usage import composed
+from unmask.runs import train_dlm
 
 SHAPE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 0, "rms_norm_eps": 1e-6,
@@ -154,7 +154,7 @@ def test_the_share_of_what_follows_that_is_seen():
     assert [ahead_at(step, 4) for step in range(7)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert ahead_at(0, 0) == 1.0
     with torch.device("meta"):
-        backbone = run_train_dlm.build_model(
+        backbone = train_dlm.build_model(
             {"model_type": "Dream", **SHAPE, "rope_theta": 1e4, "tie_word_embeddings": True, "mask_token_id": 5},
             "float32",
             None,

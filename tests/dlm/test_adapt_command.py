@@ -1,4 +1,4 @@
-"""run_train_dlm.py on a causal model, all weights or an adapter: it runs, resumes bit for bit, its loss falls; refusals."""
+"""train-dlm on a causal model, all weights or an adapter: it runs, resumes bit for bit, its loss falls; refusals."""
 
 import json
 
@@ -8,13 +8,14 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import run_sample
-import run_train_dlm
 from dlm.encoding import text_ids
 from dlm.masked_lm import LlamaLM
 from load_model import load_model
 from tests.dlm.test_adapt import SHAPE, TOKENIZER
 from training.usage import CONFIGS
+from unmask.commands import sample as sample_command
+from unmask.runs import sample as sample_run
+from unmask.runs import train_dlm
 
 FEW = [
     "device=cpu", "wandb.mode=disabled", "adapt.length=16", "adapt.anneal=3", "loss=masked_CE", "training.batch_size=4",
@@ -57,7 +58,7 @@ def train(base, texts, *overrides):
     overrides = [f"init={base}", f"data.train={texts}", f"data.valid={texts}", *FEW, *overrides]
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = compose("train_dlm", overrides=overrides)
-    return run_train_dlm.main(config, overrides)
+    return train_dlm.run(config, overrides)
 
 
 def losses(run, name="loss"):
@@ -110,7 +111,7 @@ def test_a_run_is_loaded_sampled_from_and_goes_on_bit_for_bit(base, texts, tmp_p
         torch.testing.assert_close(model.log_probs(tokens), shared.log_probs(tokens), atol=0.05, rtol=0.02)  # bfloat16
 
     command = ["--model", str(whole), "--strategy", "confidence", "--steps", "4", "--no-eval", "--prompt", "The cat"]
-    samples, _, record = run_sample.draw_samples(run_sample.build_config(command))
+    samples, _, record = sample_run.draw_samples(sample_command.build_config(command))
     assert record and samples[0].tokens.shape == (1, 16)
     assert size not in text_ids(model.tokenizer, "The <|mask|>")  # a prompt that names the mask is text
 

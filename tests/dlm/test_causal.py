@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import run_train_dlm
 from dlm.causal_lm import CausalLM
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
@@ -23,6 +22,7 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from samplers.heuristics import Leftmost
 from samplers.loop import Strategy, sample
+from unmask.runs import train_dlm
 
 ENDS = {"vocab_size": 31, "bos_token_id": 3, "eos_token_id": 3}
 KINDS = {
@@ -108,8 +108,8 @@ def test_training_in_half_precision_keeps_weights_in_full(tmp_path):
         "model.dtype=bfloat16", "optim.lr=1e-6", "optim.warmup=0", "training.batch_size=4", "training.n_iters=1",
         "eval.samples=1", "wandb.mode=disabled",
     ]  # fmt: skip
-    with initialize_config_dir(str(Path(run_train_dlm.__file__).parent / "configs"), version_base=None):
-        run = run_train_dlm.main(compose("train_dlm", overrides=overrides), overrides)
+    with initialize_config_dir(str(Path(train_dlm.__file__).parents[2] / "configs"), version_base=None):
+        run = train_dlm.run(compose("train_dlm", overrides=overrides), overrides)
     trained = torch.load(run / "checkpoints" / "checkpoint_1.pth", weights_only=True)["model"]
     before = load_file(tmp_path / "base" / "model.safetensors")
     moved = {name: float((trained[name] - tensor.float()).abs().mean()) for name, tensor in before.items()}

@@ -1,7 +1,6 @@
 """Two evaluations against each other: McNemar's test, the paired bootstrap, and the command on real directories."""
 
 import json
-from argparse import Namespace
 from itertools import product
 from math import comb
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluation.compare import compare, disagreements, evaluations_in, main, mcnemar
+from evaluation.compare import compare, disagreements, evaluations_in, mcnemar, report
 from evaluation.intervals import paired_difference
 
 
@@ -88,14 +87,14 @@ def test_the_command_reads_what_an_evaluation_wrote(tmp_path, capsys):
     write(tmp_path / "b", "threshold-0.5", [0, 0, 0, 0])
     with pytest.raises(ValueError, match=r"several rules; give one of .*threshold-0.5, .*threshold-0.9"):
         evaluations_in(tmp_path / "b")
-    (found,) = main(Namespace(a=tmp_path / "a", b=tmp_path / "b" / "threshold-0.9"))
+    (found,) = report(tmp_path / "a", tmp_path / "b" / "threshold-0.9")
     assert found["seeds_a"] == 2 and found["only_a_right"] == 2 and found["mcnemar_p"] == 0.5
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["comparisons"] == [found]
     alone = evaluations_in(tmp_path / "b" / "threshold-0.9_chain_seed1")
     assert list(alone) == ["chain"] and len(alone["chain"]) == 1
-    with pytest.raises(ValueError, match="no evaluation of run_evaluate.py"):
+    with pytest.raises(ValueError, match="no evaluation of unmask evaluate"):
         evaluations_in(tmp_path / "nowhere")
     write(tmp_path / "c", "random", [1], dataset="gsm8k")
     with pytest.raises(ValueError, match="no data set is in both: chain and gsm8k"):
-        main(Namespace(a=tmp_path / "a", b=tmp_path / "c"))
+        report(tmp_path / "a", tmp_path / "c")

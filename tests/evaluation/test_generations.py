@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import run_evaluate
 import samplers.loop
 from evaluation.generations import merge, read_records
-from run_evaluate import main
+from unmask.commands.evaluate import main
+from unmask.runs import evaluate as evaluate_run
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--n_test", "6", "--batch_size", "4", "--gen_length", "24"]
@@ -67,12 +67,12 @@ def test_a_sample_is_written_as_soon_as_it_is_finished(tmp_path, monkeypatch):
     written = []
     file = tmp_path / "threshold-0.5_chain_seed42" / "generations.jsonl"
 
-    class Watched(run_evaluate.Writer):
+    class Watched(evaluate_run.Writer):
         def __call__(self, observation, places):
             super().__call__(observation, places)
             written.append(len(file.read_text().splitlines()) if file.exists() else 0)
 
-    monkeypatch.setattr(run_evaluate, "Writer", Watched)
+    monkeypatch.setattr(evaluate_run, "Writer", Watched)
     argv = ["--strategy", "threshold", "--settings", "0.5", "--n_test", "8", "--batch_size", "8", "--block_length", "4"]
     assert main([*argv, "--save_path", str(tmp_path)]) == 0
     assert len(written) == max(r["nfe"] for r in read_records(file.parent)) and written[-1] == 8
@@ -98,7 +98,7 @@ def test_a_kill_ends_an_evaluation_at_once(tmp_path, monkeypatch):
         raise ValueError("enough")
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_evaluate, "evaluate", answering)
+    monkeypatch.setattr(evaluate_run, "evaluate", answering)
     assert main(["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]) == 1
     assert heard == [before]
 
@@ -125,7 +125,7 @@ def names_of(directory) -> list[tuple[str, str, str]]:
 def test_a_rule_and_a_policy_of_two_commands_stand_in_one_table(tmp_path, monkeypatch):
     plotted = []
     monkeypatch.setattr(
-        run_evaluate, "plot_pareto", lambda points, *_, **__: plotted.append([p["name"] for p in points])
+        evaluate_run, "plot_pareto", lambda points, *_, **__: plotted.append([p["name"] for p in points])
     )
     common = ["--gen_length", "24", "--n_test", "2", "--save_path", str(tmp_path)]
     rule = ["--strategy", "random", "--steps", "2,3", *common]
@@ -190,7 +190,7 @@ def test_two_processes_answer_what_one_does(tmp_path):
     ]
     main([*argv, "--save_path", str(tmp_path / "one")])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               "run_evaluate.py", *argv, "--save_path", str(tmp_path / "two")]  # fmt: skip
+               "-m", "unmask", "evaluate", *argv, "--save_path", str(tmp_path / "two")]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     name = "random-K6_chain_seed42"

@@ -198,5 +198,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path, runs):
     lower = write_run(tmp_path / "lower", "ctl", 2, [-3.0], [-1.0], -2.0, exact=False)
     with pytest.raises(ValueError, match="lower was evaluated without exact samples .* so there is no KL"):
         report(tmp_path, [lower])
-    with pytest.raises(ValueError, match="none is no run of run_train_twist.py with evaluations"):
+    with pytest.raises(ValueError, match="none is no run of train-twist with evaluations"):
         report(tmp_path, [tmp_path / "none"])

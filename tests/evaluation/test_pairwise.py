@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
-import run_evaluate
 from evaluation.chat import KEY, Chat, JudgeUnreachable, read_scores
+from unmask.commands import evaluate as evaluate_command
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def files(tmp_path):
 
 
 def compare(files, *more):
-    status = run_evaluate.main(["--task", "pairwise", "--red", str(files / "generation_red.json"), "--blue",
+    status = evaluate_command.main(["--task", "pairwise", "--red", str(files / "generation_red.json"), "--blue",
                                 str(files / "generation_blue.json"), "--out", str(files / "out"), *more])  # fmt: skip
     return status, json.loads((files / "out" / "red_blue.json").read_text())
 
@@ -200,7 +200,7 @@ def test_answers_to_other_prompts_and_files_that_are_none_are_refused(files):
     with pytest.raises(ValueError, match="holds no answers; expected"):
         compare(files, "--judge", "brevity")
     with pytest.raises(ValueError, match="--task pairwize is unknown; use one of reward, pairwise"):
-        run_evaluate.main(["--task", "pairwize"])
+        evaluate_command.main(["--task", "pairwize"])
 
 
 def test_a_password_in_the_url_of_a_judge_is_not_printed():

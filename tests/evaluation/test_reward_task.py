@@ -1,4 +1,4 @@
-"""run_evaluate.py --task reward: figures by hand, the error of the mean, and a judge that is not the selector."""
+"""unmask evaluate --task reward: figures by hand, the error of the mean, and a judge that is not the selector."""
 
 import csv
 import json
@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-import run_evaluate
 from evaluation.likelihood import log_likelihoods
 from evaluation.reward_task import distinct
 from load_model import load_model
 from tests import tiny_rewards
 from tests.test_run_sample import models  # noqa: F401
+from unmask.commands import evaluate as evaluate_command
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def read(path):
 def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
     model = load_model(models[name])[0]
     judge = tiny_rewards.reward(answers / "judge", model.tokenizer)
-    status = run_evaluate.main(["--task", "reward", "--generations", str(answers), "--selector", "brevity", "--judge", judge,
+    status = evaluate_command.main(["--task", "reward", "--generations", str(answers), "--selector", "brevity", "--judge", judge,
                                 "--model_path", models[name], "--draws", "8", "--batch_size", "3"])  # fmt: skip
     assert status == 0
     one, two = read(answers / "evaluation.csv")
@@ -68,14 +68,14 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
     )
     command = ["--task", "reward", "--generations", str(answers), str(second), "--judge", "brevity", "--model_path",
                models["causal"], "--save_path", str(tmp_path / "both")]  # fmt: skip
-    assert run_evaluate.main(command) == 0
+    assert evaluate_command.main(command) == 0
     one = read(tmp_path / "both" / "evaluation.csv")[0]
     of_prompts = torch.tensor([-2.0, -3.0, -1.0, -1.0]).add(torch.tensor([-4.0, -1.0, -2.0, -3.0])) / 2
     assert float(one["judge_mean"]) == of_prompts.mean() and one["prompts"] == "4" and one["seeds"] == "2"
     assert float(one["judge_se"]) == pytest.approx(float(of_prompts.std() / 2)) and one["seconds"] == "4.0"
     for name, directories in (("alone", [second]), ("twice", [second, second])):
         of_both = ["--task", "reward", "--generations", *map(str, directories), *command[5:-1], str(tmp_path / name)]
-        assert run_evaluate.main(of_both) == 0
+        assert evaluate_command.main(of_both) == 0
     alone, twice = (read(tmp_path / name / "evaluation.csv") for name in ("alone", "twice"))
     for row, again in zip(alone, twice, strict=True):  # the same answers twice are no second sample
         assert row["seeds"] == again["seeds"] == "1"
@@ -88,7 +88,7 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
     assert float(one["evaluations_per_token"]) == 2 and len(read(tmp_path / "both" / "judge.csv")) == 8
     (second / "generation_two.json").unlink()
     with pytest.raises(ValueError, match="hold answers of different methods"):
-        run_evaluate.main(command)
+        evaluate_command.main(command)
 
 
 def test_distinct_by_hand():
@@ -99,7 +99,9 @@ def test_distinct_by_hand():
 
 def test_the_selector_is_no_judge_of_itself_and_other_mistakes(models, answers, tmp_path):  # noqa: F811
     def evaluate(*more):
-        run_evaluate.main(["--task", "reward", "--generations", str(answers), "--model_path", models["causal"], *more])
+        evaluate_command.main(
+            ["--task", "reward", "--generations", str(answers), "--model_path", models["causal"], *more]
+        )
 
     with pytest.raises(ValueError, match="--judge brevity is the selector: it cannot see over-optimisation of itself"):
         evaluate("--selector", "brevity", "--judge", "brevity")

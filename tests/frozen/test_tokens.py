@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 from jaxtyping import config
 
-from samplers.scores import PREDICTORS
-from samplers.settings import FILTERS, GUIDED, STRATEGIES
+from samplers.names import FILTERS, GUIDED, PREDICTORS, STRATEGIES
 from tests.frozen import token_cases
 from tests.frozen.folders import write_folders
 from tests.frozen.token_cases import CASES, RAGGED, SEEDS, decode

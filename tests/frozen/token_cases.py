@@ -17,13 +17,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import rewards.models
-import run_guide
-import run_sample
 from data.prompt_file import Asked
 from load_model import load_model
 from samplers.samples import Samples
 from training.usage import composed
 from unmask.decoders import Layout, build_decoder
+from unmask.runs import guide
+from unmask.runs import sample as sample_run
 
 SEEDS = (3, 8)
 EQUAL_STEPS = ("direct", "random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
@@ -251,7 +251,7 @@ RAGGED = {
     "ragged pargs": "dlm.path=@causal length=8 sampler.strategy=pargs sampler.guide.reward=@prefix sampler.guide.k=4",
     "ragged pargs masked": "dlm.path=@text length=8 sampler.steps=4 sampler.strategy=pargs sampler.guide.reward=@mask sampler.guide.k=3",
     "ragged best_of_n": "dlm.path=@text length=8 sampler.steps=4 sampler.strategy=best_of_n sampler.guide.reward=@full sampler.guide.samples=3",
-}  # of run_guide.py, whose prompts have different lengths
+}  # of unmask guide, whose prompts have different lengths
 
 
 @cache
@@ -304,8 +304,8 @@ def decode_case(words: str, seed: int, root: Path) -> dict[str, Any]:
     """The record of one case of CASES: two samples."""
     config = config_of("sample", f"{words} num_samples=2 batch_size=2 eval=false device=cpu", root)
     config.seed = seed
-    with patch.object(run_sample, "load_model", loaded), patch.object(rewards.models, "_pretrained", rewards_loaded):
-        batches, _, record = run_sample.draw_samples(config)
+    with patch.object(sample_run, "load_model", loaded), patch.object(rewards.models, "_pretrained", rewards_loaded):
+        batches, _, record = sample_run.draw_samples(config)
     return recorded(batches, record)
 
 
@@ -313,10 +313,10 @@ def decode_ragged_case(words: str, seed: int, root: Path) -> dict[str, Any]:
     """The record of one case of RAGGED: all of PROMPTS in one batch, padded on the left."""
     config = config_of("guide", words, root)
     model, _ = loaded(config.dlm.path)
-    prompts = run_guide.canvases(model, [Asked(prompt) for prompt in PROMPTS], config.length)
-    settings = run_guide.settings_of(config)
+    prompts = guide.canvases(model, [Asked(prompt) for prompt in PROMPTS], config.length)
+    settings = guide.settings_of(config)
     decoder = build_decoder(settings, model, Layout.of(prompts, model.mask_id), config.seed)
-    samples = run_guide.decode(settings, model, decoder, prompts, seed, torch.arange(len(PROMPTS)))
+    samples = guide.decode(settings, model, decoder, prompts, seed, torch.arange(len(PROMPTS)))
     return recorded([samples], {"reward_rows": samples.reward_rows} if samples.reward_rows else {})
 
 

@@ -16,25 +16,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer
 
-import run_train_dlm
-import run_train_policy
-import run_train_preference
-import run_train_reward
-import run_train_rl
-import run_train_twist
 from tests import policy_runs, preference_pairs
 from tests.test_run_train_rl import write_pairs as write_chain_pairs
 from tests.twist import tiny as tiny_twist
 from training.usage import CONFIGS, composed
+from unmask.runs import train_dlm, train_policy, train_preference, train_reward, train_rl, train_twist
 
 FROZEN = Path(__file__).parent
 MAIN: dict[str, Callable[..., Path]] = {
-    "train_dlm": run_train_dlm.main,
-    "train_policy": run_train_policy.main,
-    "train_rl": run_train_rl.main,
-    "train_reward": run_train_reward.main,
-    "train_preference": run_train_preference.main,
-    "train_twist": run_train_twist.main,
+    "train_dlm": train_dlm.run,
+    "train_policy": train_policy.run,
+    "train_rl": train_rl.run,
+    "train_reward": train_reward.run,
+    "train_preference": train_preference.run,
+    "train_twist": train_twist.run,
 }
 CLOCKS = ("second", "time", "tokens_per")  # in names of metrics that differ from run to run
 DIGITS = 7  # significant digits of a recorded number

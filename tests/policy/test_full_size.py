@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-import run_train_policy
 from dlm.adapt import AdapterLM, adapter_config, give_mask, mask_of
 from dlm.checkpoints.adapter import load_bidirectional
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.smollm2 import smollm2_folder
 from policy.checkpoints import load_policy
 from training.usage import CONFIGS
+from unmask.runs import train_policy
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_an_iteration_of_grpo_on_the_adapted_smollm2(tmp_path):
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = compose("train_policy", overrides)
     began, worked = time.perf_counter(), time.process_time()
-    directory = run_train_policy.main(config, overrides)
+    directory = train_policy.run(config, overrides)
     took, worked = time.perf_counter() - began, time.process_time() - worked
     metrics = {}
     for line in (directory / "metrics.jsonl").read_text().splitlines():

@@ -19,7 +19,8 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import WHERE
 from samplers.loop import StepDecoder, Strategy, sample
-from samplers.scores import PREDICTORS, ScoreDecoder, absorbing_change, noise_steps, uniform_change
+from samplers.names import PREDICTORS
+from samplers.scores import ScoreDecoder, absorbing_change, noise_steps, uniform_change
 from tests.enumerable import NOISES, fits, random_sedd
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "sedd-tiny"

@@ -13,16 +13,13 @@ import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 
 import policy.train
-import run_train_dlm
-import run_train_policy
-import run_train_rl
-import run_train_twist
 from rewards.rules import RewardOutput
 from training.trainer import Trainer
+from unmask.runs import train_dlm, train_policy, train_rl, train_twist
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SCRIPTS = {"train_policy": run_train_policy, "train_dlm": run_train_dlm, "train_rl": run_train_rl,
-           "train_twist": run_train_twist}  # fmt: skip
+SCRIPTS = {"train_policy": train_policy, "train_dlm": train_dlm, "train_rl": train_rl,
+           "train_twist": train_twist}  # fmt: skip
 
 
 def half_constant(rollout):

@@ -7,19 +7,15 @@ import pytest
 from benchmarks.fuzz_settings import ROOT, parser_of
 from training.ranges import Number, Whole
 
-COMMANDS = ["run_demo", "run_evaluate", "run_make_formulas", "run_make_preferences", "run_make_stories", "run_perplexity",
-            "evaluation/kl_report", "evaluation/pairwise", "evaluation/reward_task", "evaluation/compare"]  # fmt: skip
-STARTED = {
-    "evaluation/pairwise": ("run_evaluate", "--task", "pairwise"),
-    "evaluation/reward_task": ("run_evaluate", "--task", "reward"),
-}  # by another command
-BENCHMARKS = [f"benchmarks/{file.stem}" for file in sorted((ROOT / "benchmarks").glob("*.py"))
+COMMANDS = [("demo",), ("evaluate",), ("make-formulas",), ("make-preferences",), ("make-stories",), ("perplexity",), ("compare",),
+            ("plot",), ("evaluate", "--task", "pairwise"), ("evaluate", "--task", "reward"), ("evaluation/kl_report",)]  # fmt: skip
+BENCHMARKS = [(f"benchmarks/{file.stem}",) for file in sorted((ROOT / "benchmarks").glob("*.py"))
               if "__main__" in file.read_text(encoding="utf-8")]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *BENCHMARKS])
+@pytest.mark.parametrize("command", [*COMMANDS, *BENCHMARKS], ids=" ".join)
 def test_every_number_of_a_command_line_has_a_range(command):
-    parser = parser_of(*STARTED.get(command, (command,)))
+    parser = parser_of(*command)
     assert parser._actions
     for action in parser._actions:
         assert action.type not in (int, float), action.option_strings

@@ -4,11 +4,11 @@ import socket
 
 import pytest
 
-import run_evaluate
 import training.hub
 from data.text import load_texts
 from rewards.models import load_reward
 from training.hub import prepare, stay_offline_where_unreachable
+from unmask.commands import evaluate as evaluate_command
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsy
         "24",
     ]
     assert (
-        run_evaluate.main(
+        evaluate_command.main(
             [*words, "--datasets", "gsm8k", "--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
         )
         == 1

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import unmask.__main__
 from training import interrupt
 from training.usage import exit_on_bad_input
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     *([path.name] for path in sorted(ROOT.glob("run_*.py"))),
-    *(["-m", name] for name in ("evaluation.compare", "evaluation.kl_report", "unmask.lm_eval", "rewards.latex")),
+    *(["-m", "unmask", name] for name in unmask.__main__.COMMANDS),
+    *(["-m", name] for name in ("evaluation.kl_report", "unmask.lm_eval", "rewards.latex")),
 ]
 # What every command imports first, replaced by a module in whose import the user presses Ctrl-C.
 PRESSED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"

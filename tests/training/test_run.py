@@ -12,12 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import dlm.pretrain
-import run_train_dlm
 from dlm.masked_lm import LlamaLM
 from load_model import load_model
 from training.run import new_directory, step_seed
 from training.storage import CHECKSUM
 from training.usage import exit_on_bad_input
+from unmask.runs import train_dlm
 
 TINY = [
     "experiment=sudoku6", "device=cpu", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.dropout=0.1",
@@ -29,9 +29,9 @@ TINY = [
 
 
 def train(*overrides):
-    with initialize_config_dir(str(Path(run_train_dlm.__file__).parent / "configs"), version_base=None):
+    with initialize_config_dir(str(Path(train_dlm.__file__).parents[2] / "configs"), version_base=None):
         config = compose("train_dlm", overrides=list(overrides))
-    return run_train_dlm.main(config, list(overrides))
+    return train_dlm.run(config, list(overrides))
 
 
 def record(run):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-import run_train_reward
 from training.ranges import Flag, ListOf, Maybe, Number, Text, Whole
 from training.settings import check_epochs, check_settings, ranges_of, with_fitting_warmup
 from training.usage import CONFIGS, composed
+from unmask.runs import train_reward
 
 COMMANDS = (
     "train_dlm",
@@ -156,7 +156,7 @@ def test_epochs_are_refused_where_iterations_decide():
     with pytest.raises(
         ValueError, match="training.epochs=3 would do nothing beside training.n_iters=150; add training.n_iters=null"
     ):
-        run_train_reward.main(composed("train_reward", words), words)
+        train_reward.run(composed("train_reward", words), words)
     check_epochs(composed("train_reward", [*words, "training.n_iters=null"]), words)
     check_epochs(composed("train_reward", words[:1]), words[:1])
 

@@ -18,7 +18,6 @@ from load_model import load_model
 from policy.checkpoints import load_policy, save_policy
 from policy.networks import DitConfidence
 from rewards.models import VocabularyHead, load_classifier, load_head, load_reward
-from run_train_preference import load_causal
 from tests.policy_runs import run as run_policy
 from tests.policy_runs import tiny_models
 from tests.preference_pairs import tiny
@@ -35,6 +34,7 @@ from training.storage import (
     not_finite,
     save_weights,
 )
+from unmask.runs.train_preference import load_causal
 
 POLICY = {"hidden_dim": 16, "feedforward_dim": 16, "num_heads": 2, "time_embed_dim": 8}
 

@@ -13,8 +13,8 @@ from hypothesis import settings as times
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-import run_demo
 from training.usage import composed, exit_on_bad_input, literal, override
+from unmask.runs import demo as demo_run
 
 ODD = [
     "/data/café.jsonl",
@@ -73,8 +73,8 @@ def test_what_is_no_key_and_value_is_refused(words):
 
 @pytest.mark.parametrize("name", ["josé", "out (2)", "lr=1e-3", "a,b", "~me", "it's", "${x}"])
 def test_the_demo_trains_in_any_directory(monkeypatch, name):
-    monkeypatch.setattr(run_demo.run_train_policy, "main", lambda config, overrides: Path(config.run_dir))
-    assert run_demo.train_policy(Path(name), 1) == Path(name) / "policy"
+    monkeypatch.setattr(demo_run.train_policy, "run", lambda config, overrides: Path(config.run_dir))
+    assert demo_run.learn(Path(name), 1) == Path(name) / "policy"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -5,7 +5,6 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-import run_train_policy
 from dlm.environment import TokenRule
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
@@ -13,9 +12,11 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from samplers.heuristics import Threshold
 from tests.training.test_run import TINY, train
+from training.devices import device_of
 from training.processes import device_of_rank
 from training.settings import check_settings
-from training.usage import check_overrides, composed, device_of
+from training.usage import check_overrides, composed
+from unmask.runs import train_policy
 
 
 @pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
@@ -47,7 +48,7 @@ def test_the_shipped_defaults_pass(script):
 )
 def test_settings_that_no_run_could_have(override, message):
     with pytest.raises(ValueError, match=message):
-        run_train_policy.main(composed("train_policy", [override]), [override])
+        train_policy.run(composed("train_policy", [override]), [override])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_settings_that_no_run_could_have(override, message):
 def test_settings_of_questions(override, message):
     words = ["experiment=llada_bl32", override]
     with pytest.raises(ValueError, match=message):
-        run_train_policy.main(composed("train_policy", words), words)
+        train_policy.run(composed("train_policy", words), words)
 
 
 def test_an_unknown_key_names_the_nearest():
@@ -86,7 +87,7 @@ def test_an_unknown_key_names_the_nearest():
         ("train_policy", ["polcy=dit_confidence"], r"did you mean policy\?$"),
         ("train_dlm", ["nosuchkey=1"], r"it has adapt, data, .*, wandb$"),
         ("train_dlm", ["optim.foo=1"], "optim has betas, eps, .*, weight_decay$"),
-        ("train_dlm", ["experiment=sudoku6_budget"], "it belongs to run_train_policy.py$"),
+        ("train_dlm", ["experiment=sudoku6_budget"], "it belongs to train-policy$"),
         ("train_dlm", ["experiment=none_such"], "look there for what exists$"),
         ("train_policy", ["dlm=[chain,stories]"], "dlm takes the name of one file of configs/dlm; give one$"),
         ("train_policy", ["+experiment=[1]"], "experiment takes the name of one file of configs/experiment; give one$"),
@@ -110,13 +111,11 @@ def test_an_unknown_choice_of_a_group_names_the_nearest(name, word, near):
         composed(name, [word])
 
 
-def test_a_key_written_as_a_flag_is_refused(monkeypatch):
+def test_a_key_written_as_a_flag_is_refused():
     for word in ("--experiment", "--experiment=sudoku6"):
-        monkeypatch.setattr("sys.argv", ["run_train_policy.py", word])
         with pytest.raises(ValueError, match="'--experiment' is no flag of this command; write experiment=VALUE"):
-            check_overrides("train_policy")
-    monkeypatch.setattr("sys.argv", ["run_train_policy.py", "--cfg", "job"])
-    check_overrides("train_policy")
+            check_overrides("train_policy", [word])
+    check_overrides("train_policy", ["--cfg", "job"])
 
 
 def test_logging_online_without_a_key_is_refused_before_any_work(monkeypatch, tmp_path):
@@ -161,7 +160,7 @@ def test_a_run_from_before_a_key_was_added_goes_on_and_the_other_script_refuses_
     assert "already at step 6 of 6" in capsys.readouterr().out
     asked = [f"resume={tmp_path}"]
     with pytest.raises(ValueError, match="other training script"):
-        run_train_policy.main(composed("train_policy", asked), asked)
+        train_policy.run(composed("train_policy", asked), asked)
     (tmp_path / "checkpoints-meta" / "checkpoint.pth").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"checkpoint\.pth cannot be read"):
         train(f"resume={tmp_path}")

@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 import torch
 
-import run_sample
 from tests.enumerable import random_radd
 from tests.twist.test_source import all_paths, settings
 from tests.twist.tiny import QUICK, masked, run
@@ -18,6 +17,7 @@ from twist.source import Source
 from twist.tail import with_tail
 from twist.targets import build_target
 from twist.train import new_twist_learner
+from unmask.commands import sample as sample_command
 
 VOCABULARY, LENGTH, TAIL = 3, 2, 2
 SETTINGS = {"kind": "infilling", "tokens": TAIL}
@@ -111,11 +111,11 @@ def test_it_is_learnt_and_sampled_from_by_the_commands(tmp_path, capsys):
     last = json.loads((directory / "evaluations.json").read_text())[-1]
     assert last["updates"] == 2 and last["g"]["value"] < 0 and last["f"]["value"] < 0
     told = ["--strategy", "twisted_smc", "--twist", str(directory), "--num_samples", "2", "--no-eval", "--json", "-"]
-    run_sample.main([*told, "--suffix", "im"])
+    sample_command.main([*told, "--suffix", "im"])
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["length"] == 4 + 3 and len(record["log_z"]) == 2  # what follows is told, and not written
     with pytest.raises(ValueError, match="--suffix 'ime' is 3 tokens and this twist was learnt for 2 that follow"):
-        run_sample.main([*told, "--suffix", "ime"])  # p has as many masks behind the text as it was learnt with
+        sample_command.main([*told, "--suffix", "ime"])  # p has as many masks behind the text as it was learnt with
     directory = run(tmp_path / "fixed", *QUICK, words[0], "target=continuation", "target.text=tim", "prompt=Once", "method=rl",
                     "posterior.count=0", "training.updates_per_epoch=1")  # fmt: skip
     assert json.loads((directory / "evaluations.json").read_text())[-1]["f"]

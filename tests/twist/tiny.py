@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-import run_train_twist
 from dlm.checkpoints.saving import save_model
 from dlm.checkpoints.table import build_model
+from unmask.runs import train_twist
 
 ROOT = Path(__file__).parents[2]
 LETTERS = "abcdefgh ,.wOnctimeuphrIbougstd"
@@ -79,4 +79,4 @@ def run(directory: Path, *overrides: str) -> Path:
     asked = [override.replace("RUN", str(directory)) for override in overrides]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_twist", asked)
-    return run_train_twist.main(config, asked)
+    return train_twist.run(config, asked)

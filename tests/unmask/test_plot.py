@@ -66,10 +66,10 @@ def test_help_lists_every_command_and_imports_none():
     assert all(f"  {name} " in shown.stdout for name in COMMANDS)
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "training.interrupt" in imported and not imported & {"torch", "matplotlib", "transformers", "hydra"}
-    assert not any(module in imported for module, _ in COMMANDS.values())
+    assert not any(name.startswith("unmask.commands") for name in imported)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("plots", "did you mean plot?"), ("xyz", "use one of plot")])
+@pytest.mark.parametrize(("name", "hint"), [("plots", "did you mean plot?"), ("xyz", "use one of sample")])
 def test_an_unknown_command_names_the_nearest(name, hint, capsys):
     with pytest.raises(SystemExit) as left:
         main([name])

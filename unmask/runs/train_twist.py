@@ -1,30 +1,12 @@
-"""Learn the twists of a causal or masked model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
-
-    python run_train_twist.py method=ctl target=infilling training.particles=10
-    python run_train_twist.py experiment=tox_collect
-    python run_train_twist.py experiment=tox_ctl posterior.path=RUN/posterior.safetensors
-    torchrun --nproc-per-node 8 run_train_twist.py experiment=sent_dpg training.batch_size=104
-    python run_train_twist.py experiment=infill15_samples compare=[RUN,RUN,RUN]
-    python run_train_twist.py resume=output/2026.01.31/120000
-
-Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report`
-reads.
-"""
+"""The work of `train-twist`: learn twists, collect exact samples, or show samples."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import hashlib
 import math
 from pathlib import Path
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlm.masked_lm import MaskedLM
@@ -36,7 +18,6 @@ from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
 from training.trainer import Trainer
-from training.usage import check_overrides, exit_on_bad_input
 from twist.algorithms import (
     FROM_EXACT,
     POSITIVES,
@@ -256,7 +237,7 @@ def compare(twists: list[tuple[str, str, Source]], config: DictConfig, model: Ma
     run.samples(0, records)
 
 
-def main(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train, collect or show; returns the run directory."""
     if config.training.n_iters is not None:
         raise ValueError(
@@ -314,16 +295,3 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
             Trainer(algorithm, run).train()
         run.close()
         return run.directory
-
-
-@hydra.main(config_path="configs", config_name="train_twist", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        check_overrides("train_twist")
-        entry()

@@ -1,18 +1,4 @@
-"""Make a corpus of short children's stories by sampling a causal language model; the shipped `data/stories` came from it.
-
-    python run_make_stories.py --count 3000 --out stories.jsonl.gz
-    python run_make_stories.py --split stories.jsonl.gz --out data/stories
-
-The first command samples stories from SmolLM2-135M-Instruct (or `--model`) at temperature 0.6 and top-p 0.9, cuts each at
-its last full sentence, drops the repetitive ones and appends {prompt, text} line by line: started again with the same
-`--out` it goes on where it stopped. The second holds out every twelfth story or so, chosen by a hash of the text, and
-writes train.jsonl.gz and valid.jsonl.gz.
-"""
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
+"""The work of `make-stories`: sample stories from a causal model, drop repetitive ones, hold some out."""
 
 import argparse
 import gzip
@@ -26,9 +12,8 @@ import torch
 
 from data.text import json_lines
 from evaluation.text import Judge, load_judge
+from training.devices import device_of
 from training.files import append, check_place, make_directory, replacing
-from training.ranges import ROWS, Whole
-from training.usage import device_of, exit_on_bad_input
 
 VALID_SHARE = 0.08
 OVERLAP = 0.5  # a held-out story that shares more of its eight-word runs with the training stories is a near duplicate
@@ -140,18 +125,8 @@ def make_stories(model: str, out: Path, count: int, batch: int, seed: int, devic
         print(f"{done} of {count} stories", flush=True)
 
 
-def main() -> None:
+def run(options: argparse.Namespace) -> None:
     """Write stories, or split a file of stories."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a .jsonl.gz file, or with --split a directory")
-    parser.add_argument("--split", type=Path, help="do not sample: split this file of stories")
-    parser.add_argument("--count", type=Whole(), default=3000)
-    parser.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
-    parser.add_argument("--tokens", type=ROWS, default=160, help="longest story, in tokens of the model")
-    parser.add_argument("--batch", type=ROWS, default=32)
-    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    options = parser.parse_args()
     if options.split is None:
         device = str(device_of(options.device))
         make_stories(options.model, options.out, options.count, options.batch, options.seed, device, options.tokens)
@@ -163,8 +138,3 @@ def main() -> None:
         with replacing(options.out / f"{name}.jsonl.gz") as part:
             part.write_bytes(to_lines([{"text": text} for text in texts]))
     print(f"{len(train)} training and {len(valid)} held-out stories in {options.out}")
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        main()

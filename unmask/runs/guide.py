@@ -1,19 +1,6 @@
-"""Decode every prompt of a file with every method, guided by rewards or not.
-
-    python run_guide.py experiment=pargs_smollm2_decode out=output/guide
-    python run_guide.py dlm=stories prompts.file=prompts.jsonl out=DIR rewards.full=RUN rewards.partial=RUN sampler.steps=16
-
-DIR has generation_METHOD.json ([{"prompt", "result"}]) of each method, rewards.csv (a row a prompt, a column a method: reward
-under the selector) and costs.csv (a row a method: evaluations and reward rows a token, seconds). One line of
-DIR/METHOD/generations.jsonl a prompt, written as its batch finishes: what was killed goes on where it stopped.
-"""
+"""The work of `guide`: decode every prompt of a file with every method."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import hashlib
 import json
@@ -22,9 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -40,14 +25,14 @@ from evaluation.report import print_table, write_csv, write_json
 from load_model import load_model
 from rewards.models import TextReward, load_reward
 from samplers.loop import Decoder
+from samplers.names import GUIDED, PREDICTORS, STRATEGIES
 from samplers.samples import Samples
-from samplers.settings import GUIDED, PREDICTORS, STRATEGIES, SamplerSettings, check_given, check_strategy, idle
+from samplers.settings import SamplerSettings, check_given, check_strategy, idle
 from training.files import append_line, check_place
 from training.hub import shipped
 from training.processes import Processes, processes
 from training.ranges import Maybe, Text, check_ranges
 from training.settings import SAMPLER, check_settings, resolved
-from training.usage import check_overrides, exit_on_bad_input
 from unmask.decoders import Layout, build_decoder, build_options
 
 
@@ -219,7 +204,7 @@ def reward_table(
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
-def main(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
+def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
     """Decode; returns the directory. overrides: of the command line, none of which may be idle."""
     check_guide_run(config, overrides)
     out = Path(config.out)
@@ -258,16 +243,3 @@ def main(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
             if selector is not None:
                 write_csv(reward_table(selector, asked, generations, config.batch_size), out / "rewards.csv")
     return out
-
-
-@hydra.main(config_path="configs", config_name="guide", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        check_overrides("guide")
-        entry()

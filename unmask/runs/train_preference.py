@@ -1,30 +1,14 @@
-"""Tune a causal model to preferences: DPO and KTO on pairs, RLOO on a reward; what guided decoding is compared with.
-
-    python run_train_preference.py init=smollm2 data.train=output/preferences/train.jsonl
-    python run_train_preference.py init=smollm2 preference.algorithm=rloo preference.reward=vader data.train=pairs.jsonl
-    python run_train_preference.py resume=output/2026.01.31/120000
-
-By TRL, with LoRA by peft. Writes a run directory (see training/run.py); RUN/model, the updates merged in, is what load_model and
-`--model` read. RLOO (2402.14740) is REINFORCE with the mean of the other answers as baseline: it stands where PPO stood, which
-TRL has no more.
-"""
+"""The work of `train-preference`: tune a causal model to preferences by TRL, with LoRA by peft."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from datasets import Dataset
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,7 +26,7 @@ from training.run import Run, resumed_config
 from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.storage import add_checksums, check_files
 from training.trainers import check_trainer, train_by, trainer_settings
-from training.usage import check_overrides, exit_on_bad_input, readable
+from training.usage import readable
 from unmask.build import build_preferences
 
 ALGORITHMS = ("dpo", "kto", "rloo")
@@ -211,7 +195,7 @@ def build_trainer(
     return kind(model, reference, made(**settings, max_length=config.data.max_length), **data)
 
 
-def main(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_preference")
     check_settings(config, "train_preference")
@@ -250,16 +234,3 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
                 tokenizer.save_pretrained(part)
         run.close()
         return run.directory
-
-
-@hydra.main(config_path="configs", config_name="train_preference", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        check_overrides("train_preference")
-        entry()

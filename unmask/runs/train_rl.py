@@ -1,28 +1,11 @@
-"""Reinforcement learning of a masked-diffusion model itself: PPO, GRPO, and Diffusion-DPO on preference pairs.
-
-    python run_train_rl.py experiment=chain_rl
-    python run_train_rl.py init=RUN rl.algorithm=ppo rl.batch_size=4 rl.kl_beta=0.1 rl.ppo_epochs=3 rl.reward_freq=10
-    python run_train_rl.py init=RUN rl.algorithm=vrpo data=pairs data.pairs=pairs.jsonl
-    torchrun --nproc-per-node 8 run_train_rl.py init=RUN rl.batch_size=64
-    python run_train_rl.py resume=output/2026.01.31/120000
-
-Writes a run directory (see training/run.py); RUN/model is what load_model, run_sample.py and init= read.
-"""
+"""The work of `train-rl`: reinforcement learning of the model itself."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
-
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.pairs import Pairs, load_pairs
@@ -40,7 +23,6 @@ from training.processes import Processes, processes
 from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
-from training.usage import check_overrides, exit_on_bad_input
 from unmask.build import build_reward, build_rollout_decoder, build_task, check_data, rollout_settings, stored_config
 
 
@@ -88,7 +70,7 @@ def build(config: DictConfig, model: MaskedLM, noise, group: Processes, save: Ca
 
 
 def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse settings of `sampling` on the command line that its strategy does not read, as run_sample.py does."""
+    """Refuse settings of `sampling` on the command line that its strategy does not read, as unmask sample does."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
     given.pop("sampler.steps", None)  # of every strategy: blocks divide them
@@ -96,7 +78,7 @@ def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
     check_given(rollout_settings(config), given, "sampling.strategy=")
 
 
-def main(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     check_settings(config, "train_rl")
@@ -125,17 +107,3 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         Trainer(algorithm, run).train()
         run.close()
         return run.directory
-
-
-@hydra.main(config_path="configs", config_name="train_rl", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():  # `algorithm` is a group of configurations, of policies: here it is a key
-        sys.argv[1:] = [f"rl.{word}" if word.startswith("algorithm=") else word for word in sys.argv[1:]]
-        check_overrides("train_rl")
-        entry()

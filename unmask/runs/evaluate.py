@@ -1,23 +1,6 @@
-"""Evaluate policies and rules on questions with known answers.
-
-    python run_evaluate.py RUN --checkpoints last --datasets chain --temperatures 1.0 --seeds 42,43,44 --save_path DIR
-    python run_evaluate.py --policy_path X/model.safetensors --config E --dataset gsm8k --seed 42 --output_dir DIR
-    python run_evaluate.py --strategy threshold --settings 0.5,0.7,0.9 --model_path example/chain --datasets chain --save_path DIR
-    torchrun --nproc-per-node 2 run_evaluate.py RUN --datasets gsm8k --save_path DIR
-    python run_evaluate.py --task reward --help      answers of run_guide.py under rewards
-    python run_evaluate.py --task pairwise --help    two files of answers, by a judge
-
-One line of DIR/NAME/generations.jsonl a sample, written as it finishes: an evaluation that was killed goes on where it
-stopped. At the end DIR has detailed_results.csv (a row a rule, data set and seed), summary_statistics.csv (mean, std, min, max of
-seeds), pareto.png. Ends with status 1 where every evaluation failed. What is not said is taken from the run's configuration.
-"""
+"""The work of `evaluate`: answer questions by policies and rules, judge the answers, and report accuracy and cost."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import argparse
 import json
@@ -49,33 +32,32 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.fingerprint import digest_of, digests_of
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
-from evaluation import pairwise, reward_task
 from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import AnswerSettings, answer_lengths, generations
-from evaluation.few_shot import WORKED, with_examples
+from evaluation.few_shot import with_examples
 from evaluation.generations import begin, check_beside, finished_in, merge, shard
 from evaluation.metrics import machine
+from evaluation.names import ALIASES, ALL, WORKED
 from evaluation.report import plot_pareto, print_table, write_csv
 from evaluation.summary import IDENTITY, result_row, summary_row
-from evaluation.sweeps import ALIASES, SAMPLING_MODES, Candidate, candidates, numbers
+from evaluation.sweeps import Candidate, candidates, numbers
 from load_model import load_model
 from policy.checkpoints import policy_file
-from samplers.heuristics import CONFIDENCES, WHERE, AsSampled, check_confidence
+from samplers.heuristics import AsSampled, check_confidence
 from samplers.loop import Strategy
+from samplers.names import PREDICTORS, STRATEGIES
 from samplers.samples import Stopwatch
-from samplers.scores import PREDICTORS
-from samplers.settings import STRATEGIES, check_strategy, readers_of
+from samplers.settings import check_strategy, readers_of
+from training.devices import check_device
 from training.files import append_line, check_place, write_text
 from training.hub import shipped
 from training.processes import Processes, processes
 from training.published import from_file
-from training.ranges import ROWS, Number, Whole
 from training.stored import description
 from training.terminal import printable
-from training.usage import CONFIGS, check_device, composed, exit_on_bad_input, override
+from training.usage import CONFIGS, composed, override
 
 OF_DATA = ("dataset", "questions", "length", "few_shot", "n_test", "math_by")  # settings that data sets may differ in
-ALL = ("gsm8k", "math", "humaneval", "mbpp")
 
 
 T = TypeVar("T")
@@ -95,87 +77,6 @@ class Job:
         return f"{self.candidate.name}_{self.dataset}_seed{self.seed}"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("run", nargs="?", help="a training run: its checkpoints are evaluated on its model")
-    made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
-    made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
-    made.add_argument(
-        "--other_model", action="store_true",
-        help="the policy was trained on another model than this one: of policies that read confidences only",
-    )  # fmt: skip
-    made.add_argument(
-        "--strategy", "--remasking", help=f"a rule in place of a policy: {', '.join(WHERE)}; also {', '.join(ALIASES)}"
-    )
-    made.add_argument(
-        "--settings", "--thres", default="", help="of the rule, one evaluation each: thresholds 0.5,0.9, say"
-    )
-    made.add_argument("--windows", default="", help="of --strategy window: widths of the window, 2,4,8 (default: 4)")
-    made.add_argument(
-        "--config", help="an experiment's name or a YAML file: model, lengths, blocks (default: the run's)"
-    )
-    made.add_argument("--model_path", help="the frozen model (default: the configuration's, else example/chain)")
-    made.add_argument(
-        "--datasets", "--dataset", default="chain", help=f"of {', '.join(DATASETS)}; all is {','.join(ALL)}"
-    )
-    made.add_argument("--data_dir", help="holds NAME/test.jsonl, for machines without a hub")
-    made.add_argument("--math_by", default="verify", choices=("verify", "string"), help="how answers of MATH compare")
-    made.add_argument(
-        "--unsandboxed", action="store_true",
-        help="run what a model wrote with your own rights where there is no bubblewrap",
-    )  # fmt: skip
-    made.add_argument(
-        "--few_shot", type=Whole(0, 100), default=0, help=f"worked examples before a question ({', '.join(WORKED)})"
-    )
-    made.add_argument(
-        "--temperatures",
-        "--temperature_policy",
-        help="of the policy (default: eval.temperature of the configuration, else 1)",
-    )
-    made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
-    made.add_argument("--token_temperature", type=Number(0, 1e6), default=0.0, help="0 writes the most likely token")
-    made.add_argument(
-        "--confidence", default="model", choices=CONFIDENCES, help="of --strategy: that of the model at temperature 1, or of "
-        "the token drawn at --token_temperature",
-    )  # fmt: skip
-    made.add_argument("--seeds", "--seed", default="42")
-    made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
-    made.add_argument("--gen_length", type=ROWS, default=None, help="positions to write (default: 256; chain: 24)")
-    made.add_argument("--block_length", type=ROWS, default=None, help="default: the configuration's, else no blocks")
-    made.add_argument(
-        "--steps", "--diffusion_steps", default="",
-        help="of rules that write equal parts, one evaluation each: 4,8,16 (default: one a position)",
-    )  # fmt: skip
-    made.add_argument(
-        "--budgets",
-        "--budget",
-        default="",
-        help="evaluations that a sample may cost, one evaluation of the rule each; none (default: those a run was trained with)",
-    )
-    made.add_argument(
-        "--alphas", "--alpha", default="",
-        help="of a policy trained with reward.alphas, one evaluation each: 0,0.3,1,3 (default: those trained with)",
-    )  # fmt: skip
-    made.add_argument("--cache", choices=("prefix", "dual", "none"), help="default: the configuration's, else none")
-    made.add_argument("--refresh", type=ROWS, help="evaluations after which a cached row runs whole again")
-    made.add_argument(
-        "--drift", action="store_true",
-        help="measure how far a cache's confidences are off; the runs this takes count neither as evaluations nor as seconds",
-    )  # fmt: skip
-    made.add_argument("--logits_eos_inf", action="store_true", help="never write the end of sequence")
-    made.add_argument("--confidence_eos_eot_inf", action="store_true", help="write the ends of sequence and turn last")
-    made.add_argument(
-        "--guidance", type=Number(0, 1e6), default=0.0, help="classifier-free; an evaluation then counts twice"
-    )
-    made.add_argument("--n_test", type=ROWS, default=None, help="questions of each data set (default: all; chain: 512)")
-    made.add_argument("--batch_size", type=ROWS, default=32)
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
-    made.add_argument("--save_path", "--output_dir", required=True)
-    return made
-
-
 def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     """The run's, or that of --config. ValueError for what is neither a run nor a configuration."""
     asked = arguments.config
@@ -184,7 +85,7 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     if asked is None:
         file = Path(arguments.run) / ".hydra" / "config.yaml"
         if not file.is_file():
-            raise ValueError(f"{arguments.run} is not a run: {file} does not exist; give a run of run_train_policy.py")
+            raise ValueError(f"{arguments.run} is not a run: {file} does not exist; give a run of train-policy")
         return description(file)
     experiments = CONFIGS / "experiment"
     if Path(asked).suffix not in (".yaml", ".yml") or Path(asked).resolve().parent == experiments:
@@ -398,16 +299,8 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     return names, seeds
 
 
-TASKS = {"reward": reward_task.main, "pairwise": pairwise.main}
-
-
-def main(argv: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run every job; returns the exit status."""
-    if argv[:1] == ["--task"]:
-        if argv[1:2] == [] or argv[1] not in TASKS:
-            raise ValueError(f"--task {' '.join(argv[1:2])} is unknown; use one of {', '.join(TASKS)}, or leave it out")
-        return TASKS[argv[1]](argv[2:])
-    arguments = parser().parse_args(argv)
     names, seeds = check(arguments)
     config = configuration(arguments)
     known = OmegaConf.create() if config is None else config
@@ -484,9 +377,3 @@ def report(results: Results, base: Path, title: str) -> None:
              "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
     print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
                   **{name: row[key] for name, key in shown.items()}} for row in summary], title=title)  # fmt: skip
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        status = main(sys.argv[1:])
-    sys.exit(status)

@@ -1,19 +1,6 @@
-"""Any-order zero-shot perplexity of a model on held-out text: exp of the bound on -log p, per token.
-
-    python run_perplexity.py --model JingyangOu/radd-t-dce --data wikitext2 lambada ptb wikitext103 lm1b
-    python run_perplexity.py --model example/stories --data stories
-
-Masked models: Monte Carlo of the lambda-DCE bound with `--noises` low-discrepancy mask rates a row, with its standard error over
-rows; causal models: exact. A figure that is not a finite number (the error of a single row, say) is null. Text is packed into
-rows of the model's length, as in RADD's zero-shot table.
-"""
+"""The work of `perplexity`: the bound on -log p of held-out text, per token."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import argparse
 import json
@@ -29,13 +16,12 @@ from dlm.encoding import unwritable
 from dlm.masked_lm import MaskedLM
 from dlm.pretrain import row_bounds
 from evaluation.metrics import finite
+from evaluation.names import NOISES
 from load_model import load_model
+from training.devices import check_device
 from training.files import check_cache
 from training.hub import shipped
-from training.ranges import ROWS, Whole
-from training.usage import check_device, exit_on_bad_input
 
-NOISES = 64  # mask rates a row, where none are given
 READ = 100  # texts of a data set that are tried before the model runs
 
 
@@ -64,7 +50,7 @@ def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> N
         )
 
 
-def main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Print the perplexity bound of a model on a data set."""
     check_device(arguments.device)
     check_cache(arguments.cache_dir, f"--cache-dir {arguments.cache_dir}")
@@ -94,23 +80,3 @@ def main(arguments: argparse.Namespace) -> None:
             "nats_per_token": mean, "standard_error": error, "noises": None if model.causal else noises,
         }  # fmt: skip
         print(json.dumps(finite(record), allow_nan=False))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="example/stories", help="hub id, directory, run or .pth of a run")
-    parser.add_argument(
-        "--data", nargs="+", default=["stories"], help="lambada wikitext2 ptb wikitext103 lm1b, a hub id, a file"
-    )
-    parser.add_argument("--split", default="valid", help="train, valid or test")
-    parser.add_argument("--rows", type=Whole(2), default=None, help="rows to score (default: all)")
-    parser.add_argument("--length", type=ROWS, default=None, help="positions a row (default: the model's)")
-    parser.add_argument(
-        "--noises", type=ROWS, help=f"mask rates a row of a masked model ({NOISES}); the published script takes 1,024"
-    )
-    parser.add_argument("--batch-size", type=ROWS, default=16)
-    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), help="of the mask rates and masks of a masked model (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--cache-dir", default=None)
-    with exit_on_bad_input():
-        main(parser.parse_args())

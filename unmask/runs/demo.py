@@ -1,18 +1,6 @@
-"""The whole main job, small: learn where to unmask, sample, compare, look.
-
-    ./demo [--out output/demo] [--iterations 300] [--puzzles 200] [--stories 16]
-
-1. Trains an unmasking policy on the shipped Sudoku backbone, from random weights: which of the backbone's best tokens are right.
-2. Solves held-out puzzles and 3. writes stories with direct, confidence, threshold, dilated (which learns nothing) and policy.
-Prints one table of quality and cost; writes a Pareto plot, the samples, and an HTML page that replays the unmasking step by step.
-"""
+"""The work of `demo`: train a policy, solve puzzles, write stories, and draw what they cost."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import argparse
 import time
@@ -23,7 +11,6 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-import run_train_policy
 from data.sudoku import blanked, make
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
@@ -43,14 +30,14 @@ from samplers.heuristics import Confident, Dilated, Direct, Threshold
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Samples
 from training.files import check_place, make_directory, write_text
-from training.ranges import ROWS
-from training.usage import exit_on_bad_input, override
+from training.usage import override
+from unmask.runs import train_policy
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 BOX = (2, 3)
 
 
-def train_policy(out: Path, iterations: int) -> Path:
+def learn(out: Path, iterations: int) -> Path:
     """Train a short run of experiment=sudoku6_agreement; return its directory."""
     overrides = [
         "experiment=sudoku6_agreement", override("dlm.path", str(ROOT / "example/sudoku6")),
@@ -60,7 +47,7 @@ def train_policy(out: Path, iterations: int) -> Path:
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         config = compose("train_policy", overrides)
-    return run_train_policy.main(config, overrides)
+    return train_policy.run(config, overrides)
 
 
 def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list[dict], dict[str, Samples]]:
@@ -134,14 +121,14 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
     return rows, kept
 
 
-def main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Run the demo: train, measure, draw."""
     started = time.perf_counter()
     check_place(arguments.out, f"--out {arguments.out}")
     judge = default_judge("cpu")  # what is missing is said before the work
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
     print("1/3 learning where to unmask, on Sudoku")
-    run = train_policy(out, arguments.iterations)
+    run = learn(out, arguments.iterations)
     print("2/3 solving held-out puzzles")
     board, _ = load_model(ROOT / "example/sudoku6")
     table, points, boards = puzzles(board, run, arguments.puzzles)
@@ -170,13 +157,3 @@ def main(arguments: argparse.Namespace) -> None:
         f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/"
     )
     print(f"{time.perf_counter() - started:.0f} s")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="output/demo", help="where to write (a folder a run)")
-    parser.add_argument("--iterations", type=ROWS, default=300, help="updates of the policy")
-    parser.add_argument("--puzzles", type=ROWS, default=200, help="held-out puzzles")
-    parser.add_argument("--stories", type=ROWS, default=16, help="samples a strategy")
-    with exit_on_bad_input():
-        main(parser.parse_args())

@@ -1,29 +1,12 @@
-"""Learn a reward model from preference pairs: of whole answers, of prefixes, or of canvases with masks.
-
-    python run_make_preferences.py --prefer vader --out output/preferences
-    python run_train_reward.py data.train=output/preferences/train.jsonl reward.kind=mask
-    python run_train_reward.py init=gpt2 reward.kind=prefix data.train=tldr
-    python run_train_reward.py reward.head=vocabulary init=example/stories reward.kind=mask data.train=pairs.jsonl
-    python run_train_reward.py resume=output/2026.01.31/120000
-
-Writes a run directory (see training/run.py); RUN is what `reward=learned reward.model=RUN` reads. Sequence models learn by TRL's
-RewardTrainer, vocabulary heads by rl/vocabulary_head.py.
-"""
+"""The work of `train-reward`: learn a reward model, or a vocabulary head on a frozen model, from preference pairs."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
 
 import json
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig
 
@@ -43,7 +26,7 @@ from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.storage import add_checksums, check_files
 from training.trainer import Trainer
 from training.trainers import check_trainer, train_by, trainer_settings
-from training.usage import check_overrides, exit_on_bad_input, readable
+from training.usage import readable
 from unmask.build import build_preferences
 
 HEADS = ("sequence", "vocabulary")
@@ -222,7 +205,7 @@ def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes)
     return run.directory
 
 
-def main(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_reward")
     check_settings(config, "train_reward")
@@ -233,16 +216,3 @@ def main(config: DictConfig, overrides: list[str]) -> Path:
         torch.manual_seed(config.seed)
         train = train_vocabulary if config.reward.head == "vocabulary" else train_sequence
         return train(config, overrides, group)
-
-
-@hydra.main(config_path="configs", config_name="train_reward", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        check_overrides("train_reward")
-        entry()

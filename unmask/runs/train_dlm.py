@@ -1,25 +1,10 @@
-"""Pre-train or fine-tune a backbone, or make a masked-diffusion model of a causal one.
-
-    python run_train_dlm.py experiment=stories
-    python run_train_dlm.py experiment=adapt_smollm2
-    torchrun --nproc-per-node 8 run_train_dlm.py experiment=radd_owt model.dtype=bfloat16
-    python run_train_dlm.py resume=output/2026.01.31/120000
-
-Writes a run directory (see training/run.py); RUN/model is what load_model, run_sample.py and save_pretrained users read.
-"""
+"""The work of `train-dlm`: pre-train or fine-tune a model, or adapt a causal one."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
-
 from pathlib import Path
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -48,7 +33,7 @@ from training.processes import processes
 from training.run import Run, resumed_config, write_samples
 from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
-from training.usage import CONFIGS, check_overrides, exit_on_bad_input
+from training.usage import CONFIGS
 from unmask.build import stored_config
 
 
@@ -172,7 +157,7 @@ def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
     return config
 
 
-def main(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
     check_settings(config, "train_dlm")
@@ -244,16 +229,3 @@ def show_samples(
         answers = formula_measures(samples.answers(model.tokenizer))
         measures |= {f"sample_{name}": value for name, value in answers.items()}
     return measures
-
-
-@hydra.main(config_path="configs", config_name="train_dlm", version_base=None)
-def entry(config: DictConfig) -> None:
-    """Run with the configuration that Hydra composed."""
-    with exit_on_bad_input():
-        main(config, list(HydraConfig.get().overrides.task))
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        check_overrides("train_dlm")
-        entry()

@@ -1,27 +1,11 @@
-"""Make preference pairs whose truth is known: continuations of plain prompts by a language model, ranked by a reward.
-
-    python run_make_preferences.py --prefer vader --out output/preferences
-    python run_make_preferences.py --model smollm2 --prefer brevity --count 200 --out output/short
-
-A prompt is the beginning of a story; the model (causal or masked) writes `--samples` continuations of it, of which the best is
-preferred to the worst, the second best to the second worst, and so on. Pairs of equal texts, or scores, are dropped and
-counted. DIR/train.jsonl, judge.jsonl (for a held-out judge) and valid.jsonl are of different prompts; a line of JSON each:
-{"prompt", "chosen", "rejected", and of both _score, and _ends: whether it came to its end}. The same command writes the same.
-"""
+"""The work of `make-preferences`: sample continuations, rank them by a reward, write the pairs."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from training.interrupt import end_in_one_line
-
-    end_in_one_line()  # before the imports below, which take seconds
-
 import argparse
 import json
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,10 +19,9 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from rewards.models import TextReward, load_reward
 from samplers.settings import SamplerSettings
+from training.devices import device_of
 from training.files import check_place, make_directory, write_text
 from training.hub import shipped
-from training.ranges import ROWS, Number, Whole
-from training.usage import device_of, exit_on_bad_input
 from unmask.decoders import build_rule_decoder
 
 SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
@@ -128,37 +111,9 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
     return {**counts, **{f"dropped_{reason}": number for reason, number in dropped.items()}}
 
 
-def main(argv: list[str]) -> dict[str, int]:
-    """Write the preferences that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a directory")
-    parser.add_argument(
-        "--prefer", default="vader", help="vader, profanity, brevity, or any reward of rewards/models.py"
-    )
-    parser.add_argument(
-        "--model", default="example/stories_causal", help="smollm2, a hub id or a directory; causal or masked"
-    )
-    parser.add_argument(
-        "--texts", default="stories", help="whose beginnings are the prompts: stories, or a file of texts"
-    )
-    parser.add_argument("--words", type=Whole(0), default=4, help="of a prompt; 0: texts without a prompt")
-    parser.add_argument("--count", type=Whole(), default=500, help="prompts")
-    parser.add_argument("--samples", type=Whole(2, 1_000_000), default=4, help="continuations of each")
-    parser.add_argument("--length", type=ROWS, default=64, help="tokens of prompt and continuation together")
-    parser.add_argument("--strategy", default=None, help="of a masked model: any rule of run_sample.py")
-    parser.add_argument("--steps", type=ROWS, default=32, help="of a masked model")
-    parser.add_argument("--temperature", type=Number(0, 1e6), default=1.0)
-    parser.add_argument("--top_p", type=Number(0, 1, open_low=True), default=1.0)
-    parser.add_argument("--batch", type=ROWS, default=128)
-    parser.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args(argv)
+def run(options: argparse.Namespace) -> dict[str, int]:
+    """Write the preferences, and print how many; returns the counts."""
     options.device = device_of(options.device)
     counts = make_preferences(options)
     print(", ".join(f"{name} {number}" for name, number in counts.items()) + f" pairs in {options.out}")
     return counts
-
-
-if __name__ == "__main__":
-    with exit_on_bad_input():
-        main(sys.argv[1:])

@@ -1,0 +1,27 @@
+"""Names of all strategies. No other module is imported, so that `--help` can list them without loading torch."""
+
+from __future__ import annotations
+
+RULES = (  # unmasking rules that learn nothing
+    "direct",
+    "first_hitting",
+    "random",
+    "dilated",
+    "confidence",
+    "confidence_noisy",
+    "top_prob",
+    "entropy",
+    "threshold",
+    "window",
+    "factor",
+    "entropy_bound",
+    "leftmost",
+)
+STRATEGIES = (*RULES, "policy")  # an unmasking rule and a token sampler
+PREDICTORS = ("euler", "analytic")  # of a SEDD
+TILTED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head")  # guided step by step by a reward
+GUIDED = (*TILTED, "best_of_n", "top_k")  # guided by a reward
+FILTERS = ("twisted_smc", "fk")  # by particles
+EVERY_STRATEGY = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
+CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences
+POSITIONS = ("independent", "pair", "joint")  # how a guided decoder commits several positions of a step

@@ -1,0 +1,41 @@
+"""Make a corpus of short children's stories by sampling a causal language model; the shipped `data/stories` came from it.
+
+    python -m unmask make-stories --count 3000 --out stories.jsonl.gz
+    python -m unmask make-stories --split stories.jsonl.gz --out data/stories
+
+The first command samples stories from SmolLM2-135M-Instruct (or `--model`) at temperature 0.6 and top-p 0.9, cuts each at
+its last full sentence, drops the repetitive ones and appends {prompt, text} line by line: started again with the same
+`--out` it goes on where it stopped. The second holds out every twelfth story or so, chosen by a hash of the text, and
+writes train.jsonl.gz and valid.jsonl.gz.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.interrupt import imported
+from training.ranges import ROWS, Whole
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        "python -m unmask make-stories", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, required=True, help="a .jsonl.gz file, or with --split a directory")
+    made.add_argument("--split", type=Path, help="do not sample: split this file of stories")
+    made.add_argument("--count", type=Whole(), default=3000)
+    made.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
+    made.add_argument("--tokens", type=ROWS, default=160, help="longest story, in tokens of the model")
+    made.add_argument("--batch", type=ROWS, default=32)
+    made.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return made
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write stories, or split a file of stories."""
+    given = parser().parse_args(arguments)
+    imported("unmask.runs.make_stories").run(given)

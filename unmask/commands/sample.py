@@ -1,0 +1,153 @@
+"""Sample text or puzzles from a masked language model, and evaluate them.
+
+    python -m unmask sample --strategy direct --batch_size 1 --steps 16
+    python -m unmask sample --strategy confidence --num_samples 64 --batch_size 16 --steps 32 --json record.json
+    python -m unmask sample dlm=stories_causal --strategy pargs --reward RUN --prompt "One day" --num_samples 4 --batch_size 4
+
+Every flag is shorthand for a key of configs/sample.yaml; any other key is set Hydra's way: `sampler.temperature=0.9`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from samplers.names import FILTERS, GUIDED, POSITIONS, PREDICTORS, STRATEGIES
+from training.interrupt import imported
+from training.usage import composed, literal
+
+EXAMPLES = """
+any key of configs/sample.yaml can follow as KEY=VALUE, among them
+  dlm=NAME                  stories (default), stories_causal, sudoku6, radd_t_dce, radd_lambda_dce, radd_lambda_dce_medium
+  sampler.temperature=0.9   0 writes the most likely token; also sampler.top_p, sampler.top_k
+  sampler.block_length=32   semi-autoregressive decoding
+  sampler.budget=4          at most 4 evaluations a sample: the last one writes all that is left
+  sampler.alpha=1           of a policy trained with reward.alphas: how much speed is worth
+  sampler.factor=1          and sampler.entropy_bound, sampler.noise, sampler.window: parameters of strategies
+  sampler.policy.action=bernoulli_argmax   not for example/014609, which takes fixed only
+  model.dtype=bfloat16
+
+examples
+  python -m unmask sample --strategy direct --batch_size 1 --steps 16
+  python -m unmask sample --strategy policy --steps 16 --num_samples 8 --batch_size 8
+  python -m unmask sample --strategy threshold --threshold 0.8 --prompt "Once upon a time" --show
+  python -m unmask sample --template "Once upon a time there was a [MASK:5] who lived [MASK:3]." --steps 8
+  python -m unmask sample dlm=sudoku6 --strategy confidence --prompt ".3....4...3..21..4..5..6.......1..4."
+  python -m unmask sample dlm=stories_causal --num_samples 4 --batch_size 4
+  python -m unmask sample --strategy twisted_smc --twist RUN --particles 32 --resample ess
+  python -m unmask sample --strategy fk --reward vader --particles 8 sampler.smc.scale=5
+  python -m unmask sample dlm=radd_lambda_dce_medium sampler.temperature=0.9 --device cuda --json - --no-eval
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; `dest` is the key of the configuration that a flag sets."""
+    parser = argparse.ArgumentParser(
+        usage="python -m unmask sample [FLAGS] [KEY=VALUE ...]",
+        description="Sample from a masked (or causal) language model; print generative perplexity, entropy, NFE, tokens/s.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", "--ckpt_path", dest="dlm.path", metavar="PATH", help="hub id, directory, run or one .pth of a run"
+    )
+    model.add_argument("--device", metavar="NAME", help="auto (default), cpu or cuda")
+    how = parser.add_argument_group("how to unmask")
+    how.add_argument(
+        "--strategy", dest="sampler.strategy", metavar="NAME",
+        help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step); of a SEDD also "
+        f"{', '.join(PREDICTORS)}; guided by a reward: {', '.join(GUIDED)}; with particles: {', '.join(FILTERS)}",
+    )  # fmt: skip
+    how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
+                     "first_hitting, threshold, window, factor and entropy_bound take as many as they need")  # fmt: skip
+    how.add_argument(
+        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of threshold and window (0.9)"
+    )
+    how.add_argument(
+        "--policy",
+        dest="sampler.policy.path",
+        metavar="PATH",
+        help="a trained policy for strategy policy (example/014609)",
+    )
+    how.add_argument(
+        "--other_model", dest="sampler.policy.other_model", action="store_true",
+        help="the policy was trained on another model than this one: of policies that read confidences only",
+    )  # fmt: skip
+    guided = parser.add_argument_group(f"guided by a reward ({', '.join(GUIDED)})")
+    guided.add_argument(
+        "--reward", dest="sampler.guide.reward", metavar="RUN_OR_ID",
+        help="a run of train-reward, a sequence classifier, vader, profanity, ...; of value_head: a run with such a head; "
+        "fk takes it too",
+    )  # fmt: skip
+    guided.add_argument("--beta", dest="sampler.guide.beta", type=float, metavar="B", help="its weight (as published)")
+    guided.add_argument("--k", dest="sampler.guide.k", type=int, metavar="N", help="tokens that are candidates (10)")
+    guided.add_argument(
+        "--unmask", dest="sampler.guide.unmask", metavar="NAME",
+        help="which masks of a masked model are written next, a strategy above that needs no policy (confidence)",
+    )  # fmt: skip
+    guided.add_argument(
+        "--positions", dest="sampler.guide.positions", metavar="NAME",
+        help=f"of several positions a step: {', '.join(POSITIONS)} (independent)",
+    )  # fmt: skip
+    particles = parser.add_argument_group(f"particles ({', '.join(FILTERS)})")
+    particles.add_argument(
+        "--particles", dest="sampler.smc.particles", type=int, metavar="N", help="of each sample (8)"
+    )
+    particles.add_argument(
+        "--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never"
+    )
+    particles.add_argument("--twist", dest="sampler.smc.twist", metavar="RUN", help="twisted_smc: a run of train-twist")
+    what = parser.add_argument_group("what to write")
+    what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
+    what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
+    what.add_argument("--length", type=int, metavar="N", help="positions of the canvas (the model's longest)")
+    what.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same samples (0)")
+    what.add_argument("--prompt", "--prefix", dest="prefix", metavar="TEXT",
+                      help="text at the start; for Sudoku the puzzle, with '.' for a blank")  # fmt: skip
+    what.add_argument(
+        "--chat", action="store_true", help="the prompt is a user's message, in the model's chat template"
+    )
+    what.add_argument("--suffix", metavar="TEXT", help="text at the end")
+    what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five tokens")
+    after = parser.add_argument_group("evaluation and output")
+    after.add_argument(
+        "--judge", metavar="NAME", help="causal model for perplexity: smollm2 (default), a hub id, a directory"
+    )
+    after.add_argument("--no-eval", dest="eval", action="store_false", help="no judge, so no perplexity")
+    after.add_argument("--drift", action="store_true", help="measure how far off the confidences of sampler.cache are")
+    after.add_argument("--out", metavar="DIR", help="write sample_*.txt and samples.jsonl here")
+    after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
+    after.add_argument("--show", action="store_true", help="watch the canvas fill")
+    return parser
+
+
+def build_config(argv: list[str]) -> DictConfig:
+    """The configuration of one command line: configs/sample.yaml, the overrides, then the flags."""
+    flags, overrides = parser().parse_known_args(argv)
+    for unknown in overrides:
+        if unknown.startswith("-") or "=" not in unknown:
+            names = [name for action in parser()._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown.split("=")[0], names, n=1)
+            hint = f"did you mean {near[0]}? See --help" if near else "see --help; text with spaces needs quotes"
+            raise ValueError(f"{unknown!r} is neither a flag nor KEY=VALUE; {hint}")
+    from unmask.runs.sample import check_read  # seconds to import
+
+    config = composed("sample", overrides)
+    for key, value in vars(flags).items():
+        OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
+    names = {action.dest: action.option_strings[0] for action in parser()._actions}
+    given = {override.partition("=")[0].lstrip("+~"): override.partition("=")[0] for override in overrides}
+    check_read(config, given | {key: names[key] for key in vars(flags)})
+    return config
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Sample, print and write what the command line asks for."""
+    parser().parse_known_args(arguments)  # --help and malformed values end here, before seconds of imports
+    imported("unmask.runs.sample").run(build_config(list(arguments)))

@@ -1,0 +1,20 @@
+"""Pre-train or fine-tune a backbone, or make a masked-diffusion model of a causal one.
+
+    python -m unmask train-dlm experiment=stories
+    python -m unmask train-dlm experiment=adapt_smollm2
+    torchrun --nproc-per-node 8 -m unmask train-dlm experiment=radd_owt model.dtype=bfloat16
+    python -m unmask train-dlm resume=output/2026.01.31/120000
+
+Writes a run directory (see training/run.py); RUN/model is what load_model, unmask sample and save_pretrained users read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unmask.runs.configured import run_configured
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run with the settings of the command line."""
+    run_configured("train_dlm", list(arguments))

@@ -1,0 +1,1 @@
+"""The work of the commands: from a composed configuration, or parsed flags, to files on disk. Commands and Python API call it."""

@@ -1,0 +1,33 @@
+"""Commands whose settings are a composed configuration: Hydra reads the command line, a module beside this one does the work."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from training.interrupt import imported
+from training.usage import CONFIGS, check_overrides, exit_on_bad_input
+
+
+def run_configured(name: str, arguments: list[str]) -> None:
+    """Run `unmask.runs.NAME` with configs/NAME.yaml and the overrides of the command line. Hydra's own flags (--help, --cfg)
+    are Hydra's.
+
+    Raises:
+        ValueError: for an override that does not fit, or settings that no run could have.
+    """
+    check_overrides(name, arguments)
+
+    def work(config: DictConfig) -> None:
+        with exit_on_bad_input():  # inside, since Hydra reports what leaves it at length
+            imported(f"unmask.runs.{name}").run(config, list(HydraConfig.get().overrides.task))
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]  # which Hydra reads
+    try:
+        hydra.main(config_path=str(CONFIGS), config_name=name, version_base=None)(work)()
+    finally:
+        sys.argv = before

@@ -1,0 +1,387 @@
+"""The work of `sample`: decode, measure, print and write what a configuration asks for."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from jaxtyping import Int
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dlm.board import BoardTokenizer
+from dlm.canvas import canvas_of
+from dlm.checkpoints.table import is_causal
+from dlm.environment import UnmaskingEnvironment
+from dlm.masked_lm import MaskedLM
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from evaluation.cost import evaluation_flop, flop_of
+from evaluation.metrics import cost, machine, peak_memory_mib, quality, solved
+from evaluation.text import Judge, default_judge, has_default_judge, load_judge
+from load_model import load_model
+from policy.checkpoints import policy_file
+from rewards.models import check_reward
+from samplers.best_of import BestOf
+from samplers.live import LiveView
+from samplers.loop import Decoder, OnStep
+from samplers.names import FILTERS, GUIDED
+from samplers.samples import Samples
+from samplers.scores import ScoreDecoder
+from samplers.settings import SamplerSettings, check_given, check_strategy, guided_rule, strategy_name
+from samplers.smc import ParticleDecoder
+from training.devices import device_of
+from training.files import Unwritable, append_line, is_stream, make_directory, write_text
+from training.hub import shipped
+from training.settings import check_settings
+from training.terminal import printable, say_if_newline_is_spelled
+from training.usage import literal
+from unmask.decoders import Layout, build_decoder, build_options, twist_description
+
+
+def sampler_settings(config: DictConfig) -> SamplerSettings:
+    """The settings of `config.sampler`."""
+    values = OmegaConf.to_container(config.sampler, resolve=True)
+    assert isinstance(values, dict)
+    return SamplerSettings.of({str(key): value for key, value in values.items()})
+
+
+def check_read(config: DictConfig, given: dict[str, str]) -> None:
+    """Refuse a setting that nothing reads under this configuration. Raises ValueError.
+
+    Args:
+        given: key of the configuration -> its name on the command line, of each that the user gave. Defaults do not count.
+    """
+    check_strategy(config.sampler.strategy)
+    check_given(sampler_settings(config), given)
+    if config.sampler.strategy == "twisted_smc":
+        for key, name in given.items():
+            if key.split(".")[0] == "dlm":
+                raise ValueError(
+                    f"{name} would do nothing with --strategy twisted_smc, which takes the model of its twist; leave it out"
+                )
+    if "sampler.steps" in given:
+        check_steps(config, given["sampler.steps"])
+    if not config.eval and "judge" in given and config.judge is not None:
+        raise ValueError(f"{given['judge']} would do nothing with --no-eval; leave one out")
+    if config.json == "-" and "show" in given and config.show:
+        raise ValueError(
+            f"{given['show']} would do nothing with --json -, which keeps stdout for the figures; leave one out"
+        )
+
+
+def check_steps(config: DictConfig, name: str) -> None:
+    """Refuse steps for a twist, or a model on this machine, that decides one position at a time. name: of the setting on the
+    command line."""
+    path = shipped(str(config.dlm.path))
+    if config.sampler.strategy == "twisted_smc":
+        about = twist_description(sampler_settings(config).smc)
+        path = shipped(str(about["model"]))
+        if config.sampler.smc.unmask is None and not about["twist"].get("state"):
+            raise ValueError(
+                f"{name} would do nothing with a twist without a state head, which writes one position a step; leave it out"
+            )
+    if Path(path).exists() and is_causal(path):  # nothing is fetched for this
+        raise ValueError(
+            f"{name} would do nothing with the causal model {path}, which writes one token a step; leave it out"
+        )
+
+
+def check(config: DictConfig) -> None:
+    """Refuse, before a model is loaded, settings that no model takes and files that do not exist. Raises ValueError."""
+    check_settings(config, "sample")
+    check_strategy(config.sampler.strategy)
+    if config.sampler.strategy == "policy":
+        policy_file(Path(shipped(str(config.sampler.policy.path))))
+    if config.sampler.guide.reward is not None:
+        check_reward(shipped(str(config.sampler.guide.reward)))
+
+
+@dataclass
+class Prepared:
+    """Everything that one command decodes with.
+
+    path: of the model; settings: of the sampler, with the strategy that is used; canvas: one row, from which every sample starts.
+    """
+
+    path: str
+    model: MaskedLM
+    settings: SamplerSettings
+    canvas: Int[Tensor, "position"]
+    decoder: Decoder
+    options: DecodeOptions
+
+    @property
+    def board(self) -> BoardTokenizer | None:
+        """The tokenizer of a model of boards; None for text."""
+        return self.model.tokenizer if isinstance(self.model.tokenizer, BoardTokenizer) else None
+
+    @property
+    def copies(self) -> int:
+        """Rows that decode one sample."""
+        if isinstance(self.decoder, ParticleDecoder):
+            return self.decoder.particles
+        return self.decoder.count if isinstance(self.decoder, BestOf) else 1
+
+    def prompts(self, rows: int) -> Prompts:
+        """The prompts of so many samples."""
+        # Policies learn on the response alone; the clues of boards are everywhere.
+        by_policy = self.settings.strategy == "policy" and self.board is None
+        behind_prompt = by_policy or self.options.block_length is not None or self.options.cache is not None
+        first = Layout.of(Prompts(self.canvas[None]), self.model.mask_id).first if behind_prompt else 0
+        return Prompts(self.canvas.expand(rows, -1), prompt_length=first)
+
+    def decode_ids(self, ids: list[int]) -> str:
+        """Token ids as text; without a tokenizer the ids."""
+        return self.model.tokenizer.decode(ids) if self.model.tokenizer else " ".join(map(str, ids))
+
+    def decode(self, rows: Int[Tensor, "row"], seed: int, on_step: OnStep | None = None) -> Samples:
+        """The samples of these numbers."""
+        return self.decoder.decode(self.model, self.prompts(len(rows)), self.options, seed, rows, on_step=on_step)
+
+
+def prepare(config: DictConfig) -> Prepared:
+    """Load the model and build the decoder. Raises ValueError before any work."""
+    check(config)
+    settings = sampler_settings(config)
+    device = device_of(str(config.device))
+    about = twist_description(settings.smc) if settings.strategy == "twisted_smc" else None
+    path = str(config.dlm.path if about is None else about["model"])
+    kind = OmegaConf.select(config, "dlm.model_type") if about is None else None
+    model, _ = load_model(shipped(path), device, config.model.dtype, kind)
+    canvas = start_canvas(config, model, about).to(device)
+    layout = Layout.of(Prompts(canvas[None]), model.mask_id)
+    suffix = None if config.suffix is None else str(config.suffix)
+    decoder = build_decoder(settings, model, layout, config.seed, suffix)
+    if settings.strategy in GUIDED:
+        settings.guide.unmask = guided_rule(settings.guide.unmask, model)
+    elif settings.strategy not in FILTERS:
+        settings.strategy = strategy_name(settings.strategy, model)
+    options = build_options(settings, model, layout, measure_drift=config.drift)
+    found = Prepared(path, model, settings, canvas, decoder, options)
+    if not isinstance(decoder, ScoreDecoder):
+        UnmaskingEnvironment(model, options).reset(found.prompts(1))  # refuses blocks that do not fit
+    return found
+
+
+def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int[Tensor, "position"]:
+    """The canvas that the texts of the configuration ask for.
+
+    about: what a twist was learnt for, whose prompt and length are the defaults.
+    """
+    given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
+    if about is not None and given["prefix"] is None and given["template"] is None:
+        given["prefix"] = about["prompt"]
+    for key, text in given.items():
+        say_if_newline_is_spelled(text, key)
+    if about is not None and about["target"]["kind"] == "infilling":
+        given["suffix"] = None  # the twist is conditioned on it; it does not stand on the canvas
+    canvas = canvas_of(model, **given, length=config.length, chat=config.chat)
+    if about is not None and config.length is None and given["template"] is None:
+        length = int((canvas != model.mask_id).sum()) + about["length"]
+        canvas = canvas_of(model, **given, length=length, chat=config.chat)
+    return canvas
+
+
+def draw_samples(
+    config: DictConfig, keep: Callable[[Samples, list[str]], None] | None = None
+) -> tuple[list[Samples], list[str], dict]:
+    """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work.
+
+    keep: called with each batch and its texts as it is done.
+    """
+    prepared = prepare(config)
+    model, device = prepared.model, prepared.canvas.device
+    judged = config.eval and prepared.board is None and model.tokenizer is not None
+    # A judge that is missing is said now. The default one is loaded later: the peak of memory is that of sampling.
+    judge = load_judge(config.judge, str(device)) if judged and config.judge else None
+    judged = judged and (judge is not None or has_default_judge())
+    batches, texts = decode_batches(prepared, config, keep)
+    memory = peak_memory_mib(device)
+    if judged and judge is None:
+        judge = default_judge(str(device))
+    record = record_of(prepared, config, batches, texts, judge) | {"peak_memory_mib": memory}
+    if config.eval:  # decodes a few samples again, now that everything else is known
+        few = torch.arange(min(2, len(texts)), device=device)
+        flop = flop_of(lambda: prepared.decode(few, config.seed))[1]
+        record["equivalent_evaluations"] = flop / evaluation_flop(model, len(prepared.canvas)) / len(few)
+    return batches, texts, record
+
+
+def decode_batches(
+    prepared: Prepared, config: DictConfig, keep: Callable[[Samples, list[str]], None] | None
+) -> tuple[list[Samples], list[str]]:
+    """Decode every batch under a progress bar."""
+    batches: list[Samples] = []
+    texts: list[str] = []
+    count = config.num_samples or config.batch_size
+    opened = int((prepared.canvas == prepared.model.mask_id).sum()) * prepared.copies
+    shown, columns = (prepared.decode_ids if config.show else None), (prepared.board.size if prepared.board else None)
+    with LiveView(opened * count, shown, columns, quiet=config.json == "-") as view:
+        for rows in torch.arange(count, device=prepared.canvas.device).split(config.batch_size):
+            canvases = prepared.canvas.expand(len(rows) * prepared.copies, -1)
+            view.next_batch(canvases, prepared.model.mask_id)
+            done = prepared.decode(rows, config.seed, view.on_step)
+            batches.append(done)
+            texts += [
+                prepared.decode_ids(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)
+            ]
+            if keep is not None:
+                keep(done, texts[-len(done.tokens) :])
+    return batches, texts
+
+
+def record_of(
+    prepared: Prepared, config: DictConfig, batches: list[Samples], texts: list[str], judge: Judge | None
+) -> dict:
+    """Quality and cost of all samples, and the configuration that made them."""
+    model, settings = prepared.model, prepared.settings
+    tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
+    used = config.copy()
+    if prepared.path != str(config.dlm.path):  # a twist names its model
+        used.dlm = {"path": literal(prepared.path)}
+    used.sampler = OmegaConf.create(asdict(settings))
+    used.sampler.steps = len(prepared.canvas) if model.causal else settings.steps
+    used.length, used.num_samples = len(prepared.canvas), len(tokens)
+    box = tuple(model.backbone.config["puzzle"]["box"]) if prepared.board else None  # pyright: ignore
+    measured = [batch.drift for batch in batches if batch.drift is not None]
+    return {
+        "model": prepared.path,
+        "strategy": settings.strategy,
+        "steps": used.sampler.steps,
+        "length": used.length,
+        "samples": used.num_samples,
+        "seed": config.seed,
+        **quality(tokens, texts, judge, model.tokenizer, counted),
+        **({} if box is None else solved(tokens, box)),
+        **cost(batches),
+        **({"reward_rows": sum(batch.reward_rows for batch in batches)} if settings.strategy in GUIDED else {}),
+        **particle_record(batches),
+        "exact": batches[0].exact,
+        "drift": fmean(measured) if measured else None,
+        "machine": machine(prepared.canvas.device),
+        "config": OmegaConf.to_container(used, resolve=True),
+    }
+
+
+def particle_record(batches: list[Samples]) -> dict:
+    """Figures of particle filters, empty without them: log Z and log potential of each sample (None: -inf), and means."""
+    found = [batch.particles for batch in batches if batch.particles is not None]
+    if not found:
+        return {}
+    joined = {name: torch.cat([getattr(one, name) for one in found])
+              for name in ("log_z", "log_potential", "ess", "resamplings", "dead")}  # fmt: skip
+    log_z, log_phi = (
+        [x if math.isfinite(x) else None for x in joined[name].tolist()] for name in ("log_z", "log_potential")
+    )
+    return {
+        "particles": found[0].particles, "log_z": log_z, "log_phi": log_phi,
+        "dead": joined["dead"].nonzero().flatten().tolist(), "effective": fmean(joined["ess"].tolist()),
+        "resamplings": fmean(joined["resamplings"].double().tolist()),
+    }  # fmt: skip
+
+
+class SampleFiles:
+    """DIR/sample_N.txt, and a line of DIR/samples.jsonl, for each sample: its tokens, and the step at which each was written (-1:
+    given). They are on disk as soon as their batch is done, whatever happens afterwards."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.count = make_directory(directory, f"--out {directory}"), 0
+        write_text(self.lines, "")
+
+    @property
+    def lines(self) -> Path:
+        return self.directory / "samples.jsonl"
+
+    def add(self, batch: Samples, texts: list[str]) -> None:
+        """Raises Unwritable; the samples before stay."""
+        columns = (getattr(batch, name).tolist() for name in ("tokens", "written_at", "evaluations"))
+        for text, tokens, written_at, nfe in zip(texts, *columns, strict=True):
+            row = {"sample": self.count, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
+            append_line(self.lines, json.dumps(row, ensure_ascii=False))
+            write_text(self.directory / f"sample_{self.count}.txt", text + "\n")
+            self.count += 1
+
+
+def cost_line(record: dict) -> str:
+    """CPU time of everything that decoded, and its FLOP in evaluations of the model where they were counted."""
+    line = f"{record['cpu_seconds'] / record['samples']:.3g} CPU s a sample"
+    if "equivalent_evaluations" in record:
+        line = f"{record['equivalent_evaluations']:.1f} equivalent evaluations, {line}"
+    return line
+
+
+def summary(record: dict) -> str:
+    """The figures for a reader."""
+    perplexity = "not computed"
+    if record["gen_ppl"] is not None:
+        perplexity = f"{record['gen_ppl']:.2f} (judge {record['judge']}, on {record['ppl_on']})"
+    lines = {
+        "generative perplexity": perplexity,
+        "entropy": f"{record['entropy']:.3f} nats",
+        "distinct-1/2/3": " / ".join("-" if (d := record[f"distinct_{n}"]) is None else f"{d:.3f}" for n in (1, 2, 3)),
+        "NFE": f"{record['nfe']:.1f} a sample, {record['forwards']} forwards",
+        "cost": cost_line(record),
+        "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
+        "peak memory": "not measured" if (peak := record["peak_memory_mib"]) is None else f"{peak:.0f} MiB",
+    }
+    if "log_z" in record:
+        log_z, log_phi = (
+            [value for value in record[name] if value is not None] or [-math.inf] for name in ("log_z", "log_phi")
+        )
+        lines |= {
+            "log Z": f"{fmean(log_z):.3f} on average of {record['particles']} particles a sample",
+            "log potential": f"{fmean(log_phi):.3f} of the samples",
+            "effective particles": f"{record['effective']:.1f} at the end, {record['resamplings']:.1f} resamplings",
+        }
+        if dead := record["dead"]:
+            lines["without a particle"] = (
+                f"{len(dead)} of {record['samples']} samples ({', '.join(map(str, dead[:10]))}): all particles have potential 0, "
+                "log Z = -inf, left out of the means; take more particles, or temper the potential"
+            )
+    if "solve_rate" in record:
+        low, high = record["solve_rate_low"], record["solve_rate_high"]
+        lines = {"solved": f"{record['solve_rate']:.1%} [{low:.1%}, {high:.1%}]"} | lines
+        del lines["generative perplexity"], lines["distinct-1/2/3"]
+    return "\n".join(f"{name:<22} {value}" for name, value in lines.items())
+
+
+def run(config: DictConfig) -> None:
+    """Sample, print and write what the configuration asks for."""
+    record_file = None if config.json in (None, "-") else Path(config.json)
+    if record_file is not None and record_file.is_dir():
+        raise ValueError(f"--json {config.json} is a directory; give a file")
+    if record_file is not None and not is_stream(record_file):  # before hours of sampling, not after
+        make_directory(record_file.parent, f"--json {config.json}: its directory")
+    files = None if config.out is None else SampleFiles(Path(config.out))
+    try:
+        _, texts, record = draw_samples(config, None if files is None else files.add)
+    except KeyboardInterrupt:
+        kept = (
+            "; --out DIR would have kept samples" if files is None else f"; {files.count} samples are in {config.out}"
+        )
+        print(f"interrupted{kept}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    if config.json == "-":
+        print(json.dumps(record, allow_nan=False))
+        return
+    unwritten = None
+    if record_file is not None:  # before the terminal, which may end the command
+        try:
+            write_text(record_file, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        except Unwritable as error:  # the figures are shown all the same
+            unwritten = error
+    for number, text in enumerate(texts[:4]):
+        print(f"--- sample {number} ---\n{printable(text)}\n")
+    if len(texts) > 4:
+        print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
+    print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
+    if unwritten is not None:
+        raise unwritten
