@@ -1,1 +1,1 @@
-"""The loop; where to unmask; what to write; reproducible draws."""
+"""Decoding loops, unmasking rules, reward-guided decoders and particle filters."""

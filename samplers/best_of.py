@@ -1,7 +1,7 @@
-"""Best of N: N samples of each row, of which the one of highest reward is kept.
+"""Best of N: draw N samples of each row and keep the one with the highest reward.
 
-The N samples differ, since each has a row id and so random draws of its own. (A published script draws with top_p=0, which leaves
-one token, and so compares N equal samples.)
+The N samples differ, because each has its own row id and so its own random draws. (A published script draws with top_p=0,
+which leaves one token, and so compares N equal samples.)
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from samplers.samples import Samples
 
 @dataclass
 class BestOf:
-    """Best of `count` samples of `decoder`, by a reward of finished canvases.
+    """Draw `count` samples of each row by `decoder` and keep the one with the highest reward.
 
-    reward: of canvases and where each begins (None: at column 0). -inf is the lowest reward; a row all of whose samples have it
-    keeps the first one.
+    Args:
+        decoder: draws the samples.
+        count: samples per row (N).
+        reward: of finished canvases, given the column where each begins (None: column 0). -inf is the lowest reward; if all
+            samples of a row have it, the first one is kept.
     """
 
     decoder: StepDecoder
@@ -42,9 +45,10 @@ class BestOf:
         record: Record | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """See `samplers.loop.Decoder.decode`; the evaluations of a row are those of all its samples.
+        """Decode every prompt (`samplers.loop.Decoder.decode`). The NFE of a row is the sum over its N samples.
 
-        Raises FloatingPointError where a reward is not a number, and names the rows.
+        Raises:
+            FloatingPointError: a reward is NaN; the message names the rows.
         """
         samples, rewards = self.candidates(model, prompts, options, seed, row_id, on_step)
         best = rewards.argmax(1) + torch.arange(len(rewards), device=rewards.device) * self.count
@@ -55,7 +59,7 @@ class BestOf:
         self, model: MaskedLM, prompts: Prompts, options: DecodeOptions, seed: int = 0,
         row_id: Int[Tensor, "row"] | None = None, on_step: OnStep | None = None,
     ) -> tuple[Samples, Float[Tensor, "row count"]]:  # fmt: skip
-        """All samples, those of a row one behind the other, and their rewards."""
+        """Draw all N samples of every row and score them. Samples of a row are consecutive."""
         device = prompts.canvas.device
         row_id = torch.arange(len(prompts.canvas), device=device) if row_id is None else row_id
         many = (row_id.unsqueeze(1) * self.count + torch.arange(self.count, device=device)).flatten()

@@ -1,14 +1,15 @@
-"""Feynman-Kac steering (2501.06848): particles of any strategy, weighed by what a reward expects of each state.
+"""Feynman-Kac steering (2501.06848): particles of any strategy, weighted by the expected reward of each state.
 
-The reward r of a state is that of the text so far (a causal model), or log mean exp over M completions of a canvas, all masks
-drawn at once from the evaluation that the next step needs anyway. Potentials G_t of a step, and so log psi, their sum so far:
+The reward r of a state is that of the text so far (causal models), or log mean exp over the rewards of M completions of a
+canvas. All masks of a completion are drawn at once, from the evaluation that the next step needs anyway. Potentials G_t of
+a step, and their sum log psi:
 
     difference   lambda (r_t - r_t-1)            log psi = lambda r_t
     max          lambda max of r_1 .. r_t
     sum          lambda (r_1 + .. + r_t)
 
-At the end log phi = lambda r, whatever was multiplied before. What differs from the paper: log Z is estimated, and the first
-difference is to r = 0 of an empty canvas, as in its code.
+At the end log phi = lambda r for all three. What differs from the paper: log Z is estimated. As in its code, the first
+difference is taken to r = 0 of an empty canvas.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ POTENTIALS = ("difference", "max", "sum")
 
 @dataclass
 class Steering:
-    """A potential (`samplers.smc`). score: reward of texts, of finished ones or, of a causal model, of beginnings; scale: lambda;
-    completions: M; seed: of their draws, which are others than the particles'."""
+    """The potential of FK steering, for `samplers.smc.particle_filter`.
+
+    Args:
+        score: reward of finished texts, and of beginnings of texts for a causal model.
+        scale: lambda.
+        completions: M.
+        seed: of the completions; they are independent of the particles' draws.
+    """
 
     score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
     scale: float = 1.0
@@ -49,7 +56,7 @@ class Steering:
         self._total: Tensor | None = None  # log psi
 
     def expected(self, observation: Observation) -> Float[Tensor, "row"]:
-        """The reward of each state."""
+        """Estimate the reward of each state."""
         tokens, masked = observation.tokens, observation.masked
         if observation.environment.model.causal:
             written = int((~masked).sum(1).max())
@@ -61,7 +68,7 @@ class Steering:
         return torch.stack(rewards).logsumexp(0) - math.log(self.completions)
 
     def _scored(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        """Texts that are equal once."""
+        """Score each distinct text once."""
         texts, place = torch.unique(tokens, dim=0, return_inverse=True)
         return self.score(texts).to(tokens.device)[place]
 

@@ -1,12 +1,15 @@
-"""Decoding guided by a reward: where as any rule says; what from p(v) * exp(beta * r(text with v)) over the k best tokens.
+"""Decoding guided by a reward: positions by any unmasking rule, tokens from p(v) * exp(beta * r(text with v)) over the k
+best tokens.
 
-ARGS (2402.01694), PARGS (2406.07780), FaRMA (2502.04517), and for several positions at once proposals in the manner of SVDD
-(2408.08252). What differs: all candidates of a step are one batch (`Canvases`), one row of siblings against kept keys and values
-(`samplers/siblings.py`), or one product with a head on the model's own hidden states (`HeadValues`); the language model keeps its
-cache; any order of writing, so that a masked-diffusion model is guided as a causal one is; draws do not depend on the batch.
+Sources: ARGS (2402.01694), PARGS (2406.07780), FaRMA (2502.04517); joint proposals for several positions follow SVDD
+(2408.08252). What differs: all candidates of a step are scored in one batch (`Canvases`), in one row of siblings against
+cached keys and values (`samplers/siblings.py`), or by one product with a head on the model's own hidden states
+(`HeadValues`). The language model keeps its cache. Any order of positions is possible, so masked-diffusion models are
+guided like causal ones. Draws do not depend on the batch.
 
-A reward reads what it was trained to read (its `kind`): `mask` the canvas with its masks; `prefix` what is written, with gaps
-closed; `full` the same of a causal model, and of a masked one the canvas with the most likely token at every mask.
+The `kind` of a reward is the input that it was trained on: `mask` (the canvas with its masks), `prefix` (the committed
+tokens, with gaps closed), or `full` (whole texts: for a causal model the same as prefix; for a masked model the canvas with
+the most probable token at every mask).
 """
 
 from __future__ import annotations
@@ -30,14 +33,17 @@ from samplers.loop import OnStep, Record, StepDecoder, Unmasker, all_at_last
 from samplers.samples import Samples
 
 POSITIONS_PER_CALL = {"cpu": 8192, "cuda": 131_072}  # of a reward
-CHOICE = -1  # the place of a draw that is of no single position
+CHOICE = -1  # the position of a draw that belongs to no single position
 PROPOSAL = 1 << 40  # between the seeds of two proposals
 
 
 @dataclass(frozen=True)
 class Method:
-    """reads: kinds of reward that the method is defined for; beta and temperature (of the tilted law; 0 takes the best): as
-    published."""
+    """Published settings of a guided decoding method.
+
+    reads: kinds of reward that the method is defined for; beta: weight of the reward; temperature: of the guided
+    distribution (0 takes the best candidate).
+    """
 
     reads: tuple[str, ...]
     beta: float
@@ -55,7 +61,7 @@ METHODS = {
 
 @runtime_checkable
 class Reward(Protocol):
-    """Reads the language model's own token ids. kind: full, prefix or mask."""
+    """A reward of token ids of the language model. kind: full, prefix or mask."""
 
     kind: str
 
@@ -66,9 +72,12 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Template:
-    """What a reward model's rows have besides prompt and answer. front: tokens before the prompt; between: before the answer,
-    which begins at the position `first` of the canvas; end: what ends an answer, behind which nothing is read; mask: its own;
-    turns: tokens of the language model that end an answer too (dlm/ends.py), which the reward model reads as `end`."""
+    """Special tokens of a reward model's rows, beside prompt and answer.
+
+    front: tokens before the prompt; between: tokens before the answer, which begins at the position `first` of the canvas;
+    end: the token that ends an answer (later tokens are ignored); mask: mask token of the reward model; turns: tokens of
+    the language model that end an answer too (dlm/ends.py), replaced by `end`.
+    """
 
     front: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
@@ -80,7 +89,7 @@ class Template:
     def placed(
         self, canvases: Int[Tensor, "n position"], keep: Bool[Tensor, "n position"]
     ) -> tuple[Int[Tensor, "n longer"], Bool[Tensor, "n longer"]]:
-        """Canvases and what is kept of them, with the template's tokens."""
+        """Insert the template's tokens into canvases. Returns the rows and which of their tokens are kept."""
         if not self.front and not self.between:
             return canvases, keep
         more = [canvases.new_tensor(tokens).expand(len(canvases), -1) for tokens in (self.front, self.between)]
@@ -92,33 +101,33 @@ class Template:
         )
 
     def until_end(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
-        """What stands before the answer's end, and the end."""
+        """Mark the tokens up to and including the end of the answer."""
         ends = self.ends_of(canvases)
         return ends.cumsum(1) - ends.long() == 0
 
     def ends_of(self, canvases: Int[Tensor, "n position"]) -> Bool[Tensor, "n position"]:
-        """Which tokens of the answer are one that ends it."""
+        """Mark the tokens of the answer that end it."""
         ends = is_end(canvases, self.turns if self.end is None else (self.end, *self.turns))
         ends[:, : self.first] = False
         return ends
 
 
 class Values:
-    """What each candidate is worth. rows: rows that the reward has read so far."""
+    """Base class: the value of each candidate token. rows: number of rows that the reward has scored so far."""
 
     rows = 0
 
     def read_ahead(self, observation: Observation) -> None:
-        """Ask the model, before anybody else does, for what this needs besides: the canvas then runs once."""
+        """Prefetch the model outputs that the values need, so that they share one forward pass with the rule."""
 
     def __call__(
         self, observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], tokens: Int[Tensor, "n k"]
     ) -> Float[Tensor, "n k"]:
-        """Of the tokens written at each (row, position), nothing else written."""
+        """Return the value of each candidate token at its (row, position), with the other positions still masked."""
         raise NotImplementedError
 
     def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]:
-        """Of canvases that continue the observed rows, as many of each, one row's after the other's."""
+        """Return the value of canvases that continue the observed rows: equally many of each row, row after row."""
         raise ValueError(
             "this reward values single tokens, not several that are written together; use positions=independent"
         )
@@ -127,7 +136,9 @@ class Values:
 def closed_up(
     tokens: Int[Tensor, "row position"], keep: Bool[Tensor, "row position"]
 ) -> tuple[Int[Tensor, "row longest"], Bool[Tensor, "row longest"]]:
-    """The kept tokens of each row from column 0 on, in their order; 0 and False behind them."""
+    """Move the kept tokens of each row to the left, in order, and pad with 0. Returns the tokens and which columns are
+    real.
+    """
     count = keep.sum(1)
     order = (~keep).long().argsort(dim=1, stable=True)[:, : max(int(count.max()), 1)]
     real = torch.arange(order.shape[1], device=tokens.device) < count.unsqueeze(1)
@@ -135,7 +146,7 @@ def closed_up(
 
 
 def behind_padding(observation: Observation, row: Int[Tensor, "n"]) -> Bool[Tensor, "n position"]:
-    """Which positions are no padding, of these rows."""
+    """Mark the columns of these rows that are not padding."""
     place = torch.arange(observation.tokens.shape[1], device=observation.tokens.device).expand(len(row), -1)
     return place >= (0 if observation.start is None else observation.start[row].unsqueeze(1))
 
@@ -146,13 +157,13 @@ def written_out(
     position: Int[Tensor, "n"],
     tokens: Int[Tensor, "n k"],
 ) -> Int[Tensor, "n k length"]:
-    """The canvas of each candidate."""
+    """Build the canvas of each candidate: the observed row with the token at its position."""
     canvases = observation.tokens[row].unsqueeze(1).repeat(1, tokens.shape[1], 1)
     return canvases.scatter(2, position[:, None, None].expand(-1, tokens.shape[1], 1), tokens.unsqueeze(2))
 
 
 class OfRows(Values):
-    """A reward that reads whole rows, many a call. reads: full, prefix or mask. A subclass says what it makes of them."""
+    """A reward of whole rows, scored in large batches. reads: full, prefix or mask. Subclasses implement `read`."""
 
     reads: str
     template: Template
@@ -178,7 +189,7 @@ class OfRows(Values):
     def _score(
         self, observation: Observation, canvases: Int[Tensor, "n position"], of: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        """of: the observed row that each canvas continues."""
+        """Score canvases. of: the observed row that each canvas continues."""
         keep = behind_padding(observation, of)
         masked = observation.masked[of] & (canvases == observation.environment.model.mask_id)
         if self._fills(observation):
@@ -196,7 +207,7 @@ class OfRows(Values):
 
 
 class Canvases(OfRows):
-    """A reward of the model's own token ids."""
+    """A reward of the language model's own token ids."""
 
     def __init__(self, reward: Reward, template: Template | None = None):
         self.reward, self.reads, self.template = reward, reward.kind, template or Template()
@@ -209,8 +220,11 @@ class Canvases(OfRows):
 
 
 class Texts(OfRows):
-    """A reward of text, or of another tokenizer: candidates are decoded, and which have come to their end is said besides.
-    template: of the model's own ids."""
+    """A reward of text, or of another tokenizer: candidates are decoded, and the reward also gets which of them are
+    finished.
+
+    template: in token ids of the language model.
+    """
 
     def __init__(
         self,
@@ -232,7 +246,7 @@ class Texts(OfRows):
 
 
 class Siblings(Values):
-    """A causal reward: the text is read once, its candidates side by side in one row (`samplers/siblings.py`)."""
+    """A causal reward: the text runs once, with its candidates side by side in one row (`samplers/siblings.py`)."""
 
     def __init__(self, score_siblings: Callable[..., Tensor], template: Template | None = None):
         self.score_siblings, self.template = score_siblings, template or Template()
@@ -265,7 +279,7 @@ class HeadValues(Values):
 
 
 class RewardGuided(StepDecoder):
-    """A decoder whose decisions read the reward of candidates: `values`."""
+    """Base class of decoders whose decisions use the reward of candidate tokens (`values`)."""
 
     values: Values
 
@@ -279,7 +293,7 @@ class RewardGuided(StepDecoder):
         record: Record | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """See `samplers.loop.Decoder.decode`."""
+        """Decode every prompt (`samplers.loop.Decoder.decode`), and count the rows that the reward has scored."""
         before = self.values.rows
         samples = super().decode(model, prompts, options, seed, row_id, record, on_step)
         return replace(samples, reward_rows=self.values.rows - before)
@@ -287,8 +301,12 @@ class RewardGuided(StepDecoder):
 
 @dataclass
 class Guided(RewardGuided):
-    """Each position that the rule picks is written from softmax((log p + beta * r) / temperature) over the k best tokens, other
-    positions still masked: exact where one position is written at a time, by independent tilts else."""
+    """Draw each selected position from softmax((log p + beta * r) / temperature) over the k best tokens, with the other
+    positions masked.
+
+    Exact with one position per step. With several positions per step each has its own logit bias, independently of the
+    others.
+    """
 
     where: Unmasker
     values: Values
@@ -312,8 +330,11 @@ class Guided(RewardGuided):
 
 @dataclass
 class GuidedPair(RewardGuided):
-    """Position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)) over the positions that the rule
-    picks and the k best tokens of each. One position of a row is written a step."""
+    """Draw position and token together: (i, v) from p(v | i) * exp(beta * r(canvas with v at i)).
+
+    i ranges over the positions that the rule selects, v over the k best tokens of each. One position per row and step is
+    committed.
+    """
 
     where: Unmasker
     values: Values
@@ -347,8 +368,11 @@ class GuidedPair(RewardGuided):
 
 @dataclass
 class JointProposals(RewardGuided):
-    """All positions of a step together: `count` proposals from the model, one kept with probability softmax(beta * r). As count
-    grows this is the tilt of the joint law. log_what is NaN: the law of what is kept has no closed form."""
+    """Draw `count` proposals for all selected positions from the model and keep one with probability softmax(beta * r).
+
+    As count grows, this converges to the joint distribution p * exp(beta * r). log_what is NaN: the probability of the kept
+    proposal has no closed form.
+    """
 
     where: Unmasker
     values: Values
@@ -372,8 +396,11 @@ class JointProposals(RewardGuided):
 def tilted(
     observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], k: int, beta: float, values: Values
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """The k best tokens at each place, and log p + beta * r of them: -inf for one that is never written, whatever its reward.
-    Raises FloatingPointError for another's reward that is no number."""
+    """Return the k best tokens at each place and log p + beta * r of them, -inf for tokens that are never committed.
+
+    Raises:
+        FloatingPointError: the reward of another token is NaN.
+    """
     where = torch.zeros_like(observation.masked)
     where[row, position] = True
     top = observation.read(where, k)
@@ -383,14 +410,18 @@ def tilted(
 
 
 def finite(rewards: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """The same. Raises FloatingPointError for a reward that is no number."""
+    """Return the rewards unchanged.
+
+    Raises:
+        FloatingPointError: a reward is NaN.
+    """
     if not bool(torch.isfinite(rewards).all()):
         raise FloatingPointError("the reward of a candidate is not a finite number; check the reward model")
     return rewards
 
 
 def own(observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Positions counted from where their rows begin."""
+    """Count positions from the column where their row begins."""
     return position if observation.start is None else position - observation.start[row]
 
 
@@ -403,7 +434,9 @@ def drawn(
     place: Int[Tensor, "n"],
     names: Int[Tensor, "n k"] | None,
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
-    """A column of each row of scores, and its log-probability (0 for temperature 0, which takes the best)."""
+    """Draw one column of each row of scores. Returns the columns and their log-probabilities (0 at temperature 0, which
+    takes the best).
+    """
     if temperature == 0:
         return scores.argmax(1), torch.zeros(len(scores), device=scores.device)
     logits = scores / temperature
@@ -412,7 +445,7 @@ def drawn(
 
 
 def check_guide(k: object, beta: object, columns: int) -> None:
-    """ValueError for a k or beta that no model has. columns: tokens that the model can write."""
+    """Refuse values of k and beta that are out of range: ValueError. columns: number of tokens that the model can commit."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= columns:
         raise ValueError(f"k={k} must be a whole number from 1 to the model's {columns} tokens; change it")
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not abs(beta) < float("inf"):

@@ -1,11 +1,12 @@
-"""Where to unmask: every rule that needs no learned policy. `WHERE` maps the names of the command line to them.
+"""Unmasking rules without learned parameters. `WHERE` maps the names of the command line to them.
 
-Rules that choose without looking (direct, first_hitting, random, dilated, leftmost) never read the model; the loop then reads
-it at the chosen positions only. Confidences are those of the model at temperature 1, whatever the token rule; `AsSampled` makes
-them those of the distribution that tokens are drawn from.
+Rules that ignore the model (direct, first_hitting, random, dilated, leftmost) request no outputs; the loop then evaluates
+the model at the selected positions only. Confidences are those of the model at temperature 1, whatever the token sampler;
+`AsSampled` computes them from the distribution that tokens are drawn from.
+
 Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim et al. 2502.06768 (margin), genpolicy
 (confidence_noisy), LLaDA 2502.09992 (top_prob), Dream (entropy), Fast-dLLM 2505.22618 (threshold, factor), EB-Sampler
-2505.24857 (entropy_bound), "Plan for Speed" 2506.19037 (dilated; what differs: its offset is drawn).
+2505.24857 (entropy_bound), "Plan for Speed" 2506.19037 (dilated; what differs: the offset is drawn).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def best(
     count: Int[Tensor, "row"],
     ties: Float[Tensor, "row position"],
 ) -> Int[Tensor, "row position"]:
-    """Ranks 1..count of the `count` highest scores among `writable`; `ties` orders those within TIE of the last one taken."""
+    """Return ranks 1..count of the `count` highest scores among `writable`. Scores within TIE of the last one are ordered
+    by `ties`.
+    """
     scores = scores.double().masked_fill(~writable, -torch.inf)
     last = scores.sort(1, descending=True).values.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
     sure = scores > last + TIE
@@ -43,18 +46,18 @@ def best(
 
 
 def by_ties(observation: Observation, draws: Draws) -> Float[Tensor, "row position"]:
-    """Uniform numbers that order positions of equal score."""
+    """Draw uniform numbers that order positions of equal score."""
     return draws.uniform("tie", observation.row_id, observation.row_step, observation.tokens.shape[1])
 
 
 def nothing(observation: Observation) -> Float[Tensor, "row"]:
-    """Log-probability of a rule that is not asked for one."""
+    """Zeros: a placeholder for heuristics whose choice is never scored."""
     return torch.zeros(len(observation.tokens), device=observation.tokens.device)
 
 
 @dataclass
 class Direct:
-    """Each mask with probability 1 / (steps left): RADD's Tweedie sampler on the log-linear schedule."""
+    """Select each masked position with probability 1 / (steps left): RADD's Tweedie sampler on the log-linear schedule."""
 
     def choose(self, observation, draws):
         left = (observation.steps - observation.block_step).clamp(min=1)
@@ -65,8 +68,10 @@ class Direct:
 
 @dataclass
 class FirstHitting:
-    """One mask an evaluation, uniformly: ancestral sampling in continuous time without its idle steps. Without a time input
-    the hitting times themselves do not matter, and are not drawn."""
+    """Select one masked position per evaluation, uniformly: ancestral sampling in continuous time without its idle steps.
+
+    The hitting times are not drawn, because the model has no time input.
+    """
 
     def choose(self, observation, draws):
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
@@ -76,7 +81,7 @@ class FirstHitting:
 
 @dataclass
 class Random:
-    """A fixed count a step, uniformly."""
+    """Select an equal part per step, uniformly."""
 
     def choose(self, observation, draws):
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
@@ -86,9 +91,12 @@ class Random:
 
 @dataclass
 class Dilated:
-    """A fixed count a step, as far from each other as can be: with P the planned steps rounded up to a power of two, the
-    positions of one remainder modulo P first, then of the remainder half-way between, and so on (bit-reversed order), from an
-    offset drawn once a row. Positions written together are blind to each other, and neighbours depend on each other the most."""
+    """Select an equal part per step, at positions far from each other.
+
+    With P the planned steps rounded up to a power of two, positions with one remainder modulo P come first, then those of
+    the remainder half-way between, and so on (bit-reversed order), from an offset that is drawn once per row. Positions
+    that are committed together do not see each other's tokens, and neighbours depend on each other most.
+    """
 
     def choose(self, observation, draws):
         bits = (observation.steps - 1).bit_length()
@@ -102,7 +110,7 @@ class Dilated:
 
 @dataclass
 class Leftmost:
-    """A fixed count a step, from the left; with one position a step the autoregressive order."""
+    """Select an equal part per step, from the left. With one position per step this is the autoregressive order."""
 
     def choose(self, observation, draws):
         if observation.environment.model.causal:  # nothing else is writable
@@ -114,18 +122,18 @@ class Leftmost:
 
 
 def margin(observation: Observation) -> Float[Tensor, "row position"]:
-    """p(best) - p(second)."""
+    """Return p(best) - p(second) of each position."""
     top = observation.read(observation.writable, 2).top_log_probs.exp()
     return top[..., 0] - top[..., 1]
 
 
 def top_probability(observation: Observation) -> Float[Tensor, "row position"]:
-    """Probability of the most likely token at each selectable position."""
+    """Return the probability of the best token of each selectable position."""
     return observation.read(observation.writable, 1).top_log_probs[..., 0].exp()
 
 
 def negative_entropy(observation: Observation) -> Float[Tensor, "row position"]:
-    """Minus the entropy (nats) at each selectable position."""
+    """Return minus the entropy (nats) of each selectable position."""
     entropy = observation.read(observation.writable, 1, entropy=True).entropy
     assert entropy is not None
     return -entropy
@@ -136,7 +144,7 @@ SCORES = {"margin": margin, "top_prob": top_probability, "entropy": negative_ent
 
 @dataclass
 class Confident:
-    """A fixed count a step, the most confident first. score: margin, top_prob or entropy (the lowest first)."""
+    """Select an equal part per step, most confident first. score: margin, top_prob, or entropy (lowest first)."""
 
     score: str = "margin"
 
@@ -149,7 +157,7 @@ class Confident:
 
 @dataclass
 class ConfidentNoisy:
-    """A fixed count a step by log p(best) - log p(second) + noise * N(0, 1): what genpolicy calls confidence."""
+    """Select an equal part per step by log p(best) - log p(second) + noise * N(0, 1), genpolicy's confidence."""
 
     noise: float | int = 1.0
 
@@ -169,8 +177,10 @@ class ConfidentNoisy:
 def at_least_one(
     picked: Bool[Tensor, "row position"], scores: Float[Tensor, "row position"], observation: Observation, draws: Draws
 ) -> Int[Tensor, "row position"]:
-    """The picks, and the best position of a row that picked nothing. They are picked at once: who imitates them by the law of a
-    sequence is given a random one, not that of their positions."""
+    """Return the ranks of the selected positions, with the best position added to rows that selected none.
+
+    Ranks of one step are random, not left to right: imitation learning scores them as a sequence without replacement.
+    """
     one, ties = torch.ones_like(observation.row_step), by_ties(observation, draws)
     first = best(scores, observation.writable, one, ties) > 0
     picks = (picked & observation.writable) | first
@@ -179,7 +189,9 @@ def at_least_one(
 
 @dataclass
 class Threshold:
-    """Every position whose best token has at least this probability, and always the best one."""
+    """Select every position whose best token has at least this probability, and always the position with the most probable
+    best token.
+    """
 
     threshold: float | int = 0.9
 
@@ -190,8 +202,11 @@ class Threshold:
 
 @dataclass
 class Window:
-    """`Threshold` within a sliding window, the leftmost `window` masks of each row: the window moves on with every commit, where
-    semi-autoregressive blocks wait until they are full. window: at least 1."""
+    """Apply `Threshold` to the leftmost `window` masked positions of each row.
+
+    The window moves on with every commit; a semi-autoregressive block must be full before the next one begins. window: at
+    least 1.
+    """
 
     threshold: float | int = 0.9
     window: int = 4
@@ -206,7 +221,7 @@ class Window:
 
 @dataclass
 class Factor:
-    """The n most confident, n the largest with (n + 1)(1 - p_n) < factor, at least one."""
+    """Select the n most confident positions, with the largest n for which (n + 1)(1 - p_n) < factor, at least one."""
 
     factor: float | int = 1.0
 
@@ -222,7 +237,7 @@ class Factor:
 
 @dataclass
 class EntropyBound:
-    """The lowest entropies whose sum without the largest stays within the bound (nats), at least one."""
+    """Select the lowest entropies whose sum without the largest stays within the bound (nats), at least one position."""
 
     bound: float | int = 0.5
 
@@ -235,9 +250,12 @@ class EntropyBound:
 
 
 class Sampled(Response):
-    """An environment whose confidences are of the distribution that tokens are drawn from, after temperature, top-p and top-k. A
-    rule that asks for one token is told of the one that is drawn there, as in Dream's `sample_tokens` (2508.15487), not of the
-    best; rules that ask for two (margin) or for the entropy see the distribution itself. Nothing of it is kept between steps."""
+    """An environment whose confidences are those of the distribution that tokens are drawn from, after temperature, top-p
+    and top-k.
+
+    A rule that requests one token gets the token that will be drawn there, as in Dream's `sample_tokens` (2508.15487).
+    Rules that request two tokens (margin) or the entropy get those of the distribution. Nothing is cached between steps.
+    """
 
     def __init__(self, observation: Observation, what: TokenRule, draws: Draws):
         super().__init__(observation.environment, 0)
@@ -271,8 +289,9 @@ class Sampled(Response):
 
 @dataclass
 class AsSampled:
-    """A rule that reads confidences, on those of the distribution that `what` draws from (`Sampled`), in place of the model's at
-    temperature 1."""
+    """An unmasking rule with the confidences of the distribution that the token sampler draws from (`Sampled`), in place
+    of the model's at temperature 1.
+    """
 
     where: Unmasker
     what: TokenRule
@@ -295,7 +314,9 @@ CONFIDENT = (
 
 
 def check_confidence(confidence: object, name: str, setting: str) -> None:
-    """Refuse an unknown source of confidences, and one for a rule that reads none. setting: its name, for the message."""
+    """Refuse an unknown source of confidences, and a source for a rule without confidences: ValueError. setting: its name
+    in the message.
+    """
     if confidence not in CONFIDENCES:
         raise ValueError(f"{setting}={confidence!r} is unknown; use one of {', '.join(CONFIDENCES)}")
     if confidence == "sampling" and name not in CONFIDENT:

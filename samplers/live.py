@@ -1,6 +1,6 @@
-"""Progress in the terminal: a bar with NFE and tokens per second and, where asked for, the canvas while it fills.
+"""Progress in the terminal: a bar with NFE and tokens per second, and on request the canvas while it is decoded.
 
-`LiveView` is an `on_step` of `samplers.loop.sample`. It writes to stderr, and nothing where that is no terminal.
+`LiveView` is an `on_step` of `samplers.loop.sample`. It writes to stderr, and writes nothing if stderr is not a terminal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def paint(
     decode: Callable[[list[int]], str],
     columns: int | None = None,
 ) -> Text:
-    """One canvas: masks as shaded cells, what the last step wrote in green. columns: the width of a board, None for text."""
+    """Return one canvas as styled text: masks as shaded cells, tokens of the last step in green. columns: width of a
+    board; None for text.
+    """
     text = Text()
     kinds = list(zip(tokens.tolist(), masked.tolist(), fresh.tolist(), strict=True))
     start = 0
@@ -51,10 +53,14 @@ def paint(
 
 
 class LiveView:
-    """`with LiveView(total, decode) as view: sample(..., on_step=view.on_step)`, once for each batch.
+    """Show the progress of a decoding: `with LiveView(total, decode) as view: sample(..., on_step=view.on_step)`, once per
+    batch.
 
-    total: tokens to write in all batches; decode: token ids to text, which shows the first canvas of each batch; None: the bar
-    alone. `on_step` is None where there is no terminal, so that nothing is counted for nobody.
+    Args:
+        total: tokens to generate in all batches.
+        decode: token ids to text, to show the first canvas of each batch. None: the bar only.
+
+    `on_step` is None if there is no terminal, so that decoding does no extra work.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class LiveView:
             self.live.stop()
 
     def next_batch(self, canvases: Int[Tensor, "row position"], mask_id: int) -> None:
-        """Say that these canvases come next."""
+        """Announce the canvases of the next batch."""
         if self.on_step is None:
             return
         self.written += self.batch_masks
@@ -101,7 +107,7 @@ class LiveView:
         self.shown = canvases[0].cpu()
 
     def _on_step(self, observation: Observation | Seen, place: Int[Tensor, "active"]) -> None:
-        """Display the canvases as they are now, with one read from the device."""
+        """Display the current canvases, with one transfer from the device."""
         if perf_counter() - self.read_at < INTERVAL:
             return
         figures = torch.stack(

@@ -29,7 +29,7 @@ OnStep = Callable[[Observation, Int[Tensor, "active"]], None]
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Decodes prompts: rules and policies, guided decoders, particle filters, SEDD's own samplers."""
+    """Decodes prompts: rules and policies with a token sampler, guided decoders, particle filters, SEDD's own samplers."""
 
     def decode(
         self,
@@ -44,20 +44,23 @@ class Decoder(Protocol):
         """Decode every prompt.
 
         Args:
-            seed: of the random draws; a row's draws depend on the seed and its name alone.
-            row_id: names of the rows (default: their numbers, counted from `prompts.first_row`).
-            record: what the trajectory keeps of each step at which there was a choice. None: no trajectory.
+            model: the frozen model.
+            prompts: canvases with their open positions.
+            options: steps, blocks, budget, cache, guidance, end of sequence.
+            seed: of the random draws. The draws of a row depend only on the seed and its row id.
+            row_id: ids of the rows (default: their numbers, counted from `prompts.first_row`).
+            record: what the trajectory stores of each step that had a choice. None: no trajectory.
             on_step: is called with each new observation and the numbers of its rows among the prompts.
         """
         ...
 
 
 class StepDecoder(ABC):
-    """A decoder whose rows are independent: one decision a step. Its docstring is its method."""
+    """A decoder whose rows are independent: one decision per step. Subclasses implement `decide`."""
 
     @abstractmethod
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        """The positions to commit now, and their tokens."""
+        """Choose the positions to commit now, and their tokens."""
 
     def decode(
         self,
@@ -69,14 +72,15 @@ class StepDecoder(ABC):
         record: Record | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """See `Decoder.decode`."""
+        """Decode every prompt by the loop; see `Decoder.decode`."""
         return sample(UnmaskingEnvironment(model, options), self, prompts, seed, row_id, record, on_step)
 
 
 @runtime_checkable
 class Unmasker(Protocol):
-    """An unmasking rule: ranks of the positions to commit (0: not now) among `observation.writable`, and the log-probability of
-    the choice."""
+    """An unmasking rule. `choose` returns the rank of each selected position among `observation.writable` (0: not now) and
+    the log-probability of the choice.
+    """
 
     def choose(
         self, observation: Observation, draws: Draws
@@ -86,7 +90,7 @@ class Unmasker(Protocol):
 def all_at_last(
     observation: Observation, order: Int[Tensor, "row position"], log_where: Float[Tensor, "row"]
 ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-    """Rows on their last allowed evaluation: all open positions are committed, with probability one, whatever the rule chose."""
+    """Commit all open positions of rows on their last allowed evaluation, with probability one, whatever the rule chose."""
     if observation.environment.options.budget is None:
         return order, log_where
     last = observation.last
@@ -108,9 +112,10 @@ class Strategy(StepDecoder):
 
 @dataclass
 class TeacherForced(StepDecoder):
-    """An unmasking rule that reveals a given text, whose rows `row_id` numbers.
+    """An unmasking rule that reveals given texts in its own order. `row_id` is the number of a row's text.
 
-    On average over the rule, the sum of `log_what` is a lower bound on log p(text) of the sampler made of rule and model.
+    The mean over the rule of the sum of `log_what` is a lower bound on log p(text) of the sampler that consists of rule and
+    model.
     """
 
     where: Unmasker
@@ -132,7 +137,7 @@ def sample(
     record: Record | None = None,
     on_step: OnStep | None = None,
 ) -> Samples:
-    """Decode every prompt in the environment; arguments as of `Decoder.decode`."""
+    """Decode every prompt in the environment. Arguments are those of `Decoder.decode`."""
     draws, stopwatch = Draws(seed, first=prompts.first_row), Stopwatch()
     observation = environment.reset(prompts, row_id)
     prompt, tokens = ~observation.masked, observation.tokens.clone()
@@ -170,7 +175,7 @@ class Recorder:
     """Collects the trajectory of a batch: the steps at which rows had a choice.
 
     Args:
-        record: what is kept of each step besides the decision.
+        record: what is stored of each step besides the decision.
         first: the first position that policies see, behind the prompt.
     """
 
@@ -179,7 +184,7 @@ class Recorder:
         self.steps: list[dict[str, Tensor]] = []
 
     def add(self, observation: Observation, decision: Decision, place: Int[Tensor, "active"]) -> None:
-        """One decision. A row on its last allowed evaluation had no choice."""
+        """Add one decision. Rows on their last allowed evaluation had no choice and are left out."""
         step = {
             "row": place, "step": observation.row_step, "writable": observation.writable[:, self.first :],
             "order": decision.order[:, self.first :], "log_where": decision.log_where, "log_what": decision.log_what,
@@ -190,7 +195,7 @@ class Recorder:
         self.steps.append({name: value[chose] for name, value in step.items()} if limited else step)
 
     def trajectory(self) -> Trajectory | None:
-        """All steps, one after the other; None where there was none."""
+        """Return all steps, one after the other; None without any."""
         if not self.steps:
             return None
         whole = {name: torch.cat([step[name] for step in self.steps]) for name in self.steps[0]}

@@ -1,7 +1,7 @@
-"""Weighted particles: log weights as immutable values, and four ways to resample.
+"""Weighted particles: log weights as immutable values, and four resampling schemes.
 
-Every scheme maps uniforms to ancestors, so that its law can be enumerated: a particle of probability W has K W children on
-average. Douc & Cappe (cs/0507025) compare them. All is in log space and float64.
+Every scheme maps uniform numbers to ancestors, so that tests can enumerate its distribution. A particle of probability W
+has K W children on average. Douc & Cappe (cs/0507025) compare the schemes. Everything is in log space and float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ RESAMPLE = ("ess", "every", "never")
 
 @dataclass(frozen=True)
 class Weights:
-    """log: of each particle since its filter last resampled; log_z: log of the product of the mean weights until then."""
+    """Log weights of the particles of many filters.
+
+    log: of each particle since its filter last resampled; log_z: log of the product of the mean weights until then.
+    """
 
     log: Float64[Tensor, "filter particle"]
     log_z: Float64[Tensor, "filter"]
@@ -34,38 +37,42 @@ class Weights:
         return cls(zeros, zeros[:, 0].clone())
 
     def times(self, log_factor: Float64[Tensor, "filter particle"]) -> Weights:
-        """A particle that is dead stays so, whatever the factor (-inf less -inf is none)."""
+        """Multiply the weights. A dead particle (log weight -inf) stays dead for every factor."""
         dead = self.log == -torch.inf
         return Weights((self.log + log_factor).masked_fill(dead, -torch.inf), self.log_z)
 
     @property
     def dead(self) -> Bool[Tensor, "filter"]:
-        """Filters without a particle of positive weight: log Z is -inf, and no particle says anything of the target."""
+        """Mark filters whose particles all have weight 0: their log Z is -inf."""
         return (self.log == -torch.inf).all(1)
 
     @property
     def probability(self) -> Float64[Tensor, "filter particle"]:
-        """Normalised weights; of a dead filter, even ones."""
+        """Return normalized weights; equal ones for a dead filter."""
         return self.log.masked_fill(self.dead.unsqueeze(1), 0.0).softmax(1)
 
     @property
     def effective(self) -> Float64[Tensor, "filter"]:
-        """Effective sample size, 1 / sum W^2: from 1 to the number of particles; 0 of a dead filter."""
+        """Return the effective sample size, 1 / sum W^2: from 1 to the number of particles; 0 for a dead filter."""
         return self.probability.square().sum(1).reciprocal().masked_fill(self.dead, 0.0)
 
     @property
     def log_normaliser(self) -> Float64[Tensor, "filter"]:
-        """The estimate of log Z: its exponential is unbiased."""
+        """Return the estimate of log Z. Its exponential is unbiased."""
         return self.log_z + self.log.logsumexp(1) - math.log(self.log.shape[1])
 
     def resampled(self, chosen: Bool[Tensor, "filter"]) -> Weights:
-        """Even again in the filters that are resampled, their mean kept in `log_z`."""
+        """Reset the weights of the chosen filters to equal ones, and move their mean into `log_z`."""
         return Weights(
             self.log.masked_fill(chosen.unsqueeze(1), 0.0), torch.where(chosen, self.log_normaliser, self.log_z)
         )
 
     def check(self, step: int) -> None:
-        """Raises FloatingPointError where a weight is no number, and names the samples."""
+        """Refuse weights that are NaN or +inf.
+
+        Raises:
+            FloatingPointError: names the step and the samples.
+        """
         wrong = self.log.isnan() | (self.log == torch.inf)
         if bool(wrong.any()):
             samples = ", ".join(map(str, wrong.any(1).nonzero().squeeze(1).tolist()[:5]))
@@ -79,7 +86,7 @@ class Weights:
 def _pick(
     probability: Float64[Tensor, "filter particle"], uniforms: Float64[Tensor, "filter slot"]
 ) -> Int[Tensor, "filter slot"]:
-    """The inverse of the distribution function; a particle of probability 0 is never picked."""
+    """Apply the inverse distribution function. Particles of probability 0 are never returned."""
     cumulative = probability.cumsum(1)
     cumulative = cumulative / cumulative[:, -1:]  # exactly 1 from the last particle that is alive on
     return torch.searchsorted(cumulative, uniforms.clamp(max=BELOW_ONE).contiguous(), right=True)
@@ -90,22 +97,22 @@ def _slots(probability: Float64[Tensor, "filter particle"]) -> Float64[Tensor, "
 
 
 def multinomial(probability, uniforms):
-    """Every slot by itself: the one that conditional filters are proved for."""
+    """Draw every slot independently. Conditional filters need this scheme."""
     return _pick(probability, uniforms)
 
 
 def stratified(probability, uniforms):
-    """One uniform within each of K equal parts of [0, 1]."""
+    """Draw one uniform number within each of K equal parts of [0, 1]."""
     return _pick(probability, (_slots(probability) + uniforms) / probability.shape[1])
 
 
 def systematic(probability, uniforms):
-    """The same uniform in each part: the first of each filter is used."""
+    """Use one uniform number, the first of each filter, in all K parts."""
     return _pick(probability, (_slots(probability) + uniforms[:, :1]) / probability.shape[1])
 
 
 def residual(probability, uniforms):
-    """floor(K W) children for certain; the slots that are left by what is left, each by itself."""
+    """Give each particle floor(K W) children, and draw the remaining slots independently from the remaining weights."""
     expected = probability * probability.shape[1]
     certain = expected.floor().cumsum(1)
     slots = _slots(probability).expand_as(probability).contiguous()
@@ -123,15 +130,16 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def due(weights: Weights, resample: str) -> Bool[Tensor, "filter"]:
-    """Filters that resample now: all, none, or those whose effective sample size is below half of their particles. Dead ones
-    never do: each of their particles keeps its own line."""
+    """Mark filters that resample now: all, none, or those whose effective sample size is below half of their particles.
+    Dead filters never resample.
+    """
     if resample == "ess":
         return (weights.effective < weights.log.shape[1] / 2) & ~weights.dead
     return torch.full_like(weights.log_z, resample == "every", dtype=torch.bool) & ~weights.dead
 
 
 def check_scheme(resample: str, scheme: str, conditional: bool) -> None:
-    """Raises ValueError for names that are unknown, and for a pinned particle with draws that are not independent."""
+    """Refuse unknown names, and a given path with a scheme whose draws are not independent: ValueError."""
     if resample not in RESAMPLE:
         raise ValueError(f"resample={resample!r} is unknown; use one of {', '.join(RESAMPLE)}")
     if scheme not in SCHEMES:

@@ -1,4 +1,4 @@
-"""What sampling gives back: tokens, when each was written, what it cost, and the trajectory where it was recorded."""
+"""Results of decoding: tokens, the steps at which they were committed, cost, and the recorded trajectory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from dlm.ends import before_end, has_end, texts_of
 
 @dataclass
 class Stopwatch:
-    """Measures the time since it was made."""
+    """Measures the time since its creation."""
 
     started: float = field(default_factory=time.perf_counter)
     cpu_started: float = field(default_factory=time.process_time)
 
     def seconds(self, without: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-        """Wall-clock seconds, and CPU seconds of this process over all its threads; without as many of either."""
+        """Return wall-clock seconds and CPU seconds of this process over all threads, minus those of `without`."""
         return time.perf_counter() - self.started - without[0], time.process_time() - self.cpu_started - without[1]
 
 
 @dataclass
 class Trajectory:
-    """Every step of every row that was active, one after the other (N of them): the row and its step, what could be written, what
-    was picked, the log-probabilities of the picks and of the tokens written, and what `record` returned (policy inputs)."""
+    """All recorded steps of all rows, one after the other (N steps).
+
+    Each step has its row and step number, the selectable positions, the selected positions, the log-probabilities of the
+    selection and of the tokens, and the values that `record` returned (inputs of the policy).
+    """
 
     row: Int[Tensor, "N"]
     step: Int[Tensor, "N"]
@@ -40,7 +43,7 @@ class Trajectory:
     inputs: dict[str, Tensor]
 
     def take(self, index: Int[Tensor, "kept"]) -> Trajectory:
-        """Some of the steps."""
+        """Return some of the steps."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return Trajectory(
             self.row[index], self.step[index], self.writable[index], self.order[index],
@@ -50,10 +53,10 @@ class Trajectory:
 
 @dataclass
 class ParticleFigures:
-    """Figures of a particle filter, one a sample.
+    """Figures of a particle filter, one value per sample.
 
-    log_z: estimate of log Z, -inf of a dead sample; log_potential: log phi of the particle that was kept; ess: effective sample
-    size at the end; resamplings: how often the sample was resampled; dead: samples that lost all their particles.
+    log_z: estimate of log Z, -inf for a dead sample; log_potential: log phi of the kept particle; ess: effective sample
+    size at the end; resamplings: number of resamplings; dead: samples whose particles all had weight 0.
     """
 
     particles: int
@@ -64,20 +67,23 @@ class ParticleFigures:
     dead: Bool[Tensor, "row"]
 
     def take(self, index: Int[Tensor, "kept"]) -> ParticleFigures:
-        """The figures of those samples."""
+        """Return the figures of some samples."""
         named = ("log_z", "log_potential", "ess", "resamplings", "dead")
         return replace(self, **{name: getattr(self, name)[index] for name in named})
 
 
 @dataclass
 class Samples:
-    """prompt: positions that were given; written_at: step of the row at which each position was written, -1 where it never was;
-    evaluations: network evaluations of each row (NFE); steps: steps of each row; generated: tokens written, prompt not counted;
-    forwards: model calls; rows_evaluated: rows through the model in all of them; seconds: of decoding, on the wall
-    clock; cpu_seconds: of this process while decoding (model, policy and rewards together). Neither counts measuring drift.
-    ends: tokens that end an answer (dlm/ends.py), none where rows go on behind them, as packed texts do. reward_rows: rows that a
-    reward has read while decoding. particles: figures of particle filters. exact: no approximate cache was used; drift: the error
-    of the cache, where it was measured (`UnmaskingEnvironment.drift`)."""
+    """Decoded rows and their cost.
+
+    tokens: the canvases; prompt: given positions; written_at: step of the row at which each position was committed, -1 for
+    the prompt; evaluations: NFE of each row; steps: decoding steps of each row; generated: number of committed tokens;
+    forwards: model calls; rows_evaluated: rows in all model calls together; seconds, cpu_seconds: wall-clock time of
+    decoding and CPU time of this process (model, policy and rewards), without the measurement of drift; ends: tokens that
+    end an answer (dlm/ends.py), empty if rows continue behind them; reward_rows: rows that a reward has scored; particles:
+    figures of particle filters; exact: no approximate cache was used; drift: error of the cache, where it was measured
+    (`UnmaskingEnvironment.drift`).
+    """
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
@@ -96,7 +102,7 @@ class Samples:
     drift: float | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
-        """Those rows, without the trajectory; what was counted for all of them together stays as it is."""
+        """Return some of the rows, without the trajectory. Counts of the whole batch stay as they are."""
         kept = ("tokens", "prompt", "written_at", "evaluations", "steps")
         particles = None if self.particles is None else self.particles.take(index)
         rows = {name: getattr(self, name)[index] for name in kept}
@@ -104,21 +110,21 @@ class Samples:
 
     @property
     def answer(self) -> Bool[Tensor, "row position"]:
-        """The positions of the answer: what was not given, up to the first end token."""
+        """Mark the positions of the response: generated tokens up to the first end token."""
         return before_end(self.tokens, ~self.prompt, self.ends)
 
     @property
     def ended(self) -> Bool[Tensor, "row"]:
-        """Whether the answer came to its end."""
+        """Mark rows whose response contains an end token."""
         return has_end(self.tokens, ~self.prompt, self.ends)
 
     @property
     def counted(self) -> Bool[Tensor, "row position"]:
-        """What figures of a row are of: what was given and the answer, without what stands behind its end."""
+        """Mark the positions that measures use: prompt and response, without the positions behind the end."""
         return self.prompt | self.answer
 
     def answers(self, tokenizer: Any) -> list[str]:
-        """The answers as text."""
+        """Return the responses as text."""
         return texts_of(self.tokens, self.answer, tokenizer)
 
     @property
@@ -131,8 +137,10 @@ class Samples:
 
 
 def joined(batches: Sequence[Samples]) -> Samples:
-    """All samples of batches on canvases of one length; what was counted for whole batches is added up, and there is no
-    trajectory. drift: a mean over the batches where it was measured."""
+    """Concatenate samples of batches with equal canvas length.
+
+    Counts of whole batches are added up; the trajectory is dropped; drift is the mean over the batches that measured it.
+    """
     first, rows = batches[0], ("tokens", "prompt", "written_at", "evaluations", "steps")
     totals = ("forwards", "rows_evaluated", "seconds", "cpu_seconds", "reward_rows")
     measured = [batch.drift for batch in batches if batch.drift is not None]

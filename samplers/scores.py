@@ -1,13 +1,14 @@
-"""SEDD's own samplers: Euler and analytic (Tweedie) steps on a schedule of noise, and the denoising step at its end.
+"""SEDD's own samplers: Euler and analytic (Tweedie) steps on a noise schedule, and a denoising step at the end.
 
-Lou et al. (2310.16834), section 4. At each of `steps` equally spaced times every position to write keeps its token or takes
-another; a last step, at the time LAST, takes the noise that is left. So a row costs steps + 1 evaluations, fewer where its last
-mask is gone before. Scores are not normalised: with what probability a position changes depends on their sum over the vocabulary
-(of a model whose sums no loss has trained, on that of exact scores: `SeddLM.log_scores`).
-What differs from the published code: nothing of size [row, position, vocabulary] exists, since of the positions that can change
-only the sum is taken, a chunk at a time, and a token is drawn only where something changes, by an exact draw in float64; rows
-whose last mask is gone are not evaluated. The law is the same. On the absorbing graph only masks change; on the uniform one
-(published: score_{v} for every token v, none of them a mask) all positions to write do.
+Source: Lou et al. (2310.16834), section 4. At each of `steps` equally spaced times every open position keeps its token or
+changes; a last step, at the time LAST, removes the remaining noise. A row costs steps + 1 evaluations, fewer if its last
+mask is committed earlier. Scores are not normalized: the probability of a change depends on their sum over the vocabulary.
+For models whose sums no loss has trained, the sum of exact scores is used (`SeddLM.log_scores`).
+
+What differs from the published code: no tensor of size [row, position, vocabulary] exists. The sum is computed for a chunk
+of positions at a time, and a token is drawn only where the position changes, exactly and in float64. Rows without masks are
+not evaluated. The distribution is the same. On the absorbing graph only masked positions change; on the uniform graph all
+open positions may.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ LAST = 1e-5  # time of the last step
 
 @dataclass(frozen=True)
 class NoiseStep:
-    """sigma: total noise of the canvas; drop: how much of it this step takes away; slope: sigma' times the step in time, for an
-    Euler step (None: analytic); last: the denoising step."""
+    """One step of the schedule.
+
+    sigma: total noise of the canvas; drop: noise that this step removes; slope: sigma' times the step in time, for an Euler
+    step (None: analytic); last: the denoising step.
+    """
 
     sigma: float
     drop: float
@@ -45,7 +49,7 @@ class NoiseStep:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a viewer is shown after a step (samplers/live.py), of the rows that were active."""
+    """State after a step, for viewers (samplers/live.py), of the rows that were active."""
 
     tokens: Int[Tensor, "row position"]
     masked: Bool[Tensor, "row position"]
@@ -54,7 +58,7 @@ class Seen:
 
 
 def noise_steps(noise: Noise, predictor: str, steps: int) -> Iterator[NoiseStep]:
-    """From time 1 to LAST in equal steps of time, and the last one."""
+    """Yield equal time steps from 1 to LAST, and the denoising step."""
     times = torch.linspace(1, LAST, steps + 1, dtype=torch.float64)
     sigma, rate = noise(times)
     sizes = (rate[:-1] * (times[:-1] - times[1:])).tolist()
@@ -67,8 +71,10 @@ def noise_steps(noise: Noise, predictor: str, steps: int) -> Iterator[NoiseStep]
 def absorbing_change(
     log_scores: Float[Tensor, "read columns"], step: NoiseStep
 ) -> tuple[Float[Tensor, "read columns"], Float64[Tensor, "read"]]:
-    """Of masked positions: log-weights of the tokens to change to, and the probability that it is changed at all. The published
-    formula can give "stays" a negative weight, which is never drawn: the probability is then one."""
+    """Return, for masked positions, the log-weights of the new tokens and the probability of a change.
+
+    The published formula can give "stays masked" a negative weight; the probability of a change is then one.
+    """
     if step.last:
         return log_scores, torch.ones(len(log_scores), dtype=torch.float64, device=log_scores.device)
     factor = math.log(step.slope) if step.slope is not None else math.log(math.expm1(step.drop))
@@ -78,7 +84,10 @@ def absorbing_change(
 def uniform_change(
     log_scores: Float[Tensor, "read columns"], current: Int[Tensor, "read"], step: NoiseStep
 ) -> tuple[Float[Tensor, "read columns"], Float64[Tensor, "read"]]:
-    """The same on the uniform graph, where a position holds the token `current`; negative weights are never drawn."""
+    """Return the same as `absorbing_change` on the uniform graph, where a position holds the token `current`.
+
+    Negative weights are never drawn.
+    """
     own, columns = current.unsqueeze(1), log_scores.shape[1]
     scores = log_scores.scatter(1, own, 0.0).exp()  # of a canvas to itself the ratio is one
     if step.slope is not None:
@@ -95,7 +104,7 @@ def uniform_change(
 
 @dataclass(frozen=True)
 class ScoreDecoder:
-    """SEDD's own sampler; see the module.
+    """SEDD's own sampler; the module describes it.
 
     Args:
         predictor: euler or analytic.
@@ -118,7 +127,9 @@ class ScoreDecoder:
         record: Callable[[Any], dict[str, Tensor]] | None = None,
         on_step: Callable[[Any, Int[Tensor, "active"]], None] | None = None,
     ) -> Samples:
-        """See `samplers.loop.Decoder.decode`. It reads `steps` of the options; `on_step` gets a `Seen`."""
+        """Decode every prompt (`samplers.loop.Decoder.decode`). Of the options only `steps` is used; `on_step` gets a
+        `Seen`.
+        """
         assert isinstance(model, SeddLM)
         canvas = prompts.canvas
         rows, length = canvas.shape
@@ -166,7 +177,7 @@ def changes(
     row_step: Int[Tensor, "row"],
     draws: Draws,
 ) -> Int[Tensor, "row position"]:
-    """The canvases after a step."""
+    """Return the canvases after one step."""
     sigma = torch.full((len(tokens),), step.sigma, device=tokens.device)
     uniforms = draws.uniform("where", row_id, row_step, tokens.shape[1])
     hidden, chunk = model.hidden(tokens, changeable, sigma), model.chunk(tokens.device)

@@ -181,7 +181,7 @@ NAMED = 4  # strategies that a refusal names
 
 
 def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
-    """Refuse an unknown strategy, with the nearest name: ValueError."""
+    """Refuse an unknown strategy: ValueError with the nearest name."""
     if name is not None and name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
@@ -189,7 +189,11 @@ def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) ->
 
 
 def strategy_name(name: str | None, model: MaskedLM) -> str:
-    """The strategy to use: by default direct, for a causal model leftmost. ValueError where the model does not have it."""
+    """Return the strategy to use: `name`, or by default direct, and leftmost for a causal model.
+
+    Raises:
+        ValueError: the model does not support the strategy.
+    """
     check_strategy(name, (*STRATEGIES, *PREDICTORS))
     if name in PREDICTORS and not isinstance(model, SeddLM):
         raise ValueError(f"strategy {name!r} steps on the scores of a SEDD, and this model is none; use direct")
@@ -199,7 +203,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
 
 
 def guided_rule(name: str | None, model: MaskedLM) -> str:
-    """The unmasking rule of a guided decoder: leftmost for a causal model, else `name`, by default the most confident."""
+    """Return the unmasking rule of a guided decoder: leftmost for a causal model, else `name`, by default confidence."""
     if name is not None and name not in WHERE:
         raise ValueError(f"unmask={name!r} is unknown; use one of {', '.join(WHERE)}")
     if model.causal and name not in (None, "leftmost"):
@@ -208,21 +212,21 @@ def guided_rule(name: str | None, model: MaskedLM) -> str:
 
 
 def highest_setting(name: str) -> float:
-    """The largest value of the parameter of a rule of RULE_SETTINGS: 1 of a probability."""
+    """Return the largest allowed value of a rule's parameter (RULE_SETTINGS): 1 for a probability."""
     return 1.0 if RULE_SETTINGS[name] == "threshold" else float("inf")
 
 
 def readers_of(key: str) -> tuple[str, ...]:
-    """The strategies that read a setting, by its key `sampler.…`; empty: all do."""
+    """Return the strategies that use a setting, given its key `sampler.…`; empty: all of them."""
     return next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), ())
 
 
 def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
-    """Why a setting is not read under `settings.strategy`, and what to use; empty where it is read.
+    """Explain why `settings.strategy` does not use a setting, and what to use; empty if it does.
 
     Args:
         key: of the setting, `sampler.…`.
-        flag: what stands before the name of a strategy, for the message.
+        flag: text before the name of a strategy in the message.
     """
     strategy = settings.strategy or "direct"
     reading = {strategy, settings.smc.unmask} if strategy in FILTERS else {strategy}  # particles go by a rule too
@@ -241,14 +245,15 @@ def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
 
 
 def check_given(settings: SamplerSettings, given: Mapping[str, str], flag: str = "--strategy ") -> None:
-    """Refuse a setting that the strategy does not read.
+    """Refuse a setting that the strategy does not use.
 
     Args:
-        given: key of a setting (`sampler.…`) -> its name for the user, of each that the user set. Defaults do not count.
-        flag: what stands before the name of a strategy, for the message.
+        given: key of a setting (`sampler.…`) -> its name for the user, for each setting that the user gave. Defaults do not
+            count.
+        flag: text before the name of a strategy in the message.
 
     Raises:
-        ValueError: names the setting, the strategy, and those that read it.
+        ValueError: names the setting, the strategy, and the strategies that use it.
     """
     for key, name in given.items():
         if not key.startswith("sampler."):

@@ -1,8 +1,10 @@
-"""The k candidates of a step side by side in one row of a causal reward model, against keys and values that are kept.
+"""Rewards of the k candidate tokens of a step, side by side in one row of a causal reward model, with cached keys and
+values.
 
-Every candidate has the place behind the text and attends to the text and to itself: k siblings cost k tokens, where the published
-loop of PARGS reads the whole text k times. The keys and values of the text are kept between steps; a row takes up the kept row
-that agrees with it the longest, token for token, so that rows may leave, change places or be copied, and nothing can be stale.
+Every candidate has the position behind the text and attends to the text and to itself. k candidates cost k tokens; the
+published loop of PARGS runs the whole text k times. Keys and values of the text are kept between steps. Each row reuses the
+cached row with the longest common prefix, compared token by token. Rows may therefore leave, change places or be copied,
+and no stale entry is used.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=16)
 def _among_new(new: int, k: int, device: torch.device) -> Bool[Tensor, "query key"]:
-    """What runs anew attends to what stands before it, a sibling to all of that and to itself."""
+    """Attention mask of the new tokens: text attends to earlier text, a candidate to all text and to itself."""
     seen = torch.eye(new + k, dtype=torch.bool, device=device)
     seen[:, :new] = torch.ones(new + k, new, dtype=torch.bool, device=device).tril()
     return seen
@@ -32,10 +34,13 @@ Memory = list[tuple[Tensor, Tensor]]  # keys and values of each layer, [row, hea
 
 
 class SiblingCache:
-    """Rewards of the tokens that could follow a text, exactly as the model gives them for each text alone.
+    """Rewards of the tokens that could follow a text, equal to the rewards of each extended text alone.
 
-    trunk: a causal model of transformers without its head; score: the reward by the last token's hidden state, [.., d] -> [..].
-    positions: tokens run so far.
+    Args:
+        trunk: a causal model of transformers without its head.
+        score: the reward from the last token's hidden state, [.., d] -> [..].
+
+    positions: number of tokens run so far.
     """
 
     def __init__(self, trunk: Any, score: Callable[[Tensor], Tensor]):
@@ -58,7 +63,13 @@ class SiblingCache:
         siblings: Int[Tensor, "row k"],
         real: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row k"]:
-        """tokens: the texts, from column 0 on; real: False behind the end of a shorter one."""
+        """Return the reward of each candidate.
+
+        Args:
+            tokens: the texts, from column 0 on.
+            siblings: the candidates of each text.
+            real: False behind the end of shorter texts.
+        """
         device = tokens.device
         length = torch.full_like(tokens[:, 0], tokens.shape[1]) if real is None else real.sum(1)
         kept, slot = self._agreement(tokens, length)
@@ -90,7 +101,7 @@ class SiblingCache:
     def _agreement(
         self, tokens: Int[Tensor, "row position"], length: Int[Tensor, "row"]
     ) -> tuple[Int[Tensor, "row"], Int[Tensor, "row"]]:
-        """How many tokens of each text are kept, and in which row."""
+        """Return the length of the cached common prefix of each text, and the cached row that has it."""
         if len(self.length) == 0:
             return torch.zeros_like(length), torch.zeros_like(length)
         columns = min(tokens.shape[1], self.tokens.shape[1])
@@ -107,7 +118,9 @@ class SiblingCache:
     def _visible(
         kept: Int[Tensor, "row"], length: Int[Tensor, "row"], past: int, new: int, k: int
     ) -> Bool[Tensor, "one_or_row query key"]:
-        """Which keys (kept, run anew, siblings) each query (run anew, siblings) attends to; one row where all are alike."""
+        """Attention mask: which keys (cached, new, candidates) each query (new, candidates) attends to; one row if all are
+        equal.
+        """
         device, rows = kept.device, len(kept)
         if bool((kept == past).all()) and bool((length == past + new).all()):  # the usual step
             return F.pad(_among_new(new, k, device), (past, 0), value=True).unsqueeze(0)
@@ -125,7 +138,7 @@ class SiblingCache:
         self, cache: transformers.DynamicCache, tokens: Int[Tensor, "row position"], kept: Int[Tensor, "row"],
         length: Int[Tensor, "row"], past: int, new: int,
     ) -> None:  # fmt: skip
-        """Keys and values of the texts; the siblings' are dropped."""
+        """Store the keys and values of the texts; those of the candidates are dropped."""
         longest = int(length.max())
         self.tokens, self.length = tokens[:, :longest], length
         layers: list[Any] = cache.layers

@@ -1,16 +1,20 @@
-"""Sequential Monte Carlo around the loop: many particles a sample, weighed at each step by a potential, and resampled.
+"""Sequential Monte Carlo around the decoding loop: many particles per sample, weighted at each step by a potential, and
+resampled.
 
-A `Proposal` says where and what, and how much likelier the reference finds it: any StepDecoder is its own reference
-(`Plain`), twisted ones are in `samplers/twisted.py`. With p(path) the reference and phi the potential of what is finished the
-target is sigma(path) = p(path) phi / Z; psi, the potential of a state, only says where particles are sent. After each step
+A `Proposal` chooses positions and tokens and returns log p - log q of its choice, where p is the reference. Every
+StepDecoder is its own reference (`Plain`); twisted proposals are in `samplers/twisted.py`. With phi the potential of
+finished rows, the target is sigma(path) = p(path) phi / Z. psi, the potential of unfinished states, guides particles and
+does not change the target. After each step
 
     log w += log p(step) - log q(step) + log psi(new state) - log psi(old state),      psi = phi where a row is finished,
 
-and exp(log_z) is an unbiased estimate of Z (Del Moral 2004). Without resampling this is importance sampling, and best-of-N if
-then the likeliest is kept. With a given path in the first slot (conditional SMC, Andrieu et al. 2010) that is drawn from
-sigma, exp(-log_z) is an unbiased estimate of 1 / Z. Particles that coincide share evaluations, as rows always do.
+and exp(log_z) is an unbiased estimate of Z (Del Moral 2004). Without resampling this is importance sampling, and best of N
+if the particle with the highest potential is kept. With a path that is drawn from sigma in the first slot (conditional SMC,
+Andrieu et al. 2010), exp(-log_z) is an unbiased estimate of 1 / Z. Particles that coincide share evaluations, as all rows
+do.
 
-What differs from twisted SMC as published (2404.17546): any order of writing, any resampling scheme, many samples at once.
+What differs from twisted SMC as published (2404.17546): any order of positions, any resampling scheme, many samples at
+once.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from samplers.samples import ParticleFigures, Samples, Stopwatch
 
 @dataclass
 class Given:
-    """What rows that are pinned to a path write now. rows: which are."""
+    """The next tokens of rows that follow a given path. rows: which rows these are."""
 
     rows: Bool[Tensor, "row"]
     order: Int[Tensor, "row position"]
@@ -45,13 +49,13 @@ class Given:
 
 @dataclass
 class Trajectories:
-    """One finished path a sample: its tokens, and the step at which each was written, -1 where it was given."""
+    """One finished path per sample: its tokens, and the step at which each was committed (-1: prompt)."""
 
     tokens: Int[Tensor, "filter position"]
     written_at: Int[Tensor, "filter position"]
 
     def at(self, step: int, particles: int) -> Given:
-        """Of the first particle of each sample."""
+        """Return the commits of one step, for the first particle of each sample."""
         slot = torch.arange(len(self.tokens) * particles, device=self.tokens.device)
         each = slot // particles
         return Given(slot % particles == 0, (self.written_at[each] == step).long(), self.tokens[each])
@@ -59,7 +63,7 @@ class Trajectories:
 
 @dataclass
 class Proposed:
-    """A decision, log p - log q of it, and log psi of the state that it leads to, where the proposal knows that already."""
+    """A decision, its log p - log q, and log psi of the resulting state if the proposal knows it."""
 
     decision: Decision
     log_ratio: Float64[Tensor, "row"]
@@ -75,7 +79,7 @@ class Proposal(Protocol):
 
 @dataclass
 class Plain:
-    """Any Decoder as its own reference: p = q."""
+    """Any step decoder as its own reference: p = q."""
 
     decoder: StepDecoder
 
@@ -90,8 +94,11 @@ class Plain:
 
 @runtime_checkable
 class Potential(Protocol):
-    """log psi of states, log phi of what is finished. `rows` are places among all particles, sample by sample: a potential that
-    is conditioned on something a sample, or remembers something of each particle, goes by them (and by `select`)."""
+    """Log psi of states and log phi of finished rows.
+
+    `rows` are indices among all particles, sample by sample. A potential that has a condition per sample, or a memory per
+    particle, uses them (and `select`).
+    """
 
     def log_psi(self, observation: Observation) -> Float[Tensor, "row"]: ...
 
@@ -100,13 +107,13 @@ class Potential(Protocol):
     ) -> Float[Tensor, "finished"]: ...
 
     def select(self, index: Int[Tensor, "row"]) -> None:
-        """Particles were resampled."""
+        """Reorder the memory of the potential after a resampling."""
         ...
 
 
 @dataclass
 class Finish:
-    """A potential of finished rows alone: psi = 1 before (importance sampling, best-of-N)."""
+    """A potential of finished rows only: psi = 1 before (importance sampling, best of N)."""
 
     log_phi: Callable[[Int[Tensor, "finished position"], Int[Tensor, "finished"]], Float[Tensor, "finished"]]
 
@@ -122,7 +129,9 @@ class Finish:
 
 @dataclass
 class FilterStep:
-    """What a collector is shown after each step: weights before resampling, who resampled, whose child each particle is."""
+    """State for a collector after each step: weights before resampling, which filters resampled, and the ancestor of each
+    particle.
+    """
 
     number: int
     weights: Weights
@@ -132,7 +141,7 @@ class FilterStep:
 
 @dataclass
 class Diagnostics:
-    """A collector: how even the weights were, and how many particles had children."""
+    """A collector of the effective sample size and of the number of particles that have children, per step."""
 
     effective: list[Float64[Tensor, "filter"]] = field(default_factory=list)
     log_normaliser: list[Float64[Tensor, "filter"]] = field(default_factory=list)
@@ -149,9 +158,10 @@ class Diagnostics:
 
 @dataclass
 class Particles:
-    """All particles of all samples, sample by sample. log_phi: of each; weights: at the end, not resampled.
+    """All particles of all samples, sample by sample.
 
-    Without resampling weights.log is log p(path) phi / q(path). A sample that lost all its particles is dead: its log Z is -inf.
+    log_phi: log potential of each particle; weights: at the end, not resampled. Without resampling weights.log is log
+    p(path) phi / q(path). A sample whose particles all have weight 0 is dead: its log Z is -inf.
     """
 
     samples: Samples
@@ -164,17 +174,20 @@ class Particles:
 
     @property
     def dead(self) -> Bool[Tensor, "filter"]:
-        """Samples all of whose particles have weight 0."""
+        """Mark samples whose particles all have weight 0."""
         return self.weights.dead
 
     def best(self) -> Int[Tensor, "filter"]:
-        """The row of highest potential of each sample: best-of-N; of a dead sample the first."""
+        """Return the row of highest potential of each sample (best of N); the first row of a dead sample."""
         filters, particles = self.weights.log.shape
         alive = self.log_phi.view(filters, particles).masked_fill(self.weights.log == -torch.inf, -torch.inf)
         return alive.argmax(1) + torch.arange(filters, device=alive.device) * particles
 
     def drawn(self, draws: Draws, sample_id: Int[Tensor, "filter"] | None = None) -> Int[Tensor, "filter"]:
-        """A row of each sample, drawn by weight: of the law sigma as the number of particles grows. Of a dead sample any."""
+        """Draw one row of each sample by weight. Its distribution converges to sigma as the number of particles grows.
+
+        A dead sample returns any of its rows.
+        """
         filters, particles = self.weights.log.shape
         number = torch.arange(filters, device=self.weights.log.device)
         zero = torch.zeros_like(number)
@@ -186,7 +199,7 @@ class Particles:
 def draw_ancestors(
     weights: Weights, scheme: str, draws: Draws, sample_id: Int[Tensor, "filter"], step: int
 ) -> Int[Tensor, "filter particle"]:
-    """The ancestor of each particle, drawn by weight."""
+    """Draw the ancestor of each particle by weight."""
     uniforms = draws.uniform("resample", sample_id, torch.full_like(sample_id, step), weights.log.shape[1])
     return SCHEMES[scheme](weights.probability, uniforms)
 
@@ -208,13 +221,26 @@ def particle_filter(
     on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
     draws: Draws | None = None,
 ) -> Particles:
-    """Decode every prompt with `particles` particles.
+    """Decode every prompt with many particles.
 
-    resample: `ess` (below half the particles), `every` step, or `never`; scheme: one of SCHEMES, for a given path multinomial.
-    sample_id: names of the samples for the draws; given: the first particle of each sample follows it. interval: states are
-    weighed, and particles resampled, every so many steps. draws: in place of those of `seed`.
-    A sample that loses all its particles is decoded to its end without being resampled (`Particles.dead`), and the others go on.
-    Raises FloatingPointError where a weight is no number, and names the step.
+    Args:
+        environment: model and options of the decoding.
+        proposal: proposes the next step of every particle.
+        potential: psi and phi.
+        prompts: one per sample.
+        particles: particles per sample.
+        resample: `ess` (below half of the particles), `every` step, or `never`.
+        scheme: one of SCHEMES; a given path needs multinomial.
+        sample_id: ids of the samples for the random draws.
+        given: a path that the first particle of each sample follows.
+        interval: number of steps between two weightings and resamplings.
+        draws: random draws in place of those of `seed`.
+
+    A sample whose particles all have weight 0 (`Particles.dead`) is decoded to its end without resampling, and the others
+    go on.
+
+    Raises:
+        FloatingPointError: a weight is NaN; the message names the step.
     """
     check_scheme(resample, scheme, given is not None)
     if particles < 1:
@@ -284,12 +310,12 @@ def particle_filter(
 
 @dataclass
 class ParticleDecoder:
-    """Decode each row by a particle filter, of which one particle is kept.
+    """Decode each row by a particle filter and keep one particle.
 
     Args:
-        parts: the proposal and the potential for a number of rows.
-        pick: draw (a particle drawn by weight) or best (the particle of highest potential).
-        model: the model that proposal and potential read, in place of the one to decode with. None: that one.
+        parts: returns the proposal and the potential for a number of rows.
+        pick: draw (a particle by weight) or best (the particle of highest potential).
+        model: the model that proposal and potential use, in place of the model of `decode`. None: that one.
     """
 
     parts: Callable[[int], tuple[Proposal, Potential]]
@@ -310,8 +336,9 @@ class ParticleDecoder:
         record: Record | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """See `samplers.loop.Decoder.decode`; the evaluations of a row are those of all its particles, and no trajectory is
-        recorded."""
+        """Decode every prompt (`samplers.loop.Decoder.decode`). The NFE of a row is the sum over its particles; no
+        trajectory is recorded.
+        """
         rows, seen = len(prompts.canvas), Diagnostics()
         row_id = torch.arange(rows, device=prompts.canvas.device) if row_id is None else row_id
         proposal, potential = self.parts(rows)

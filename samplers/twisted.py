@@ -1,9 +1,10 @@
-"""Proposals that a twist bends: q(token) is p(token) psi(state with it)^b, normalised; b is 1, or tempers the proposal. Weights
-are exact at any b: they hold p / q and psi itself.
+"""Proposals with a twist: tokens from q(v) = p(v) psi(state with v)^b, normalized; b = 1, or another exponent for the
+proposal.
 
-`TwistedTokens`: positions as a rule says, each token by its own twisted law (of a causal model: the twist-induced proposal of
-2404.17546). `TwistedJoint`: of a masked model that writes one position a step, position and token together, normalised over
-both: the rule would take any position, and the twist says which. Logits exist for a chunk of positions at a time.
+Weights use p / q and psi itself, so they are exact for every b. `TwistedTokens`: positions by an unmasking rule, each token
+from its own twisted distribution (for a causal model the twist-induced proposal of 2404.17546). `TwistedJoint`: for masked
+models with one position per step, position and token together, normalized over both. Logits exist for a chunk of positions
+at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def refuse_greedy(rule: TokenRule) -> None:
 
 @dataclass
 class Bent:
-    """Of positions read: the token, log psi with it, and log of the sum over tokens of p psi^exponent. Where that sum is 0, the
-    token is one of p, its log psi is 0, and the particle is dead by its log mass."""
+    """Results at the requested positions: the token, log psi with it, and log of the sum over tokens of p psi^exponent.
+
+    If that sum is 0, the token is drawn from p, its log psi is 0, and the particle is dead through its log-normalizer.
+    """
 
     token: Int[Tensor, "read"]
     log_psi: Float64[Tensor, "read"]
@@ -45,8 +48,12 @@ def bend(
     observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
     given: Given | None = None, exponent: float = 1.0,
 ) -> Bent:  # fmt: skip
-    """Draw a token at each place from p psi^exponent; draws: None draws none, for the mass alone. given: rows that write what is
-    given."""
+    """Draw a token at each place from p psi^exponent.
+
+    Args:
+        draws: random numbers. None: draw no token, compute the normalizer only.
+        given: rows whose tokens are given.
+    """
     environment, found = observation.environment, []
     where = torch.zeros_like(observation.masked)
     where[place[:, 0], place[:, 1]] = True
@@ -79,9 +86,14 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 
 @dataclass
 class TwistedTokens:
-    """Positions as `where` says, tokens twisted. reads_state: psi of the new state is asked of the potential; else it is the
-    twist of the token written, which needs that no row writes two at once. exponent: of psi in the tokens' law; 0: tokens are the
-    rule's, weighed by psi."""
+    """Positions by the rule `where`, tokens from their twisted distributions.
+
+    Args:
+        reads_state: the potential gives psi of the new state. Otherwise it is the twist of the committed token, which
+            requires at most one commit per row and step.
+        exponent: of psi in the distribution of tokens. 0: tokens are those of the token sampler, and psi only enters the
+            weights.
+    """
 
     where: Unmasker
     what: TokenRule
@@ -120,7 +132,9 @@ class TwistedTokens:
 
 @dataclass
 class TwistedJoint:
-    """One position a step, drawn with its token from p(token at i) psi(state with it)^exponent over all that may be written."""
+    """Draw one position per step together with its token, from p(token at i) psi(state with it)^exponent over all
+    selectable positions.
+    """
 
     what: TokenRule
     tilt: Tilt
