@@ -1,1 +1,1 @@
-"""A backbone made a frozen MaskedLM; noise schedules; readout; the environment."""
+"""Frozen models (MaskedLM), noise schedules, and the decoding environment."""

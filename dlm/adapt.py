@@ -1,10 +1,11 @@
-"""From causal to diffusion: a Llama or a Qwen2 becomes a masked-diffusion model (DiffuLLaMA, 2410.17891; Dream, 2508.15487).
+"""From causal to diffusion: a Llama or a Qwen2 becomes a masked-diffusion model (DiffuLLaMA, 2410.17891; Dream,
+2508.15487).
 
-Its weights are kept, its layout is Dream's and so is the shift: the state at i predicts token i + 1. What is new is one row of
-the embedding, the mask's, which starts at their mean; the causal mask opens while training goes on. All weights are trained, or
-(LoRA, 2106.09685, by peft) low-rank updates and the mask's row alone: an adapter, saved in peft's layout beside the name of its
-base. What differs from DiffuLLaMA: attention opens by columns, the same for the rows that go through the model together, and
-the head's column of the mask is never read.
+Weights are kept. The layout is Dream's, including the shift: the state at position i predicts token i + 1. The mask token
+gets a new row of the embedding, which starts at the mean of all rows. During training the causal attention mask opens
+gradually. All weights are trained, or low-rank updates (LoRA, 2106.09685, by peft) and the mask token's row: an adapter,
+saved in peft's layout beside the name of its base. What differs from DiffuLLaMA: attention opens by columns, equal for all
+rows that go through the model together, and the head's column of the mask token is never used.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ LINEAR = {DREAM_KEYS[part].split(".")[-1]: part for part in ("query", "key", "va
 
 
 def dream_config(config: dict, length: int | None = None) -> dict:
-    """A causal model's config.json in Dream's layout, its mask not yet chosen. length: of the canvas; None: the model's context.
+    """Return a causal model's config.json in Dream's layout, without a mask token.
 
-    ValueError for a model of another shape.
+    Args:
+        config: config.json of the causal model.
+        length: longest canvas. None: the context of the causal model.
+
+    Raises:
+        ValueError: the model has another architecture.
     """
     from transformers import AutoConfig
 
@@ -71,7 +77,9 @@ def dream_config(config: dict, length: int | None = None) -> dict:
 
 
 def mask_of(tokenizer: Any) -> int:
-    """The mask's id: the tokenizer's own, or the first one past its tokens, which is then given to it."""
+    """Return the id of the mask token: the tokenizer's own, or the first id past its tokens, which is then added to the
+    tokenizer.
+    """
     if not is_text_tokenizer(tokenizer):
         raise ValueError(
             "a causal model is adapted on text, and this data has no tokenizer; use data=stories or your own"
@@ -83,8 +91,10 @@ def mask_of(tokenizer: Any) -> int:
 
 @torch.no_grad()
 def give_mask(model: LlamaLM, mask_id: int) -> None:
-    """The mask's row of the embedding (and of an untied head, where it is never read): the mean of all, in a row that the
-    vocabulary has to spare or in a new one."""
+    """Set the mask token's row of the embedding (and of an untied head, where it is never used) to the mean of all rows.
+
+    The row is a spare row of the vocabulary, or a new one.
+    """
     backbone = model.backbone
     size = backbone.shape.columns
     if mask_id > size:
@@ -106,14 +116,16 @@ def give_mask(model: LlamaLM, mask_id: int) -> None:
 
 
 def ahead_at(step: int, anneal: int) -> float:
-    """The share of what follows that a position may see at update number `step`: 0 at first, all from `anneal` on."""
+    """Return the share of later positions that a position attends to at update number `step`: 0 at first, 1 from `anneal`
+    on.
+    """
     return min(1.0, step / anneal) if anneal else 1.0
 
 
 def adapter_config(
     base: str, mask_id: int | None, rank: int, alpha: int | float, dropout: int | float, targets: list[str]
 ) -> dict:
-    """adapter_config.json in peft's layout. mask_id: whose row of the embedding is trained too; None: none is."""
+    """Return adapter_config.json in peft's layout. mask_id: id whose row of the embedding is trained too; None: no row is."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(
             f"lora.rank={rank} must be a whole number of at least 1, or null to train all weights; change it"
@@ -135,7 +147,7 @@ def adapter_config(
 
 
 class AdapterLM(LlamaLM):
-    """A frozen model with trainable low-rank updates. Its state is the adapter's alone, in the order of parameters()."""
+    """A frozen model with trainable low-rank updates. Its state is that of the adapter only, in the order of parameters()."""
 
     def __init__(self, model: LlamaLM, adapter: dict):
         from peft import LoraConfig  # seconds to import: only where it is used
@@ -162,7 +174,7 @@ class AdapterLM(LlamaLM):
 
     @torch.no_grad()
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """ValueError where the names or shapes are not this adapter's."""
+        """Load the adapter's weights. ValueError if names or shapes do not fit."""
         own = self.backbone_state()
         if {name: tensor.shape for name, tensor in own.items()} != {
             name: tensor.shape for name, tensor in state.items()
@@ -177,7 +189,7 @@ class AdapterLM(LlamaLM):
 
     @contextmanager
     def without_adapter(self):
-        """The frozen model as it was before the adapter, for as long as it lasts."""
+        """Context manager: the frozen model without the adapter."""
         self.tuner[0].disable_adapter_layers()
         try:
             yield
@@ -185,7 +197,7 @@ class AdapterLM(LlamaLM):
             self.tuner[0].enable_adapter_layers()
 
     def merged(self) -> LlamaLM:
-        """The model with the updates added to its weights; this one must not be used any more."""
+        """Return the model with the updates added to its weights. This adapter must not be used afterwards."""
         backbone: Any = self.tuner[0].merge_and_unload()
         if backbone.shape.tied:
             backbone.head.weight = backbone.embed.weight
@@ -197,6 +209,7 @@ class AdapterLM(LlamaLM):
 
 
 def peft_name(name: str, keys: dict[str, str] = DREAM_KEYS) -> str:
-    """Our name of an adapter's tensor in peft's layout; keys: of the base's layout (Dream's is that of the causal models of
-    transformers)."""
+    """Return the name of an adapter's tensor in peft's layout. keys: names of the base's layout (Dream's equal those of
+    transformers).
+    """
     return "base_model.model." + published_name(name, keys)

@@ -24,11 +24,11 @@ class BoardTokenizer:
     mask_token, eos_token = ".", None
 
     def get_vocab(self) -> dict[str, int]:
-        """Each symbol that `decode` writes, and its token."""
+        """Map each symbol that `decode` writes to its token."""
         return {symbol: self._ids[symbol] for symbol in SYMBOLS[: self.size] + self.mask_token}
 
     def encode(self, text: str) -> list[int]:
-        """n * n tokens; raises ValueError for another length or an unknown character."""
+        """Return n * n tokens. ValueError for another length or an unknown character."""
         symbols = "".join(text.split())
         unknown = sorted(set(symbols) - set(self._ids))
         if unknown or len(symbols) != self.size**2:
@@ -39,7 +39,7 @@ class BoardTokenizer:
         return [self._ids[symbol] for symbol in symbols]
 
     def decode(self, tokens: Int[Tensor, " cell"] | list[int]) -> str:
-        """The grid, one line per row, '.' for the mask."""
+        """Return the grid, one line per row, with '.' for the mask token."""
         symbols = [(SYMBOLS[: self.size] + ".")[int(token)] for token in tokens]
         return "\n".join(" ".join(symbols[start : start + self.size]) for start in range(0, len(symbols), self.size))
 

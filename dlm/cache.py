@@ -1,9 +1,10 @@
 """Keys and values that are kept between evaluations: exact for a causal model, approximate for a bidirectional one.
 
-Bidirectional (Fast-dLLM, 2505.22618): the first evaluation of a block runs the whole row and keeps every layer's keys and values;
-later ones run from the block to the end (`prefix`) or the block alone (`dual`), against what was kept for the rest. What differs:
-rows move through blocks on their own, `refresh` also runs the whole row every so many evaluations, and what is read outside the
-window is what the last whole run said, so that a policy that looks at the whole canvas runs on top of every cache.
+Bidirectional (Fast-dLLM, 2505.22618): the first evaluation of a block runs the whole row and keeps every layer's keys and
+values. Later evaluations run from the block to the end of the row (`prefix`) or the block only (`dual`), against the kept
+keys and values. What differs: each row moves through its blocks independently, and `refresh` also runs the whole row every
+so many evaluations. Outside the window, rules and policies see the values of the last full forward pass, so a policy of the
+whole canvas works with every cache.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ CACHES = ("prefix", "dual")
 
 @dataclass
 class KeyValueCache:
-    """kind: prefix, dual or causal; refresh: evaluations after which the whole row runs again (None: at block starts only).
+    """Cached keys and values of a batch.
 
-    fresh: how many positions, from the row's start on, or (bidirectional) whether all, have keys and values kept; age:
-    evaluations since the whole row ran. slot: of a causal model, where in `memory` each row is; rows that were copied share a
-    place until they are written to. Everything else is keyed by row.
+    kind: prefix, dual or causal; refresh: evaluations between two full runs of a row (None: at block starts only); fresh:
+    number of positions from the start of the row that are cached (causal), or whether all are (bidirectional); age:
+    evaluations since the last full run; slot: for a causal model, the place of each row in `memory`. Copied rows share a
+    place until one of them changes. All other fields are per row.
     """
 
     model: LlamaLM | CausalLM
@@ -48,13 +50,15 @@ class KeyValueCache:
         self.memory = [(key.index_select(0, index), value.index_select(0, index)) for key, value in self.memory]
 
     def share(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"]) -> None:
-        """Of a causal model: `rows` know what `source` knows."""
+        """Let `rows` use the cached values of `source` (causal models)."""
         for of_row in (self.fresh, self.age, self.slot):
             of_row[rows] = of_row[source]
 
     def make_room(self, rows: Int[Tensor, "asked"]) -> None:
-        """Of a causal model: a place for each of `rows` and each other row that knows something, in their order. Nothing is
-        moved where that is so."""
+        """Give each of `rows`, and each other row with cached values, its own place in memory, in order (causal models).
+
+        Nothing moves if the places are already so.
+        """
         keep = (self.fresh > 0).index_fill(0, rows, True).nonzero().squeeze(1)
         places = len(self.memory[0][0])
         source = self.slot[keep].clamp(max=places - 1)  # the place of a row that knew nothing may be gone
@@ -64,7 +68,7 @@ class KeyValueCache:
             self.slot[keep] = place
 
     def due(self) -> Bool[Tensor, "row"]:
-        """Rows that have to run whole at their next evaluation."""
+        """Mark rows that must run in full at their next evaluation."""
         if self.kind == "causal":
             return torch.zeros_like(self.fresh, dtype=torch.bool)
         due = self.fresh == 0
@@ -73,7 +77,7 @@ class KeyValueCache:
     def spans(
         self, read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"], first: Tensor, block: int
     ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "asked"]]:
-        """What each of `rows` has to run: [start, end) of the canvas. first: the current block's start."""
+        """Return the span [start, end) of the canvas that each of `rows` must run. first: start of the current block."""
         length = read.shape[1]
         place = torch.arange(length, device=read.device)
         lowest = torch.where(read[rows], place, length).amin(1)
@@ -89,7 +93,9 @@ class KeyValueCache:
         self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"],
         pad: Int[Tensor, "asked"], first: Int[Tensor, "asked"], last: Int[Tensor, "asked"],
     ) -> Float[Tensor, "read width"]:  # fmt: skip
-        """Hidden states at `read` of `rows`, of which [first, last) runs, behind their padding; its keys and values are kept."""
+        """Run [first, last) of each of `rows`, behind its padding, and cache the keys and values. Returns the hidden
+        states at `read`.
+        """
         first = torch.maximum(first, pad)
         if isinstance(self.model, LlamaLM):
             states = self.model.hidden_spans(tokens[rows], read[rows], pad, first, last, self.memory, rows)
@@ -104,7 +110,7 @@ class KeyValueCache:
         return states
 
     def run_causal(self, tokens, read, rows, pad, first, last) -> Float[Tensor, "read width"]:
-        """Rows that share their padding and what they run go together."""
+        """Run rows with equal padding and equal span together; see `run`."""
         assert isinstance(self.model, CausalLM)
         self.make_room(rows)
         number, places, states = numbered(read), [], []
@@ -126,7 +132,7 @@ class KeyValueCache:
 
 
 def new_cache(model: MaskedLM, kind: str, refresh: int | None, rows: int, length: int, device) -> KeyValueCache:
-    """An empty cache. ValueError for a model that keeps no keys and values."""
+    """Return an empty cache. ValueError for a model without support for caches."""
     if not isinstance(model, LlamaLM | CausalLM):
         raise ValueError(
             f"cache={kind} needs LLaDA, Dream or a causal model; {type(model).__name__} keeps no keys and values"

@@ -26,12 +26,21 @@ def canvas_of(
     length: int | None = None,
     chat: bool = False,
 ) -> Int[Tensor, "position"]:
-    """One row to fill in: masks between `prefix` and `suffix`, or where `template` has [MASK:n].
+    r"""Build one canvas: open positions between `prefix` and `suffix`, or at [MASK:n] of `template`.
 
-    Text is text: names of special tokens in it, the mask among them, stand for their letters; a template writes [MASK] as
-    \\[MASK]. chat: the prefix is a user's message, in the model's chat template.
-    length: positions; by default the model's longest, or the template's own; a template is continued by masks up to it.
-    A Sudoku model's canvas is its board and `prefix` the puzzle. Raises ValueError for what does not fit.
+    Names of special tokens in a text, the mask token among them, stand for their letters; in a template, \[MASK] is text.
+
+    Args:
+        model: its tokenizer and longest canvas.
+        prefix: the prompt; for a Sudoku model the puzzle.
+        suffix: text at the end of the canvas.
+        template: text with [MASK:n] for n open positions.
+        length: positions of the canvas. None: the model's longest, or those of the template. A template is continued by
+            open positions.
+        chat: the prefix is a user's message, formatted by the model's chat template.
+
+    Raises:
+        ValueError: text, template or length do not fit the model.
     """
     if isinstance(model.tokenizer, BoardTokenizer):
         if suffix is not None or template is not None or chat:
@@ -65,7 +74,9 @@ def canvas_of(
 def chat_canvas(
     model: MaskedLM, messages: Sequence[Mapping[str, str]], length: int | None = None
 ) -> Int[Tensor, "position"]:
-    """The canvas of a conversation in the model's chat template, up to where the answer begins. ValueError without a template."""
+    """Build the canvas of a conversation in the model's chat template, up to the beginning of the answer. ValueError
+    without a template.
+    """
     if getattr(model.tokenizer, "chat_template", None) is None:
         raise ValueError(f"{model.model_id} has no chat template; give the prompt as text")
     start, length = messages_ids(model.tokenizer, messages), length or model.max_length
@@ -100,7 +111,9 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
 
 
 def _message(model: MaskedLM, message: str | None) -> list[int]:
-    """A user's message in the model's chat template, up to where the answer begins. ValueError without one."""
+    """Token ids of a user's message in the model's chat template, up to the beginning of the answer. ValueError without a
+    template.
+    """
     if message is None or getattr(model.tokenizer, "chat_template", None) is None:
         what = "there is no prompt" if message is None else f"{model.model_id} has no chat template"
         raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")

@@ -1,7 +1,7 @@
-"""CausalLM: any causal model of transformers as a MaskedLM, the case with one legal order.
+"""CausalLM: any causal model of transformers as a MaskedLM that is decoded from left to right.
 
-The prediction for a position is read one to its left, and masks are never embedded, because only the leftmost one may be asked
-for (`mask_id` is a virtual id past the vocabulary). Keys and values of what is written are kept exactly.
+The prediction for a position is read one position to its left. Masks are never embedded: only the leftmost one may be
+requested (`mask_id` is a virtual id past the vocabulary). Keys and values of committed tokens are cached exactly.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from model.llama import Memory
 
 
 class CausalLM(MaskedLM):
-    """Any causal model of transformers. Reads one position to the left; position 0 is predicted from the start token.
+    """Any causal model of transformers. Position 0 is predicted from the start token.
 
-    Hidden states are float32 whatever the network computes in: what reads them is trained.
+    Hidden states are float32 whatever the precision of the network, because trained heads read them.
     """
 
     causal = True
@@ -48,8 +48,10 @@ class CausalLM(MaskedLM):
 
     @cached_property
     def rooms(self) -> list[list[tuple[int, int]]]:
-        """(heads, width) of every layer's keys and of its values, from those of one token. Empty where layers keep something else
-        (Mamba, RWKV): such a model runs whole at every evaluation."""
+        """Return (heads, width) of every layer's keys and values, from those of one token.
+
+        Empty if layers keep another state (Mamba, RWKV): such a model runs in full at every evaluation.
+        """
         parameter = next(self.backbone.parameters())
         token = torch.full((1, 1), self.start_id, device=parameter.device)
         with torch.no_grad(), self.autocast(parameter.device):
@@ -57,7 +59,7 @@ class CausalLM(MaskedLM):
         return self.sizes_of(getattr(said, "past_key_values", None))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
-        """Room for keys and values; the start token has the first place."""
+        """Allocate memory for keys and values; the start token has the first place."""
         dtype = next(self.backbone.parameters()).dtype if self.dtype == torch.float32 else self.dtype
 
         def room(heads: int, width: int) -> Tensor:
@@ -66,7 +68,7 @@ class CausalLM(MaskedLM):
         return [(room(*keys), room(*values)) for keys, values in self.rooms]
 
     def hidden_span(self, tokens, read, memory: Memory, start: int, end: int):
-        """`hidden_rows` that runs the inputs [start, end) only; those before are in `memory`, exactly."""
+        """Run the inputs [start, end) only; `memory` holds the exact keys and values before them. See `hidden_rows`."""
         inputs = F.pad(tokens, (1, 0), value=self.start_id)[:, start:end]
         inputs = inputs.masked_fill(inputs == self.mask_id, self.start_id)
         kept = self.filled_cache(memory, start)
@@ -87,7 +89,7 @@ class CausalLM(MaskedLM):
 
 
 def positions_of(config: Any) -> int:
-    """How many positions a causal model takes, by its config.json. ValueError where it does not say."""
+    """Return the longest input of a causal model, from its config.json. ValueError if it is missing."""
     for name in ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions"):
         if getattr(config, name, None) is not None:
             return getattr(config, name)
@@ -97,7 +99,7 @@ def positions_of(config: Any) -> int:
 
 
 def scaled(logits: Float[Tensor, "read vocabulary"], config: Any) -> Float[Tensor, "read vocabulary"]:
-    """What some families do behind the head: Cohere multiplies, Granite divides, Gemma 2 bounds."""
+    """Apply the operation of some families behind the head: Cohere multiplies, Granite divides, Gemma 2 bounds the logits."""
     if factor := getattr(config, "logit_scale", None):
         logits = logits * factor
     if divisor := getattr(config, "logits_scaling", None):
@@ -110,7 +112,7 @@ def scaled(logits: Float[Tensor, "read vocabulary"], config: Any) -> Float[Tenso
 def sequence_log_prob(
     model: CausalLM, tokens: Int[Tensor, "row position"], batch: int = 32
 ) -> Float[Tensor, "row position"]:
-    """log p(token | what precedes), every position, the first from the start token; float32, one row group at a time."""
+    """Return log p(token | previous tokens) at every position, the first given the start token, in float32."""
     out = []
     for part in tokens.split(batch):
         hidden = model.hidden_rows(part, torch.ones_like(part, dtype=torch.bool), None)

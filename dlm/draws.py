@@ -1,7 +1,8 @@
-"""Random numbers as a pure function of (seed, row, step of that row, position, stream[, token]): SplitMix64 on int64 tensors.
+"""Random numbers as a pure function of (seed, row, step of that row, position, stream[, token]): SplitMix64 on int64
+tensors.
 
-A row's numbers do not depend on its batch: rows may leave, be merged, or be computed again in any order. The row id is the
-caller's (prompt number, sample number), never the place in the batch.
+A row's numbers do not depend on its batch: rows may leave, be merged, or be computed again in any order. The caller gives
+the row id (prompt number, sample number); it is never the index in the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _mix(z: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """SplitMix64's finaliser, in place. Shifts of int64 are arithmetic, so the sign's copies are cut off."""
+    """Apply SplitMix64's finaliser in place. Shifts of int64 are arithmetic, so copies of the sign bit are cut off."""
     z ^= (z >> 30).bitwise_and_((1 << 34) - 1)
     z *= _FIRST
     z ^= (z >> 27).bitwise_and_((1 << 37) - 1)
@@ -33,22 +34,25 @@ def _mix(z: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def _uniform(z: Int[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-    """52 bits to (0, 1), both ends excluded: with 53 the largest would round to 1, and its exponential to 0."""
+    """Convert 52 bits to (0, 1), both ends excluded. With 53 bits the largest would round to 1, and its exponential to 0."""
     return (z >> 12).bitwise_and_((1 << 52) - 1).double().mul_(2.0**-52).add_(2.0**-53)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """All draws of a run. `seed` any integer. start: where each row begins on the canvas, whose positions are counted from there,
-    so that padding changes no draw. first: added to every row id; the rows of a process are numbered through the whole batch, so
-    that how many processes share it changes no draw."""
+    """All random draws of a run.
+
+    seed: any integer; start: column where each row begins, from which positions are counted, so that padding changes no
+    draw; first: added to every row id. The rows of a process are numbered within the whole batch, so the number of
+    processes changes no draw.
+    """
 
     seed: int
     start: Int[Tensor, "row"] | None = None
     first: int = 0
 
     def keys(self, stream: str, *counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        """One 64-bit key for each tuple of counters."""
+        """Return one 64-bit key for each tuple of counters."""
         key = torch.zeros_like(counters[0]) + self.seed
         key = _mix(key * _GOLDEN + STREAMS[stream])
         for counter in counters:
@@ -58,7 +62,7 @@ class Draws:
     def uniform(
         self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int
     ) -> Float64[Tensor, "row position"]:
-        """One number in (0, 1) for each row and position."""
+        """Draw one number in (0, 1) for each row and position."""
         keys = self.keys(stream, row_id + self.first, row_step).unsqueeze(1)
         position = torch.arange(1, positions + 1, device=row_id.device)
         if self.start is not None:
@@ -68,7 +72,7 @@ class Draws:
     def normal(
         self, stream: str, row_id: Int[Tensor, "row"], row_step: Int[Tensor, "row"], positions: int
     ) -> Float64[Tensor, "row position"]:
-        """Standard normal, by the inverse of its distribution function."""
+        """Draw standard normal numbers, by the inverse distribution function."""
         return torch.special.ndtri(self.uniform(stream, row_id, row_step, positions))
 
     def categorical(
@@ -80,11 +84,14 @@ class Draws:
         names: Int[Tensor, "read vocabulary"] | None = None,
         stream: str = "what",
     ) -> Int[Tensor, "read"]:
-        """One token (or whatever the columns are) from softmax(logits) at each position read, by an exponential race in float64.
+        """Draw one token from softmax(logits) at each requested position, by an exponential race in float64.
 
-        The race of p / E, with E exponential, is the Gumbel trick without its second logarithm. Every token has its own
-        number, so a change of 1e-5 in one logit moves no other token (the inverse of the distribution function would).
-        names: the token of each column, where the columns are a few of the vocabulary in some order; None: column 0 is token 0.
+        The race of p / E, with E exponential, is the Gumbel trick with one logarithm less. Every token has its own random
+        number, so a change of 1e-5 in one logit affects no other token (unlike with the inverse distribution function).
+
+        Args:
+            logits: one row per requested position.
+            names: token of each column, if the columns are a selection of the vocabulary. None: column 0 is token 0.
         """
         keys = self.keys(stream, row_id + self.first, row_step, position)
         columns = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0) if names is None else names

@@ -1,7 +1,7 @@
-"""From user text to token ids. Text is text: the name of a special token in it (`<|im_end|>`, `[MASK]`) stands for its letters.
+"""From user text to token ids. The name of a special token in a text (`<|im_end|>`, `[MASK]`) stands for its letters.
 
-Every prompt, question, answer, preference and target goes through `text_ids`; a message of a chat goes through `message_ids`,
-where the template alone writes special tokens.
+Every prompt, question, answer, preference and target goes through `text_ids`; chat messages go through `message_ids`, where
+only the template writes special tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STAND_INS = 0x10F000  # private use: the first of the characters that stand for 
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What is needed of a model to encode text for it."""
+    """The attributes of a model that encoding needs."""
 
     tokenizer: Any
     mask_id: int
@@ -27,30 +27,33 @@ class Vocabulary(Protocol):
 
 
 def is_text_tokenizer(tokenizer: object) -> bool:
-    """Whether it is a tokenizer of transformers, which is then imported already."""
+    """Return whether it is a tokenizer of transformers (which is then already imported)."""
     module = sys.modules.get("transformers.tokenization_utils_base")
     return module is not None and isinstance(tokenizer, module.PreTrainedTokenizerBase)
 
 
 def without_surrogates(text: str) -> str:
-    """Halves of a surrogate pair joined where both are there, else replaced by U+FFFD: a cut emoji in JSON, a byte of a command
-    line that is not UTF-8. No tokenizer and no UTF-8 file takes them."""
+    """Join halves of surrogate pairs, and replace single halves by U+FFFD.
+
+    They come from cut emoji in JSON or from bytes of a command line that are not UTF-8. No tokenizer and no UTF-8 file
+    accepts them.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text as text, without special tokens."""
+    """Return the ids of a text, without special tokens."""
     return batch_ids(tokenizer, [text])[0]
 
 
 def batch_ids(tokenizer: Any, texts: Sequence[str], longest: int | None = None) -> list[list[int]]:
-    """`text_ids` of many texts, in one call of the tokenizer.
+    """Apply `text_ids` to many texts, in one call of the tokenizer.
 
     Args:
         tokenizer: of transformers.
         texts: as a user wrote them.
-        longest: None for the text alone; else the special tokens that the tokenizer writes around a text are added, and the
-            row is cut to this length.
+        longest: None for the text only. Otherwise the tokenizer's special tokens around a text are added, and the row is
+            cut to this length.
     """
     if not texts:
         return []
@@ -62,9 +65,10 @@ def batch_ids(tokenizer: Any, texts: Sequence[str], longest: int | None = None) 
 
 
 def model_ids(model: Vocabulary, text: str, name: str) -> list[int]:
-    """`text_ids` for a model. name: what the text is, for the message.
+    """Apply `text_ids` for a model. name: description of the text in the message.
 
-    Raises ValueError for a mask, which would be filled, and for an id that the model has no embedding for.
+    Raises:
+        ValueError: an id is the mask token, which would be decoded, or has no embedding in the model.
     """
     ids = text_ids(model.tokenizer, text)
     check_ids(model, ids, f"{name} {text[-60:]!r}")
@@ -72,14 +76,14 @@ def model_ids(model: Vocabulary, text: str, name: str) -> list[int]:
 
 
 def check_ids(model: Vocabulary, ids: Sequence[int], shown: str) -> None:
-    """Raises ValueError that begins with `shown` for ids that hold the mask or one past the vocabulary."""
+    """Raise ValueError that begins with `shown` if ids contain the mask token or an id past the vocabulary."""
     if model.mask_id in ids:
         raise ValueError(f"{shown} holds the mask token as a word of its vocabulary; take it out")
     check_embedded(model.vocab_size, ids, shown)
 
 
 def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
-    """Raises ValueError that begins with `shown` for an id past the vocabulary of a model."""
+    """Raise ValueError that begins with `shown` for an id past the vocabulary of a model."""
     if (past := max(ids, default=0)) >= vocab_size:
         raise ValueError(
             f"{shown} has the token {past} and the model {vocab_size} tokens; give the model with its own tokenizer"
@@ -87,7 +91,9 @@ def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
 
 
 def unwritable(tokenizer: Any, text: str) -> str:
-    """The first word or character that the tokenizer drops or replaces by its unknown token; empty where there is none."""
+    """Return the first word or character that the tokenizer drops or replaces by its unknown token; empty if there is
+    none.
+    """
     if not tokenizer.is_fast:  # no offsets; such tokenizers fall back to bytes or to an unknown token
         return ""
     text = without_surrogates(text)
@@ -106,31 +112,34 @@ def unwritable(tokenizer: Any, text: str) -> str:
 
 
 def message_ids(tokenizer: Any, message: str, answer: str = "") -> list[int]:
-    """A user's message in the tokenizer's chat template, up to where the answer begins, and the beginning of the answer."""
+    """Return a user's message in the tokenizer's chat template, up to the answer, followed by the beginning of the answer."""
     return messages_ids(tokenizer, [{"role": "user", "content": message}], answer)
 
 
 def messages_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], answer: str = "") -> list[int]:
-    """A conversation in the tokenizer's chat template, up to where the next answer begins, and the beginning of the answer."""
+    """Return a conversation in the tokenizer's chat template, up to the next answer, followed by the beginning of the
+    answer.
+    """
     chat = [{**message, "content": hidden_names(tokenizer, message["content"])} for message in messages]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     return rendered_ids(tokenizer, rendered + hidden_names(tokenizer, answer))
 
 
 def special_names(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]:
-    """Names of the special tokens, in the order of their ids."""
+    """Return the names of the special tokens, in the order of their ids."""
     return [added.content for _, added in sorted(tokenizer.added_tokens_decoder.items()) if added.special]
 
 
 def hidden_names(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> str:
-    """The text of a message, each name of a special token in it replaced by one character: what a chat template is given."""
+    """Replace each name of a special token in a message by one private character. The result is the input of a chat
+    template.
+    """
     stand_in = {name: chr(STAND_INS + number) for number, name in enumerate(special_names(tokenizer))}
     return _any_of(stand_in).sub(lambda found: stand_in[found[0]], without_surrogates(text)) if stand_in else text
 
 
 def rendered_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of what a chat template made of messages out of `hidden_names`. Special tokens of the template are tokens, those that
-    a message names are text."""
+    """Return the ids of a rendered chat template. Special tokens of the template are tokens; names in a message are text."""
     names = special_names(tokenizer)
     name = {chr(STAND_INS + number): name for number, name in enumerate(names)}
     if not any(letter in name for letter in text):

@@ -1,8 +1,8 @@
-"""Where an answer ends: the one place that decides it, for rewards, rollouts, guidance, twists and evaluation.
+"""Where a response ends: the only definition, for rewards, rollouts, guidance, twists and evaluation.
 
-An answer is what the model wrote, up to its first end token: the end of sequence, or the end of a turn (LLaDA's `<|eot_id|>`,
-Dream's `<|im_end|>`). The end token is no part of it, and neither is anything behind it. `samplers.samples.Samples` says it of
-decoded rows.
+A response is the generated text up to its first end token: the end of sequence, or the end of a turn (LLaDA's `<|eot_id|>`,
+Dream's `<|im_end|>`). Neither the end token nor any token behind it belongs to the response. `samplers.samples.Samples`
+applies this to decoded rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TURNS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<end_o
 
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The end of sequence, then the ends of a turn that the tokenizer has; empty without an end of sequence."""
+    """Return the end of sequence and the end-of-turn tokens of the tokenizer; empty without an end of sequence."""
     end = getattr(tokenizer, "eos_token_id", None)
     if end is None:
         return ()
@@ -28,21 +28,21 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def is_end(tokens: Int[Tensor, "*row position"], ends: Sequence[int]) -> Bool[Tensor, "*row position"]:
-    """Which tokens are one of `ends`."""
+    """Mark tokens that are one of `ends`."""
     return torch.isin(tokens, torch.as_tensor(ends, dtype=tokens.dtype, device=tokens.device))
 
 
 def before_end(
     tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
 ) -> Bool[Tensor, "row position"]:
-    """Which positions hold the answer: those of `free` (what was not given) before the first of `ends` that stands at one."""
+    """Mark the positions of the response: those of `free` (the generated ones) before the first of `ends` at one of them."""
     return free & ((is_end(tokens, ends) & free).cumsum(1) == 0)
 
 
 def with_end(
     tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
 ) -> Bool[Tensor, "row position"]:
-    """The positions of the answer and of the token that ends it: what a model decided where the rest is only filled up."""
+    """Mark the positions of the response and of its end token. The positions behind are only filled up."""
     end = is_end(tokens, ends) & free
     return free & (end.cumsum(1) - end.long() == 0)
 
@@ -50,14 +50,14 @@ def with_end(
 def has_end(
     tokens: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], ends: Sequence[int]
 ) -> Bool[Tensor, "row"]:
-    """Whether the answer came to its end."""
+    """Mark rows whose response contains an end token."""
     return (is_end(tokens, ends) & free).any(1)
 
 
 def texts_of(
     tokens: Int[Tensor, "row position"], kept: Bool[Tensor, "row position"], tokenizer: Any, special: bool = False
 ) -> list[str]:
-    """The kept tokens of each row as text. special: with special tokens, which are dropped otherwise."""
+    """Return the kept tokens of each row as text. special: keep special tokens, which are dropped otherwise."""
     rows = zip(tokens.tolist(), kept.tolist(), strict=True)
     ids = [[token for token, is_kept in zip(row, keep, strict=True) if is_kept] for row, keep in rows]
     return tokenizer.batch_decode(ids, skip_special_tokens=not special)

@@ -1,10 +1,11 @@
-"""A frozen MaskedLM as an environment: canvases with masks in, positions and tokens to write in, new canvases out.
+"""A frozen MaskedLM as an environment: it takes the positions and tokens to commit, and returns new canvases.
 
-The model runs when somebody reads, at the positions read, once for each distinct canvas: a row that did not change is not
-evaluated again, identical rows share one evaluation, and rows that are finished are dropped by `select`. All of it is exact.
-Blocks (semi-autoregressive decoding) restrict what may be written now; a causal model may write its leftmost mask only, and
-keeps its keys and values, exactly. Prompts of different lengths are padded on the left: the model runs on each row without its
-padding, so that a row is what it is alone. Caches of a bidirectional model (`dlm/cache.py`) are not exact, and say so.
+The model runs when outputs are requested, at the requested positions, once for each distinct canvas. An unchanged row is
+not evaluated again, identical rows share one evaluation, and `select` drops finished rows. All of this is exact. Blocks
+(semi-autoregressive decoding) restrict which positions may be selected; a causal model may select its leftmost open
+position only, and caches its keys and values exactly. Prompts of different lengths are padded on the left, and the model
+runs on each row without its padding. Caches of a bidirectional model (`dlm/cache.py`) are approximate; `exact` is then
+False.
 """
 
 from __future__ import annotations
@@ -54,28 +55,30 @@ class UnmaskingEnvironment:
 
     @property
     def exact(self) -> bool:
-        """Whether every readout is what the model says of the canvas as it stands."""
+        """True if every output is that of the model for the current canvas (no approximate cache)."""
         return self.cache_kind in (None, "causal")
 
     @property
     def drift(self) -> float | None:
-        """How far off a cache's confidences are, where they are measured: |p(cached) - p(whole)| of the best token of either, a
-        mean over the masks of the window that were asked for, at every run of a whole row after its first (without `refresh` that
-        is where a block begins). None: there was none, as where there is one block."""
+        """The error of the cache, if it is measured: mean of |p(cached) - p(fresh)| for the best token of either.
+
+        The mean is over the requested open positions of the window, at every full run of a row after its first (without
+        `refresh`, at block starts). None if there was no such run, as with one block.
+        """
         return float(self._drift[0] / self._drift[1]) if self._drift[1] > 0 else None
 
     def drift_of(self, rows: Int[Tensor, "asked"]) -> list[float | None]:
-        """The same of each of these rows."""
+        """Return the `drift` of each of these rows."""
         return [total / count if count else None for total, count in self._row_drift[rows].tolist()]
 
     def reset(self, prompts: Prompts, row_id: Int[Tensor, "row"] | None = None) -> Observation:
-        """Start from prompts; what is not open is given and stays.
+        """Start from prompts. Positions that are not open never change.
 
         Args:
-            row_id: names of the rows for the random draws (default: their numbers).
+            row_id: ids of the rows for the random draws (default: their numbers).
 
         Raises:
-            ValueError: for an open position before the prompts end, a canvas that is too long, and blocks or steps that do not
+            ValueError: a position before the end of the prompts is open, a canvas is too long, or blocks or steps do not
                 divide it.
         """
         canvas, options = prompts.canvas, self.options
@@ -137,8 +140,7 @@ class UnmaskingEnvironment:
         return self._observe()
 
     def step(self, decision: Decision) -> Observation:
-        """Write the picks. Rows that were written to are unknown again (of a cached row, the window); the others keep what was
-        read."""
+        """Commit the decision and invalidate the outputs of the rows that changed (with a cache, of their window)."""
         picked = decision.order > 0
         self.tokens = torch.where(picked, decision.tokens, self.tokens)
         self.open = self.open & ~picked
@@ -162,8 +164,7 @@ class UnmaskingEnvironment:
         return self.prompt_length + self.block_index * self.block
 
     def select(self, index: Int[Tensor, "kept"], row_id: Int[Tensor, "kept"] | None = None) -> Observation:
-        """Keep, copy or reorder rows, with everything that is keyed by row. row_id: other names for them, so that copies of one
-        row draw apart; None: they keep theirs."""
+        """Keep, copy or reorder rows with all their data. row_id: new ids, so that copies of one row draw differently."""
         for name in BY_ROW:
             value = getattr(self, name)
             if name == "_hidden" and len(index) <= len(value) and not bool(self._known.any()):
@@ -182,7 +183,7 @@ class UnmaskingEnvironment:
         return self._observe()
 
     def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        """Hidden states of the current canvases, dense, valid at `where` (and wherever else this canvas was read)."""
+        """Return hidden states of the current canvases, valid at `where` and at other positions evaluated before."""
         needed = where & ~self._known
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -197,7 +198,7 @@ class UnmaskingEnvironment:
         return self._hidden
 
     def _run(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Whole rows; identical canvases once."""
+        """Run whole rows, each distinct canvas once."""
         tokens, read = self.tokens[rows], needed[rows]
         start = None if self.start is None else self.start[rows]
         canvases = tokens
@@ -226,7 +227,7 @@ class UnmaskingEnvironment:
         self.positions_run += times * (tokens.numel() - (0 if start is None else int(start.sum())))
 
     def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Spans of rows against the keys and values kept; where those are exact, identical canvases once."""
+        """Run spans of rows against the cached keys and values. If the cache is exact, each distinct canvas runs once."""
         assert self.cache is not None
         if self.cache.kind == "causal" and len(rows) > 1:
             place, first_of = self._alike(rows, needed)
@@ -243,7 +244,7 @@ class UnmaskingEnvironment:
         self._run_spans(rows, needed)
 
     def _run_spans(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
-        """Each of `rows` on its own."""
+        """Run the span of each row separately."""
         assert self.cache is not None
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
         first, last = self.cache.spans(needed, rows, self.block_start(), self.block)
@@ -261,7 +262,7 @@ class UnmaskingEnvironment:
 
     @contextmanager
     def _untimed(self) -> Iterator[None]:
-        """Add the seconds of the enclosed work to `measuring`."""
+        """Context manager: add the seconds of the enclosed work to `measuring`."""
 
         def now() -> tuple[float, float]:
             if self.tokens.is_cuda:  # kernels run behind the host
@@ -276,8 +277,11 @@ class UnmaskingEnvironment:
     def _stale(
         self, needed: Bool[Tensor, "row position"], rows: Tensor, pad: Tensor, first: Tensor, last: Tensor
     ) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "read"]] | None:
-        """Of the rows that are about to run whole again, what the cache would have said instead: masks of the window and the
-        probability of their best token. It costs a run of the window, which is no evaluation and not counted."""
+        """For rows that are about to run in full, compute the cache's confidences: open positions of the window and the
+        probability of their best token.
+
+        This runs the window once more. The run is not counted as an evaluation.
+        """
         assert self.cache is not None
         if self.exact:
             return None
@@ -297,21 +301,23 @@ class UnmaskingEnvironment:
         return read, self._best(states.float())
 
     def _compare(self, read: Bool[Tensor, "row position"], cached: Float[Tensor, "read"]) -> None:
-        """Keep by how much they were off, now that the whole rows have run."""
+        """Record the difference between cached and fresh confidences, after the full run."""
         change = (self._best(self._hidden[read]) - cached).abs()
         found = torch.stack((change, torch.ones_like(change)), 1)
         self._row_drift.index_add_(0, read.nonzero()[:, 0], found)
         self._drift += found.sum(0)
 
     def _best(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read"]:
-        """The probability of the most likely token."""
+        """Return the probability of the best token."""
         parts = [self.logits(part) for part in hidden.split(self.chunk)]
         return torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in parts])
 
     def _alike(
         self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
     ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "kind"]]:
-        """The kind of each row, by canvas, padding and what it asks, and the place among `rows` of the first one of each."""
+        """Group rows by canvas, padding and requested positions. Returns the group of each row, and the first row of each
+        group.
+        """
         columns = needed.any(0).nonzero().squeeze(1)
         first, last = int(columns[0]), int(columns[-1]) + 1  # what is behind is not looked at
         canvases = torch.cat((self.tokens[rows, :last], needed[rows, first:last].long()), 1)
@@ -322,7 +328,7 @@ class UnmaskingEnvironment:
         return place, first.scatter_reduce_(0, place, torch.arange(len(rows), device=rows.device), "amin")
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
-        """The head, guidance and forbidden tokens."""
+        """Apply the head, classifier-free guidance and forbidden tokens."""
         if weight := self.options.guidance:
             prompted, without = (self.model.head(half) for half in hidden.chunk(2, 1))
             logits = (1 + weight) * prompted - weight * without.masked_fill(without == -torch.inf, 0.0)
@@ -334,7 +340,7 @@ class UnmaskingEnvironment:
 
     @torch.no_grad()
     def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
-        """The k best tokens and the entropy at `where`; logits exist for a chunk of positions at a time."""
+        """Return the k best tokens and the entropy at `where`. Logits exist for a chunk of positions at a time."""
         old = self._readout
         if old is None or old.top_tokens.shape[-1] < best or (entropy and old.entropy is None):
             shape = (*self.tokens.shape, best)
@@ -361,7 +367,9 @@ class UnmaskingEnvironment:
         return old.cut(best)
 
     def summarised(self, logits: Float[Tensor, "read vocabulary"], best: int, entropy: bool) -> Readout:
-        """The k best tokens and the entropy of logits, which are overwritten; [read] in the place of [row position]."""
+        """Return the k best tokens and the entropy of logits, which are overwritten. The result has one entry per row of
+        logits.
+        """
         log_total = logits.logsumexp(1, keepdim=True)
         top = logits.topk(best, dim=1)
         top_log_probs = (top.values - log_total).float()
@@ -375,7 +383,7 @@ class UnmaskingEnvironment:
         return Readout(top.indices, top_log_probs, found.masked_fill(last, -LEAST))
 
     def written_last(self, tokens: Int[Tensor, "read"]) -> Bool[Tensor, "read"]:
-        """Which tokens make their position the least confident."""
+        """Mark tokens whose positions count as least confident."""
         last = self.options.last_tokens
         return is_end(tokens, last) if last else torch.zeros_like(tokens, dtype=torch.bool)
 
@@ -383,7 +391,7 @@ class UnmaskingEnvironment:
     def draw(
         self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        """Tokens for the positions `where` and the log-probability with which each row's were drawn (0 for the greedy rule)."""
+        """Draw tokens for the positions `where`. Returns them and the log-probability of each row's draws (0 for greedy)."""
         tokens, log_q = self.tokens.clone(), torch.zeros(len(self.tokens), device=self.tokens.device)
         if rule.temperature == 0:
             return torch.where(where, self.read(where, 1, False).top_tokens[..., 0], tokens), log_q
@@ -403,7 +411,7 @@ class UnmaskingEnvironment:
 
     @torch.no_grad()
     def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        """log p(text at `where` | canvas), each position by itself, summed over the row."""
+        """Return log p(text at `where` | canvas) of each row: the sum over positions, each predicted separately."""
         total = torch.zeros(len(text), device=text.device)
         hidden = self.hidden(where)[where]
         for place, part in zip(where.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
@@ -418,7 +426,7 @@ class UnmaskingEnvironment:
         return self.model.chunk(self.tokens.device)
 
     def _move_on(self) -> None:
-        """Rows that have ended are filled up; rows whose block is full go to the next one."""
+        """Fill up rows that have ended, and move rows with a full block to the next block."""
         if ends := self.options.ends:
             ended = is_end(self.tokens, ends) & ~self.given & (self.open.cumsum(1) == 0)
             filled = self.open & ended.any(1, keepdim=True)

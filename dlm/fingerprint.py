@@ -24,17 +24,23 @@ NOTHING = "the model"  # the name of a model that has none
 
 
 def token_digest(tokenizer: Any) -> str:
-    """SHA-256 (16 hex digits) of a tokenizer's tokens with their ids and of its end of sequence: ids of one tokenizer mean the
-    same to another of this digest. The mask is left out: a model adds its own to the tokenizer that it was made with."""
+    """Return the SHA-256 (16 hex digits) of a tokenizer's tokens with their ids and of its end of sequence.
+
+    Token ids of one tokenizer have the same meaning for any other tokenizer with this digest. The mask token is left out,
+    because a model adds its own to its tokenizer.
+    """
     tokens = {token: number for token, number in tokenizer.get_vocab().items() if token != tokenizer.mask_token}
     written = json.dumps([sorted(tokens.items()), tokenizer.eos_token])
     return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 def weight_digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """SHA-256 (16 hex digits) of names, shapes and up to 1,024 evenly spaced values of each tensor, which training changes as it
-    changes the rest. One digest for each precision of `PRECISIONS`, of the values as they are in it: weights that were read in
-    float32 and weights that were read in bfloat16 share the digest of bfloat16. Weights in float16 have no other."""
+    """Return the SHA-256 (16 hex digits) of names, shapes and up to 1,024 evenly spaced values of each tensor. Not a full
+    hash.
+
+    There is one digest for each precision of `PRECISIONS`, of the values rounded to it. Weights read in float32 and weights
+    read in bfloat16 share the digest of bfloat16. Weights in float16 have only their own.
+    """
     digests = {dtype: hashlib.sha256() for dtype in PRECISIONS}
     for name, tensor in sorted(weights, key=lambda named: named[0]):
         sampled = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // SAMPLED)].cpu()
@@ -57,7 +63,7 @@ class Fingerprint:
     mask_id: int
 
     def difference(self, other: Fingerprint) -> str:
-        """What the models differ in, "tokens" or "weights"; empty where they are the same, as far as both are known."""
+        """Return how the models differ, "tokens" or "weights"; empty if they are the same, as far as both are known."""
         if self.mask_id != other.mask_id or (self.tokens and other.tokens and self.tokens != other.tokens):
             return "tokens"
         common = self.weights.keys() & other.weights.keys()
@@ -68,37 +74,37 @@ class Fingerprint:
 
 
 def fingerprint_of(model: Any) -> Fingerprint:
-    """Of a MaskedLM, as it was read: an adapter counts apart from its base."""
+    """Return the fingerprint of a MaskedLM as it was read. A model with an adapter differs from its base."""
     tokens = None if model.tokenizer is None else token_digest(model.tokenizer)
     return Fingerprint(short_path(model.model_id or NOTHING), digests_of(model), tokens, model.mask_id)
 
 
 def digests_of(model: Any) -> dict[str, str]:
-    """`weight_digests` of a MaskedLM, as it was read."""
+    """Return `weight_digests` of a MaskedLM as it was read."""
     return model.read_weights or weight_digests(model.backbone.named_parameters())
 
 
 def digest_of(digests: dict[str, str]) -> str:
-    """Of `weight_digests`, the one that every model has which is read in another precision than float16."""
+    """Return the one of `weight_digests` that all models have whose precision is not float16."""
     return digests.get("bfloat16") or next(iter(digests.values()), "")
 
 
 def joined_digests(base: dict[str, str], adapter: dict[str, str]) -> dict[str, str]:
-    """Of a base with an adapter, in the precisions that both have."""
+    """Return the digests of a base with an adapter, in the precisions that both have."""
     return {
         key: hashlib.sha256(f"{base[key]} {adapter[key]}".encode()).hexdigest()[:16] for key in base if key in adapter
     }
 
 
 def short_path(path: str | Path) -> str:
-    """The path or hub id; of what is shipped example/NAME, wherever this repository is."""
+    """Return the path or hub id; shipped checkpoints as example/NAME, independently of this repository's location."""
     if Path(path).is_absolute() and Path(path).is_relative_to(EXAMPLES):
         return f"example/{Path(path).relative_to(EXAMPLES)}"
     return str(path)
 
 
 def stored_fingerprint(config: dict, file: str | Path) -> Fingerprint | None:
-    """The fingerprint in a config.json; None where there is none. ValueError names `file` for what is none."""
+    """Return the fingerprint in a config.json; None if there is none. ValueError names `file` if it is malformed."""
     stored = config.get(KEY)
     if stored is None:
         return None
@@ -114,7 +120,7 @@ def stored_fingerprint(config: dict, file: str | Path) -> Fingerprint | None:
 
 
 def mismatch(known: Fingerprint, now: Fingerprint) -> str:
-    """The words "was trained on MODEL, and MODEL has other tokens (or weights)"; empty where they are the same."""
+    """Return the words "was trained on MODEL, and MODEL has other tokens (or weights)"; empty if both are the same."""
     differing = known.difference(now)
     if not differing:
         return ""

@@ -1,8 +1,8 @@
-"""Log-likelihood of finished rows under a masked model, estimated: one interface, six estimators.
+"""Estimators of the log-likelihood of finished rows under a masked model: one interface, seven estimators.
 
-A masked model has no cheap likelihood of a text, so reinforcement learning and preference learning need an estimate whose
-gradient they can follow. Every estimator masks finished rows in some ways (`Views`), scores tokens on these canvases (`term`),
-and adds what was scored up to one number for each position (`combine`), whose sum over a row is the estimate:
+A masked model has no cheap likelihood of a text. Reinforcement learning and preference learning need an estimate with a
+gradient. Every estimator masks finished rows in several ways (`Views`), scores tokens on these canvases (`term`), and adds
+the scores to one number for each position (`combine`). The sum over a row is the estimate:
 
     elbo           E over masks of the any-order bound, the ELBO (2410.17891, 2502.09992), times or counts spread evenly
     mean_field     everything masked at once, one evaluation (d1, 2504.12216)
@@ -10,11 +10,11 @@ and adds what was scored up to one number for each position (`combine`), whose s
     score_entropy  the bound of score models by their own loss, at several noise levels (SEDD, 2310.16834)
     sandwich       the ELBO for rows to make likelier, an upper estimate for rows to make less likely (SPG, 2510.09541)
     trajectory     the tokens of each step as they were sampled, given the canvas of that step (TraceRL, 2509.06949)
-    published      what SEDD-LaTeX-RLHF computes: the score entropy of a finished row, of which nothing is masked: 0, no gradient
+    published      the estimator of SEDD-LaTeX-RLHF: the score entropy of a row without masks, always 0, no gradient
 
-The masks are drawn once (`views`) and passed on, so that new, old and reference model are compared on the same canvases. What
-differs from the papers: masks have exactly k tokens by default (the same mean, less variance), and antithetic pairs are
-complements. Which quantity each one estimates: docs/likelihood.md.
+The masks are drawn once (`views`) and passed on, so that new, old and reference model are compared on the same canvases.
+What differs from the papers: masks have exactly k tokens by default (the same mean, less variance), and antithetic pairs
+are complements. docs/likelihood.md explains the estimated quantities.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ from dlm.noise import LogLinearNoise, Noise
 
 @dataclass
 class Views:
-    """N canvases made of finished rows. row: of which; masked: what is masked; read: where tokens are scored; weight: of what is
-    scored there; sigma: the noise level of what may be masked (None: that of the share which is), free: how many positions that
-    is. The model is told the level at which as much of the whole canvas is masked, as in training."""
+    """N masked copies of finished rows.
+
+    row: the row of each copy; masked: masked positions; read: positions where tokens are scored; weight: of these scores;
+    sigma: noise level of the free positions (None: that of their masked share); free: number of free positions. The model
+    gets the noise level at which as large a share of the whole canvas is masked, as in training.
+    """
 
     row: Int[Tensor, "view"]
     masked: Bool[Tensor, "view position"]
@@ -47,17 +50,19 @@ class Views:
         return len(self.row)
 
     def take(self, index: Int[Tensor, "kept"]) -> Views:
-        """Those views."""
+        """Return some of the views."""
         sigma, free = (None if x is None else x[index] for x in (self.sigma, self.free))
         return Views(self.row[index], self.masked[index], self.read[index], self.weight[index], sigma, free)
 
     def with_something_to_read(self) -> Views:
-        """Views that score no token cost no evaluation."""
+        """Drop views that score no token; they would cost an evaluation."""
         return self.take(self.read.any(1).nonzero().squeeze(1))
 
 
 class Estimator:
-    """The contract. A subclass gives `views` and, where it is more than a weighted sum of log-probabilities, the other two."""
+    """Interface of the estimators. Subclasses implement `views`, and override the other methods if the estimate is more
+    than a weighted sum of log-probabilities.
+    """
 
     scores = False  # whether it reads unnormalised scores, which score models have
     replays = False  # whether it reads every token at the step at which it was drawn
@@ -66,14 +71,21 @@ class Estimator:
     def views(
         self, free: Bool[Tensor, "row position"], draws: Draws, written_at: Int[Tensor, "row position"] | None = None
     ) -> Views:
-        """free: positions behind the prompt, which may be masked; draws: of the masks, a row's a function of its number;
-        written_at: the step at which each position was sampled (-1: it was not)."""
+        """Draw the masks.
+
+        Args:
+            free: positions behind the prompt, which may be masked.
+            draws: of the masks; those of a row are a function of its number.
+            written_at: the step at which each position was sampled (-1: the prompt).
+        """
         raise NotImplementedError
 
     def term(
         self, mass: Float[Tensor, "read"], logit: Float[Tensor, "read"], sigma: Float[Tensor, "read"] | None
     ) -> Float[Tensor, "read"]:
-        """What each token read adds before it is weighted: log p(token | canvas). mass: logsumexp of the logits there."""
+        """Return the unweighted contribution of each scored token: log p(token | canvas). mass: log-normalizer of the
+        logits.
+        """
         return logit - mass
 
     def combine(
@@ -83,13 +95,17 @@ class Estimator:
         rows: int,
         push_down: Bool[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
-        """The estimate, position by position. push_down: rows that are to become less likely; only `sandwich` asks."""
+        """Add up the contributions. Returns the estimate for each position.
+
+        Args:
+            push_down: rows whose likelihood is to be decreased; only `sandwich` uses it.
+        """
         weighted = (terms * views.weight.unsqueeze(1)).masked_fill(~views.read, 0.0)
         return terms.new_zeros(rows, terms.shape[1]).index_add(0, views.row, weighted)
 
 
 def uniforms(free: Bool[Tensor, "row position"], samples: int, draws: Draws) -> Float[Tensor, "row sample column"]:
-    """Numbers in (0, 1): the first column for a time, the others for positions."""
+    """Draw numbers in (0, 1): the first column for a time, the others for positions."""
     rows, length = free.shape
     row = torch.arange(rows, device=free.device).repeat_interleave(samples)
     sample = torch.arange(samples, device=free.device).repeat(rows)
@@ -99,17 +115,17 @@ def uniforms(free: Bool[Tensor, "row position"], samples: int, draws: Draws) -> 
 def lowest(
     keys: Float[Tensor, "view position"], among: Bool[Tensor, "view position"], count: Int[Tensor, "view"]
 ) -> Bool[Tensor, "view position"]:
-    """The `count` positions of the lowest keys `among` them."""
+    """Mark the `count` positions with the lowest keys among `among`."""
     return (keys.masked_fill(~among, 2.0).argsort(1).argsort(1) < count.unsqueeze(1)) & among
 
 
 @dataclass
 class Elbo(Estimator):
-    """Unbiased for the any-order bound: the mean over orders of log p(row written one by one in that order).
+    """Unbiased estimate of the any-order bound: the mean over orders of log p(row generated token by token in that order).
 
-    samples: masks of a row. counts: k of the F free positions are masked, k uniform, weight F / k; else each with probability
-    t, weight 1 / t: the same mean, more variance. Times are stratified; antithetic: the last strata mirror the first, with
-    the complement of their masks.
+    samples: masks per row; counts: mask k of the F free positions, with k uniform and weight F / k. Otherwise each position
+    is masked with probability t and weight 1 / t: the same mean, more variance. Times are stratified; antithetic: the last
+    strata mirror the first, with complementary masks.
     """
 
     samples: int = 4
@@ -119,7 +135,9 @@ class Elbo(Estimator):
     def times(
         self, free: Bool[Tensor, "row position"], draws: Draws
     ) -> tuple[Float[Tensor, "view"], Float[Tensor, "view position"]]:
-        """One time a view, spread evenly over a row's, and one key a position: those below the time are masked."""
+        """Draw one time per view, spread evenly over those of a row, and one key per position: keys below the time are
+        masked.
+        """
         drawn = uniforms(free, self.samples, draws)
         number = torch.arange(self.samples, device=free.device)
         if self.antithetic:
@@ -142,8 +160,11 @@ class Elbo(Estimator):
 
 @dataclass
 class MeanField(Estimator):
-    """All free positions masked at once: log p as if they did not depend on each other. prompt_mask: share of the prompt that is
-    masked too, drawn anew for each of the samples (d1 regularises by it); 0 leaves one view."""
+    """Mask all free positions at once: log p as if tokens were independent.
+
+    prompt_mask: share of the prompt that is masked too, drawn anew for each of the samples (d1 regularises by it); 0 leaves
+    one view.
+    """
 
     samples: int = 1
     prompt_mask: float = 0.0
@@ -158,9 +179,12 @@ class MeanField(Estimator):
 
 @dataclass
 class Coupled(Estimator):
-    """A third each of: all masked (mean field), a mask of share t, and its complement; so every token is read twice, once with
-    others beside it. Weights 1, 1 / t, 1 / (1 - t), t uniform in [low, high]: on average a third of the mean field and two
-    thirds of the any-order bound with its times cut to that range. samples: pairs."""
+    """Three masks with weight 1/3: all positions, a share t, and its complement. Every token is scored twice, once with
+    other tokens visible.
+
+    Weights are 1, 1 / t and 1 / (1 - t), with t uniform in [low, high]. The mean is a third of the mean field plus two
+    thirds of the any-order bound with times restricted to that range. samples: number of pairs.
+    """
 
     samples: int = 1
     low: float = 0.2
@@ -181,9 +205,12 @@ class Coupled(Estimator):
 
 @dataclass
 class ScoreEntropy(Elbo):
-    """The bound of a score model by its own loss: -integral of sigma'(t) times the denoising score entropy, at `samples` noise
-    levels. The scores of a position need not add up to what the noise level says, and the difference is charged. noise: the
-    schedule that the model was trained with."""
+    """The bound of a score model by its own loss: -integral of sigma'(t) times the denoising score entropy, at `samples`
+    noise levels.
+
+    If the scores of a position do not add up to the value that the noise level requires, the difference is part of the
+    estimate. noise: the schedule of the model's training.
+    """
 
     noise: Noise = field(default_factory=LogLinearNoise)
     scores = True
@@ -197,8 +224,11 @@ class ScoreEntropy(Elbo):
         return Views(row, masked, masked, weight, sigma.float(), free[row].sum(1)).with_something_to_read()
 
     def term(self, mass, logit, sigma):
-        """-(sum of scores - r log score(token) + r (log r - 1)), r = 1 / (e^sigma - 1) the true score of the token. mass and
-        logit are of log-scores."""
+        """Return -(sum of scores - r log score(token) + r (log r - 1)), where r = 1 / (e^sigma - 1) is the exact score of
+        the token.
+
+        mass and logit are those of log-scores.
+        """
         assert sigma is not None
         log_ratio = -torch.expm1(sigma).log()
         ratio = log_ratio.exp()
@@ -207,10 +237,13 @@ class ScoreEntropy(Elbo):
 
 @dataclass
 class Sandwich(Elbo):
-    """The ELBO, or, for rows to push down, mix * upper + (1 - mix) * ELBO with upper the sum over positions of
-    log(mean over views of weight * p(token)^beta) / beta, which is above the ELBO on average over many views (Jensen; on log p it
-    is a bound up to a constant). Pushing an ELBO down may only make the bound worse; pushing `upper` down makes the row less
-    likely. The mean stands inside a logarithm: biased low with few samples. A position that no view masks adds nothing."""
+    """The ELBO; for rows to push down, mix * upper + (1 - mix) * ELBO.
+
+    `upper` is the sum over positions of log(mean over views of weight * p(token)^beta) / beta. By Jensen it is above the
+    ELBO on average over many views; on log p it is a bound up to a constant. Pushing the ELBO down may only make the bound
+    worse, while pushing `upper` down makes the row less likely. The mean is inside a logarithm: biased low with few
+    samples. Positions that no view masks add nothing.
+    """
 
     beta: float = 1.0
     mix: float = 0.5
@@ -228,10 +261,13 @@ class Sandwich(Elbo):
 
 @dataclass
 class ReplayedTrajectory(Estimator):
-    """log-probability of the tokens of every step given the canvas that they were drawn on, one view for each step of a row, at
-    the temperature of the sampler. Exact for rules that choose positions without drawing from the model: a blind rule's
-    choice does not depend on the weights and cancels, a greedy one's does not change by a small step. steps: of a row's n
-    steps, that many are read, spread evenly from a random start, and weigh n / steps: the same mean; None reads all."""
+    """Log-probability of the tokens of every step given the canvas of that step, at the sampler's temperature: one view
+    per step.
+
+    Exact for rules that choose positions without random draws from the model. The choice of a rule that ignores the model
+    does not depend on the weights and cancels; that of a greedy rule does not change by a small step. steps: number of a
+    row's n steps that are used, spread evenly from a random start, with weight n / steps (the same mean). None: all.
+    """
 
     temperature: float | int = 1.0
     steps: int | None = None
@@ -260,7 +296,7 @@ class ReplayedTrajectory(Estimator):
 
 @dataclass
 class Published(Estimator):
-    """Nothing of a finished row is masked, so nothing is read: 0, with no gradient. To be compared with."""
+    """Degenerate estimator of SEDD-LaTeX-RLHF: always 0, with zero gradient. Kept as a baseline."""
 
     def views(self, free, draws, written_at=None):
         nothing = torch.zeros_like(free[:0])
@@ -279,7 +315,7 @@ ESTIMATORS = {
 
 
 def check_estimator(estimator: Estimator, model: MaskedLM) -> None:
-    """Refuse, before any work, a model that the estimator cannot read. Raises ValueError."""
+    """Refuse, before any work, a model that the estimator does not support: ValueError."""
     if model.causal:
         raise ValueError("a causal model has its likelihood in one evaluation, and no masks to estimate it by; train it "
                          "with another library, or give a masked model")  # fmt: skip
@@ -297,8 +333,11 @@ def terms(
     views: Views,
     start: Int[Tensor, "row"] | None = None,
 ) -> Float[Tensor, "view position"]:
-    """`term` of each token read, 0 elsewhere. Logits exist for a chunk of positions at a time, with a gradient too: they are
-    made again for it. start: where each row begins behind its padding."""
+    """Return `term` at each scored token and 0 elsewhere, with a gradient.
+
+    Logits exist for a chunk of positions at a time and are recomputed in the backward pass. start: column where each row
+    begins behind its padding.
+    """
     out = torch.zeros(views.masked.shape, device=tokens.device)
     if len(views) == 0:
         return out
@@ -330,7 +369,7 @@ def known_terms(
     chunk: int,
     start: Int[Tensor, "row"] | None = None,
 ) -> Float[Tensor, "view position"]:
-    """`terms` without a gradient, `chunk` views at a time."""
+    """Return `terms` without a gradient, `chunk` views at a time."""
     parts = torch.arange(len(views), device=tokens.device).split(chunk)
     found = [terms(model, estimator, tokens, views.take(part), start) for part in parts]
     return torch.cat(found) if found else terms(model, estimator, tokens, views, start)
@@ -345,5 +384,7 @@ def log_likelihood(
     push_down: Bool[Tensor, "row"] | None = None,
     start: Int[Tensor, "row"] | None = None,
 ) -> Float[Tensor, "row position"]:
-    """The estimate for each row, position by position, without a gradient: nats. Its sum over a row is that of log p(row)."""
+    """Return the estimate for each row, position by position, in nats, without a gradient. Its sum over a row estimates
+    log p(row).
+    """
     return estimator.combine(known_terms(model, estimator, tokens, views, chunk, start), views, len(tokens), push_down)

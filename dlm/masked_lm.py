@@ -1,7 +1,7 @@
-"""MaskedLM: a network that, given a canvas with masks, predicts the token at every position. Frozen when sampled from.
+"""MaskedLM: a network that predicts the token at every position of a canvas with masks. Frozen while it is sampled from.
 
-`RaddLM` (RADD; MDLM, folded), `SeddLM` and `LlamaLM` (LLaDA, Dream) are bidirectional: one evaluation predicts every mask. The
-causal one is in dlm/causal_lm.py.
+`RaddLM` (RADD; MDLM, folded), `SeddLM` and `LlamaLM` (LLaDA, Dream) are bidirectional: one evaluation predicts every masked
+position. Causal models are in dlm/causal_lm.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ LOGITS_PER_CHUNK = {"cpu": 6_400_000, "cuda": 64_000_000}
 
 
 class MaskedLM(nn.Module):
-    """The contract. A subclass gives `hidden_rows` and `head`; `hidden` cuts the batch so that memory stays bounded.
+    """Interface of all models. Subclasses implement `hidden_rows` and `head`; `hidden` splits batches so that memory stays
+    bounded.
 
-    vocab_size: number of logit columns, the mask's among them where the network has one (it is -inf everywhere);
-    mask_id: the id that stands for a mask on the canvas; max_length: the longest canvas; hidden_size: width of `hidden`;
-    tokenizer: encode / decode, or None; time_conditioned: whether `hidden` looks at sigma (None: that of the canvas); causal: one
-    order, leftmost first.
+    vocab_size: number of logit columns, including the mask token's if the network has one (it is -inf everywhere); mask_id:
+    id of the mask token; max_length: the longest canvas; hidden_size: width of `hidden`; tokenizer: encode / decode, or
+    None; time_conditioned: `hidden` uses sigma (None: that of the canvas); causal: decoded from left to right.
     """
 
     vocab_size: int
@@ -64,7 +64,7 @@ class MaskedLM(nn.Module):
         raise NotImplementedError
 
     def head(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
-        """float32 logits; the mask column is -inf."""
+        """Return float32 logits; the column of the mask token is -inf."""
         with self.autocast(hidden.device):
             logits = self.backbone.head(self.padded(hidden))[: len(hidden)].float()
         logits[:, self.mask_id] = -torch.inf
@@ -77,8 +77,14 @@ class MaskedLM(nn.Module):
         sigma: Float[Tensor, "row"] | None = None,
         start: Int[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
-        """One vector for each position of `read`, row-major: what predicts the token AT that position. start: where each row
-        begins behind its padding, which is not looked at (None: no padding)."""
+        """Return one vector for each position of `read`, row by row, from which the token AT that position is predicted.
+
+        Args:
+            tokens: canvases.
+            read: requested positions.
+            sigma: total noise of each row, for models that use it. None: that of the canvas.
+            start: column where each row begins behind its padding, which the model does not see. None: no padding.
+        """
         if start is not None:
             return self.hidden_padded(tokens, read, start, sigma)
         rows = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // tokens.shape[1])
@@ -94,7 +100,7 @@ class MaskedLM(nn.Module):
         start: Int[Tensor, "row"],
         sigma: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
-        """Rows that begin at different places: those of one place together, without their padding."""
+        """Run rows with different padding: rows with equal padding together, without it."""
         number, places, states = numbered(read), [], []
         for (pad,), rows in groups(start):
             places.append(number[rows][read[rows]])
@@ -104,31 +110,33 @@ class MaskedLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of its weights; the CPU without weights."""
+        """The device of the weights; the CPU for a model without weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def chunk(self, device: torch.device) -> int:
-        """How many positions go through the head at a time."""
+        """Return the number of positions that go through the head at a time."""
         return max(16, LOGITS_PER_CHUNK[device.type] // self.vocab_size // 16 * 16)
 
     def log_probs(
         self, tokens: Int[Tensor, "row position"], sigma: Float[Tensor, "row"] | None = None
     ) -> Float[Tensor, "row position vocabulary"]:
-        """Normalised float32 log-probabilities everywhere: for tests and small uses; samplers never build it."""
+        """Return normalized float32 log-probabilities at all positions. For tests and small uses; samplers never build
+        them.
+        """
         hidden = self.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), sigma)
         return self.head(hidden).log_softmax(-1).unflatten(0, tokens.shape)
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocabulary"]:
-        """`log_probs`."""
+        """Return `log_probs`."""
         return self.log_probs(tokens)
 
     @staticmethod
     def padded(hidden: Float[Tensor, "read width"]) -> Float[Tensor, "more width"]:
-        """What goes through the head: a multiple of 16 rows, so that one position rounds as it does among many."""
+        """Pad the head's input to a multiple of 16 rows, so that a position's result does not depend on their number."""
         return F.pad(hidden, (0, 0, 0, -len(hidden) % READ_MULTIPLE))
 
     def autocast(self, device: torch.device):
-        """The precision of the network; logits, probabilities and draws stay float32 and float64."""
+        """Context manager: the precision of the network. Logits, probabilities and draws stay float32 and float64."""
         stored = next(self.backbone.parameters()).dtype
         return nullcontext() if self.dtype == stored else torch.autocast(device.type, self.dtype)
 
@@ -140,7 +148,7 @@ class MaskedLM(nn.Module):
 
 
 class RaddLM(MaskedLM):
-    """RADD as a MaskedLM: the mask is the last column, and takes no part in the normalisation."""
+    """RADD as a MaskedLM. The mask token is the last column and takes no part in the normalization."""
 
     def __init__(self, backbone: RADD, dtype: str = "float32", tokenizer=None, model_id: str = ""):
         super().__init__(backbone, dtype)
@@ -155,14 +163,13 @@ class RaddLM(MaskedLM):
 
 
 class SeddLM(MaskedLM):
-    """SEDD as a MaskedLM: at a mask the scores of the tokens, normalised, are p(token | canvas, sigma).
+    """SEDD as a MaskedLM: at a masked position the normalized scores of the tokens are p(token | canvas, sigma).
 
-    The sigma of a canvas, where none is given, is that at which as many of its positions are masked on average:
-    1 - exp(-sigma) = masked share, within the schedule. It is a function of the canvas, and so is what is read.
-    Losses other than score entropy (DSE) look at the normalised scores only, so that the sums of the scores drift: where
-    config.json names another `training.loss_type`, `log_scores` has the sums of exact scores, 1 / (e^sigma - 1), in their place.
-    On the uniform graph there are no masks: `mask_id` is past the vocabulary and stands for what is to be written; only
-    `samplers/scores.py` samples such a model.
+    The default sigma of a canvas is the one at which as many positions are masked on average: 1 - exp(-sigma) = masked
+    share, within the schedule. It is a function of the canvas, so cached outputs stay valid. Losses other than score
+    entropy (DSE) use normalized scores only, so the sums of the scores drift. If config.json names another
+    `training.loss_type`, `log_scores` uses the sums of exact scores, 1 / (e^sigma - 1). On the uniform graph there are no
+    masks: `mask_id` is past the vocabulary and marks open positions; only `samplers/scores.py` samples such a model.
     """
 
     time_conditioned = True
@@ -179,7 +186,7 @@ class SeddLM(MaskedLM):
         self.tokenizer, self.model_id = tokenizer, model_id
 
     def sigma_of(self, share: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """The total noise at which this share of the positions is masked, at most the schedule's."""
+        """Return the total noise at which this share of the positions is masked, at most the schedule's."""
         return (-torch.log1p(-share.double())).clamp(max=self.most).float()
 
     def hidden_rows(self, tokens, read, sigma):
@@ -204,11 +211,13 @@ class SeddLM(MaskedLM):
             return self.backbone.head(self.padded(hidden))[: len(hidden)].float()
 
     def log_scale(self, sigma: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """What is added to the head's logits for log-scores."""
+        """Return the number that turns the head's logits into log-scores when added to them."""
         return self.backbone.log_scale(sigma)
 
     def log_scores(self, hidden: Float[Tensor, "read width"], sigma: float) -> Float[Tensor, "read columns"]:
-        """Log-scores that `samplers/scores.py` samples from, of canvases of one sigma; see the class for their sums."""
+        """Return the log-scores that `samplers/scores.py` samples from, for canvases of one sigma; the class describes
+        their sums.
+        """
         logits = self.head(hidden)
         if self.has_sums:
             return logits.add_(float(self.log_scale(torch.tensor(sigma, dtype=torch.float64))))
@@ -216,9 +225,10 @@ class SeddLM(MaskedLM):
 
 
 class LlamaLM(MaskedLM):
-    """LLaDA, Dream and what is trained in their layouts: the mask is a token of the vocabulary that is never written.
+    """LLaDA, Dream and models trained in their layouts. The mask token is in the vocabulary and is never committed.
 
-    shifted: as in a causal model the hidden state at i predicts token i + 1; `hidden` undoes it (position 0 is read at 0).
+    shifted: the hidden state at i predicts token i + 1, as in a causal model; `hidden` undoes the shift (position 0 is read
+    at 0).
     """
 
     def __init__(
@@ -242,11 +252,11 @@ class LlamaLM(MaskedLM):
             return self.backbone.body(tokens, read)
 
     def head(self, hidden):
-        """Hidden states that were kept in float32 go through it in the precision of the weights, from which they came."""
+        """Return float32 logits. Float32 hidden states are converted to the precision of the weights first."""
         return super().head(hidden.to(self.backbone.head.weight.dtype))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
-        """Room for keys and values."""
+        """Allocate memory for keys and values."""
         return self.backbone.new_memory(rows, length, next(self.backbone.parameters()).dtype, device)
 
     def hidden_padded(self, tokens, read, start, sigma=None):
@@ -262,10 +272,16 @@ class LlamaLM(MaskedLM):
         memory: Memory | None = None,
         places: Int[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "read width"]:
-        """`hidden` of rows of which only [first, last) runs, behind their padding; all together, whatever their shapes.
+        """Return `hidden` of rows of which only [first, last) runs, behind their padding; all rows together.
 
-        memory: keys and values of whole rows, this one's at `places`; those of what runs are replaced. A shifted model is read
-        one position to the left, which then runs too.
+        Args:
+            tokens: canvases.
+            read: requested positions.
+            pad: padding of each row.
+            first: start of the span.
+            last: end of the span.
+            memory: keys and values of whole rows; those of the span are replaced. A shifted model also runs one position to
+                the left.
         """
         place = torch.arange(tokens.shape[1], device=tokens.device)
         asked = read
@@ -298,10 +314,10 @@ class LlamaLM(MaskedLM):
 def mass_and_logit(
     model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"], temperature: float | int = 1.0
 ) -> tuple[Float[Tensor, "read"], Float[Tensor, "read"]]:
-    """logsumexp of the head's logits at a temperature, and the logit of `tokens`: their difference is the log-probability of the
-    token.
+    """Return the log-normalizer of the head's logits at a temperature, and the logit of `tokens`.
 
-    Logits exist for a chunk of positions at a time, in the backward pass too, which makes them again.
+    Their difference is the log-probability of the token. Logits exist for a chunk of positions at a time and are recomputed
+    in the backward pass.
     """
 
     def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
@@ -317,7 +333,7 @@ def mass_and_logit(
 
 
 def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:
-    """Rows that agree in every key: the keys, and the rows in their order."""
+    """Yield groups of rows that agree in every key: the keys, and the rows in order."""
     every = torch.stack(keys, 1)
     if len(every) == 1 or (len(every) > 1 and bool((every == every[0]).all())):  # the usual step; sorting costs more
         yield tuple(every[0].tolist()), torch.arange(len(every), device=every.device)
@@ -328,10 +344,10 @@ def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Ten
 
 
 def numbered(read: Bool[Tensor, "row position"]) -> Int[Tensor, "row position"]:
-    """The number of each position of `read`, row-major."""
+    """Number the positions of `read`, row by row."""
     return (read.flatten().cumsum(0) - 1).view(read.shape)
 
 
 def in_order(states: Float[Tensor, "read width"], places: Int[Tensor, "read"]) -> Float[Tensor, "read width"]:
-    """Each state at its place."""
+    """Scatter each state to its place."""
     return torch.empty_like(states).index_copy(0, places, states)

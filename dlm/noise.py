@@ -1,7 +1,7 @@
-"""Noise schedules of absorbing diffusion: how much of a text is masked at time t in [0, 1].
+"""Noise schedules of absorbing diffusion: the share of masked tokens at time t in [0, 1].
 
-Total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigma(t)). Log-linear and geometric, as in SEDD
-(2310.16834) and RADD (2406.03736).
+A token is masked at time t with probability 1 - exp(-sigma(t)), where sigma(t) is the total noise. Log-linear and geometric
+schedules, as in SEDD (2310.16834) and RADD (2406.03736).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LogLinearNoise:
     eps: float = 1e-3
 
     def __call__(self, t: Float[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        """(sigma, d sigma / d t), both in nats."""
+        """Return (sigma, d sigma / d t), both in nats."""
         return -torch.log1p(-(1 - self.eps) * t), (1 - self.eps) / (1 - (1 - self.eps) * t)
 
 
@@ -33,7 +33,7 @@ class GeometricNoise:
     sigma_max: float | int = 20
 
     def __call__(self, t: Float[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        """(sigma, d sigma / d t), both in nats."""
+        """Return (sigma, d sigma / d t), both in nats."""
         sigma = self.sigma_min ** (1 - t) * self.sigma_max**t
         return sigma, sigma * math.log(self.sigma_max / self.sigma_min)
 
@@ -42,7 +42,9 @@ Noise = LogLinearNoise | GeometricNoise
 
 
 def build_noise(config: dict) -> Noise:
-    """From the published `noise` section: `type` loglinear or geometric, with `sigma_min` and `sigma_max` for the latter."""
+    """Build the schedule of the published `noise` section: `type` loglinear or geometric, with `sigma_min` and `sigma_max`
+    for the latter.
+    """
     if config["type"] == "loglinear":
         return LogLinearNoise()
     if config["type"] == "geometric":
@@ -56,7 +58,7 @@ def build_noise(config: dict) -> Noise:
 
 
 def reveal_rate(noise: Noise, t: float, s: float) -> float:
-    """Probability that a token masked at time t is revealed by time s < t (the Tweedie rate).
+    """Return the probability that a token masked at time t is revealed by time s < t (the Tweedie rate).
 
     (e^-sigma(s) - e^-sigma(t)) / (1 - e^-sigma(t)); (t - s) / t on the log-linear schedule, where Euler's rate is the same.
     """

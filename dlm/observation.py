@@ -1,4 +1,4 @@
-"""What a rule or a policy sees of the environment and asks of it, and what it answers: observation, readout, decision."""
+"""The interface between environment and decoders: observation, readout, decision."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from dlm.token_rule import TokenRule
 
 @dataclass
 class Readout:
-    """What the model says, dense over the canvas and valid where it was read: the k best tokens with their
-    log-probabilities at temperature 1, best first, and the entropy (nats) where asked for."""
+    """Outputs of the model, dense over the canvas and valid at the requested positions.
+
+    The k best tokens with their log-probabilities at temperature 1, best first, and on request the entropy (nats).
+    """
 
     top_tokens: Int[Tensor, "*place best"]
     top_log_probs: Float[Tensor, "*place best"]
     entropy: Float[Tensor, "*place"] | None
 
     def cut(self, best: int) -> Readout:
-        """The `best` first tokens only: more may have been read for somebody else."""
+        """Keep the first `best` tokens. Another component may have requested more."""
         return Readout(self.top_tokens[..., :best], self.top_log_probs[..., :best], self.entropy)
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """What an observation asks of: the environment, or its part behind the prompt."""
+    """The methods that an observation calls: those of the environment, or of its part behind the prompt."""
 
     model: MaskedLM
     options: DecodeOptions
@@ -62,8 +64,11 @@ class Readable(Protocol):
 
 @dataclass
 class Decision:
-    """Which positions to write and what: `order` 0 untouched, else the rank of the pick (from 1); `tokens` valid at the picks;
-    log-probabilities of the choice of positions and of the tokens drawn, 0 where the rule is deterministic."""
+    """Positions to commit, and their tokens.
+
+    order: rank of each selected position from 1, 0 elsewhere; tokens: valid at the selected positions; log_where, log_what:
+    log-probability of the choice of positions and of the tokens, 0 for deterministic choices.
+    """
 
     order: Int[Tensor, "row position"]
     tokens: Int[Tensor, "row position"]
@@ -73,13 +78,13 @@ class Decision:
 
 @dataclass
 class Observation:
-    """The state of the rows that are still being decoded, and the means to ask the model about it.
+    """The state of the rows that are still being decoded, with methods that evaluate the model on them.
 
-    row_id: the caller's; row_step: steps taken; block_step, block_masks: steps taken in the current block and the masks that it
-    began with; evaluations: evaluations of the row; to_write: its masks at the start; time: evaluations / to_write, at most 1;
-    writable: masks of the current block; done: nothing left to write, or out of steps; steps: planned steps a block.
-    left: evaluations that the row's budget still allows, the one at hand among them; with a budget, time is 1 / left, which tells
-    a policy what it may spend.
+    row_id: id of the row for random draws; row_step: decoding steps so far; block_step, block_masks: steps in the current
+    block, and its open positions at its start; evaluations: NFE of the row so far; to_write: open positions at the start;
+    time: evaluations / to_write, at most 1; writable: selectable positions (open, in the current block); done: no open
+    position, or out of steps; steps: planned steps per block; left: evaluations that the row's budget still allows,
+    including the current one. With a budget, time is 1 / left, so that a policy knows its remaining evaluations.
     """
 
     environment: Readable = field(repr=False)
@@ -101,11 +106,11 @@ class Observation:
 
     @property
     def last(self) -> Bool[Tensor, "row"]:
-        """Rows all of whose masks are written from the evaluation at hand: their budget allows no other."""
+        """Rows on their last allowed evaluation: all remaining open positions are committed now."""
         return self.left <= 1
 
     def response(self) -> Observation:
-        """What a policy is shown: the positions behind the prompt, as if the canvas began there."""
+        """The input of a policy: the positions behind the prompt, as if the canvas began there."""
         first = self.environment.prompt_length
         if first == 0:
             return self
@@ -118,7 +123,7 @@ class Observation:
         return self.environment.read(where, best, entropy)
 
     def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        """Hidden states where asked, zero elsewhere."""
+        """Return hidden states at the requested positions, zero elsewhere."""
         known = self.environment.hidden(where)[..., : self.environment.model.hidden_size]  # guided: the prompted half
         return known.masked_fill(~where.unsqueeze(-1), 0.0)
 
@@ -131,15 +136,18 @@ class Observation:
         return self.environment.log_prob(where, text)
 
     def count(self) -> Int[Tensor, "row"]:
-        """Positions to write now when `steps` equal steps fill the block: what does not divide goes to the first steps. A row
-        whose budget allows fewer evaluations than that spreads its masks evenly over those."""
+        """Return the number of positions to commit now, for `steps` equal steps per block. The remainder goes to the first
+        steps.
+
+        A row whose budget allows fewer evaluations spreads its open positions evenly over those.
+        """
         even, extra = self.block_masks // self.steps, self.block_masks % self.steps
         spread = -(-self.masked.sum(1) // self.left.clamp(min=1))
         return torch.minimum(torch.maximum(even + (self.block_step < extra), spread), self.writable.sum(1))
 
 
 class Response:
-    """An environment as seen from the end of the prompt on: what is asked of it and what it says begin there."""
+    """The environment restricted to the positions behind the prompt."""
 
     def __init__(self, environment: Readable, first: int):
         self.whole, self.first = environment, first

@@ -1,4 +1,4 @@
-"""Settings of one decoding, whatever chooses the positions and the tokens."""
+"""Settings of one decoding that are independent of the choice of positions and tokens."""
 
 from __future__ import annotations
 

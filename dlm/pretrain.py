@@ -1,8 +1,8 @@
-"""Pre-training and fine-tuning of a backbone: score entropy, t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
+"""Pre-training and fine-tuning of a model: score entropy, t-DCE, lambda-DCE, k-DCE, masked cross-entropy, next-token loss.
 
-RADD (2406.03736), appendix; times are low-discrepancy within each part of a batch that goes through the model at once. Only
-masked positions go through the head, a chunk at a time, so no `[rows, length, vocabulary]` tensor exists for a masked model.
-A model that looks at the noise is told what it is on average for the whole canvas, also where some positions are given.
+Source: RADD (2406.03736), appendix. Times are low-discrepancy within each part of a batch that goes through the model at
+once. Only masked positions go through the head, a chunk at a time, so no `[rows, length, vocabulary]` tensor exists for a
+masked model. A model with a noise input gets the average noise of the whole canvas, also if some positions are given.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "DSE", "ar")
 
 @runtime_checkable
 class RowStream(Protocol):
-    """An endless source of training rows whose place can be saved."""
+    """An endless source of training rows whose position can be saved."""
 
     def next(self, batch: int) -> Int[Tensor, "row position"]: ...
     def state_dict(self) -> dict: ...
@@ -53,14 +53,19 @@ def corrupt(
     generator: torch.Generator,
     given: Bool[Tensor, "row position"] | None = None,
 ) -> tuple[Bool[Tensor, "row position"], Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Which positions are masked, the weight of each masked position's cross-entropy, row by row, and the probability with
-    which a position that is not given was masked.
+    """Draw masks for a loss.
 
-    given: positions that are never masked (the clues of puzzles); the bounds are then conditional on them.
-    t_DCE, DSE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1).
-    lambda_DCE: lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda.
-    k_DCE: k ~ U{1..n}, n the positions that are not given, exactly k of them masked, weight n / k.
-    masked_CE: as lambda_DCE with weights that make it a mean over the masked positions: less noise, no bound.
+    t_DCE, DSE: t ~ U, masked with probability 1 - exp(-sigma(t)), weight sigma'(t) / (exp(sigma(t)) - 1). lambda_DCE:
+    lambda ~ U(0, 1), masked with probability lambda, weight 1 / lambda. k_DCE: k ~ U{1..n}, n the positions that are not
+    given, exactly k of them masked, weight n / k. masked_CE: as lambda_DCE with weights that make it a mean over the masked
+    positions: less noise, no bound.
+
+    Args:
+        given: positions that are never masked (the clues of puzzles); bounds are then conditional on them.
+
+    Returns:
+        Masked positions; the weight of each masked position's cross-entropy, per row; and the probability with which a
+            position that is not given was masked.
     """
     uniforms = torch.rand(rows, length, generator=generator)
     if given is not None:
@@ -90,9 +95,11 @@ def loss_of(
     given: Bool[Tensor, "row position"] | None = None,
     part: slice = slice(None),
 ) -> Float[Tensor, ""]:
-    """One Monte Carlo value of the objective on a batch, with its gradient; nats per token.
+    """Return one Monte Carlo value of the objective on a batch, with its gradient, in nats per token.
 
-    part: the rows of `tokens` to run. The noise is drawn for all, so that who runs them changes nothing.
+    Args:
+        part: rows of `tokens` to run. The noise is drawn for all rows, so the result does not depend on the division among
+            processes.
     """
     if loss == "ar":
         tokens = tokens[part]
@@ -119,7 +126,9 @@ def loss_of(
 def row_bounds(
     model: MaskedLM, tokens: Int[Tensor, "row position"], noises: int, generator: torch.Generator
 ) -> Float[Tensor, "row"]:
-    """An unbiased estimate, for each row, of the bound on -log p(row) / length: lambda-DCE at `noises` spread mask rates."""
+    """Return an unbiased estimate, for each row, of the bound on -log p(row) / length: lambda-DCE at `noises` spread mask
+    rates.
+    """
     rows, length = tokens.shape
     total = torch.zeros(rows, device=tokens.device)
     offset = torch.rand(rows, generator=generator, dtype=torch.float64)
@@ -144,8 +153,11 @@ def evaluate(
     model: MaskedLM, valid: Int[Tensor, "row position"], loss: str, noise: Noise | None, batch: int, seed: int = 0,
     prompt: int | Int[Tensor, "row"] = 0,
 ) -> float:  # fmt: skip
-    """Mean loss over held-out rows with fixed noise, their first `prompt` positions given (one number, or one a row): comparable
-    between steps and runs."""
+    """Return the mean loss over held-out rows with fixed noise: comparable between steps and runs.
+
+    Args:
+        prompt: number of given positions at the start of each row (one number, or one per row).
+    """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     prompts = torch.arange(valid.shape[1]) < torch.as_tensor(prompt).expand(len(valid)).unsqueeze(1)
@@ -156,8 +168,9 @@ def evaluate(
 
 
 def check_training(model: MaskedLM, config: DictConfig, processes: Processes) -> None:
-    """Refuse, before a run directory is made, a loss that is unknown or does not fit the model, and a batch that does not divide:
-    ValueError."""
+    """Refuse an unknown loss, a loss that does not fit the model, and a batch that does not divide: ValueError, before a
+    run directory is created.
+    """
     if config.loss not in LOSSES:
         raise ValueError(f"loss={config.loss!r} is unknown; use one of {', '.join(LOSSES)}")
     if (config.loss == "ar") != model.causal:
@@ -176,10 +189,11 @@ def check_training(model: MaskedLM, config: DictConfig, processes: Processes) ->
 
 
 class Pretraining(Algorithm):
-    """Updates on rows of text, in training.accum parts. Everything in the model that requires a gradient learns.
+    """Updates on rows of text, in training.accum parts. All parameters that require a gradient are trained.
 
-    anneal: iterations in which attention opens from causal to full (dlm/adapt.py); it is full in evaluations. save: writes the
-    model and samples of it into the run directory, and returns the metrics of these. The settings passed `check_training`.
+    anneal: iterations in which attention opens from causal to full (dlm/adapt.py); it is full in evaluations. save: writes
+    the model and samples of it into the run directory, and returns metrics of the samples. Settings have passed
+    `check_training`.
     """
 
     weights = "model"

@@ -1,4 +1,4 @@
-"""Canvases to be decoded, with what their reward needs."""
+"""Canvases to be decoded, with the data that their reward needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Prompts:
 
     @classmethod
     def from_ids(cls, prompts: Sequence[Sequence[int]], length: int, mask_id: int) -> Prompts:
-        """Prompts of different lengths, padded on the left, with `length` open positions behind each. ValueError without any."""
+        """Pad prompts of different lengths on the left, with `length` open positions behind each. ValueError without any
+        prompt.
+        """
         if not prompts:
             raise ValueError("there are no prompts; give at least one")
         longest = max(map(len, prompts))
@@ -48,32 +50,32 @@ class Prompts:
         return cls(canvas, prompt_length=longest, start=start, open=is_open)
 
     def open_positions(self, mask_id: int) -> Bool[Tensor, "row position"]:
-        """The positions to decode; padding is none of them."""
+        """Mark the positions to decode, without padding."""
         is_open = self.canvas == mask_id if self.open is None else self.open
         if self.start is None:
             return is_open
         return is_open & (torch.arange(is_open.shape[1], device=is_open.device) >= self.start.unsqueeze(1))
 
     def repeat(self, times: int) -> Prompts:
-        """Each prompt `times` times in a row."""
+        """Repeat each prompt `times` times, copies next to each other."""
         repeated = self.take(torch.arange(len(self.canvas)).repeat_interleave(times))
         return replace(repeated, first_row=times * self.first_row)
 
     def share(self, part: slice) -> Prompts:
-        """One process's part of the batch."""
+        """Return one process's part of the batch."""
         return replace(self.take(torch.arange(len(self.canvas))[part]), first_row=part.start)
 
     def first(self, count: int) -> Prompts:
-        """The first `count` prompts."""
+        """Return the first `count` prompts."""
         return self.take(torch.arange(len(self.canvas))[:count])
 
     def to(self, device: torch.device) -> Prompts:
-        """All but `rows`, which stay where they are, on the device."""
+        """Move everything to the device, except `rows`."""
         moved = {name: value.to(device) for name, value in self._tensors().items()}
         return replace(self, **moved)
 
     def take(self, index: Int[Tensor, "kept"]) -> Prompts:
-        """Those prompts."""
+        """Return some of the prompts."""
         rows = {name: value[index] for name, value in self.rows.items()}
         return replace(self, rows=rows, **{name: value[index] for name, value in self._tensors().items()})
 

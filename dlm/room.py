@@ -1,6 +1,6 @@
-"""Keys and values of a causal model of transformers, in memory that is there before they are computed.
+"""Key-value cache of a causal model of transformers, in preallocated memory.
 
-Apart from `dlm/causal_lm.py` because it imports transformers, which every other model does without.
+Separate from `dlm/causal_lm.py` because it imports transformers, which other models do not need.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ KEEPS_ALL = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose state is t
 
 
 class Room(CacheLayerMixin):
-    """A layer's keys and values [row, head, position, width] in memory that is there: what is new is written behind `kept`
-    positions, and nothing is copied."""
+    """A layer's keys and values [row, head, position, width] in preallocated memory. New ones are written behind `kept`
+    positions, without copies.
+    """
 
     is_sliding = False
     keys: Tensor
@@ -46,12 +47,12 @@ class Room(CacheLayerMixin):
 
 
 def filled_cache(memory: Memory, kept: int) -> Cache:
-    """The cache of transformers over `memory`, whose first `kept` positions are there."""
+    """Return the cache of transformers over `memory`, whose first `kept` positions are valid."""
     return Cache(layers=[Room(key, value, kept) for key, value in memory])
 
 
 def sizes_of(cache: Any) -> list[list[tuple[int, int]]]:
-    """(heads, width) of every layer's keys and of its values; empty where a layer keeps something else."""
+    """Return (heads, width) of every layer's keys and values; empty if a layer keeps another state."""
     if not isinstance(cache, Cache) or not all(type(layer) in KEEPS_ALL for layer in cache.layers):
         return []
     layers: list[Any] = cache.layers

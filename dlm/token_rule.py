@@ -1,4 +1,4 @@
-"""What to write at a position: a temperature, a nucleus and the k best, as a function of logits."""
+"""The token sampler: temperature, top-p and top-k as a function of logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 @dataclass
 class TokenRule:
-    """What to write: categorical at a temperature (0 is greedy), cut to the nucleus of mass top_p and the top_k best (0: all)."""
+    """The token sampler: categorical at a temperature (0: greedy), restricted to the top_k best tokens (0: all), then to
+    the smallest set of tokens with probability at least top_p.
+    """
 
     temperature: float | int = 1.0
     top_p: float | int = 1.0
@@ -26,7 +28,7 @@ class TokenRule:
             raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token")
 
     def __call__(self, logits: Float[Tensor, "read vocabulary"]) -> Float[Tensor, "read vocabulary"]:
-        """Logits of what is drawn from. The greedy rule draws nothing: its logits are those of temperature 1, with the cuts."""
+        """Return the logits of the distribution to draw from. For the greedy rule: those of temperature 1, with the cuts."""
         logits = logits / self.temperature if self.temperature not in (0, 1) else logits
         if self.top_k and self.top_k < logits.shape[1]:
             worst = logits.topk(self.top_k, dim=1).values[:, -1:]

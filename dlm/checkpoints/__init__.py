@@ -1,1 +1,1 @@
-"""Loading and saving of checkpoints: where one lies (`source`), which family it belongs to (`table`), and how that is read."""
+"""Loading and saving of checkpoints: location (`source`), family (`table`), and the reader of each family."""

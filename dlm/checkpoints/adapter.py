@@ -1,6 +1,7 @@
-"""Adapters in peft's layout, merged into their base; and the base: a causal Llama or Qwen2 in Dream's layout, or a Dream.
+"""Files of adapters in peft's layout, merged into their base; and the base: a causal Llama or Qwen2 in Dream's layout, or
+a Dream.
 
-`dlm/adapt.py` is about the network and its training; this is about files.
+`dlm/adapt.py` is about the network and its training.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapter(Family):
-    """Low-rank updates of a base, which `adapter_config.json` names."""
+    """Low-rank updates of a base that `adapter_config.json` names."""
 
     def recognises(self, config: dict[str, Any]) -> bool:
         return KEY in config
@@ -70,7 +71,7 @@ class Adapter(Family):
 
 
 def _tokenizer_of_base(model: LlamaLM, base: str, name: str) -> Any:
-    """The tokenizer of the base, with the mask that the adapter was trained with; None where the base has none."""
+    """Return the base's tokenizer with the mask token of the adapter; None if the base has no tokenizer."""
     if model.tokenizer is not None and mask_of(model.tokenizer) != model.mask_id:
         raise ValueError(
             f"the tokenizer of {base} has its mask at {model.tokenizer.mask_token_id} and {name} at {model.mask_id}; "
@@ -80,7 +81,9 @@ def _tokenizer_of_base(model: LlamaLM, base: str, name: str) -> Any:
 
 
 def adapter_weights(source: CheckpointSource, model: AdapterLM) -> dict[str, Tensor]:
-    """The adapter's weights under the names of the model: averaged ones of a run, else those of the adapter's file."""
+    """Return the adapter's weights under the names of the model: averaged ones for a run, else those of the adapter's
+    file.
+    """
     if source.run is not None:
         return source.averaged_weights()
     with readable(Path(source.folder) / WEIGHTS):
@@ -93,17 +96,19 @@ def adapter_weights(source: CheckpointSource, model: AdapterLM) -> dict[str, Ten
 def load_bidirectional(
     path: str, device: str | torch.device = "cpu", dtype: str = "float32", length: int | None = None
 ) -> LlamaLM:
-    """Load what a masked-diffusion model is trained from: a causal Llama or Qwen2 in Dream's layout, without a mask
-    (`dlm.adapt.give_mask`), or a LLaDA, a Dream or an adapter as it is.
+    """Load the base of a masked-diffusion model.
+
+    This is a causal Llama or Qwen2 in Dream's layout without a mask token (`dlm.adapt.give_mask`), or a LLaDA, a Dream or
+    an adapter unchanged.
 
     Args:
-        path: as of `resolve`. A run of a causal model gives the weights of RUN/model.
-        device: where the weights go, one by one.
+        path: as in `resolve`. A run of a causal model gives the weights of RUN/model.
+        device: target of the weights, which are moved one by one.
         dtype: float32, bfloat16 or float16.
-        length: of the canvas of a causal model; None: the model's context.
+        length: longest canvas of a causal model. None: the model's context.
 
     Raises:
-        ValueError: a model of another shape.
+        ValueError: the model has another architecture.
     """
     source = resolve(path)
     device = torch.device(device)

@@ -1,4 +1,4 @@
-"""Any causal model of transformers: its class builds it and reads its weights, and no code that comes with a checkpoint runs."""
+"""Any causal model of transformers. Its class builds the network and reads the weights; no code of a checkpoint runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.storage import check_files, check_read
 
 
 class Causal(Family):
-    """What no other family recognises. transformers is imported where it is needed."""
+    """The fallback family: any causal model of transformers, which is imported when needed."""
 
     is_causal = True
 
@@ -46,7 +46,7 @@ class Causal(Family):
         return model
 
     def _built(self, config: dict[str, Any], precision: torch.dtype, dtype: str, tokenizer: Any, name: str) -> CausalLM:
-        """A new model. precision: of the weights; dtype: of the computation."""
+        """Build a new model. precision: of the weights; dtype: of the computation."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
         settings = AutoConfig.for_model(**config)
@@ -54,7 +54,7 @@ class Causal(Family):
         return _as_masked_lm(backbone, dtype, tokenizer, name)
 
     def _pretrained(self, source: CheckpointSource, config: dict[str, Any], precision: torch.dtype) -> Any:
-        """The network with the weights of its files, which transformers reads, and checks by name and shape."""
+        """Return the network with its stored weights. transformers reads them and checks names and shapes."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -79,8 +79,11 @@ class Causal(Family):
         return backbone
 
     def _wrapped_weights(self, source: CheckpointSource, config: dict[str, Any]) -> dict[str, Tensor] | None:
-        """Weights of a local checkpoint that were saved from a wrapped model, under the model's own names; None where they were
-        not. Refuses an index that leads out of the directory, which transformers would follow."""
+        """Return the weights of a local checkpoint that was saved from a wrapped model, under the model's own names; None
+        for others.
+
+        Refuses an index with files outside of the directory, which transformers would follow.
+        """
         if not source.is_local:
             return None
         with source.described(), torch.device("meta"):
@@ -91,7 +94,7 @@ class Causal(Family):
 
 
 def _as_masked_lm(backbone: Any, dtype: str, tokenizer: Any, name: str) -> CausalLM:
-    """Start at the beginning of sequence, which some models do not have: then at its end."""
+    """Wrap the network. The start token is the beginning of sequence, or the end of sequence for models without one."""
     config = backbone.config
     start = config.eos_token_id if config.bos_token_id is None else config.bos_token_id
     return CausalLM(backbone, start, dtype, tokenizer, name)

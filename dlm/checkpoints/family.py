@@ -1,4 +1,4 @@
-"""What a family of checkpoints answers: is it this one, what does its config.json say, how is it built and filled?"""
+"""The interface of a family of checkpoints: recognise a config.json, build the network, load the weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ GPT2 = "gpt2"  # the tokenizer of RADD, SEDD and MDLM, whose repositories hold n
 
 
 def model_type(config: dict[str, Any]) -> str:
-    """The family's name in a config.json. RADD and SEDD publish theirs without one."""
+    """Return the family's name in a config.json. RADD and SEDD publish theirs without one."""
     return config.get("model_type", "radd")
 
 
 class Family:
     """One family of checkpoints: an entry of the table in `dlm/checkpoints/table.py`.
 
-    name: `model_type` of its config.json, where there is one name.
-    words: by which the path of a checkpoint that is not here is recognised, in lower case.
-    is_causal: whether its models predict from left to right.
+    name: `model_type` of its config.json, if it is one name; words: lower-case words that identify the family in the path
+    of a remote checkpoint; is_causal: its models predict from left to right.
     """
 
     name = ""
@@ -33,35 +32,35 @@ class Family:
     is_causal = False
 
     def recognises(self, config: dict[str, Any]) -> bool:
-        """Whether config.json describes a model of this family."""
+        """Return whether config.json describes a model of this family."""
         raise NotImplementedError
 
     def config(self, source: CheckpointSource) -> dict[str, Any]:
-        """config.json, with what only the weights tell. ValueError for one that lacks what is needed."""
+        """Return config.json, completed by facts that only the weights show. ValueError if something is missing."""
         return source.config
 
     def noise(self, config: dict[str, Any]) -> Noise:
-        """The noise schedule that the model was trained on; a causal model has none."""
+        """Return the noise schedule of the model's training; a causal model has none."""
         return build_noise(config.get("noise", {"type": "loglinear"}))
 
     def tokenizer(self, source: CheckpointSource) -> Any:
-        """The tokenizer; None where there is none, or the hub is out of reach."""
+        """Return the tokenizer; None if there is none, or if the hub cannot be reached."""
         with source.described():
             board = board_tokenizer(source.config)
         return self.own_tokenizer(source) if board is None else board
 
     def own_tokenizer(self, source: CheckpointSource) -> Any:
-        """The tokenizer out of files, of a checkpoint whose canvas is no board."""
+        """Read the tokenizer from files, for checkpoints whose canvas is not a board."""
         return read_tokenizer(source.folder)
 
     def build(self, config: dict[str, Any], dtype: str, tokenizer: Any, name: str = "") -> MaskedLM:
-        """A new, untrained model. dtype: of the computation; name: of its checkpoint."""
+        """Build a new, untrained model. dtype: of the computation; name: of its checkpoint."""
         raise NotImplementedError
 
     def load(
         self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
     ) -> MaskedLM:
-        """The model with the weights of its checkpoint, or the averaged weights of its run.
+        """Load the model with the weights of its checkpoint, or the averaged weights of its run.
 
         Raises:
             ValueError: the weights are missing, damaged, or do not fit config.json.
@@ -69,7 +68,7 @@ class Family:
         raise NotImplementedError
 
     def run_weights(self, source: CheckpointSource, config: dict[str, Any]) -> dict[str, Tensor]:
-        """The averaged weights of a run, under the names of the model."""
+        """Return the averaged weights of a run, under the names of the model."""
         with torch.device("meta"):
             template = self.build(config, "float32", None).backbone
         return source.averaged_weights(template)

@@ -1,4 +1,4 @@
-"""Files of a local directory or of a hub repository, and config.json among them. No code that comes with a checkpoint runs."""
+"""Files of a local directory or of a hub repository, config.json among them. No code of a checkpoint runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fetch(folder: str, name: str) -> Path:
 
 
 def is_there(folder: str, name: str) -> bool:
-    """Whether `fetch` finds the file."""
+    """Return whether `fetch` finds the file."""
     try:
         return bool(fetch(folder, name))
     except ValueError:
@@ -75,7 +75,7 @@ def read_config(folder: str) -> dict:
 
 
 def of_another_kind(config: dict) -> str:
-    """Name what a config.json describes other than a language model, and the setting that takes it; empty for a model."""
+    """Describe a config.json that is not a language model, and the setting that takes it; empty for a model."""
     if "policy_type" in config:
         return "a policy and no model; give it to --policy (sampler.policy.path, init)"
     if "twist" in config:
@@ -89,7 +89,7 @@ def of_another_kind(config: dict) -> str:
 
 
 def check_sizes(config: object, file: str, key: str = "") -> None:
-    """Refuse sizes that no model has: they would fill the memory before the weights are read. ValueError names the key."""
+    """Refuse sizes that no model has and that would fill the memory: ValueError that names the key."""
     if isinstance(config, dict | list):
         items = config.items() if isinstance(config, dict) else ((key, value) for value in config)
         for name, value in items:

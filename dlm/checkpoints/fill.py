@@ -1,4 +1,4 @@
-"""Filling a network with stored weights: every name, shape and kind of number must fit, and every number be finite."""
+"""Copy stored weights into a network: every name, shape and number type must fit, and every number must be finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OLD_BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "inv_freq")
 
 
 def fill(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Copy weights into a network, as float32. name: of the checkpoint, in messages. ValueError where they do not fit."""
+    """Copy weights into a network as float32. name: of the checkpoint, for messages. ValueError if they do not fit."""
     expected = backbone.state_dict()
     wrong = [f"{name} is {complaint}" for name, due in expected.items()
              if name in state and (complaint := misfit(state[name], due))]  # fmt: skip
@@ -38,17 +38,17 @@ class Stored(NamedTuple):
 def fill_streaming(
     backbone: nn.Module, stored: Iterable[Stored], own: dict[str, str], name: str, to: Callable[[Tensor], Tensor]
 ) -> None:
-    """Give a network on the device `meta` its weights, one tensor at a time: besides the weights one tensor is in memory.
+    """Give a network on the device `meta` its weights, with one stored tensor in memory at a time.
 
     Args:
         backbone: the network.
         stored: every stored weight.
-        own: plain name -> name in the network, of every weight that must be there.
-        name: of the checkpoint, in messages.
-        to: brings a tensor to its device and precision.
+        own: plain name -> name in the network, of every weight that is required.
+        name: of the checkpoint, for messages.
+        to: moves a tensor to its device and precision.
 
     Raises:
-        ValueError: names, shapes or kinds of numbers do not fit, or a number is not finite; names the checkpoint.
+        ValueError: names, shapes or number types do not fit, or a number is not finite; names the checkpoint.
     """
     expected, weights = backbone.state_dict(), {}
     unexpected, wrong = [], []
@@ -69,8 +69,9 @@ def fill_streaming(
 
 
 def misfit(tensor: Tensor, due: Tensor) -> str:
-    """Describe how a stored weight differs from the expected one: in shape, or in the kind of its numbers (quantised weights);
-    empty where it fits."""
+    """Describe how a stored weight differs from the expected one: shape or number type (quantised weights); empty if it
+    fits.
+    """
     if tensor.shape != due.shape:
         return f"{tuple(tensor.shape)}, expected {tuple(due.shape)}"
     if due.is_floating_point() != tensor.is_floating_point():
@@ -81,7 +82,7 @@ def misfit(tensor: Tensor, due: Tensor) -> str:
 def refuse_misfit(
     name: str, backbone: nn.Module, missing: Iterable[str], unexpected: Iterable[str], wrong: list[str]
 ) -> None:
-    """Raise ValueError where a checkpoint does not fit its network."""
+    """Raise ValueError if a checkpoint does not fit its network."""
     missing, unexpected = sorted(missing), sorted(unexpected)
     if missing or unexpected or wrong:
         raise ValueError(

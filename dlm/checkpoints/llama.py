@@ -1,6 +1,6 @@
-"""LLaDA (GSAI-ML/LLaDA-8B-Base, -Instruct, LLaDA-1.5) and Dream (Dream-v0, DiffuCoder): `model.llama` under two key maps.
+"""LLaDA (GSAI-ML/LLaDA-8B-Base, -Instruct, LLaDA-1.5) and Dream (Dream-v0, DiffuCoder): `model.llama` with two key maps.
 
-Their weights are read one by one, into the precision of the computation.
+Weights are read one by one, into the precision of the computation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DREAM_SETTINGS = (
 
 
 def llama_shape(config: dict) -> LlamaShape:
-    """From a config.json of LLaDA or Dream. ValueError for a variant that this network is not."""
+    """Return the network's sizes from a config.json of LLaDA or Dream. ValueError for unsupported variants."""
     needed = LLADA_SETTINGS if config["model_type"] == "llada" else DREAM_SETTINGS
     if missing := [name for name in needed if name not in config]:
         raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
@@ -66,7 +66,7 @@ def llama_shape(config: dict) -> LlamaShape:
 
 
 def build_llama(config: dict, dtype: str, tokenizer, path: str, device: str | torch.device = "cpu") -> LlamaLM:
-    """A LLaDA or a Dream, its weights as torch makes them (on the device `meta`: none)."""
+    """Build a LLaDA or a Dream with initial weights of torch (none on the device `meta`)."""
     with torch.device(device):
         backbone = BidirectionalLlama(llama_shape(config))
     length = config.get("max_sequence_length") or config["max_position_embeddings"]
@@ -77,7 +77,7 @@ def build_llama(config: dict, dtype: str, tokenizer, path: str, device: str | to
 
 
 def published_names(model: LlamaLM) -> dict[str, str]:
-    """Our parameter name -> that of the model's published layout; a tied head has none of its own."""
+    """Map our parameter names to those of the model's published layout; a tied head has no name of its own."""
     keys = KEYS[model.config["model_type"]]
     names = {name: published_name(name, keys) for name in model.backbone.state_dict()}
     if model.backbone.shape.tied:
@@ -117,7 +117,7 @@ class LlamaLayout(Family):
 
 
 class Dream(LlamaLayout):
-    """Dream and DiffuCoder, whose repositories hold vocab.json, merges.txt and code that makes the tokenizer of Qwen2 of them."""
+    """Dream and DiffuCoder. Their repositories hold vocab.json, merges.txt and code that makes Qwen2's tokenizer of them."""
 
     def __init__(self):
         super().__init__("Dream", ("dream", "diffucoder"))
@@ -151,7 +151,7 @@ def load_llama(model: LlamaLM, source: CheckpointSource, device: torch.device) -
 
 
 def fill_llama(model: LlamaLM, weights: Iterable[Stored], own: dict[str, str], device: torch.device) -> None:
-    """Give a model on the device `meta` its weights. own: as of `fill_streaming`."""
+    """Give a model on the device `meta` its weights. own: as in `fill_streaming`."""
     backbone = model.backbone
     fill_streaming(backbone, weights, own, model.model_id, lambda tensor: tensor.to(device, model.dtype))
     if backbone.shape.tied:

@@ -1,6 +1,6 @@
-"""MDLM (kuleshov-group/mdlm-owt): RADD, once its adaptive norms are folded into the weights beside them.
+"""MDLM (kuleshov-group/mdlm-owt), read as RADD: its adaptive norms are folded into the neighbouring weights.
 
-Its network is given no time, so that each adaptive norm is a constant.
+MDLM's network gets no time, so each adaptive norm is a constant.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Mdlm(Nested):
 
 
 def radd_config(config: dict) -> dict:
-    """RADD's config of an MDLM's."""
+    """Return RADD's config for a config of MDLM."""
     if config.get("time_conditioning"):
         raise ValueError("config.json says time_conditioning=true, expected false: only then is the time input zero")
     shape = {"hidden_size": config["hidden_dim"], "n_blocks": config["n_blocks"], "n_heads": config["n_heads"],
@@ -44,9 +44,10 @@ def radd_config(config: dict) -> dict:
 
 @torch.no_grad()
 def fold_mdlm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """MDLM's weights as RADD's: every adaptive norm at time zero, folded.
+    """Return MDLM's weights as RADD's, with every adaptive norm at time zero folded in.
 
-    norm(x) * w * (1 + scale) + shift is a norm of weight w * (1 + scale) and bias shift; gates scale the rows of what they gate.
+    norm(x) * w * (1 + scale) + shift is a norm of weight w * (1 + scale) and bias shift; gates scale the rows of the weight
+    behind them.
     """
     state = {name.removeprefix("backbone."): tensor.float() for name, tensor in state.items()}
     first = state.pop("sigma_map.mlp.0.weight"), state.pop("sigma_map.mlp.0.bias")

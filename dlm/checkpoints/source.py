@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint lie: the one place that decides what a path, a hub id or a name stands for."""
+"""The location of a checkpoint's files: the only module that resolves a path, a hub id or a name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint whose place is known and whose files are read when they are needed.
+    """A checkpoint whose location is known and whose files are read when needed.
 
-    name: the path, hub id or name that was given, for messages and as the model's id.
-    folder: the directory or hub id with config.json, the tokenizer and, but for a run, the weights. RADD's own runs have none.
-    run: the run directory; None for what is no run.
-    snapshot: the `.pth` file of the run that holds the weights and their moving averages.
+    name: the path, hub id or name that was given, for messages and as the model's id; folder: the directory or hub id with
+    config.json, the tokenizer and, except for runs, the weights (runs of RADD have none); run: the run directory, or None;
+    snapshot: the `.pth` file of the run with the weights and their moving averages.
     """
 
     name: str
@@ -49,7 +48,9 @@ class CheckpointSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json; of RADD's own runs the settings, which have the same layout. ValueError for what is no model."""
+        """config.json; for runs of RADD the settings of the run, which have the same layout. ValueError if it is not a
+        model.
+        """
         if self.run is not None:
             self._check_run()
         if self.run is None or self.is_local:
@@ -58,16 +59,16 @@ class CheckpointSource:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Files of weights of what is no run."""
+        """Weight files of a checkpoint that is not a run."""
         return weight_files(self.folder)
 
     @cached_property
     def weight_names(self) -> list[str]:
-        """Names of all stored weights, read without the weights themselves."""
+        """Names of all stored weights, read without the weights."""
         return stored_names(self.files) if self.snapshot is None else list(self._saved(in_memory=False)["model"])
 
     def fetch(self, name: str) -> Path:
-        """Return a file of `folder`. ValueError where it is missing."""
+        """Return a file of `folder`. ValueError if it is missing."""
         return fetch(self.folder, name)
 
     def has(self, name: str) -> bool:
@@ -85,16 +86,16 @@ class CheckpointSource:
                 raise
 
     def weights(self, expected: Collection[str]) -> dict[str, Tensor]:
-        """Read all weights of what is no run into memory, under the names of the model.
+        """Read all weights of a checkpoint that is not a run into memory, under the names of the model.
 
         Args:
-            expected: some or all names of the model, by which the prefix of a wrapper is recognised.
+            expected: some or all names of the model, which identify the prefix of a wrapper.
         """
         own = unwrapped(self.weight_names, expected)
         return {own[name]: tensor for file in self.files for name, tensor in stored(file)}
 
     def averaged_weights(self, template: nn.Module | None = None) -> dict[str, Tensor]:
-        """Read the weights of a run, with the moving averages in the place of the parameters.
+        """Read the weights of a run, with the moving averages in place of the parameters.
 
         Args:
             template: the network on the device `meta`; its parameters are in the order of the averages. None: every stored
@@ -118,7 +119,7 @@ class CheckpointSource:
         _ = self.weight_names  # refuses a run of something else than a model
 
     def _saved(self, in_memory: bool = True) -> dict[str, Any]:
-        """What the run's file holds. in_memory: read and check its weights too, which otherwise stay on disk."""
+        """Read the run's file. in_memory: read and check its weights too; otherwise they stay on disk."""
         file = self.snapshot
         assert file is not None
         with readable(file):
@@ -131,7 +132,7 @@ class CheckpointSource:
 
 
 def resolve(path: str | Path) -> CheckpointSource:
-    """Find out what a path, a hub id or a name stands for. Nothing is read or downloaded yet.
+    """Resolve a path, a hub id or a name. Nothing is read or downloaded yet.
 
     Args:
         path: a directory with config.json and weights; a run directory; one .pth file of a run; a hub id (owner/name);
@@ -152,5 +153,5 @@ def resolve(path: str | Path) -> CheckpointSource:
 
 
 def shipped(path: str) -> str:
-    """`example/...` of this repository, whatever directory the command runs in; any other path as it is."""
+    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged."""
     return str(ROOT / path) if path.startswith("example/") else path

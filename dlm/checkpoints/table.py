@@ -1,4 +1,4 @@
-"""The families of checkpoints that can be loaded, in the order in which they are tried. A new one is one more entry."""
+"""The table of checkpoint families, in the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FAMILIES: tuple[Family, ...] = (ADAPTER, LLADA, DREAM, MDLM, NESTED, CAUSAL)
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of a config.json."""
+    """Return the family of a config.json."""
     return next(family for family in FAMILIES if family.recognises(config))
 
 
 def is_causal(path: str) -> bool:
-    """Whether a model that can be loaded is a causal model of transformers, by its config.json."""
+    """Return whether a checkpoint is a causal model of transformers, by its config.json."""
     return family_of(resolve(path).config).is_causal
 
 
 def type_by_name(path: str) -> str | None:
-    """`model_type` of a checkpoint: by its config.json where it is local, else by its name. None: unknown."""
+    """Return `model_type` of a checkpoint: from config.json if it is local, else from its name. None: unknown."""
     if (Path(path) / "config.json").is_file():
         return model_type(read_config(path))
     name = Path(path).name.lower()

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints: boards of digits, and those of transformers, which is imported where one of these is read."""
+"""Tokenizers of checkpoints: boards of digits, and those of transformers, which is imported when one of them is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.usage import readable
 
 
 def board_tokenizer(config: dict[str, Any]) -> BoardTokenizer | None:
-    """The tokenizer of the board that config.json describes, which has no files; None where it describes none."""
+    """Return the tokenizer of the board that config.json describes; None if it describes none. It has no files."""
     return BoardTokenizer(tuple(config["puzzle"]["box"])) if "puzzle" in config else None
 
 
@@ -21,10 +21,10 @@ def read_tokenizer(folder: str, plain: bool = False) -> Any:
 
     Args:
         folder: directory or hub id.
-        plain: read tokenizer.json without asking transformers for a class, which it finds by names of models that it knows.
+        plain: read tokenizer.json directly. transformers would choose a class by the model's name.
 
     Returns:
-        None where there is no tokenizer or the hub is out of reach: the model then works on token ids.
+        None if there is no tokenizer or the hub cannot be reached: the model then works on token ids.
 
     Raises:
         ValueError: the tokenizer is damaged; names the file.

@@ -1,6 +1,6 @@
-"""Weights of a checkpoint: safetensors or pytorch_model.bin, in one file or several, saved from a wrapped model or not.
+"""Weight files of a checkpoint: safetensors or pytorch_model.bin, one or several files, saved from a wrapped model or not.
 
-No pickled code runs, and an index names files of its own directory alone.
+No pickled code runs, and an index may name files of its own directory only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 
 
 def weight_files(folder: str) -> list[Path]:
-    """The checkpoint's files: the one there is, or those of its index. Raises ValueError where there is none, and for an index
-    that is broken or names a file outside its directory."""
+    """Return the checkpoint's weight files: the single one, or those of its index.
+
+    Raises:
+        ValueError: there is none, or the index is broken or names a file outside its directory.
+    """
     for name in SINGLE:
         if is_there(folder, name):
             return [fetch(folder, name)]
@@ -48,7 +51,9 @@ def _shards(folder: str, index: str) -> list[Path]:
 
 
 def _is_inside(directory: Path, name: str) -> bool:
-    """Whether a file of a local directory is in it, links resolved. The hub's cache holds links to `blobs` beside `snapshots`."""
+    """Return whether a file of a local directory is inside it, with links resolved. The hub's cache has links from
+    `snapshots` to `blobs`.
+    """
     if not directory.is_dir():
         return True
     folder = directory.resolve()
@@ -57,7 +62,7 @@ def _is_inside(directory: Path, name: str) -> bool:
 
 
 def stored(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of everything in a file, one tensor in memory at a time. ValueError that names a file that is damaged."""
+    """Yield name and tensor of everything in a file, one tensor at a time. ValueError names a damaged file."""
     with readable(file):
         if file.suffix == ".safetensors":
             yield from read_tensors(file)
@@ -74,7 +79,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
 
 
 def stored_names(files: Iterable[Path]) -> list[str]:
-    """Names of all tensors."""
+    """Return the names of all tensors."""
     names: list[str] = []
     for file in files:
         with readable(file):
@@ -87,8 +92,11 @@ def stored_names(files: Iterable[Path]) -> list[str]:
 
 
 def unwrapped(names: Iterable[str], expected: Collection[str]) -> dict[str, str]:
-    """Each name as the model itself has it: without what DDP (`module.`), torch.compile, FSDP, Lightning or any other wrapper put
-    before it. The prefix is that which makes most names expected ones; names without it stay as they are."""
+    """Map each stored name to the model's own name, without the prefix of a wrapper.
+
+    Wrappers are DDP (`module.`), torch.compile, FSDP, Lightning or others. The prefix is the one that turns most names into
+    expected ones; names without it stay.
+    """
     plain = {}
     for name in names:
         plain[name] = name
