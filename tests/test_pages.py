@@ -2,12 +2,14 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import unmask
+from unmask.commands import sample as sample_command
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -43,6 +45,25 @@ def test_a_page_prints_what_it_says(page, marked, tmp_path, monkeypatch, capsys)
     assert names["out"].texts[0].startswith("Once upon a time")
     for replay in re.findall(r"save_replay\(\"(.*?)\"\)", source):
         assert "<html" in (tmp_path / replay).read_text()
+
+
+SHOWN = re.compile(r"```bash\npython run_sample\.py ([^\n]*)\n```\n\n```\n(.*?)\n```", re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_first_commands_of_the_readme_print_what_it_shows(number, capsys):
+    found = SHOWN.findall((ROOT / "README.md").read_text())
+    assert len(found) == 3
+    command, shown = found[number]
+    sample_command.main([*shlex.split(command), "--no-eval", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"--- sample 0 ---\n{shown}\n"), printed
+
+
+def test_the_readme_is_short_and_defines_its_placeholders():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert "RUN" not in re.findall(r"\b[A-Z]{3,}\b", text) or "`RUN` stands for" in text
 
 
 @pytest.mark.parametrize("page", ["docs/sampling.md", "docs/smc.md"])
