@@ -64,7 +64,7 @@ def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfi
             Candidate(**vars(one) | {"name": f"{one.name}-budget{b}", "budget": b}) for one in found for b in budgets
         ]
     for one in found:
-        check_alpha(getattr(one.rule, "network", None), one.alpha)
+        check_alpha(one.rule.network if isinstance(one.rule, PolicyUnmasker) else None, one.alpha)
     return found
 
 
@@ -75,7 +75,7 @@ def _alphas_and_budgets(
     alphas = numbers(arguments.alphas, "--alphas")
     budgets = numbers("" if arguments.budgets == "none" else arguments.budgets, "--budgets", int)
     if isinstance(rule, PolicyUnmasker) and config is not None:
-        if not arguments.alphas and getattr(rule.network, "alpha_embedding", None) is not None:
+        if not arguments.alphas and rule.network.alpha_embedding is not None:
             alphas = [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or ()]
         if not arguments.budgets:
             budgets = [int(budget) for budget in OmegaConf.select(config, "sampling.budgets") or ()]

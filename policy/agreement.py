@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from policy.base import PolicyNetwork
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, zero_
 
 SURE = 1e-4  # probabilities are kept so far from 0 and 1 where a logarithm is taken
 OWN = 3  # features of a position that need no other one, beside the probabilities of its candidates
 
 
-class Agreement(nn.Module, PyTorchModelHubMixin):
+class Agreement(PolicyNetwork):
     """For each of the best tokens t of position i: how probable is t at every other position j, weighted by learned relations.
 
     Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each pair
@@ -39,7 +39,7 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         alpha_conditioned: the weight of speed is an input too (set by training with reward.alphas).
     """
 
-    hidden_size = 0  # reads no hidden states: fits every model whose canvas has this length
+    policy_type = "agreement"
 
     def __init__(
         self,
@@ -53,7 +53,6 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
         alpha_conditioned: bool = False,
     ):
         super().__init__()
-        self._hub_mixin_config["policy_type"] = "agreement"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         if not 1 <= candidates <= top_k:
             raise ValueError(
                 f"policy.candidates={candidates} must be from 1 to policy.top_k={top_k}; change one of them"
@@ -172,7 +171,3 @@ class Agreement(nn.Module, PyTorchModelHubMixin):
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
         x = self.trunk(masked, top_tokens, probabilities, time, alpha)
         return self._logits(x, probabilities), self.value_proj(mean_over(x, masked)).squeeze(-1)
-
-    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """Return the unmasking logits, under the name that every policy network answers to."""
-        return self(**inputs)

@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlm.checkpoints.files import fetch
 from dlm.fingerprint import KEY, Fingerprint, fingerprint_of, mismatch, short_path, stored_fingerprint
 from dlm.masked_lm import MaskedLM
 from model.llama import LLADA_KEYS
 from policy.agreement import OWN, Agreement
+from policy.base import PolicyNetwork
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from training.files import replacing_directory
@@ -28,8 +29,7 @@ from training.stored import read_json_object
 from training.terminal import printable
 from training.usage import readable
 
-Policy = Agreement | DitConfidence | DitHidden | HiddenMLP | HiddenBlocks
-POLICIES = {
+POLICIES: dict[str, type[PolicyNetwork]] = {
     "agreement": Agreement,
     "dit_confidence": DitConfidence,
     "dit_hidden": DitHidden,
@@ -39,7 +39,7 @@ POLICIES = {
 OWN_NAMES = {published: own for own, published in LLADA_KEYS.items() if "." not in published}  # of a block's parts
 
 
-def check_fits(policy: nn.Module, masked_lm) -> None:
+def check_fits(policy: PolicyNetwork, masked_lm) -> None:
     """Refuse, before any work, a policy that cannot read this model: ValueError."""
     if policy.hidden_size and policy.hidden_size != masked_lm.hidden_size:
         raise ValueError(
@@ -54,24 +54,24 @@ def check_fits(policy: nn.Module, masked_lm) -> None:
         )
 
 
-def bind(policy: nn.Module, model: MaskedLM) -> None:
+def bind(policy: PolicyNetwork, model: MaskedLM) -> None:
     """Store the fingerprint of the model that the policy learns on, which every file of it then has."""
-    policy._hub_mixin_config[KEY] = fingerprint_of(model).as_dict()  # pyright: ignore
+    policy.config[KEY] = fingerprint_of(model).as_dict()
 
 
-def trained_on(policy: nn.Module, path: str | Path) -> Fingerprint | None:
+def trained_on(policy: PolicyNetwork, path: str | Path) -> Fingerprint | None:
     """The fingerprint that `bind` stored; None of a policy without. path: of the policy, for messages."""
-    return stored_fingerprint(policy._hub_mixin_config, path)  # pyright: ignore[reportArgumentType]
+    return stored_fingerprint(policy.config, path)
 
 
-def check_same_model(policy: nn.Module, config: dict, run: Path) -> None:
+def check_same_model(policy: PolicyNetwork, config: dict, run: Path) -> None:
     """Refuse to resume `run`, whose checkpoint has this config, on another model than it began on: ValueError."""
     known, now = stored_fingerprint(config, run), trained_on(policy, run)
     if known is not None and now is not None and (found := mismatch(known, now)):
         raise ValueError(f"the policy of the run {run} {found}; resume it with the model that it began on")
 
 
-def check_trained_on(policy: nn.Module, path: str | Path, model: MaskedLM, other_model: bool) -> None:
+def check_trained_on(policy: PolicyNetwork, path: str | Path, model: MaskedLM, other_model: bool) -> None:
     """Refuse another model than the policy was trained on; policies without a fingerprint are not compared.
 
     Args:
@@ -98,7 +98,7 @@ def check_trained_on(policy: nn.Module, path: str | Path, model: MaskedLM, other
     print(printable(f"{words}; it reads confidences only, and is used with --other_model"), file=sys.stderr)
 
 
-def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save_policy(policy: PolicyNetwork, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` (parameters in `dtype`) and `config.json`, as `save_pretrained` does.
 
     Buffers keep their own type: rotary frequencies rounded to bfloat16 would be another network. Weights are moved
@@ -110,16 +110,14 @@ def save_policy(policy: nn.Module, directory: str | Path, dtype: torch.dtype = t
         for name, tensor in policy.state_dict().items()
     }
     with replacing_directory(directory) as part:
-        (part / "config.json").write_text(
-            json.dumps(policy._hub_mixin_config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        (part / "config.json").write_text(json.dumps(policy.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_weights(weights, part / "model.safetensors", Path(directory) / "model.safetensors")
 
 
 def load_policy(
     path: str | Path, hidden_size: int | None = None, use_ema: bool = True, model: MaskedLM | None = None,
     other_model: bool = False,
-) -> Policy:  # fmt: skip
+) -> PolicyNetwork:  # fmt: skip
     """Load a policy, float32, on the CPU, in evaluation mode.
 
     Args:
@@ -160,7 +158,7 @@ def load_policy(
             "width"
         )
     if KEY in config:
-        policy._hub_mixin_config[KEY] = config[KEY]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        policy.config[KEY] = config[KEY]
     if model is not None:
         check_trained_on(policy, path, model, other_model)  # before sizes: it names both models
         check_fits(policy, model)
@@ -193,7 +191,7 @@ def policy_file(path: Path) -> Path:
     )
 
 
-def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM | None) -> Policy:
+def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM | None) -> PolicyNetwork:
     published = any(name.startswith("base_policy.") for name in weights)
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
     if "ada_linears.0.weight" in weights:
@@ -288,7 +286,7 @@ def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict:
     return arguments
 
 
-def _load_average(policy: nn.Module, shadow: list[Tensor], file: Path) -> None:
+def _load_average(policy: PolicyNetwork, shadow: list[Tensor], file: Path) -> None:
     parameters = list(policy.parameters())
     if [tensor.shape for tensor in shadow] != [parameter.shape for parameter in parameters]:
         raise ValueError(

@@ -9,25 +9,25 @@ block are given, any model with hidden states; an optional value head serves PPO
 from __future__ import annotations
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
-from model.llama import LlamaBlock, LlamaShape, RowByRow, Span
+from model.llama import BidirectionalLlama, LlamaBlock, LlamaShape, RowByRow, Span
+from policy.base import PolicyNetwork
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
 
 
 def block_sizes(model: MaskedLM) -> dict:
     """Those of the model's own blocks, as arguments of `DitHidden`; {} for a model that is no bidirectional Llama."""
-    shape = getattr(model.backbone, "shape", None)
-    if not isinstance(shape, LlamaShape):
+    if not isinstance(model.backbone, BidirectionalLlama):
         return {}
+    shape = model.backbone.shape
     return {"num_heads": shape.heads, "key_heads": shape.key_heads, "mlp_size": shape.mlp, "theta": shape.theta,
             "eps": shape.eps, "biases": shape.biases}  # fmt: skip
 
 
-class DitHidden(nn.Module, PyTorchModelHubMixin):
+class DitHidden(PolicyNetwork):
     """x = hidden states of the response; before each block, and before the head, a layer norm that mask and time scale and shift.
 
     Args:
@@ -35,6 +35,8 @@ class DitHidden(nn.Module, PyTorchModelHubMixin):
         num_heads, mlp_size: of the block; key_heads (default: num_heads), theta, eps, biases too. `block_sizes` are the model's.
         num_blocks, time_embed_dim, time_period, smart_init, value_head, alpha_conditioned: as in `DitConfidence`.
     """
+
+    policy_type = "dit_hidden"
 
     def __init__(
         self,
@@ -53,7 +55,6 @@ class DitHidden(nn.Module, PyTorchModelHubMixin):
         alpha_conditioned: bool = False,
     ):
         super().__init__()
-        self._hub_mixin_config["policy_type"] = "dit_hidden"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         shape = LlamaShape(hidden_size, num_blocks, num_heads, key_heads or num_heads, mlp_size, 0, theta, eps, biases)
         self.hidden_size, self.head_width, self.theta = hidden_size, hidden_size // num_heads, theta
         self.time_embed_dim, self.time_period = time_embed_dim, time_period
@@ -135,7 +136,3 @@ class DitHidden(nn.Module, PyTorchModelHubMixin):
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
         x = self.trunk(masked, time, hidden, alpha)
         return self.output_proj(x).squeeze(-1), self.value_proj(mean_over(x, masked)).squeeze(-1)
-
-    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """The unmasking logits, under the name that every policy network answers to."""
-        return self(**inputs)

@@ -22,9 +22,9 @@ from data.tasks import Prompts
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
+from policy.base import PolicyNetwork
 from policy.imitation import Expert, InBlocks
 from policy.rollout import Reward, rollout, teacher_forced
-from policy.unmasker import PolicyNetwork
 from rewards.rules import RewardOutput
 from samplers.heuristics import Threshold
 from samplers.samples import Samples, Trajectory

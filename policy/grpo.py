@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights, step_advantages, with_expert
+from policy.base import PolicyNetwork
 from policy.experts import Rollouts, joined
 from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
@@ -25,7 +25,7 @@ from training.processes import ALONE, Processes
 class GRPO:
     """algorithm: group_size, inner_updates, clip, advantage_std, kl, experts. Groups are whole in each of the processes."""
 
-    def __init__(self, algorithm: DictConfig, network: nn.Module, processes: Processes = ALONE):
+    def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
         self.algorithm = algorithm
         if algorithm.group_size < 2:
             raise ValueError(
@@ -34,7 +34,7 @@ class GRPO:
         self.reference = copy.deepcopy(network).requires_grad_(False) if algorithm.kl else None
 
     def prepare(
-        self, samples: Samples, reward: RewardOutput, network: nn.Module, law, chunk: int = 1024,
+        self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024,
         experts: Sequence[Rollouts] = (),
     ) -> Steps:  # fmt: skip
         """Steps worth learning from, with their advantage and weight. experts: one rollout of each prompt from each expert, whose
@@ -57,7 +57,7 @@ class GRPO:
             steps.trajectory.log_where[index] = with_expert(log_prob, group, len(experts))
         return steps
 
-    def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
+    def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
         """Of one chunk of steps; chunks add up to the loss of the batch."""
         log_prob, _ = policy_log_probs(network, law, steps.trajectory)
         compared, own = log_prob, steps.weight

@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from dlm.options import DecodeOptions
+from policy.base import PolicyNetwork
 from policy.rollout import Reward, policy_log_probs
-from policy.unmasker import PolicyNetwork, PolicyUnmasker
+from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import WHERE, best, by_ties, nothing, top_probability
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Trajectory
@@ -94,12 +95,12 @@ class Expert:
         return self.rule.choose(observation, draws)
 
 
-def learn_picks(network: nn.Module, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
+def learn_picks(network: PolicyNetwork, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
     """The rule's picks: their negative log-likelihood, a mean over `steps` steps."""
     return -policy_log_probs(network, law, part)[0].sum() / steps
 
 
-def learn_answers(network: nn.Module, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
+def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
     """Which best tokens are right (`part.inputs["right"]`): weighted binary cross-entropy, a mean over `masks` masks."""
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
     scores, right = network.scores(**inputs), part.inputs["right"]  # pyright: ignore[reportCallIssue]
@@ -108,7 +109,7 @@ def learn_answers(network: nn.Module, part: Trajectory, masks: float, wrong: flo
 
 
 def teacher_loss(
-    model: MaskedLM, network: nn.Module, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
+    model: MaskedLM, network: PolicyNetwork, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
     ends: tuple[int, ...] = (), processes: Processes = ALONE, reward: Reward | None = None,
     budget: Int[Tensor, "row"] | None = None,
 ) -> float:  # fmt: skip

@@ -9,11 +9,11 @@ position); an optional value head serves PPO.
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.radd import RADD, Block, Rotary
+from policy.base import PolicyNetwork
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
 
 
@@ -60,7 +60,7 @@ class DitBlock(nn.Module):
         return x + (1 + gate2) * feedforward
 
 
-class DitConfidence(nn.Module, PyTorchModelHubMixin):
+class DitConfidence(PolicyNetwork):
     """One transformer block over the model's confidences; mask and time enter through adaptive layer norms only.
 
     331,265 parameters at the defaults; state-dict names are the published ones without their `base_policy.` prefix.
@@ -78,6 +78,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
             the confidences by a projection (`policy=dit_projection`); 0: not read, and the policy fits any model.
         alpha_conditioned: the weight of speed is part of the condition (set by training with reward.alphas).
     """
+
+    policy_type = "dit_confidence"
 
     def __init__(
         self,
@@ -100,7 +102,6 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
             raise ValueError(
                 f"hidden_dim {hidden_dim} must be a multiple of 2 * num_heads = {2 * num_heads}; change one of them"
             )
-        self._hub_mixin_config["policy_type"] = "dit_confidence"  # written to config.json by save_pretrained  # pyright: ignore
         self.confidences_top_p = confidences_top_p
         self.time_embed_dim = time_embed_dim
         self.time_period = time_period
@@ -189,12 +190,8 @@ class DitConfidence(nn.Module, PyTorchModelHubMixin):
         x = self.trunk(masked, confidences, time, hidden, alpha)
         return self.output_proj(x).squeeze(-1), self.value_proj(mean_over(x, masked)).squeeze(-1)
 
-    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """The unmasking logits, under the name that every policy network answers to."""
-        return self(**inputs)
 
-
-class HiddenMLP(nn.Module, PyTorchModelHubMixin):
+class HiddenMLP(PolicyNetwork):
     """Two hidden layers on [hidden state; time] at each position by itself; 444,290 parameters at width 768.
 
     Channel 0 scores the position for masking (the forward order that the variational bound trains), channel 1 for
@@ -202,9 +199,11 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
     (k / (K + 1)) ** time_exponent, which while sampling is read off the share of masks left.
     """
 
+    policy_type = "hidden_mlp"
+    has_score_bias = False  # an MLP scores each position; its last layer is of two channels
+
     def __init__(self, hidden_size: int = 768, time_exponent: float | int = 0.9):
         super().__init__()
-        self._hub_mixin_config["policy_type"] = "hidden_mlp"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         self.hidden_size, self.time_exponent = hidden_size, time_exponent
         half = hidden_size // 2
         self.mlp = nn.Sequential(
@@ -229,7 +228,7 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
         return self.mlp(torch.cat([hidden.float(), clock], dim=-1))
 
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """The unmasking logits, under the name that every policy network answers to."""
+        """Return channel 1: the unmasking logits."""
         return self(**inputs)[..., 1]
 
     @staticmethod
@@ -247,7 +246,7 @@ class HiddenMLP(nn.Module, PyTorchModelHubMixin):
         return _log_softmax_over(logits[..., 1], eligible)
 
 
-class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
+class HiddenBlocks(PolicyNetwork):
     """The frozen model's last blocks, copied, think on: they run over its hidden states at every position and learn to say where
     its best tokens can be trusted.
 
@@ -265,6 +264,8 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         alpha_conditioned: the weight of speed is added too (set by training with reward.alphas).
     """
 
+    policy_type = "hidden_blocks"
+
     def __init__(
         self,
         hidden_size: int,
@@ -276,7 +277,6 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
         alpha_conditioned: bool = False,
     ):
         super().__init__()
-        self._hub_mixin_config["policy_type"] = "hidden_blocks"  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
         self.hidden_size, self.num_heads = hidden_size, num_heads
         self.mask_embedding = nn.Embedding(2, hidden_size)
         self.time_mlp = nn.Sequential(nn.Linear(1, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, hidden_size))
@@ -363,10 +363,6 @@ class HiddenBlocks(nn.Module, PyTorchModelHubMixin):
             raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
         x = self.trunk(masked, time, hidden, alpha)
         return self._logits(x, confidences), self.value_proj(mean_over(x, masked)).squeeze(-1)
-
-    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """The unmasking logits, under the name that every policy network answers to."""
-        return self(**inputs)
 
 
 def _log_softmax_over(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
+from policy.base import PolicyNetwork
 from policy.rollout import Steps, policy_log_probs, recomputed
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
@@ -20,12 +20,12 @@ from training.processes import ALONE, Processes
 class PPO:
     """algorithm: inner_updates, clip, gae_decay, value_weight. processes: who share the batch."""
 
-    def __init__(self, algorithm: DictConfig, network: nn.Module, processes: Processes = ALONE):
-        if getattr(network, "value_proj", None) is None:
+    def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
+        if network.value_proj is None:
             raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
         self.algorithm, self.processes = algorithm, processes
 
-    def prepare(self, samples: Samples, reward: RewardOutput, network: nn.Module, law, chunk: int = 1024) -> Steps:
+    def prepare(self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024) -> Steps:
         """All steps, with advantage, value target and weight; values are those of the network before its update, `chunk` steps at
         a time."""
         assert samples.trajectory is not None
@@ -47,7 +47,7 @@ class PPO:
         advantage = over_deviation(advantage - mean, deviation, mean.abs())
         return Steps(trajectory, advantage, torch.full_like(advantage, 1 / count), target)
 
-    def loss(self, network: nn.Module, law, steps: Steps) -> torch.Tensor:
+    def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
         """Of one chunk of steps; chunks add up to the loss of the batch."""
         log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
         assert value is not None and steps.target is not None

@@ -12,13 +12,14 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.tasks import Prompts
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
-from policy.unmasker import PolicyNetwork, law_settings
+from policy.base import PolicyNetwork
+from policy.unmasker import law_settings
 from rewards.rules import RewardOutput
 from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
@@ -89,12 +90,12 @@ class Steps:
 
 
 def policy_log_probs(
-    network: nn.Module, law, trajectory: Trajectory, value: bool = False
+    network: PolicyNetwork, law, trajectory: Trajectory, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
     """Log-probability of the recorded picks under the network as it is now (and its values)."""
     values = None
     if value:
-        scores, values = network.forward_with_value(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
+        scores, values = network.forward_with_value(**trajectory.inputs)
     else:
         scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
     learned = law_settings(network)  # pyright: ignore[reportArgumentType]
@@ -103,7 +104,7 @@ def policy_log_probs(
 
 @torch.no_grad()
 def recomputed(
-    network: nn.Module, law, trajectory: Trajectory, chunk: int, value: bool = False
+    network: PolicyNetwork, law, trajectory: Trajectory, chunk: int, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
     """`policy_log_probs` before an update, `chunk` steps at a time for memory."""
     parts = [

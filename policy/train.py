@@ -24,6 +24,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from policy.base import PolicyNetwork
 from policy.batches import PromptBatch, budgets, with_alpha
 from policy.checkpoints import check_same_model, save_policy
 from policy.experts import Rollouts, expert_metrics, expert_rollouts
@@ -54,7 +55,9 @@ class PolicyLearning(Algorithm):
 
     weights = "policy_model"
 
-    def __init__(self, model: MaskedLM, learner: Learner, task: Task, reward: Reward, config: DictConfig):
+    def __init__(
+        self, model: MaskedLM, learner: Learner[PolicyNetwork], task: Task, reward: Reward, config: DictConfig
+    ):
         self.model, self.learner, self.task, self.reward, self.config = model, learner, task, reward, config
         self.network, self.processes = learner.network, learner.processes
         self.rows = self.processes.share(config.training.batch_size, "training.batch_size")
@@ -114,7 +117,7 @@ class PolicyLearning(Algorithm):
         forced = teacher_forced(self.reward)
         held_out = (self.task.held_out if forced else self.task.valid).first(config.eval.batch_size)
         prompts = with_alpha(held_out, self.alphas).to(device)
-        unmasker = PolicyUnmasker(self.network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
+        unmasker = PolicyUnmasker(self.network, config.eval.action, config.eval.temperature)
         options = self.options(budgets(config.sampling.budgets, len(prompts.canvas), device))
         samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, 0, forced)
         measures = {f"eval_{name}": value for name, value in summary(samples, scored, self.model.mask_id).items()}
@@ -152,7 +155,7 @@ class PolicyLearning(Algorithm):
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy_model": self.network.state_dict(),
-            "config": self.network._hub_mixin_config,
+            "config": self.network.config,
             "task": self.task.state_dict(),
             "reference": None,
             "updates": self.learner.updates,
@@ -170,7 +173,9 @@ class ClippedLearning(PolicyLearning):
 
     objective: GRPO | PPO
 
-    def __init__(self, model: MaskedLM, learner: Learner, task: Task, reward: Reward, config: DictConfig):
+    def __init__(
+        self, model: MaskedLM, learner: Learner[PolicyNetwork], task: Task, reward: Reward, config: DictConfig
+    ):
         super().__init__(model, learner, task, reward, config)
         self.group = config.algorithm.group_size
         if self.rows % self.group:
@@ -204,7 +209,7 @@ class ClippedLearning(PolicyLearning):
     def iteration(self, step: int) -> dict[str, float]:
         config = self.config
         batch = self.batch(step, self.rows // self.group, texts=teacher_forced(self.reward))
-        unmasker = PolicyUnmasker(self.network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
+        unmasker = PolicyUnmasker(self.network, config.algorithm.action)
         options = self.options(None if batch.budget is None else batch.budget.repeat_interleave(self.group))
         prompts = batch.prompts.repeat(self.group)
         samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, batch.seed, True)
@@ -252,7 +257,7 @@ class GRPOLearning(ClippedLearning):
         if not self.config.algorithm.experts.thresholds:
             return []
         return expert_rollouts(
-            self.model, self.network, self.config.algorithm.experts, self.rule, batch.prompts, self.reward, batch.seed,  # pyright: ignore[reportArgumentType]
+            self.model, self.network, self.config.algorithm.experts, self.rule, batch.prompts, self.reward, batch.seed,
             self.options(batch.budget),
         )  # fmt: skip
 

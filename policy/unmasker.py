@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
-from dlm.observation import Observation
 from policy.actions import FOR_SAMPLING, FixedCount
+from policy.base import PolicyNetwork
 
 REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together
 
 
-@runtime_checkable
-class PolicyNetwork(Protocol):
-    """Those of policy/networks.py, or any other that reads an observation and scores positions."""
-
-    def inputs(self, observation: Observation, everywhere: bool = False) -> dict[str, Tensor]: ...
-
-    def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]: ...
-
-
-def check_alpha(network: object, alpha: object) -> None:
+def check_alpha(network: PolicyNetwork | None, alpha: object) -> None:
     """Refuse a weight of speed that the policy does not read, and a policy that needs one and gets none: ValueError.
 
     network: None for an unmasking rule.
     """
-    if getattr(network, "alpha_embedding", None) is None:
+    if network is None or network.alpha_embedding is None:
         if alpha is not None:
             raise ValueError(
                 f"alpha={alpha} is read by policies that were trained with reward.alphas only; leave it out"
@@ -43,8 +32,7 @@ def check_alpha(network: object, alpha: object) -> None:
 
 def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
     """What of the action law the network has learned: the repulsion between picks of a step, where it has one."""
-    repulsion = getattr(network, "repulsion", None)
-    return {} if repulsion is None else {"repulsion": REPULSION_UNIT * repulsion}
+    return {} if network.repulsion is None else {"repulsion": REPULSION_UNIT * network.repulsion}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlm.draws import Draws
 from dlm.environment import UnmaskingEnvironment
@@ -23,6 +23,7 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from losses import variational_loss
 from policy.actions import FixedCount
+from policy.base import PolicyNetwork
 from policy.networks import HiddenMLP
 from policy.unmasker import law_settings
 
@@ -38,7 +39,7 @@ class MaskingPath:
     log_token: Float[Tensor, "row step"]
 
 
-def masking_scores(network: nn.Module, inputs: dict[str, Tensor]) -> Float[Tensor, "row position"]:
+def masking_scores(network: PolicyNetwork, inputs: dict[str, Tensor]) -> Float[Tensor, "row position"]:
     """The masking channel, or zeros (uniform)."""
     if isinstance(network, HiddenMLP):
         return network(**inputs)[..., 0]
@@ -48,7 +49,7 @@ def masking_scores(network: nn.Module, inputs: dict[str, Tensor]) -> Float[Tenso
 @torch.no_grad()
 def masking_path(
     model: MaskedLM,
-    network: nn.Module,
+    network: PolicyNetwork,
     tokens: Int[Tensor, "row position"],
     given: Bool[Tensor, "row position"],
     steps: int,
@@ -90,7 +91,7 @@ def reverse(order: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
 
 
 def bound_loss(
-    network: nn.Module,
+    network: PolicyNetwork,
     path: MaskingPath,
     given: Bool[Tensor, "row position"],
     reinforce: float,

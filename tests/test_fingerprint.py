@@ -244,7 +244,7 @@ def test_a_run_stores_its_model(tiny, trained):
     model = load_model(path_of(tiny["small"]))[0]
     for place in (trained, trained / "checkpoints" / "checkpoint_2.pth"):
         policy = load_policy(place, model=model)
-        assert policy._hub_mixin_config[KEY] == fingerprint_of(model).as_dict()
+        assert policy.config[KEY] == fingerprint_of(model).as_dict()
     with pytest.raises(ValueError, match="run was trained on .*small, and .*sudoku has other tokens"):
         load_policy(trained, model=load_model(path_of(tiny["sudoku"]))[0])
 
@@ -263,7 +263,7 @@ def test_a_policy_is_trained_further_on_another_model_by_the_flag(tiny, trained,
     assert not (tmp_path / "text").exists()
     onward = run(tmp_path / "moved", *on_text, "init_other_model=true", "training.batch_size=4")
     text = load_model(path_of(tiny["unjudged"]))[0]
-    assert load_policy(onward, model=text)._hub_mixin_config[KEY] == fingerprint_of(text).as_dict()
+    assert load_policy(onward, model=text).config[KEY] == fingerprint_of(text).as_dict()
 
 
 def test_a_run_is_not_resumed_on_other_weights(trained, tmp_path, monkeypatch):

@@ -303,7 +303,7 @@ def make_run(directory):
     network = load_policy(ROOT / "example/chain_policy")
     (directory / "checkpoints").mkdir(parents=True)
     for number in (10, 20):
-        saved = {"policy_model": network.state_dict(), "config": network._hub_mixin_config}
+        saved = {"policy_model": network.state_dict(), "config": network.config}
         torch.save(saved, directory / "checkpoints" / f"checkpoint_{number}.pth")
     (directory / ".hydra").mkdir()
     config = composed("train_policy", ["experiment=chain_grpo"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch import nn
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass
-class Learner:
+class Learner(Generic[Network]):
     """The network, its optimiser and its moving average; one `update` averages gradients over processes and steps."""
 
-    network: nn.Module
+    network: Network
     optimiser: Optimiser
     average: MovingAverage
     processes: Processes
@@ -55,7 +57,7 @@ class Learner:
         self.updates = state.get("updates", state["step"])
 
 
-def new_learner(network: nn.Module, optim: Any, updates: int, ema: float, processes: Processes) -> Learner:
+def new_learner(network: Network, optim: Any, updates: int, ema: float, processes: Processes) -> Learner[Network]:
     """A learner of the parameters that require a gradient.
 
     Args:

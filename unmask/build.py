@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.answers import is_answers
 from data.preferences import Preference, split_preferences
@@ -28,6 +28,7 @@ from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from model.radd import RADD
 from policy.actions import ACTIONS, FOR_SAMPLING
+from policy.base import PolicyNetwork
 from policy.checkpoints import POLICIES, check_fits, load_policy
 from policy.dit_hidden import block_sizes
 from policy.experts import check_experts
@@ -58,7 +59,7 @@ CLIPPED = ("grpo", "ppo")  # algorithms that learn from the rewards of rollouts
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
-def build_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
     """A policy network that fits the model: a new one, or that of `init`, whose architecture is then taken too."""
     if config.init is not None:
         return continued_policy(config, model)
@@ -113,32 +114,32 @@ def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
     return model.backbone
 
 
-def continued_policy(config: DictConfig, model: MaskedLM) -> nn.Module:
+def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
     """Return the policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none.
 
     init_trust: a policy that learnt which tokens are right becomes, by its pick probabilities, a soft threshold at this trust.
     """
     start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
     if config.init_trust is not None:
-        if not hasattr(start, "output_proj"):
+        if not start.has_score_bias:
             raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
         with torch.no_grad():
-            start.output_proj.bias -= math.log(config.init_trust / (1 - config.init_trust))  # pyright: ignore
+            start.output_proj.bias.sub_(math.log(config.init_trust / (1 - config.init_trust)))
     new = {}
-    if config.algorithm.name == "ppo" and getattr(start, "value_proj", True) is None:
+    if config.algorithm.name == "ppo" and start.value_proj is None:
         new["value_head"] = True
-    if OmegaConf.select(config, "reward.alphas") and getattr(start, "alpha_embedding", True) is None:
+    if OmegaConf.select(config, "reward.alphas") and start.alpha_embedding is None:
         new["alpha_conditioned"] = True
     if not new:
         return start.train()
-    settings = {name: value for name, value in start._hub_mixin_config.items() if name not in ("policy_type", KEY)}  # pyright: ignore
+    settings = {name: value for name, value in start.config.items() if name not in ("policy_type", KEY)}
     network = type(start)(**{**settings, **new})
     network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
     return network
 
 
 def build_policy_learning(
-    config: DictConfig, model: MaskedLM, network: nn.Module, task: Task, reward: Reward, group: Processes
+    config: DictConfig, model: MaskedLM, network: PolicyNetwork, task: Task, reward: Reward, group: Processes
 ) -> PolicyLearning:
     """The algorithm of algorithm.name, which trains `network`. ValueError for settings that do not go together."""
     check_policy_learning(network, task, reward, config)
@@ -150,7 +151,7 @@ def build_policy_learning(
     return LEARNING[algorithm.name](model, learner, task, reward, config)
 
 
-def check_policy_learning(network: nn.Module, task: Task, reward: Reward, config: DictConfig) -> None:
+def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: DictConfig) -> None:
     """Raises ValueError that names the settings."""
     name, training = config.algorithm.name, config.training
     if config.sampling.budgets is not None and teacher_forced(reward):
@@ -173,7 +174,7 @@ def check_policy_learning(network: nn.Module, task: Task, reward: Reward, config
         raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
 
 
-def check_actions(network: nn.Module, reward: Reward, config: DictConfig) -> None:
+def check_actions(network: PolicyNetwork, reward: Reward, config: DictConfig) -> None:
     """Refuse actions that are unknown, and those that fit neither the network nor the reward. Raises ValueError."""
     name = config.algorithm.name
     if config.eval.action not in FOR_SAMPLING:
@@ -182,7 +183,7 @@ def check_actions(network: nn.Module, reward: Reward, config: DictConfig) -> Non
         raise ValueError(
             f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
         )
-    PolicyUnmasker(network, config.eval.action, config.eval.temperature)  # pyright: ignore[reportArgumentType]
+    PolicyUnmasker(network, config.eval.action, config.eval.temperature)
     if name not in CLIPPED:
         return
     if teacher_forced(reward) and config.algorithm.action == "bernoulli":
@@ -190,12 +191,12 @@ def check_actions(network: nn.Module, reward: Reward, config: DictConfig) -> Non
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
             "plackett_luce"
         )
-    PolicyUnmasker(network, config.algorithm.action)  # pyright: ignore[reportArgumentType]
+    PolicyUnmasker(network, config.algorithm.action)
 
 
-def check_alphas(config: DictConfig, network: nn.Module, reward: Reward) -> None:
+def check_alphas(config: DictConfig, network: PolicyNetwork, reward: Reward) -> None:
     """Refuse weights of speed that are negative, that the policy cannot read, or that it needs and does not get."""
-    given, reads = alphas_of(config), getattr(network, "alpha_embedding", None) is not None
+    given, reads = alphas_of(config), network.alpha_embedding is not None
     if any(alpha < 0 for alpha in given):
         raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
     if reads and not given:

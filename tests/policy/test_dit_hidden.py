@@ -76,7 +76,7 @@ def test_the_block_is_the_models_own_and_starts_at_the_smart_init(name):
     policy = unmask.build.build_policy(config_of({}), model)
     own = model.backbone.blocks[0].state_dict()
     policy.transformer_blocks[0].load_state_dict(own)  # the same names and shapes
-    assert policy._hub_mixin_config["num_heads"] == block_sizes(model)["num_heads"] == 4
+    assert policy.config["num_heads"] == block_sizes(model)["num_heads"] == 4
     with torch.no_grad():
         policy.output_proj.weight.zero_()
     canvas = torch.full((3, 8), model.mask_id)

@@ -265,7 +265,7 @@ def test_arguments_that_no_shape_tells_come_back(tmp_path):
     save_policy(DitConfidence(hidden_dim=8, time_period=100, read_all=True, value_head=True, smart_init=-2.0), tmp_path)
     loaded = load_policy(tmp_path)
     assert loaded.time_period == 100 and loaded.read_all and loaded.value_proj is not None
-    assert loaded._hub_mixin_config["smart_init"] == -2.0
+    assert loaded.config["smart_init"] == -2.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -326,7 +326,7 @@ def test_run_directory(tmp_path):
 
 def test_config_inside_a_pth(tmp_path):
     policy = DitConfidence(hidden_dim=8, time_period=100)
-    torch.save(checkpoint_of(policy, config=policy._hub_mixin_config), tmp_path / "policy.pth")
+    torch.save(checkpoint_of(policy, config=policy.config), tmp_path / "policy.pth")
     assert load_policy(tmp_path / "policy.pth").time_period == 100
 
 
