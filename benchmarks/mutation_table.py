@@ -370,7 +370,8 @@ POLICY: dict[str, list[Row]] = {
         ("(temperature=self.temperature, **settings)", "(temperature=1.0, **settings)",
          "tests/test_verifiable_rewards.py::test_the_temperature_is_the_policys_at_evaluation",
          TRAINING + "the_temperature_divides_the_scores"),
-        ("REPULSION_UNIT * repulsion", "repulsion", TRAINING + "replay_of_picks_that_repel_has_the_log_probability_it_had",
+        ("REPULSION_UNIT * network.repulsion", "network.repulsion",
+         TRAINING + "replay_of_picks_that_repel_has_the_log_probability_it_had",
          TRAINING + "repulsion_is_in_units_of_twenty_nats"),
     ],
 }

@@ -145,6 +145,8 @@ def share_right(text: Int[Tensor, "row position"], values: Int[Tensor, "row step
 class ChainRows:
     """Clean rows for ever, the prompt given; batch number n is a function of (seed, n) alone."""
 
+    left_out = 0
+
     def __init__(self, steps: int, length: int, keep: float, seed: int, fewest: int | None = None):
         """A batch's problems have `fewest` to `steps` steps (default: `steps`); end-of-sequence stands before shorter prompts."""
         self.steps, self.length, self.keep = steps, length, keep

@@ -52,7 +52,7 @@ def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
     does not fit, or holds the mask."""
     if not Path(path).is_file():
         raise ValueError(f"data.pairs: {path} is no file; give JSONL with the fields {', '.join(FIELDS)}")
-    end = getattr(tokenizer, "eos_token_id", None)
+    end = None if tokenizer is None else tokenizer.eos_token_id
     if end is None:
         raise ValueError("this model's tokenizer has no end of sequence, which ends an answer; give another model")
     rows: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}

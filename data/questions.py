@@ -360,7 +360,7 @@ def _chain_questions(count: int, split: str) -> list[Question]:
 
 def encode(model: PromptReader, prompt: str, prefix: str = "") -> list[int]:
     """A user's message in the tokenizer's chat template, then how the answer begins; where it has none, the bare text of both."""
-    if getattr(model.tokenizer, "chat_template", None):
+    if model.tokenizer.chat_template:
         return message_ids(model.tokenizer, prompt, prefix)
     return text_ids(model.tokenizer, f"{prompt}\n\n{prefix}" if prefix else prompt)
 

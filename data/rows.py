@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class SudokuRows:
     """Full grids for ever; batch number n is a function of (seed, n) alone."""
 
+    prompt = left_out = 0
+
     def __init__(self, stream: SudokuStream, seed: int):
         self.stream, self.seed, self.drawn = stream, seed, 0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,10 +31,47 @@ from dlm.ends import before_end, end_tokens, texts_of
 from dlm.prompts import Prompts
 
 
-class PuzzleTask:
-    """Sudoku with unique solutions, `clues` of them or (null) minimal; held-out ones are of other grid classes."""
+class Task:
+    """The base class of tasks: prompts to train on, prompts that are held out, and the texts that belong to them.
 
-    ends = ()  # every cell is written
+    Attributes:
+        tokenizer: of the model.
+        valid: held-out prompts that an evaluation decodes.
+        held_out: all held-out prompts.
+        ends: tokens at which an answer ends, the first of which fills what follows.
+        datasets: names of the data sets that it mixes; empty for one kind of problem.
+    """
+
+    tokenizer: Any
+    valid: Prompts
+    held_out: Prompts
+    ends: tuple[int, ...] = ()
+    datasets: Sequence[str] = ()
+
+    def prompts(self, count: int, seed: int) -> Prompts:
+        """Return the next training prompts, a function of the seed or of the task's state."""
+        raise NotImplementedError
+
+    def texts(self, count: int, seed: int) -> Prompts:
+        """Return training prompts whose right text is known. ValueError for a task that knows none."""
+        raise ValueError(f"{type(self).__name__} knows no right texts; use another reward or task")
+
+    def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+        """Return clean rows and which of their positions are given. ValueError for a task that has none."""
+        raise ValueError(
+            f"{type(self).__name__} has no clean rows for algorithm=variational; use algorithm=grpo or ppo"
+        )
+
+    def state_dict(self) -> dict:
+        """Return the place in the training data; empty where batches are functions of the seed."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the place in the training data."""
+
+
+class PuzzleTask(Task):
+    """Sudoku with unique solutions, `clues` of them or (null) minimal; held-out ones are of other grid classes."""
 
     def __init__(self, data: DictConfig):
         self.box = tuple(data.box)
@@ -58,27 +96,17 @@ class PuzzleTask:
         puzzles = self.stream.puzzles(count, torch.Generator().manual_seed(seed))
         return puzzles["solutions"], puzzles["clues"]
 
-    def state_dict(self) -> dict:
-        return {}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to restore: batches are functions of the step's seed."""
-
-
-class TextTask:
+class TextTask(Task):
     """Text: blank canvases, or, where `data` has questions and answers (data/answers.py), canvases that begin with a question;
     clean rows come from the data set. tokenizer: in place of the one that `data` names. ends: tokens at which rows end, the first
     of which fills what follows."""
-
-    ends: tuple[int, ...] = ()  # none of packed texts, which go on behind theirs
 
     def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
         self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
         self.valid_rows = valid
-        given = (
-            torch.arange(valid.shape[1]) < torch.as_tensor(getattr(self.rows, "prompt", 0)).expand(len(valid))[:, None]
-        )
+        given = torch.arange(valid.shape[1]) < torch.as_tensor(self.rows.prompt).expand(len(valid))[:, None]
         self.held_out = self.asked(valid, given)
         answers = isinstance(self.rows, AnswerRows)
         if answers:
@@ -112,11 +140,10 @@ class TextTask:
         self.rows.load_state_dict(state)
 
 
-class ChainTask:
+class ChainTask(Task):
     """Chain arithmetic (data/chain.py); `rows["values"]` holds the running values; `text` is one of the many right ones."""
 
     ends = (EOS,)
-    datasets = ()  # one kind of problem: no function of a reward is for some of them only
 
     def __init__(self, data: DictConfig, valid_rows: int):
         self.steps, self.length, self.keep = data.steps, data.answer_length, data.keep
@@ -162,14 +189,8 @@ class ChainTask:
         """Share of the steps and of the result that are right."""
         return share_right(tokens[:, self.prompt :].cpu(), rows["values"])
 
-    def state_dict(self) -> dict:
-        return {}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to restore: batches are functions of the step's seed."""
-
-
-class QuestionTask:
+class QuestionTask(Task):
     """Questions with known answers (data/questions.py) of one data set or several, drawn from their union without repeats until
     all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
 
@@ -261,6 +282,3 @@ class QuestionTask:
 
     def load_state_dict(self, state: dict) -> None:
         self.rows.load_state_dict(state)
-
-
-Task = PuzzleTask | TextTask | ChainTask | QuestionTask

@@ -338,9 +338,11 @@ class EndlessRows:
     The stream of rows is a pure function of `seed`. A batch may span two epochs.
     """
 
+    prompt: int | Int[Tensor, "row"] = 0  # positions of each held-out row that are given
+    left_out = 0  # rows that did not fit
+
     def __init__(self, rows: Int[Tensor, "row position"], seed: int = 0):
         self.rows, self.seed = rows, seed
-        self.left_out = 0  # rows that did not fit
         self.epoch = self.position = 0  # where the next batch starts
         self._permutations: dict[int, Int[Tensor, " row"]] = {}
 

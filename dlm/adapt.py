@@ -48,13 +48,13 @@ def dream_config(config: dict, length: int | None = None) -> dict:
         )
     full: Any = AutoConfig.for_model(**config)  # with the defaults that config.json leaves out
     rope = full.rope_parameters or {}
-    width = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
+    width = full.to_dict().get("head_dim") or full.hidden_size // full.num_attention_heads
     fixed = {
         "hidden_act": (full.hidden_act, "silu"),
         "rope_type": (rope.get("rope_type", "default"), "default"),
         "head_dim": (width, full.hidden_size // full.num_attention_heads),
-        "use_sliding_window": (getattr(full, "use_sliding_window", False), False),
-        "mlp_bias": (getattr(full, "mlp_bias", False), False),
+        "use_sliding_window": (full.to_dict().get("use_sliding_window", False), False),
+        "mlp_bias": (full.to_dict().get("mlp_bias", False), False),
         "attention_bias": (full.model_type == "llama" and full.attention_bias, False),
     }
     if other := {name: is_ for name, (is_, due) in fixed.items() if is_ != due}:

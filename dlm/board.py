@@ -21,7 +21,8 @@ class BoardTokenizer:
         self._ids = dict.fromkeys(".0_", self.size)
         self._ids |= {symbol: token for token, symbol in enumerate(SYMBOLS[: self.size])}
 
-    mask_token, eos_token = ".", None
+    mask_token = "."
+    eos_token = eos_token_id = chat_template = None  # a board has no end, and no conversation
 
     def get_vocab(self) -> dict[str, int]:
         """Map each symbol that `decode` writes to its token."""

@@ -77,7 +77,7 @@ def chat_canvas(
     """Build the canvas of a conversation in the model's chat template, up to the beginning of the answer. ValueError
     without a template.
     """
-    if getattr(model.tokenizer, "chat_template", None) is None:
+    if model.tokenizer is None or model.tokenizer.chat_template is None:
         raise ValueError(f"{model.model_id} has no chat template; give the prompt as text")
     start, length = messages_ids(model.tokenizer, messages), length or model.max_length
     check_ids(model, start, "the messages")
@@ -114,7 +114,7 @@ def _message(model: MaskedLM, message: str | None) -> list[int]:
     """Token ids of a user's message in the model's chat template, up to the beginning of the answer. ValueError without a
     template.
     """
-    if message is None or getattr(model.tokenizer, "chat_template", None) is None:
+    if message is None or model.tokenizer is None or model.tokenizer.chat_template is None:
         what = "there is no prompt" if message is None else f"{model.model_id} has no chat template"
         raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")
     tokens = message_ids(model.tokenizer, message)

@@ -56,7 +56,7 @@ class CausalLM(MaskedLM):
         token = torch.full((1, 1), self.start_id, device=parameter.device)
         with torch.no_grad(), self.autocast(parameter.device):
             said = self.backbone.base_model(input_ids=token, use_cache=True)
-        return self.sizes_of(getattr(said, "past_key_values", None))
+        return self.sizes_of(said.get("past_key_values"))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Allocate memory for keys and values; the start token has the first place."""
@@ -100,11 +100,12 @@ def positions_of(config: Any) -> int:
 
 def scaled(logits: Float[Tensor, "read vocabulary"], config: Any) -> Float[Tensor, "read vocabulary"]:
     """Apply the operation of some families behind the head: Cohere multiplies, Granite divides, Gemma 2 bounds the logits."""
-    if factor := getattr(config, "logit_scale", None):
+    settings = vars(config)
+    if factor := settings.get("logit_scale"):
         logits = logits * factor
-    if divisor := getattr(config, "logits_scaling", None):
+    if divisor := settings.get("logits_scaling"):
         logits = logits / divisor
-    if most := getattr(config, "final_logit_softcapping", None):
+    if most := settings.get("final_logit_softcapping"):
         logits = most * torch.tanh(logits / most)
     return logits
 

@@ -90,6 +90,14 @@ def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
         )
 
 
+def _unknown_token(tokenizer: Any) -> str | None:
+    """The unknown token of the model inside a fast tokenizer; None for kinds that have none."""
+    from tokenizers.models import BPE, WordLevel, WordPiece
+
+    model = tokenizer.backend_tokenizer.model
+    return model.unk_token if isinstance(model, BPE | WordLevel | WordPiece) else None
+
+
 def unwritable(tokenizer: Any, text: str) -> str:
     """Return the first word or character that the tokenizer drops or replaces by its unknown token; empty if there is
     none.
@@ -98,7 +106,7 @@ def unwritable(tokenizer: Any, text: str) -> str:
         return ""
     text = without_surrogates(text)
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    unknown = {tokenizer.unk_token, getattr(tokenizer.backend_tokenizer.model, "unk_token", None)}
+    unknown = {tokenizer.unk_token, _unknown_token(tokenizer)}
     written = set()
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
     for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True):

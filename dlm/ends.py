@@ -20,9 +20,9 @@ TURNS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<end_o
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Return the end of sequence and the end-of-turn tokens of the tokenizer; empty without an end of sequence."""
-    end = getattr(tokenizer, "eos_token_id", None)
-    if end is None:
+    if tokenizer is None or tokenizer.eos_token_id is None:
         return ()
+    end = tokenizer.eos_token_id
     turns = tokenizer.convert_tokens_to_ids(list(TURNS))
     return (end, *(turn for turn in turns if turn not in (None, end, tokenizer.unk_token_id)))
 

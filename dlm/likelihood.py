@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.masked_lm import MaskedLM, mass_and_logit
+from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
 from dlm.noise import LogLinearNoise, Noise
 
 
@@ -319,7 +319,7 @@ def check_estimator(estimator: Estimator, model: MaskedLM) -> None:
     if model.causal:
         raise ValueError("a causal model has its likelihood in one evaluation, and no masks to estimate it by; train it "
                          "with another library, or give a masked model")  # fmt: skip
-    if estimator.scores and not hasattr(model, "log_scale"):
+    if estimator.scores and not isinstance(model, SeddLM):
         raise ValueError(
             "score_entropy reads unnormalised scores, which SEDD has and this model has not (its probabilities are "
             "normalised); use elbo, of which it is then a special case"

@@ -33,6 +33,16 @@ LOSSES = ("t_DCE", "lambda_DCE", "k_DCE", "masked_CE", "DSE", "ar")
 class RowStream(Protocol):
     """An endless source of training rows whose position can be saved."""
 
+    @property
+    def prompt(self) -> int | Int[Tensor, "row"]:
+        """Positions of the held-out rows that are given: one number, or one a row."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Rows of the data that did not fit."""
+        ...
+
     def next(self, batch: int) -> Int[Tensor, "row position"]: ...
     def state_dict(self) -> dict: ...
     def load_state_dict(self, state: dict) -> None: ...
@@ -223,7 +233,7 @@ class Pretraining(Algorithm):
         return {"loss": total, **self.learner.update(), **opened}
 
     def evaluate(self, run: Run, done: int) -> dict[str, float]:
-        prompt, batch = getattr(self.rows, "prompt", 0), self.config.eval.batch_size
+        prompt, batch = self.rows.prompt, self.config.eval.batch_size
         self.model.eval()
         loss = evaluate(self.model, self.valid, self.config.loss, self.noise, batch, prompt=prompt)
         self.model.train()

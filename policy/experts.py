@@ -24,8 +24,8 @@ from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
 from policy.imitation import Expert, InBlocks
-from policy.rollout import Reward, rollout, teacher_forced
-from rewards.rules import RewardOutput
+from policy.rollout import rollout
+from rewards.rules import Reward, RewardOutput
 from samplers.heuristics import Threshold
 from samplers.samples import Samples, Trajectory
 
@@ -98,5 +98,5 @@ def check_experts(experts: DictConfig, prompts: Prompts, reward: Reward, block_l
         raise ValueError(
             f"experts show a policy that sees every mask what blocks are good for: not with sampling.block_length={block_length}"
         )
-    if teacher_forced(reward):
+    if reward.teacher_forced:
         raise ValueError("experts need a reward for a whole text, which reward=bound is not; use another reward")

@@ -26,8 +26,9 @@ from dlm.masked_lm import MaskedLM
 from dlm.observation import Observation
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
-from policy.rollout import Reward, policy_log_probs
+from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
+from rewards.rules import Reward
 from samplers.heuristics import WHERE, best, by_ties, nothing, top_probability
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Trajectory

@@ -6,7 +6,6 @@ have finished leave no padding), and every update runs the policy alone on that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,19 +19,11 @@ from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
 from policy.unmasker import law_settings
-from rewards.rules import RewardOutput
+from rewards.rules import Reward, RewardOutput
 from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
 
 PATIENCE = 4
-
-
-Reward = Callable[[Samples, dict[str, Tensor]], RewardOutput]
-
-
-def teacher_forced(reward: Reward) -> bool:
-    """Whether the reward scores the order in which a text of the data is revealed, not a text that was sampled."""
-    return getattr(reward, "teacher_forced", False)
 
 
 class Where(Unmasker, Protocol):
@@ -63,7 +54,7 @@ def rollout(
     """
     options = replace(options, patience=PATIENCE, alpha=prompts.rows.get("alpha"))
     decoder: StepDecoder = Strategy(unmasker, rule)
-    if teacher_forced(reward):
+    if reward.teacher_forced:
         assert prompts.text is not None
         decoder = TeacherForced(unmasker, prompts.text)
     samples = decoder.decode(model, prompts, options, seed, record=unmasker.network.inputs if record else None)

@@ -31,10 +31,10 @@ from policy.experts import Rollouts, expert_metrics, expert_rollouts
 from policy.grpo import GRPO
 from policy.imitation import teacher_loss
 from policy.ppo import PPO
-from policy.rollout import Reward, Steps, rollout, summary, teacher_forced
+from policy.rollout import Steps, rollout, summary
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
-from rewards.rules import RewardOutput
+from rewards.rules import Reward, RewardOutput
 from samplers.loop import Strategy
 from samplers.samples import Samples
 from training.learner import Learner
@@ -114,7 +114,7 @@ class PolicyLearning(Algorithm):
     def evaluate(self, run: Run, done: int) -> dict[str, float]:
         """Decode held-out prompts with the policy as a user would (no position stays masked), and score the texts."""
         config, device = self.config, self.processes.device
-        forced = teacher_forced(self.reward)
+        forced = self.reward.teacher_forced
         held_out = (self.task.held_out if forced else self.task.valid).first(config.eval.batch_size)
         prompts = with_alpha(held_out, self.alphas).to(device)
         unmasker = PolicyUnmasker(self.network, config.eval.action, config.eval.temperature)
@@ -208,7 +208,7 @@ class ClippedLearning(PolicyLearning):
 
     def iteration(self, step: int) -> dict[str, float]:
         config = self.config
-        batch = self.batch(step, self.rows // self.group, texts=teacher_forced(self.reward))
+        batch = self.batch(step, self.rows // self.group, texts=self.reward.teacher_forced)
         unmasker = PolicyUnmasker(self.network, config.algorithm.action)
         options = self.options(None if batch.budget is None else batch.budget.repeat_interleave(self.group))
         prompts = batch.prompts.repeat(self.group)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rewards.rules import RewardOutput
+from rewards.rules import Reward, RewardOutput
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class Recorded(Protocol):
 
 
 @dataclass
-class BoundReward:
+class BoundReward(Reward):
     """log p of the tokens revealed, in nats per position to generate: of each step, and summed over the row."""
 
     teacher_forced = True

@@ -123,7 +123,7 @@ def serve() -> None:
 
 def _equal(gold: str, answer: str) -> bool:
     from math_verify import LatexExtractionConfig, parse, verify
-    from sympy import Or
+    from sympy import Basic, Or
     from sympy.core.relational import Relational
     from sympy.logic.boolalg import And
 
@@ -131,9 +131,10 @@ def _equal(gold: str, answer: str) -> bool:
         # Only LaTeX: math-verify's other reader takes a number out of a text that it cannot read.
         found = parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]
         for place, each in enumerate(found):  # `x < 1 or x > 2` is read as a set of two inequalities
-            parts = getattr(each, "args", ())
-            if type(each).__name__ == "FiniteSet" and all(isinstance(part, (Relational, And)) for part in parts):
-                found[place] = Or(*parts).as_set() if len(each.free_symbols) == 1 else each
+            parts = each.args if isinstance(each, Basic) and type(each).__name__ == "FiniteSet" else ()
+            inequalities = [part for part in parts if isinstance(part, (Relational, And))]
+            if parts and len(inequalities) == len(parts) and len(each.free_symbols) == 1:
+                found[place] = Or(*inequalities).as_set()
         return found
 
     left, right = parsed(gold), parsed(answer)

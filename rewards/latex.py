@@ -39,7 +39,7 @@ from torch import Tensor
 
 from dlm.ends import before_end, end_tokens, texts_of
 from rewards.brackets import bracket_state, marks_per_token, pieces_of
-from rewards.rules import Finished, RewardOutput, each_row
+from rewards.rules import Finished, Reward, RewardOutput, each_row
 
 LONGEST = 2000  # characters; math-core reads recursively, and some 5,000 of `\sqrt\sqrt...` overflow its stack
 WEIGHTS = {"valid": 0.6, "progress": 0.1, "structure": 0.15, "commands": 0.1, "length": 0.05, "repetition": 0.3}
@@ -231,7 +231,7 @@ def written(
     return texts_of(tokens, answer & (tokens != mask_id), tokenizer)
 
 
-class LatexReward:
+class LatexReward(Reward):
     """The reward of what a model wrote at the positions that were not given. Every term is logged; rows with masks left are
     scored by their brackets (term `still_masked`). A row that cannot be scored has no reward (`each_row`)."""
 

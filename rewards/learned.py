@@ -18,7 +18,7 @@ from dlm.ends import before_end, end_tokens, has_end, texts_of
 from rewards.latex import written
 from rewards.measures import unigram_entropy
 from rewards.models import TextReward
-from rewards.rules import Finished, RewardOutput, speed_factor
+from rewards.rules import Finished, Reward, RewardOutput, speed_factor
 
 
 def given_texts(tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
@@ -26,7 +26,7 @@ def given_texts(tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row po
     return texts_of(tokens, given, tokenizer)
 
 
-class LearnedReward:
+class LearnedReward(Reward):
     """score - weight * relu(entropy_floor - entropy) + alpha * log speed, of the texts that were written up to their end.
 
     Terms: `score`, `judge` where there is one, `entropy` (nats, of the answer's tokens), `words`, `penalty`.

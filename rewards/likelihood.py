@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dlm.ends import before_end
 from rewards.measures import unigram_entropy
-from rewards.rules import Finished, RewardOutput, speed_factor
+from rewards.rules import Finished, Reward, RewardOutput, speed_factor
 
 
 @dataclass
-class LikelihoodReward:
+class LikelihoodReward(Reward):
     """Log-likelihood under `judge` - weight * relu(entropy_floor - unigram entropy) + alpha * log speed, in nats.
 
     `judge(tokens Int[row, position], counted Bool[row, position]) -> Float[row]` is the mean log-probability of the counted

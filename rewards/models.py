@@ -75,7 +75,7 @@ class SequenceClassifier:
     def __init__(self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.causal = hasattr(model, "score")
+        self.causal = is_causal_classifier(model)
         self.pad_id: Any = tokenizer.pad_token_id or 0
         self.max_length = position_limit(model, tokenizer)
 
@@ -194,14 +194,19 @@ def position_limit(model: Any, tokenizer: Any) -> int:
               if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES]  # fmt: skip
     limits = [table.num_embeddings - first_position(table) for table in tables]
     if not limits:
-        limits = [getattr(model.config, "max_position_embeddings", None) or 0]
+        limits = [model.config.to_dict().get("max_position_embeddings") or 0]
     return min(limit for limit in (*limits, int(tokenizer.model_max_length)) if limit > 0)
+
+
+def is_causal_classifier(model: nn.Module) -> bool:
+    """Return whether a sequence classifier of transformers reads to the left only: the head of those is named `score`."""
+    return "score" in dict(model.named_children())
 
 
 def first_position(table: nn.Embedding) -> int:
     """The row of a table of positions that a row's first token has."""
     behind_padding = 0 if table.padding_idx is None else table.padding_idx + 1
-    return int(getattr(table, "offset", behind_padding))
+    return int(vars(table).get("offset", behind_padding))
 
 
 def start_of(tokenizer: Any) -> int:
@@ -407,7 +412,7 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
         )
     model, tokenizer = _pretrained("AutoModelForSequenceClassification", folder)
     return ClassifierReward(
-        model.to(device), tokenizer, getattr(model.config, "reward_kind", "full"), _label(model, name, part)
+        model.to(device), tokenizer, model.config.to_dict().get("reward_kind", "full"), _label(model, name, part)
     )
 
 

@@ -204,8 +204,8 @@ def _fixtures(tree: ast.Module, imported: dict[str, str]) -> dict[str, Function]
         if isinstance(node, Function):
             for name, call in _decorated(node, imported):
                 if name == "pytest.fixture":
-                    named = next((word.value for word in getattr(call, "keywords", []) if word.arg == "name"), None)
-                    found[getattr(named, "value", None) or node.name] = node
+                    named = next((word.value for word in _keywords(call) if word.arg == "name"), None)
+                    found[named.value if isinstance(named, ast.Constant) else node.name] = node
     return found
 
 
@@ -238,9 +238,14 @@ def _arguments(tree: ast.Module) -> Iterator[str]:
             if case and called in ("pytest.mark.parametrize", "pytest.mark.usefixtures"):
                 yield f"{called} in a unittest.TestCase"
     words = [word.arg for each in fixtures.values() for _, call in _decorated(each, imported)
-             for word in getattr(call, "keywords", [])]  # fmt: skip
+             for word in _keywords(call)]  # fmt: skip
     if "autouse" in words and any(case for _, _, case in everything):
         yield "fixtures for a unittest.TestCase"
+
+
+def _keywords(decorator: ast.expr) -> list[ast.keyword]:
+    """The keyword arguments of a decorator; none where it is not called."""
+    return decorator.keywords if isinstance(decorator, ast.Call) else []
 
 
 def _own_nodes(function: Function) -> Iterator[ast.AST]:
@@ -271,8 +276,8 @@ def _needed(function: Function, method: bool) -> list[str]:
 
 def _parameter_names(call: ast.expr) -> list[str]:
     """Names that a `parametrize` gives; where they are not written out, one that no test has."""
-    words = {word.arg: word.value for word in getattr(call, "keywords", [])}
-    named = next(iter(getattr(call, "args", [])), words.get("argnames"))
+    words = {word.arg: word.value for word in _keywords(call)}
+    named = next(iter(call.args if isinstance(call, ast.Call) else []), words.get("argnames"))
     if isinstance(named, ast.Constant) and isinstance(named.value, str):
         return [name.strip() for name in named.value.split(",")]
     if isinstance(named, ast.List | ast.Tuple):

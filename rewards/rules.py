@@ -7,7 +7,7 @@ Models" (arXiv 2512.09106). What differs: length and evaluations are counted per
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,6 +55,24 @@ class RewardOutput:
         return f"{len(self.failed)} of {len(self.total)} rows have no reward: {named}"
 
 
+class Reward:
+    """The base class of rewards of finished samples, by which policies and models are trained.
+
+    teacher_forced: the reward scores the order in which a text of the data is revealed, not a text that was sampled.
+    """
+
+    teacher_forced: ClassVar[bool] = False
+
+    def __call__(self, samples: Any, rows: Mapping[str, Tensor]) -> RewardOutput:
+        """Return the reward of each row.
+
+        Args:
+            samples: `samplers.samples.Samples`.
+            rows: what the data set knows of each row, such as the solution of a puzzle.
+        """
+        raise NotImplementedError
+
+
 def each_row(score: Callable[[int], Mapping[str, float]], rows: Sequence[int], device: torch.device) -> RewardOutput:
     """Rewards row by row: `score` gives the terms of a row, `total` among them. A row on which it raises has none."""
     found: list[Mapping[str, float]] = []
@@ -91,7 +109,7 @@ def alpha_of(rows: Mapping[str, Tensor] | None, default: float, device: torch.de
 
 
 @dataclass
-class PuzzleReward:
+class PuzzleReward(Reward):
     """Reward of a Sudoku: solved * speed factor, or, additive, solved - alpha * NFE / L.
 
     L is the number of cells to generate. A row with a mask left counts as unsolved (term `still_masked`); in the
@@ -157,7 +175,7 @@ class PartlyVerifiable(Protocol):
     ) -> Float[Tensor, " row"]: ...
 
 
-class VerifiedReward:
+class VerifiedReward(Reward):
     """Weighted sum of functions of an answer that a check calls right (1) or not (0), each of them logged:
 
         correct_times_speed   right * ((L - min(NFE, L) + 1) / L) ** alpha

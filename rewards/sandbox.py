@@ -298,7 +298,7 @@ def _proportional(pid: int, size: int) -> int:
 
 def _executable() -> Path:
     """The interpreter itself: in a virtual environment, the one that it was made from."""
-    return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    return Path(sys._base_executable).resolve()  # pyright: ignore[reportAttributeAccessIssue]  # of CPython
 
 
 def _time_zones() -> Path:

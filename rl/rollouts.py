@@ -20,7 +20,7 @@ from dlm.ends import with_end
 from dlm.likelihood import Estimator, Views
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
-from policy.rollout import Reward
+from rewards.rules import Reward
 from samplers.loop import Strategy
 from samplers.samples import Samples
 from training.processes import Processes

@@ -35,8 +35,8 @@ from dlm.likelihood import (
 from dlm.masked_lm import MaskedLM
 from dlm.noise import Noise
 from losses import group_advantages
-from policy.rollout import Reward
 from rewards.measures import distinct_n
+from rewards.rules import Reward
 from rl.learning import ModelLearning, Reference
 from rl.objective import RATIOS, backward, policy_loss
 from rl.rollouts import Batch, decode, reward_metrics, score

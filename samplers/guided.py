@@ -60,7 +60,7 @@ METHODS = {
 
 
 @runtime_checkable
-class Reward(Protocol):
+class CandidateReward(Protocol):
     """A reward of token ids of the language model. kind: full, prefix or mask."""
 
     kind: str
@@ -209,7 +209,7 @@ class OfRows(Values):
 class Canvases(OfRows):
     """A reward of the language model's own token ids."""
 
-    def __init__(self, reward: Reward, template: Template | None = None):
+    def __init__(self, reward: CandidateReward, template: Template | None = None):
         self.reward, self.reads, self.template = reward, reward.kind, template or Template()
 
     def read(self, canvases, keep):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -169,7 +170,7 @@ def check_place(directory: Path | str, named: str) -> None:
         ancestor = next(path for path in (directory, *directory.absolute().parents) if path.exists())
         if not ancestor.is_dir():
             raise ValueError(f"{named} cannot be a directory: {ancestor} is a file; give another directory")
-        about = os.statvfs(ancestor) if hasattr(os, "statvfs") else None  # Windows has none
+        about = os.statvfs(ancestor) if sys.platform != "win32" else None
     except OSError as error:  # a name too long, a directory that cannot be entered
         raise ValueError(f"{named} cannot be used ({error.strerror}); give another directory") from error
     if not os.access(ancestor, os.W_OK | os.X_OK):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 NAME = "lock"
+NO_LINKS = os.O_NOFOLLOW if sys.platform != "win32" else 0
 
 
 class Lock:
@@ -20,7 +22,7 @@ class Lock:
     def __init__(self, directory: Path):
         """Raises ValueError where another process has it, naming that process, or where one of another host left it."""
         self.file = directory / NAME
-        self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
             held = not _locked(self.descriptor) or not os.path.samestat(os.fstat(self.descriptor), os.stat(self.file))
             host, process = _holder(os.pread(self.descriptor, 4096, 0))

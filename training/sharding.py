@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from model.radd import Block
 from training.processes import Processes
 
 
@@ -30,7 +31,7 @@ def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: tupl
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        if hasattr(block, "at"):  # a last block that is asked at some positions only
+        if isinstance(block, Block):  # a last block that is asked at some positions only
             register_fsdp_forward_method(block, "at")
     whole = set(network.parameters()) - set(blocks.parameters())
     for parameter in whole:

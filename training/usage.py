@@ -195,7 +195,7 @@ def is_bad_input(error: ValueError) -> bool:
     """Whether a user can mend it: a plain ValueError, or a kind of it that this project defines. Kinds that libraries define
     (UnicodeError, JSONDecodeError) are refusals only where a ValueError that names the file was made of them."""
     module = sys.modules[type(error).__module__]
-    return type(error) is ValueError or CONFIGS.parent in Path(getattr(module, "__file__", None) or "/").parents
+    return type(error) is ValueError or CONFIGS.parent in Path(vars(module).get("__file__") or "/").parents
 
 
 def _leave(told: str, status: int) -> NoReturn:

@@ -156,7 +156,7 @@ def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, me
     posterior: exact samples, None where there are none (beta is not 1)."""
     resampling = method not in PROPOSAL_ONLY
     weights, log_phi, log_q_over_p = proposal_samples(source, config.samples, seed)
-    f, beta = Estimate.of(weights), getattr(source.target, "beta", 1.0) or 1.0
+    f, beta = Estimate.of(weights), source.target.beta or 1.0
     record: dict = {
         "f": asdict(f), "log_phi": asdict(Estimate.of(log_phi)), "score": asdict(Estimate.of(log_phi / beta)),
         "kl_q_p": asdict(Estimate.of(log_q_over_p)), "bounds": [],

@@ -36,6 +36,11 @@ CONTINUATIONS = ("log_prob", "prob", "posterior")
 class Target(Protocol):
     """log phi of finished rows, prompt included, in float32; `given` where the target is conditioned on something."""
 
+    @property
+    def beta(self) -> float:
+        """The weight by which log phi was multiplied."""
+        ...
+
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]: ...
 
 
@@ -100,6 +105,7 @@ class ThresholdTarget:
     threshold: float
     above: bool = True
     floor: float = FLOOR
+    beta: float = 1.0  # weight of log phi; a threshold has none
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         score = self.score(tokens)

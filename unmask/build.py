@@ -34,7 +34,6 @@ from policy.dit_hidden import block_sizes
 from policy.experts import check_experts
 from policy.imitation import check_teacher
 from policy.networks import HiddenBlocks, HiddenMLP
-from policy.rollout import Reward, teacher_forced
 from policy.train import LEARNING, PolicyLearning, alphas_of
 from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
@@ -42,7 +41,7 @@ from rewards.latex import LatexReward
 from rewards.learned import LearnedReward
 from rewards.likelihood import LikelihoodReward
 from rewards.models import TextReward, load_reward, reward_folder
-from rewards.rules import PuzzleReward, VerifiedReward
+from rewards.rules import PuzzleReward, Reward, VerifiedReward
 from samplers.loop import Strategy
 from samplers.settings import SamplerSettings
 from training.hub import shipped
@@ -154,7 +153,7 @@ def build_policy_learning(
 def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: DictConfig) -> None:
     """Raises ValueError that names the settings."""
     name, training = config.algorithm.name, config.training
-    if config.sampling.budgets is not None and teacher_forced(reward):
+    if config.sampling.budgets is not None and reward.teacher_forced:
         raise ValueError(
             "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
         )
@@ -166,7 +165,7 @@ def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, co
         check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
     if (teaching := teaching_of(config)) is not None:
         check_teacher(teaching, task.valid)
-        if teaching.only_correct and teacher_forced(reward):
+        if teaching.only_correct and reward.teacher_forced:
             raise ValueError(
                 "only_correct needs a reward for a whole text, which reward=bound is not; use another reward"
             )
@@ -186,7 +185,7 @@ def check_actions(network: PolicyNetwork, reward: Reward, config: DictConfig) ->
     PolicyUnmasker(network, config.eval.action, config.eval.temperature)
     if name not in CLIPPED:
         return
-    if teacher_forced(reward) and config.algorithm.action == "bernoulli":
+    if reward.teacher_forced and config.algorithm.action == "bernoulli":
         raise ValueError(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
             "plackett_luce"
@@ -201,7 +200,7 @@ def check_alphas(config: DictConfig, network: PolicyNetwork, reward: Reward) -> 
         raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
     if reads and not given:
         raise ValueError("this policy is told the weight of speed; give some to draw from: reward.alphas=[0,0.3,1,3]")
-    if given and (not reads or config.algorithm.name == "variational" or teacher_forced(reward)):
+    if given and (not reads or config.algorithm.name == "variational" or reward.teacher_forced):
         raise ValueError(
             "reward.alphas goes with grpo, ppo and imitation, a policy that can read it (not hidden_mlp) and a reward with a "
             "speed factor"

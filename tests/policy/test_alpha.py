@@ -23,6 +23,7 @@ from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, VerifiedReward, speed_factor
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM
+from tests.helpers.rewards import SamplesReward
 from unmask.build import check_alphas
 
 MODEL = RandomLM(5, max_length=8)
@@ -120,7 +121,7 @@ def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_
     assert torch.equal(drawn, drawn[::3].repeat_interleave(3)) and len(drawn.unique()) > 1
     network = network_of("dit_confidence", alpha_conditioned=True)
     heard = []
-    reward = lambda samples, rows: heard.append(rows["alpha"]) or RewardOutput(torch.zeros(12))
+    reward = SamplesReward(lambda samples, rows: heard.append(rows["alpha"]) or RewardOutput(torch.zeros(12)))
     samples, _ = rollout(
         MODEL, PolicyUnmasker(network, "bernoulli"), TokenRule(0.0), prompts, DecodeOptions(1), reward, 0, True
     )
@@ -145,7 +146,7 @@ def test_what_does_not_go_together_is_refused():
             check_alpha(network, alpha)
     check_alpha(told, 0), check_alpha(plain, None), check_alpha(None, None)
     config = lambda alphas, name="grpo": OmegaConf.create({"algorithm": {"name": name}, "reward": {"alphas": alphas}})
-    reward = lambda samples, rows: None
+    reward = SamplesReward(lambda samples, rows: None)
     for given, network, judge, message in (
         (config([1, -1]), told, reward, "must be numbers of at least 0"),
         (config(None), told, reward, r"give some to draw from: reward.alphas=\[0,0.3,1,3\]"),

@@ -18,6 +18,7 @@ from policy.rollout import policy_log_probs, rollout
 from policy.unmasker import PolicyUnmasker
 from rewards.rules import RewardOutput
 from tests.enumerable import random_radd
+from tests.helpers.rewards import SamplesReward
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 HIDDEN = VECTORS / "policy-tiny" / "hidden_model.safetensors"
@@ -107,7 +108,7 @@ def test_hidden_states_are_kept_of_active_rows_behind_the_prompt_in_the_models_p
     policy = DitHidden(32, **block_sizes(model), smart_init=0.0)
     prompts = Prompts(torch.cat((torch.full((6, 5), 3), torch.full((6, 9), model.mask_id)), 1), {}, prompt_length=5)
     unmasker = PolicyUnmasker(policy, "bernoulli")
-    reward = lambda samples, rows: RewardOutput(torch.zeros(6))
+    reward = SamplesReward(lambda samples, rows: RewardOutput(torch.zeros(6)))
     samples, _ = rollout(model, unmasker, TokenRule(0.0), prompts, DecodeOptions(1), reward, 0, record=True)
     trajectory = samples.trajectory
     hidden = trajectory.inputs["hidden"]

@@ -14,6 +14,7 @@ from dlm.options import DecodeOptions
 from losses import clipped_policy_loss, with_expert
 from policy import train as loops
 from policy.actions import Bernoulli
+from policy.base import PolicyNetwork
 from policy.experts import check_experts, expert_rollouts, joined
 from policy.grpo import GRPO
 from policy.networks import DitConfidence
@@ -22,6 +23,7 @@ from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput
 from tests.enumerable import RandomLM
+from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
@@ -44,6 +46,7 @@ def prompts_of(rows):
     return Prompts(canvas, {}, prompt_length=PROMPT)
 
 
+@SamplesReward
 def some_reward(samples, rows=None):
     return RewardOutput(samples.tokens.float().mean(1) / samples.evaluations)
 
@@ -86,7 +89,7 @@ def test_the_ratio_of_an_experts_step_stays_below_g_plus_1_and_impossible_picks_
     assert torch.equal(impossible.grad, torch.zeros(2))
 
 
-class OneLogit(nn.Module):
+class OneLogit(PolicyNetwork):
     """The same logit at every position."""
 
     def __init__(self, logit):
@@ -222,8 +225,10 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
         "seed": 0, "algorithm": {**SETTINGS, "clip": 1e9}, "training": {"chunk": 50, "batch_size": 6, "accum": 1},
         "sampling": {"temperature": 0.0, "discrete_steps": 1, "budgets": None, "block_length": None, "cache": None, "refresh": None},
     })  # fmt: skip
-    in_blocks = lambda samples, rows: RewardOutput(
-        (samples.written_at[:, PROMPT + 4 :].amin(1) > samples.written_at[:, PROMPT : PROMPT + 4].amax(1)).float()
+    in_blocks = SamplesReward(
+        lambda samples, rows: RewardOutput(
+            (samples.written_at[:, PROMPT + 4 :].amin(1) > samples.written_at[:, PROMPT : PROMPT + 4].amax(1)).float()
+        )
     )
     made = loops.GRPOLearning(MODEL, learner, PromptTask(), in_blocks, config)
     before = [parameter.detach().clone() for parameter in parameters]

@@ -19,6 +19,7 @@ from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from policy.actions import BernoulliForced
+from policy.base import PolicyNetwork
 from policy.grpo import GRPO
 from policy.rollout import rollout
 from policy.unmasker import PolicyUnmasker, law_settings
@@ -27,6 +28,7 @@ from rewards.rules import RewardOutput, speed_factor
 from samplers.heuristics import Confident, Threshold
 from samplers.loop import Strategy, TeacherForced, sample
 from tests.enumerable import TableLM, inconsistent
+from tests.helpers.rewards import SamplesReward
 from training.optim import Optimiser
 
 V, MODES = 3, 12
@@ -74,7 +76,7 @@ class Instance:
         return canvas + sum(self.change[canvas][i] for i in picks)
 
 
-class TablePolicy(nn.Module):
+class TablePolicy(PolicyNetwork):
     """Logits looked up by the number of the canvas: the interface of policy.networks."""
 
     def __init__(self, instance):
@@ -170,7 +172,7 @@ def train(instance, seed, iterations=ITERATIONS):
             TokenRule(0.0),
             prompts,
             DecodeOptions(1),
-            instance.reward,
+            SamplesReward(lambda samples, rows: instance.reward(samples, rows)),
             10_000 * seed + step,
             record=True,
         )

@@ -15,6 +15,7 @@ from rewards.rules import RewardOutput
 from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
 from tests.enumerable import from_joint, inconsistent
+from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
@@ -178,7 +179,7 @@ def test_learning_from_answers_raises_the_scores_of_right_best_tokens_over_those
     learner = loops.Learner(network, optimiser, MovingAverage(parameters, 0.9), Processes(0, 1, torch.device("cpu")))
     config, before = config_of(expert="answers", setting=2.0), separation(model, network)
     config.training.batch_size = 48
-    made = loops.Imitation(model, learner, SureTask(), lambda *_: None, config)
+    made = loops.Imitation(model, learner, SureTask(), SamplesReward(lambda *_: None), config)
     losses = [made.iteration(step)["loss"] for step in range(30)]
     assert learner.updates == 30 and sum(losses[-5:]) < sum(losses[:5])
     assert separation(model, network) > max(0.75, before + 0.2)
@@ -231,7 +232,7 @@ def test_only_rewarded_rollouts_are_learnt_from_and_without_any_nothing_is():
     config, made = config_of(temperature=0.0, expert="threshold", setting=0.5), []
     prompts = random_prompts(12)
     right = torch.arange(12) % 3 == 0
-    some = lambda samples, rows: RewardOutput(right.float())
+    some = SamplesReward(lambda samples, rows: RewardOutput(right.float()))
     for asked, reward in ((prompts, some), (prompts.take(right.nonzero().squeeze(1)), None), (prompts, None)):
         network = network_of()
         loss = teacher_loss(MODEL, network, asked, config.algorithm, config, seed=3, reward=reward)
@@ -244,7 +245,7 @@ def test_only_rewarded_rollouts_are_learnt_from_and_without_any_nothing_is():
         network, Optimiser(parameters, OmegaConf.create(OPTIM), 1), MovingAverage(parameters, 0.9),
         Processes(0, 1, torch.device("cpu")),
     )  # fmt: skip
-    nothing = lambda samples, rows: RewardOutput(torch.zeros(len(samples.tokens)))
+    nothing = SamplesReward(lambda samples, rows: RewardOutput(torch.zeros(len(samples.tokens))))
     config.algorithm.only_correct = True
     metrics = loops.Imitation(sure_model(), learner, SureTask(), nothing, config).iteration(0)
     assert metrics == {"loss": 0.0} and learner.updates == 0

@@ -17,6 +17,7 @@ from policy.rollout import policy_log_probs, rollout
 from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.rules import RewardOutput
 from tests.enumerable import RandomLM
+from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
 
@@ -68,6 +69,7 @@ def network_of(kind, seed=0):
     return network
 
 
+@SamplesReward
 def some_reward(samples, rows=None):
     """Any function of the row that differs between rows, but for the first group of four, which agrees."""
     total = samples.tokens.float().mean(1) / samples.evaluations.clamp(min=1)
@@ -285,7 +287,7 @@ def test_a_batch_without_advantages_changes_nothing():
     network = network_of("hidden_mlp")
     before = [p.clone() for p in network.parameters()]
     config = config_of(GRPO_SETTINGS | {"action": "bernoulli"})
-    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
+    same = SamplesReward(lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7)))
     learner = learner_of(network)
     metrics = learning("grpo", config, network, BlankTask(), same, learner).iteration(0)
     assert learner.updates == 0 and "loss" not in metrics and metrics["reward"] == pytest.approx(0.7)
@@ -391,7 +393,7 @@ def test_a_process_with_nothing_to_learn_from_joins_every_update(algorithm, kind
     if algorithm is PPO_SETTINGS:
         config.sampling.budgets = [1]
     learner.processes = SomebodyElse(1, 2, torch.device("cpu"))
-    same = lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7))
+    same = SamplesReward(lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7)))
     config.training.batch_size = 16  # 8 here
     metrics = learning(algorithm["name"], config, network, BlankTask(), same, learner).iteration(0)
     assert learner.updates == algorithm["inner_updates"] and metrics["loss"] == 0 and metrics["grad_norm"] > 0

@@ -21,6 +21,7 @@ from rl.train import Rollouts
 from samplers.heuristics import Random
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, dependent_joint, from_joint, inconsistent, random_radd
+from tests.helpers.rewards import SamplesReward
 from training.learner import Learner
 from training.processes import ALONE
 from training.usage import composed
@@ -89,7 +90,7 @@ def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
     learner.processes, seen = ALONE, []
     loss = rl.train.policy_loss
     monkeypatch.setattr(rl.train, "policy_loss", lambda *given: seen.append(given[3]) or loss(*given))
-    reward = lambda samples, rows: RewardOutput(torch.arange(4.0))
+    reward = SamplesReward(lambda samples, rows: RewardOutput(torch.arange(4.0)))
     decoder = Strategy(Random(), TokenRule())
     made = Rollouts(model, learner, None, Elbo(2), task, reward, decoder, config, lambda directory: None)
     made.iteration(0)

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"the tokenizer of {arguments.model} cannot be loaded, so no text can be read; add tokenizer.json"
         )
-    if getattr(model.tokenizer, "eos_token_id", None) is None:
+    if model.tokenizer.eos_token_id is None:
         raise ValueError(f"{arguments.model} is no model of text (puzzles); give one whose texts end")
     for name in arguments.data:
         texts = load_texts(name, arguments.split, arguments.cache_dir)

@@ -188,7 +188,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
         check_training(model, config, group)
         prompts = None
         if isinstance(rows, AnswerRows):
-            given = torch.arange(length) < rows.prompt.unsqueeze(1)
+            given = torch.arange(length) < torch.as_tensor(rows.prompt).unsqueeze(1)
             prompts = valid.masked_fill(~given, model.mask_id)[: config.eval.samples]
 
         def save(directory: Path, done: int) -> dict[str, float]:
@@ -199,7 +199,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
         algorithm = Pretraining(model, noise, rows, valid, config, group, save, anneal)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        left_out = getattr(rows, "left_out", 0)
+        left_out = rows.left_out
         out = f"; {left_out} rows left out, longer than {length} tokens" if left_out else ""
         run.say(f"{size:,} parameters to train, vocabulary {model.vocab_size}, {len(valid)} held-out rows{out}")
         Trainer(algorithm, run).train()

@@ -15,7 +15,7 @@ from dlm.checkpoints.source import resolve
 from dlm.fingerprint import token_digest
 from load_model import load_model
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
-from rewards.models import TOKENS, ClassifierReward, position_limit
+from rewards.models import TOKENS, ClassifierReward, is_causal_classifier, position_limit
 from rewards.template import KINDS
 from rl.vocabulary_head import HeadTraining, canvas_pairs
 from training.files import replacing_directory, write_text
@@ -100,7 +100,7 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.reward_kind = config.reward.kind
     model.config.update({TOKENS: token_digest(tokenizer)})
-    if config.reward.kind == "mask" and hasattr(model, "score"):
+    if config.reward.kind == "mask" and is_causal_classifier(model):
         raise ValueError(
             f"reward.kind=mask reads both sides of a mask and init={config.init} is causal; use reward.kind=prefix"
         )
