@@ -18,14 +18,14 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
     A subclass sets `policy_type`, defines `inputs` and `scores`, and replaces those of the parts below that it has.
 
     Attributes:
-        output_proj: the last layer, whose bias is added to every score; networks with `has_score_bias` only.
+        output_proj: the last layer, whose bias is added to every score; `extensible` networks only.
         value_proj: head of the state's value, which PPO needs.
         alpha_embedding: embedding of the weight of speed, for policies that are trained with `reward.alphas`.
         repulsion: learned repulsion between positions of one decoding step, by distance (`policy.actions.FixedCount`).
     """
 
     policy_type: ClassVar[str] = ""  # the name in config.json and of `policy.policy_type`
-    has_score_bias: ClassVar[bool] = True
+    extensible: ClassVar[bool] = True  # has `output_proj`; the constructor takes `value_head` and `alpha_conditioned`
     hidden_size: int = 0  # width of the hidden states that the network reads; 0: it reads none
     output_proj: nn.Linear
     value_proj: nn.Linear | None

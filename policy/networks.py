@@ -200,7 +200,7 @@ class HiddenMLP(PolicyNetwork):
     """
 
     policy_type = "hidden_mlp"
-    has_score_bias = False  # an MLP scores each position; its last layer is of two channels
+    extensible = False  # its last layer has two channels, and it takes no value head
 
     def __init__(self, hidden_size: int = 768, time_exponent: float | int = 0.9):
         super().__init__()

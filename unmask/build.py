@@ -120,14 +120,14 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
     """
     start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
     if config.init_trust is not None:
-        if not start.has_score_bias:
+        if not start.extensible:
             raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
         with torch.no_grad():
             start.output_proj.bias.sub_(math.log(config.init_trust / (1 - config.init_trust)))
     new = {}
-    if config.algorithm.name == "ppo" and start.value_proj is None:
+    if config.algorithm.name == "ppo" and start.extensible and start.value_proj is None:
         new["value_head"] = True
-    if OmegaConf.select(config, "reward.alphas") and start.alpha_embedding is None:
+    if OmegaConf.select(config, "reward.alphas") and start.extensible and start.alpha_embedding is None:
         new["alpha_conditioned"] = True
     if not new:
         return start.train()
