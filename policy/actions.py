@@ -1,13 +1,14 @@
-"""Action distributions: which positions to write, given one logit a position.
+"""Action distributions: which positions to commit, given one logit per position.
 
-Four laws with one shape. `sample` is a pure function of its uniforms (one a position, from a counter-based hash, so a
-row draws the same picks in any batch) and returns `order`: 0 where a position is left alone, else the rank of its
-pick, from 1. `log_prob` is the exact log-probability of that order (of the set, for the Bernoulli laws),
-differentiable, float32; a row with nothing writable has log-probability 0, an impossible order -inf.
+All distributions have the same two methods. `sample` is a pure function of its uniform numbers (one per position, from a
+counter-based hash, so a row's draws do not depend on its batch). It returns `order`: 0 for positions that are not selected,
+else the rank of the selected position, from 1. `log_prob` is the exact log-probability of that order (of the set, for the
+Bernoulli distributions), differentiable, in float32. A row without selectable positions has log-probability 0, an
+impossible order -inf.
 
-Sources: arXiv 2512.09106 for the Bernoulli laws and for Plackett-Luce with STOP ("DPLS", its appendix E); Kool et al.,
-arXiv 1903.06059, for Gumbel top-k. What differs: log-sigmoids in place of clamped probabilities; the forced law's
-likelihood is that of the law which is sampled; STOP needs no uniform of its own (see `PlackettLuceStop`).
+Sources: arXiv 2512.09106 for the Bernoulli distributions and for Plackett-Luce with STOP ("DPLS", its appendix E); Kool et
+al., arXiv 1903.06059, for Gumbel top-k. What differs: log-sigmoids in place of clamped probabilities; `BernoulliForced` has
+the likelihood of the distribution that it samples; STOP needs no uniform number of its own (see `PlackettLuceStop`).
 """
 
 import math
@@ -24,10 +25,10 @@ NEVER = 1e300  # stands for inf as the logarithm of a time: differences stay num
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Each writable position by itself with probability min(1, beta * sigmoid(logit / temperature)).
+    """Select each selectable position independently with probability min(1, beta * sigmoid(logit / temperature)).
 
-    An empty set is a legal action: nothing is written, and the canvas need not be evaluated again. Train with this law.
-    `beta` is the paper's knob at test time (its figure 6).
+    An empty set is a legal action: nothing is committed, and the canvas need not be evaluated again. For training. `beta`
+    is the paper's parameter at test time (its figure 6).
     """
 
     temperature: float | int = 1.0
@@ -42,7 +43,7 @@ class Bernoulli:
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
     ) -> Int[Tensor, "row position"]:
-        """Every pick has rank 1."""
+        """Draw a set. Every selected position has rank 1."""
         return _bernoulli_picks(self, logits, writable, uniforms).long()
 
     def log_prob(
@@ -57,12 +58,12 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class BernoulliForced:
-    """`Bernoulli`, but a row that selects nothing writes its writable position of highest logit (the first of equals).
+    """`Bernoulli`, but the empty set is replaced by the selectable position with the highest logit (the first of equals).
 
-    The published `bernoulli-argmax`, for evaluation. Its law puts all the mass of the empty set on the single best
-    position: P({best}) = P_B({best}) + P_B({}) = product over the others of (1 - p), and every other non-empty set
-    keeps P_B. The published code scores a forced pick by P_B alone, which is the likelihood of another law. The law
-    jumps where the best two logits cross, so ratios of it are rough: train with `Bernoulli`.
+    The published `bernoulli-argmax`, for evaluation. P({best}) = P_B({best}) + P_B({}) = product over the others of (1 -
+    p), and every other non-empty set has P_B. The published code scores a forced selection by P_B alone, which is the
+    likelihood of another distribution. The probabilities jump where the two highest logits cross, so importance ratios are
+    rough: train with `Bernoulli`.
     """
 
     temperature: float | int = 1.0
@@ -77,7 +78,9 @@ class BernoulliForced:
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
     ) -> Int[Tensor, "row position"]:
-        """Every pick has rank 1; at least one pick in every row with something writable."""
+        """Draw a set. Every selected position has rank 1; at least one position is selected in every row with a selectable
+        position.
+        """
         picked = _bernoulli_picks(self, logits, writable, uniforms)
         return torch.where(picked.any(dim=-1, keepdim=True), picked, _best(logits, writable)).long()
 
@@ -96,10 +99,10 @@ class BernoulliForced:
 
 @dataclass(frozen=True)
 class Trust:
-    """Every writable position with sigmoid(logit / temperature) >= threshold, and always the best one: nothing is drawn.
+    """Select every position with sigmoid(logit / temperature) >= threshold, and always the best one, deterministically.
 
-    Fast-dLLM's threshold rule on what a policy has learned to trust in place of the model's own probability. For sampling: a law
-    without chance has no gradient to learn from.
+    Fast-dLLM's threshold rule on the policy's scores in place of the model's probabilities. For sampling only: a
+    deterministic action has no gradient.
     """
 
     temperature: float | int = 1.0
@@ -116,7 +119,9 @@ class Trust:
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
     ) -> Int[Tensor, "row position"]:
-        """Every pick has rank 1; at least one pick in every row with something writable."""
+        """Select a set. Every selected position has rank 1; at least one position is selected in every row with a
+        selectable position.
+        """
         picked = torch.sigmoid(logits.double() / self.temperature) >= self.threshold
         return ((picked & writable) | _best(logits, writable)).long()
 
@@ -126,24 +131,25 @@ class Trust:
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
     ) -> Float[Tensor, "row"]:
-        """0 for the one set that it picks, -inf for any other."""
+        """Return 0 for the selected set, -inf for any other."""
         other = (self.sample(logits, writable, torch.zeros_like(logits, dtype=torch.float64)) > 0) != (order > 0)
         return _forbid(torch.zeros_like(logits[:, 0]), other.any(dim=-1))
 
 
 @dataclass(frozen=True)
 class PlackettLuceStop:
-    """Picks without replacement until STOP is drawn; the first pick is forced, so every step writes something.
+    """Select positions without replacement until STOP is drawn. The first selection is forced, so every step commits
+    something.
 
-    With utilities b = logit / temperature over the writable M, and s = stop_logit:
+    With utilities b = logit / temperature over the selectable positions M, and s = stop_logit:
         P(k_1) = exp b_{k_1} / sum_{i in M} exp b_i,
         P(k_j | k_<j) = exp b_{k_j} / (exp s + sum_{i in M without k_<j} exp b_i), and STOP likewise with exp s.
 
-    Sampled as a race: position i arrives at an exponential time E_i of rate exp b_i; its key is -log E_i. The time t
-    of the first arrival is exponential of rate Z = sum exp b, independent of who came first and of how much later the
-    others come. STOP's clock, started at t, may therefore show t Z / exp s, an exponential time of rate exp s: the
-    picks are those with E_i <= t + t Z / exp s, whose keys are within log(1 + Z / exp s) of the best. No uniform is
-    spent on STOP.
+    Sampled as a race: position i arrives at an exponential time E_i of rate exp b_i; its key is -log E_i. The time t of the
+    first arrival is exponential of rate Z = sum exp b, independent of which position arrives first and of the later
+    arrivals. STOP's clock, started at t, may therefore show t Z / exp s, an exponential time of rate exp s. The selected
+    positions are those with E_i <= t + t Z / exp s, whose keys are within log(1 + Z / exp s) of the best. STOP needs no
+    uniform number.
     """
 
     stop_logit: float | int = 0.0
@@ -158,7 +164,7 @@ class PlackettLuceStop:
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
     ) -> Int[Tensor, "row position"]:
-        """Ranks 1, 2, ... in the order of the picks."""
+        """Draw positions. Ranks 1, 2, ... are the order of selection."""
         utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
         keys = _gumbel_keys(utilities, uniforms)
         reach = F.softplus(utilities.logsumexp(dim=-1, keepdim=True) - self.stop_logit, threshold=700.0)
@@ -186,16 +192,16 @@ class PlackettLuceStop:
 
 @dataclass(frozen=True)
 class FixedCount:
-    """`count` writable positions without replacement, in proportion to exp(logit / temperature).
+    """Select `count` positions without replacement, in proportion to exp(logit / temperature).
 
-    Plackett-Luce without STOP, drawn by Gumbel top-k. The picks of one step cannot see each other's tokens, so neighbours
-    written together are written blindly. `repulsion[d - 1]`, where given, is taken off the utility of every position at
-    distance d from a pick of the same step, once for each such pick, before the next one is drawn:
+    This is Plackett-Luce without STOP, drawn by Gumbel top-k. Positions of one step cannot see each other's tokens, and
+    neighbours depend on each other most. `repulsion[d - 1]`, if given, is subtracted from the utility of every position at
+    distance d from a position selected earlier in the same step:
         P(k_j | k_<j) = exp u_{k_j} / sum_{i left} exp u_i,  u_i = logit_i / temperature - sum_{l<j} repulsion[|i - k_l| - 1]
 
-    Sampled as a race in either case: position i arrives after an exponential time of rate exp u_i. When a pick at time t
-    lowers u_i by r, what is left of i's time, exponential whatever has passed, grows by exp r: one uniform a position is
-    still enough, and the law is exact.
+    Sampled as a race in either case: position i arrives after an exponential time of rate exp u_i. If a selection at time t
+    lowers u_i by r, the remaining time of i, which is exponential at any moment, grows by the factor exp r. One uniform
+    number per position is enough, and the distribution is exact.
     """
 
     temperature: float | int = 1.0
@@ -211,7 +217,7 @@ class FixedCount:
         count: Int[Tensor, "row"],
         repulsion: Float[Tensor, "distance"] | None = None,
     ) -> Int[Tensor, "row position"]:
-        """Ranks 1 to `count`; a row with fewer writable positions writes them all."""
+        """Draw positions with ranks 1 to `count`. A row with fewer selectable positions selects all of them."""
         utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
         keys = _gumbel_keys(utilities, uniforms)
         if repulsion is None:
@@ -241,7 +247,7 @@ class FixedCount:
         order: Int[Tensor, "row position"],
         repulsion: Float[Tensor, "distance"] | None = None,
     ) -> Float[Tensor, "row"]:
-        """Given the count, which is read off the order."""
+        """Return the log-probability given the count, which is the number of selected positions of the order."""
         if repulsion is not None:
             return self._log_prob_repelled(logits, writable, order, repulsion)
         chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
@@ -255,7 +261,7 @@ class FixedCount:
         order: Int[Tensor, "row position"],
         repulsion: Float[Tensor, "distance"],
     ) -> Float[Tensor, "row"]:
-        """One [row, pick, position] tensor: the utilities before each pick."""
+        """Compute it from one [row, selection, position] tensor: the utilities before each selection."""
         picked = (order > 0).sum(dim=-1)
         picks = int(picked.max()) if len(order) else 0
         places = torch.where(order > 0, order, order.shape[-1] + 1).argsort(dim=-1, stable=True)
@@ -311,7 +317,7 @@ def _bernoulli_log_terms(
     writable: Bool[Tensor, "row position"],
     order: Int[Tensor, "row position"],
 ) -> Float[Tensor, "row position"]:
-    """log p where picked, log(1 - p) where not, 0 where not writable."""
+    """Return log p at selected positions, log(1 - p) at other selectable positions, 0 elsewhere."""
     scaled = logits.float() / law.temperature
     if law.beta == 1.0:
         log_pick, log_leave = F.logsigmoid(scaled), F.logsigmoid(-scaled)
@@ -326,7 +332,9 @@ def _bernoulli_log_terms(
 def _best(
     logits: Float[Tensor, "row position"], writable: Bool[Tensor, "row position"]
 ) -> Bool[Tensor, "row position"]:
-    """The writable position of highest logit, the first of equals; nothing in a row with nothing writable."""
+    """Mark the selectable position with the highest logit, the first of equals; none in a row without selectable
+    positions.
+    """
     best = logits.float().masked_fill(~writable, -torch.inf).argmax(dim=-1, keepdim=True)
     return torch.zeros_like(writable).scatter(-1, best, True) & writable
 
@@ -346,8 +354,10 @@ def _after(
     place: Int[Tensor, "row 1"],
     cost: Float64[Tensor, "position other"],
 ) -> Float64[Tensor, "row position"]:
-    """Logarithms of the remaining times after a position has arrived: log(e^left - e^time), and the repulsion of that position.
-    Overwrites `left`, since every operation of this loop is a kernel on a GPU."""
+    """Return the logarithms of the remaining times after a position has arrived: log(e^left - e^time), plus its repulsion.
+
+    Overwrites `left`, because every operation of this loop is a kernel on a GPU.
+    """
     gap = (time - left).clamp_(
         max=-1e-300
     )  # log(e^left - e^time) = left + log(1 - e^gap); an exact tie keeps a last bit
@@ -355,14 +365,14 @@ def _after(
 
 
 def _by_distance(repulsion: Float[Tensor, "distance"], length: int) -> Float[Tensor, "position other"]:
-    """repulsion[|i - j| - 1], 0 on the diagonal and beyond the last distance."""
+    """Return repulsion[|i - j| - 1], 0 on the diagonal and beyond the last distance."""
     place = torch.arange(length, device=repulsion.device)
     reach = F.pad(repulsion[: length - 1], (1, max(0, length - 1 - len(repulsion))))
     return reach[(place[:, None] - place).abs()]
 
 
 def _ranks(keys: Float64[Tensor, "row position"]) -> Int[Tensor, "row position"]:
-    """1 for the highest key of each row, 2 for the next, ..."""
+    """Return 1 for the highest key of each row, 2 for the next, ..."""
     places = keys.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(1, keys.shape[-1] + 1, device=keys.device).expand_as(places)
     return torch.zeros_like(places).scatter(-1, places, ranks)
@@ -371,8 +381,9 @@ def _ranks(keys: Float64[Tensor, "row position"]) -> Int[Tensor, "row position"]
 def _by_rank(
     utilities: Float[Tensor, "row position"], writable: Bool[Tensor, "row position"], order: Int[Tensor, "row position"]
 ) -> tuple[Float[Tensor, "row pick"], Float[Tensor, "row pick_or_end"], Bool[Tensor, "row pick"]]:
-    """Utilities in the order of the picks, the logsumexp of all that is left before each pick (and after the last
-    position), and which places hold a pick."""
+    """Return utilities in the order of selection, the logsumexp of the remaining ones before each selection (and after the
+    last), and which places hold a selection.
+    """
     utilities = utilities.masked_fill(~writable, FLOOR)
     length = order.shape[-1]
     places = torch.where(order > 0, order, length + 1).argsort(dim=-1, stable=True)

@@ -1,8 +1,8 @@
-"""A policy that reads what the model would write at other positions: `Agreement`.
+"""A policy that reads what the model would commit at other positions: `Agreement`.
 
-A masked model predicts every position by itself, so that its best tokens may contradict each other: two cells of one row of a
-Sudoku with the same digit, for example. The confidence of a position does not know that, and neither does its hidden state to
-a useful degree; the predictions at the other positions do. They are there anyway, so that this policy costs next to nothing.
+A masked model predicts every position separately, so its best tokens may contradict each other: two cells of one row of a
+Sudoku with the same digit, for example. Neither the confidence nor the hidden state of a position shows this well; the
+predictions at other positions do. They exist already, so this policy costs almost nothing.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ OWN = 3  # features of a position that need no other one, beside the probabiliti
 
 
 class Agreement(PolicyNetwork):
-    """For each of the best tokens t of position i: how probable is t at every other position j, weighted by learned relations.
+    """For each of the best tokens t of position i: the probability of t at every other position j, weighted by learned
+    relations.
 
-    Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each pair
-    of positions, and gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of a_ij
-    over the committed ones. An MLP reads these sums, for the `candidates` best tokens of i, beside the position's own
-    probabilities; its output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold rule.
-    Its time is 1 / (evaluations left) within a budget and 0 without one.
+    Let a_ij be the probability of t at j (1 or 0 where j is committed). Relation h has weights w_h[i, j], learned for each
+    pair of positions. It gives position i three sums over j: of a_ij and of log(1 - a_ij) over the masked positions, and of
+    a_ij over the committed ones. An MLP reads these sums for the `candidates` best tokens of i, and the position's own
+    probabilities. Its output is added to log(p / (1 - p)) of the best token, so that an untrained policy is the threshold
+    rule. Its time input is 1 / (evaluations left) within a budget and 0 without one.
 
     Args:
-        length: positions that the policy is shown (canvas behind the prompt); each pair has weights of its own.
+        length: number of positions of the input (canvas behind the prompt); each pair has its own weights.
         relations: number of learned relations.
-        candidates: how many of a position's best tokens are compared with the other positions.
+        candidates: number of best tokens per position that are compared with the other positions.
         width: width of the MLP.
-        top_k: how many of a position's best tokens are read.
-        smart_init: bias of the output at the start; None: 0.
-        value_head: add a scalar value (for PPO), read by `forward_with_value`.
+        top_k: number of best tokens per position that are inputs.
+        smart_init: initial bias of the output; None: 0.
+        value_head: add a scalar value (for PPO), returned by `forward_with_value`.
         alpha_conditioned: the weight of speed is an input too (set by training with reward.alphas).
     """
 
@@ -138,7 +139,7 @@ class Agreement(PolicyNetwork):
 
     @staticmethod
     def log_odds(probabilities: Float[Tensor, "row position best"]) -> Float[Tensor, "row position"]:
-        """log(p / (1 - p)) of the best token."""
+        """Return log(p / (1 - p)) of the best token."""
         return probabilities[..., 0].logit(1e-5)
 
     def forward(

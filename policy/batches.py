@@ -1,4 +1,4 @@
-"""The prompts of one iteration, the budget of each, and the weight of speed of each."""
+"""The prompts of one iteration, with the budget and the weight of speed of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from data.tasks import Prompts
 
 @dataclass
 class PromptBatch:
-    """Prompts of this process, the network evaluations that a rollout of each may use, and the seed of the iteration.
-
-    budget: None without a limit.
+    """Prompts of this process, the maximal network evaluations of a rollout of each (None: no limit), and the seed of the
+    iteration.
     """
 
     prompts: Prompts
@@ -25,7 +24,7 @@ class PromptBatch:
 
 
 def one_of(values: Sequence[int | float], rows: int, seed: int | None) -> Shaped[Tensor, "row"]:
-    """One of `values` for each row, drawn by `seed`; without a seed, the values in turn."""
+    """Return one of `values` for each row, drawn by `seed`; without a seed, the values in turn."""
     generator = torch.Generator().manual_seed(seed or 0)
     number = torch.arange(rows) if seed is None else torch.randint(len(values), (rows,), generator=generator)
     return torch.tensor(list(values))[number % len(values)]
@@ -34,12 +33,12 @@ def one_of(values: Sequence[int | float], rows: int, seed: int | None) -> Shaped
 def budgets(
     values: Sequence[int] | None, rows: int, device: torch.device, seed: int | None = None
 ) -> Int[Tensor, "row"] | None:
-    """The budget of each prompt: one of `values`. None without a limit."""
+    """Return the budget of each prompt, one of `values`. None: no limit."""
     return None if values is None else one_of(values, rows, seed).to(device)
 
 
 def with_alpha(prompts: Prompts, alphas: Sequence[int | float], seed: int | None = None) -> Prompts:
-    """The prompts with `rows["alpha"]`, an input of the policy and of the reward: one of `alphas`, if there are any."""
+    """Add `rows["alpha"]` to the prompts, an input of the policy and of the reward: one of `alphas`, if there are any."""
     if not alphas:
         return prompts
     drawn = one_of(alphas, len(prompts.canvas), None if seed is None else seed + 1)  # not as the budgets are

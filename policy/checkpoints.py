@@ -1,7 +1,7 @@
-"""Policies on disk: `model.safetensors` with a `config.json` that rebuilds the network; the published layouts are read too.
+"""Files of policies: `model.safetensors` with a `config.json` that rebuilds the network. Published layouts are read too.
 
-Published: Apple's policies (keys under `base_policy.`, no architecture beside them, so it is read off the shapes, and the heads
-of a `dit_hidden` off the model) and genpolicy's `.pth` (`policy_model`, `ema`, `step`).
+Published: Apple's policies (keys under `base_policy.`; their architecture is inferred from the shapes, and the heads of a
+`dit_hidden` from the model) and genpolicy's `.pth` (`policy_model`, `ema`, `step`).
 """
 
 import difflib
@@ -40,7 +40,7 @@ OWN_NAMES = {published: own for own, published in LLADA_KEYS.items() if "." not 
 
 
 def check_fits(policy: PolicyNetwork, masked_lm) -> None:
-    """Refuse, before any work, a policy that cannot read this model: ValueError."""
+    """Refuse, before any work, a policy whose inputs this model does not have: ValueError."""
     if policy.hidden_size and policy.hidden_size != masked_lm.hidden_size:
         raise ValueError(
             f"the policy reads hidden states of width {policy.hidden_size} but this model's are "
@@ -55,31 +55,31 @@ def check_fits(policy: PolicyNetwork, masked_lm) -> None:
 
 
 def bind(policy: PolicyNetwork, model: MaskedLM) -> None:
-    """Store the fingerprint of the model that the policy learns on, which every file of it then has."""
+    """Store the fingerprint of the model that the policy is trained on; every file of the policy then has it."""
     policy.config[KEY] = fingerprint_of(model).as_dict()
 
 
 def trained_on(policy: PolicyNetwork, path: str | Path) -> Fingerprint | None:
-    """The fingerprint that `bind` stored; None of a policy without. path: of the policy, for messages."""
+    """Return the fingerprint that `bind` stored; None if there is none. path: of the policy, for messages."""
     return stored_fingerprint(policy.config, path)
 
 
 def check_same_model(policy: PolicyNetwork, config: dict, run: Path) -> None:
-    """Refuse to resume `run`, whose checkpoint has this config, on another model than it began on: ValueError."""
+    """Refuse to resume `run`, whose checkpoint has this config, on another model: ValueError."""
     known, now = stored_fingerprint(config, run), trained_on(policy, run)
     if known is not None and now is not None and (found := mismatch(known, now)):
         raise ValueError(f"the policy of the run {run} {found}; resume it with the model that it began on")
 
 
 def check_trained_on(policy: PolicyNetwork, path: str | Path, model: MaskedLM, other_model: bool) -> None:
-    """Refuse another model than the policy was trained on; policies without a fingerprint are not compared.
+    """Refuse another model than the policy was trained on. Policies without a fingerprint are not compared.
 
     Args:
         path: the policy, for the message.
-        other_model: allow another one, with a line on stderr that says so, for a policy that reads no hidden states.
+        other_model: allow another model for a policy that reads no hidden states, and report it on stderr.
 
     Raises:
-        ValueError: another model, and other_model is False or the policy reads hidden states.
+        ValueError: it is another model, and other_model is False or the policy reads hidden states.
     """
     known = trained_on(policy, path)
     found = "" if known is None else mismatch(known, fingerprint_of(model))
@@ -101,8 +101,8 @@ def check_trained_on(policy: PolicyNetwork, path: str | Path, model: MaskedLM, o
 def save_policy(policy: PolicyNetwork, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` (parameters in `dtype`) and `config.json`, as `save_pretrained` does.
 
-    Buffers keep their own type: rotary frequencies rounded to bfloat16 would be another network. Weights are moved
-    into place when complete, so a run killed here leaves the previous ones.
+    Buffers keep their own type, because rounded rotary frequencies would change the network. Files are moved into place
+    when complete, so a killed run leaves the previous ones.
     """
     parameters = {name for name, _ in policy.named_parameters()}
     weights = {
@@ -118,21 +118,21 @@ def load_policy(
     path: str | Path, hidden_size: int | None = None, use_ema: bool = True, model: MaskedLM | None = None,
     other_model: bool = False,
 ) -> PolicyNetwork:  # fmt: skip
-    """Load a policy, float32, on the CPU, in evaluation mode.
+    """Load a policy in float32, on the CPU, in evaluation mode.
 
     Args:
-        path: any of: a directory with `model.safetensors` (ours, with `config.json`, or a published confidence policy,
-            whose keys stand under `base_policy.` and whose architecture is read off the shapes); such a file itself;
-            a `.pth` of genpolicy's layout (`policy_model`, `ema`, optionally `config`); a training run, by its
-            `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`; a hub id (OWNER/NAME) of a policy that
-            was uploaded by `push_to_hub`.
-        hidden_size: the width that a hidden-state policy must have; None accepts any.
-        use_ema: take a `.pth`'s exponential moving average where it holds one.
-        model: the model that it is to read (`check_fits`, `check_trained_on`); a published `dit_hidden` takes its heads from it.
-        other_model: that may be another than it was trained on (`check_trained_on`).
+        path: any of: a directory with `model.safetensors` (and `config.json`, or a published confidence policy with keys
+            under `base_policy.`); such a file itself; a `.pth` of genpolicy's layout (`policy_model`, `ema`, optionally
+            `config`); a training run, by its `policy/` directory, else its newest `checkpoints/checkpoint_NUMBER.pth`; a
+            hub id (OWNER/NAME) of a policy that was uploaded by `push_to_hub`.
+        hidden_size: required width of a policy that reads hidden states; None accepts any.
+        use_ema: use a `.pth`'s exponential moving average if it has one.
+        model: the model that the policy will read (`check_fits`, `check_trained_on`); a published `dit_hidden` takes its
+            heads from it.
+        other_model: allow another model than the policy was trained on (`check_trained_on`).
 
-    Errors:
-        ValueError: no policy there, an unknown `policy_type`, keys or shapes that do not fit, another width.
+    Raises:
+        ValueError: there is no policy, its `policy_type` is unknown, keys or shapes do not fit, or the width is another.
     """
     file = policy_file(Path(path))
     if file.suffix == ".pth":
@@ -240,7 +240,7 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
 
 
 def _own_name(name: str) -> str:
-    """Of a `dit_hidden`'s parameter: the published blocks have LLaDA's names."""
+    """Return our name of a `dit_hidden`'s parameter; published blocks have LLaDA's names."""
     if not name.startswith("transformer_blocks."):
         return name
     blocks, number, part, *rest = name.split(".")
@@ -248,7 +248,7 @@ def _own_name(name: str) -> str:
 
 
 def _arguments_from_shapes(weights: dict[str, Tensor]) -> dict:
-    """What the shapes tell of the architecture (not the time period, nor whether written positions are read)."""
+    """Infer the architecture from the shapes, except the time period and `read_all`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     arguments = {}
     if "mlp.0.weight" in shapes:

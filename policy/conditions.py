@@ -1,4 +1,4 @@
-"""What the policy networks share: the condition of a row (time, weight of speed), and what its value is read from."""
+"""Common parts of policy networks: the condition of a row (time, weight of speed), and the pooled input of a value head."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def time_features(time: Float[Tensor, "row"], width: int, period: float | int) -> Float[Tensor, "row width"]:
-    """Cosines and sines of the time in [0, 1], rounded to bfloat16 as the published networks round them."""
+    """Return cosines and sines of the time in [0, 1], rounded to bfloat16 as in the published networks."""
     half = width // 2
     frequency = torch.exp(-math.log(period) * torch.arange(half, device=time.device).float() / half)
     angle = time.float()[:, None] * frequency
@@ -16,15 +16,17 @@ def time_features(time: Float[Tensor, "row"], width: int, period: float | int) -
 
 
 def time_mlp(time_embed_dim: int, width: int) -> nn.Sequential:
-    """From `time_features` to the condition."""
+    """Build the network from `time_features` to the condition."""
     if time_embed_dim % 2:
         raise ValueError(f"time_embed_dim {time_embed_dim} must be even (cosines and sines); add or take one")
     return nn.Sequential(nn.Linear(time_embed_dim, width), nn.SiLU(), nn.Linear(width, width))
 
 
 class AlphaEmbedding(nn.Sequential):
-    """The weight of speed, alpha, as a vector that joins the condition: one policy for many trade-offs. It starts at zero, so
-    that a policy that was trained without it goes on from where it was."""
+    """The weight of speed, alpha, as a vector that is added to the condition: one policy for many trade-offs.
+
+    It starts at zero, so that training continues from a policy without this input.
+    """
 
     def __init__(self, width: int, inner: int = 32):
         super().__init__(nn.Linear(1, inner), nn.SiLU(), nn.Linear(inner, width))
@@ -47,7 +49,7 @@ def alpha_input(network, observation) -> dict[str, Tensor]:
 
 
 def zero_(layer: nn.Linear) -> None:
-    """Weights and bias."""
+    """Set weights and bias to zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 
@@ -55,5 +57,5 @@ def zero_(layer: nn.Linear) -> None:
 def mean_over(
     x: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"]
 ) -> Float[Tensor, "row width"]:
-    """The mean of the vectors at the kept positions; zero for a row without any."""
+    """Return the mean of the vectors at the masked positions; zero for a row without any."""
     return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]

@@ -1,9 +1,9 @@
-"""`dit_hidden`: a freshly made block of the frozen model's own kind on its last hidden states.
+"""`dit_hidden`: a newly initialized block of the frozen model's own kind on its last hidden states.
 
-The hidden-state policy of "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106): 302.6M parameters for
-LLaDA-8B, in the paper an ablation that is worse than the confidence policy and less stable. Published weights load
-(`policy.checkpoints`). What differs: it fits Dream too, whose block has biases and fewer key heads, and, where the sizes of the
-block are given, any model with hidden states; an optional value head serves PPO.
+The hidden-state policy of "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106): 302.6M parameters
+for LLaDA-8B; in the paper an ablation that is worse and less stable than the confidence policy. Published weights load
+(`policy.checkpoints`). What differs: it also fits Dream, whose block has biases and fewer key heads, and with given block
+sizes any model with hidden states; an optional value head serves PPO.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_featu
 
 
 def block_sizes(model: MaskedLM) -> dict:
-    """Those of the model's own blocks, as arguments of `DitHidden`; {} for a model that is no bidirectional Llama."""
+    """Return the sizes of the model's own blocks, as arguments of `DitHidden`; {} for models that are not bidirectional
+    Llamas.
+    """
     if not isinstance(model.backbone, BidirectionalLlama):
         return {}
     shape = model.backbone.shape
@@ -28,11 +30,13 @@ def block_sizes(model: MaskedLM) -> dict:
 
 
 class DitHidden(PolicyNetwork):
-    """x = hidden states of the response; before each block, and before the head, a layer norm that mask and time scale and shift.
+    """Blocks on the hidden states of the response. Mask and time scale and shift the layer norms before each block and
+    before the head.
 
     Args:
-        hidden_size: width of the model's hidden states, and of everything here.
-        num_heads, mlp_size: of the block; key_heads (default: num_heads), theta, eps, biases too. `block_sizes` are the model's.
+        hidden_size: width of the model's hidden states, and of this network.
+        num_heads, mlp_size: of the block; also key_heads (default: num_heads), theta, eps, biases. `block_sizes` returns
+            the model's.
         num_blocks, time_embed_dim, time_period, smart_init, value_head, alpha_conditioned: as in `DitConfidence`.
     """
 
@@ -85,7 +89,7 @@ class DitHidden(PolicyNetwork):
         return inputs | alpha_input(self, observation)
 
     def angles(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the positions, float32."""
+        """Return cosines and sines of the positions, in float32."""
         half = self.head_width // 2
         frequency = self.theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
         angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)

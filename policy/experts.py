@@ -1,11 +1,11 @@
-"""Expert steering: a few rollouts of a threshold rule, held to blocks, join each group of the policy's own.
+"""Expert steering: a few rollouts of a threshold rule, decoded in blocks, join each group of the policy's own rollouts.
 
-"Learning Unmasking Policies for Diffusion Language Models" (2512.09106). At block = length the policy's own rollouts seldom find
-the order that blocks would have given; those of the rule show it. The group's mean is over G + E rollouts. An expert's picks may
-be next to impossible under the policy, so what is compared is the likelihood of the mixture that the group is drawn from, G parts
-policy and one part this expert (`losses.with_expert`): its ratio stays below G + 1. An expert's every mask counts in its
-likelihood, so the policy also learns what not to write yet. What differs: any number of experts and of groups in a process, and
-blocks of any length (published: 32, one group).
+Source: "Learning Unmasking Policies for Diffusion Language Models" (2512.09106). Without blocks the policy's own rollouts
+rarely find the order that blocks give; the rollouts of the rule show it. The group's mean is over G + E rollouts. Actions
+of an expert may be almost impossible under the policy. Therefore the likelihood of the mixture that the group is drawn from
+is used, G parts policy and one part this expert (`losses.with_expert`); its ratio stays below G + 1. Every masked position
+of an expert's step is part of its likelihood, so the policy also learns which positions not to commit yet. What differs:
+any number of experts and of groups per process, and blocks of any length (published: 32, one group).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def expert_rollouts(
     model: MaskedLM, network: PolicyNetwork, experts: DictConfig, rule: TokenRule, prompts: Prompts, reward: Reward, seed: int,
     options: DecodeOptions,
 ) -> list[Rollouts]:  # fmt: skip
-    """One rollout of every prompt (not repeated) for each of `experts.thresholds`, recorded with what the policy reads."""
+    """Return one rollout of every prompt for each of `experts.thresholds`, recorded with the policy's inputs."""
     options = replace(options, steps=1)  # thresholds take as many steps as they need
     made = []
     for number, threshold in enumerate(experts.thresholds, start=1):
@@ -49,8 +49,11 @@ def expert_rollouts(
 def joined(
     own: Rollouts, experts: Sequence[Rollouts], group: int
 ) -> tuple[Trajectory, Float[Tensor, "row"], Bool[Tensor, "N"]]:
-    """Groups of `group` own rollouts and one of each expert: all their steps, rows numbered group by group; the rewards in that
-    order; and which steps are an expert's."""
+    """Join groups of `group` own rollouts with one of each expert.
+
+    Returns:
+        All steps, with rows numbered group by group; the rewards in that order; and which steps are an expert's.
+    """
     members = group + len(experts)
     rows = torch.arange(len(own[1].total), device=own[1].total.device)
     places = [rows // group * members + rows % group]
@@ -71,7 +74,7 @@ def joined(
 
 
 def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, float]:
-    """Means for the log: what the experts earn, what it costs them, and what they earn more than the policy."""
+    """Return means for the log: reward and NFE of the experts, and their reward less the policy's."""
     if not experts:
         return {}
     reward = float(torch.stack([reward.total.nanmean() for _, reward in experts]).mean())
@@ -84,7 +87,7 @@ def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, 
 
 
 def check_experts(experts: DictConfig, prompts: Prompts, reward: Reward, block_length: int | None) -> None:
-    """Refuse thresholds that are none, blocks that do not fit, and what experts do not go with."""
+    """Refuse invalid thresholds, blocks that do not fit, and settings that cannot be combined with experts: ValueError."""
     for threshold in experts.thresholds:
         if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise ValueError(f"algorithm.experts.thresholds holds {threshold}, which must be a number from 0 to 1")

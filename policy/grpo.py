@@ -1,8 +1,9 @@
-"""GRPO on where to unmask: groups of rollouts of one prompt, advantages within the group, clipped updates of the policy alone.
+"""GRPO for unmasking policies: groups of rollouts of one prompt, advantages within the group, clipped updates of the
+policy only.
 
-Apple's "Learning Unmasking Policies" (2512.09106), section 2: advantage without standard deviation, ratio clipped per decoding
-step, no KL. Both are settings here; rollouts of experts may join a group (`policy/experts.py`). What differs: a row's inactive
-steps are not stored, and rows whose advantage is zero are dropped before the update (with a KL they stay).
+Source: "Learning Unmasking Policies" (2512.09106), section 2: advantage without standard deviation, ratio clipped per
+decoding step, no KL. Both are settings here. Rollouts of experts may join a group (`policy/experts.py`). What differs:
+inactive steps of a row are not stored, and rows with advantage zero are dropped before the update (with a KL they stay).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from training.processes import ALONE, Processes
 
 
 class GRPO:
-    """algorithm: group_size, inner_updates, clip, advantage_std, kl, experts. Groups are whole in each of the processes."""
+    """The GRPO objective. algorithm: group_size, inner_updates, clip, advantage_std, kl, experts. Each process has whole
+    groups.
+    """
 
     def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
         self.algorithm = algorithm
@@ -37,8 +40,12 @@ class GRPO:
         self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024,
         experts: Sequence[Rollouts] = (),
     ) -> Steps:  # fmt: skip
-        """Steps worth learning from, with their advantage and weight. experts: one rollout of each prompt from each expert, whose
-        old log-probability is that of the mixture under the network as it is now, `chunk` steps at a time."""
+        """Return the steps to learn from, with advantage and weight.
+
+        Args:
+            experts: one rollout of each prompt from each expert. Their old log-probability is that of the mixture under the
+                current network, computed `chunk` steps at a time.
+        """
         assert samples.trajectory is not None
         trajectory, total, expert = samples.trajectory, reward.total, None
         group, by_std = self.algorithm.group_size, self.algorithm.advantage_std
@@ -58,7 +65,7 @@ class GRPO:
         return steps
 
     def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
-        """Of one chunk of steps; chunks add up to the loss of the batch."""
+        """Return the loss of one chunk of steps. Chunks add up to the loss of the batch."""
         log_prob, _ = policy_log_probs(network, law, steps.trajectory)
         compared, own = log_prob, steps.weight
         if steps.expert is not None:

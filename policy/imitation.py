@@ -1,12 +1,12 @@
-"""Before the first reward: a policy that starts from nothing solves nothing, and a reward that is always 0 teaches nothing.
+"""Imitation of a teacher: supervised learning before or instead of reinforcement learning.
 
-Two teachers. A rule of `samplers/heuristics.py`: the policy learns the rule's picks on the rule's own rollouts, by their
-log-likelihood under the action law; with `sampling.budgets` each row has its own, and `leftmost` spreads its masks evenly over
-it. The answers (`expert: answers`): where the data set knows the right text (puzzles), the
-policy learns at which masks the model's best token is the right one, by a binary cross-entropy in which a wrong one counts
-`setting` times; it is shown canvases on which a random part of the right ones is written. OnTrack ("What Makes a Good
-Unmasking Policy?") learns from correct trajectories in the same spirit; what differs is that every mask of every canvas is
-labelled, picked or not.
+A policy with random weights solves nothing, and a reward that is always 0 teaches nothing. Two teachers. A rule of
+`samplers/heuristics.py`: the policy learns the rule's selections on the rule's own rollouts, by their log-likelihood under
+the action distribution. With `sampling.budgets` each row has its own budget, and `leftmost` spreads its open positions
+evenly over it. The answers (`expert: answers`): if the data set knows the right text (puzzles), the policy learns at which
+masked positions the model's best token is right, by a binary cross-entropy in which wrong tokens have weight `setting`;
+canvases show a random part of the right tokens. OnTrack ("What Makes a Good Unmasking Policy?") learns from correct
+trajectories; what differs is that every masked position of every canvas is labelled.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ EXPERTS = (*RULES, "leftmost", "answers")
 
 @dataclass
 class Answers:
-    """Writes a random part, between 0.7 and 1, of the masks whose best token is the right one, at least one where there is one;
-    where there is none, the most probable token, so that the row goes on. `row_id` numbers the answers; `inputs` is what the
-    policy reads: asked for first, everything comes from one evaluation."""
+    """Commits a random part, between 0.7 and 1, of the positions whose best token is right, at least one if there is one.
+
+    If there is none, it commits the most probable token. `row_id` is the number of the answer; `inputs` returns the
+    policy's inputs. They are requested first, so that everything comes from one evaluation.
+    """
 
     answers: Int[Tensor, "row position"]
     inputs: Callable[[Observation], dict[str, Tensor]]
@@ -68,8 +70,12 @@ class Answers:
 
 @dataclass
 class InBlocks:
-    """A rule held to the first block of the response that has masks, while everything stays writable for who imitates it: what
-    blocks are good for is learnt, and then needs no blocks. (Published expert steering mixes such rollouts into the groups.)"""
+    """A rule restricted to the first unfinished block of the response, while all positions stay selectable for the
+    imitating policy.
+
+    The policy learns the advantage of blocks and then needs none. (Published expert steering mixes such rollouts into the
+    groups.)
+    """
 
     rule: Unmasker
     block: int
@@ -85,8 +91,9 @@ class InBlocks:
 
 @dataclass
 class Expert:
-    """A rule in the place of the policy `network`. What the policy reads is asked for first: the rule then reads the same
-    evaluation, and a step costs one."""
+    """A rule in place of the policy `network`. The policy's inputs are requested first, so that rule and policy share one
+    evaluation.
+    """
 
     network: PolicyNetwork
     rule: Unmasker
@@ -97,12 +104,14 @@ class Expert:
 
 
 def learn_picks(network: PolicyNetwork, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
-    """The rule's picks: their negative log-likelihood, a mean over `steps` steps."""
+    """Return the negative log-likelihood of the rule's selections, a mean over `steps` steps."""
     return -policy_log_probs(network, law, part)[0].sum() / steps
 
 
 def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
-    """Which best tokens are right (`part.inputs["right"]`): weighted binary cross-entropy, a mean over `masks` masks."""
+    """Return the weighted binary cross-entropy of `part.inputs["right"]` (which best tokens are right), a mean over
+    `masks` positions.
+    """
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
     scores, right = network.scores(**inputs), part.inputs["right"]  # pyright: ignore[reportCallIssue]
     loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
@@ -114,9 +123,15 @@ def teacher_loss(
     ends: tuple[int, ...] = (), processes: Processes = ALONE, reward: Reward | None = None,
     budget: Int[Tensor, "row"] | None = None,
 ) -> float:  # fmt: skip
-    """One batch of the teacher's rollouts on `prompts`; leaves gradients, returns the loss. ends: the tokens at which rows end.
-    teaching: {expert, setting, block_length}. processes: who share the batch, over all of which the loss is a mean. reward:
-    rollouts that it gives nothing are left out; without any, no gradients. budget: evaluations that each row may cost."""
+    """Run one batch of the teacher's rollouts on `prompts`, add the gradients, and return the loss.
+
+    Args:
+        teaching: {expert, setting, block_length}.
+        ends: the tokens at which rows end.
+        processes: the processes that share the batch; the loss is a mean over all of them.
+        reward: rollouts without any reward are left out; if none remains, there are no gradients.
+        budget: maximal evaluations of each row.
+    """
     inputs = network.inputs  # pyright: ignore
     options = DecodeOptions(config.sampling.discrete_steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
     if teaching.expert == "answers":
@@ -154,7 +169,7 @@ def teacher_loss(
 
 
 def check_teacher(teaching: DictConfig, prompts: Prompts) -> None:
-    """Refuse an unknown teacher, and answers of data that has none."""
+    """Refuse an unknown teacher, and `answers` for data without answers: ValueError."""
     if teaching.expert not in EXPERTS:
         raise ValueError(f"expert={teaching.expert!r} is unknown; use one of {', '.join(EXPERTS)}")
     if teaching.expert == "answers" and prompts.text is None:

@@ -1,10 +1,10 @@
-"""Policy networks: from what a frozen masked language model says about a canvas to one unmasking logit a position.
+"""Policy networks: from a frozen model's outputs on a canvas to one unmasking logit per position.
 
-`DitConfidence` is the confidence policy of "Learning Unmasking Policies for Diffusion Language Models"
-(arXiv 2512.09106, its `dit_confidence`); `HiddenMLP` is the hidden-state policy of sjchen0/genpolicy. The published
-checkpoints of both load unmodified (`policy.checkpoints`). What differs from them: confidences at positions already written
-are zeros unless `read_all` (the published confidence policy reads them, which costs a head product at every written
-position); an optional value head serves PPO.
+`DitConfidence` is the confidence policy of "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106,
+its `dit_confidence`); `HiddenMLP` is the hidden-state policy of sjchen0/genpolicy. Published checkpoints of both load
+unmodified (`policy.checkpoints`). What differs: confidences at committed positions are zeros unless `read_all` (the
+published confidence policy reads them, which costs a head product at every committed position); an optional value head
+serves PPO.
 """
 
 import torch
@@ -18,7 +18,7 @@ from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_featu
 
 
 class DitBlock(nn.Module):
-    """Pre-norm transformer block, scaled, shifted and gated at each position by the condition (mask and time)."""
+    """Pre-norm transformer block; the condition (mask and time) scales, shifts and gates it at each position."""
 
     def __init__(self, hidden_dim: int, feedforward_dim: int, num_heads: int):
         super().__init__()
@@ -37,7 +37,9 @@ class DitBlock(nn.Module):
         self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim))
 
     def rotate(self, heads: Float[Tensor, "row head position width"]) -> Float[Tensor, "row head position width"]:
-        """Rotary embedding of (even, odd) pairs, left as two halves: q and k agree, so the products are unchanged."""
+        """Apply the rotary embedding to (even, odd) pairs. The result keeps them as two halves; queries and keys agree, so
+        products are unchanged.
+        """
         angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq  # pyright: ignore
         even, odd = heads[..., 0::2], heads[..., 1::2]
         return torch.cat([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
@@ -67,15 +69,17 @@ class DitConfidence(PolicyNetwork):
 
     Args:
         hidden_dim, feedforward_dim, num_heads, num_blocks, time_embed_dim: sizes.
-        confidences_top_p: how many of the best probabilities are read at each position.
+        confidences_top_p: number of largest probabilities per position that are inputs.
         time_period: longest period of the time embedding. At the published default of 1 every frequency is 1.
-        smart_init: starting logit: the ada layers start at zero and the head's bias at this value, so that about
-            `sigmoid(smart_init)` of the eligible masks are written in the first steps (published: -2). None: torch's.
-        read_all: also read confidences at positions already written, as the published policies do.
-        value_head: add a scalar value (for PPO), read by `forward_with_value`.
-        repulsion: learn how much a pick repels others of its step at distances 1 to this many (`actions.FixedCount`); 0: none.
-        hidden_size: width of the model's hidden states, which are then read at every position, written ones too, and added to
-            the confidences by a projection (`policy=dit_projection`); 0: not read, and the policy fits any model.
+        smart_init: initial logit. The ada layers start at zero and the head's bias at this value, so that about
+            `sigmoid(smart_init)` of the selectable positions are committed in the first steps (published: -2). None:
+            torch's initialization.
+        read_all: also read confidences at committed positions, as the published policies do.
+        value_head: add a scalar value (for PPO), returned by `forward_with_value`.
+        repulsion: learn how much a selected position lowers the others of its step, at distances 1 to this number
+            (`actions.FixedCount`); 0: none.
+        hidden_size: width of the model's hidden states, which are then read at every position and added to the confidences
+            by a projection (`policy=dit_projection`); 0: not read, and the policy fits any model.
         alpha_conditioned: the weight of speed is part of the condition (set by training with reward.alphas).
     """
 
@@ -170,9 +174,11 @@ class DitConfidence(PolicyNetwork):
         hidden: Float[Tensor, "row position hidden"] | None = None,
         alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
-        """Unmasking logit of every position (of written ones too: the action distribution says which are writable).
+        """Return the unmasking logit of every position, committed ones included.
 
-        `confidences` are probabilities, best first; `time` is the share of the evaluations allowed that is spent.
+        Args:
+            confidences: probabilities, largest first.
+            time: share of the allowed evaluations that is used.
         """
         return self.output_proj(self.trunk(masked, confidences, time, hidden, alpha)).squeeze(-1)
 
@@ -192,11 +198,11 @@ class DitConfidence(PolicyNetwork):
 
 
 class HiddenMLP(PolicyNetwork):
-    """Two hidden layers on [hidden state; time] at each position by itself; 444,290 parameters at width 768.
+    """Two hidden layers on [hidden state; time] at each position separately; 444,290 parameters at width 768.
 
-    Channel 0 scores the position for masking (the forward order that the variational bound trains), channel 1 for
-    unmasking. Source: sjchen0/genpolicy, `PolicyNet`. Its time is that of the masking process: after k of K steps
-    (k / (K + 1)) ** time_exponent, which while sampling is read off the share of masks left.
+    Channel 0 scores the position for masking (the forward process of the variational bound), channel 1 for unmasking.
+    Source: sjchen0/genpolicy, `PolicyNet`. Time is that of the masking process: after k of K steps (k / (K + 1)) **
+    time_exponent. In sampling it is computed from the share of masked positions.
     """
 
     policy_type = "hidden_mlp"
@@ -235,32 +241,31 @@ class HiddenMLP(PolicyNetwork):
     def masking_log_probs(
         logits: Float[Tensor, "row position 2"], eligible: Bool[Tensor, "row position"]
     ) -> Float[Tensor, "row position"]:
-        """Log-softmax of channel 0 over the eligible positions of each row, -inf elsewhere."""
+        """Return the log-softmax of channel 0 over the eligible positions of each row, -inf elsewhere."""
         return _log_softmax_over(logits[..., 0], eligible)
 
     @staticmethod
     def unmasking_log_probs(
         logits: Float[Tensor, "row position 2"], eligible: Bool[Tensor, "row position"]
     ) -> Float[Tensor, "row position"]:
-        """Log-softmax of channel 1 over the eligible positions of each row, -inf elsewhere."""
+        """Return the log-softmax of channel 1 over the eligible positions of each row, -inf elsewhere."""
         return _log_softmax_over(logits[..., 1], eligible)
 
 
 class HiddenBlocks(PolicyNetwork):
-    """The frozen model's last blocks, copied, think on: they run over its hidden states at every position and learn to say where
-    its best tokens can be trusted.
+    """Copies of the frozen model's last blocks, trained on its hidden states at every position to predict where its best
+    tokens are right.
 
-    Close to the published `dit_hidden` (one freshly made block of the model on its hidden states). What differs: the blocks
-    start as copies (`start_from`), so that what the model knows of its positions is there from the first update; mask and time
-    are added to the hidden states, through layers that start at zero; the head also sees log(p / (1 - p)) of the best token, and
-    starts close to that.
+    Close to the published `dit_hidden` (one newly initialized block). What differs: the blocks start as copies
+    (`start_from`), so that they know the positions from the first update; mask and time are added to the hidden states,
+    through layers that start at zero; the head also reads log(p / (1 - p)) of the best token, and starts close to it.
 
     Args:
-        hidden_size, num_heads: those of the model (RADD), which alone it fits.
-        num_blocks: how many of its last blocks are copied.
-        time_embed_dim: width of the layer between the time and what it adds.
-        smart_init: the head's bias at the start; None: torch's.
-        value_head: add a scalar value (for PPO), read by `forward_with_value`.
+        hidden_size, num_heads: those of the model (RADD); the network fits that model only.
+        num_blocks: number of last blocks that are copied.
+        time_embed_dim: width of the layer between the time and its contribution.
+        smart_init: initial bias of the head; None: torch's initialization.
+        value_head: add a scalar value (for PPO), returned by `forward_with_value`.
         alpha_conditioned: the weight of speed is added too (set by training with reward.alphas).
     """
 
@@ -295,7 +300,7 @@ class HiddenBlocks(PolicyNetwork):
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     def start_from(self, backbone: RADD) -> None:
-        """Copy the backbone's last blocks. ValueError where it has fewer than this network."""
+        """Copy the backbone's last blocks. ValueError if it has fewer blocks than this network."""
         if not 1 <= len(self.blocks) <= len(backbone.blocks):
             raise ValueError(
                 f"num_blocks={len(self.blocks)} must be from 1 to the model's {len(backbone.blocks)}; change it"
@@ -347,7 +352,7 @@ class HiddenBlocks(PolicyNetwork):
         hidden: Float[Tensor, "row position width"],
         alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
-        """Unmasking logit of every position; `confidences` are the best tokens' probabilities."""
+        """Return the unmasking logit of every position. confidences: probabilities of the best tokens."""
         return self._logits(self.trunk(masked, time, hidden, alpha), confidences)
 
     def forward_with_value(

@@ -1,7 +1,7 @@
-"""PPO on where to unmask: a value head on the policy's trunk, generalised advantages, clipped updates.
+"""PPO for unmasking policies: a value head on the policy's trunk, generalized advantages, clipped updates.
 
-Schulman et al. (1707.06347, 1506.02438). The reward comes at the last step of a rollout, or step by step; the
-discount is 1. Advantages are normalised over the batch of steps, and every step counts the same.
+Source: Schulman et al. (1707.06347, 1506.02438). The reward comes at the last step of a rollout, or step by step; the
+discount is 1. Advantages are normalized over the batch of steps, and every step has the same weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from training.processes import ALONE, Processes
 
 
 class PPO:
-    """algorithm: inner_updates, clip, gae_decay, value_weight. processes: who share the batch."""
+    """The PPO objective. algorithm: inner_updates, clip, gae_decay, value_weight. processes: the processes that share the
+    batch.
+    """
 
     def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
         if network.value_proj is None:
@@ -26,8 +28,10 @@ class PPO:
         self.algorithm, self.processes = algorithm, processes
 
     def prepare(self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024) -> Steps:
-        """All steps, with advantage, value target and weight; values are those of the network before its update, `chunk` steps at
-        a time."""
+        """Return all steps, with advantage, value target and weight.
+
+        Values are those of the network before its update, computed `chunk` steps at a time.
+        """
         assert samples.trajectory is not None
         trajectory = samples.trajectory
         if reward.failed:  # rows without a reward teach nothing
@@ -48,7 +52,7 @@ class PPO:
         return Steps(trajectory, advantage, torch.full_like(advantage, 1 / count), target)
 
     def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
-        """Of one chunk of steps; chunks add up to the loss of the batch."""
+        """Return the loss of one chunk of steps. Chunks add up to the loss of the batch."""
         log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
         assert value is not None and steps.target is not None
         policy = clipped_policy_loss(

@@ -1,7 +1,7 @@
 """Rollouts of a policy in the environment, and their rewards.
 
-The frozen model runs here and nowhere else: what the policy read at each step is stored, flattened to active steps (rows that
-have finished leave no padding), and every update runs the policy alone on that.
+The frozen model runs only here. The policy's inputs at each active step are stored (finished rows leave no padding), and
+every update runs the policy alone on them.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def rollout(
 ) -> tuple[Samples, RewardOutput]:
     """Decode the prompts with the policy and score them.
 
-    A step that selects no position changes nothing, so it costs no evaluation (the published code pays for one). A row ends after
-    PATIENCE steps for each position that was open at the start, possibly with open positions.
+    A step that selects no position changes nothing, so it costs no evaluation (the published code pays for one). A row ends
+    after PATIENCE steps for each position that was open at the start, possibly with open positions.
 
     Args:
         reward: a reward of the order (`teacher_forced`) has the data's text committed in place of the model's.
-        options: how canvases are decoded, but for `patience` and for `alpha`, which is `prompts.rows["alpha"]` where that exists.
-        record: keep the trajectory, with what the policy read at each step.
+        options: how canvases are decoded, except `patience`, and `alpha`, which is `prompts.rows["alpha"]` if that exists.
+        record: keep the trajectory, with the policy's inputs at each step.
     """
     options = replace(options, patience=PATIENCE, alpha=prompts.rows.get("alpha"))
     decoder: StepDecoder = Strategy(unmasker, rule)
@@ -63,7 +63,9 @@ def rollout(
 
 @dataclass
 class Steps:
-    """Active steps to learn from, N of them: the trajectory plus what the objective needs at each (PPO: a value target)."""
+    """Active steps to learn from, N of them: the trajectory plus the values that the objective needs at each (PPO: a value
+    target).
+    """
 
     trajectory: Trajectory
     advantage: Float[Tensor, "N"]
@@ -83,7 +85,7 @@ class Steps:
 def policy_log_probs(
     network: PolicyNetwork, law, trajectory: Trajectory, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
-    """Log-probability of the recorded picks under the network as it is now (and its values)."""
+    """Return the log-probability of the recorded actions under the current network (and its values)."""
     values = None
     if value:
         scores, values = network.forward_with_value(**trajectory.inputs)
@@ -97,7 +99,7 @@ def policy_log_probs(
 def recomputed(
     network: PolicyNetwork, law, trajectory: Trajectory, chunk: int, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
-    """`policy_log_probs` before an update, `chunk` steps at a time for memory."""
+    """Return `policy_log_probs` before an update, `chunk` steps at a time to save memory."""
     parts = [
         policy_log_probs(network, law, trajectory.take(index), value)
         for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(chunk)
@@ -107,7 +109,7 @@ def recomputed(
 
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:
-    """Means for the log."""
+    """Return means for the log."""
     shown = ("evaluations", "still_masked")
     still = (samples.tokens == mask_id).any(1).float().mean()
     return {

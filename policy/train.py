@@ -46,12 +46,14 @@ SHOWN = 4  # samples that a snapshot writes
 
 
 def alphas_of(config: DictConfig) -> list[float]:
-    """reward.alphas: the weights of speed among which each prompt's is drawn. Empty for rewards without this key."""
+    """Return reward.alphas, the weights of speed from which each prompt's is drawn. Empty for rewards without this key."""
     return [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or []]
 
 
 class PolicyLearning(Algorithm):
-    """What the algorithms share: the batch, evaluations, samples, files of the policy, checkpoints with the keys of genpolicy."""
+    """Common part of the algorithms: batches, evaluations, samples, files of the policy, checkpoints with the keys of
+    genpolicy.
+    """
 
     weights = "policy_model"
 
@@ -71,9 +73,10 @@ class PolicyLearning(Algorithm):
         self.rule = TokenRule(config.sampling.temperature)
 
     def options(self, budget: Int[Tensor, "row"] | None) -> DecodeOptions:
-        """How prompts are decoded. A row ends where the task's texts do.
+        """Return how prompts are decoded. A row ends at the task's end tokens.
 
-        budget: network evaluations that each row may use; None: no limit.
+        Args:
+            budget: maximal network evaluations of each row; None: no limit.
         """
         sampling = self.config.sampling
         return DecodeOptions(
@@ -82,7 +85,7 @@ class PolicyLearning(Algorithm):
         )  # fmt: skip
 
     def batch(self, step: int, rows: int, texts: bool = False) -> PromptBatch:
-        """The prompts of this process, `rows` of them, at iteration `step`. texts: prompts that hold a text of the data."""
+        """Return the prompts of this process, `rows` of them, at iteration `step`. texts: prompts with a text of the data."""
         config, seed, device = self.config, step_seed(self.config.seed, step), self.processes.device
         global_rows = self.processes.world * rows
         part = self.processes.part(global_rows)
@@ -92,7 +95,9 @@ class PolicyLearning(Algorithm):
         return PromptBatch(prompts, None if budget is None else budget[part], seed)
 
     def imitate(self, teaching: DictConfig, rows: int, step: int) -> dict[str, float]:
-        """One update from a teacher's rollouts (policy/imitation.py). No update if no process has a rollout to learn from."""
+        """Make one update from a teacher's rollouts (policy/imitation.py). No update if no process has a rollout to learn
+        from.
+        """
         batch = self.batch(step, rows)
         rewarded = self.reward if teaching.only_correct else None
         loss = teacher_loss(
@@ -107,12 +112,12 @@ class PolicyLearning(Algorithm):
         return first == 0 and self.config.eval.first
 
     def evaluates(self, done: int, schedule: Schedule) -> bool:
-        """A snapshot holds the samples of its evaluation, so it needs one."""
+        """Return whether to evaluate now. A snapshot contains the samples of an evaluation, so it needs one."""
         return super().evaluates(done, schedule) or schedule.is_due(done, schedule.snapshot_freq)
 
     @torch.no_grad()
     def evaluate(self, run: Run, done: int) -> dict[str, float]:
-        """Decode held-out prompts with the policy as a user would (no position stays masked), and score the texts."""
+        """Decode held-out prompts with the policy as in sampling (no position stays masked), and score the texts."""
         config, device = self.config, self.processes.device
         forced = self.reward.teacher_forced
         held_out = (self.task.held_out if forced else self.task.valid).first(config.eval.batch_size)
@@ -135,7 +140,7 @@ class PolicyLearning(Algorithm):
         return measures
 
     def snapshot(self, run: Run, done: int) -> dict[str, float]:
-        """RUN/policy, and the first samples of the evaluation."""
+        """Write RUN/policy and the first samples of the evaluation."""
         assert self.evaluated is not None
         save_policy(self.network, run.directory / "policy")
         first = zip(self.evaluated.tokens[:SHOWN], self.evaluated.counted[:SHOWN], strict=True)
@@ -146,7 +151,7 @@ class PolicyLearning(Algorithm):
         return {}
 
     def text(self, number: int, tokens: torch.Tensor, counted: torch.Tensor) -> str:
-        """Sample `number` of the evaluation as text; with its question, if the task has questions."""
+        """Return sample `number` of the evaluation as text, with its question if the task has questions."""
         if isinstance(self.task, QuestionTask):
             return self.task.shown(number, tokens)
         ids = tokens[counted].tolist()
@@ -168,8 +173,9 @@ class PolicyLearning(Algorithm):
 
 
 class ClippedLearning(PolicyLearning):
-    """Rollouts of the policy, rewards, and clipped inner updates on the whole batch, in chunks of training.chunk decoding steps
-    that bound memory."""
+    """Rollouts of the policy, rewards, and clipped inner updates on the whole batch, in chunks of training.chunk decoding
+    steps.
+    """
 
     objective: GRPO | PPO
 
@@ -186,14 +192,14 @@ class ClippedLearning(PolicyLearning):
 
     @abstractmethod
     def new_objective(self) -> GRPO | PPO:
-        """The objective for the policy as it is now."""
+        """Return the objective for the current policy."""
 
     def experts(self, batch: PromptBatch) -> Sequence[Rollouts]:
-        """Rollouts of rules that join those of the policy: one of each rule for each prompt."""
+        """Return rollouts of rules that join those of the policy: one of each rule for each prompt."""
         return []
 
     def prepare(self, samples: Samples, scored: RewardOutput, law, experts: Sequence[Rollouts]) -> Steps:
-        """The decoding steps to learn from, with their advantages."""
+        """Return the decoding steps to learn from, with their advantages."""
         return self.objective.prepare(samples, scored, self.network, law, self.config.training.chunk)
 
     def warm_start(self) -> None:
@@ -233,8 +239,12 @@ class ClippedLearning(PolicyLearning):
 
 
 def check_selects(samples: Samples, processes: Processes, step: int) -> None:
-    """Raises FloatingPointError where rollouts had a choice and none of any process selected a position: rewards are then equal,
-    and nothing is learnt from there on. (A row whose budget is one evaluation has no choice.)"""
+    """Refuse rollouts that select nothing: rewards are then equal, and nothing is learned. Rows with a budget of one have
+    no choice.
+
+    Raises:
+        FloatingPointError: rollouts had a choice and none of any process selected a position.
+    """
     assert samples.trajectory is not None
     order = samples.trajectory.order
     found = processes.mean({"choices": float(len(order)), "selected": float((order > 0).sum())})
@@ -282,7 +292,7 @@ class PPOLearning(ClippedLearning):
 
 
 class Imitation(PolicyLearning):
-    """The decisions of a teacher (policy/imitation.py)."""
+    """Maximum likelihood of the decisions of a teacher (policy/imitation.py)."""
 
     def iteration(self, step: int) -> dict[str, float]:
         return self.imitate(self.config.algorithm, self.rows, step)

@@ -1,4 +1,4 @@
-"""A learned policy as a *where* rule: the network's scores through one of the action laws."""
+"""A policy network with an action distribution, as an unmasking rule."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
 
 @dataclass
 class PolicyUnmasker:
-    """action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, threshold (all that the policy trusts;
-    not for training), or fixed (`steps` equal steps).
+    """An unmasking rule that selects positions by a policy's scores.
 
-    temperature divides the scores; beta multiplies the probabilities of the Bernoulli laws (Apple's test-time knobs); threshold
-    is that of the law of this name.
+    action: bernoulli (training; may select nothing), bernoulli_argmax, plackett_luce, threshold (all positions that the
+    policy trusts; not for training), or fixed (`steps` equal steps); temperature: divides the scores; beta: multiplies the
+    probabilities of the Bernoulli actions; threshold: parameter of the action of this name.
     """
 
     network: PolicyNetwork

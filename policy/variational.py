@@ -1,10 +1,10 @@
 """The variational objective: a masking order q and an unmasking order, both learned, bound the likelihood of clean text.
 
-genpolicy ("Trainable Policy for Fast Sampling", sjchen0/genpolicy). From a clean row, K steps mask equal parts of it by the
-masking channel; the bound scores the frozen model's tokens and the unmasking channel's picks along the way back. What differs:
-the masking channel learns, by REINFORCE with the entropy term of the bound; picks are scored as a sequence without replacement
-in the reverse of the masking order, so the bound is one; each canvas is evaluated once (K + 1 evaluations, not 2 K); given
-positions stay. A network without a masking channel masks uniformly.
+Source: genpolicy ("Trainable Policy for Fast Sampling", sjchen0/genpolicy). From a clean row, K steps mask equal parts of
+it by the masking channel. The bound scores the frozen model's tokens and the unmasking channel's selections in the reverse
+direction. What differs: the masking channel learns, by REINFORCE with the entropy term of the bound; selections are scored
+as a sequence without replacement, in the reverse of the masking order, so that the quantity is a bound; each canvas is
+evaluated once (K + 1 evaluations, not 2 K); given positions stay. A network without a masking channel masks uniformly.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ from policy.unmasker import law_settings
 
 @dataclass
 class MaskingPath:
-    """K masking steps of B rows, all known to the frozen model: what the network reads before and after each, the picks, and
-    log p of the tokens masked. Canvas k has k steps of masks."""
+    """K masking steps of B rows: the network's inputs before and after each step, the selections, and log p of the masked
+    tokens.
+
+    Canvas k has k steps of masks.
+    """
 
     inputs: list[dict[str, Tensor]]  # K + 1 canvases, from clean to blank
     order: list[Int[Tensor, "row position"]]  # K: ranks of the positions masked
@@ -40,7 +43,7 @@ class MaskingPath:
 
 
 def masking_scores(network: PolicyNetwork, inputs: dict[str, Tensor]) -> Float[Tensor, "row position"]:
-    """The masking channel, or zeros (uniform)."""
+    """Return the scores of the masking channel, or zeros (uniform)."""
     if isinstance(network, HiddenMLP):
         return network(**inputs)[..., 0]
     return torch.zeros(inputs["masked"].shape, device=inputs["masked"].device)
@@ -55,9 +58,9 @@ def masking_path(
     steps: int,
     draws: Draws,
 ) -> MaskingPath:
-    """Mask `tokens` outside `given` in `steps` parts by the masking channel, evaluating the model once a canvas.
+    """Mask `tokens` outside `given` in `steps` parts by the masking channel, with one evaluation of the model per canvas.
 
-    The parts mirror sampling: going back, the first steps unmask what does not divide, so here the last ones mask it.
+    The parts mirror sampling: in sampling the first steps commit the remainder, so here the last steps mask it.
     """
     environment = UnmaskingEnvironment(model, DecodeOptions(steps))
     blank = environment.reset(Prompts(tokens.masked_fill(~given, model.mask_id)))
@@ -86,7 +89,7 @@ def masking_path(
 
 
 def reverse(order: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
-    """The same picks, last first."""
+    """Return the same selections with their ranks reversed."""
     return torch.where(order > 0, order.amax(1, keepdim=True) + 1 - order, 0)
 
 
@@ -97,8 +100,11 @@ def bound_loss(
     reinforce: float,
     everywhere: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(loss, negative bound in nats per token) of a path, by the network as it is now; only the network runs.
-    everywhere: see `variational_loss`."""
+    """Return (loss, negative bound in nats per token) of a path, for the current network; only the network runs.
+
+    Args:
+        everywhere: see `variational_loss`.
+    """
     law = FixedCount()
     log_mask, log_unmask = [], []
     for k, (order, eligible) in enumerate(zip(path.order, path.eligible, strict=True)):
