@@ -1,1 +1,1 @@
-"""Reinforcement and preference learning of the diffusion model itself."""
+"""Reinforcement and preference learning of the diffusion model."""

@@ -1,4 +1,4 @@
-"""What the algorithms that train the diffusion model itself share: the reference model, checkpoints, RUN/model and samples."""
+"""Common part of the algorithms that train the diffusion model: reference model, checkpoints, RUN/model and samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.trainer import Algorithm
 
 
 class Reference:
-    """The model as it was before the first update: a frozen copy, or, of a model with an adapter, the model without it."""
+    """The model before the first update: a frozen copy, or, for a model with an adapter, the model without it."""
 
     def __init__(self, model: MaskedLM):
         self.model = model
@@ -35,7 +35,7 @@ class Reference:
 
 
 class ModelLearning(Algorithm):
-    """An algorithm on the weights of the model that require a gradient. save: writes the model into a directory."""
+    """An algorithm that trains the weights of the model that require a gradient. save: writes the model into a directory."""
 
     weights = "model"
 
@@ -49,18 +49,18 @@ class ModelLearning(Algorithm):
 
     @abstractmethod
     def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The metrics of an evaluation, and a record of each sample that a snapshot writes."""
+        """Return the metrics of an evaluation, and a record of each sample that a snapshot writes."""
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """What an exact resume needs besides the weights and the learner."""
+        """Return the state that an exact resume needs besides the weights and the learner."""
 
     @abstractmethod
     def restore_progress(self, state: dict[str, Any]) -> None:
         """Restore what `progress` returned."""
 
     def evaluates(self, done: int, schedule: Schedule) -> bool:
-        """A snapshot holds the samples of its evaluation, so it needs one."""
+        """Return whether to evaluate now. A snapshot contains the samples of an evaluation, so it needs one."""
         return super().evaluates(done, schedule) or schedule.is_due(done, schedule.snapshot_freq)
 
     def evaluate(self, run: Run, done: int) -> dict[str, float]:
@@ -68,7 +68,7 @@ class ModelLearning(Algorithm):
         return metrics
 
     def snapshot(self, run: Run, done: int) -> dict[str, float]:
-        """RUN/model, and the samples of the evaluation."""
+        """Write RUN/model and the samples of the evaluation."""
         run.samples(done, self.records)
         self.save(run.directory / "model")
         return {}

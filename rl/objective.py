@@ -1,9 +1,10 @@
-"""The gradient of an objective of estimated log-likelihoods, some canvases at a time.
+"""The gradient of an objective of estimated log-likelihoods, with bounded memory.
 
-An objective may bend what many canvases of a row add up to (a ratio, a logarithm), so it is differentiated in two stages: first
-what each canvas says, without a graph; the objective's derivative in these numbers; then canvas by canvas once more, each with
-its derivative as weight. Memory is that of one chunk of canvases, whatever the number of masks (as BGPO, 2510.11683, has by a
-linear bound; this is exact). Canvases whose derivative is zero (no advantage, clipped) are not run again.
+An objective may be a nonlinear function of the sum over many canvases of a row (a ratio, a logarithm). It is therefore
+differentiated in two stages: the outputs of all canvases are computed without a graph; the objective is differentiated with
+respect to these numbers; then each canvas runs again with its derivative as weight. Memory is that of one chunk of
+canvases, whatever the number of masks (BGPO, 2510.11683, uses a linear bound; this is exact). Canvases with derivative zero
+(no advantage, clipped) do not run again.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def backward(
     start: Int[Tensor, "row"] | None = None,
     known: Float[Tensor, "view position"] | None = None,
 ) -> float:
-    """Add the gradient of loss_of(estimate) to the parameters'; returns the loss. known: `terms` under the weights as they are,
-    where somebody has them."""
+    """Add the gradient of loss_of(estimate) to the parameters, and return the loss. known: `terms` under the current
+    weights, if known.
+    """
 
     def loss_at(values: Float[Tensor, "view position"]) -> Float[Tensor, ""]:
         return loss_of(estimator.combine(values, views, len(tokens), push_down))
@@ -65,11 +67,14 @@ def policy_loss(
     clip: float,
     kl_beta: float,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The clipped surrogate and kl_beta times the k3 estimate of the KL to the reference, and what the log shows of them.
+    """Return the clipped surrogate plus kl_beta times the k3 estimate of the KL to the reference, and metrics for the log.
 
-    Estimates are divided by the number of `decided` positions of a row (`Batch.decided`), so that the two ratios have one
-    gradient where new and old agree: `token` clips each position by itself, `sequence` the row, by the exponential of its mean.
-    weight: of each row; 0 leaves it out.
+    Estimates are divided by the number of `decided` positions of a row (`Batch.decided`), so that both ratios have the same
+    gradient where new and old agree: `token` clips each position separately, `sequence` the row, by the exponential of its
+    mean.
+
+    Args:
+        weight: of each row; 0 leaves it out.
     """
     positions = decided.sum(1, keepdim=True).clamp(min=1)
     if ratio == "sequence":

@@ -1,10 +1,10 @@
-"""Diffusion-DPO as LLaDA 1.5 has it (VRPO, 2505.19223): answers that were preferred become likelier than those that were not,
-counted from the model that training starts from.
+"""Diffusion-DPO of LLaDA 1.5 (VRPO, 2505.19223): preferred answers become more likely than rejected ones, relative to the
+reference model.
 
     loss = -log sigmoid(beta * [(B(chosen) - B_ref(chosen)) - (B(rejected) - B_ref(rejected))])
 
-with B an estimate of the log-likelihood (rl.estimator; the paper's is the ELBO with its masks spread over time). Model and
-reference are read on the same masks, which takes most of the noise out of the difference; antithetic masks are ours.
+B is an estimate of the log-likelihood (rl.estimator; in the paper the ELBO with masks spread over time). Model and
+reference use the same masks, which removes most of the noise of the difference. What differs: antithetic masks.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from training.run import step_seed
 
 
 def margins(new: Float[Tensor, "row position"], reference: Float[Tensor, "row position"]) -> Float[Tensor, "pair"]:
-    """How much likelier the chosen answer has become than the rejected one: nats. Chosen rows first, then the rejected ones."""
+    """Return how much more likely the chosen answer has become than the rejected one, in nats. Rows: all chosen ones, then
+    the rejected ones.
+    """
     gain = (new - reference).sum(1)
     chosen, rejected = gain.chunk(2)
     return chosen - rejected
 
 
 class Preferences(ModelLearning):
-    """VRPO. Batches of pairs are whole over processes, each of which runs its share."""
+    """VRPO. Batches of pairs are defined over all processes, each of which runs its share."""
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Callable[[], AbstractContextManager[MaskedLM]],
@@ -50,8 +52,12 @@ class Preferences(ModelLearning):
         self.processes.share(config.rl.batch_size, "rl.batch_size")
 
     def rows(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Tensor, Views]:
-        """Chosen rows, then the rejected ones, and the canvases made of them. Both answers of a pair are masked at the same
-        places. first: number of the first pair in the whole batch."""
+        """Return chosen rows, then rejected rows, and their masked copies. Both answers of a pair are masked at the same
+        positions.
+
+        Args:
+            first: number of the first pair in the whole batch.
+        """
         pairs = pairs.to(self.processes.device)
         views = self.estimator.views(pairs.free, Draws(seed, first=first))
         twice = views.take(torch.arange(len(views), device=views.row.device).repeat(2))
@@ -62,7 +68,7 @@ class Preferences(ModelLearning):
         return log_likelihood(model, self.estimator, tokens, views, self.config.training.chunk)
 
     def iteration(self, step: int) -> dict[str, float]:
-        """One update."""
+        """Make one update."""
         size, beta = self.config.rl.batch_size, self.config.rl.kl_beta
         part = self.processes.part(size)
         mine = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
@@ -81,13 +87,13 @@ class Preferences(ModelLearning):
 
     @staticmethod
     def measures(margin: Float[Tensor, "pair"]) -> dict[str, float]:
-        """The margin in nats, and how many pairs have a positive one (a tie is half)."""
+        """Return the margin in nats, and the share of pairs with a positive one (ties count half)."""
         right = (margin > 0).float() + 0.5 * (margin == 0).float()
         return {"margin": float(margin.mean()), "accuracy": float(right.mean())}
 
     @torch.no_grad()
     def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Held-out pairs, always on the same masks."""
+        """Evaluate held-out pairs, always with the same masks."""
         tokens, views = self.rows(
             self.held_out.take(torch.arange(len(self.held_out))[: self.config.eval.batch_size]), 0
         )

@@ -1,7 +1,7 @@
-"""Rollouts of the diffusion model and what they earn: the batch that PPO and GRPO learn from.
+"""Rollouts of the diffusion model and their rewards: the batch of PPO and GRPO.
 
-A reward is code of somebody else's about texts that nobody foresaw: where it raises, or says NaN, of one row, that row is dropped
-from its group, counted and named, and the others are learnt from. Where it fails on every row, the run stops.
+A reward may be a user's code and may fail on unforeseen texts. If it raises an error or returns NaN for one row, that row
+is dropped from its group, counted and named in the log, and the others are used. If it fails on every row, the run stops.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from training.processes import Processes
 class Batch:
     """Finished rows to learn from, B of them in this process.
 
-    free: what could be written; written_at: the step at which it was, -1 where it never was; start: where rows begin behind their
-    padding; valid: rows whose reward is known; old, reference: the estimates under the weights that drew the rows and under the
-    reference (None: no KL), on the canvases of `views`. seed: of the masks; first_row: number of the first row in the whole
-    batch. ends: tokens that end an answer (dlm/ends.py).
+    free: generated positions; written_at: the step of each commit, -1 for the prompt; start: column where each row begins
+    behind its padding; valid: rows with a reward; old, reference: estimates under the weights that drew the rows and under
+    the reference (None: no KL), on the canvases of `views`; seed: of the masks; first_row: number of the first row in the
+    whole batch; ends: tokens that end an answer (dlm/ends.py).
     """
 
     tokens: Int[Tensor, "row position"]
@@ -49,12 +49,16 @@ class Batch:
     ends: tuple[int, ...] = ()
 
     def decided(self, estimator: Estimator) -> Bool[Tensor, "row position"]:
-        """The positions whose tokens the likelihood is of: the answer and its end token, as in d1 (2504.12216). What fills the
-        canvas behind them was not drawn from the model. A replayed trajectory is of every token that was drawn."""
+        """Mark the positions that the likelihood covers: the response and its end token, as in d1 (2504.12216).
+
+        The fill behind them was not drawn from the model. A replayed trajectory covers every token that was drawn.
+        """
         return self.written_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)
 
     def views(self, estimator: Estimator) -> Views:
-        """The same canvases at every call, none of rows that are not valid. What was not decided stays masked on all of them."""
+        """Return the masked copies of the valid rows, the same at every call. Positions that were not decided stay masked
+        on all of them.
+        """
         decided = self.decided(estimator)
         views = estimator.views(decided, Draws(self.seed, first=self.first_row), self.written_at)
         views = replace(views, masked=views.masked | (self.free & ~decided)[views.row])
@@ -65,7 +69,7 @@ class Batch:
         return self.advantage < 0
 
     def whole(self, processes: Processes) -> dict[str, Tensor | int | None]:
-        """The rows of all processes, to be saved."""
+        """Return the rows of all processes, to be saved."""
         state: dict[str, Tensor | int | None] = {"seed": self.seed}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -79,7 +83,7 @@ class Batch:
 
     @classmethod
     def share(cls, state: dict, processes: Processes) -> Batch:
-        """This process's part of what was saved."""
+        """Return this process's part of a saved batch."""
         part = processes.part(len(state["tokens"]))
         values: dict[str, Any] = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
                   for name, value in state.items()}  # fmt: skip
@@ -89,7 +93,7 @@ class Batch:
 def decode(
     model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, ends: tuple[int, ...], seed: int
 ) -> Samples:
-    """The prompts, decoded as `sampling` says; a row ends where the task's texts do."""
+    """Decode the prompts with the settings `sampling`. A row ends at the task's end tokens."""
     options = DecodeOptions(
         sampling.steps, sampling.block_length, ends=ends, cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
     )  # fmt: skip
@@ -98,7 +102,7 @@ def decode(
 
 @dataclass
 class Scored:
-    """Rewards of rows: total, the terms that they are made of, which rows have one, and why the others have none."""
+    """Rewards of rows: total, its terms, which rows have a reward, and the errors of the others."""
 
     total: Float[Tensor, "row"]
     terms: dict[str, Float[Tensor, "row"]]
@@ -107,7 +111,7 @@ class Scored:
 
 
 def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: int = 0) -> Scored:
-    """All rows together; where that fails, each by itself, so that one bad row costs no other."""
+    """Score all rows together; if that fails, each row separately, so that one bad row affects no other."""
     count, device = len(samples.tokens), samples.tokens.device
     try:
         output = reward(samples, rows)
@@ -135,8 +139,11 @@ def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: 
 
 
 def reward_metrics(scored: Scored, samples: Samples, processes: Processes) -> tuple[dict[str, float], list[str]]:
-    """Means over the rows of all processes that have a reward, and why the others have none. Raises FloatingPointError where
-    none has."""
+    """Return means over the rows of all processes that have a reward, and the errors of the others.
+
+    Raises:
+        FloatingPointError: no row has a reward.
+    """
     every = processes.gather((sorted(scored.terms), scored.failures))
     names = sorted({name for own, _ in every for name in own})
     failures = [failure for _, own in every for failure in own]

@@ -1,12 +1,13 @@
-"""PPO and GRPO on rollouts of the diffusion model itself. Diffusion-DPO on pairs is in rl/preferences.py.
+"""PPO and GRPO on rollouts of the diffusion model. Diffusion-DPO on pairs is in rl/preferences.py.
 
-One iteration: decode prompts with the weights as they are, score the texts, and make `rl.ppo_epochs` updates on the clipped ratio
-of estimated likelihoods (dlm/likelihood.py), held near the model that training started from by a k3 KL. GRPO (2402.03300)
-compares rollouts of one prompt. A text is one action here, so PPO's critic is a baseline: the running mean of the rewards.
+One iteration: decode prompts with the current weights, score the texts, and make `rl.ppo_epochs` updates on the clipped
+ratio of estimated likelihoods (dlm/likelihood.py), with a k3 KL to the model at the start of training. GRPO (2402.03300)
+compares rollouts of one prompt. A text is one action, so PPO's critic is a baseline: the running mean of the rewards.
 
-What differs from SEDD-LaTeX-RLHF: likelihoods are read on masked canvases, so there is a gradient; new, old and reference are
-read on the same ones; the KL is one; advantages are normalised; every process steps; the moving average and the clipping of
-gradients are applied. The network stays in evaluation mode: with dropout the first ratio would not be 1.
+What differs from SEDD-LaTeX-RLHF: likelihoods are estimated on masked canvases, so there is a gradient; new, old and
+reference model use the same canvases; the KL is a KL; advantages are normalized; every process steps; the moving average
+and gradient clipping are applied. The network stays in evaluation mode, because dropout would make the first ratio differ
+from 1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ ALGORITHMS = ("grpo", "ppo", "vrpo")
 
 
 def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) -> Estimator:
-    """rl.estimator with its settings. ValueError for an unknown one, and for what the model or the sampler does not allow."""
+    """Build rl.estimator with its settings. ValueError for an unknown one, and for combinations that model or sampler do
+    not allow.
+    """
     rl, samples = config.rl, config.rl.num_sigma_samples
     if rl.estimator not in ESTIMATORS:
         raise ValueError(f"rl.estimator={rl.estimator!r} is unknown; use one of {', '.join(ESTIMATORS)}")
@@ -78,7 +81,7 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
 
 
 def check_rl(config: DictConfig) -> None:
-    """Refuse, before any work, what cannot be trained. Raises ValueError."""
+    """Refuse, before any work, settings that cannot be trained: ValueError."""
     if config.rl.algorithm not in ALGORITHMS:
         raise ValueError(f"rl.algorithm={config.rl.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}")
     rl = config.rl
@@ -100,7 +103,7 @@ def check_rl(config: DictConfig) -> None:
 
 
 class Rollouts(ModelLearning):
-    """PPO and GRPO. Batches are whole over processes, each of which decodes its share; groups are whole in each of them."""
+    """PPO and GRPO. Batches are defined over all processes, each of which decodes its share and has whole groups."""
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
@@ -119,7 +122,7 @@ class Rollouts(ModelLearning):
         self.baseline: float | None = None  # the running mean of the rewards, for PPO
 
     def draw(self, step: int) -> tuple[Batch, torch.Tensor, dict[str, float]]:
-        """Rollouts of the weights as they are; what they said on the canvases of the batch; and how they fared."""
+        """Draw rollouts of the current weights. Returns the batch, its `known_terms`, and metrics."""
         seed, group = step_seed(self.config.seed, step), self.config.rl.group_size
         everybody = self.processes.world * self.rows // group
         asked = self.task.prompts(everybody, seed).share(self.processes.part(everybody)).to(self.processes.device)
@@ -144,12 +147,16 @@ class Rollouts(ModelLearning):
         return batch, said, metrics
 
     def said(self, model: MaskedLM, batch: Batch, views) -> torch.Tensor:
-        """`known_terms` of the batch."""
+        """Return `known_terms` of the batch."""
         return known_terms(model, self.estimator, batch.tokens, views, self.config.training.chunk, batch.start)
 
     def advantages(self, reward: torch.Tensor, valid: torch.Tensor, mean: float) -> torch.Tensor:
-        """GRPO: against the group. PPO: against the running mean, over the root of the mean square of these differences in the
-        batch of all processes. (The deviation of the batch is 0 where its rewards agree, however far they are from that mean.)"""
+        """Return the advantages.
+
+        GRPO: relative to the group. PPO: relative to the running mean, divided by the root mean square of these differences
+        in the batch of all processes. (The standard deviation of the batch is 0 if its rewards agree, however far they are
+        from the running mean.)
+        """
         rl = self.config.rl
         if self.config.rl.algorithm == "grpo":
             grouped = (x.view(-1, rl.group_size) for x in (reward, valid))
@@ -162,7 +169,7 @@ class Rollouts(ModelLearning):
         return (difference / (square.sqrt() + 1e-4)).masked_fill(~valid, 0.0)
 
     def iteration(self, step: int) -> dict[str, float]:
-        """rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
+        """Make rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
         rl, metrics, said = self.config.rl, {}, None
         if self.batch is None or step % rl.reward_freq == 0:
             self.batch, said, metrics = self.draw(step)
@@ -196,7 +203,7 @@ class Rollouts(ModelLearning):
 
     @torch.no_grad()
     def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Held-out prompts, decoded and scored: means, and a record of the first rows."""
+        """Decode and score held-out prompts. Returns means, and a record of the first rows."""
         prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
         samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, 0)
         scored = score(self.reward, samples, prompts.rows)

@@ -1,15 +1,17 @@
-"""A vocabulary head (rewards/models.py) from preference pairs: the value of every next token, on a frozen model's states.
+"""Training of a vocabulary head (rewards/models.py) from preference pairs: the value of every next token, on a frozen
+model's hidden states.
 
-FaRMA's (2502.04517) for a causal model: with Q(s)[v] the value of prefix s followed by v, and pairs (w, l) behind one prompt,
+FaRMA's loss (2502.04517) for a causal model: with Q(s)[v] the value of prefix s followed by v, and pairs (w, l) with a
+common prompt,
 
     loss = mean over i of -log sigmoid( Q(w_<i)[w_i] - Q(l_<i)[l_i] ),
 
-i from the first difference to the end of the shorter answer: Bradley-Terry on all prefixes of one length, in one pass. For a
-masked model (ours) both stand on canvases z(w), z(l) under one mask M, drawn anew for every pair and epoch:
+i from the first difference to the end of the shorter answer: Bradley-Terry on all prefixes of one length, in one pass. For
+a masked model (ours) both are on canvases z(w), z(l) under one mask M, drawn anew for every pair and epoch:
 
     loss = -log sigmoid( mean over i in M of Q(z(w))[i, w_i] - Q(z(l))[i, l_i] ).
 
-The model's own states are read where it decodes, so guidance by the head costs no call of another model.
+The hidden states are those of the decoding model, so guidance by the head costs no additional model call.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ from training.trainer import Algorithm
 
 
 def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) -> tuple[Pairs, int]:
-    """The pairs on canvases of `length`, filled up with the end of sequence, and how many did not fit. ValueError where none is
-    left."""
+    """Return the pairs on canvases of `length`, filled up with the end of sequence, and the number that did not fit.
+
+    Raises:
+        ValueError: no pair is left.
+    """
     tokenizer = model.tokenizer
     if not (ends := end_tokens(tokenizer)):
         raise ValueError(
@@ -66,9 +71,9 @@ def canvas_pairs(preferences: list[Preference], model: MaskedLM, length: int) ->
 
 @dataclass
 class Entries:
-    """The values that pairs are compared by: of the chosen rows, then of the rejected ones, at the same positions.
+    """The compared values of pairs: chosen rows, then rejected rows, at the same positions.
 
-    margin: Q of what the chosen row has minus Q of what the rejected one has; row: which pair; place: which position behind its
+    margin: Q of the chosen row's token less Q of the rejected row's; row: number of the pair; place: position behind its
     prompt, from 0.
     """
 
@@ -80,8 +85,11 @@ class Entries:
 def compared(
     pairs: Pairs, masked: Bool[Tensor, "pair position"] | None, ends: Sequence[int]
 ) -> Bool[Tensor, "pair position"]:
-    """Where rows are compared. Causal (masked: None): from the first difference to the end of the shorter answer; masked: at the
-    masks of pairs that differ there or in what is shown. ends: tokens that end an answer (dlm/ends.py)."""
+    """Mark the positions where rows are compared.
+
+    Causal (masked: None): from the first difference to the end of the shorter answer. Masked: at the masks of pairs that
+    differ there or in the visible tokens. ends: tokens that end an answer (dlm/ends.py).
+    """
     if masked is not None:
         return masked & (pairs.chosen != pairs.rejected).any(1, keepdim=True)
     parted = (pairs.chosen != pairs.rejected).cumsum(1) > 0
@@ -99,7 +107,7 @@ def entries(
     masked: Bool[Tensor, "pair position"] | None,
     ends: Sequence[int],
 ) -> Entries:
-    """One pass of the frozen model over both sides; only the values of the tokens that stand there are computed."""
+    """Run the frozen model once over both answers, and compute the values of their tokens only."""
     read = compared(pairs, masked, ends)
     tokens = torch.cat((pairs.chosen, pairs.rejected))
     seen = tokens if masked is None else tokens.masked_fill(masked.repeat(2, 1), model.mask_id)
@@ -114,7 +122,7 @@ def entries(
 
 
 def margins(found: Entries, pairs: int, causal: bool) -> Float[Tensor, "comparison"]:
-    """What the loss compares: each prefix (causal), or each pair, by the mean over its masks."""
+    """Return the compared differences: one per prefix (causal), or one per pair, the mean over its masks."""
     if causal:
         return found.margin
     count = torch.zeros(pairs, device=found.margin.device).index_add_(0, found.row, torch.ones_like(found.margin))
@@ -123,7 +131,7 @@ def margins(found: Entries, pairs: int, causal: bool) -> Float[Tensor, "comparis
 
 
 def pair_masks(pairs: Pairs, seed: int, first: int = 0) -> Bool[Tensor, "pair position"]:
-    """One mask a pair, over what stands behind its prompt; at least one position of it. first: number of the first pair."""
+    """Draw one mask per pair, behind its prompt, with at least one position. first: number of the first pair."""
     masked = torch.zeros_like(pairs.free)
     for number, free in enumerate(pairs.free):
         rng = np.random.default_rng((seed, first + number))
@@ -134,8 +142,10 @@ def pair_masks(pairs: Pairs, seed: int, first: int = 0) -> Bool[Tensor, "pair po
 
 
 class HeadTraining(Algorithm):
-    """Updates of a head on pairs. Batches are whole over processes, each of which takes its share. Every evaluation writes the
-    moving average of the head to RUN/model."""
+    """Updates of a head on pairs. Batches are defined over all processes, each of which takes its share.
+
+    Every evaluation writes the moving average of the head to RUN/model.
+    """
 
     weights = "head"
 
@@ -149,7 +159,7 @@ class HeadTraining(Algorithm):
         self.learner = new_learner(self.head, config.optim, config.training.n_iters, config.training.ema, processes)
 
     def entries(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Entries, Bool[Tensor, "pair position"] | None]:
-        """Of these pairs, and their masks (None: causal)."""
+        """Return the entries of these pairs, and their masks (None: causal)."""
         pairs = pairs.to(self.processes.device)
         masked = None if self.causal else pair_masks(pairs, seed, first)
         return entries(self.model, self.head, pairs, masked, self.ends), masked
@@ -167,7 +177,7 @@ class HeadTraining(Algorithm):
 
     @torch.no_grad()
     def held_out_margins(self) -> list[tuple[float, float]]:
-        """(length or masked share, margin) of each comparison of the held-out pairs, always under the same masks."""
+        """Return (length or masked share, margin) of each comparison of the held-out pairs, always with the same masks."""
         size, kept = self.config.eval.batch_size, []
         for first in range(0, len(self.held_out), size):
             pairs = self.held_out.take(torch.arange(first, min(first + size, len(self.held_out))))

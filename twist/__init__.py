@@ -1,1 +1,1 @@
-"""Twists: learned log-potentials of unfinished text, their targets, and what is learnt from them."""
+"""Twists: learned log-potentials of unfinished text, their targets, and their training."""

@@ -1,13 +1,14 @@
-"""One update of each method: sequences are swept without gradients, then one teacher-forced pass gives log psi everywhere.
+"""One update of each twist objective: draw sequences without gradients, then compute log psi everywhere in one
+teacher-forced pass.
 
-Weights come from the sweep, so that CTL, SIXO and FUDGE never look at the vocabulary in what is differentiated; RL, DPG and PPO
-need the mass of the proposal, whose logits exist for a chunk of positions at a time. Batches are whole over processes, each of
-which takes its share; weights are normalised over all of them.
+Weights come from the pass that drew the sequences, so the differentiated part of CTL, SIXO and FUDGE never computes the
+vocabulary. RL, DPG and PPO need the log-normalizer of the proposal, whose logits exist for a chunk of positions at a time.
+Batches are defined over all processes, each of which takes its share; weights are normalized over all of them.
 
-What stands for the target (`positives`): sis, samples of q by weight; smc, a particle filter's; exact, samples of the target
-(of infilling there are always some: the model continues its own text); csmc, a particle filter around one of these. What differs
-from the published code (2404.17546): every condition has noise of its own; PPO is written out, with a value head on the twist's
-features.
+Samples that stand for the target (`positives`): sis, weighted samples of q; smc, a particle filter; exact, samples of the
+target (in infilling the model's own text gives them); csmc, a particle filter around an exact sample. What differs from the
+published code (2404.17546): every condition has its own noise; PPO is our own implementation, with a value head on the
+twist's features.
 """
 
 from __future__ import annotations
@@ -65,19 +66,19 @@ STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  
 
 
 def condition_of(config: DictConfig) -> str:
-    """What each row is told: tokens (infilling), class (a target with classes and no label), or none."""
+    """Return the kind of input that each row has: tokens (infilling), class (a target with classes and no label), or none."""
     if config.target.kind == "infilling":
         return "tokens"
     return "class" if config.target.kind == "class" and config.target.label is None else "none"
 
 
 def positives_of(config: DictConfig) -> str:
-    """`positives`, or what was published for the method."""
+    """Return `positives`, or the published choice for the method."""
     return config.positives or POSITIVES[config.method][condition_of(config) != "none"]
 
 
 def check_method(config: DictConfig) -> None:
-    """Refuse, before any work, what cannot be learnt. Raises ValueError."""
+    """Refuse, before any work, combinations that cannot be trained: ValueError."""
     if config.method not in IDENTIFIED:
         raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
     positives = positives_of(config)
@@ -111,14 +112,16 @@ def check_method(config: DictConfig) -> None:
 
 @dataclass
 class Rows:
-    """Sequences for a loss. weight: of each in the target, of this process's rows; all processes' sum to their number."""
+    """Sequences for a loss. weight: of each in the target, for this process's rows; the weights of all processes sum to
+    their number.
+    """
 
     path: Trajectories
     weight: Float[Tensor, "row"]
 
 
 def check_shares(source: Source, config: DictConfig, processes: Processes) -> None:
-    """Refuse, before a run directory is made, a batch that does not divide: ValueError."""
+    """Refuse a batch that does not divide among processes: ValueError, before a run directory is created."""
     size = config.training.batch_size
     processes.share(size, "training.batch_size")
     if source.conditional:
@@ -126,7 +129,9 @@ def check_shares(source: Source, config: DictConfig, processes: Processes) -> No
 
 
 class TwistLearning:
-    """The updates of one method. posterior: exact samples of a target without conditions, where positives are drawn from them."""
+    """The updates of one method. posterior: exact samples of a target without conditions, if positives are drawn from
+    them.
+    """
 
     def __init__(
         self,
@@ -155,7 +160,10 @@ class TwistLearning:
         return step_seed(self.config.seed, step, STREAMS[stream])
 
     def weights(self, log_weight: Tensor) -> Tensor:
-        """Of this process's rows, normalised over the batch: all processes' sum to their number, and gradients are averaged."""
+        """Normalize the weights of this process's rows over the batch.
+
+        The weights of all processes sum to their number, because gradients are averaged.
+        """
         whole = normalised(self.processes.everywhere(log_weight), self.groups)
         if whole.dim() == 1:
             own = (whole * self.groups).view(self.groups, -1)
@@ -169,7 +177,9 @@ class TwistLearning:
     # -------------------------------------------------------------------------------------------------------------- sequences
 
     def conditions(self, step: int) -> tuple[Tensor | None, Trajectories | None]:
-        """What this process's groups are conditioned on, and an exact sample of the target for each; (None, None): nothing."""
+        """Return the conditions of this process's groups, and an exact sample of the target for each; (None, None) without
+        conditions.
+        """
         if not self.source.conditional:
             return None, None
         part = self.processes.part(self.groups)
@@ -179,7 +189,7 @@ class TwistLearning:
         return given, exact
 
     def proposed(self, step: int, given: Tensor | None, scored: bool) -> Swept:
-        """This process's samples of q."""
+        """Return this process's samples of q."""
         seed = self.seed(step, "twist")
         if given is None:  # one sample of many particles, of which this process has its part
             return self.source.sweep(1, self.rows, seed, None, self.processes.rank, scored=scored)
@@ -187,7 +197,7 @@ class TwistLearning:
         return self.source.sweep(len(given), self.particles, seed, given, first, scored=scored)
 
     def exact(self, step: int, rows: int) -> Trajectories:
-        """Of the posterior samples, `rows` at random."""
+        """Draw `rows` of the posterior samples."""
         assert self.posterior is not None
         generator = torch.Generator().manual_seed(self.seed(step, "target"))
         kept = self.posterior.rows(torch.randint(len(self.posterior), (rows,), generator=generator))
@@ -195,7 +205,7 @@ class TwistLearning:
         return reordered(path, self.seed(step, "target")) if self.anew else path
 
     def target(self, step: int, given: Tensor | None, exact: Trajectories | None, drawn: Swept | None) -> Rows:
-        """Sequences that stand for the target's. drawn: this step's samples of q."""
+        """Return sequences that stand for the target. drawn: this step's samples of q."""
         if self.positives == "sis":
             assert drawn is not None
             return Rows(drawn.path, self.weights(drawn.log_weight))
@@ -218,27 +228,29 @@ class TwistLearning:
     # ---------------------------------------------------------------------------------------------------------------- the pass
 
     def encoded(self, given: Tensor | None) -> Tensor | None:
-        """The condition of each row of a set."""
+        """Return the condition of each row of a set."""
         return None if given is None else self.twist.encode(given).repeat_interleave(self.particles, 0)
 
     def whole(self, given: Tensor | None, paths: tuple[Trajectories, ...]) -> tuple[Trajectories, int, Tensor | None]:
-        """Sets of rows as one, how many steps they took, and the condition of each row."""
+        """Concatenate sets of rows. Returns the rows, their number of steps, and the condition of each row."""
         condition = self.encoded(given)
         return joined(*paths), self.source.length, None if condition is None else condition.repeat(len(paths), 1)
 
     def log_psi(self, given: Tensor | None, *paths: Trajectories) -> list[Float[Tensor, "row step"]]:
-        """log psi of every step, of one set of rows or several, in one pass."""
+        """Return log psi of every step, of one or several sets of rows, in one pass."""
         return list(path_log_psi(self.twist, *self.whole(given, paths)).chunk(len(paths)))
 
     def seen(self, given: Tensor | None, *paths: Trajectories, states: Tensor | None = None) -> list[Densities]:
-        """log p, log psi and log mass of them; sets of the same size. states: the frozen model's, where they are known."""
+        """Return log p, log psi and log-normalizer of several sets of equal size. states: hidden states of the frozen
+        model, if known.
+        """
         whole = path_densities(self.twist, *self.whole(given, paths), states)
         return [whole.take(slice(start, start + self.rows)) for start in range(0, len(paths) * self.rows, self.rows)]
 
     # ---------------------------------------------------------------------------------------------------------------- methods
 
     def iteration(self, step: int) -> dict[str, float]:
-        """One update (PPO: some) from new samples."""
+        """Make one update (PPO: several) from new samples."""
         given, exact = self.conditions(step)
         if self.config.method == "ppo":
             return self.ppo(step, given)
@@ -251,8 +263,11 @@ class TwistLearning:
         return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
 
     def state_loss(self, given: Tensor | None, path: Trajectories) -> Tensor:
-        """The scalar head's: squared distance of log psi of each state on the way to the log mass there, what the twist of the
-        tokens expects of it: a mean over positions and tokens of the model. Where psi is psi*, so is this."""
+        """Loss of the scalar head: squared distance of log psi of each state of a path to the log-normalizer there.
+
+        The log-normalizer is the twist of the tokens' expectation at that state: a mean over positions and tokens of the
+        model. For psi = psi* both are equal.
+        """
         with torch.no_grad():
             (seen,) = self.seen(given, path)
         states = canvases(path, self.source.model.mask_id, 1, self.source.length)
@@ -271,7 +286,9 @@ class TwistLearning:
 
     @torch.no_grad()
     def log_p_over_q(self, drawn: Swept, given: Tensor | None) -> Float[Tensor, "row"]:
-        """Of rows of the proposal, from their weights; where the potential is 0 these do not say it, and rows are read again."""
+        """Return log p / q of rows of the proposal, from their weights. Where the potential is 0, rows are evaluated
+        again.
+        """
         found, dead = drawn.log_weight - drawn.log_phi, drawn.log_phi == -torch.inf
         if not bool(dead.any()):
             return found
@@ -280,7 +297,7 @@ class TwistLearning:
         return torch.where(dead, again.to(found.dtype), found)
 
     def finite_phi(self, log_phi: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """The same. ValueError for a potential of 0, which a loss in log phi cannot have."""
+        """Return log phi unchanged. ValueError for a potential of 0, which a loss in log phi cannot use."""
         if bool((log_phi == -torch.inf).any()):
             raise ValueError(
                 f"the potential is 0 on {int((log_phi == -torch.inf).sum())} of {len(log_phi)} texts and method="
@@ -333,8 +350,10 @@ class TwistLearning:
 
     @torch.no_grad()
     def labels(self, step: int, path: Trajectories, each: Tensor | None) -> Float[Tensor, "row step"]:
-        """log phi of what p makes of every state of the rows but the last, a rollout for each: a label is of what follows the
-        token that is scored."""
+        """Return log phi of a completion by p of every state of the rows but the last.
+
+        A label belongs to the text behind the token that is scored.
+        """
         states = self.source.length - 1
         blanks = canvases(path, self.source.model.mask_id, 1, states + 1)
         rolled = self.source.completed(blanks, self.seed(step, "rollouts"), self.part.start * states).tokens
@@ -349,7 +368,9 @@ class TwistLearning:
         return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
 
     def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
-        """Clipped updates on one set of samples, advantages by a value head; every step earns log p - log q, the last log phi."""
+        """Make clipped updates on one set of samples, with advantages by a value head. Every step earns log p - log q, the
+        last also log phi.
+        """
         settings, length, value = self.config.ppo, self.source.length, self.value
         assert value is not None
         drawn = self.proposed(step, given, True)
@@ -359,7 +380,7 @@ class TwistLearning:
         states = path_states(self.twist, drawn.path, length)  # the frozen model's, once for all epochs
 
         def valued() -> Float[Tensor, "step"]:
-            """The features stand still: the value head alone learns from its loss."""
+            """Return values. The features are detached, so that only the value head learns from its loss."""
             with torch.no_grad():
                 features = path_features(self.twist, drawn.path, length, states)
                 condition = each_step(self.encoded(given), length)

@@ -1,16 +1,18 @@
-"""How far a proposal q is from the target sigma = p phi / Z: bounds on log Z from both sides, and the KL both ways.
+"""Distance of a proposal q from the target sigma = p phi / Z: bounds on log Z from both sides, and the KL divergence both
+ways.
 
-Zhao et al. (2404.17546), section 5. With w = p phi / q and samples of both laws,
+Source: Zhao et al. (2404.17546), section 5. With w = p phi / q and samples of both distributions,
 
-    F = E_q[log w] <= log Z <= E_sigma[log w] = G,    KL(q || sigma) = log Z - F,    KL(sigma || q) = G - log Z,
+    F = E_q[log w] <= log Z <= E_sigma[log w] = G,    KL(q || sigma) = log Z - F,    KL(sigma || q) = G - log Z.
 
-and with K particles both sides close in: the log of the mean weight (IWAE), or of a particle filter's estimate (SMC), from below;
-the same with one exact sample of sigma among the particles from above. Exact samples come from rejection: a sample of p is kept
-with probability phi, which needs phi <= 1; a file of them says what they are of, and is refused by anything else.
+With K particles both sides become tighter: from below the log of the mean weight (IWAE) or of a particle filter's estimate
+(SMC); from above the same with one exact sample of sigma among the particles. Exact samples come from rejection: a sample
+of p is kept with probability phi, which needs phi <= 1. A file of exact samples names its target, and is refused for any
+other.
 
-What differs from the paper: any potential that stays below 1 has exact samples (its samplers draw classes), that of a reward at
-any beta; intervals of each KL. As there, upper bounds of classes and of what follows are of beta = 1 alone, where phi is a
-probability of something that can be observed.
+What differs from the paper: any potential below 1 has exact samples (its samplers draw classes), a reward at any beta; KL
+divergences have intervals. As there, upper bounds of classes and of continuations need beta = 1, where phi is the
+probability of something observable.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, by the normal law."""
+    """A mean with its 95 % interval, by the normal distribution."""
 
     value: float
     low: float
@@ -52,21 +54,21 @@ class Estimate:
 
     @property
     def half(self) -> float:
-        """Of the interval."""
+        """Half of the length of the interval."""
         return (self.high - self.low) / 2 if math.isfinite(self.value) else 0.0
 
     def shifted(self, by: float, sign: int = 1) -> Estimate:
-        """by + sign * estimate."""
+        """Return by + sign * estimate."""
         ends = sorted((by + sign * self.low, by + sign * self.high))
         return Estimate(by + sign * self.value, *ends)
 
     def wider(self, by: float) -> Estimate:
-        """With an interval that is `by` longer at each end."""
+        """Return the estimate with an interval that is `by` longer at each end."""
         return Estimate(self.value, self.low - by, self.high + by)
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """Of means over samples that are independent."""
+    """Return the difference of two means over independent samples."""
     value = one.value - other.value
     half = math.hypot(one.half, other.half) if math.isfinite(value) else 0.0
     return Estimate(value, value - half, value + half)
@@ -74,7 +76,7 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on log Z, one of each a sweep: on average lower <= log Z <= upper. upper: None where there is no exact sample."""
+    """Bounds on log Z, one pair per repetition: on average lower <= log Z <= upper. upper: None without an exact sample."""
 
     lower: Float64[Tensor, "sweep"]
     upper: Float64[Tensor, "sweep"] | None
@@ -95,12 +97,15 @@ class Bounds:
 
     @property
     def error(self) -> float:
-        """What log Z, taken to be the midpoint, is known to: log Z is anywhere between the bounds, and these are means over
-        sweeps. Infinite of a single sweep, which says nothing of the spread."""
+        """The uncertainty of log Z if the midpoint is used: half the gap between the bounds, and their interval over
+        repetitions.
+
+        Infinite for a single repetition, whose spread is unknown.
+        """
         return math.hypot(self.gap / 2, Estimate.of(self.midpoints).half)
 
     def of_each(self, conditions: int) -> Bounds:
-        """One of each condition, where sweeps go through `conditions` of them in turn: the mean over its sweeps."""
+        """Average the repetitions of each condition, where repetitions go through `conditions` conditions in turn."""
         index = torch.arange(len(self.lower), device=self.lower.device) % conditions
         count = index.bincount(minlength=conditions)
 
@@ -111,12 +116,17 @@ class Bounds:
 
 
 def log_mean_weight(log_weight: Float64[Tensor, "sweep particle"]) -> Float64[Tensor, "sweep"]:
-    """The log of the mean weight of each sweep."""
+    """Return the log of the mean weight of each repetition."""
     return log_weight.logsumexp(1) - math.log(log_weight.shape[1])
 
 
 def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Float64[Tensor, "sweep"] | None) -> Bounds:
-    """IWAE, both sides. log_weight: of samples of q; exact: of one sample of sigma a sweep, which takes the first one's place."""
+    """Return IWAE bounds, both sides.
+
+    Args:
+        log_weight: of samples of q.
+        exact: of one sample of sigma per repetition, which replaces the first sample in the upper bound.
+    """
     if exact is None:
         return Bounds(log_mean_weight(log_weight), None)
     replaced = torch.cat((exact.unsqueeze(1), log_weight[:, 1:]), 1)
@@ -124,14 +134,13 @@ def importance_bounds(log_weight: Float64[Tensor, "sweep particle"], exact: Floa
 
 
 def closest(bounds: Mapping[str, Bounds]) -> str | None:
-    """Of bounds from both sides, those that are closest: their midpoint is the estimate of log Z. None: there are none that are
-    finite (a sweep of which every potential is 0 bounds nothing from below)."""
+    """Return the name of the closest pair of bounds, whose midpoint estimates log Z. None if no pair is finite."""
     both = {name: abs(own.gap) for name, own in bounds.items() if own.upper is not None and math.isfinite(own.gap)}
     return min(both, key=lambda name: both[name]) if both else None
 
 
 def kl_both_ways(f: Estimate, g: Estimate, log_z: float) -> tuple[Estimate, Estimate]:
-    """(KL(q || sigma), KL(sigma || q)). Intervals are those of F and G: log Z is taken as known."""
+    """Return (KL(q || sigma), KL(sigma || q)). Intervals are those of F and G: log Z is treated as known."""
     return f.shifted(log_z, -1), g.shifted(-log_z)
 
 
@@ -139,7 +148,7 @@ def kl_both_ways(f: Estimate, g: Estimate, log_z: float) -> tuple[Estimate, Esti
 
 
 def check_upper(beta: float) -> None:
-    """Refuse upper bounds, and what rests on them, of a target that has exact samples at beta = 1 alone. Raises ValueError."""
+    """Refuse upper bounds, and results that need them, for a target whose exact samples need beta = 1: ValueError."""
     if beta != 1:
         raise ValueError(
             f"target.beta={beta}: exact samples of the target exist at beta=1 only, and without them there is no upper bound on "
@@ -148,7 +157,7 @@ def check_upper(beta: float) -> None:
 
 
 def accepted(log_phi: Float[Tensor, "row"], uniform: Float64[Tensor, "row"]) -> Bool[Tensor, "row"]:
-    """Which samples of p are samples of sigma: each with probability phi. ValueError where that is no probability."""
+    """Mark samples of p that are samples of sigma: each with probability phi. ValueError if phi is not a probability."""
     highest = float(log_phi.max())
     if not highest <= 1e-6:
         raise ValueError(
@@ -159,7 +168,7 @@ def accepted(log_phi: Float[Tensor, "row"], uniform: Float64[Tensor, "row"]) -> 
 
 
 def model_digest(model: nn.Module) -> str:
-    """Of all weights, bit for bit."""
+    """Return the digest of all weights, bit for bit."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -168,7 +177,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Of a saved model: its weights and settings."""
+    """Return the digest of a saved model: its weights and settings."""
     digest = hashlib.sha256()
     for file in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
@@ -177,7 +186,7 @@ def folder_digest(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """What samples of sigma are of."""
+    """Prompt, length, model and target of exact samples."""
 
     prompt: tuple[int, ...]
     length: int
@@ -194,8 +203,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact samples of sigma, without the prompt, and the step that wrote each position. given: the tokens each is conditioned
-    on, in infilling, or the class; tried: samples of p that it took (log of the share kept estimates log Z)."""
+    """Exact samples of sigma, without the prompt, and the step that committed each position.
+
+    given: the tokens (infilling) or class that each is conditioned on; tried: number of samples of p that were drawn (the
+    log of the kept share estimates log Z).
+    """
 
     tokens: Int[Tensor, "sample position"]
     written_at: Int[Tensor, "sample position"]
@@ -210,7 +222,7 @@ class Posterior:
         return Posterior(self.tokens[index], self.written_at[index], given, self.tried)
 
     def save(self, file: Path, origin: Origin) -> None:
-        """In place when complete."""
+        """Write the file; it is moved into place when complete."""
         tensors = {"tokens": self.tokens.cpu().contiguous(), "written_at": self.written_at.cpu().contiguous()}
         if self.given is not None:
             tensors["given"] = self.given.cpu().contiguous()
@@ -223,7 +235,7 @@ class Posterior:
 
 
 def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:
-    """Digest of exact samples, which identifies them."""
+    """Return a digest that identifies exact samples."""
     digest = hashlib.sha256(str(tried).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -231,7 +243,7 @@ def samples_digest(tensors: Mapping[str, Tensor], tried: int) -> str:
 
 
 def load_posterior(file: str | Path, origin: Origin) -> Posterior:
-    """What `Posterior.save` wrote. ValueError where it is of another prompt, length, model or target, or was changed."""
+    """Read a file of `Posterior.save`. ValueError if its prompt, length, model or target differs, or if it was changed."""
     if not Path(file).is_file():
         raise ValueError(f"{file} does not exist; give posterior samples that train-twist collected, or null")
     with readable(file), safe_open(str(file), "pt") as opened:

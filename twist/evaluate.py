@@ -1,10 +1,11 @@
-"""An evaluation of a twist: F, G, the KL both ways, bounds on log Z from both sides, scores. One dictionary, as JSON takes it.
+"""An evaluation of a twist: F, G, the KL divergence both ways, bounds on log Z from both sides, scores. The result is a
+JSON dictionary.
 
-The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance sampling
-and by particle filters (multinomial where one particle is exact) at several numbers of particles, with the twisted proposal and
-with the model's own; log Z is the midpoint of the closest pair at the largest number. Targets with a condition: each sample has
-one of its own, everything is a mean over them, and log Z, which differs by nats from one to the next, is bounded for every exact
-sample at PARTICLES_A_PAIR.
+The protocol of Zhao et al. (2404.17546): F over samples of q, G over exact samples of the target, bounds by importance
+sampling and by particle filters (multinomial with an exact particle) at several numbers of particles, with the twisted
+proposal and with the model's own. log Z is the midpoint of the closest pair of bounds at the largest number. For targets
+with a condition each sample has its own condition and everything is a mean over them. log Z differs by nats between
+conditions, so it is bounded for every exact sample, with PARTICLES_A_PAIR particles.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PARTICLES_A_PAIR = 32  # at most, for log Z over all exact pairs: the mean is ov
 
 @dataclass(frozen=True)
 class Weighed:
-    """Rows of a sweep, as `Swept` has them; log_q_over_p: of rows that were not resampled."""
+    """Rows of a particle filter, as in `Swept`; log_q_over_p: of rows that were not resampled."""
 
     path: Trajectories
     log_weight: Float64[Tensor, "row"]
@@ -48,7 +49,7 @@ class Weighed:
 
 
 def potentials(source: Source, path: Trajectories, given: Tensor | None) -> Float64[Tensor, "row"]:
-    """log phi of each row, -inf where phi is 0. FloatingPointError where it is no number."""
+    """Return log phi of each row, -inf where phi is 0. FloatingPointError if it is NaN."""
     log_phi = source.target.log_phi(path.tokens, given).double()
     if not bool((log_phi < torch.inf).all()):  # +inf or NaN
         source.log_phi(path.tokens, given)  # says which, and stops
@@ -59,8 +60,9 @@ def weighed(
     source: Source, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
     proposal: str = "twist", resample: str = "never", exact: Trajectories | None = None,
 ) -> Weighed:  # fmt: skip
-    """A sweep, of which a sample whose every particle ends with potential 0 has log Z = -inf: that is what it says of Z, and a
-    mean over samples has to hold it."""
+    """Run a particle filter. A sample whose particles all end with potential 0 has log Z = -inf, and means over samples
+    include it.
+    """
     swept = source.sweep(samples, particles, seed, given, first_sample, proposal, resample, exact, scored=False)
     log_phi = potentials(source, swept.path, None if given is None else given.repeat_interleave(particles, 0))
     log_weight = swept.log_weight + log_phi
@@ -70,7 +72,7 @@ def weighed(
 
 @torch.no_grad()
 def exact_log_weights(source: Source, posterior: Posterior) -> Float64[Tensor, "sample"]:
-    """log p phi / q of exact samples."""
+    """Return log p phi / q of exact samples."""
     found = []
     for start in range(0, len(posterior), ROWS):
         path, given = source.exact(posterior.rows(slice(start, start + ROWS)))
@@ -84,9 +86,11 @@ def exact_log_weights(source: Source, posterior: Posterior) -> Float64[Tensor, "
 def proposal_samples(
     source: Source, count: int, seed: int
 ) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
-    """(log p phi / q, log phi, log q / p) of samples of q, each with a condition of its own where there are conditions.
+    """Return (log p phi / q, log phi, log q / p) of samples of q, each with its own condition if there are conditions.
 
-    FloatingPointError where all have potential 0."""
+    Raises:
+        FloatingPointError: all samples have potential 0.
+    """
     parts: list[Weighed] = []
     rows = min(ROWS, count)  # of every part, so that particles of one are not those of another; the last one is cut
     given = None
@@ -107,9 +111,11 @@ def proposal_samples(
 def sandwich(
     source: Source, posterior: Posterior | None, particles: int, sweeps: int, proposal: str, resampling: bool, seed: int
 ) -> dict[str, Bounds]:
-    """Bounds by importance sampling (`iwae`) and, where the twist says something of prefixes, by particle filters (`smc`).
+    """Return bounds by importance sampling (`iwae`) and, if the twist may be used for resampling, by particle filters
+    (`smc`).
 
-    Each sweep has an exact sample of its own where there are any, and what that one is conditioned on."""
+    Each repetition has its own exact sample and condition, if there are any.
+    """
     exact = given = None
     if posterior is not None:
         exact, given = source.exact(posterior.rows(torch.arange(sweeps) % len(posterior)))
@@ -138,22 +144,31 @@ def sandwich(
 
 
 def bounds_of_pairs(source: Source, posterior: Posterior, particles: int, seed: int) -> Bounds:
-    """By importance sampling, on log Z of what each exact sample is conditioned on, by a few particles."""
+    """Bound log Z of the condition of each exact sample by importance sampling with few particles."""
     few = min(particles, PARTICLES_A_PAIR)
     return sandwich(source, posterior, few, len(posterior), "twist", False, seed)["iwae"]
 
 
 def pairs_of(found: dict[str, Bounds], source: Source, posterior: Posterior, config: DictConfig, seed: int) -> Bounds:
-    """On log Z of what each exact sample is conditioned on. found: bounds of `eval.sweeps` sweeps at the most particles, which
-    serve where every exact sample has one."""
+    """Return bounds on log Z of the condition of each exact sample.
+
+    Args:
+        found: bounds of `eval.sweeps` repetitions at the largest number of particles, which are used if every exact sample
+            has one.
+    """
     if config.sweeps < len(posterior):
         return bounds_of_pairs(source, posterior, max(config.particles), seed)
     return found[closest(found) or "iwae"].of_each(len(posterior))
 
 
 def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, method: str, seed: int) -> dict:
-    """One record. config: of the evaluation (`eval`); method: of the twist, which says whether particles may be resampled;
-    posterior: exact samples, None where there are none (beta is not 1)."""
+    """Evaluate a twist and return one record.
+
+    Args:
+        config: of the evaluation (`eval`).
+        method: of the twist; it decides whether particles may be resampled.
+        posterior: exact samples; None if there are none (beta is not 1).
+    """
     resampling = method not in PROPOSAL_ONLY
     weights, log_phi, log_q_over_p = proposal_samples(source, config.samples, seed)
     f, beta = Estimate.of(weights), source.target.beta or 1.0
@@ -200,7 +215,7 @@ def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, me
 
 
 def figures(record: dict) -> dict[str, float]:
-    """Of a record, what metrics.jsonl and the terminal are told: what is finite of it."""
+    """Return the finite figures of a record, for metrics.jsonl and the terminal."""
     told = {
         name: record[name]["value"]
         for name in ("kl_q_sigma", "kl_sigma_q", "f", "g", "log_phi", "score", "kl_q_p")

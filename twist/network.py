@@ -44,13 +44,16 @@ CUT = ("attn_qkv.",)  # of RADD: its weight is read in parts, past what an adapt
 
 
 class TwistHead(nn.Module):
-    """[.., width] (and [.., condition]) -> [.., columns].
+    """Map hidden states [.., width] (and conditions [.., condition]) to log psi [.., columns].
 
-    layers: 1 is linear, else an MLP whose inner widths are `multiplier` times its input's; bounded: log psi = log sigmoid; level:
-    one column more, added to all, for losses that fit what psi is and not how it differs: a level that each column had to learn
-    for itself would leave the tokens that were not seen yet above those that were, and the proposal would prefer them.
-    At the start psi is the same everywhere, and the proposal is the model: the last layer is 0. (Published are random weights,
-    which come to nearly that on states of unit size; on those of a masked model of ours they put the proposal 20 nats away.)
+    layers: 1 is linear, else an MLP with inner widths `multiplier` times the input's; bounded: log psi = log sigmoid;
+    level: one more column that is added to all, for losses that determine psi and not only its differences. Without it
+    every column would learn the level separately, and tokens that were not seen yet would keep a higher psi than those that
+    were.
+
+    The last layer is 0 at the start, so that psi is constant and the proposal is the model. (The published code uses random
+    weights. They are almost constant on states of unit size; on those of a masked model of ours they move the proposal by
+    20 nats.)
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class TwistHead(nn.Module):
         self, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"],
         condition: Float[Tensor, "read given"] | None = None,
     ) -> Float[Tensor, "read"]:  # fmt: skip
-        """`forward` at one column each: no row as long as the vocabulary exists."""
+        """Return `forward` at one column per row, without computing the other columns."""
         states = self._before_last(hidden, condition)
         values = (states * self.last.weight[tokens]).sum(-1) + self.last.bias[tokens]
         return self._as_log_psi(values if self.level is None else values + self.level(states).squeeze(-1))
@@ -118,7 +121,7 @@ class PairedMasked(MaskedLM):
 
 
 class PairedCausal(CausalLM):
-    """`PairedMasked` of causal models, whose keys and values are kept side by side too."""
+    """`PairedMasked` for causal models, whose keys and values are cached side by side too."""
 
     def __init__(self, model: CausalLM, trunk: CausalLM):
         super().__init__(
@@ -144,10 +147,11 @@ class PairedCausal(CausalLM):
 
 
 class TwistModel(nn.Module):
-    """See the module. Its parameters are what is trained: the heads, and the trunk where it has its own.
+    """A twist; the module describes it. Its parameters are the trained ones: the heads, and the trunk if it is not the
+    model's own.
 
-    trunk: own (the frozen model's), separate (a trained copy), lora (the copy, of which low-rank updates are trained);
-    layers, multiplier, bounded, level: of the head; condition: none, tokens or class; state: with the scalar head.
+    trunk: own (the frozen model's), separate (a trained copy), lora (the copy with trained low-rank updates); layers,
+    multiplier, bounded, level: of the head; condition: none, tokens or class; state: add the scalar head.
     """
 
     def __init__(
@@ -187,7 +191,7 @@ class TwistModel(nn.Module):
         return self.model if self.trunk is None else self.trunk
 
     def sampled(self) -> MaskedLM:
-        """The model to build an environment on, whose hidden states hold what the twist reads."""
+        """Return the model for an environment whose hidden states contain the twist's inputs."""
         if self.trunk is None:
             return self.model
         if isinstance(self.model, CausalLM):
@@ -196,38 +200,40 @@ class TwistModel(nn.Module):
         return PairedMasked(self.model, self.trunk)
 
     def own(self, hidden: Float[Tensor, "read both"]) -> Float[Tensor, "read width"]:
-        """Of hidden states of `sampled()`, those that the heads read."""
+        """Select the heads' inputs from hidden states of `sampled()`."""
         return hidden[:, -self.model.hidden_size :]
 
     def log_psi_next(
         self, hidden: Float[Tensor, "read width"], condition: Float[Tensor, "read given"] | None = None
     ) -> Float[Tensor, "read vocabulary"]:
-        """log psi of the text with each token written where `hidden` predicts."""
+        """Return log psi of the text with each token committed at the position that `hidden` predicts."""
         return self.head(hidden, condition)
 
     def log_psi_state(
         self, hidden: Float[Tensor, "row position width"], masked: Bool[Tensor, "row position"],
         condition: Float[Tensor, "row given"] | None = None,
     ) -> Float[Tensor, "row"]:  # fmt: skip
-        """log psi of canvases, by the scalar head. hidden: dense, valid at the masks."""
+        """Return log psi of canvases by the scalar head. hidden: dense, valid at masked positions."""
         assert self.state_head is not None
         weight = masked.unsqueeze(2).to(hidden.dtype)
         return self.state_head((hidden * weight).sum(1) / weight.sum(1).clamp(min=1), condition).squeeze(1)
 
     def features(self, tokens: Int[Tensor, "row position"], first: int) -> Float[Tensor, "row output width"]:
-        """Of a causal model: the hidden states that predict the tokens from position `first` on, one teacher-forced pass."""
+        """For a causal model: return the hidden states that predict the tokens from position `first` on, in one
+        teacher-forced pass.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
             return self.reader.hidden(tokens, self.read_from(tokens, first)).unflatten(0, (len(tokens), -1))
 
     @staticmethod
     def read_from(tokens: Int[Tensor, "row position"], first: int) -> Bool[Tensor, "row position"]:
-        """The positions from `first` on."""
+        """Mark the positions from `first` on."""
         return (torch.arange(tokens.shape[1], device=tokens.device) >= first).expand_as(tokens)
 
     def log_psi_all(
         self, tokens: Int[Tensor, "row position"], first: int = 0, condition: Float[Tensor, "row given"] | None = None
     ) -> Float[Tensor, "row output"]:
-        """log psi_t(s_1:t), t from position `first` on. One pass; nothing as long as the vocabulary."""
+        """Return log psi_t(s_1:t) for t from position `first` on, in one pass and without computing the vocabulary."""
         return self.of_tokens(self.features(tokens, first), tokens[:, first:], condition)
 
     def of_tokens(
@@ -241,7 +247,9 @@ class TwistModel(nn.Module):
         self, canvas: Int[Tensor, "row position"], order: Int[Tensor, "row position"], tokens: Int[Tensor, "row position"],
         condition: Float[Tensor, "row given"] | None = None,
     ) -> Float[Tensor, "row"]:  # fmt: skip
-        """Of a masked model: log psi of each canvas with the one token written where `order` says (0 where it says nothing)."""
+        """For a masked model: return log psi of each canvas with one token committed at the position in `order` (0 if
+        there is none).
+        """
         picked = order > 0
         row = picked.nonzero()[:, 0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
@@ -252,7 +260,7 @@ class TwistModel(nn.Module):
     def of_states(
         self, canvas: Int[Tensor, "row position"], condition: Float[Tensor, "row given"] | None = None
     ) -> Float[Tensor, "row"]:
-        """Of a masked model: log psi of each canvas by the scalar head."""
+        """For a masked model: return log psi of each canvas by the scalar head."""
         assert self.state_head is not None
         masked = canvas == self.model.mask_id
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
@@ -261,7 +269,7 @@ class TwistModel(nn.Module):
         return self.state_head(total / masked.sum(1, keepdim=True).clamp(min=1), condition).squeeze(1)
 
     def encode(self, given: Int[Tensor, "row token"] | Int[Tensor, "row"]) -> Float[Tensor, "row given"]:
-        """The condition of each row: given tokens [row, token], or a class [row]."""
+        """Return the condition of each row, from given tokens [row, token] or a class [row]."""
         if self.settings["condition"] == "class":
             return F.one_hot(given, self.settings["classes"]).float()
         if self.model.causal:
@@ -273,12 +281,14 @@ class TwistModel(nn.Module):
         return self.reader.hidden(given, read).float().unflatten(0, given.shape).mean(1)
 
     def trained(self) -> dict[str, Tensor]:
-        """What is saved: parameters that are trained, by name."""
+        """Return the parameters that are trained (and saved), by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
-    """A trained copy of the model; with a rank, its weights are the model's own and low-rank updates are trained (peft)."""
+    """Return a trained copy of the model; with a rank, the copy has the model's weights and trained low-rank updates
+    (peft).
+    """
     shared = {id(parameter): parameter for parameter in model.parameters()} if rank is not None else {}
     tokenizer, model.tokenizer = model.tokenizer, None
     trunk = copy.deepcopy(model, dict(shared))
@@ -310,9 +320,15 @@ def densities(
     twist: TwistModel, tokens: Int[Tensor, "row position"], first: int = 0,
     condition: Float[Tensor, "row given"] | None = None, states: Float[Tensor, "read width"] | None = None,
 ) -> tuple[Float[Tensor, "row output"], Float[Tensor, "row output"], Float[Tensor, "row output"]]:  # fmt: skip
-    """Of a causal model, teacher-forced: log p(s_t | s_<t), log psi_t(s_1:t) and log mass_t(s_<t), the log of the sum over v of
-    p(v | s_<t) psi_t(s_<t, v). Logits exist for a chunk of positions at a time, in the backward pass too. states: those of the
-    frozen model that predict the tokens, where they are there already."""
+    """For a causal model, teacher-forced: return log p(s_t | s_<t), log psi_t(s_1:t) and the log-normalizer of the
+    proposal.
+
+    The log-normalizer is the log of the sum over v of p(v | s_<t) psi_t(s_<t, v). Logits exist for a chunk of positions at
+    a time and are recomputed in the backward pass.
+
+    Args:
+        states: hidden states of the frozen model that predict the tokens, if they are known.
+    """
     model, targets = twist.model, tokens[:, first:]
     if states is None:
         with torch.no_grad():
@@ -338,8 +354,9 @@ def densities(
 
 
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
-    """model.safetensors (what is trained) and config.json: settings of the twist, the fingerprint of its model, and `about` what
-    it was learnt for: `model`, `method`, `target` and so on. Weights are moved into place when complete."""
+    """Write model.safetensors (trained parameters) and config.json: settings of the twist, the fingerprint of its model,
+    and `about` (`model`, `method`, `target` and so on). Weights are moved into place when complete.
+    """
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in twist.trained().items()}
     known = {"twist": twist.settings, KEY: fingerprint_of(twist.model).as_dict(), **about}
     with replacing_directory(directory) as part:
@@ -348,7 +365,7 @@ def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:
 
 
 def read_about(directory: str | Path) -> dict:
-    """config.json of a twist. ValueError where there is none."""
+    """Return config.json of a twist. ValueError if it is missing."""
     file = Path(directory) / "config.json"
     if not file.is_file():
         raise ValueError(f"{directory} is no twist: {file} does not exist; give a run of train-twist")
@@ -368,7 +385,7 @@ def read_about(directory: str | Path) -> dict:
 
 
 def _settings(stored: dict, file: Path) -> dict:
-    """The arguments of `TwistModel` that a file holds, with the defaults of those that it leaves out."""
+    """Return the arguments of `TwistModel` that a file stores, with defaults for missing ones."""
     parameters = inspect.signature(TwistModel.__init__).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     for name, value in stored.items():
@@ -381,13 +398,15 @@ def _settings(stored: dict, file: Path) -> dict:
 
 
 def twist_directory(path: str) -> str:
-    """The directory of a twist; of a run, its twist."""
+    """Return the directory of a twist; for a run, that of its twist."""
     path = shipped(path)
     return str(Path(path) / "twist") if (Path(path) / "twist").is_dir() else path
 
 
 def load_twist(directory: str | Path, model: MaskedLM) -> tuple[TwistModel, dict]:
-    """The twist on the model that it was learnt on, frozen, and what it was learnt for. ValueError where they do not fit."""
+    """Load a twist on the model that it was trained on, frozen. Returns it and its description. ValueError if model and
+    twist do not fit.
+    """
     about = read_about(directory)
     twist = TwistModel(model, **about["twist"])
     with readable(Path(directory) / "model.safetensors"):

@@ -1,7 +1,7 @@
-"""What a twist says along paths: finished sequences and the step that wrote each position.
+"""Values of a twist along paths: finished sequences with the step that committed each position.
 
-Of a causal model the path is the text, and one teacher-forced pass says everything; of a masked one every step has a canvas of
-its own, and the reference p writes one position a step, any of the masks with equal chance, so that position and token are
+For a causal model the path is the text, and one teacher-forced pass gives all values. For a masked model every step has its
+own canvas. The reference p commits one position per step, any masked one with equal probability, so position and token are
 proposed together: q(i, v | z) = p(v | z, i) psi(z with v at i) / (number of masks * mass).
 """
 
@@ -21,7 +21,7 @@ from twist.objectives import Densities
 
 
 def joined(*paths: Trajectories) -> Trajectories:
-    """The rows of all of them."""
+    """Concatenate the rows of several paths."""
     return Trajectories(torch.cat([path.tokens for path in paths]), torch.cat([path.written_at for path in paths]))
 
 
@@ -30,22 +30,25 @@ def rows_of(path: Trajectories, rows: slice) -> Trajectories:
 
 
 def canvases(path: Trajectories, mask_id: int, first: int, last: int) -> Int[Tensor, "state position"]:
-    """Each row as it stood after `first`, ... `last` - 1 steps, one after the other."""
+    """Return each row after `first`, ... `last` - 1 steps, one after the other."""
     steps = torch.arange(first, last, device=path.tokens.device)
     known = path.written_at.unsqueeze(1) < steps.view(1, -1, 1)
     return path.tokens.unsqueeze(1).where(known, mask_id).flatten(0, 1)
 
 
 def picks(path: Trajectories, steps: int) -> Int[Tensor, "state position"]:
-    """1 at the position that each of `steps` steps wrote, 0 elsewhere."""
+    """Return 1 at the position that each of `steps` steps committed, 0 elsewhere."""
     step = torch.arange(steps, device=path.tokens.device)
     return (path.written_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
 
 
 def reordered(path: Trajectories, seed: int, first_row: int = 0) -> Trajectories:
-    """The same texts, written in orders drawn anew, each as likely: what masking finished text (forward noising) says of its
-    past. That is the law of the paths of a text where the conditionals are those of one joint and a step writes one position.
-    first_row: the number of the first of them in the batch."""
+    """Return the same texts with new random orders of commits, all equally likely, as in the forward process of masked
+    diffusion.
+
+    This is the distribution of the paths of a text if the conditionals belong to one joint distribution and a step commits
+    one position. first_row: number of the first row in the batch.
+    """
     given, number = path.written_at < 0, first_row + torch.arange(len(path.tokens), device=path.tokens.device)
     drawn = Draws(seed).uniform("order", number, torch.zeros_like(number), path.tokens.shape[1])
     rank = drawn.masked_fill(given, 2.0).argsort(1).argsort(1)
@@ -59,7 +62,7 @@ def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float
 def path_log_psi(
     twist: TwistModel, path: Trajectories, steps: int, condition: Float[Tensor, "row given"] | None = None
 ) -> Float[Tensor, "row step"]:
-    """log psi of what each step made. Nothing as long as the vocabulary."""
+    """Return log psi after each step, without computing the vocabulary."""
     if twist.model.causal:
         return twist.log_psi_all(path.tokens, path.tokens.shape[1] - steps, condition)
     before, tokens = canvases(path, twist.model.mask_id, 0, steps), path.tokens.repeat_interleave(steps, 0)
@@ -68,8 +71,11 @@ def path_log_psi(
 
 @torch.no_grad()
 def path_states(twist: TwistModel, path: Trajectories, steps: int) -> Float[Tensor, "read width"]:
-    """Hidden states of the frozen model before each step: those that predict what it wrote (of a masked model, at every mask).
-    They stand still while a twist learns, so that passes over the same paths can share them."""
+    """Return hidden states of the frozen model before each step: those that predict its commit (for a masked model, at
+    every mask).
+
+    They do not change while a twist is trained, so passes over the same paths can share them.
+    """
     if twist.model.causal:
         return twist.model.hidden(path.tokens, twist.read_from(path.tokens, path.tokens.shape[1] - steps))
     before = canvases(path, twist.model.mask_id, 0, steps)
@@ -80,8 +86,11 @@ def path_states(twist: TwistModel, path: Trajectories, steps: int) -> Float[Tens
 def path_features(
     twist: TwistModel, path: Trajectories, steps: int, states: Float[Tensor, "read width"] | None = None
 ) -> Float[Tensor, "state width"]:
-    """What the twist reads of the state before each step (of a masked model the mean over its masks), row by row. states:
-    `path_states`, where they are there already; a trunk of its own is always run."""
+    """Return the twist's inputs for the state before each step (for a masked model the mean over its masks), row by row.
+
+    Args:
+        states: `path_states`, if they are known; a trunk other than the model's always runs.
+    """
     if twist.trunk is not None:
         states = None
     if twist.model.causal:
@@ -98,8 +107,13 @@ def path_densities(
     twist: TwistModel, path: Trajectories, steps: int, condition: Float[Tensor, "row given"] | None = None,
     states: Float[Tensor, "read width"] | None = None,
 ) -> Densities:  # fmt: skip
-    """log p, log psi and log mass of each step. Logits exist for a chunk of positions at a time, in the backward pass too.
-    states: `path_states`, where they are there already."""
+    """Return log p, log psi and log-normalizer of each step.
+
+    Logits exist for a chunk of positions at a time and are recomputed in the backward pass.
+
+    Args:
+        states: `path_states`, if they are known.
+    """
     hidden = path_states(twist, path, steps) if states is None else states
     if twist.model.causal:
         return Densities(*densities(twist, path.tokens, path.tokens.shape[1] - steps, condition, hidden))

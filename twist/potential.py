@@ -1,4 +1,6 @@
-"""A twist and its target as a particle filter asks for them: a tilt of the tokens' law, psi of states, phi of finished text."""
+"""A twist and its target as the potential of a particle filter: logit biases of tokens, psi of states, phi of finished
+text.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from twist.targets import Target
 
 @dataclass
 class TwistPotential:
-    """given: what each sample is conditioned on, [filter] or [filter, token]; particles: of each sample."""
+    """given: the condition of each sample, [filter] or [filter, token]; particles: of each sample."""
 
     twist: TwistModel
     target: Target
@@ -34,7 +36,7 @@ class TwistPotential:
         return self.twist.log_psi_next(self.twist.own(hidden), condition)
 
     def log_psi(self, observation: Observation) -> Float[Tensor, "row"]:
-        """By the scalar head. Its pass is the one that the next step needs anyway."""
+        """Return log psi by the scalar head. Its forward pass is the one that the next step needs anyway."""
         hidden = observation.hidden(observation.masked)
         return self.twist.log_psi_state(
             hidden[..., -self.twist.model.hidden_size :], observation.masked, self._condition
@@ -46,4 +48,4 @@ class TwistPotential:
         return self.target.log_phi(tokens, None if self._given is None else self._given[rows])
 
     def select(self, index):
-        """Conditions go by sample, and particles stay within theirs."""
+        """Do nothing: conditions belong to samples, and particles stay within their sample."""

@@ -1,8 +1,8 @@
-"""Sequences on their way to a loss or a bound: of the model p, of the twisted proposal q, of particle filters, of the target.
+"""Sequences for losses and bounds: of the model p, of the twisted proposal q, of particle filters, of the target.
 
-All behind one prompt, at one length, without gradients. A causal model writes from the left; of a masked one p writes one
-position a step, any with equal chance, and q proposes position and token together. Draws are numbered through the whole batch:
-which process draws a row changes nothing.
+All have the same prompt and length, and no gradients. A causal model generates from the left. For a masked model p commits
+one position per step, any with equal probability, and q proposes position and token together. Random draws are numbered
+over the whole batch, so they do not depend on the process that makes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROPOSALS = ("twist", "base")
 
 @dataclass
 class Unscored(TwistPotential):
-    """phi is not asked: what is wanted is sequences."""
+    """A potential without phi, for sequences whose potential is not needed."""
 
     def final(self, tokens, rows):
         return torch.zeros(len(tokens), device=tokens.device)
@@ -43,8 +43,11 @@ class Unscored(TwistPotential):
 
 @dataclass(frozen=True)
 class Swept:
-    """Rows of a sweep, sample by sample. prefix: log-weights after each step but the last, p psi_t / q (of a sweep without
-    resampling); log_weight: p phi / q, since the last resampling; log_z: of each sample."""
+    """Rows of a particle filter, sample by sample.
+
+    prefix: log-weights after each step but the last, p psi_t / q (without resampling); log_weight: p phi / q since the last
+    resampling; log_z: of each sample.
+    """
 
     path: Trajectories
     prefix: Float64[Tensor, "row before_last"]
@@ -55,8 +58,11 @@ class Swept:
 
 @dataclass
 class Source:
-    """The model, the twist, the target and what all rows begin with. length: positions to write; condition: how many tokens
-    follow that each row is conditioned on (infilling); of a target that is told a class for each row, 0."""
+    """Model, twist, target and the common prompt of all rows.
+
+    length: positions to generate; condition: number of tokens behind the text that each row is conditioned on (infilling);
+    0 for a target with a class per row.
+    """
 
     twist: TwistModel
     target: Target
@@ -66,7 +72,7 @@ class Source:
 
     @property
     def conditional(self) -> bool:
-        """Whether each row has a target of its own."""
+        """True if each row has its own target."""
         return self.condition > 0 or (isinstance(self.target, ClassTarget) and self.target.label is None)
 
     @property
@@ -75,19 +81,19 @@ class Source:
 
     @property
     def reference(self) -> Strategy:
-        """p: one position a step."""
+        """Return p as a decoder: one position per step."""
         return Strategy(WHERE["leftmost" if self.model.causal else "random"](), TokenRule())
 
     @property
     def first(self) -> int:
-        """The position that is written first."""
+        """The position that is generated first."""
         return len(self.prompt)
 
     def blank(self, rows: int, length: int) -> Int[Tensor, "row position"]:
         return F.pad(self.prompt, (0, length), value=self.model.mask_id).expand(rows, -1)
 
     def completed(self, canvas: Int[Tensor, "row position"], seed: int, first_row: int = 0) -> Trajectories:
-        """What p makes of canvases, and when."""
+        """Complete canvases by p. Returns the tokens and the steps of their commits."""
         if len(canvas) == 0:
             return Trajectories(canvas, canvas)
         steps = self.length + (self.condition if self.model.causal else 0)
@@ -96,11 +102,11 @@ class Source:
         return Trajectories(samples.tokens, samples.written_at)
 
     def prior(self, rows: int, seed: int, first_row: int = 0) -> Trajectories:
-        """Samples of p."""
+        """Draw samples of p."""
         return self.completed(self.blank(rows, self.length), seed, first_row)
 
     def pairs(self, rows: int, seed: int, first_row: int = 0) -> tuple[Trajectories, Int[Tensor, "row *token"]]:
-        """Texts and what each is an exact sample of the target given: p writes both, or the classifier draws the class."""
+        """Draw texts with conditions of which they are exact samples: p generates both, or the classifier draws the class."""
         if not self.condition:
             assert isinstance(self.target, ClassTarget)
             path, number = (
@@ -120,7 +126,7 @@ class Source:
         return Trajectories(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
 
     def log_phi(self, canvas: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
-        """log phi of finished rows. FloatingPointError where it is no number, or 0 everywhere."""
+        """Return log phi of finished rows. FloatingPointError if it is NaN, or 0 potential everywhere."""
         log_phi = self.target.log_phi(canvas, given)
         if bool(log_phi.isnan().any()) or bool((log_phi == torch.inf).any()):
             raise FloatingPointError(
@@ -131,7 +137,7 @@ class Source:
         return log_phi
 
     def _refuse_dead(self, log_phi: Float[Tensor, "row"]) -> None:
-        """FloatingPointError where every text has potential 0: there is nothing to learn from, nor to measure."""
+        """Raise FloatingPointError if every text has potential 0: nothing can be learned or measured."""
         if bool((log_phi == -torch.inf).all()):
             raise FloatingPointError(
                 f"all {len(log_phi)} texts have potential 0 (log potential -inf); take more of them at once, temper the "
@@ -142,10 +148,20 @@ class Source:
         self, samples: int, particles: int, seed: int, given: Tensor | None = None, first_sample: int = 0,
         proposal: str = "twist", resample: str = "never", exact: Trajectories | None = None, scored: bool = True,
     ) -> Swept:  # fmt: skip
-        """`samples` sets of `particles` rows. given: what each sample is conditioned on; proposal: twist (q) or base (p);
-        resample: never, ess, every; exact: a sample of the target for each, which its first particle follows (multinomial then,
-        else systematic); scored: whether phi is asked, of finished rows. A sample all of whose rows have weight 0 has log Z =
-        -inf; FloatingPointError where all have."""
+        """Run a particle filter: `samples` sets of `particles` rows.
+
+        Args:
+            given: condition of each sample.
+            proposal: twist (q) or base (p).
+            resample: never, ess, every.
+            exact: a sample of the target for each, which its first particle follows (resampling is then multinomial, else
+                systematic).
+            scored: compute phi of finished rows.
+
+        Raises:
+            FloatingPointError: all rows of all samples have weight 0. A single sample whose rows all have weight 0 has log
+                Z = -inf.
+        """
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
         tilt, rule = potential.tilt, TokenRule()
@@ -170,7 +186,7 @@ class Source:
         return Swept(path, before_last, found.weights.log.flatten(), found.log_phi, found.log_z)
 
     def exact(self, posterior: Posterior) -> tuple[Trajectories, Tensor | None]:
-        """Exact samples of the target as paths, and what they are conditioned on."""
+        """Return exact samples of the target as paths, and their conditions."""
         device = self.prompt.device
         rows, none = self.prompt.expand(len(posterior), -1), torch.full((len(posterior), self.first), -1, device=device)
         path = Trajectories(
@@ -180,9 +196,10 @@ class Source:
 
 
 def collect_posterior(source: Source, count: int, batch: int, seed: int, most: int = 10_000_000) -> Posterior:
-    """`count` exact samples of the target, by rejection `batch` at a time; of a target with conditions, pairs.
+    """Draw `count` exact samples of the target, by rejection in batches of `batch`; pairs for a target with conditions.
 
-    most: samples of p after which it is given up. Raises ValueError then, and where phi is no probability.
+    Raises:
+        ValueError: phi is not a probability, or `most` samples of p did not suffice.
     """
     device, paths, given = source.prompt.device, [], []
     kept = tried = 0

@@ -1,8 +1,9 @@
-"""A masked model whose texts go on: what follows them is masked while they are written, and revealed from the left afterwards.
+"""Infilling by a masked model: masks behind the text while it is generated, and the continuation revealed from the left
+afterwards.
 
-p(text) is then that of the model with so many masks behind it, and what follows, token by token, an exact sample of what the
-model says of it: infilling of a masked model as Zhao et al. (2404.17546) have it of a causal one. What differs from writing what
-follows on the canvas: there each conditional is of it already, and no joint law is known that it is a conditional of.
+p(text) is the distribution of the model with that many masks behind the text, and the continuation, token by token, is an
+exact sample given the text: infilling as in Zhao et al. (2404.17546), for a masked model. What differs from decoding with
+the continuation on the canvas: there each conditional uses it already, and they belong to no known joint distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ FOLLOWED = ("infilling", "continuation")  # targets that ask what comes behind t
 
 
 class BeforeTail(MaskedLM):
-    """`whole` on canvases that `tail` masks follow, which it sees and nobody writes or reads."""
+    """The model `whole` on canvases that are followed by `tail` masks, which it sees and which are never committed or
+    requested.
+    """
 
     def __init__(self, whole: MaskedLM, tail: int):
         super().__init__(whole.backbone, str(whole.dtype).removeprefix("torch."))
@@ -41,7 +44,7 @@ class BeforeTail(MaskedLM):
 
 
 def with_tail(model: MaskedLM, target: Mapping[str, Any]) -> MaskedLM:
-    """The model that writes towards this target: where it asks a masked one what follows, with masks for that."""
+    """Return the model for this target: for a masked model and a target of continuations, with masks behind the text."""
     if model.causal or target["kind"] not in FOLLOWED:
         return model
     if target["kind"] == "infilling":

@@ -1,10 +1,10 @@
 """Targets: log phi of finished text, so that sigma(text) = p(text) phi(text) / Z.
 
-Those of Zhao et al. (2404.17546): the class of a classifier to the power beta, a threshold on a score, the probability of a
-continuation, given or fixed (infilling); and the validity of formulas, and any reward. All in stable logarithms: log sigmoid and
-log softmax, never the logarithm of a probability. A `given` is what each row is conditioned on: tokens [row, token], or a class
-[row]. Classifiers read text: the prompt and what the model wrote up to its end, special tokens dropped; what is too long for them
-loses its beginning.
+Targets of Zhao et al. (2404.17546): the class of a classifier to the power beta, a threshold on a score, the probability of
+a continuation, per row or fixed (infilling); also the validity of formulas, and any reward. All are stable logarithms: log
+sigmoid and log softmax, never the logarithm of a probability. `given` is the condition of each row: tokens [row, token], or
+a class [row]. Classifiers read text: the prompt and the response up to its end, without special tokens; long texts lose
+their beginning.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ class Target(Protocol):
 
     @property
     def beta(self) -> float:
-        """The weight by which log phi was multiplied."""
+        """The factor of log phi."""
         ...
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]: ...
 
 
 def load_classifier(path: str, device: torch.device, classes: int | None = None) -> SequenceClassifier:
-    """A run, a directory or a hub id; no remote code. classes: logits that it must have. ValueError where it has others."""
+    """Load a classifier from a run, a directory or a hub id; no remote code runs. classes: required number of logits, else
+    ValueError.
+    """
     found = load_sequence_classifier(path, device)
     logits = found.model.config.num_labels
     if classes is not None and logits != classes:
@@ -58,8 +60,11 @@ def load_classifier(path: str, device: torch.device, classes: int | None = None)
 
 @dataclass
 class ClassifiedTexts:
-    """Token ids to what a reader of texts says of them: the prompt (the first `first` positions) and the answer up to its end
-    (dlm/ends.py). The ids that a model alone has (its mask) are no text."""
+    """Apply a function of texts to token ids: the prompt (the first `first` positions) and the response up to its end
+    (dlm/ends.py).
+
+    Ids that only the model has (its mask token) are dropped.
+    """
 
     tokenizer: Any
     read: Callable[[list[str]], Tensor]
@@ -72,15 +77,18 @@ class ClassifiedTexts:
 
 
 def behind(tokens: Int[Tensor, "row position"], first: int) -> Bool[Tensor, "row position"]:
-    """The positions behind a prompt of `first` tokens."""
+    """Mark the positions behind a prompt of `first` tokens."""
     return (torch.arange(tokens.shape[1], device=tokens.device) >= first).expand_as(tokens)
 
 
 @dataclass
 class ClassTarget:
-    """beta * log p(class | text). logits: tokens -> [row, class], or one logit, of class 1 (its sigmoid) against class 0.
-    label: the class, counted from 0; None: that of each row, `given`. of_logits: from logits to log p of each label; by default
-    classes exclude each other (`SequenceClassifier.log_probs` knows labels that do not, and regressions)."""
+    """beta * log p(class | text).
+
+    logits: tokens -> [row, class], or one logit, of class 1 (its sigmoid) against class 0; label: the class, counted from 0
+    (None: that of each row, `given`); of_logits: from logits to log p of each label. By default classes exclude each other
+    (`SequenceClassifier.log_probs` handles multi-label classifiers and regressions).
+    """
 
     logits: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row logit"]]
     label: int | None
@@ -88,7 +96,7 @@ class ClassTarget:
     of_logits: Callable[[Float[Tensor, "row logit"]], Float[Tensor, "row label"]] = class_log_probs
 
     def log_probs(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row label"]:
-        """log p(class | text)."""
+        """Return log p(class | text)."""
         return self.of_logits(self.logits(tokens))
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
@@ -99,7 +107,7 @@ class ClassTarget:
 
 @dataclass
 class ThresholdTarget:
-    """log(1 or nearly 0): whether a score is above (or below) a threshold."""
+    """log of 1 or 1e-16: whether a score is above (or below) a threshold."""
 
     score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
     threshold: float
@@ -115,7 +123,7 @@ class ThresholdTarget:
 
 @dataclass
 class RewardTarget:
-    """beta * (reward - highest). highest: what the reward never exceeds, so that phi is a probability; it changes Z alone."""
+    """beta * (reward - highest). highest: upper bound of the reward, so that phi is a probability; it only changes Z."""
 
     score: Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]
     beta: float = 1.0
@@ -127,10 +135,10 @@ class RewardTarget:
 
 @dataclass
 class ContinuationTarget:
-    """Of a causal model p: what follows the text, `text`, or of each row `given` (infilling).
+    """For a causal model p: the continuation of the text, `text`, or `given` of each row (infilling).
 
-    form: log_prob beta * log p(continuation | text); prob beta * p(continuation | text), as a log potential; posterior
-    beta * log p(continuation | text) - log p(text behind the prompt), so that sigma is the continuation's alone.
+    form: log_prob beta * log p(continuation | text); prob beta * p(continuation | text), as a log potential; posterior beta
+    * log p(continuation | text) - log p(text behind the prompt), so that sigma is the continuation's likelihood only.
     """
 
     model: CausalLM
@@ -152,8 +160,10 @@ class ContinuationTarget:
 
 @dataclass
 class RevealedTarget:
-    """Of a masked model what follows the text, `text`, or of each row `given`: beta times the sum of log p of its tokens, which
-    are revealed from the left, each on the canvas as it then stands. A forward each."""
+    """For a masked model: beta times the sum of log p of the continuation's tokens (`text`, or `given` of each row).
+
+    Tokens are revealed from the left, each predicted on the canvas at that moment; one forward pass each.
+    """
 
     model: MaskedLM
     text: Int[Tensor, "token"] | None = None
@@ -178,9 +188,10 @@ class RevealedTarget:
 def text_reward(
     reward: str | TextReward, model: MaskedLM, prompt: int
 ) -> Callable[[Int[Tensor, "row position"]], Float[Tensor, "row"]]:
-    """A reward of texts, or the one of that name (rewards/models.py), as a reward of canvases.
+    """Return a reward of texts, or the reward of that name (rewards/models.py), as a reward of canvases.
 
-    prompt: positions at the start of a canvas that are the prompt.
+    Args:
+        prompt: number of positions at the start of a canvas that are the prompt.
     """
     if isinstance(reward, str):
         loaded = load_reward(reward, next(model.parameters()).device)
@@ -198,7 +209,7 @@ def text_reward(
 
 
 def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
-    """1 where a text has formulas and all of them are valid, else 0."""
+    """Return 1 for texts that have formulas, all of them valid, else 0."""
 
     def valid(text: str) -> bool:
         pieces, _ = spans(text)
@@ -208,7 +219,7 @@ def valid_formulas(texts: list[str]) -> Float[Tensor, "row"]:
 
 
 def encoded(model: MaskedLM, text: str) -> Int[Tensor, "token"]:
-    """What follows, as tokens. ValueError for nothing."""
+    """Return the tokens of a continuation. ValueError for an empty one."""
     tokens = model_ids(model, text, "target.text") if text else []
     if not tokens:
         raise ValueError("target.text is empty, and the target is how likely it is that this text follows; give some")
@@ -216,7 +227,7 @@ def encoded(model: MaskedLM, text: str) -> Int[Tensor, "token"]:
 
 
 def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -> None:
-    """Refuse lengths that do not fit. ValueError."""
+    """Refuse lengths that do not fit: ValueError."""
     if given > written:
         raise ValueError(
             f"the text is conditioned on {given} tokens and {written} are written; give at most as many as are written"
@@ -229,8 +240,12 @@ def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -
 
 
 def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
-    """The target that a configuration describes by `kind` (configs/target). prompt, written: positions given and to write.
-    Raises ValueError for what is unknown or does not fit."""
+    """Build the target of a configuration with `kind` (configs/target). prompt, written: number of given and of generated
+    positions.
+
+    Raises:
+        ValueError: a setting is unknown or does not fit.
+    """
     kind, beta = settings["kind"], float(settings.get("beta", 1.0))
     device = next(model.parameters()).device
     if prompt + written > model.max_length:

@@ -19,7 +19,7 @@ from twist.network import TwistModel
 
 
 def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
-    """PPO's: zero at first, so that advantages begin as returns."""
+    """Return PPO's value head: zero at first, so that advantages begin as returns."""
     if config.method != "ppo":
         return None
     value = nn.Linear(twist.model.hidden_size + twist.given, 1)
@@ -29,14 +29,16 @@ def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
 
 
 def new_twist_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, processes: Processes) -> Learner:
-    """The learner of the twist, and of the value head of PPO. Published twists are not averaged, and neither are these."""
+    """Return the learner of the twist and of PPO's value head. Weights are not averaged, as in the published code."""
     network = nn.ModuleList([twist] if value is None else [twist, value])
     each = config.ppo.epochs if config.method == "ppo" else 1
     return new_learner(network, config.optim, each * config.training.n_iters, 0.0, processes)
 
 
 def epochs(config: DictConfig) -> list[int]:
-    """Updates done before each epoch, and at the end. schedule: constant, or exp2 (2, 2, 4, 8, ...: 2^epochs in all)."""
+    """Return the number of updates before each epoch, and at the end. schedule: constant, or exp2 (2, 2, 4, 8, ...:
+    2^epochs in total).
+    """
     training = config.training
     each = [training.updates_per_epoch] * training.epochs
     if training.schedule == "exp2":
@@ -47,8 +49,8 @@ def epochs(config: DictConfig) -> list[int]:
 class TwistTraining(Algorithm):
     """The updates of one method (twist/algorithms.py), with an evaluation at the start of epochs and at the end.
 
-    evaluate_epoch: measures the twist after so many updates, before the epoch with this number, and records it in the run.
-    save: writes the twist into a directory.
+    evaluate_epoch: evaluates the twist before an epoch and records the result in the run; save: writes the twist into a
+    directory.
     """
 
     weights = "twist"
@@ -80,7 +82,7 @@ class TwistTraining(Algorithm):
         return self.evaluate_epoch(run, done, self.evaluated)
 
     def snapshot(self, run: Run, done: int) -> dict[str, float]:
-        """RUN/twist."""
+        """Write RUN/twist."""
         self.save(run.directory / "twist")
         return {}
 
