@@ -44,6 +44,7 @@ class MaskedLM(nn.Module):
     time_conditioned = False
     causal = False
     model_id = ""
+    source: str | None = None  # the path or hub id that it was loaded from, as the caller gave it
     tokenizer: Any = None  # encode, decode, batch_decode
     # Digests (dlm/fingerprint.py) of the weights as they were read, of a model with an adapter; None: those of the parameters.
     read_weights: dict[str, str] | None = None

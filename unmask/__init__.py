@@ -19,19 +19,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samplers.settings import SamplerSettings
     from unmask.api import Generation, Step, load, load_policy, load_reward, sample, stream
+    from unmask.learning import train_policy, train_rl
+    from unmask.trained import Trained
 
 MODULES = {
     "Generation": "unmask.api",
     "SamplerSettings": "samplers.settings",
     "Step": "unmask.api",
+    "Trained": "unmask.trained",
     "load": "unmask.api",
     "load_policy": "unmask.api",
     "load_reward": "unmask.api",
     "sample": "unmask.api",
     "stream": "unmask.api",
+    "train_policy": "unmask.learning",
+    "train_rl": "unmask.learning",
 }
 
-__all__ = ["Generation", "SamplerSettings", "Step", "load", "load_policy", "load_reward", "sample", "stream"]
+__all__ = [
+    "Generation",
+    "SamplerSettings",
+    "Step",
+    "Trained",
+    "load",
+    "load_policy",
+    "load_reward",
+    "sample",
+    "stream",
+    "train_policy",
+    "train_rl",
+]
 
 
 def __getattr__(name: str) -> Any:

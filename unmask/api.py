@@ -41,9 +41,10 @@ from training.devices import device_of
 from training.files import write_text
 from training.hub import shipped
 from unmask.decoders import Layout, build_decoder, build_options, token_sampler
+from unmask.trained import Trained, result_of
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder
+StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder | Trained
 RewardLike = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
 
 
@@ -58,7 +59,9 @@ def load(path: str, device: str = "auto", dtype: str = "float32") -> MaskedLM:
     Raises:
         ValueError: says what is wrong with the path or the files.
     """
-    return load_model(path, device_of(device), dtype)[0]
+    model = load_model(path, device_of(device), dtype)[0]
+    model.source = path
+    return model
 
 
 def load_policy(path: str, model: MaskedLM | None = None) -> nn.Module:
@@ -158,7 +161,7 @@ class Step:
 
 
 def sample(
-    model: MaskedLM,
+    model: MaskedLM | Trained[MaskedLM],
     prompts: Prompt | Sequence[Prompt] | None = None,
     *,
     strategy: StrategyLike | None = None,
@@ -180,8 +183,8 @@ def sample(
     Args:
         prompts: a text, token ids, chat messages (`[{"role": "user", "content": ...}]`), or a list of such prompts; of a model
             of boards, boards with '.' for a blank. None: blank canvases.
-        strategy: the name of a strategy, settings, a policy network, an unmasking rule, or any object with the method `decode`
-            of `samplers.loop.Decoder`. None: direct, of a causal model leftmost.
+        strategy: the name of a strategy, settings, a policy (of `train_policy` or `load_policy`), an unmasking rule, or any
+            object with the method `decode` of `samplers.loop.Decoder`. None: direct, of a causal model leftmost.
         reward: of strategies that read one: a name, a reward model, or a function of a list of texts.
         template: a text in which [MASK:n] stands for n open positions, in place of prompts.
         suffix: a text that ends every canvas.
@@ -194,6 +197,8 @@ def sample(
     Raises:
         ValueError: for settings, prompts or objects that do not fit; one sentence that names them.
     """
+    model, reward = result_of(model), result_of(reward)
+    strategy = strategy.result if isinstance(strategy, Trained) else strategy
     chosen = sampler_settings(strategy, settings)
     starts = [start for start in start_prompts(model, prompts, template, suffix, length) for _ in range(num_samples)]
     groups: dict[Layout, list[int]] = {}
@@ -213,7 +218,9 @@ def sample(
     return Generation(model, joined(batches).take(order.to(device)))
 
 
-def stream(model: MaskedLM, prompts: Prompt | Sequence[Prompt] | None = None, **arguments: Any) -> Iterator[Step]:
+def stream(
+    model: MaskedLM | Trained[MaskedLM], prompts: Prompt | Sequence[Prompt] | None = None, **arguments: Any
+) -> Iterator[Step]:
     """Decode as `sample` does, and yield every decoding step of every batch. Arguments are those of `sample`.
 
     The decoding waits until the step is taken, and stops where the iterator is closed.

@@ -214,9 +214,17 @@ def teaching_of(config: DictConfig) -> DictConfig | None:
     return config.algorithm if name == "imitation" else config.algorithm.warm_start if warm else None
 
 
-def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Processes) -> Reward:
-    """reward.name: puzzle (Sudoku solved), times a speed factor; right (functions of whether the answer is); likelihood (under a
-    causal judge on the same tokens); learned (rewards/models.py); latex (validity of formulas); bound."""
+def build_reward(
+    config: DictConfig, model: MaskedLM, task: Task, group: Processes, given: TextReward | None = None
+) -> Reward:
+    """The reward of a configuration.
+
+    reward.name: puzzle (Sudoku solved, times a speed factor), right (functions of whether the answer is right), likelihood (under
+    a causal judge on the same tokens), learned (rewards/models.py), latex (validity of formulas), bound.
+
+    Args:
+        given: of reward=learned, in place of reward.model.
+    """
     reward = config.reward
     if reward.name == "puzzle":
         if not isinstance(task, PuzzleTask):
@@ -239,7 +247,7 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     if reward.name == "learned":
         if not isinstance(task, TextTask | QuestionTask):
             raise ValueError("reward=learned reads text and this data has none; use reward=puzzle or right")
-        return learned_reward(reward, task.tokenizer, model.mask_id, group.device)
+        return learned_reward(reward, task.tokenizer, model.mask_id, group.device, given)
     if reward.name != "likelihood":
         known = "bound, latex, learned, likelihood, puzzle, right"
         raise ValueError(f"reward.name={reward.name!r} is unknown; use one of {known}")
@@ -266,14 +274,16 @@ def build_reward(config: DictConfig, model: MaskedLM, task: Task, group: Process
     return LikelihoodReward(mean_log_prob, reward.entropy_floor, reward.weight, reward.alpha, task.ends)
 
 
-def learned_reward(reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device) -> LearnedReward:
-    """reward.model and reward.judge, of texts."""
+def learned_reward(
+    reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device, given: TextReward | None = None
+) -> LearnedReward:
+    """reward.model and reward.judge, of texts. given: in place of reward.model."""
     if reward.model is None:
         raise ValueError(
             "reward=learned needs reward.model: a run of train-reward, vader, or another of rewards/models.py"
         )
-    model, judge = (None if name is None else load_reward(shipped(str(name)), device)
-                    for name in (reward.model, reward.judge))  # fmt: skip
+    model = given or load_reward(shipped(str(reward.model)), device)
+    judge = None if reward.judge is None else load_reward(shipped(str(reward.judge)), device)
     assert isinstance(model, TextReward) and (judge is None or isinstance(judge, TextReward))
     return LearnedReward(model, tokenizer, mask_id, judge, reward.entropy_floor, reward.weight, reward.alpha)
 

@@ -24,6 +24,7 @@ from training.run import Run, resumed_config
 from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
 from unmask.build import build_reward, build_rollout_decoder, build_task, check_data, rollout_settings, stored_config
+from unmask.runs.objects import NOTHING, Objects
 
 
 def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
@@ -52,7 +53,9 @@ def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
     return pairs.take(torch.arange(kept)), pairs.take(torch.arange(kept, len(pairs)))
 
 
-def build(config: DictConfig, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None]) -> ModelLearning:
+def build(
+    config: DictConfig, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None], given: Objects
+) -> ModelLearning:
     """The algorithm of rl.algorithm. save: writes the model into a directory."""
     estimator = build_estimator(config, model, noise)
     each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
@@ -61,9 +64,9 @@ def build(config: DictConfig, model: MaskedLM, noise, group: Processes, save: Ca
     if config.rl.algorithm == "vrpo":
         reference = Reference(model)
         return Preferences(model, learner, reference, estimator, *pairs_of(config, model), config, save)
-    task = build_task(config, model)
+    task = given.task or build_task(config, model)
     check_data(config, model, task)
-    reward = build_reward(config, model, task, group)
+    reward = build_reward(config, model, task, group, given.reward)
     reference = Reference(model) if config.rl.kl_beta else None
     decoder = build_rollout_decoder(config, model)
     return Rollouts(model, learner, reference, estimator, task, reward, decoder, config, save)
@@ -78,7 +81,7 @@ def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
     check_given(rollout_settings(config), given, "sampling.strategy=")
 
 
-def run(config: DictConfig, overrides: list[str]) -> Path:
+def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     check_settings(config, "train_rl")
@@ -98,7 +101,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
         def save(directory: Path) -> None:
             save_model(model, description, directory, torch.float32)
 
-        algorithm = build(config, model, noise, group, save)
+        algorithm = build(config, model, noise, group, save, given)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in algorithm.learner.optimiser.parameters)
         run.say(

@@ -1,0 +1,88 @@
+"""A user's prompts as a task: any iterable of texts, and a function that says whether an answer is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data.questions import PromptReader, Question
+from data.tasks import QuestionTask
+from data.text import EndlessRows
+from dlm.ends import end_tokens
+
+HELD_OUT = 10  # one prompt in so many is held out
+
+
+@runtime_checkable
+class CheckedPrompts(Protocol):
+    """Prompts with a checker. `check(prompt, answer)` returns whether the answer is right, or how right it is from 0 to 1."""
+
+    def __iter__(self): ...
+
+    def check(self, prompt: str, answer: str) -> float: ...
+
+
+class PromptTask(QuestionTask):
+    """Prompts that are drawn without repeats until all were drawn; a tenth of them, at least one, is held out.
+
+    Args:
+        prompts: an iterable of texts; with a method `check` its checker is used.
+        answer_length: positions behind a prompt.
+        seed: of the order of the prompts.
+
+    Raises:
+        ValueError: for an object that is no iterable of texts, fewer than two prompts, or a prompt that does not fit the model.
+    """
+
+    def __init__(self, model: PromptReader, prompts: Any, answer_length: int, seed: int = 0):
+        if model.tokenizer is None:
+            raise ValueError("the model's tokenizer cannot be loaded, and prompts are text; add tokenizer.json to it")
+        self.name = type(prompts).__name__
+        self.checker = prompts.check if isinstance(prompts, CheckedPrompts) else None
+        texts = self._texts(prompts)
+        self.model, self.tokenizer, self.length = model, model.tokenizer, answer_length
+        self.ends, self.datasets, self.unsandboxed = end_tokens(model.tokenizer), ["prompts"], True
+        self.left_out: Counter[str] = Counter()
+        self.questions = [Question(text, "", is_right=lambda *_: False, dataset="prompts") for text in texts]
+        self.dataset_of = [0] * len(texts)
+        for number, question in enumerate(self.questions):
+            self._is_kept(question, f"prompt {number} of the task {self.name}", None)
+        shuffled = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
+        held_out = max(1, len(texts) // HELD_OUT)
+        self.rows = EndlessRows(shuffled[held_out:, None], seed)
+        self.valid = self.held_out = self.made(shuffled[:held_out])
+
+    def _texts(self, prompts: Any) -> list[str]:
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise ValueError(f"the task {prompts!r} of type {self.name} has no `__iter__`; give an iterable of prompts")
+        texts = list(prompts)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"the task {self.name} has a prompt {wrong[0]!r} that is no text; make every prompt a str")
+        if len(texts) < 2:
+            raise ValueError(
+                f"the task {self.name} has {len(texts)} prompts, and one of them is held out; give at least 2"
+            )
+        return texts
+
+    def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
+        """What the checker says of each answer. ValueError where the task has none, or it returns no number."""
+        check = self.checker
+        if check is None:
+            raise no_checker(self.name)
+        asked = [self.questions[number].prompt for number in rows["question"].tolist()]
+        verdicts = [check(prompt, answer) for prompt, answer in zip(asked, self.written(tokens), strict=True)]
+        if wrong := [verdict for verdict in verdicts if not isinstance(verdict, bool | int | float)]:
+            raise ValueError(f"`check` of the task {self.name} returned {wrong[0]!r}; return True, False or a number")
+        return torch.tensor([float(verdict) for verdict in verdicts])
+
+
+def no_checker(name: str) -> ValueError:
+    """What is wrong with a task without a checker where no reward is given."""
+    return ValueError(
+        f"the task {name} has no `check`, so nothing says which answers are right; add it, or give a reward"
+    )

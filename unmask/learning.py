@@ -1,0 +1,210 @@
+"""Train from Python: policies, models, rewards and twists. Each function calls what the command of its name calls."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from data.prompt_task import CheckedPrompts, PromptTask, no_checker
+from data.tasks import Task
+from dlm.masked_lm import MaskedLM
+from load_model import load_model
+from policy.checkpoints import load_policy
+from rewards.functions import FunctionReward
+from rewards.models import TextReward
+from training.run import new_directory
+from training.usage import CONFIGS, composed, override
+from unmask.runs.objects import Objects
+from unmask.trained import Trained, result_of
+
+Reward = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
+Settings = Mapping[str, Any]
+# What an algorithm maximises where the caller names no reward.
+REWARD_OF = {"stories": "likelihood", "puzzles": "puzzle", "latex": "latex"}
+
+
+def train_policy(
+    model: MaskedLM,
+    *,
+    task: str | Iterable[str] = "stories",
+    algorithm: str = "grpo",
+    reward: Reward | None = None,
+    policy: str = "dit_confidence",
+    iterations: int = 60,
+    answer_length: int = 32,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+) -> Trained[nn.Module]:
+    """Learn where to unmask next, on a frozen masked model.
+
+    Args:
+        task: a data set of configs/data (stories, chain, puzzles, gsm8k_math, ...), or an iterable of prompts. With a method
+            `check(prompt, answer)` the iterable says itself which answers are right.
+        algorithm: grpo, ppo, variational or imitation.
+        reward: a function of a list of texts, a reward model, a reward of configs/reward, or a path that `load_reward` takes.
+            None: of a task with known answers whether the answer is right; of stories their likelihood under a judge.
+        policy: a network of configs/policy.
+        iterations: updates of the policy.
+        answer_length: positions behind the prompts of an iterable.
+        run_dir: where the run is written. None: output/DATE/TIME.
+        quiet: print nothing. The log is in the run directory in any case.
+        settings: other keys of configs/train_policy.yaml, such as {"training.batch_size": 16, "optim.lr": 1e-4}.
+
+    Returns:
+        The policy (`strategy=` of `unmask.sample` and `unmask.evaluate`), with its run directory.
+
+    Raises:
+        ValueError: for settings or objects that do not fit; one sentence that names them.
+    """
+    given, chosen = task_and_reward(model, task, reward, answer_length, seed)
+    chosen |= {"algorithm": algorithm, "policy": policy, "dlm.path": source_of(model), "device": str(model.device)}
+    directory = trained("train_policy", chosen, iterations, seed, run_dir, quiet, settings, given)
+    return Trained(directory, load_policy(directory / "policy", model=model))
+
+
+def train_rl(
+    model: MaskedLM,
+    *,
+    task: str | Iterable[str] = "chain",
+    algorithm: str = "grpo",
+    reward: Reward | None = None,
+    iterations: int = 100,
+    answer_length: int = 32,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+) -> Trained[MaskedLM]:
+    """Reinforcement learning of the model itself. `model`, which `unmask.load` made, stays as it is.
+
+    Args:
+        algorithm: grpo, ppo, or vrpo (of preference pairs: task="pairs", settings={"data.pairs": FILE}).
+        task, reward, answer_length, run_dir, quiet: as of `train_policy`.
+        settings: other keys of configs/train_rl.yaml.
+
+    Returns:
+        The trained model, with its run directory.
+    """
+    given, chosen = task_and_reward(model, task, reward, answer_length, seed)
+    chosen |= {"rl.algorithm": algorithm, "init": source_of(model, "train_rl"), "device": str(model.device)}
+    directory = trained(
+        "train_rl", chosen, iterations, seed, run_dir, quiet, settings, Objects(None, given.task, given.reward)
+    )
+    return Trained(directory, load_model(str(directory / "model"), model.device)[0])
+
+
+# --------------------------------------------------------------------------------------------------- from arguments to settings
+
+
+def task_and_reward(
+    model: MaskedLM, task: Any, reward: Any, answer_length: int, seed: int
+) -> tuple[Objects, dict[str, Any]]:
+    """The objects that a run gets, and the settings that go with them."""
+    own: Task | None = None
+    if isinstance(task, str):
+        chosen: dict[str, Any] = {"data": task}
+        reward = REWARD_OF.get(task, "right") if reward is None else reward
+    else:
+        own = PromptTask(model, task, answer_length, seed)
+        if reward is None and not isinstance(task, CheckedPrompts):
+            raise no_checker(type(task).__name__)
+        chosen = {"data": "questions", "data.answer_length": answer_length}
+        reward = "right" if reward is None else reward
+    texts, of_reward = reward_settings(reward)
+    return Objects(model, own, texts), chosen | of_reward
+
+
+def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
+    """A reward of texts where the caller gave one, and the settings that choose the reward. ValueError for another object."""
+    if isinstance(reward, str):
+        named = (CONFIGS / "reward" / f"{reward}.yaml").is_file()
+        return None, {"reward": reward} if named else {"reward": "learned", "reward.model": reward}
+    texts = reward_of(reward)
+    return texts, {"reward": "learned", "reward.model": name_of(reward)}
+
+
+def reward_of(reward: Any) -> TextReward:
+    """A reward of texts: the object itself, or a function of texts as one. ValueError for an object that is neither."""
+    reward = result_of(reward)
+    if isinstance(reward, TextReward):
+        return reward
+    if not callable(reward):
+        raise ValueError(
+            f"reward={reward!r} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a name, a reward "
+            "model, or a function of a list of texts"
+        )
+    function: Any = reward
+    return FunctionReward(function)
+
+
+def name_of(value: Any) -> str:
+    """What a stored configuration says of an object of the caller."""
+    return type(value).__name__ if isinstance(value, TextReward) else FunctionReward(value).name
+
+
+def source_of(model: MaskedLM, needed_by: str | None = None) -> str:
+    """The path that the model was loaded from. ValueError where it was built in this process and is needed from its path."""
+    if model.source is None and needed_by is not None:
+        raise ValueError(
+            f"{needed_by} trains a copy of the model and reads it from its path, which this one has not; load it by unmask.load"
+        )
+    return model.source or model.model_id or type(model).__name__
+
+
+def words(settings: Settings, before: str = "") -> list[str]:
+    """Settings by path as overrides of Hydra: {"optim.lr": 1e-3, "policy": "hidden_mlp"}, nested ones too."""
+    found: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += words(value, f"{before}{key}.")
+        elif isinstance(value, str | Path):
+            is_group = not before and (CONFIGS / key / f"{value}.yaml").is_file()
+            found.append(f"{key}={value}" if is_group else override(f"{before}{key}", str(value)))
+        else:
+            found.append(f"{before}{key}={json.dumps(value)}")
+    return found
+
+
+def trained(
+    name: str,
+    chosen: Settings,
+    iterations: int,
+    seed: int,
+    run_dir: str | Path | None,
+    quiet: bool,
+    settings: Settings | None,
+    given: Objects,
+) -> Path:
+    """Run `unmask.runs.NAME`; returns the run directory. The result is written at the end of the run."""
+    every = {"training.n_iters": iterations, "training.eval_freq": iterations, "training.snapshot_freq": iterations}
+    return started(name, {**every, **chosen}, seed, run_dir, quiet, settings, given)
+
+
+def started(
+    name: str,
+    chosen: Settings,
+    seed: int,
+    run_dir: str | Path | None,
+    quiet: bool,
+    settings: Settings | None,
+    *objects: Objects,
+) -> Path:
+    """Run `unmask.runs.NAME` with these settings; returns the run directory."""
+    from importlib import import_module  # the runs of rewards import trl, which the others do not need
+
+    directory = new_directory() if run_dir is None else Path(run_dir)
+    common = {"seed": seed, "wandb.mode": "disabled", "run_dir": directory}
+    overrides = words({**common, **chosen, **(settings or {})})
+    run = import_module(f"unmask.runs.{name}").run
+    if not quiet:
+        return run(composed(name, overrides), overrides, *objects)
+    with redirect_stdout(io.StringIO()):
+        return run(composed(name, overrides), overrides, *objects)
