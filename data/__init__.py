@@ -1,1 +1,1 @@
-"""Data sets as Hugging Face `datasets`, puzzle generators and preference pairs."""
+"""Data sets, tasks, puzzle generators and preference pairs."""

@@ -1,10 +1,11 @@
-r"""Questions with answers to learn from (SFT): rows `Question: ...\nSolution: ...`, only the answer masked.
+r"""Questions with answers for fine-tuning: rows `Question: ...\nSolution: ...` of which only the answer is masked.
 
-As SEDD-LaTeX-RLHF prepares s1K-1.1 (2501.19393): its rows, its cleaning, 80 % to train on and 20 % held out with seed 42, rows
-filled up with the end of text. What differs: there the loss runs over the question too; rows longer than the canvas are dropped
-and counted (there, and with data.longer=cut here, they lose their end); `\log{x}` stays as it is (there: `\log_{x}`, a base).
+As SEDD-LaTeX-RLHF prepares s1K-1.1 (2501.19393): its rows and its cleaning, 80 % for training and 20 % held out with seed
+42, rows filled up with the end of text. What differs: there the loss covers the question too; rows longer than the canvas
+are dropped and counted (there, and with data.longer=cut here, they lose their end); `\log{x}` is unchanged (there:
+`\log_{x}`, a base).
 
-The fill is part of the answer, so that a model that writes on a canvas of fixed length learns where to stop.
+The fill is part of the answer, so that a model with canvases of fixed length learns where to stop.
 """
 
 from __future__ import annotations
@@ -47,30 +48,30 @@ SUBSCRIPTED = re.compile(r"\\(delta|alpha|beta|gamma|sum|int|lim)\{")
 
 
 def with_dollars(text: str) -> str:
-    r"""`\[..\]` becomes `$$..$$`, `\(..\)` becomes `$..$`; `\\[2pt]` and `\\(` are ends of lines and stay."""
+    r"""Replace `\[..\]` by `$$..$$` and `\(..\)` by `$..$`. `\\[2pt]` and `\\(` are line ends and stay."""
     marks = {r"\[": "$$", r"\]": "$$", r"\(": "$", r"\)": "$"}
     return re.sub(r"\\\\|\\[\[\]()]", lambda found: marks.get(found[0], found[0]), text)
 
 
 def with_subscripts(text: str) -> str:
-    r"""`\alpha{i}` becomes `\alpha_{i}`; so delta, beta, gamma, sum, int and lim."""
+    r"""Replace `\alpha{i}` by `\alpha_{i}`; also for delta, beta, gamma, sum, int and lim."""
     return SUBSCRIPTED.sub(r"\\\1_{", text)
 
 
 def without_unicode(text: str) -> str:
-    """Greek letters and signs as commands, a space behind a command that a letter follows."""
+    """Replace Greek letters and signs by commands, with a space before a following letter."""
     written = re.sub("|".join(map(re.escape, SYMBOLS)), lambda found: f"{SYMBOLS[found[0]]}\0", text)
     return re.sub(r"(?<=[A-Za-z])\0(?=[A-Za-z])", " ", written).replace("\0", "")
 
 
 def squeezed(text: str) -> str:
-    """Spaces in a row are one, blank lines none; none at the ends of lines."""
+    """Reduce runs of spaces to one, and remove blank lines and trailing spaces."""
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def cleaned(text: str) -> str:
-    """All passes, in this order; a second time changes nothing."""
+    """Apply all passes in this order. A second application changes nothing."""
     return squeezed(with_subscripts(without_unicode(with_dollars(text))))
 
 
@@ -78,7 +79,9 @@ def cleaned(text: str) -> str:
 
 
 def is_answers(name: str) -> bool:
-    """Whether a data set is one of questions with answers: a known name, or a JSONL file whose first row has a `question`."""
+    """Return whether a data set has questions with answers: a known name, or a JSONL file whose first row has a
+    `question`.
+    """
     path = Path(name)
     if name in HUB:
         return True
@@ -90,11 +93,16 @@ def is_answers(name: str) -> bool:
 
 
 def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
-    """(question, answer) of every row. name: a key of HUB, or a JSONL file.
+    """Return (question, answer) of every row.
 
-    A key of HUB is looked for as DIR/NAME.jsonl and as the folder DIR/NAME (of `save_to_disk`, or of parquet files) in cache_dir,
-    then on the hub; its rows are cleaned. Raises ValueError where it cannot be reached, and for a row of a file that has no
-    question and answer, with its line.
+    A key of HUB is searched as DIR/NAME.jsonl and as the folder DIR/NAME (of `save_to_disk`, or with parquet files) in
+    cache_dir, then on the hub; its rows are cleaned.
+
+    Args:
+        name: a key of HUB, or a JSONL file.
+
+    Raises:
+        ValueError: the data cannot be reached, or a row of a file lacks question or answer (with its line).
     """
     if name not in HUB:
         return read_pairs(Path(name))
@@ -119,7 +127,7 @@ def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
 
 
 def _folder(folder: Path) -> datasets.Dataset:
-    """A folder of `save_to_disk`, or one with parquet files somewhere in it."""
+    """Load a folder of `save_to_disk`, or one that contains parquet files."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     hide_data_bars()
@@ -131,9 +139,10 @@ def _folder(folder: Path) -> datasets.Dataset:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a .jsonl or .jsonl.gz file with fields `question` and `answer` (or `solution`); empty lines are passed over.
+    """Read a .jsonl or .jsonl.gz file with fields `question` and `answer` (or `solution`). Empty lines are skipped.
 
-    Raises ValueError that names the line which is no JSON or lacks one of them.
+    Raises:
+        ValueError: names the line that is not JSON or lacks a field.
     """
     pairs = [_pair(row, place) for place, row in json_lines(path)]
     if not pairs:
@@ -150,7 +159,9 @@ def _pair(row: object, place: str, clean=str) -> Pair:
 
 
 def split_pairs(train: str, valid: str, cache_dir: str | Path | None = None) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and held-out ones. Two names are a data set each; the same name twice is split 80 to 20 with seed 42."""
+    """Return training and held-out pairs. Two names are one data set each; the same name twice is split 80 to 20 with seed
+    42.
+    """
     if not is_answers(valid):
         raise ValueError(f"data.train={train} has questions and answers and data.valid={valid} has not; give both")
     if train != valid:
@@ -167,23 +178,29 @@ def split_pairs(train: str, valid: str, cache_dir: str | Path | None = None) -> 
 
 
 def prompt_text(question: str) -> str:
-    """What is given."""
+    """Return the given part of a row."""
     return f"Question: {question}\nSolution:"
 
 
 def row_text(pair: Pair) -> str:
-    """What a tokenizer is trained on."""
+    """Return the text of a whole row, for training a tokenizer."""
     return f"{prompt_text(pair[0])} {pair[1]}"
 
 
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: transformers.PreTrainedTokenizerBase, length: int, eos_id: int, cut: bool
 ) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row"], int]:
-    """(tokens, how many of each row are its question, rows that did not fit). Question and answer are encoded each by itself, so
-    that a question has the same tokens with an answer and without. Answers end with, and are filled up with, the end of text.
+    """Return (tokens, length of each row's question, number of rows that did not fit).
 
-    Rows of more than `length` tokens, their end of text among them, are dropped, or, cut, lose their end. A question that leaves
-    no room for an answer is dropped always. Raises ValueError where nothing is left.
+    Question and answer are encoded separately, so that a question has the same tokens with and without its answer. Answers
+    end with the end of text and are filled up with it.
+
+    Args:
+        length: rows of more tokens, end of text included, are dropped or cut.
+        cut: long rows lose their end. A question that leaves no room for an answer is always dropped.
+
+    Raises:
+        ValueError: no row is left.
     """
 
     questions = batch_ids(tokenizer, [prompt_text(question) for question, _ in pairs])
@@ -203,7 +220,7 @@ def encode_pairs(
 
 
 class AnswerRows(EndlessRows):
-    """Shuffled rows without end, their questions given. `prompt`: positions of each held-out row that are."""
+    """An endless stream of shuffled rows with given questions. `prompt`: number of given positions of each held-out row."""
 
     def __init__(
         self, tokens: Int[Tensor, "row position"], given: Int[Tensor, "row"], prompt: Int[Tensor, "held_out"], seed: int
@@ -215,6 +232,6 @@ class AnswerRows(EndlessRows):
         return super().next(batch)[:, 1:]
 
     def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
-        """Rows, and which of their positions are the question."""
+        """Return rows, and which of their positions are the question."""
         rows = super().next(batch)
         return rows[:, 1:], torch.arange(rows.shape[1] - 1) < rows[:, :1]

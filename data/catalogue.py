@@ -1,4 +1,4 @@
-"""Names of the data sets of questions, and where the hub has them. Imports nothing, so that `--help` can list them."""
+"""Names of the question data sets and their hub ids. Imports nothing, so that `--help` can list them."""
 
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", ("question", "answer")),

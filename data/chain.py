@@ -1,12 +1,12 @@
-"""Chain arithmetic with an optional scratchpad: a reasoning task small enough to train on in minutes, with an exact checker.
+"""Chain arithmetic with an optional scratchpad: a reasoning task that trains in minutes, with an exact verifier.
 
     3 A +1 B *3 C +1 D *2 ?      A 4 C 6 = 5 <eos> <eos> ...
 
-The prompt is a start value and labelled steps, all modulo MODULUS; a step is one token, so that what has to be learnt is a table
-of a value and a step. The answer's text gives some of the running values, each step with probability `keep`, then `=` and the
-result, then end-of-sequence to the end of the canvas. Left-out steps have to be done in the head, and since much of a canvas is
-padding, a decoder that writes what it is surest of first writes padding and leaves no room to reason: the trap that large masked
-models show when they decode without blocks. What is held out is a tenth of all prompts, by a hash.
+The prompt is a start value and labelled steps, all modulo MODULUS. A step is one token, so the model learns a table of
+(value, step). The response lists some of the running values, each step with probability `keep`, then `=` and the result,
+then end-of-sequence tokens to the end of the canvas. Steps that are left out must be computed internally. Much of a canvas
+is padding, so a decoder that commits the most confident positions first commits padding and leaves no room for reasoning.
+Large masked models have the same problem without blocks. A tenth of all prompts is held out, by a hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLE = torch.tensor([[(v + int(s[1:]) if s[0] == "+" else v - int(s[1:]) if s[0
 
 
 def chain_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """One token a word; `<mask>` is the last id."""
+    """Return the tokenizer: one token per word; `<mask>` is the last id."""
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel(IDS, unk_token="<eos>"))
@@ -45,19 +45,19 @@ def chain_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def prompt_length(steps: int) -> int:
-    """Tokens of a prompt: the start, two a step, the question mark."""
+    """Return the number of tokens of a prompt: the start value, two per step, the question mark."""
     return 2 * steps + 2
 
 
 @dataclass
 class Chains:
-    """Problems: start values, and steps as numbers into STEPS."""
+    """Problems: start values, and steps as indices into STEPS."""
 
     start: Int[Tensor, "row"]
     step: Int[Tensor, "row step"]
 
     def values(self) -> Int[Tensor, "row step"]:
-        """The running value after each step; the last is the answer."""
+        """Return the running value after each step; the last one is the answer."""
         value, out = self.start, []
         for step in self.step.unbind(1):
             value = TABLE[step, value]
@@ -65,14 +65,14 @@ class Chains:
         return torch.stack(out, 1)
 
     def prompts(self) -> Int[Tensor, "row position"]:
-        """The prompts' tokens."""
+        """Return the tokens of the prompts."""
         rows, steps = self.step.shape
         labels = (LABEL + torch.arange(steps)).expand(rows, -1)
         body = torch.stack((labels, STEP + self.step), 2).flatten(1)
         return torch.cat((self.start.unsqueeze(1), body, torch.full((rows, 1), ASK)), 1)
 
     def answers(self, kept: Bool[Tensor, "row step"], length: int) -> Int[Tensor, "row position"]:
-        """The text that follows a prompt, `length` tokens of it, with the steps `kept` written down."""
+        """Return the first `length` tokens of the responses, with the steps `kept` listed."""
         values = self.values()
         rows, steps = kept.shape
         width = max(length, 2 * steps + 2)
@@ -86,18 +86,18 @@ class Chains:
         return text[:, :length]
 
     def take(self, index: Tensor) -> Chains:
-        """Those problems."""
+        """Return some of the problems."""
         return Chains(self.start[index], self.step[index])
 
 
 def draw_chains(rows: int, steps: int, generator: torch.Generator) -> Chains:
-    """Uniform problems."""
+    """Draw uniform problems."""
     start = torch.randint(MODULUS, (rows,), generator=generator)
     return Chains(start, torch.randint(len(STEPS), (rows, steps), generator=generator))
 
 
 def is_held_out(chains: Chains) -> Bool[Tensor, "row"]:
-    """A tenth of all prompts, by a hash that mixes every token."""
+    """Mark held-out problems: a tenth of all prompts, by a hash of all tokens."""
     number = chains.start.clone()
     for column in chains.step.unbind(1):
         number = (number * 1_000_003 + column + 12_289) % 2_147_483_647
@@ -105,7 +105,7 @@ def is_held_out(chains: Chains) -> Bool[Tensor, "row"]:
 
 
 def chains(rows: int, steps: int, generator: torch.Generator, held_out: bool = False) -> Chains:
-    """Problems of one side of the split."""
+    """Draw problems of one side of the split."""
     found: list[Chains] = []
     count = 0
     while count < rows:
@@ -118,7 +118,7 @@ def chains(rows: int, steps: int, generator: torch.Generator, held_out: bool = F
 
 
 def given_answer(text: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
-    """The digit after the first `=` that stands before any end of sequence; -1 where there is none."""
+    """Return the digit after the first `=` before any end of sequence; -1 if there is none."""
     place = torch.arange(text.shape[1], device=text.device)
     first = torch.where(text == EQUALS, place, text.shape[1]).min(1).values
     ended = torch.where(text == EOS, place, text.shape[1]).min(1).values
@@ -128,12 +128,14 @@ def given_answer(text: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
 
 
 def is_right(text: Int[Tensor, "row position"], answer: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """1 where the answer's text ends in the right result."""
+    """Return 1 for responses with the right result, else 0."""
     return (given_answer(text) == answer).float()
 
 
 def share_right(text: Int[Tensor, "row position"], values: Int[Tensor, "row step"]) -> Float[Tensor, "row"]:
-    """Share of the steps whose label and right value stand next to each other before any end of sequence, and of the result."""
+    """Return the right share of steps and result. A step is right if its label and value are adjacent, before any end of
+    sequence.
+    """
     before_end = (text == EOS).cumsum(1) == 0
     label = LABEL + torch.arange(values.shape[1], device=text.device)
     named = text[:, :-1, None] == label
@@ -143,7 +145,7 @@ def share_right(text: Int[Tensor, "row position"], values: Int[Tensor, "row step
 
 
 class ChainRows:
-    """Clean rows for ever, the prompt given; batch number n is a function of (seed, n) alone."""
+    """An endless stream of clean rows with given prompts. Batch number n is a function of (seed, n) only."""
 
     left_out = 0
 
@@ -157,7 +159,7 @@ class ChainRows:
     def rows(
         self, count: int, generator: torch.Generator, held_out: bool = False, steps: int | None = None
     ) -> Int[Tensor, "row position"]:
-        """Prompts with their answers."""
+        """Return prompts with their answers."""
         steps = steps or self.steps
         problems = chains(count, steps, generator, held_out)
         kept = torch.rand(count, steps, generator=generator) < self.keep

@@ -1,11 +1,11 @@
-r"""LaTeX formulas with descriptions in plain English, without end: fractions, roots, powers, sums, integrals, limits, matrices,
-binomials, cases, Greek letters, subscripts, within each other.
+r"""LaTeX formulas with descriptions in plain English: fractions, roots, powers, sums, integrals, limits, matrices,
+binomials, cases, Greek letters, subscripts, nested.
 
     {"question": "s is at most 2 over u sub n", "answer": "$s \\leq \\frac{2}{u_{n}}$"}
 
-Both sides are written from one draw of a grammar; row number n is a function of (seed, n). A share of rows is broken in one of
-the ways in which models break formulas: a brace or an argument is missing, a command does not exist, `\left` and `\right` or the
-ends of an environment do not match. math-core finds every other row valid, and every broken one not.
+Both come from one draw of a grammar; row number n is a function of (seed, n). A share of rows is broken in one of the ways
+in which models break formulas: a missing brace or argument, an unknown command, `\left` and `\right` or the ends of an
+environment that do not match. math-core finds every other row valid, and every broken row invalid.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ CUMULATIVE = list(accumulate(NESTED.values()))
 
 
 def term(random: Random, depth: int) -> Both:
-    """A term in which at most `depth` structures stand within each other."""
+    """Return a term with at most `depth` nested structures."""
     if depth <= 0 or random.random() < 0.3:
         return atom(random)
     return random.choices(DRAWN, cum_weights=CUMULATIVE)[0](random, depth)
@@ -208,7 +208,7 @@ def expression(random: Random, depth: int) -> Both:
 
 
 def formula(random: Random, depth: int = 2) -> Both:
-    """A formula and its description: a structure, maybe with another term, maybe one side of a relation."""
+    """Return a formula and its description: a structure, possibly with another term, possibly as one side of a relation."""
     latex, english = random.choices(DRAWN, cum_weights=CUMULATIVE)[0](random, random.randint(1, depth))
     if random.random() < 0.4:
         sign, word = random.choice(SIGNS)
@@ -230,19 +230,19 @@ def _pick(random: Random, pattern: str, latex: str) -> re.Match | None:
 
 
 def without_brace(random: Random, latex: str) -> str | None:
-    """A brace is missing."""
+    """Remove a brace."""
     place = _pick(random, r"[{}]", latex)
     return place and latex[: place.start()] + latex[place.end() :]
 
 
 def without_argument(random: Random, latex: str) -> str | None:
-    r"""An argument is missing: the innermost last one of a command, an exponent or an index."""
+    """Remove an argument: the innermost last one of a command, an exponent or an index."""
     place = _pick(random, r"(?<=\})\{[^{}]*\}|(?<=\\sqrt)\{[^{}]*\}|(?<=[\^_])\{[^{}]*\}", latex)
     return place and latex[: place.start()] + latex[place.end() :]
 
 
 def with_unknown_command(random: Random, latex: str) -> str | None:
-    """Two letters of a command have changed places, or its last one is doubled."""
+    """Swap two letters of a command, or double its last letter."""
     place = _pick(random, r"\\[a-zA-Z]{2,}", latex)
     if place is None:
         return None
@@ -253,13 +253,13 @@ def with_unknown_command(random: Random, latex: str) -> str | None:
 
 
 def without_side(random: Random, latex: str) -> str | None:
-    r"""One of a pair of `\left` and `\right` is missing."""
+    r"""Remove one of a pair of `\left` and `\right`."""
     place = _pick(random, r"\\(?:left|right)(?=[()\[\]|])", latex)
     return place and latex[: place.start()] + latex[place.end() :]
 
 
 def without_end(random: Random, latex: str) -> str | None:
-    """An environment is not closed, or by another one's end."""
+    """Remove the end of an environment, or replace it by another environment's."""
     place = _pick(random, r"\\end\{[a-z]*\}", latex)
     other = random.choice(("", r"\end{matrix}", r"\end{array}"))
     return place and latex[: place.start()] + other + latex[place.end() :]
@@ -269,7 +269,9 @@ BREAKING = (without_brace, without_argument, with_unknown_command, without_side,
 
 
 def broken(random: Random, latex: str) -> str:
-    """The formula, broken in one of these ways. The first that applies, in a random order, and leaves no valid formula."""
+    """Return the formula broken in one of these ways: the first, in a random order, that applies and leaves no valid
+    formula.
+    """
     for how in random.sample(BREAKING, len(BREAKING)):
         wrong = how(random, latex)
         if wrong is not None and not is_valid(wrong):
@@ -281,7 +283,7 @@ def broken(random: Random, latex: str) -> str:
 
 
 def row(seed: int, number: int, share: float, depth: int = 2) -> tuple[dict[str, str], bool]:
-    """Row `number`, a question and an answer, and whether the answer is broken, which it is with probability `share`."""
+    """Return row `number` (question and answer), and whether the answer is broken, which it is with probability `share`."""
     random = Random(seed * 1_000_003 + number)
     latex, english = formula(random, depth)
     is_broken = random.random() < share
@@ -291,5 +293,5 @@ def row(seed: int, number: int, share: float, depth: int = 2) -> tuple[dict[str,
 
 
 def is_held_out(question: str) -> bool:
-    """One question in twenty, by a hash of it alone: rows never change sides, and no question is on both."""
+    """Mark one question in twenty, by a hash of the question, so that no question is on both sides."""
     return int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) < HELD_OUT * 2**32

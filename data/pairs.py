@@ -1,8 +1,8 @@
-"""Preference pairs: a prompt, the answer that was preferred and the one that was not. A line of JSON each:
+"""Preference pairs: a prompt, the preferred (chosen) answer and the rejected answer. One line of JSON each:
 
     {"prompt": "...", "chosen": "...", "rejected": "..."}
 
-An answer stands right behind its prompt, and the end of sequence fills the canvas behind it, as in fine-tuning.
+An answer follows its prompt directly, and the end of sequence fills the canvas behind it, as in fine-tuning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIELDS = ("prompt", "chosen", "rejected")
 
 @dataclass
 class Pairs:
-    """N pairs on canvases of one length. free: what stands behind the prompt, end of sequence included."""
+    """N pairs on canvases of one length. free: positions behind the prompt, end of sequence included."""
 
     chosen: Int[Tensor, "pair position"]
     rejected: Int[Tensor, "pair position"]
@@ -33,14 +33,14 @@ class Pairs:
         return len(self.chosen)
 
     def take(self, index: Int[Tensor, "kept"]) -> Pairs:
-        """Those pairs."""
+        """Return some of the pairs."""
         return Pairs(self.chosen[index], self.rejected[index], self.free[index])
 
     def to(self, device: torch.device) -> Pairs:
         return Pairs(self.chosen.to(device), self.rejected.to(device), self.free.to(device))
 
     def batch(self, count: int, step: int, seed: int) -> Pairs:
-        """Batch number `step`: every pair once before any comes again, in an order that the seed says."""
+        """Return batch number `step`. Every pair comes once before any is repeated, in an order given by the seed."""
         place = torch.arange(step * count, (step + 1) * count)
         orders = {int(epoch): torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + int(epoch)))
                   for epoch in (place // len(self)).unique()}  # fmt: skip
@@ -48,8 +48,11 @@ class Pairs:
 
 
 def load_pairs(path: str, tokenizer: Any, length: int, mask_id: int) -> Pairs:
-    """The pairs of a JSONL file on canvases of `length`. ValueError that names the line for one that is broken, lacks a field,
-    does not fit, or holds the mask."""
+    """Load the pairs of a JSONL file on canvases of `length`.
+
+    Raises:
+        ValueError: names a line that is broken, lacks a field, does not fit, or contains the mask token.
+    """
     if not Path(path).is_file():
         raise ValueError(f"data.pairs: {path} is no file; give JSONL with the fields {', '.join(FIELDS)}")
     end = None if tokenizer is None else tokenizer.eos_token_id

@@ -1,11 +1,10 @@
-"""Preferences as rows that a reward model learns from: whole answers, prefixes of one length, or canvases under one mask.
+"""Preferences as training rows of reward models: whole answers, prefixes of one length, or canvases under one mask.
 
-Partial rewards are those of PARGS ("A Critical Look At Tokenwise Reward-Guided Text Generation", 2406.07780): a Bradley-Terry
-model of answers that were cut at the same length. What differs: rows are token ids, cut as ids and never decoded and encoded
-again, and an answer that was cut has no end of sequence behind it; lengths go up to that of the shorter answer, since none is
-padded; pieces that are equal are dropped and counted; one template, `encode`, serves training and decoding. For masked models
-both answers stand on a canvas filled up with the end of sequence, under one mask that is drawn for the pair: at random, as a
-prefix, or in blocks.
+Partial rewards are those of PARGS ("A Critical Look At Tokenwise Reward-Guided Text Generation", 2406.07780): a
+Bradley-Terry model of answers that are cut at the same length. What differs: rows are token ids, cut as ids and never
+decoded and encoded again; a cut answer has no end of sequence; lengths go up to that of the shorter answer, without
+padding; equal pieces are dropped and counted; one template, `encode`, serves training and decoding. For masked models both
+answers are on a canvas that is filled up with the end of sequence, under one mask per pair: random, a prefix, or blocks.
 """
 
 from __future__ import annotations
@@ -41,8 +40,9 @@ ASSISTANT = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, the answer that was preferred and the one that was not. An answer stands right behind its prompt; one that does
-    not end was cut off, and has no end of sequence."""
+    """A prompt, the chosen answer and the rejected one. An answer follows its prompt directly; an answer that was cut off
+    has no end of sequence.
+    """
 
     prompt: str
     chosen: str
@@ -55,12 +55,12 @@ class Preference:
 
 
 def tldr_prompt(info: dict) -> str:
-    """The template of the published prompts (CarperAI/openai_summarize_tldr), so that training and decoding have the same."""
+    """Format a prompt by the published template (CarperAI/openai_summarize_tldr), in training and decoding."""
     return f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\nPOST: {info['post']}\nTL;DR:"
 
 
 def of_tldr(row: dict) -> Preference | str:
-    """A row of summarize_from_feedback's comparisons; those about news articles have no post and are left out."""
+    """Convert a row of summarize_from_feedback's comparisons. Rows about news articles have no post and are left out."""
     if row["info"]["post"] is None:
         return "no post"
     answers = [" " + summary["text"].strip() for summary in row["summaries"]]
@@ -68,13 +68,13 @@ def of_tldr(row: dict) -> Preference | str:
 
 
 def of_hh(row: dict) -> Preference | str:
-    """A row of hh-rlhf: two talks that differ in the assistant's last turn."""
+    """Convert a row of hh-rlhf: two dialogues that differ in the assistant's last turn."""
     (prompt, chosen), (other, rejected) = (split_talk(row[side]) for side in ("chosen", "rejected"))
     return Preference(prompt, chosen, rejected) if prompt == other else "prompts differ"
 
 
 def split_talk(talk: str) -> tuple[str, str]:
-    """The talk up to the last turn's `Assistant:`, and that turn."""
+    """Split a dialogue at the last turn's `Assistant:`."""
     before, mark, after = talk.rpartition(ASSISTANT)
     return before + mark, after
 
@@ -82,12 +82,17 @@ def split_talk(talk: str) -> tuple[str, str]:
 def load_preferences(
     name: str, split: str, cache_dir: str | Path | None = None, count: int | None = None, seed: int = 0
 ) -> tuple[list[Preference], Counter[str]]:
-    """The preferences of a data set, and how many of its rows were dropped, by reason: `identical` sides, `no post`, ...
+    """Return the preferences of a data set, and the number of dropped rows by reason (`identical`, `no post`, ...).
 
-    name: `tldr`, `hh`, or a JSONL file of ours (fields prompt, chosen, rejected, and chosen_ends and rejected_ends where one was
-    cut off), which is its own split. A data set is looked for as the folder cache_dir/NAME (of `save_to_disk`), then on the hub.
-    split: train or valid. count: so many rows, drawn by `seed` (None: all). Raises ValueError for data that cannot be reached,
-    for a broken line, and where nothing is left.
+    Args:
+        name: `tldr`, `hh`, or a JSONL file (fields prompt, chosen, rejected, and chosen_ends and rejected_ends for cut
+            answers), which is its own split. A data set is searched as the folder cache_dir/NAME (of `save_to_disk`), then
+            on the hub.
+        split: train or valid.
+        count: number of rows, drawn by `seed` (None: all).
+
+    Raises:
+        ValueError: the data cannot be reached, a line is broken, or no row is left.
     """
     if name not in HUB:
         path = Path(name)
@@ -177,10 +182,11 @@ def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> datasets.D
 
 
 def draw_mask(length: int, shape: str, rng: np.random.Generator) -> np.ndarray:
-    """Which of `length` positions are masked: a share of about t ~ Beta(1, 2), seldom near 1, where nothing can be told apart.
+    """Draw which of `length` positions are masked: a share of about t ~ Beta(1, 2), which is rarely near 1, where both
+    answers look alike.
 
-    random: each by itself. prefix: all but the first, as when writing from the left. block: blocks before one are shown and those
-    behind it masked, as when writing block by block; within it each by itself.
+    random: each position independently. prefix: all but the first positions, as in decoding from the left. block: blocks
+    before one are shown, those behind it masked, and within it each position independently, as in decoding in blocks.
     """
     share = rng.beta(1, 2)
     place = np.arange(length)
@@ -197,7 +203,7 @@ Row = dict[str, Any]
 
 
 def full_rows(prompt: list[int], chosen: list[int], rejected: list[int]) -> Iterator[Row]:
-    """Both whole answers."""
+    """Yield both whole answers."""
     yield {
         "chosen_ids": prompt + chosen,
         "rejected_ids": prompt + rejected,
@@ -209,7 +215,7 @@ def full_rows(prompt: list[int], chosen: list[int], rejected: list[int]) -> Iter
 def prefix_rows(
     prompt: list[int], chosen: list[int], rejected: list[int], rng: np.random.Generator, count: int | None
 ) -> Iterator[Row]:
-    """Both answers cut at the same length, for every length that both have and at which they differ; or `count` of these."""
+    """Yield both answers cut at the same length, for every common length at which they differ; or for `count` of these."""
     shorter = min(len(chosen), len(rejected))
     same = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
     lengths = np.arange(same + 1, shorter + 1)
@@ -228,9 +234,14 @@ def mask_rows(
     prompt: list[int], chosen: list[int], rejected: list[int], rng: np.random.Generator, count: int, canvas: int | None,
     end: int, mask: int,
 ) -> Iterator[Row]:  # fmt: skip
-    """Both answers on canvases of one length, filled up with the end of sequence: once whole, and under `count` masks that both
-    have in common. canvas: positions of prompt and answer together; None: as many as the longer answer needs. Rows whose visible
-    parts are equal are not given."""
+    """Yield both answers on canvases of one length, filled up with the end of sequence: once whole, and under `count`
+    common masks.
+
+    Rows whose visible parts are equal are left out.
+
+    Args:
+        canvas: positions of prompt and answer together; None: as many as the longer answer needs.
+    """
     length = max(len(chosen), len(rejected)) if canvas is None else canvas - len(prompt)
     sides = [np.array(side + [end] * (length - len(side))) for side in (chosen, rejected)]
     masks = [np.zeros(length, dtype=bool)]
@@ -251,12 +262,17 @@ def preference_rows(
     preferences: Sequence[Preference], tokenizer: Any, kind: str, max_length: int, count: int | None = None,
     canvas: int | None = None, seed: int = 0,
 ) -> tuple[datasets.Dataset, Counter[str]]:  # fmt: skip
-    """Rows for TRL's RewardTrainer, which takes pairs as ids (columns `chosen_ids`, `rejected_ids`) as they are; `length` of the
-    answers and share `masked` besides; and what was dropped, by reason.
+    """Return rows for TRL's RewardTrainer (columns `chosen_ids`, `rejected_ids`, `length` of the answers, share `masked`),
+    and the number of dropped pairs by reason.
 
-    kind: full, prefix (count: lengths drawn of each pair, None all of them) or mask (count masks of each pair, besides none). A
-    pair of which one side is longer than max_length, or than canvas, is dropped. What is drawn for a pair depends on `seed` and
-    its number alone. Raises ValueError where nothing is left.
+    The draws of a pair depend on `seed` and its number only. A pair with a side longer than max_length, or than canvas, is
+    dropped.
+
+    Args:
+        kind: full, prefix (count: lengths per pair, None: all) or mask (count: masks per pair, besides none).
+
+    Raises:
+        ValueError: no pair is left.
     """
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 

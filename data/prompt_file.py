@@ -24,18 +24,22 @@ HUB = {
 
 @dataclass(frozen=True)
 class Asked:
-    """label: the answer of the data set, where it has one."""
+    """A prompt. label: the answer of the data set, if it has one."""
 
     prompt: str
     label: str | None = None
 
 
 def load_asked(name: str, count: int | None = None, seed: int = 42, cache_dir: str | None = None) -> list[Asked]:
-    """Different prompts, in an order drawn by `seed`; `count` of them (None: all).
+    """Return different prompts, in an order drawn by `seed`.
 
-    name: `tldr` or `hh` (the folder cache_dir/NAME_prompts of `save_to_disk`, else from the hub), or JSONL with the field prompt
-    and, where there is an answer to compare with, label; a file of preference pairs is one. ValueError for what cannot be read,
-    for a broken line, and for fewer than `count` prompts.
+    Args:
+        name: `tldr` or `hh` (the folder cache_dir/NAME_prompts of `save_to_disk`, else from the hub), or a JSONL file with
+            the field prompt and optionally label (a reference answer). A file of preference pairs is accepted too.
+        count: number of prompts (None: all).
+
+    Raises:
+        ValueError: a file cannot be read, a line is broken, or there are fewer than `count` prompts.
     """
     rows = _of_file(Path(name)) if name not in HUB else [_of_row(name, dict(row)) for row in _hub_rows(name, cache_dir)]
     asked = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
@@ -74,7 +78,9 @@ def _hub_rows(name: str, cache_dir: str | None) -> datasets.Dataset:
 
 
 def _of_row(name: str, row: dict) -> Asked:
-    """As the reward model saw prompts in training (data/preferences.py): the published script puts `Context: ` before them."""
+    """Format the prompt as in the reward model's training (data/preferences.py). The published script puts `Context: `
+    before it.
+    """
     if name == "hh":
         return Asked(*split_talk(row["chosen"]))
     return Asked(row["prompt"].rstrip(), " " + row["label"].strip())

@@ -1,14 +1,15 @@
-"""Questions with known answers, for training and for evaluation: GSM8K, MATH, code with tests, reasoning-gym, chain arithmetic.
+"""Questions with known answers, for training and evaluation: GSM8K, MATH, code with tests, reasoning-gym, chain
+arithmetic.
 
     questions = load_questions("gsm8k", "test", count=100)
     prompts = canvases(model, questions, length=256)
     solved = right(questions, texts)               # programs of a batch run at the same time, in a sandbox
 
-Data sets come from the hub or from DIR/NAME/SPLIT.jsonl; those of reasoning-gym and chain arithmetic are made on the spot, from
-other seeds in training than in tests. Prompts of a batch have different lengths: they are padded on the left, and the model never
-sees the padding. Instructions and prefixes are those of "Learning Unmasking Policies" (2512.09106) in kind; the instructions are
-the same while a policy is trained and while it is evaluated (there they differ). As there, `<reasoning>` begins the answers to
-GSM8K and MATH in evaluation alone.
+Data sets come from the hub or from DIR/NAME/SPLIT.jsonl. Those of reasoning-gym and chain arithmetic are generated, with
+different seeds for training and tests. Prompts of different lengths are padded on the left, and the model never sees
+padding. Instructions and prefixes follow "Learning Unmasking Policies" (2512.09106); the instructions are the same in
+training and evaluation (there they differ). As there, `<reasoning>` begins the answers to GSM8K and MATH in evaluation
+only.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ MADE = 512  # questions of a data set without end, where no count is given
 
 @runtime_checkable
 class PromptReader(Protocol):
-    """What is needed of a masked model to put questions to it."""
+    """The attributes of a masked model that questions need."""
 
     tokenizer: Any
     mask_id: int
@@ -83,8 +84,12 @@ class PromptReader(Protocol):
 
 @dataclass
 class Question:
-    """prompt: what is asked, as the model is to see it; truth: what `is_right(text, truth)` compares with; prefix: how the answer
-    begins, already written behind the chat template, and no part of `text`; program: where a program has to run to tell, it."""
+    """A question with its verifier.
+
+    prompt: the question in the form that the model sees; truth: reference for `is_right(text, truth)`; prefix: beginning of
+    the answer, already written behind the chat template and not part of `text`; program: the program to run, if the
+    verifier needs one.
+    """
 
     prompt: str
     truth: str
@@ -97,12 +102,17 @@ class Question:
 def load_questions(
     name: str, split: str, data_dir: str | None = None, count: int | None = None, math_by: str = "verify"
 ) -> list[Question]:
-    """The first `count` questions of a data set. data_dir: holds NAME/SPLIT.jsonl (or DIR/NAME500/...), looked at before the hub.
+    """Return the first `count` questions of a data set.
 
-    name: one of DATASETS, or any data set of reasoning-gym, as NAME or rg:NAME. count: of those made on the spot, 512 by default.
-    math_by: `verify` or `string`, see `is_right_expression`.
-    Raises ValueError for an unknown name or comparison, a file that lacks a column, and, where the hub cannot be reached, one
-    that says how to give a directory.
+    Args:
+        name: one of DATASETS, or any data set of reasoning-gym, as NAME or rg:NAME.
+        data_dir: contains NAME/SPLIT.jsonl (or DIR/NAME500/...), and is searched before the hub.
+        count: for generated data sets 512 by default.
+        math_by: `verify` or `string`, see `is_right_expression`.
+
+    Raises:
+        ValueError: a name or comparison is unknown, a file lacks a column, or the hub cannot be reached (the message
+            explains how to give a directory).
     """
     if math_by not in COMPARISONS:
         raise ValueError(f"math_by={math_by!r} is unknown; use {' or '.join(COMPARISONS)}")
@@ -124,9 +134,11 @@ def load_questions(
 
 
 def right(questions: Sequence[Question], texts: Sequence[str], unsandboxed: bool = False) -> list[bool]:
-    """Whether each text answers its question. Programs run at the same time, in the sandbox unless `unsandboxed`.
+    """Return whether each text answers its question. Programs run at the same time, in the sandbox unless `unsandboxed`.
 
-    Raises SandboxError where a program would have to run and there is no sandbox."""
+    Raises:
+        SandboxError: a program has to run and there is no sandbox.
+    """
     pairs = list(zip(questions, texts, strict=True))
     programs = {place: question.program(text, question.truth)
                 for place, (question, text) in enumerate(pairs) if question.program}  # fmt: skip
@@ -136,18 +148,20 @@ def right(questions: Sequence[Question], texts: Sequence[str], unsandboxed: bool
 
 
 def formatted(questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
-    """Whether each text, its prefix before it, is `<reasoning>` and `<answer>`, each once and closed, and nothing else."""
+    """Return whether each text, with its prefix, is `<reasoning>` and `<answer>`, each once and closed, and nothing else."""
     return [has_format(question.prefix + text) for question, text in zip(questions, texts, strict=True)]
 
 
 def check_runnable(questions: Sequence[Question], unsandboxed: bool = False) -> None:
-    """Raises SandboxError, before any text is written, where `right` would."""
+    """Raise SandboxError, before any text is generated, if `right` would."""
     if not unsandboxed and any(question.program for question in questions):
         check_sandbox()
 
 
 def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
-    """Rows of a data set, from the directory if one is given, else from the hub; GSM8K and MATH as `question` and `answer`."""
+    """Return the rows of a data set, from the directory if given, else from the hub; GSM8K and MATH as `question` and
+    `answer`.
+    """
     hub_id, configuration, columns = HUB[name]
     asked: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
     if data_dir is not None:
@@ -200,8 +214,11 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
 
 
 def _checked(name: str, place: str, row: dict[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
-    """A row whose columns hold what they should; an answer may be a number. Raises ValueError that names the place and the
-    column, also for an answer to GSM8K that gives no number."""
+    """Check the columns of a row; an answer may be a number.
+
+    Raises:
+        ValueError: names the place and the column, also for an answer to GSM8K without a number.
+    """
     answer: Any = row.get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         row = row | {"answer": str(answer)}
@@ -230,7 +247,7 @@ def _humaneval_question(row: dict[str, Any]) -> Question:
 
 
 def _mbpp_question(row: dict[str, Any]) -> Question:
-    """The name asked for is the one of the reference's functions that the first test calls."""
+    """Build a question. The requested name is the reference's function that the first test calls."""
     tests = row["test_list"]
     defined = re.findall(r"^(?:def|class)\s+(\w+)", row["code"], re.MULTILINE)
     entry = next((name for name in reversed(defined) if re.search(rf"\b{name}\s*\(", tests[0])), None)
@@ -245,7 +262,9 @@ def _mbpp_question(row: dict[str, Any]) -> Question:
 
 
 def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Question]:
-    """Those all of whose tests can run here; says on stderr how many are left out, and what they need most often."""
+    """Return the questions whose tests can all run. Reports the number of others, and their most frequent needs, on
+    stderr.
+    """
     left_out: Counter[str] = Counter()
 
     def made():
@@ -269,7 +288,7 @@ def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Qu
 
 
 def _cannot_run(tests: str) -> str:
-    """The first thing that tests need and that is not here or not provided; "" where they can run."""
+    """Return the first requirement of tests that is missing or not provided; "" if they can run."""
     try:
         needed = missing(tests)
     except SyntaxError:
@@ -279,7 +298,9 @@ def _cannot_run(tests: str) -> str:
 
 
 def _imported(tests: str) -> set[str]:
-    """Top-level packages outside the standard library that tests import; `solution` is what is tested, `pytest` is provided."""
+    """Return top-level packages outside the standard library that tests import; `solution` is the tested module, `pytest`
+    is provided.
+    """
     names = set()
     for node in ast.walk(ast.parse(tests)):
         if isinstance(node, ast.Import):
@@ -290,8 +311,11 @@ def _imported(tests: str) -> set[str]:
 
 
 def _gym_questions(name: str, split: str, count: int) -> list[Question]:
-    """Made by reasoning-gym. Right is what it gives full marks, Countdown and gsm_symbolic by our own rules. Where its score
-    evaluates the answer as Python, that happens in the sandbox."""
+    """Generate questions by reasoning-gym. An answer is right if its score is full; Countdown and gsm_symbolic use our
+    verifiers.
+
+    If the score evaluates the answer as Python, that happens in the sandbox.
+    """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ValueError(
             f"data set {name!r} is unknown; use one of {', '.join(DATASETS)}; those of reasoning-gym (rg:NAME) need "
@@ -359,7 +383,9 @@ def _chain_questions(count: int, split: str) -> list[Question]:
 
 
 def encode(model: PromptReader, prompt: str, prefix: str = "") -> list[int]:
-    """A user's message in the tokenizer's chat template, then how the answer begins; where it has none, the bare text of both."""
+    """Return a user's message in the tokenizer's chat template, then the beginning of the answer; without a template the
+    plain text of both.
+    """
     if model.tokenizer.chat_template:
         return message_ids(model.tokenizer, prompt, prefix)
     return text_ids(model.tokenizer, f"{prompt}\n\n{prefix}" if prefix else prompt)
@@ -368,8 +394,9 @@ def encode(model: PromptReader, prompt: str, prefix: str = "") -> list[int]:
 def check_prompt(
     model: PromptReader, tokens: list[int], length: int, name: str, prompt: str, advice: str = "shorten it"
 ) -> None:
-    """Refuse a prompt that holds the mask token or one past the vocabulary, or that leaves fewer than `length` positions to
-    write. ValueError shows its end."""
+    """Refuse a prompt that contains the mask token or one past the vocabulary, or leaves fewer than `length` positions:
+    ValueError shows its end.
+    """
     shown = f"{name} ({prompt[-60:]!r})"
     check_ids(model, tokens, shown)
     if len(tokens) + length > model.max_length:
@@ -386,15 +413,17 @@ def check_questions(model: PromptReader, questions: Sequence[Question], length: 
 
 
 def questions_hash(questions: Sequence[Question]) -> str:
-    """Of what is asked and what is right: whether two evaluations are of the same questions."""
+    """Return a hash of prompts and references, to compare the questions of two evaluations."""
     told = [(question.prompt, question.truth, question.prefix) for question in questions]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def canvases(model: PromptReader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:
-    """Prompts padded on the left, `length` masks behind them; of questions, with their prefix.
+    """Pad prompts on the left, with `length` open positions behind them; questions with their prefix.
 
-    Raises ValueError, which names the row, for a prompt that does not fit or holds the mask token."""
+    Raises:
+        ValueError: names the row of a prompt that does not fit or contains the mask token.
+    """
     tokens = [
         encode(model, each) if isinstance(each, str) else encode(model, each.prompt, each.prefix) for each in prompts
     ]

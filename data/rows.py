@@ -1,4 +1,4 @@
-"""From the `data` section of a configuration to training rows, held-out rows and a tokenizer."""
+"""Training rows, held-out rows and tokenizer from the `data` section of a configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SudokuRows:
-    """Full grids for ever; batch number n is a function of (seed, n) alone."""
+    """An endless stream of full grids. Batch number n is a function of (seed, n) only."""
 
     prompt = left_out = 0
 
@@ -43,7 +43,7 @@ class SudokuRows:
 
 
 class SudokuPuzzleRows(SudokuRows):
-    """The same with the clues of each puzzle given: only boards that solving a puzzle passes through are seen."""
+    """`SudokuRows` with the clues of each puzzle given: only boards that occur while a puzzle is solved are seen."""
 
     def next_puzzles(self, batch: int) -> tuple[Int[Tensor, "row cell"], Bool[Tensor, "row cell"]]:
         puzzles = self.stream.puzzles(batch, self._generator())
@@ -51,7 +51,7 @@ class SudokuPuzzleRows(SudokuRows):
 
 
 def text_tokenizer(data: DictConfig):
-    """data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
+    """Return the tokenizer of data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
     if str(data.tokenizer).startswith("bpe:"):
         if is_answers(data.train):
             texts = map(row_text, split_pairs(data.train, data.valid or data.train, data.cache_dir)[0])
@@ -70,15 +70,18 @@ def text_tokenizer(data: DictConfig):
 
 
 def end_of_text(tokenizer) -> int:
-    """The id that closes a document."""
+    """Return the id that closes a document."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token; set its eos_token")
     return tokenizer.eos_token_id
 
 
 def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[EndlessRows, Int[Tensor, "row position"]]:
-    """Rows of questions and answers. data.given (question by default): `nothing` has whole rows masked, as for pre-training.
-    data.longer (drop by default): `cut` lets rows that are too long lose their end."""
+    """Return rows of questions and answers, and held-out rows.
+
+    data.given (question by default): `nothing` masks whole rows, as in pre-training. data.longer (drop by default): `cut`
+    cuts the end of long rows.
+    """
     given, longer = OmegaConf.select(data, "given") or "question", OmegaConf.select(data, "longer") or "drop"
     for key, value, known in (("given", given, ("question", "nothing")), ("longer", longer, ("drop", "cut"))):
         if value not in known:
@@ -93,7 +96,9 @@ def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[En
 
 
 def hold_out(texts: datasets.Dataset, name: str) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(training texts, held-out texts): the last tenth of the documents is held out. ValueError for fewer than two documents."""
+    """Return (training texts, held-out texts): the last tenth of the documents is held out. ValueError for fewer than two
+    documents.
+    """
     held_out = -(-len(texts) // 10)
     if held_out >= len(texts):
         raise ValueError(
@@ -103,12 +108,14 @@ def hold_out(texts: datasets.Dataset, name: str) -> tuple[datasets.Dataset, data
 
 
 def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
-    """(rows, held-out rows Int[row, position], tokenizer). data.kind: sudoku, chain, or text (data.packing documents or pack;
-    questions with answers, where data.train names some: see data/answers.py).
+    """Return (rows, held-out rows Int[row, position], tokenizer).
 
-    Every process draws the whole batch and takes its share (training/processes.py), so that what is drawn does not depend on how
-    many there are. data.valid null: the last tenth of the documents of data.train is held out.
-    tokenizer: of the model that is trained further; None takes the one that `data` names.
+    data.kind: sudoku, chain, or text (data.packing documents or pack; questions with answers if data.train names some:
+    data/answers.py). Every process draws the whole batch and takes its share (training/processes.py), so draws do not
+    depend on the number of processes. data.valid null: the last tenth of the documents of data.train is held out.
+
+    Args:
+        tokenizer: of the model that is trained further; None uses the one that `data` names.
     """
     if data.kind == "sudoku":
         box = tuple(data.box)

@@ -1,9 +1,9 @@
 """Sudoku of any box shape: puzzles with one solution, their symmetries, and a split by grid class.
 
-A grid of `box = (rows, columns)` has n = rows * columns digits, bands of `rows` rows and stacks of `columns` columns;
-it travels flat, row by row, as n * n tokens 0..n-1, and the mask (blank) is token n. Sudoku as a test of the unmasking
-order follows Kim et al., "Train for the Worst, Plan for the Best" (arXiv 2502.06768). What differs: a split holds out
-whole classes of grids up to symmetry, since a relabelled or shuffled training grid is no unseen grid.
+A grid of `box = (rows, columns)` has n = rows * columns digits, bands of `rows` rows and stacks of `columns` columns. It is
+stored flat, row by row, as n * n tokens 0..n-1; the mask token (open cell) is n. Sudoku as a test of the unmasking order
+follows Kim et al., "Train for the Worst, Plan for the Best" (arXiv 2502.06768). What differs: a split holds out whole
+classes of grids up to symmetry, because a relabelled or shuffled training grid is not an unseen grid.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ ATTEMPTS = 300  # fresh grids tried in a row before `make` says that no such puz
 def _search(
     used: list[int], empty: list[int], values: list[int], box: Box, limit: int, rng: random.Random | None = None
 ) -> int:
-    """Fills `values` (bits) at `empty`, most constrained cell first; returns the number of solutions up to `limit`."""
+    """Fill `values` (bits) at `empty`, most constrained cell first. Returns the number of solutions up to `limit`."""
     cells, everything = cell_units(box), (1 << box[0] * box[1]) - 1
     tried = []  # of every cell that holds a trial: itself, its units, the digits still to try, what is empty but for it
     found = 0
@@ -85,14 +85,16 @@ def _used(values: list[int], box: Box) -> list[int]:
 
 
 def count_solutions(grid: list[int], box: Box, limit: int = 2) -> int:
-    """Number of completions of `grid` (n * n tokens, n = blank), at most `limit`; clues must not clash directly."""
+    """Return the number of completions of `grid` (n * n tokens, n = open), at most `limit`. Clues must not contradict each
+    other directly.
+    """
     n = box[0] * box[1]
     values = [0 if token == n else 1 << token for token in grid]
     return _search(_used(values, box), [cell for cell, value in enumerate(values) if not value], values, box, limit)
 
 
 def random_grid(box: Box, rng: random.Random) -> list[int]:
-    """A full grid of n * n tokens. Every grid can come up, not all equally often."""
+    """Return a random full grid of n * n tokens. Every grid is possible, not all equally likely."""
     size = (box[0] * box[1]) ** 2
     values = [0] * size
     _search(_used(values, box), list(range(size)), values, box, 1, rng)
@@ -100,10 +102,10 @@ def random_grid(box: Box, rng: random.Random) -> list[int]:
 
 
 def dig(grid: list[int], box: Box, rng: random.Random, clues: int | None = None) -> list[bool]:
-    """Takes clues away in random order while the solution stays the only one; True where a clue is left.
+    """Remove clues in random order while the solution stays unique. True where a clue is left.
 
-    Stops at `clues` clues, or, with None, when every clue left is necessary; one pass suffices, for a clue that was
-    necessary stays so when others go. More than `clues` are left if this order gets stuck earlier.
+    Stops at `clues` clues, or, with None, when every remaining clue is necessary. One pass is enough: a necessary clue
+    stays necessary when others go. More than `clues` are left if this order gets stuck earlier.
     """
     cells = cell_units(box)
     values = [1 << token for token in grid]
@@ -140,9 +142,9 @@ def dig(grid: list[int], box: Box, rng: random.Random, clues: int | None = None)
 def augment(
     solutions: Int[Tensor, "puzzle cell"], clues: Bool[Tensor, "puzzle cell"], box: Box, generator: torch.Generator
 ) -> tuple[Int[Tensor, "puzzle cell"], Bool[Tensor, "puzzle cell"]]:
-    """A random symmetry of each puzzle: bands, rows in a band, stacks, columns in a stack, digits, transposition.
+    """Apply a random symmetry to each puzzle: bands, rows in a band, stacks, columns in a stack, digits, transposition.
 
-    Transposition only for square boxes: it would turn the 2x3 boxes of a 6x6 grid into 3x2 boxes, so it is none there.
+    Transposition is for square boxes only: it would turn the 2x3 boxes of a 6x6 grid into 3x2 boxes.
     """
     (height, width), n, batch = box, box[0] * box[1], len(solutions)
 
@@ -161,7 +163,7 @@ def augment(
 
 @lru_cache
 def _group(box: Box) -> np.ndarray:
-    """Every symmetry but the relabelling, as places to read from: Int[symmetry, cell]."""
+    """Return every symmetry except the relabelling, as source indices: Int[symmetry, cell]."""
     (height, width), n = box, box[0] * box[1]
 
     def lines(outer: int, inner: int) -> np.ndarray:
@@ -187,9 +189,11 @@ def _group_size(box: Box) -> int:
 
 
 def canonical(grid: Int[np.ndarray, " cell"], box: Box) -> Int[np.ndarray, " cell"]:
-    """The lexicographically first grid of the class of a full `grid`; same class up to symmetry iff these agree.
+    """Return the lexicographically first grid of the class of a full `grid`. Two grids are in one class up to symmetry iff
+    these agree.
 
-    Raises ValueError where the group is too large to go through (9x9); `class_key` has an invariant for that.
+    Raises:
+        ValueError: the group is too large to enumerate (9x9); `class_key` has an invariant for that.
     """
     if _group_size(box) > LARGEST_GROUP:
         raise ValueError(
@@ -208,10 +212,10 @@ def canonical(grid: Int[np.ndarray, " cell"], box: Box) -> Int[np.ndarray, " cel
 
 
 def _line_signature(grid: np.ndarray, band: int) -> bytes:
-    """Invariant of the rows: the cycle type of the digit permutation row a -> row b, for all pairs, sorted inside out.
+    """Return an invariant of the rows: the cycle type of the digit permutation row a -> row b, for all pairs, sorted.
 
-    Permuting columns leaves that permutation as it is and relabelling conjugates it, so neither changes its cycle type;
-    sorting the partners of a row, the rows of a band and the bands removes the order of the rows.
+    Permuting columns leaves that permutation unchanged and relabelling conjugates it, so neither changes its cycle type.
+    Sorting the partners of a row, the rows of a band and the bands removes the order of the rows.
     """
     n = len(grid)
     step = np.empty((n, n, n), dtype=np.int64)  # step[a, b, digit] = digit below it when row b is put under row a
@@ -231,10 +235,10 @@ def _line_signature(grid: np.ndarray, band: int) -> bytes:
 
 
 def class_key(grid: Int[np.ndarray, " cell"], box: Box) -> bytes:
-    """Names the class of a full grid: its canonical form or, where the group is too large for that (9x9), an invariant.
+    """Return a name of the class of a full grid: its canonical form or, if the group is too large (9x9), an invariant.
 
-    The invariant is the cycle types of all pairs of rows and of all pairs of columns. Different invariants prove
-    different classes; equal ones count as the same class, so two grids of one class never fall on two sides of a split.
+    The invariant is the cycle types of all pairs of rows and of all pairs of columns. Different invariants prove different
+    classes. Equal ones count as one class, so two grids of one class are never on two sides of a split.
     """
     if _group_size(box) <= LARGEST_GROUP:
         return canonical(grid, box).astype(np.uint8).tobytes()
@@ -244,7 +248,7 @@ def class_key(grid: Int[np.ndarray, " cell"], box: Box) -> bytes:
 
 
 def split_of(grid: Int[np.ndarray, " cell"], box: Box) -> str:
-    """The side, "train" or "test", of a full grid: a hash of its class, so the whole class falls on one side."""
+    """Return the side, "train" or "test", of a full grid: a hash of its class, so that the whole class is on one side."""
     digest = hashlib.blake2b(class_key(grid, box), digest_size=8, salt=TEST_SALT).digest()
     return "test" if int.from_bytes(digest, "big") < TEST_SHARE * 2**64 else "train"
 
@@ -253,10 +257,13 @@ def split_of(grid: Int[np.ndarray, " cell"], box: Box) -> str:
 
 
 def make(box: Box, count: int, clues: int | None = None, seed: int = 0, split: str = "train") -> Puzzles:
-    """`count` distinct puzzles with one solution, with exactly `clues` clues (None: minimal, every clue is necessary).
+    """Return `count` distinct puzzles with one solution and exactly `clues` clues (None: minimal, every clue is
+    necessary).
 
-    A pure function of its arguments. Raises ValueError for an unknown split, or when no new puzzle turns up (too few
-    clues or too many puzzles asked for).
+    A pure function of its arguments.
+
+    Raises:
+        ValueError: the split is unknown, or no new puzzle is found (too few clues or too many puzzles requested).
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, expected 'train' or 'test'.")
@@ -283,17 +290,17 @@ def make(box: Box, count: int, clues: int | None = None, seed: int = 0, split: s
 
 
 def blanked(puzzles: Puzzles, box: Box) -> Int[Tensor, "puzzle cell"]:
-    """The puzzles as a model gets them: the solution at the clues, the mask token n elsewhere."""
+    """Return the canvases of puzzles: the solution at the clues, the mask token n elsewhere."""
     return puzzles["solutions"].masked_fill(~puzzles["clues"], box[0] * box[1])
 
 
 def save(puzzles: Puzzles, path: str | Path) -> None:
-    """Writes puzzles as safetensors, one byte per digit."""
+    """Write puzzles as safetensors, one byte per digit."""
     save_file({"solutions": puzzles["solutions"].to(torch.uint8), "clues": puzzles["clues"]}, path)
 
 
 def load(path: str | Path, box: Box) -> Puzzles:
-    """Reads what `save` wrote; raises ValueError if a solution is no grid of this box shape."""
+    """Read a file of `save`. ValueError if a solution is not a grid of this box shape."""
     stored = load_file(path)
     puzzles = {"solutions": stored["solutions"].long(), "clues": stored["clues"]}
     wrong = (~is_solved(puzzles["solutions"], box)).sum().item()
@@ -304,17 +311,17 @@ def load(path: str | Path, box: Box) -> Puzzles:
 
 @dataclass
 class SudokuStream:
-    """Endless batches: each row is a random symmetry of a random puzzle of `base`, so of a class of `base` too."""
+    """Endless batches: each row is a random symmetry of a random puzzle of `base`, and so in a class of `base`."""
 
     base: Puzzles
     box: Box
 
     def puzzles(self, batch: int, generator: torch.Generator) -> Puzzles:
-        """Puzzles for the policy."""
+        """Return puzzles for the policy."""
         chosen = torch.randint(len(self.base["solutions"]), (batch,), generator=generator)
         solutions, clues = augment(self.base["solutions"][chosen], self.base["clues"][chosen], self.box, generator)
         return {"solutions": solutions, "clues": clues}
 
     def grids(self, batch: int, generator: torch.Generator) -> Int[Tensor, "batch cell"]:
-        """Full grids for the denoiser, which masks them itself."""
+        """Return full grids for training a model, which masks them itself."""
         return self.puzzles(batch, generator)["solutions"]

@@ -1,4 +1,6 @@
-"""What a policy is trained on: canvases to decode, with what their reward needs, and clean rows for the variational bound."""
+"""Tasks of policy learning: canvases to decode, with the data that their reward needs, and clean rows for the variational
+bound.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ class Task:
 
 
 class PuzzleTask(Task):
-    """Sudoku with unique solutions, `clues` of them or (null) minimal; held-out ones are of other grid classes."""
+    """Sudoku with unique solutions, with `clues` clues or (null) minimal. Held-out puzzles are of other grid classes."""
 
     def __init__(self, data: DictConfig):
         self.box = tuple(data.box)
@@ -83,24 +85,26 @@ class PuzzleTask(Task):
         self.tokenizer = BoardTokenizer(self.box)
 
     def prompts(self, count: int, seed: int) -> Prompts:
-        """Training puzzles, a function of the seed."""
+        """Return training puzzles, a function of the seed."""
         puzzles = self.stream.puzzles(count, torch.Generator().manual_seed(seed))
         return Prompts(blanked(puzzles, self.box), puzzles, puzzles["solutions"])
 
     def texts(self, count: int, seed: int) -> Prompts:
-        """Training prompts whose right text is known: all are."""
+        """Return training prompts with known right text: all puzzles have one."""
         return self.prompts(count, seed)
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
-        """Solved rows, and which of their positions are given."""
+        """Return solved rows, and which of their positions are given."""
         puzzles = self.stream.puzzles(count, torch.Generator().manual_seed(seed))
         return puzzles["solutions"], puzzles["clues"]
 
 
 class TextTask(Task):
-    """Text: blank canvases, or, where `data` has questions and answers (data/answers.py), canvases that begin with a question;
-    clean rows come from the data set. tokenizer: in place of the one that `data` names. ends: tokens at which rows end, the first
-    of which fills what follows."""
+    """Text: open canvases, or, for data of questions and answers (data/answers.py), canvases that begin with a question.
+
+    Clean rows come from the data set. tokenizer: in place of the one that `data` names; ends: tokens at which rows end, the
+    first of which fills the rest.
+    """
 
     def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
@@ -114,17 +118,17 @@ class TextTask(Task):
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
     def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
-        """Canvases of rows of which only what is given can be seen."""
+        """Return canvases of rows on which only the given part is visible."""
         return Prompts(tokens.masked_fill(~given, self.mask_id), {}, tokens)
 
     def prompts(self, count: int, seed: int) -> Prompts:
-        """Blank canvases, or the next training questions."""
+        """Return open canvases, or the next training questions."""
         if isinstance(self.rows, AnswerRows):
             return self.texts(count, seed)
         return Prompts(torch.full((count, self.length), self.mask_id), {})
 
     def texts(self, count: int, seed: int) -> Prompts:
-        """The next training rows, to be revealed on their canvases."""
+        """Return the next training rows, to be revealed on their canvases."""
         return self.asked(*self.clean(count, seed))
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
@@ -141,7 +145,7 @@ class TextTask(Task):
 
 
 class ChainTask(Task):
-    """Chain arithmetic (data/chain.py); `rows["values"]` holds the running values; `text` is one of the many right ones."""
+    """Chain arithmetic (data/chain.py). `rows["values"]` holds the running values; `text` is one of the many right ones."""
 
     ends = (EOS,)
 
@@ -155,7 +159,7 @@ class ChainTask(Task):
         )
 
     def made(self, problems: Chains, seed: int) -> Prompts:
-        """Prompts of problems."""
+        """Return the prompts of problems."""
         kept = torch.rand(problems.step.shape, generator=torch.Generator().manual_seed(seed)) < self.keep
         asked = problems.prompts()
         canvas = torch.cat((asked, torch.full((len(asked), self.length), MASK)), 1)
@@ -163,41 +167,44 @@ class ChainTask(Task):
         return Prompts(canvas, {"values": problems.values()}, text, self.prompt)
 
     def prompts(self, count: int, seed: int) -> Prompts:
-        """Training problems, a function of the seed."""
+        """Return training problems, a function of the seed."""
         return self.made(chains(count, self.steps, torch.Generator().manual_seed(seed)), seed)
 
     def texts(self, count: int, seed: int) -> Prompts:
         return self.prompts(count, seed)
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
-        """Problems with their text, and which positions are given."""
+        """Return problems with their text, and which positions are given."""
         prompts = self.prompts(count, seed)
         assert prompts.text is not None
         return prompts.text, prompts.canvas != MASK
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
-        """The answers as text, up to their end."""
+        """Return the responses as text, up to their end."""
         answers = tokens[:, self.prompt :]
         kept = before_end(answers, torch.ones_like(answers, dtype=torch.bool), self.ends)
         return texts_of(answers, kept, self.tokenizer)
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
-        """1 where the digit behind the first `=` is the result, else 0."""
+        """Return 1 if the digit behind the first `=` is the result, else 0."""
         return is_right(tokens[:, self.prompt :].cpu(), rows["values"][:, -1])
 
     def partly_right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, " row"]:
-        """Share of the steps and of the result that are right."""
+        """Return the right share of the steps and the result."""
         return share_right(tokens[:, self.prompt :].cpu(), rows["values"])
 
 
 class QuestionTask(Task):
-    """Questions with known answers (data/questions.py) of one data set or several, drawn from their union without repeats until
-    all were drawn; `rows["question"]` and `rows["dataset"]` say which each prompt is, so that a reward is dispatched row by row.
+    """Questions with known answers (data/questions.py) of one or several data sets, drawn from their union without
+    repeats.
 
-    data: datasets, data_dir, count, answer_length (positions to write), max_prompt_length, valid_rows (held out of the training
-    questions), math_by (how answers of MATH compare: verify or string), unsandboxed (programs run without a sandbox). Prompts
-    longer than max_prompt_length tokens are left out and counted, never cut.
-    Raises ValueError, which shows the question, for one that does not fit the model's context or holds the mask token.
+    `rows["question"]` and `rows["dataset"]` identify each prompt, so that each row gets the reward of its data set. data:
+    datasets, data_dir, count, answer_length (positions to generate), max_prompt_length, valid_rows (held out of the
+    training questions), math_by (comparison of MATH answers: verify or string), unsandboxed (programs run without a
+    sandbox). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
+
+    Raises:
+        ValueError: shows a question that does not fit the model's context or contains the mask token.
     """
 
     def __init__(self, model: PromptReader, data: DictConfig, seed: int):
@@ -236,7 +243,7 @@ class QuestionTask(Task):
         return True
 
     def __str__(self) -> str:
-        """For the log."""
+        """Return a description for the log."""
         counts = Counter(self.datasets[number] for number in self.dataset_of)
         of_each = ", ".join(f"{counts[name]:,} of {name}" for name in self.datasets)
         out = ", ".join(f"{number} of {name}" for name, number in self.left_out.items())
@@ -246,13 +253,13 @@ class QuestionTask(Task):
         )
 
     def made(self, index: Int[Tensor, "row"]) -> Prompts:
-        """Prompts of those questions, padded on the left."""
+        """Return the prompts of those questions, padded on the left."""
         prompts = canvases(self.model, [self.questions[number] for number in index.tolist()], self.length)
         prompts.rows = {"question": index, "dataset": torch.tensor(self.dataset_of)[index]}
         return prompts
 
     def prompts(self, count: int, seed: int) -> Prompts:
-        """The next training questions; the stream's place is its state, `seed` is not used."""
+        """Return the next training questions. The position in the stream is the state; `seed` is not used."""
         return self.made(self.rows.next(count).squeeze(1))
 
     def texts(self, count: int, seed: int) -> Prompts:
@@ -262,18 +269,20 @@ class QuestionTask(Task):
         raise ValueError("questions have no clean rows for algorithm=variational; use algorithm=grpo or ppo")
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
-        """The answers as text, up to their end of sequence or of turn; masks that a training rollout left are dropped."""
+        """Return the responses as text, up to their end of sequence or of turn, without masked positions of a training
+        rollout.
+        """
         answers = tokens[:, -self.length :]
         kept = before_end(answers, torch.ones_like(answers, dtype=torch.bool), self.ends)
         return texts_of(answers, kept & (answers != self.model.mask_id), self.tokenizer)
 
     def shown(self, number: int, tokens: Int[Tensor, "position"]) -> str:
-        """Held-out question `number` and what was written below it."""
+        """Return held-out question `number` and the text generated for it."""
         question = self.questions[int(self.valid.rows["question"][number])]
         return f"{question.prompt}\n\n{self.written(tokens[None])[0]}"
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
-        """1 where the answer is right by the check of its own data set, else 0."""
+        """Return 1 if the answer is right by the verifier of its own data set, else 0."""
         asked = [self.questions[number] for number in rows["question"].tolist()]
         return torch.tensor(right(asked, self.written(tokens), self.unsandboxed), dtype=torch.float32)
 

@@ -1,9 +1,9 @@
-"""Text for diffusion language models: load it, tokenise it, cut it into rows, draw rows for ever.
+"""Text for language models: load it, tokenize it, cut it into rows, and draw rows endlessly.
 
 Packing is the usual one (GPT-2, SEDD, RADD): documents are joined with the end-of-text token and cut into rows of equal
-length, so a row may begin in the middle of a document. `documents` begins every row at a document instead, which small
-models of short stories want. Rows are drawn by `EndlessRows`, whose place in the stream is one number: a run that was
-killed goes on with the very next batch, also with another number of processes.
+length, so a row may begin in the middle of a document. `documents` begins every row at a document, which suits small models
+of short stories. `EndlessRows` draws the rows. Its position in the stream is one number: a killed run continues with the
+next batch, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -63,13 +63,17 @@ UNPACKED, ROOM = 100, 1 << 26  # a gzipped file may unpack to so many times its 
 
 
 def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> datasets.Dataset:
-    """A data set with one column "text", one document a row, empty documents dropped.
+    """Return a data set with one column "text", one document per row, without empty documents.
 
-    name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped here), or a local path: `.txt` (one
-    document a line), `.jsonl` or `.jsonl.gz` (field "text"), or a directory written by `save_to_disk`.
-    split: train, valid or test; a local file is its own split, in UTF-8, a byte order mark passed over. A document that is the
-    name of the end-of-text token is the mark between two documents, so it is empty. Raises ValueError where the data cannot be
-    reached, is no text, or a line of it is no JSON.
+    A document that is the name of the end-of-text token marks the border of two documents and is dropped.
+
+    Args:
+        name: a key of `HUB`, any other hub id with a column "text", `stories` (shipped), or a local path: `.txt` (one
+            document per line), `.jsonl` or `.jsonl.gz` (field "text"), or a directory written by `save_to_disk`.
+        split: train, valid or test. A local file is its own split, in UTF-8 with an optional byte order mark.
+
+    Raises:
+        ValueError: the data cannot be reached, is not text, or has a line that is not JSON.
     """
     from datasets import DatasetDict, Value, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
@@ -134,7 +138,9 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> da
 
 
 def _read_here(path: Path) -> datasets.Dataset:
-    """A local file that `datasets` refuses: with halves of surrogate pairs mended, or a ValueError that names the broken line."""
+    """Read a local file that `datasets` refuses: repair halves of surrogate pairs, or raise ValueError that names the
+    broken line.
+    """
     if path.suffix == ".txt":
         texts = [line.rstrip("\n") for _, line in text_lines(path)]
     else:
@@ -151,9 +157,11 @@ def _read_here(path: Path) -> datasets.Dataset:
 
 
 def check_unpacked(path: Path) -> None:
-    """Refuse a gzipped file that unpacks to far more than text does, or to a line that no document is. Others are passed over.
+    """Refuse a gzipped file that unpacks to far more than text does, or to a line that no document has. Other files are
+    skipped.
 
-    Raises ValueError that says the bound.
+    Raises:
+        ValueError: names the bound.
     """
     if path.suffix != ".gz":
         return
@@ -177,7 +185,7 @@ def check_unpacked(path: Path) -> None:
 
 @contextmanager
 def opened_text(path: Path) -> Iterator[IO[str]]:
-    """A text file of a user, gzipped or not: UTF-8, its byte order mark passed over. Raises ValueError for other bytes."""
+    """Open a user's text file, gzipped or not: UTF-8 with an optional byte order mark. ValueError for other bytes."""
     try:
         with (
             gzip.open(path, "rt", encoding="utf-8-sig")
@@ -194,7 +202,7 @@ def opened_text(path: Path) -> Iterator[IO[str]]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where it stands, the line) of each line of a text file."""
+    """Yield (location, line) of each line of a text file."""
     check_unpacked(path)
     with opened_text(path) as file:
         for number, line in enumerate(file, 1):
@@ -202,8 +210,13 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, what it says) of each line of a .jsonl or .jsonl.gz file; empty lines are passed over. Halves of
-    surrogate pairs (a cut emoji) become U+FFFD. Raises ValueError that names the line which is no JSON."""
+    """Yield (location, value) of each line of a .jsonl or .jsonl.gz file. Empty lines are skipped.
+
+    Halves of surrogate pairs (a cut emoji) become U+FFFD.
+
+    Raises:
+        ValueError: names the line that is not JSON.
+    """
     for place, line in text_lines(path):
         if not line.strip():
             continue
@@ -219,7 +232,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _mended(value: Any) -> Any:
-    """A value of JSON, its texts `without_surrogates`."""
+    """Apply `without_surrogates` to all texts of a JSON value."""
     if isinstance(value, str):
         return without_surrogates(value)
     if isinstance(value, list):
@@ -245,9 +258,10 @@ def pack(
     eos_id: int,
     cache_dir: str | Path | None = None,
 ) -> Int[Tensor, "row position"]:
-    """Documents joined with the end-of-text token (one after each) and cut into rows; the incomplete last row is dropped.
+    """Join documents with the end-of-text token (one after each) and cut them into rows. The incomplete last row is
+    dropped.
 
-    With `cache_dir` the tokens are written there once and memory-mapped from then on, so the text may exceed memory.
+    With `cache_dir` the tokens are written there once and memory-mapped afterwards, so the text may exceed memory.
     """
     if cache_dir is None:
         stream = torch.from_numpy(np.concatenate(list(_token_stream(texts, tokenizer, eos_id))))
@@ -264,9 +278,9 @@ def pack(
 def documents(
     texts: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, length: int, eos_id: int
 ) -> Int[Tensor, "row position"]:
-    """One row for each document: it starts the row, the documents after it fill the row (the last ones wrap around).
+    """Return one row per document. It begins the row, and the documents after it fill the row (the last ones wrap around).
 
-    A document longer than a row loses its end. A row never needs padding, so every position carries a loss.
+    A document longer than a row loses its end. A row never needs padding, so every position has a loss.
     """
     stream = torch.from_numpy(np.concatenate(list(_token_stream(texts, tokenizer, eos_id))))
     ends = (stream == eos_id).nonzero().flatten() + 1
@@ -304,9 +318,11 @@ def _cached_stream(
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE (as GPT-2's) whose id 0 is the end of text. The mask is not in it: its id is `vocab_size`.
+    """Train a byte-level BPE (as GPT-2's) whose id 0 is the end of text. The mask token is not in it: its id is
+    `vocab_size`.
 
-    vocab_size: at least 257, the 256 bytes and the end of text.
+    Args:
+        vocab_size: at least 257, the 256 bytes and the end of text.
     """
     if vocab_size < 257:
         raise ValueError(
@@ -333,7 +349,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedT
 
 
 class EndlessRows:
-    """Shuffled batches of rows without end; a new permutation each epoch, every row once an epoch.
+    """Shuffled batches of rows without end: a new permutation each epoch, every row once per epoch.
 
     The stream of rows is a pure function of `seed`. A batch may span two epochs.
     """
@@ -347,7 +363,7 @@ class EndlessRows:
         self._permutations: dict[int, Int[Tensor, " row"]] = {}
 
     def next(self, batch: int) -> Int[Tensor, "batch position"]:
-        """The next `batch` rows, int64."""
+        """Return the next `batch` rows, int64."""
         places = self.position + torch.arange(batch)
         epochs, places = self.epoch + places // len(self.rows), places % len(self.rows)
         chosen = torch.cat([self._permutation(e)[places[epochs == e]] for e in epochs.unique().tolist()])
@@ -356,7 +372,7 @@ class EndlessRows:
         return self.rows[chosen].long()
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the stream: epoch, rows of it already drawn, seed and number of rows."""
+        """Return the position in the stream: epoch, number of its rows already drawn, seed and number of rows."""
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": len(self.rows)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

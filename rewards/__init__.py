@@ -1,1 +1,1 @@
-"""Rewards of finished samples: rules and judges."""
+"""Rewards and verifiers of finished samples, and reward models."""

@@ -1,4 +1,4 @@
-"""How often a reward model prefers what was preferred: of whole answers, by length of their prefixes, by share of their masks."""
+"""Pairwise accuracy of a reward model: of whole answers, by length of prefix, and by masked share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARES = tuple(tenth / 10 for tenth in range(10))
 
 
 def row_margins(reward: RewardModel, rows: datasets.Dataset, batch: int = 256) -> list[float]:
-    """Score of each chosen row minus that of the rejected one."""
+    """Return the score of each chosen row less that of the rejected row."""
     found: list[float] = []
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
@@ -27,13 +27,15 @@ def row_margins(reward: RewardModel, rows: datasets.Dataset, batch: int = 256) -
 
 
 def accuracy(margins: Sequence[float]) -> float:
-    """Share of positive margins; a tie is half."""
+    """Return the share of positive margins; a tie counts half."""
     margin = torch.tensor(margins)
     return float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean())
 
 
 def by_bin(at: Sequence[float], margins: Sequence[float], starts: Sequence[float]) -> list[dict[str, float]]:
-    """Accuracy and number of comparisons in each bin that has any. at: where each stands; starts: where bins begin, in order."""
+    """Return accuracy and number of comparisons in each nonempty bin. at: position of each comparison; starts: where bins
+    begin, in order.
+    """
     place = (
         torch.bucketize(torch.tensor(at, dtype=torch.float64), torch.tensor(starts, dtype=torch.float64), right=True)
         - 1
@@ -47,5 +49,5 @@ def by_bin(at: Sequence[float], margins: Sequence[float], starts: Sequence[float
 
 
 def told(table: Sequence[dict[str, float]]) -> str:
-    """One line."""
+    """Return the table as one line of text."""
     return "  ".join(f"{row['from']:g}+: {row['accuracy']:.3f} ({row['pairs']})" for row in table)

@@ -1,8 +1,8 @@
-"""Answers out of text, and whether they are right: GSM8K numbers, MATH expressions, Countdown; code is in rewards/code.py.
+"""Extraction and checking of answers: GSM8K numbers, MATH expressions, Countdown. Code is in rewards/code.py.
 
-As in "Learning Unmasking Policies" (2512.09106) and d1 (2504.12216), whose answers stand in `<answer>` tags or in a box. What
-differs: one normal form and one reading of values serve all three (rewards/values.py; docs/tasks.md has the table of what is
-accepted), and MATH is judged by value, with the published comparison of normalised strings as an option.
+As in "Learning Unmasking Policies" (2512.09106) and d1 (2504.12216), answers are in `<answer>` tags or in a box. What
+differs: one normal form and one parser of values serve all three (rewards/values.py; docs/tasks.md has the table of
+accepted forms), and MATH is compared by value, with the published comparison of normalized strings as an option.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREFACE = re.compile(r"^[^\\=<>]*\b(?:is|are|equals|be)\b:?\s*|^[A-Za-z ]{3,}:\s
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed or \fbox that is not empty (`\boxed{...}` is); None where there is none."""
+    r"""Return the contents of the last nonempty \boxed or \fbox (`\boxed{...}` counts as nonempty); None if there is none."""
     for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*", text))):
         if (inside := _braced(text[found.end() :])).strip(" ."):
             return inside
@@ -33,8 +33,11 @@ def boxed(text: str) -> str | None:
 
 
 def _braced(text: str) -> str:
-    """What stands in the braces that a text begins with; the rest of the line, up to a tag, where they stay open, as at the end
-    of a canvas; the first word of a text that begins with none."""
+    """Return the contents of the braces at the beginning of a text.
+
+    If they stay open, as at the end of a canvas, the rest of the line up to a tag. For a text without braces, its first
+    word.
+    """
     if not text.startswith("{"):
         return text.split()[0].split("$")[0] if text.split() else ""
     text, depth = text.split("</")[0], 0
@@ -47,7 +50,7 @@ def _braced(text: str) -> str:
 
 
 def tagged(text: str) -> str | None:
-    """What stands in the last `<answer>` that is not empty, closed or not; None where there is none, "" where all are empty."""
+    """Return the contents of the last nonempty `<answer>`, closed or not; None without any tag, "" if all are empty."""
     if "<answer>" not in text:
         return None
     insides = [part.split("</answer>")[0].strip() for part in text.split("<answer>")[1:]]
@@ -55,15 +58,18 @@ def tagged(text: str) -> str | None:
 
 
 def plain_answer(text: str) -> str:
-    """The answer of a text of no special form: in the last `<answer>`, else all of it; without what follows its end."""
+    """Return the answer of a text without special form: the last `<answer>`, else the whole text, up to the end token."""
     text = before_end(text)
     inside = tagged(text)
     return text.strip() if inside is None else inside
 
 
 def given_answer(text: str) -> tuple[str, bool]:
-    """(where the answer of a text stands, whether that is a box): in the last box, else in the last `<answer>`, else behind the
-    last `####`, to the end of its line, else anywhere. What stands behind the end of sequence is no text."""
+    """Return (the answer of a text, whether it is a box).
+
+    The answer is in the last box, else in the last `<answer>`, else behind the last `####` to the end of its line, else the
+    whole text. Text behind the end of sequence is ignored.
+    """
     text = before_end(text)
     if (inside := boxed(text)) is not None:
         return inside, True
@@ -73,31 +79,35 @@ def given_answer(text: str) -> tuple[str, bool]:
 
 
 def number_truth(truth: str) -> Fraction | None:
-    """The number of a GSM8K answer, or of what follows its `####`; None where there is none."""
+    """Return the number of a GSM8K solution, or of the part behind its `####`; None if there is none."""
     return number_of(truth.rsplit("####", 1)[-1], boxed=True)
 
 
 def number_answer(text: str) -> Fraction | None:
-    """The value of the answer of a GSM8K text, where it gives one."""
+    """Return the value of the answer of a GSM8K text; None if it has none."""
     return number_of(*given_answer(text))
 
 
 def is_right_number(text: str, truth: str) -> bool:
-    """truth: a GSM8K answer, or what follows its `####`."""
+    """Return whether a text answers a GSM8K question. truth: the solution, or the part behind its `####`."""
     given, wanted = number_answer(text), number_truth(truth)
     return given is not None and wanted is not None and same_number(given, wanted)
 
 
 def has_format(text: str) -> bool:
-    """`<reasoning>` and `<answer>`, each once and closed, and nothing else before the end of sequence."""
+    """Return whether a text is `<reasoning>` and `<answer>`, each once and closed, and nothing else before the end of
+    sequence.
+    """
     text = before_end(text)
     once = all(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
     return once and FORMAT.match(text) is not None
 
 
 def with_braces(text: str) -> str:
-    r"""Each \frac of one character above, and of one character or a braced part below (\frac12, \fracab, \frac1{72}), as
-    \frac{1}{2} and so on. As published, nothing is changed in a text where one of them lacks a part."""
+    r"""Rewrite each \frac with single characters (\frac12, \fracab, \frac1{72}) as \frac{1}{2} and so on.
+
+    As in the published code, a text in which one of them lacks a part is unchanged.
+    """
     if any(len(part) < 2 and not part.startswith("{") for part in text.split("\\frac")[1:]):
         return text
     both_plain = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
@@ -105,7 +115,7 @@ def with_braces(text: str) -> str:
 
 
 def plain(expression: str) -> str:
-    """The published normalisation of a LaTeX answer: spelling only, nothing is computed."""
+    """Apply the published normalization of a LaTeX answer: spelling only, nothing is computed."""
     text = expression.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("\\%", "").replace("%", "")
@@ -119,8 +129,13 @@ def plain(expression: str) -> str:
 
 
 def is_right_expression(text: str, truth: str, by: str = "verify") -> bool:
-    """by: `verify` (math-verify: equal in value, a list of values in any order) or `string` (the published rule). truth: a MATH
-    solution or its answer."""
+    """Return whether a text answers a MATH question.
+
+    Args:
+        text: the model's text.
+        truth: a MATH solution or its answer.
+        by: `verify` (math-verify: equal in value, lists in any order) or `string` (the published rule).
+    """
     if by not in COMPARISONS:
         raise ValueError(f"by={by!r} is unknown; use {' or '.join(COMPARISONS)}")
     text = before_end(text)
@@ -132,8 +147,10 @@ def is_right_expression(text: str, truth: str, by: str = "verify") -> bool:
 
 
 def is_same_expression(given: str, wanted: str) -> bool:
-    """Whether two answers of MATH have the same value: words by their letters, numbers exactly, numbers of another base by their
-    digits, all else by math-verify."""
+    """Return whether two answers of MATH have the same value.
+
+    Words are compared by their letters, numbers exactly, numbers of another base by their digits, all else by math-verify.
+    """
     answer, gold = normal(given), normal(wanted)
     if answer == gold:
         return True
@@ -155,8 +172,12 @@ def is_same_expression(given: str, wanted: str) -> bool:
 
 
 def is_right_countdown(text: str, truth: str) -> bool:
-    """Whether the expression reaches the target with the numbers given. truth: JSON of `numbers`, `target` and, where not all
-    numbers have to be used, `"all": false`. All sides of an equation (`3 * 4 + 5 = 17`) have to be the target."""
+    """Return whether an expression reaches the target with the given numbers.
+
+    Args:
+        text: the model's text. All sides of an equation (`3 * 4 + 5 = 17`) must equal the target.
+        truth: JSON of `numbers`, `target` and, if not all numbers must be used, `"all": false`.
+    """
     told = json.loads(truth)
     try:
         found = sides(*given_answer(text))

@@ -1,13 +1,13 @@
-"""Reward for an order: how likely the model finds a clean text that is revealed in it.
+"""Reward for an order of commits: the log-likelihood of a clean text that is revealed in this order.
 
-The picks are made on a text of the data set, which is written where they fall (`samplers.loop.TeacherForced`). With A_1, A_2, ...
-the sets picked, c_t the canvas before A_t and kappa the law of the picks,
+Positions are selected on a text of the data set, whose tokens are committed there (`samplers.loop.TeacherForced`). With
+A_1, A_2, ... the selected sets, c_t the canvas before A_t and kappa the distribution of the selections,
 
     log p(x) >= E_kappa sum_t log p(x_{A_t} | c_t):
 
-genpolicy's variational bound with its masking channel set to the unmasking law, so that the two cancel. What a sampler loses by
-writing several tokens at once is what this bound loses, and nothing is sampled, so that it varies little; each step has its own
-reward.
+genpolicy's variational bound with its masking channel set to the unmasking policy, so that the two cancel. The bound loses
+what a sampler loses by committing several tokens at once. No token is sampled, so it has a low variance; each step has its
+own reward.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from rewards.rules import Reward, RewardOutput
 
 @runtime_checkable
 class RevealedText(Protocol):
-    """What is read of a trajectory: the row of each step and the log-probability of what was written in it."""
+    """The used fields of a trajectory: the row of each step, and the log-probability of the tokens committed in it."""
 
     row: Int[Tensor, " N"]
     log_what: Float[Tensor, " N"]
@@ -31,7 +31,7 @@ class RevealedText(Protocol):
 
 @runtime_checkable
 class Recorded(Protocol):
-    """What the reward reads of samples: those with a recorded trajectory."""
+    """Samples with a recorded trajectory."""
 
     prompt: Bool[Tensor, "row position"]
 
@@ -41,7 +41,7 @@ class Recorded(Protocol):
 
 @dataclass
 class BoundReward(Reward):
-    """log p of the tokens revealed, in nats per position to generate: of each step, and summed over the row."""
+    """Log-probability of the revealed tokens, in nats per position to generate: of each step, and summed over the row."""
 
     teacher_forced = True
 

@@ -1,14 +1,14 @@
-r"""Whether the brackets of LaTeX match, piece by piece, also where parts are still masked: `{}`, `\left..\right`, `\begin..\end`
-of the same environment, `$..$`, `$$..$$`, `\(..\)`, `\[..\]`.
+r"""Whether the brackets of LaTeX match, also with masked parts: `{}`, `\left..\right`, `\begin..\end` of the same
+environment, `$..$`, `$$..$$`, `\(..\)`, `\[..\]`.
 
     complete      everything is closed, in the right order, and nothing is masked
-    completable   what is masked (or, of a text that goes on, what is to come) can still close everything
-    broken        it cannot
+    completable   the masked (or future) parts can still close everything
+    broken        they cannot
 
-A stack, fed from the left. Behind a mask the stack below is unknown but for how many brackets it can hold, from `low` to `high`.
-`broken` is never said of what can be completed; without masks the verdict is exact. With masks it looks at numbers and at the
-brackets between two masks, so it may call completable what is not. Brackets alone: a missing argument or an unknown command is
-math-core's to find (rewards/latex.py).
+A stack is fed from the left. Behind a mask the stack below is unknown, except for the number of its brackets, between `low`
+and `high`. A text that can be completed is never called `broken`; without masks the verdict is exact. With masks only
+numbers and the brackets between two masks are used, so a broken text may be called completable. Missing arguments and
+unknown commands are found by math-core (rewards/latex.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLACK = 2  # marks that one masked token may hold or begin, where nothing is kno
 
 @dataclass(frozen=True)
 class Brackets:
-    """What is open after the pieces fed so far."""
+    """State after the pieces fed so far: the open brackets."""
 
     stack: tuple[str, ...] = ()  # open since the last mask
     low: int = 0  # of the unknown stack below it
@@ -41,7 +41,9 @@ class Brackets:
     is_broken: bool = False
 
     def feed(self, piece: str | None, slack: int = SLACK) -> Brackets:
-        """With another piece of text, or, None, a masked token, which holds or begins at most `slack` marks."""
+        """Return the state after another piece of text, or after a masked token (None), which holds or begins at most
+        `slack` marks.
+        """
         if self.is_broken:
             return self
         if piece is None:
@@ -62,14 +64,14 @@ class Brackets:
         return found
 
     def state(self, ended: bool = True) -> str:
-        """ended: no more pieces will come; else any text may."""
+        """Return complete, completable or broken. ended: no more pieces will come; otherwise any text may follow."""
         whole = self._flushed() if ended else self
         if whole.is_broken or (ended and whole.low + len(whole.stack) > 0):
             return "broken"
         return "complete" if not (whole.masks or whole.stack or whole.pending) else "completable"
 
     def _flushed(self) -> Brackets:
-        """What was pending, read as it stands: a last `$` is one, an environment without its brace is open for ever."""
+        """Read the pending characters as they are: a last `$` is a mark, an environment without its brace stays open."""
         left = replace(self, pending="")
         if self.is_broken:
             return self
@@ -78,7 +80,7 @@ class Brackets:
         return replace(left, is_broken="{" in self.pending and not self.fresh)
 
     def _read(self, mark: re.Match, escapable: bool) -> Brackets:
-        """escapable: a backslash in the mask before it may make it something else."""
+        """Read one mark. escapable: a backslash in the mask token before it may change its meaning."""
         if self.is_broken:
             return self
         text = mark[0]
@@ -94,7 +96,7 @@ class Brackets:
         return self._close(CLOSES[text]) if text in CLOSES else self
 
     def _uncertain(self) -> Brackets:
-        """Behind something that may open or close, or be no bracket at all."""
+        """Return the state behind something that may open or close, or be no bracket."""
         return replace(self, low=max(0, self.low - 2), high=self.high + 2)
 
     def _open(self, kind: str) -> Brackets:
@@ -116,7 +118,7 @@ class Brackets:
 
 
 def _finished(text: str, fresh: bool) -> int:
-    """How much of a text can be read before more of it is known."""
+    """Return how many characters of a text can be read before more of it is known."""
     if fresh and re.fullmatch(r"\\+[A-Za-z]*", text):
         return 0
     tail = UNFINISHED.search(text)
@@ -129,7 +131,7 @@ def _finished(text: str, fresh: bool) -> int:
 
 
 def bracket_state(pieces: Iterable[str | None], slack: int = SLACK, ended: bool = True) -> str:
-    """`complete`, `completable` or `broken`. pieces: texts, None for each masked token."""
+    """Return `complete`, `completable` or `broken`. pieces: texts, and None for each masked token."""
     brackets = Brackets()
     for piece in pieces:
         brackets = brackets.feed(piece, slack)
@@ -137,7 +139,7 @@ def bracket_state(pieces: Iterable[str | None], slack: int = SLACK, ended: bool 
 
 
 def pieces_of(tokens: Sequence[int], tokenizer, mask_id: int) -> list[str | None]:
-    """A row of tokens as texts and masks: tokens between two masks are decoded together."""
+    """Split a row of tokens into texts and masks (None). Tokens between two masks are decoded together."""
     pieces: list[str | None] = []
     run: list[int] = []
     for token in [*tokens, mask_id]:
@@ -152,6 +154,6 @@ def pieces_of(tokens: Sequence[int], tokenizer, mask_id: int) -> list[str | None
 
 
 def marks_per_token(tokenizer) -> int:
-    """The most marks that one token of the vocabulary can hold or begin."""
+    """Return the maximal number of marks that one token of the vocabulary can hold or begin."""
     texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     return max(1, max(sum(character in "{}\\$" for character in text) for text in texts))

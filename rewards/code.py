@@ -1,8 +1,8 @@
-"""Python out of what a model wrote, and the program that tests it: HumanEval, MBPP, KodCode.
+"""Extraction of Python code from a model's text, and its test program: HumanEval, MBPP, KodCode.
 
-As in "Learning Unmasking Policies" (2512.09106) the code is the longest piece that parses, and it has passed when all tests run
-through (pass@1 of one sample). What differs: a piece is found by cutting at the line that the parser names, not by trying all
-pairs of lines, and programs run in a sandbox (rewards/sandbox.py), not under a time limit alone.
+As in "Learning Unmasking Policies" (2512.09106) the code is the longest piece that parses, and it passes if all tests run
+without an error (pass@1 of one sample). What differs: pieces are found by cutting at the line that the parser reports, not
+by trying all pairs of lines; programs run in a sandbox (rewards/sandbox.py), not only under a time limit.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ END_OR_STRING = re.compile(rf"(?<!\w)[rbfuRBFU]{{0,2}}(?:{THREE}|{ONE})|(?P<end>
 
 @dataclass(frozen=True)
 class CodeTruth:
-    """What a code question is judged by.
+    """Reference of a code question.
 
-    before: code that the answer goes on from, already written into the prompt; entry: the name that has to be defined; tests: run
-    after the code; packages: tests may import more than the standard library; collect: tests are functions and classes for pytest
+    before: code that the answer continues, already in the prompt; entry: the name that must be defined; tests: run after
+    the code; packages: tests may import more than the standard library; collect: tests are functions and classes for pytest
     or unittest; is_class: `entry` is the name of a class.
     """
 
@@ -53,30 +53,31 @@ class CodeTruth:
     is_class: bool = False
 
     def dumps(self) -> str:
-        """As the `truth` of a question, which is text."""
+        """Return it as text, the `truth` of a question."""
         return json.dumps(asdict(self))
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as Python and Markdown count them. (`str.splitlines` also cuts at form feeds and at Unicode separators, which may
-    well stand in a string.)"""
+    """Split into lines as Python and Markdown do. (`str.splitlines` also splits at form feeds and Unicode separators,
+    which occur in strings.)
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def before_end(text: str) -> str:
-    """What stands before the first end of sequence."""
+    """Return the text before the first end of sequence."""
     return END.split(text, maxsplit=1)[0]
 
 
 def program_before_end(text: str) -> str:
-    """What stands before the first end of sequence that is not inside a string: programs may well be about such marks."""
+    """Return the text before the first end of sequence that is not inside a string: programs may contain such marks."""
     ends = (match.start() for match in END_OR_STRING.finditer(text) if match["end"])
     return text[: next(ends, len(text))]
 
 
 def parsable_head(source: str) -> str:
-    """The longest part, from the first line on, that parses; found by cutting above the line of each error."""
+    """Return the longest part, from the first line on, that parses; found by cutting above the line of each error."""
     lines = lines_of(source)
     while lines:
         try:
@@ -92,7 +93,7 @@ def parsable_head(source: str) -> str:
 
 
 def may_begin(line: str, start: re.Pattern = START) -> bool:
-    """Whether code may begin with a line, told by it alone, so that prose is passed over without parsing all that follows."""
+    """Return whether code may begin with this line, from the line alone, so that prose is skipped without parsing."""
     try:
         if start.match(line):
             codeop.compile_command(line, symbol="exec")
@@ -103,7 +104,7 @@ def may_begin(line: str, start: re.Pattern = START) -> bool:
 
 
 def is_label(line: str) -> bool:
-    """Whether a line that parses does nothing but name something, as `python`, `solution.py` or `Note: this` do."""
+    """Return whether a line that parses only names something, such as `python`, `solution.py` or `Note: this`."""
     try:
         body = ast.parse(line).body
     except NOT_CODE:
@@ -113,8 +114,11 @@ def is_label(line: str) -> bool:
 
 
 def pieces(text: str, first: re.Pattern = START) -> list[str]:
-    """All pieces of a text that parse, each as long as can be, in order. A piece begins at the left margin, with a definition, an
-    import, a decorator or an assignment; at the first line of the text also with what `first` allows."""
+    """Return all pieces of a text that parse, each as long as possible, in order.
+
+    A piece begins at the left margin with a definition, an import, a decorator or an assignment; at the first line of the
+    text also with what `first` allows.
+    """
     lines, found = lines_of(text.strip("\n")), []
     start = place = int(bool(lines) and is_label(lines[0]))
     while place < len(lines):
@@ -127,7 +131,7 @@ def pieces(text: str, first: re.Pattern = START) -> list[str]:
 
 
 def defines(source: str, entry: str) -> bool:
-    """Whether code that parses defines a name at its top level."""
+    """Return whether code that parses defines a name at its top level."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == entry:
             return True
@@ -137,18 +141,21 @@ def defines(source: str, entry: str) -> bool:
 
 
 def code_in(text: str, entry: str, before: str = "") -> str:
-    """The code of an answer; "" where none defines `entry`.
+    """Return the code of an answer; "" if none defines `entry`.
 
-    before: code that the prompt ends in (HumanEval, KodCode). The answer may go on from it, the fence being open already, or
-    start anew in a fence of its own, or stand in prose without any.
+    Args:
+        before: code at the end of the prompt (HumanEval, KodCode). The answer may continue it (its fence is open), start in
+            a fence of its own, or be in prose without a fence.
     """
     kept = program_before_end(text)
     return code_of(kept, entry, before) or (code_of(cut, entry, before) if (cut := before_end(text)) != kept else "")
 
 
 def code_of(text: str, entry: str, before: str) -> str:
-    """The same of a text without what follows its end. (A stray quote can make a string of the mark of an end: then the first
-    mark ends it.) Of several programs the last one is the answer, those in fences before others."""
+    """Return the code of a text without its end. Of several programs the last is the answer, those in fences first.
+
+    If a stray quote turns the end mark into a string, the first mark ends the text.
+    """
     return (
         last_program(sections(text, strings=True), entry, before)
         or last_program(sections(text), entry, before)
@@ -157,21 +164,21 @@ def code_of(text: str, entry: str, before: str) -> str:
 
 
 def unindented(text: str) -> str:
-    """A text whose indented parts begin at the left margin: Markdown's other way of writing code."""
+    """Move indented parts to the left margin: Markdown's other notation of code."""
     parts = groupby(lines_of(text), lambda line: not line.strip() or line[0] in " \t")
     return "\n".join(dedent("\n".join(part)) for _, part in parts)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What stands between two fences. named: the first of them names a language, so it opens."""
+    """Text between two fences. named: the first fence names a language, so it opens."""
 
     text: str
     named: bool = False
 
 
 def sections(text: str, strings: bool = False) -> list[Section]:
-    """A text cut at its fences; with `strings` not at those inside a string of three quotes, where they are part of a program."""
+    """Split a text at its fences; with `strings`, not inside strings of three quotes, where fences belong to a program."""
     found, named, own = [], False, []
     for line in lines_of(text):
         fence, glued = FENCE.fullmatch(line), GLUED.fullmatch(line) if named else None
@@ -185,12 +192,12 @@ def sections(text: str, strings: bool = False) -> list[Section]:
 
 
 def in_string(source: str) -> bool:
-    """Whether a string of three quotes is still open at the end of a source."""
+    """Return whether a string of three quotes is open at the end of a source."""
     return any(match["open"] for match in OPEN_STRING.finditer(source))
 
 
 def last_program(parts: list[Section], entry: str, before: str) -> str:
-    """The last program of a text that defines `entry`; "" where there is none."""
+    """Return the last program of a text that defines `entry`; "" if there is none."""
     whole = parsable_head(before + parts[0].text)
     goes_on = before and len(whole.rstrip()) > len(before.rstrip()) and defines(whole, entry)
     code = whole if goes_on else "\n".join(pieces(parts[0].text, OPEN))
@@ -206,12 +213,12 @@ def last_program(parts: list[Section], entry: str, before: str) -> str:
 
 
 def with_head(before: str, code: str) -> str:
-    """A program that starts anew, behind what the prompt has defined."""
+    """Prepend the definitions of the prompt to a program that starts anew."""
     return f"{head}\n{code}" if (head := parsable_head(before)) else code
 
 
 def code_program(text: str, truth: str) -> Program:
-    """What is run to judge an answer. truth: CodeTruth.dumps()."""
+    """Return the program that judges an answer. truth: CodeTruth.dumps()."""
     told = CodeTruth(**json.loads(truth))
     code = code_in(text, told.entry, told.before)
     functions = () if told.is_class else (told.entry,)
@@ -222,13 +229,14 @@ def code_program(text: str, truth: str) -> Program:
 
 
 def is_right_code(text: str, truth: str, unsandboxed: bool = False) -> bool:
-    """Whether the code in a text passes its tests. truth: CodeTruth.dumps(). Raises SandboxError where there is no sandbox."""
+    """Return whether the code in a text passes its tests. truth: CodeTruth.dumps(). SandboxError without a sandbox."""
     return run_programs([code_program(text, truth)], unsandboxed)[0].passed
 
 
 def given_functions(source: str, entry: str) -> str:
-    """Imports and functions of the code that a prompt shows, without the one that is asked for: the tests use these, not what an
-    answer makes of them."""
+    """Return imports and functions of the prompt's code, without the requested one. Tests use these instead of the
+    answer's versions.
+    """
     kept = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)
             or (isinstance(node, ast.FunctionDef) and node.name != entry)]  # fmt: skip
     return "\n".join(map(ast.unparse, kept))

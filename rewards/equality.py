@@ -1,11 +1,11 @@
-r"""Whether two LaTeX expressions are equal in value, by math-verify (SymPy), in a process of its own.
+r"""Equality in value of two LaTeX expressions, by math-verify (SymPy), in a separate process.
 
     equal_in_value(r"(-\infty, 2)", "x < 2")    # True
 
-SymPy needs any amount of time and memory for some answers (`9^{9^{9}}`), and nothing but the end of its process stops it: time
-limits by signal work in a main thread only. One worker process serves this process, all threads of it. It may take TIME_LIMIT
-seconds of the processor a question, so that a busy machine changes no verdict; where it takes longer it ends, the answer is
-wrong, and the next question starts another.
+SymPy needs unbounded time and memory for some answers (`9^{9^{9}}`), and only the end of its process stops it; time limits
+by signal work in a main thread only. One worker process serves all threads of this process. A question may use TIME_LIMIT
+seconds of CPU time, so that a busy machine changes no verdict. If it takes longer, the worker ends, the answer counts as
+wrong, and the next question starts another worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEMORY = 4 << 30  # bytes of address space
 
 
 class Worker:
-    """The worker of one process, found by its id: a fork must not write into the pipe of its parent."""
+    """The worker of one process, found by the process id: a fork must not write into the pipe of its parent."""
 
     def __init__(self):
         self.owner = os.getpid()
@@ -37,7 +37,7 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, gold: str, answer: str, seconds: int) -> bool | None:
-        """None where the worker has ended without an answer, or is made to."""
+        """Ask for a verdict. None if the worker has ended without an answer, or is stopped."""
         reply = b""
         try:
             reply = self._reply(json.dumps([gold, answer, seconds]).encode() + b"\n")
@@ -47,7 +47,7 @@ class Worker:
         return json.loads(reply) if reply.endswith(b"\n") else None
 
     def _reply(self, question: bytes) -> bytes:
-        """One line; less where the worker has ended or PATIENCE is over."""
+        """Return one line; less if the worker has ended or PATIENCE is over."""
         assert self.process.stdin and self.process.stdout
         deadline, reply = time.monotonic() + PATIENCE, b""
         try:
@@ -64,7 +64,7 @@ class Worker:
         return reply
 
     def end(self) -> None:
-        """Stop the worker, if it still runs."""
+        """Stop the worker if it still runs."""
         self.process.kill()
         self.process.communicate()
 
@@ -84,8 +84,11 @@ def end_worker() -> None:
 
 @lru_cache(maxsize=10_000)  # rollouts of one question often agree
 def equal_in_value(gold: str, answer: str) -> bool:
-    """Whether two LaTeX expressions in normal form (rewards/values.py) have the same value; a set's elements may come in any
-    order, an interval may be written as an inequality. False where either is no expression or takes too long."""
+    """Return whether two LaTeX expressions in normal form (rewards/values.py) have the same value.
+
+    Elements of a set may have any order, and an interval may be an inequality. False if either is not an expression or
+    takes too long.
+    """
     global _worker
     with _lock:
         if _worker is None or _worker.owner != os.getpid():

@@ -1,21 +1,21 @@
-r"""A reward for LaTeX: is every formula of a text valid, and if so, is it more than the shortest one.
+r"""A reward for LaTeX: the share of valid formulas of a text, and bonuses for their contents.
 
     python -m rewards.latex FILE [--bare]      # one line of a text file is one text
 
-Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, environments that stand by themselves (align, equation, gather and their kind),
-or, bare, the whole text. Each is judged by math-core, whose verdicts are
-KaTeX's (docs/latex.md); how far a broken one is right is a dense term. Bonuses are capped and paid for valid formulas only:
+Formulas are `$..$`, `$$..$$`, `\(..\)`, `\[..\]`, environments outside of these (align, equation, gather and similar ones),
+or, with --bare, the whole text. math-core judges each formula; its verdicts are KaTeX's (docs/latex.md). The correct part
+of a broken formula is a dense term. Bonuses are capped and paid for valid formulas only:
 
     total = .6 valid + .1 progress + valid (.15 structure + .1 commands + .05 length - .3 repetition)
 
-valid: share of the pieces that are (a text without a formula has none); progress: mean share of a piece before its first error;
-structure: of fractions, roots, sums, integrals, limits, binomials, matrices, up to 3 kinds; commands: up to 5 different ones;
-length: 1 inside a window of characters; repetition: share of four-token runs, or of formulas, that were there before.
+valid: share of valid pieces (0 for a text without a formula); progress: mean share of a piece before its first error;
+structure: of fractions, roots, sums, integrals, limits, binomials, matrices, up to 3 kinds; commands: up to 5 different
+ones; length: 1 inside a window of characters; repetition: share of repeated four-token runs, or of repeated formulas.
 
-What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best score,
-1.0, and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid formula: LaTeX
-outside of a formula, an empty or invisible one, words in place of letters, text alone, sums of nothing, comments and definitions
-of commands are broken pieces.
+What differs from SEDD-LaTeX-RLHF, whose reward counts brackets and words: there `}}}{{{ \frac\frac $$ $$` has the best
+score, 1.0, and `$\frac{1}{2}$` the worst, -0.6. Here no text of broken formulas, words or dollars comes near a valid
+formula. LaTeX outside of a formula, empty or invisible formulas, words in place of letters, text alone, sums without a
+term, comments and definitions of commands are broken pieces.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ STRUCTURE = {name: re.compile(rf"\\(?:{command})(?![A-Za-z])") for name, command
 
 @dataclass(frozen=True)
 class FormulaVerdict:
-    """Of one formula. progress: share of it before the first error, 1 where there is none."""
+    """Verdict on one formula. progress: share of it before the first error, 1 without an error."""
 
     valid: bool
     progress: float
@@ -105,7 +105,7 @@ class FormulaVerdict:
 
 @lru_cache(maxsize=100_000)
 def verdict(formula: str) -> FormulaVerdict:
-    """Whether a formula, without its dollars, is one: math-core takes it, something stands in it, and it is no prose."""
+    """Judge a formula without its dollars: math-core accepts it, it is not empty, and it is not prose."""
     if len(formula) > LONGEST:
         return FormulaVerdict(False, 0.0, f"longer than {LONGEST} characters")
     if forbidden := FORBIDDEN.search(formula):
@@ -130,20 +130,20 @@ def verdict(formula: str) -> FormulaVerdict:
 
 
 def is_valid(formula: str) -> bool:
-    """Whether a formula, without its dollars, is valid."""
+    """Return whether a formula, without its dollars, is valid."""
     return verdict(formula).valid
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A formula of a text without its delimiters, an environment with them; closed: whether its end stands there."""
+    """A formula of a text without its delimiters, or an environment with them. closed: its end is in the text."""
 
     text: str
     closed: bool = True
 
 
 def spans(text: str) -> tuple[list[Piece], str]:
-    r"""(formulas, everything else) of a text. A formula whose end is missing runs to the end of the text. `\$` is a dollar."""
+    r"""Return (formulas, all other text). A formula without an end runs to the end of the text. `\$` is a dollar sign."""
     pieces: list[Piece] = []
     outside: list[str] = []
     opener, start, place = "", 0, 0
@@ -176,12 +176,12 @@ def spans(text: str) -> tuple[list[Piece], str]:
 
 
 def structures(formula: str) -> set[str]:
-    """Which kinds of structure stand in it."""
+    """Return the kinds of structure in a formula."""
     return {name for name, pattern in STRUCTURE.items() if pattern.search(formula)}
 
 
 def repetition(formulas: Sequence[str]) -> float:
-    """In [0, 1]: share of the four-token runs that were there before, above what is free; or of formulas that were."""
+    """Return in [0, 1] the share of repeated four-token runs above a free share, or of repeated formulas."""
     tokens = TOKEN.findall(" ".join(formulas))
     runs = list(zip(*(tokens[start:] for start in range(4)), strict=False))
     again = 1 - len(set(runs)) / len(runs) if runs else 0.0
@@ -192,7 +192,7 @@ def repetition(formulas: Sequence[str]) -> float:
 def score(
     text: str, bare: bool = False, weights: Mapping[str, float] = WEIGHTS, window: tuple[int, int] = WINDOW
 ) -> dict[str, float]:
-    """The terms of a text and `total`. bare: the text is a formula, without dollars."""
+    """Return the terms of a text and `total`. bare: the text is a formula, without dollars."""
     pieces, outside = ([Piece(text)], "") if bare else spans(text)
     verdicts = [verdict(piece.text) if piece.closed else FormulaVerdict(False, 0.0, "not closed") for piece in pieces]
     if STRAY.search(outside) or re.search(r"\\[)\]]", outside):
@@ -218,7 +218,9 @@ def score(
 
 
 def unfinished(pieces: Sequence[str | None], slack: int, weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
-    """The terms of a text with masks left: nothing is valid yet, and progress is whether its brackets can still match."""
+    """Return the terms of a text with masked positions: nothing is valid yet, and progress is whether its brackets can
+    still match.
+    """
     progress = float(bracket_state(pieces, slack) != "broken")
     return {"total": weights["progress"] * progress, **dict.fromkeys(WEIGHTS, 0.0), "progress": progress}
 
@@ -226,14 +228,17 @@ def unfinished(pieces: Sequence[str | None], slack: int, weights: Mapping[str, f
 def written(
     tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer, mask_id: int
 ) -> list[str]:
-    """The answers at the positions that were not given, up to their end (dlm/ends.py); masks are left out."""
+    """Return the responses up to their end (dlm/ends.py), without masked positions."""
     answer = before_end(tokens, ~given, end_tokens(tokenizer))
     return texts_of(tokens, answer & (tokens != mask_id), tokenizer)
 
 
 class LatexReward(Reward):
-    """The reward of what a model wrote at the positions that were not given. Every term is logged; rows with masks left are
-    scored by their brackets (term `still_masked`). A row that cannot be scored has no reward (`each_row`)."""
+    """The reward of the generated text. Every term is logged.
+
+    Rows with masked positions are scored by their brackets (term `still_masked`). A row that cannot be scored has no reward
+    (`each_row`).
+    """
 
     def __init__(
         self, tokenizer, mask_id: int, bare: bool = False, weights: Mapping[str, float] = WEIGHTS,
@@ -264,7 +269,7 @@ class LatexReward(Reward):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The terms of each line and their means, as a table."""
+    """Print the terms of each line and their means, as a table."""
     parser = argparse.ArgumentParser(prog="rewards.latex", description="Scores the lines of a text file.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--bare", action="store_true", help="a line is a formula, without dollars")

@@ -1,8 +1,9 @@
-"""A learned or packaged reward (rewards/models.py) of finished samples, a floor on entropy, and a judge that is not maximised.
+"""A learned or packaged reward (rewards/models.py) of finished samples, a floor on entropy, and a judge that is not
+maximized.
 
-A policy or a model finds what a learned reward likes and people do not. So two figures go with it: `judge`, the score by a reward
-that took no part (another network, trained on other pairs, or the truth where it is known), and the entropy of the tokens, with
-the penalty below a floor that rewards/likelihood.py has.
+Policies and models exploit errors of a learned reward. Two figures show this: `judge`, the score by a reward that took no
+part in training (another network, trained on other pairs, or the ground truth), and the entropy of the tokens, with a
+penalty below a floor as in rewards/likelihood.py.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from rewards.rules import Finished, Reward, RewardOutput, speed_factor
 
 
 def given_texts(tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"], tokenizer: Any) -> list[str]:
-    """The prompts, without their padding and other special tokens."""
+    """Return the prompts as text, without padding and other special tokens."""
     return texts_of(tokens, given, tokenizer)
 
 
 class LearnedReward(Reward):
-    """score - weight * relu(entropy_floor - entropy) + alpha * log speed, of the texts that were written up to their end.
+    """score - weight * relu(entropy_floor - entropy) + alpha * log speed, of the responses up to their end.
 
-    Terms: `score`, `judge` where there is one, `entropy` (nats, of the answer's tokens), `words`, `penalty`.
+    Terms: `score`, `judge` if there is one, `entropy` (nats, of the response's tokens), `words`, `penalty`.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class LearnedReward(Reward):
         self.entropy_floor, self.weight, self.alpha = entropy_floor, weight, alpha
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
-        """`rows` is not read."""
+        """Score finished samples. `rows` is not used."""
         device = samples.tokens.device
         texts = written(samples.tokens, samples.prompt, self.tokenizer, self.mask_id)
         prompts = given_texts(samples.tokens, samples.prompt, self.tokenizer)

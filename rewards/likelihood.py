@@ -1,8 +1,8 @@
 """Reward for text: the likelihood under a causal judge, with a floor on the entropy of the tokens.
 
-Likelihood alone rewards repetition: a sample that says one word over and over has a low perplexity. Unigram entropy
-next to generative perplexity is how Zheng et al. (arXiv 2409.02908) show such samples up; what differs: here it is a
-penalty below a floor, in a reward.
+Likelihood alone rewards repetition: a sample that repeats one word has a low perplexity. Zheng et al. (arXiv 2409.02908)
+detect such samples by unigram entropy beside generative perplexity. What differs: here it is a penalty below a floor, in a
+reward.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,8 @@ class LikelihoodReward(Reward):
     """Log-likelihood under `judge` - weight * relu(entropy_floor - unigram entropy) + alpha * log speed, in nats.
 
     `judge(tokens Int[row, position], counted Bool[row, position]) -> Float[row]` is the mean log-probability of the counted
-    tokens: prompt and answer. ends: tokens that end an answer (dlm/ends.py); none of packed texts, which go on behind them.
-    Speed enters as the log of its factor, so as a factor on the likelihood: times a negative log-likelihood it would reward
-    being slow.
+    tokens: prompt and response. ends: tokens that end an answer (dlm/ends.py); empty for packed texts, which continue
+    behind them. Speed is the log of its factor: as a factor of a negative log-likelihood it would reward slow decoding.
     """
 
     judge: Callable[[Int[Tensor, "row position"], Bool[Tensor, "row position"]], Float[Tensor, " row"]]
@@ -34,7 +33,7 @@ class LikelihoodReward(Reward):
     ends: tuple[int, ...] = ()
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
-        """Reward of finished samples, prompt included; `rows` is not read."""
+        """Score finished samples, prompt included. `rows` is not used."""
         counted = samples.prompt | before_end(samples.tokens, ~samples.prompt, self.ends)
         likelihood = self.judge(samples.tokens, counted)
         entropy = unigram_entropy(samples.tokens, counted).float()

@@ -1,4 +1,4 @@
-"""Measures of texts as rows of tokens: the entropy of each row, and how much a set of rows repeats itself."""
+"""Measures of token rows: the entropy of each row, and the repetition within a set of rows."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,12 @@ NO_TOKEN = -1
 def unigram_entropy(
     tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"] | None = None
 ) -> Float64[Tensor, " row"]:
-    """Entropy, in nats, of the token frequencies in each row: 0 for one token repeated, log L for L different ones. counted:
-    which tokens (None: all); 0 for a row without any."""
+    """Return the entropy, in nats, of the token frequencies in each row: 0 for one repeated token, log L for L different
+    ones.
+
+    Args:
+        counted: tokens to count (None: all); 0 for a row without any.
+    """
     counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
     ordered = tokens.masked_fill(~counted, NO_TOKEN).sort(dim=1).values
     run = F.pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0)).cumsum(1)  # equal tokens are one run
@@ -24,8 +28,12 @@ def unigram_entropy(
 def distinct_n(
     tokens: Int[Tensor, "row position"], n: int, counted: Bool[Tensor, "row position"] | None = None
 ) -> float:
-    """Distinct n-grams of the whole set over all n-grams of it, in (0, 1]. An n-gram does not span two rows. counted: of which
-    tokens (None: all); NaN where they hold no n-gram."""
+    """Return the number of distinct n-grams of the set over the number of its n-grams, in (0, 1]. An n-gram does not span
+    two rows.
+
+    Args:
+        counted: tokens to count (None: all); NaN if they contain no n-gram.
+    """
     if not 1 <= n <= tokens.shape[1]:
         raise ValueError(f"n is {n}, expected between 1 and the row length {tokens.shape[1]}: choose a smaller n.")
     grams = tokens.unfold(1, n, 1)

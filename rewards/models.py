@@ -1,11 +1,12 @@
-"""Rewards that were learnt, or that come in a package: one number for a text, or for a row of token ids.
+"""Reward models and packaged rewards: one number for a text, or for a row of token ids.
 
     load_reward("output/2026.01.31/120000")     a run of train-reward
     load_reward("OWNER/NAME")                   any sequence classifier of transformers, or its directory, with one output
     load_reward("OWNER/NAME#positive")          log p of that label, of a classifier with several (of a regression its value)
     load_reward("vader")  "profanity"  "brevity"  "embedding:OWNER/NAME"  "embedding:OWNER/NAME#a text"
 
-A `RewardModel` reads ids of its own tokenizer, a `TextReward` strings; a classifier is both. Higher is better in all of them.
+A `RewardModel` takes ids of its own tokenizer, a `TextReward` takes strings; a classifier is both. Higher is better in all
+of them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ HEAD = "vocabulary_head.json"  # in a directory with a VocabularyHead
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """A reward of token ids of ITS OWN tokenizer. kind: full (whole answers), prefix (answers that go on) or mask (canvases with
-    masks, whose id is tokenizer.mask_token_id): what it was trained to read. `real` is False at padding."""
+    """A reward of token ids of ITS OWN tokenizer.
+
+    kind: input of its training: full (whole answers), prefix (unfinished answers) or mask (canvases with masks, whose id is
+    tokenizer.mask_token_id). `real` is False at padding.
+    """
 
     tokenizer: transformers.PreTrainedTokenizerFast
     kind: str
@@ -53,8 +57,9 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class TextReward(Protocol):
-    """A reward of texts that answer prompts ("" where there are none). finished: of each, whether it came to its end and was not
-    cut off (None: all did), which some rewards see."""
+    """A reward of texts that answer prompts ("" without a prompt). finished: which texts reached their end (None: all);
+    some rewards use it.
+    """
 
     def score_texts(
         self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
@@ -65,11 +70,11 @@ class TextReward(Protocol):
 
 
 class SequenceClassifier:
-    """A sequence classifier of transformers, frozen, in float32: the one copy that rewards and twists share.
+    """A sequence classifier of transformers, frozen, in float32, shared by rewards and twists.
 
-    causal: whether it reads from the left (GPT-2, Llama: a linear `score` of the last token's state). Padding may stand anywhere:
-    rows are packed to the left, so that the last token is found without a padding id, and a row does not know its batch. A row
-    without a token is read as its start token alone.
+    causal: it reads from the left (GPT-2, Llama: a linear `score` of the last token's state). Padding may be anywhere: rows
+    are packed to the left, so that the last token is found without a padding id, and a row does not depend on its batch. A
+    row without tokens is read as its start token.
     """
 
     def __init__(self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast):
@@ -83,7 +88,7 @@ class SequenceClassifier:
     def logits(
         self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
     ) -> Float[Tensor, "row label"]:
-        """float32, on the device of `tokens`. real: False at padding."""
+        """Return float32 logits, on the device of `tokens`. real: False at padding."""
         real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
         if len(tokens) == 0:
             return torch.zeros(0, self.model.config.num_labels, device=tokens.device)
@@ -119,15 +124,20 @@ class SequenceClassifier:
         return logits.float().to(length.device)
 
     def read(self, prompts: list[str], texts: list[str], finished: Sequence[bool]) -> Float[Tensor, "row label"]:
-        """Of texts by the template of training, with its end where an answer is finished (`rewards.template.fitted`): what is too
-        long loses its beginning."""
+        """Return logits of texts in the template of training, with the end token for finished answers
+        (`rewards.template.fitted`).
+
+        Long texts lose their beginning.
+        """
         answers = zip(prompts, texts, finished, strict=True)
         rows = [fitted(self.tokenizer, *answer, self.max_length) for answer in answers]
         check_rows(self.model, rows, texts)
         return self.logits(*padded(rows))
 
     def __call__(self, texts: list[str]) -> Float[Tensor, "row label"]:
-        """Of texts without a prompt, as its tokenizer writes them: an encoder's have an end, a causal model's have none."""
+        """Return logits of texts without a prompt, as its tokenizer encodes them: with an end for encoders, without for
+        causal models.
+        """
         encoder = self.tokenizer.cls_token_id is not None and self.tokenizer.sep_token_id is not None
         bare, marked = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
         return self.read([""] * len(texts), texts, [encoder or bare[-1:] != marked[-1:]] * len(texts))
@@ -138,8 +148,10 @@ class SequenceClassifier:
         return self.model.config.problem_type
 
     def log_probs(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch label"]:
-        """The log-probability of each label: log sigmoid where labels do not exclude each other, log softmax where they do. One
-        logit is that of class 1 against class 0. A regression has no probabilities: its values."""
+        """Return the log-probability of each label: log sigmoid for multi-label classifiers, else log softmax.
+
+        One logit is that of class 1 against class 0. A regression has no probabilities: its values are returned.
+        """
         if self.problem == "multi_label_classification":
             return F.logsigmoid(logits)
         if self.problem == "regression":
@@ -148,14 +160,16 @@ class SequenceClassifier:
 
 
 def class_log_probs(logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch label"]:
-    """log softmax; one logit is that of class 1 (its sigmoid) against class 0."""
+    """Return the log softmax; one logit is that of class 1 (its sigmoid) against class 0."""
     if logits.shape[-1] == 1:
         logits = torch.cat((torch.zeros_like(logits), logits), -1)  # log softmax of (0, r) is log sigmoid of (-r, r)
     return logits.log_softmax(-1)
 
 
 class ClassifierReward(SequenceClassifier):
-    """The one output of a sequence classifier, or the log-probability of one of several labels (of a regression its value)."""
+    """The single output of a sequence classifier, or the log-probability of one of several labels (for a regression its
+    value).
+    """
 
     def __init__(
         self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast, kind: str = "full", label: int | None = None
@@ -168,28 +182,31 @@ class ClassifierReward(SequenceClassifier):
     def score(
         self, tokens: Int[Tensor, "row position"], real: Bool[Tensor, "row position"] | None = None
     ) -> Float[Tensor, "row"]:
-        """float32, on the device of `tokens`."""
+        """Return float32 rewards, on the device of `tokens`."""
         return self.value(self.logits(tokens, real))
 
     def score_hidden(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
-        """The reward of rows that end at a token, by its state in the last layer (causal models)."""
+        """Return the reward of rows that end at a token, from its state in the last layer (causal models)."""
         return self.value(self.model.score(hidden))
 
     def value(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch"]:
-        """The reward among the outputs."""
+        """Select the reward among the outputs."""
         return logits[..., 0].float() if self.label is None else self.log_probs(logits.float())[..., self.label]
 
     def score_texts(
         self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
     ) -> Float[Tensor, "row"]:
-        """By the template of training, with its end where an answer is finished."""
+        """Score texts in the template of training, with the end token for finished answers."""
         return self.value(self.read(prompts, texts, [True] * len(texts) if finished is None else finished))
 
 
 def position_limit(model: Any, tokenizer: Any) -> int:
-    """Tokens that a model reads at once. Its own table of positions says it, where it has one: RoBERTa's first position is behind
-    the padding id, and OPT's and BART's tables have an offset. Other models (rotary, relative) have it in their configuration.
-    The tokenizer may allow fewer."""
+    """Return the maximal number of tokens of a model's input.
+
+    It comes from the table of positions if there is one: RoBERTa's first position is behind the padding id, OPT's and
+    BART's tables have an offset. Other models (rotary, relative) have it in their configuration. The tokenizer may allow
+    fewer.
+    """
     tables = [module for name, module in model.named_modules()
               if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES]  # fmt: skip
     limits = [table.num_embeddings - first_position(table) for table in tables]
@@ -199,31 +216,31 @@ def position_limit(model: Any, tokenizer: Any) -> int:
 
 
 def is_causal_classifier(model: nn.Module) -> bool:
-    """Return whether a sequence classifier of transformers reads to the left only: the head of those is named `score`."""
+    """Return whether a sequence classifier of transformers is causal: the head of causal ones is named `score`."""
     return "score" in dict(model.named_children())
 
 
 def first_position(table: nn.Embedding) -> int:
-    """The row of a table of positions that a row's first token has."""
+    """Return the row of a table of positions that belongs to the first token."""
     behind_padding = 0 if table.padding_idx is None else table.padding_idx + 1
     return int(vars(table).get("offset", behind_padding))
 
 
 def start_of(tokenizer: Any) -> int:
-    """What a row without any text is read as: its start token, else its end, else its padding."""
+    """Return the token of an empty row: the start token, else the end token, else the padding token."""
     known = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
     return next(token for token in known if token is not None)
 
 
 def check_rows(model: Any, rows: Sequence[list[int]], texts: Sequence[str]) -> None:
-    """Raises ValueError for a text with a token that the model has no embedding for."""
+    """Raise ValueError for a text with a token that has no embedding in the model."""
     known = model.get_input_embeddings().num_embeddings
     for row, text in zip(rows, texts, strict=True):
         check_embedded(known, row, f"the text {text[-60:]!r}")
 
 
 def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
-    """Rows of ids on one length, and which of them are real."""
+    """Pad rows of ids to one length. Returns them and which tokens are real."""
     length = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
     for place, row in zip(tokens, rows, strict=True):
@@ -232,8 +249,9 @@ def padded(rows: Sequence[list[int]]) -> tuple[Int[Tensor, "row position"], Bool
 
 
 def shares_tokens(reward: RewardModel, tokenizer: Any) -> bool:
-    """Whether every token of a language model's tokenizer has the same id in the reward model's: its ids can then be scored as
-    they are."""
+    """Return whether every token of a language model's tokenizer has the same id in the reward model's, so that ids can be
+    scored directly.
+    """
     own = reward.tokenizer.get_vocab()
     return all(own.get(token) == number for token, number in tokenizer.get_vocab().items())
 
@@ -242,11 +260,11 @@ def shares_tokens(reward: RewardModel, tokenizer: Any) -> bool:
 
 
 class VocabularyHead(nn.Module):
-    """The value of every next token in one call: FaRMA's head ("Towards Cost-Effective Reward Guided Text Generation",
-    2502.04517), a linear layer on the states of a frozen language model, `trunk`; for a masked trunk the value of every token at
-    every mask. What differs: the trunk is the language model itself, so that guidance costs no model call of its own.
+    """The value of every next token in one call: a linear layer on the hidden states of a frozen language model, `trunk`.
 
-    trained_on: the fingerprint of the trunk; None of a head that was saved without one.
+    FaRMA's head ("Towards Cost-Effective Reward Guided Text Generation", 2502.04517); with a masked trunk, the value of
+    every token at every mask. What differs: the trunk is the decoding model itself, so guidance costs no additional model
+    call. trained_on: the fingerprint of the trunk; None for a head that was saved without one.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, trunk: str, kind: str, trained_on: Fingerprint | None = None):
@@ -257,11 +275,11 @@ class VocabularyHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocabulary"]:
-        """The state that predicts a position (`MaskedLM.hidden`) -> the value of each token there, float32."""
+        """Map the state that predicts a position (`MaskedLM.hidden`) to the value of each token there, in float32."""
         return self.linear(hidden.float())
 
     def save(self, directory: Path) -> None:
-        """What `load_head` reads."""
+        """Write the files that `load_head` reads."""
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary, width = self.linear.weight.shape
         settings = {"hidden_size": width, "vocab_size": vocabulary, "trunk": self.trunk, "kind": self.kind}
@@ -271,7 +289,7 @@ class VocabularyHead(nn.Module):
 
 
 def load_head(path: str | Path, device: str | torch.device = "cpu") -> VocabularyHead:
-    """The vocabulary head of a run, or of its directory; frozen. ValueError for a path that holds none."""
+    """Load the frozen vocabulary head of a run, or of its directory. ValueError if there is none."""
     folder = reward_folder(str(path))
     if not (Path(folder) / HEAD).is_file():
         raise ValueError(f"{path} holds no vocabulary head; train one: train-reward reward.head=vocabulary")
@@ -291,7 +309,9 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Vocabular
 
 
 class VaderReward:
-    """Sentiment by VADER's lexicon and rules (Hutto and Gilbert, 2014): its `compound`, from -1 to 1. Reads the text alone."""
+    """Sentiment by VADER's lexicon and rules (Hutto and Gilbert, 2014): its `compound`, from -1 to 1. It ignores the
+    prompt.
+    """
 
     def __init__(self):
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # an extra: only where it is used
@@ -305,8 +325,11 @@ class VaderReward:
 
 
 class ProfanityReward:
-    """1 - p(profane) by alt-profanity-check's linear model. Its weights are a pickle, which could run anything: the two files are
-    loaded only where they are those of the pinned wheel, bit for bit."""
+    """1 - p(profane) by alt-profanity-check's linear model.
+
+    Its weights are a pickle, which could execute code: the two files are loaded only if they equal those of the pinned
+    wheel, bit for bit.
+    """
 
     VERSION = "1.9.1"
     SHA256: ClassVar = {
@@ -337,7 +360,7 @@ class ProfanityReward:
 
 
 class BrevityReward:
-    """Minus the number of words: a preference whose truth is known."""
+    """Minus the number of words: a preference with a known ground truth."""
 
     def score_texts(
         self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
@@ -346,8 +369,9 @@ class BrevityReward:
 
 
 class EmbeddingReward:
-    """Cosine of a text and its prompt, or, given one, of a text and `target`, in the mean of an encoder's last states (as
-    sentence-transformers' models are used)."""
+    """Cosine similarity of a text and its prompt, or of a text and `target`, in the mean of an encoder's last hidden
+    states.
+    """
 
     def __init__(self, model: Any, tokenizer: transformers.PreTrainedTokenizerFast, target: str | None = None):
         self.model, self.tokenizer, self.target = model.requires_grad_(False).eval(), tokenizer, target
@@ -360,7 +384,7 @@ class EmbeddingReward:
 
     @torch.no_grad()
     def embedded(self, texts: list[str]) -> Float[Tensor, "text width"]:
-        """Vectors of length 1."""
+        """Return vectors of length 1."""
         longest = position_limit(self.model, self.tokenizer)
         rows = [row or [start_of(self.tokenizer)] for row in batch_ids(self.tokenizer, texts, longest)]
         check_rows(self.model, rows, texts)
@@ -382,16 +406,17 @@ PACKAGED: dict[str, tuple[Callable[[], TextReward], str]] = {
 
 
 def reward_folder(path: str) -> str:
-    """RUN/model of a run of train-reward; any other path or id as it is."""
+    """Return RUN/model for a run of train-reward; any other path or id unchanged."""
     model = Path(path) / "model"
     return str(model) if (Path(path) / ".hydra").is_dir() and model.is_dir() else path
 
 
 def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardModel | TextReward:
-    """A reward, frozen, by the names at the top of this module. No remote code runs, and no pickled code.
+    """Load a frozen reward by one of the names at the top of this module. No remote code and no pickled code runs.
 
-    Raises ValueError that says what is to be done: nothing there, a package that is missing, several outputs and no label, a head
-    that a language model's decoding reads and nothing else does.
+    Raises:
+        ValueError: there is no reward, a package is missing, there are several outputs and no label, or it is a vocabulary
+            head, which only the strategy value_head uses. The message says what to do.
     """
     if path_or_id in PACKAGED:
         make, requirement = PACKAGED[path_or_id]
@@ -417,13 +442,13 @@ def load_reward(path_or_id: str, device: str | torch.device = "cpu") -> RewardMo
 
 
 def with_label(path_or_id: str) -> tuple[str, str]:
-    """(path or id, label behind the last `#`, which is empty for none). A directory whose name has a `#` is a path."""
+    """Return (path or id, label behind the last `#`, empty without one). A directory whose name has a `#` is a path."""
     name, _, label = path_or_id.rpartition("#")
     return (name, label) if name and not Path(path_or_id).exists() else (path_or_id, "")
 
 
 def load_classifier(path_or_id: str, device: str | torch.device = "cpu") -> SequenceClassifier:
-    """A sequence classifier with all its outputs, by a run, a directory or an id."""
+    """Load a sequence classifier with all its outputs, from a run, a directory or an id."""
     model, tokenizer = _pretrained("AutoModelForSequenceClassification", reward_folder(path_or_id))
     return SequenceClassifier(model.to(device), tokenizer)
 
@@ -443,7 +468,7 @@ def _label(model: Any, name: str, label: str) -> int | None:
 
 
 def check_reward(path_or_id: str) -> None:
-    """Refuse, before a model is loaded, a reward that is none by its name. ValueError has the nearest one."""
+    """Refuse, before a model is loaded, a name that is no reward. ValueError has the nearest name."""
     encoder = path_or_id.removeprefix("embedding:")
     name = with_label(path_or_id)[0] if encoder == path_or_id else encoder.partition("#")[0]
     folder = reward_folder(name)
@@ -455,7 +480,7 @@ def check_reward(path_or_id: str) -> None:
 
 
 def _pretrained(kind: str, path: str) -> tuple[Any, transformers.PreTrainedTokenizerFast]:
-    """Weights and tokenizer. kind: a class of transformers. Weights that are missing would be random, and are refused."""
+    """Load weights and tokenizer. kind: a class of transformers. Missing weights would be random, and are refused."""
     import transformers
 
     check_reward(path)

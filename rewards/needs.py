@@ -1,4 +1,6 @@
-"""What tests for pytest or unittest need that the sandbox does not provide, read off their text. Nothing is executed here."""
+"""Requirements of pytest or unittest tests that the sandbox does not provide, found by parsing their text. Nothing is
+executed.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ CALLS = {
 
 
 def missing(tests: str) -> list[str]:
-    """Everything that tests need and the sandbox does not provide, in words; empty where all of them can run.
+    """Return everything that tests need and the sandbox does not provide; empty if all of them can run.
 
-    Raises SyntaxError for text that is no Python."""
+    Raises:
+        SyntaxError: the text is not Python.
+    """
     tree = ast.parse(tests)
     tree.body = [node for node in tree.body if not _is_main_guard(node)]
     found = [*_imports(tree), *_pytest(tree), *_classes(tree), *_reach(tree), *_arguments(tree)]
@@ -42,19 +46,19 @@ def missing(tests: str) -> list[str]:
 
 
 def _is_main_guard(node: ast.stmt) -> bool:
-    """Whether this is `if __name__ == "__main__":`, whose body is not run."""
+    """Return whether this is `if __name__ == "__main__":`, whose body does not run."""
     return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _name(node: ast.expr) -> str:
-    """A dotted name as text; "" for another expression."""
+    """Return a dotted name as text; "" for another expression."""
     if isinstance(node, ast.Attribute):
         return f"{before}.{node.attr}" if (before := _name(node.value)) else ""
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def _imported(tree: ast.Module) -> dict[str, str]:
-    """What the names that are imported stand for."""
+    """Map imported names to what they stand for."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -66,7 +70,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
 
 
 def _meant(node: ast.expr, imported: dict[str, str]) -> str:
-    """A dotted name with its first part replaced by what it was imported as."""
+    """Return a dotted name with its first part replaced by the imported name."""
     first, dot, rest = _name(node).partition(".")
     return imported.get(first, first) + dot + rest
 
@@ -121,7 +125,7 @@ def _classes(tree: ast.Module) -> Iterator[str]:
 
 
 def _reach(tree: ast.Module) -> Iterator[str]:
-    """Changes of the process that runs the tests which are meant for the program."""
+    """Yield changes of the test process that are meant for the program."""
     imported = _imported(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -143,7 +147,7 @@ def _reach(tree: ast.Module) -> Iterator[str]:
 
 
 def _patched(node: ast.Call, called: str, imported: dict[str, str]) -> Iterator[str]:
-    """`patch` and `monkeypatch.setattr` of anything that only the process of the program has."""
+    """Yield uses of `patch` and `monkeypatch.setattr` on things that only the program's process has."""
     *_, way = called.split(".")
     by_mock = called.startswith("unittest.mock.patch") or called.startswith("mock.patch")
     if by_mock and way in ("dict", "multiple"):
@@ -170,12 +174,12 @@ def _patched(node: ast.Call, called: str, imported: dict[str, str]) -> Iterator[
 
 
 def _decorated(node: Function | ast.ClassDef, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
-    """Names of decorators, each with the decorator itself."""
+    """Return the names of decorators, each with the decorator."""
     return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in node.decorator_list]
 
 
 def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None, bool]]:
-    """Tests, each with its class, and whether that is one of unittest."""
+    """Yield tests, each with its class, and whether that is a class of unittest."""
     imported = _imported(tree)
     known = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for node in tree.body:
@@ -191,7 +195,7 @@ def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None,
 
 
 def _with_bases(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """A class, and those of the same module that it derives from."""
+    """Return a class and its bases in the same module."""
     found = [node]
     for each in found:
         found += [known[name] for base in each.bases if (name := _name(base)) in known and known[name] not in found]
@@ -210,7 +214,7 @@ def _fixtures(tree: ast.Module, imported: dict[str, str]) -> dict[str, Function]
 
 
 def _arguments(tree: ast.Module) -> Iterator[str]:
-    """Fixtures that are not there, and kinds of tests that cannot run."""
+    """Yield missing fixtures, and kinds of tests that cannot run."""
     imported = _imported(tree)
     fixtures = _fixtures(tree, imported)
     everything = [*_tests_of(tree), *((each, None, False) for each in fixtures.values())]
@@ -244,12 +248,12 @@ def _arguments(tree: ast.Module) -> Iterator[str]:
 
 
 def _keywords(decorator: ast.expr) -> list[ast.keyword]:
-    """The keyword arguments of a decorator; none where it is not called."""
+    """Return the keyword arguments of a decorator; none if it is not called."""
     return decorator.keywords if isinstance(decorator, ast.Call) else []
 
 
 def _own_nodes(function: Function) -> Iterator[ast.AST]:
-    """Nodes of a function without those of the functions inside it."""
+    """Yield nodes of a function without those of inner functions."""
     pending: list[ast.AST] = list(function.body)
     while pending:
         node = pending.pop()
@@ -263,7 +267,7 @@ def _is_method(function: Function) -> bool:
 
 
 def _needed(function: Function, method: bool) -> list[str]:
-    """Arguments without a default, without self."""
+    """Return the arguments without a default, without self."""
     given = function.args
     names = [each.arg for each in (*given.posonlyargs, *given.args)]
     names = names[: len(names) - len(given.defaults)]
@@ -275,7 +279,7 @@ def _needed(function: Function, method: bool) -> list[str]:
 
 
 def _parameter_names(call: ast.expr) -> list[str]:
-    """Names that a `parametrize` gives; where they are not written out, one that no test has."""
+    """Return the names of a `parametrize`; if they are not literal, a name that no test has."""
     words = {word.arg: word.value for word in _keywords(call)}
     named = next(iter(call.args if isinstance(call, ast.Call) else []), words.get("argnames"))
     if isinstance(named, ast.Constant) and isinstance(named.value, str):
@@ -286,7 +290,7 @@ def _parameter_names(call: ast.expr) -> list[str]:
 
 
 def _gives_argument(called: str, call: ast.expr) -> bool:
-    """Whether a decorator of unittest.mock adds an argument: it does where it is not told what to put there."""
+    """Return whether a decorator of unittest.mock adds an argument: it does unless the replacement is given."""
     if not called.startswith(("unittest.mock.patch", "mock.patch")) or not isinstance(call, ast.Call):
         return False
     positional = 2 if called.endswith(".object") else 1

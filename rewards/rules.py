@@ -1,7 +1,7 @@
-"""Rewards by rule: solved or not, and how fast.
+"""Rewards by rule: solved or right, and speed.
 
-The speed factor and both ways to combine it follow Jazbec et al., "Learning Unmasking Policies for Diffusion Language
-Models" (arXiv 2512.09106). What differs: length and evaluations are counted per row, over the positions to generate.
+The speed factor and both combinations follow Jazbec et al., "Learning Unmasking Policies for Diffusion Language Models"
+(arXiv 2512.09106). What differs: length and evaluations are counted per row, over the positions to generate.
 """
 
 import math
@@ -19,7 +19,7 @@ from rewards.sudoku import Box, is_solved
 
 @runtime_checkable
 class Finished(Protocol):
-    """What a reward reads of finished samples."""
+    """The fields of finished samples that rewards use."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
@@ -28,10 +28,13 @@ class Finished(Protocol):
 
 @dataclass
 class RewardOutput:
-    """Reward of each row and the terms it is made of, and, where it is earned step by step, that of each recorded step.
+    """Reward of each row, its terms, and, for rewards per step, that of each recorded step.
 
     A row whose reward is not finite has none: it is NaN, so that `losses.group_advantages` leaves it out of its group, and
-    `failed` says why. Raises FloatingPointError if no row has a reward, or where it is earned step by step and one has none.
+    `failed` has the reason.
+
+    Raises:
+        FloatingPointError: no row has a reward, or a reward per step is missing for a row.
     """
 
     total: Float[Tensor, " row"]
@@ -50,7 +53,7 @@ class RewardOutput:
                 raise FloatingPointError(f"{self.told()}; check those rows")
 
     def told(self) -> str:
-        """How many rows have no reward, and why the first three have none."""
+        """Return how many rows have no reward, with the reasons of the first three."""
         named = "; ".join(f"the reward of row {row} {reason}" for row, reason in list(self.failed.items())[:3])
         return f"{len(self.failed)} of {len(self.total)} rows have no reward: {named}"
 
@@ -74,7 +77,7 @@ class Reward:
 
 
 def each_row(score: Callable[[int], Mapping[str, float]], rows: Sequence[int], device: torch.device) -> RewardOutput:
-    """Rewards row by row: `score` gives the terms of a row, `total` among them. A row on which it raises has none."""
+    """Score row by row. `score` returns the terms of a row, `total` among them; a row on which it raises has no reward."""
     found: list[Mapping[str, float]] = []
     failed: dict[int, str] = {}
     for place, row in enumerate(rows):
@@ -90,21 +93,24 @@ def each_row(score: Callable[[int], Mapping[str, float]], rows: Sequence[int], d
 
 
 def sudoku_solved(tokens: Int[Tensor, "row cell"], box: Box) -> Float[Tensor, " row"]:
-    """1 where the grid obeys every rule and has no mask left, else 0."""
+    """Return 1 if the grid obeys every rule and has no masked cell, else 0."""
     return is_solved(tokens, box).float()
 
 
 def speed_factor(
     evaluations: Int[Tensor, " row"], length: Int[Tensor, " row"] | int, alpha: float | int | Float[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """((L - min(NFE, L) + 1) / L) ** alpha: 1 for one evaluation, L ** -alpha for one (or more) per position. alpha: one number,
-    or one a row."""
+    """Return ((L - min(NFE, L) + 1) / L) ** alpha: 1 for one evaluation, L ** -alpha for one (or more) per position.
+
+    Args:
+        alpha: one number, or one per row.
+    """
     length = torch.as_tensor(length, device=evaluations.device)
     return ((length - torch.minimum(evaluations, length) + 1) / length) ** alpha
 
 
 def alpha_of(rows: Mapping[str, Tensor] | None, default: float, device: torch.device) -> float | Float[Tensor, " row"]:
-    """`rows["alpha"]`, the weight of speed that was drawn for each row, where there is one."""
+    """Return `rows["alpha"]`, the weight of speed that was drawn for each row, or the default."""
     return default if rows is None or "alpha" not in rows else rows["alpha"].to(device)
 
 
@@ -112,9 +118,9 @@ def alpha_of(rows: Mapping[str, Tensor] | None, default: float, device: torch.de
 class PuzzleReward(Reward):
     """Reward of a Sudoku: solved * speed factor, or, additive, solved - alpha * NFE / L.
 
-    L is the number of cells to generate. A row with a mask left counts as unsolved (term `still_masked`); in the
-    additive form it still pays for its evaluations, since a plain 0 would beat every wrong grid and so reward leaving
-    masks. The additive form prefers wrong and fast to wrong and slow; the paper shows it collapse to one step.
+    L is the number of cells to generate. A row with masked cells counts as unsolved (term `still_masked`). In the additive
+    form it still pays for its evaluations; with a plain 0 it would beat every wrong grid, which would reward leaving cells
+    masked. The additive form prefers wrong and fast to wrong and slow; the paper shows its collapse to one step.
     """
 
     box: Box
@@ -122,7 +128,7 @@ class PuzzleReward(Reward):
     additive: bool = False
 
     def __call__(self, samples: Finished, rows: Mapping[str, Tensor] | None = None) -> RewardOutput:
-        """`rows["solutions"]` Int[row, cell], if given, tells the clues: a grid with another clue is unsolved."""
+        """Score finished samples. With `rows["solutions"]` Int[row, cell], a grid with another clue is unsolved."""
         length = (~samples.prompt).sum(1)
         solved = sudoku_solved(samples.tokens, self.box)
         if rows is not None:
@@ -168,7 +174,7 @@ class Verifiable(Protocol):
 
 @runtime_checkable
 class PartlyVerifiable(Protocol):
-    """A task that can tell how much of an answer is right."""
+    """A task that can compute the right share of an answer."""
 
     def partly_right(
         self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]
@@ -176,16 +182,19 @@ class PartlyVerifiable(Protocol):
 
 
 class VerifiedReward(Reward):
-    """Weighted sum of functions of an answer that a check calls right (1) or not (0), each of them logged:
+    """Weighted sum of functions of an answer that a verifier finds right (1) or wrong (0); each function is logged:
 
         correct_times_speed   right * ((L - min(NFE, L) + 1) / L) ** alpha
         correct_minus_cost    right - alpha * NFE / L
         correct               right
-        partly_correct        share of an answer's parts that are right, of tasks that can tell (chain arithmetic: its steps)
-        format                1 where the text is `<reasoning>` and `<answer>` tags and nothing else, else 0
+        partly_correct        right share of an answer's parts, for tasks that define it (chain arithmetic: its steps)
+        format                1 if the text is `<reasoning>` and `<answer>` tags and nothing else, else 0
 
-    A function named NAME@DATASET is 0 on rows of other data sets. Weights have the order of the functions; 0 only logs. L is the
-    number of positions to generate. Published names are taken too. ValueError for an unknown name, or lists that do not match.
+    A function NAME@DATASET is 0 on rows of other data sets. Weights have the order of the functions; a weight of 0 only
+    logs. L is the number of positions to generate. Published names are accepted too.
+
+    Raises:
+        ValueError: a name is unknown, or the lists have different lengths.
     """
 
     def __init__(self, task: Verifiable, alpha: float | int, functions: Sequence[str], weights: Sequence[float | int]):

@@ -1,11 +1,11 @@
-"""Programs that a model wrote, run with their tests where they reach neither the network nor files: bubblewrap.
+"""A sandbox for generated programs and their tests, without network and files: bubblewrap.
 
-Inside there are the Python interpreter with its standard library, an empty /tmp in memory and nothing else: no home, no network,
-no other process, an empty environment. Time, memory, file sizes and the number of processes are bounded for the program as a
-whole, and what is printed goes nowhere.
+Inside are the Python interpreter with its standard library and an empty /tmp in memory: no home, no network, no other
+process, an empty environment. Time, memory, file sizes and the number of processes are bounded for the whole program, and
+its output is dropped.
 
 Tests run in another process than the program, and compare copies of its results, of exactly the built-in types
-(sandbox_judge.py). A program has passed when a random token comes back, which that other process alone knows and writes after the
+(sandbox_judge.py). A program passes if a random token comes back, which only the test process knows and writes after the
 last test.
 """
 
@@ -78,17 +78,17 @@ WAY_OUT = (
 
 
 class SandboxError(ValueError):
-    """There is no sandbox here; the message says why, and how to go on."""
+    """There is no sandbox on this machine; the message has the reason and the alternative."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Code, and the tests that it has to pass.
+    """Code, and the tests that it must pass.
 
-    The code runs as a module named `solution`. The tests run in another process, where the names of that module stand for what is
-    in it. packages: both can import installed packages (read-only), not the standard library alone. collect: tests are functions
-    and classes for pytest or unittest, not only statements. entry: the name that is asked for; tests mean it also where it is
-    that of a built-in. functions: names of functions, which have no instances.
+    The code runs as a module named `solution`. Tests run in another process, where the names of that module stand for its
+    contents. packages: both can import installed packages (read-only), not only the standard library; collect: tests are
+    functions and classes for pytest or unittest, not only statements; entry: the requested name, also if it is that of a
+    built-in; functions: names of functions, which have no instances.
     """
 
     code: str
@@ -101,7 +101,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed: all tests ran through. reason: why not, else empty."""
+    """passed: all tests ran without an error; reason: why not, else empty."""
 
     passed: bool
     reason: str = ""
@@ -109,9 +109,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program with its tests: seconds of the processor (and six times as many by the clock: a busy machine makes nothing
-    wrong), bytes of memory of all its processes together, which is also the address space of each, bytes a file, processes and
-    threads."""
+    """Limits of one program with its tests.
+
+    CPU seconds (and six times as many wall-clock seconds, so that a busy machine changes no verdict), bytes of memory of
+    all its processes together (also the address space of each), bytes per file, processes and threads.
+    """
 
     seconds: int = 5
     memory: int = 2**30
@@ -120,10 +122,13 @@ class Limits:
 
 
 def run_programs(programs: Sequence[Program], unsandboxed: bool = False, limits: Limits | None = None) -> list[Verdict]:
-    """A verdict a program, in order; as many run at a time as this process has cores, of a machine that its ranks share.
+    """Return a verdict per program, in order. As many run at a time as this process has cores.
 
-    unsandboxed: run them as ordinary processes of this user. Raises SandboxError where that is not asked for and bubblewrap is
-    missing or cannot make a sandbox.
+    Args:
+        unsandboxed: run them as ordinary processes of this user.
+
+    Raises:
+        SandboxError: bubblewrap is missing or cannot make a sandbox, and `unsandboxed` is False.
     """
     if not programs:
         return []
@@ -136,7 +141,7 @@ def run_programs(programs: Sequence[Program], unsandboxed: bool = False, limits:
 
 @functools.cache
 def check_sandbox() -> None:
-    """Raises SandboxError unless an empty program passes in the sandbox."""
+    """Raise SandboxError unless an empty program passes in the sandbox."""
     if shutil.which("bwrap") is None:
         raise SandboxError(f"programs run in a sandbox only, and its tool `bwrap` (bubblewrap) is not here; {WAY_OUT}")
     verdict = _run(Program("", ""), False, Limits())
@@ -189,7 +194,7 @@ def _file_of(data: bytes) -> IO[bytes]:
 
 
 def _watched(process: subprocess.Popen, limits: Limits) -> bytes | Verdict:
-    """What a process complains of when it ends; a verdict where it is not done in time, or holds too much memory, before."""
+    """Return the error output of a process at its end; a verdict if it exceeds time or memory before."""
     deadline = time.monotonic() + 6 * limits.seconds
     while True:
         try:
@@ -216,14 +221,16 @@ def _filter() -> bytes:
 
 @functools.cache
 def _compiled() -> dict[str, bytes]:
-    """Code of what runs inside, by the name of its module."""
+    """Return the code of the inner modules, by name."""
     files = {name: Path(__file__).with_name(f"{name}.py") for name in INSIDE}
     return {f"rewards.{name}": marshal.dumps(compile(file.read_text(encoding="utf-8"), name, "exec", dont_inherit=True))
             for name, file in files.items()}  # fmt: skip
 
 
 def _settings(program: Program, unsandboxed: bool, limits: Limits, root: bool) -> bytes:
-    """What both processes inside may know: eight bytes of length, then the settings and the code of the runner."""
+    """Return the settings that both inner processes may know: eight bytes of length, then the settings and the code of the
+    runner.
+    """
     packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
     # The bound on processes is one a user: with root each sandbox is a user of its own.
     user = 10**9 + secrets.randbelow(10**9) if root else None
@@ -236,8 +243,9 @@ def _settings(program: Program, unsandboxed: bool, limits: Limits, root: bool) -
 
 
 def _own_modules(tests: str) -> dict[str, str]:
-    """Modules that tests use without an import, whose names the program could bind to anything: those of the standard library,
-    and `np` and `pd`, of which tests read an attribute."""
+    """Return modules that tests use without an import, whose names the program could rebind: those of the standard
+    library, `np` and `pd`.
+    """
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -249,13 +257,13 @@ def _own_modules(tests: str) -> dict[str, str]:
 
 
 def _seeded(tests: str) -> list[str]:
-    """Modules whose generator of random numbers tests seed."""
+    """Return modules whose random generator the tests seed."""
     found = re.findall(r"\b(np\.random|numpy\.random|random)\.seed\(", tests)
     return sorted({name.replace("np.", "numpy.") for name in found})
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that a process has started, and those in turn, itself first."""
+    """Return a process and all processes that it has started, directly or not."""
     found = [pid]
     for each in found:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
@@ -265,7 +273,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def processor_seconds(family: Sequence[int]) -> float:
-    """Of some processes and of the children that they have waited for."""
+    """Return the CPU seconds of some processes and of the children that they have waited for."""
     ticks = 0
     for each in family:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -276,7 +284,9 @@ def processor_seconds(family: Sequence[int]) -> float:
 
 
 def memory_of(family: Sequence[int]) -> int:
-    """Bytes that some processes hold together; where that is much, pages that they share are counted once, which takes longer."""
+    """Return the bytes that some processes hold together. For large values shared pages are counted once, which takes
+    longer.
+    """
     sizes = [_resident(each) for each in family]
     return sum(sizes) if sum(sizes) < SHARED_FROM else sum(map(_proportional, family, sizes))
 
@@ -297,18 +307,18 @@ def _proportional(pid: int, size: int) -> int:
 
 
 def _executable() -> Path:
-    """The interpreter itself: in a virtual environment, the one that it was made from."""
+    """Return the interpreter; in a virtual environment, the one that it was made from."""
     return Path(sys._base_executable).resolve()  # pyright: ignore[reportAttributeAccessIssue]  # of CPython
 
 
 def _time_zones() -> Path:
-    """The tables of zoneinfo: those of the machine, else of the package tzdata."""
+    """Return the tables of zoneinfo: those of the machine, else of the package tzdata."""
     packaged = Path(sysconfig.get_path("purelib")) / "tzdata" / "zoneinfo"
     return packaged if packaged.is_dir() and not TIME_ZONES.is_dir() else TIME_ZONES
 
 
 def _is_root() -> bool:
-    """Whether this is root of the machine, not of a user namespace, and may thus become any user."""
+    """Return whether this is root of the machine (not of a user namespace), which may become any user."""
     users = Path("/proc/self/uid_map")
     return (
         os.geteuid() == 0 and users.is_file() and users.read_text(encoding="utf-8").split() == ["0", "0", "4294967295"]
@@ -316,8 +326,9 @@ def _is_root() -> bool:
 
 
 def _sandbox(root: bool, packages: bool) -> list[str]:
-    """The call of bwrap. A root keeps its user namespace, and the right to give up being root, which the runner does first: the
-    bound on processes does not hold for root."""
+    """Return the call of bwrap. Root keeps its user namespace and the right to drop root, which the runner does first:
+    limits on processes do not apply to root.
+    """
     base = Path(sys.base_prefix) / "lib"
     binds = {_executable(): _executable(), base: base, Path("/etc/ld.so.cache"): Path("/etc/ld.so.cache"),
              _time_zones(): TIME_ZONES}  # fmt: skip

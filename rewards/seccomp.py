@@ -1,6 +1,7 @@
-"""A filter of system calls for bubblewrap (`--seccomp`): no namespaces, no memory outside the limits, no other process.
+"""A system-call filter for bubblewrap (`--seccomp`): no namespaces, no memory outside the limits, no access to other
+processes.
 
-Classic BPF as in seccomp(2), for the two machines whose numbers of system calls are below.
+Classic BPF as in seccomp(2), for the two machines whose system-call numbers are below.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ NUMBER, MACHINE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 
 
 def program_filter(machine: str | None = None) -> bytes | None:
-    """The filter as struct sock_filter, one after another; None for a machine whose numbers are not known.
+    """Return the filter as consecutive struct sock_filter; None for a machine with unknown numbers.
 
-    clone3 is answered as absent, upon which the C library uses clone, whose flags a filter can read."""
+    clone3 is reported as absent. The C library then uses clone, whose flags a filter can read.
+    """
     known = MACHINES.get(machine or platform.machine())
     if known is None:
         return None

@@ -14,11 +14,13 @@ KINDS = (
 
 
 def encode(tokenizer: Any, prompt: str, answer: str, finished: bool = True) -> tuple[list[int], list[int]]:
-    """(ids of the prompt, ids of the answer), each encoded by itself: what stands in a row is one behind the other.
+    """Return (ids of the prompt, ids of the answer), each encoded separately; a row is their concatenation.
 
-    The template of every reward model, in training and decoding: `[CLS] prompt [SEP] answer [SEP]` for an encoder's tokenizer;
-    prompt, answer and end of sequence for a causal one, behind its start token where it always writes one. finished: whether the
-    answer has its last token, the end.
+    The template of every reward model, in training and decoding: `[CLS] prompt [SEP] answer [SEP]` for an encoder's
+    tokenizer; prompt, answer and end of sequence for a causal one, behind its start token if it always writes one.
+
+    Args:
+        finished: the answer has its end token.
     """
     prompt_ids, answer_ids = (text_ids(tokenizer, text) if text else [] for text in (prompt, answer))
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
@@ -29,15 +31,16 @@ def encode(tokenizer: Any, prompt: str, answer: str, finished: bool = True) -> t
 
 
 def fitted(tokenizer: Any, prompt: str, answer: str, finished: bool, longest: int) -> list[int]:
-    """`encode` in a row of at most `longest` tokens: what is too long loses the beginning of its prompt, then of its
-    answer, never the token that a row starts with."""
+    """Apply `encode` and cut the row to `longest` tokens: the beginning of the prompt is dropped first, then that of the
+    answer, never the start token.
+    """
     before, after = encode(tokenizer, prompt, answer, finished)
     row, front = before + after, encode(tokenizer, "", "", finished=False)[0]
     return row if len(row) <= longest else front + row[len(row) - longest + len(front) :]
 
 
 def end_id(tokenizer: Any) -> int:
-    """The id that ends an answer. ValueError for a tokenizer without one."""
+    """Return the id that ends an answer. ValueError for a tokenizer without one."""
     ends = (tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None, tokenizer.eos_token_id)
     end = next((token for token in ends if token is not None), None)
     if end is None:

@@ -1,12 +1,13 @@
-r"""Values out of text: one normal form and one exact arithmetic for GSM8K, MATH and Countdown (the table is in docs/tasks.md).
+r"""Parsing of values from text: one normal form and one exact arithmetic for GSM8K, MATH and Countdown (the table is in
+docs/tasks.md).
 
     normal(r"**\[ 1\,250 \]**")                         "1250"
     number_of(r"about 2\frac{1}{2} cups", boxed=True)  5/2
     number_of("20 - 2", boxed=True)                     18
-    number_of("3:30", boxed=True)                       None: a part of what stands there is never taken for a value
+    number_of("3:30", boxed=True)                       None: a part of an expression is never taken for its value
 
-A value is an expression of numbers, + - * /, powers, fractions, roots and brackets, which may have a unit behind it and words
-before it. It is computed exactly, as a Fraction. Nothing is evaluated as Python.
+A value is an expression of numbers, + - * /, powers, fractions, roots and brackets, optionally with a unit behind it and
+words before it. It is computed exactly, as a Fraction. Nothing is evaluated as Python.
 """
 
 from __future__ import annotations
@@ -71,14 +72,17 @@ BOLD = re.compile(
 
 
 def _without_text(found: re.Match) -> str:
-    """What stands in a \\text that holds no words, but digits, signs and commands; else all of it."""
+    r"""Return the contents of a \text without words (digits, signs, commands); otherwise the whole \text."""
     return found[0] if re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", found[1])) else f" {found[1]} "
 
 
 def normal(text: str) -> str:
-    r"""LaTeX of one spelling: without dollars, display brackets, bold, boxes, \left and \right, degrees, percent and currency
-    signs; other signs and spaces of Unicode as LaTeX or ASCII; digits in groups as one number (`1\,250`, `1{,}250`; `1,250`
-    stays, since `(1,250)` is a pair too); one spelling of fractions, text, comparisons and the empty set."""
+    r"""Return LaTeX in one spelling.
+
+    Removed: dollars, display brackets, bold, boxes, \left and \right, degrees, percent and currency signs. Other signs and
+    spaces of Unicode become LaTeX or ASCII; grouped digits become one number (`1\,250`, `1{,}250`; `1,250` stays, because
+    `(1,250)` may be a pair); fractions, text, comparisons and the empty set have one spelling.
+    """
     text = WHOLE_TEXT.sub(_without_text, TEXTS.sub(r"\\text", text))
     text = BOLD.sub(r"\2", BOLD.sub(r"\2", text))
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^{" + "".join(SUPERSCRIPTS[c] for c in found[0]) + "}", text)
@@ -93,7 +97,9 @@ def normal(text: str) -> str:
 
 
 def words(text: str) -> str | None:
-    r"""Words that an answer consists of, in small letters (`\text{(C)}`, `**East**.`: "c", "east"); None where it is none."""
+    r"""Return the words of an answer that consists of words, in lower case (`\text{(C)}`, `**East**.`: "c", "east"); else
+    None.
+    """
     inside = normal(text)
     whole = WHOLE_TEXT.fullmatch(inside)
     found = " ".join((whole[1] if whole else inside).strip(" ().,").lower().split())
@@ -109,8 +115,9 @@ def words(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Value:
-    """number: exact; literals: the numbers written in the expression; is_elementary: it has only whole numbers, + - * / and
-    brackets."""
+    """number: exact; literals: the numbers in the expression; is_elementary: it has only whole numbers, + - * / and
+    brackets.
+    """
 
     number: Fraction
     literals: tuple[Fraction, ...]
@@ -129,7 +136,7 @@ BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Token:
-    """kind: number, word, part (of an expression), join (of numbers that are not one value), or other."""
+    """kind: number, word, part (of an expression), join (between numbers that are not one value), or other."""
 
     kind: str
     text: str
@@ -151,8 +158,13 @@ def tokens_of(text: str) -> list[Token]:
 
 
 class ExpressionReader:
-    """Recursive descent over the tokens of one expression. Raises ValueError for what is none, ZeroDivisionError, and
-    OverflowError for a power too large to hold."""
+    """Recursive-descent parser of one expression.
+
+    Raises:
+        ValueError: it is not an expression.
+        ZeroDivisionError: a division by zero.
+        OverflowError: a power is too large.
+    """
 
     def __init__(self, tokens: list[Token]):
         self.tokens, self.place, self.depth = tokens, 0, 0
@@ -170,20 +182,20 @@ class ExpressionReader:
 
     @property
     def next(self) -> str:
-        """The text of the next token, "0" for a number, "" at the end."""
+        """Return the text of the next token, "0" for a number, "" at the end."""
         if self.place >= len(self.tokens):
             return ""
         token = self.tokens[self.place]
         return "0" if token.kind == "number" else token.text
 
     def take(self, *texts: str) -> str:
-        """Pass over the next token if it is one of these, and return it; else ""."""
+        """Consume the next token if it is one of these, and return it; else ""."""
         found = self.next if self.next in texts else ""
         self.place += bool(found)
         return found
 
     def touches(self) -> bool:
-        """Whether nothing, not even a space, stands before the next token."""
+        """Return whether no space is before the next token."""
         return self.tokens[self.place - 1].end == self.tokens[self.place].start
 
     def sum(self) -> Fraction:
@@ -246,7 +258,7 @@ class ExpressionReader:
         return number
 
     def literal(self) -> Fraction:
-        """A number, or a mixed one: a whole number and a proper fraction behind it (`1 1/4`, `1\\frac{1}{4}`)."""
+        r"""Parse a number, or a mixed number: a whole number followed by a proper fraction (`1 1/4`, `1\frac{1}{4}`)."""
         token = self.tokens[self.place]
         self.place += 1
         number = decimal(token.text)
@@ -276,7 +288,7 @@ class ExpressionReader:
 
 
 def decimal(text: str) -> Fraction:
-    r"""A number with commas between thousands, an exponent, or a repeating part (`0.1\overline{6}`)."""
+    r"""Parse a number with commas between thousands, an exponent, or a repeating part (`0.1\overline{6}`)."""
     start, _, repeated = text.replace(",", "").rstrip("}").partition("\\overline{")
     number = Fraction(start.rstrip(".") or 0)
     if not repeated:
@@ -286,7 +298,7 @@ def decimal(text: str) -> Fraction:
 
 
 def root(number: int, degree: int) -> int:
-    """The whole root of a whole number of at least 0. Raises ValueError where there is none."""
+    """Return the integer root of a nonnegative integer. ValueError if there is none."""
     found = round(number ** (1 / degree)) if number < 2**50 else 0
     if not found and number:
         low, high = 0, 1 << (number.bit_length() // degree + 1)
@@ -300,7 +312,7 @@ def root(number: int, degree: int) -> int:
 
 
 def power(base: Fraction, exponent: Fraction) -> Fraction:
-    """Raises ValueError where it is not rational, OverflowError where it has more than LARGEST bits."""
+    """Return base to the exponent. ValueError if it is irrational, OverflowError if it has more than LARGEST bits."""
     if exponent.denominator > 1:
         degree = exponent.denominator
         if degree > 100 or (base < 0 and degree % 2 == 0):
@@ -321,8 +333,11 @@ def power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def expression(text: str) -> Value | None:
-    """The value of a text that is an expression and nothing else; None for any other text and for a division by zero. Raises
-    OverflowError for a power too large to hold."""
+    """Return the value of a text that is an expression and nothing else; None for other texts and divisions by zero.
+
+    Raises:
+        OverflowError: a power is too large.
+    """
     return _evaluated(tokens_of(normal(text)))
 
 
@@ -361,11 +376,14 @@ TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
 
 
 def sides(text: str, boxed: bool) -> list[Value | None] | None:
-    """The values of the sides of the last equation of a text (one side without an equals sign or `is`), those without a number
-    left out. A side is None where it has a number and is no value: where something beside its number belongs to it. All of it
-    is None for an equation that is not solved (`2x = 10`), and where a box holds several answers.
+    """Return the values of the sides of a text's last equation (one side without an equals sign or `is`); sides without a
+    number are left out.
 
-    boxed: all of it is the answer; else it is prose, whose last clause with a number counts.
+    A side is None if it has a number but is not a value, because something beside the number belongs to it. The result is
+    None for an equation that is not solved (`2x = 10`), and for a box with several answers.
+
+    Args:
+        boxed: the whole text is the answer; otherwise it is prose, whose last clause with a number counts.
     """
     text = normal(text if boxed else TAG.sub("\n", text).rstrip("<>/\\ \n"))
     text = WHOLE_TEXT.sub(r" \1 ", WHOLE_TEXT.sub(r" \1 ", text.replace("\n", " ") if boxed else text))
@@ -385,7 +403,7 @@ def sides(text: str, boxed: bool) -> list[Value | None] | None:
 
 
 def _is_algebra(tokens: list[Token]) -> bool:
-    """Whether a side computes with letters, as `2x` and `x + 5` do and `x`, `f(2)`, `x^2` and prose do not."""
+    """Return whether a side computes with letters: `2x` and `x + 5` do; `x`, `f(2)`, `x^2` and prose do not."""
     if tokens[-1].text == ")" and tokens[0].kind == "word" and tokens[1].text == "(":
         return False
     names = [re.split(r"[\s^]", token.text)[0] for token in tokens if token.kind == "word"]
@@ -398,7 +416,7 @@ def _has_number(tokens: list[Token]) -> bool:
 
 
 def _side(tokens: list[Token], may_begin_with_sign: bool) -> Value | None:
-    """The value of one side. may_begin_with_sign: a dash and a space before its number is no bullet."""
+    """Return the value of one side. may_begin_with_sign: a dash and a space before its number are not a bullet."""
     inner = {place for place, token in enumerate(tokens) if token.kind in ("number", "part", "join")}
     numbers = [place for place, token in enumerate(tokens) if token.kind == "number"]
     first, last = numbers[0], numbers[-1]
@@ -421,7 +439,7 @@ def _side(tokens: list[Token], may_begin_with_sign: bool) -> Value | None:
 
 
 def _trimmed(tokens: list[Token], first: int, last: int) -> tuple[int, int]:
-    """Without brackets that only open or only close, and without a slash or hyphen in front of a unit (`5/day`, `5-year`)."""
+    """Drop brackets that only open or only close, and a slash or hyphen in front of a unit (`5/day`, `5-year`)."""
     group = [token.text for token in tokens]
     while group[first] in BRACKETS and group[first : last + 1].count(group[first]) > group[first : last + 1].count(
         BRACKETS[group[first]]
@@ -437,7 +455,7 @@ def _trimmed(tokens: list[Token], first: int, last: int) -> tuple[int, int]:
 
 
 def _stands_apart(group: list[Token], before: Token | None, behind: Token | None, may_begin_with_sign: bool) -> bool:
-    """Whether what stands beside a group of numbers leaves it the value that it is."""
+    """Return whether the tokens beside a group of numbers leave its value unchanged."""
     starts_with_sign = group[0].text in ("+", "-")
     if before is not None:
         if before.kind != "word" or len(before.text) == 1 or FUNCTIONS.fullmatch(before.text):
@@ -463,8 +481,10 @@ def _stands_apart(group: list[Token], before: Token | None, behind: Token | None
 
 
 def number_of(text: str, boxed: bool) -> Fraction | None:
-    """The number that a text gives: the last side of its last equation. None where there is none, where it is part of something
-    else, and where it is a power too large to hold."""
+    """Return the number of a text: the last side of its last equation.
+
+    None if there is none, if it is part of something else, or if it is a power that is too large.
+    """
     try:
         found = sides(text, boxed)
     except OverflowError:
@@ -473,5 +493,5 @@ def number_of(text: str, boxed: bool) -> Fraction | None:
 
 
 def same_number(given: Fraction, wanted: Fraction) -> bool:
-    """Whether two numbers differ by less than 1e-6, and of small ones by less than a millionth."""
+    """Return whether two numbers differ by less than 1e-6, small ones by less than a millionth of their size."""
     return given == wanted or abs(given - wanted) < Fraction(1, 1_000_000) * min(1, abs(wanted))
