@@ -1,8 +1,10 @@
-"""A page that replays unmasking step by step: which positions a strategy committed when, and what it wrote there.
+"""A page that replays unmasking step by step: at which step a strategy committed each position, and which token.
 
-The page is one HTML file without outside resources. It shows one sample at a time, of one strategy or of all of them side by
-side (one per named group), as running text or as a board. Colours run from the first step to the last; what the current
-step wrote is outlined. Keys: space plays, the arrows go a step back and on, Home and End jump, up and down change the sample.
+The page is one HTML file without outside resources. It displays one sample, of one strategy or of all strategies side by side
+(one per named group), as running text or as a board. It opens with the finished canvas. Colours run from the first step to the
+last; positions of the current step have an outline; with solutions, wrong cells are struck through and solved boards are
+marked. Strategies play step by step together, or each over the same duration. Keys: space plays, left and right go one step,
+Home and End jump, up and down change the sample.
 """
 
 import html
@@ -32,11 +34,19 @@ def replay_html(
     title: str = "Unmasking, step by step",
     grid_columns: int | None = None,
     box: tuple[int, int] | None = None,
+    solutions: Int[Tensor, "row position"] | None = None,
 ) -> str:
-    """The page, as a string to be written to a file.
+    """Return the page, as a string to be written to a file.
 
-    groups: strategy name -> its samples; a sample number means the same prompt in every group. grid_columns: the number of
-    columns of a board, None for text; box: rows and columns of the boxes drawn on it (Sudoku), None for none.
+    Args:
+        groups: strategy name -> its samples; a sample number means the same prompt in every group.
+        decode_token: the text of a token.
+        grid_columns: number of columns of a board; None for text.
+        box: rows and columns of the boxes drawn on the board (Sudoku); None for none.
+        solutions: the right tokens of every row; cells that differ are marked. None: nothing is marked.
+
+    Raises:
+        ValueError: there are no samples, the columns do not divide the positions, or the solutions have another shape.
     """
     if not groups:
         raise ValueError("there are no samples to replay: give at least one named group.")
@@ -46,11 +56,21 @@ def replay_html(
                 f"the samples of '{name}' have {samples.tokens.shape[1]} positions, which {grid_columns} columns do not "
                 "divide: set grid_columns to the width of the board."
             )
+        if solutions is not None and (
+            solutions.shape[1] != samples.tokens.shape[1] or len(solutions) < len(samples.tokens)
+        ):
+            raise ValueError(
+                f"the samples of '{name}' have shape {list(samples.tokens.shape)} and the solutions "
+                f"{list(solutions.shape)}: give one solution for each sample."
+            )
     used = sorted({token for samples in groups.values() for token in samples.tokens[_filled(samples)].tolist()})
     place = {token: index for index, token in enumerate(used)}
     content = {
         "columns": grid_columns,
         "box": box,
+        "solutions": None
+        if solutions is None
+        else [[place.get(token, -1) for token in row] for row in solutions.tolist()],
         "texts": [decode_token(token) for token in used],
         "groups": [{"name": name, "rows": _rows(samples, place)} for name, samples in groups.items()],
     }

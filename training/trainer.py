@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from training.curves import CurveFile
 from training.learner import Learner
+from training.progress import progress
 from training.run import Run, Schedule
 
 
@@ -87,21 +88,27 @@ class Trainer:
         if first == 0:
             algorithm.warm_start()
         self._measure(first, algorithm.evaluates_first(first, schedule), snapshot=schedule.n_iters == 0)
-        for step in range(first, schedule.n_iters):
-            self._iterate(step)
-            done = step + 1
-            evaluation, snapshot = algorithm.evaluates(done, schedule), schedule.is_due(done, schedule.snapshot_freq)
-            if evaluation or snapshot:
-                self.run.check_weights(self.learner.network.named_parameters(), done)
-                with self.learner.averaged():
-                    self._measure(done, evaluation, snapshot)
-            stop = self.processes.stop_asked()
-            if snapshot or stop or schedule.is_due(done, schedule.save_freq):
-                self._save(done, snapshot)
-            if stop:
-                if self.processes.first:
-                    algorithm.before_stop(self.run, done)
-                self.run.stop(done)
+        with progress("training", schedule.n_iters - first, quiet=not self.processes.first) as advance:
+            for step in range(first, schedule.n_iters):
+                self._iterate(step)
+                advance()
+                self._after(step + 1)
+
+    def _after(self, done: int) -> None:
+        """What is due after `done` iterations: evaluation, snapshot, checkpoint, the end that a signal asks for."""
+        algorithm, schedule = self.algorithm, self.schedule
+        evaluation, snapshot = algorithm.evaluates(done, schedule), schedule.is_due(done, schedule.snapshot_freq)
+        if evaluation or snapshot:
+            self.run.check_weights(self.learner.network.named_parameters(), done)
+            with self.learner.averaged():
+                self._measure(done, evaluation, snapshot)
+        stop = self.processes.stop_asked()
+        if snapshot or stop or schedule.is_due(done, schedule.save_freq):
+            self._save(done, snapshot)
+        if stop:
+            if self.processes.first:
+                algorithm.before_stop(self.run, done)
+            self.run.stop(done)
 
     def _resume(self) -> int:
         """Restore the checkpoint of a resumed run; return the number of its iterations, 0 for a new run."""
@@ -110,6 +117,7 @@ class Trainer:
             return 0
         self.algorithm.load_state_dict(state)
         self.learner.load_state_dict(state)
+        self.run.say(f"resumed after iteration {state['step']} of {self.schedule.n_iters}")
         return state["step"]
 
     def _iterate(self, step: int) -> None:

@@ -23,6 +23,7 @@ from samplers.heuristics import WHERE
 from samplers.loop import Strategy
 from samplers.smc import FilterStep, Particles, Proposal, Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
+from training.progress import progress
 from twist.bounds import Posterior, accepted
 from twist.network import TwistModel
 from twist.paths import joined
@@ -203,24 +204,26 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
     """
     device, paths, given = source.prompt.device, [], []
     kept = tried = 0
-    while kept < count:
-        if tried >= most:
-            raise ValueError(
-                f"rejection kept {kept} of {tried} samples of the model, {count} were asked; the target is too rare for exact "
-                "samples: give posterior.count=0, or fewer"
-            )
-        if source.conditional:
-            path, follows = source.pairs(batch, seed, tried)
-            given.append(follows)
-        else:
-            path = source.prior(batch, seed, tried)
-            number = torch.arange(tried, tried + batch, device=device)
-            uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
-            kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
-            path = Trajectories(path.tokens[kept_rows], path.written_at[kept_rows])
-            if kept + len(path.tokens) >= count:  # those behind the last one were not needed
-                batch = int(kept_rows.nonzero()[count - kept - 1]) + 1
-        paths.append(path)
-        kept, tried = kept + len(path.tokens), tried + batch
+    with progress("exact samples of the target", count) as advance:
+        while kept < count:
+            if tried >= most:
+                raise ValueError(
+                    f"rejection kept {kept} of {tried} samples of the model, {count} were asked; the target is too rare for "
+                    "exact samples: give posterior.count=0, or fewer"
+                )
+            if source.conditional:
+                path, follows = source.pairs(batch, seed, tried)
+                given.append(follows)
+            else:
+                path = source.prior(batch, seed, tried)
+                number = torch.arange(tried, tried + batch, device=device)
+                uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
+                kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
+                path = Trajectories(path.tokens[kept_rows], path.written_at[kept_rows])
+                if kept + len(path.tokens) >= count:  # those behind the last one were not needed
+                    batch = int(kept_rows.nonzero()[count - kept - 1]) + 1
+            paths.append(path)
+            kept, tried = kept + len(path.tokens), tried + batch
+            advance(len(path.tokens))
     tokens, written_at = (whole[:count, source.first :] for whole in vars(joined(*paths)).values())
     return Posterior(tokens, written_at, torch.cat(given)[:count] if given else None, tried)

@@ -140,3 +140,15 @@ def test_text_that_a_spreadsheet_would_compute_is_quoted_and_numbers_stay_number
         head, *rows = csv.reader(file)
     assert head == ["text", "'=name"] and {row[1] for row in rows} == {"-1.5"}
     assert [row[0] for row in rows] == [*("'" + text for text in texts[:6]), *texts[6:]]
+
+
+def test_replay_marks_cells_that_differ_from_the_solution():
+    samples = written(rows=1)
+    solutions = samples.tokens.clone()
+    solutions[0, 5] = 3 - solutions[0, 5]
+    solutions[0, 6] = 77  # a token that no sample has
+    content = json.loads(Page(replay_html({"a": samples}, str, solutions=solutions)).texts["data"])
+    tokens, right = content["groups"][0]["rows"][0]["tokens"], content["solutions"][0]
+    assert [position for position in range(9) if tokens[position] != right[position]] == [5, 6]
+    with pytest.raises(ValueError, match="one solution for each sample"):
+        replay_html({"a": samples}, str, solutions=solutions[:, :5])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -30,11 +31,13 @@ from samplers.heuristics import Confident, Dilated, Direct, Threshold
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Samples
 from training.files import check_place, make_directory, write_text
+from training.progress import progress
 from training.usage import override
 from unmask.runs import train_policy
 
 ROOT = Path(__file__).parents[2]
 BOX = (2, 3)
+Rule = TypeVar("Rule")
 
 
 def learn(out: Path, iterations: int) -> Path:
@@ -50,10 +53,17 @@ def learn(out: Path, iterations: int) -> Path:
     return train_policy.run(config, overrides)
 
 
-def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list[dict], dict[str, Samples]]:
+def each(rules: Sequence[Rule], title: str) -> Iterator[Rule]:
+    """The rules one after the other, with a progress bar."""
+    with progress(title, len(rules)) as advance:
+        for rule in rules:
+            yield rule
+            advance()
+
+
+def puzzles(model: MaskedLM, policy: Path, prompts: Prompts) -> tuple[list[dict], list[dict], dict[str, Samples]]:
     """(rows of the table, points of the plot, samples of a few rules)."""
-    held_out = make(BOX, count, None, seed=2028, split="test")
-    prompts = Prompts(blanked(held_out, BOX))
+    count = len(prompts.canvas)
     network = load_policy(policy)
     cells = prompts.canvas.shape[1]
     rules: list[tuple[str, str, Unmasker, int]] = [
@@ -66,7 +76,7 @@ def puzzles(model: MaskedLM, policy: Path, count: int) -> tuple[list[dict], list
         ),
     ]
     rows, points, kept = [], [], {}
-    for name, setting, rule, steps in rules:
+    for name, setting, rule, steps in each(rules, "2/3 solving held-out puzzles"):
         decode = partial(decoded, model, steps, Strategy(rule, TokenRule(0.0)))
         samples = decode(prompts)
         rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
@@ -108,7 +118,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
         ("policy", "16 steps", PolicyUnmasker(network, "fixed")),
     ]
     rows, kept = [], {}
-    for name, setting, rule in rules:
+    for name, setting, rule in each(rules, "3/3 writing stories"):
         decode = partial(decoded, model, 16, Strategy(rule, TokenRule()))
         samples = decode(prompts)
         texts = model.tokenizer.batch_decode(samples.tokens)
@@ -131,7 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
     run = learn(out, arguments.iterations)
     print("2/3 solving held-out puzzles")
     board, _ = load_model(ROOT / "example/sudoku6")
-    table, points, boards = puzzles(board, run, arguments.puzzles)
+    held_out = make(BOX, arguments.puzzles, None, seed=2028, split="test")
+    table, points, boards = puzzles(board, run, Prompts(blanked(held_out, BOX)))
     print("3/3 writing stories")
     writer, _ = load_model(ROOT / "example/stories")
     more, texts = stories(writer, judge, arguments.stories)
@@ -145,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
         x_label="equivalent evaluations per puzzle (FLOP of model and policy)",
     )  # fmt: skip
     decode = lambda token: board.tokenizer.decode([token]).strip()  # noqa: E731
-    page = replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX)
+    page = replay_html(boards, decode, "Sudoku, step by step", grid_columns=6, box=BOX, solutions=held_out["solutions"])
     write_text(out / "sudoku.html", page)
     decode_text = lambda token: writer.tokenizer.decode([token])  # noqa: E731
     write_text(out / "stories.html", replay_html(texts, decode_text, "Stories, step by step"))
@@ -154,6 +165,8 @@ def run(arguments: argparse.Namespace) -> None:
         decoded = writer.tokenizer.batch_decode(samples.tokens)
         write_text(out / "samples" / f"{name.split(',')[0]}.txt", "\n\n---\n\n".join(decoded) + "\n")
     print(
-        f"\nin {out}: pareto.png, sudoku.html and stories.html (open them in a browser), samples/, table.json, policy/"
+        f"\nThe plot:             {out / 'pareto.png'}\n"
+        f"Watch the decoding:   {out / 'sudoku.html'} and {out / 'stories.html'} (open them in a browser)\n"
+        f"Also in {out}: samples/, table.json, policy/\n"
+        f"{time.perf_counter() - started:.0f} s"
     )
-    print(f"{time.perf_counter() - started:.0f} s")
