@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, sleep
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,6 +22,7 @@ from samplers.scores import Seen
 from training.terminal import printable
 
 MASK, FRESH = "░", "bold green"
+FRAME = 0.1  # seconds for which a displayed canvas stays, so that fast models can be watched
 INTERVAL = 0.1  # seconds between two reads of the canvases, each of which makes a GPU wait; a screen shows no more
 
 
@@ -60,6 +61,7 @@ class LiveView:
         total: tokens to generate in all batches.
         decode: token ids to text, to show the first canvas of each batch. None: the bar only.
 
+    With `decode`, every step is displayed for a moment and the last canvas stays on the screen.
     `on_step` is None if there is no terminal, so that decoding does no extra work.
     """
 
@@ -77,6 +79,7 @@ class LiveView:
         self.written = 0  # in the batches before this one
         self.batch_masks = 0
         self.read_at = -INTERVAL
+        self.paused = 0.0  # seconds of this batch in which decoding waited for the reader
         self.shown: Int[Tensor, "position"] | None = None  # the first canvas of the batch when it was last displayed
         self.bar = Progress(
             TextColumn("{task.fields[nfe]:.0f} evaluations"),
@@ -86,7 +89,7 @@ class LiveView:
             console=self.console,
         )
         self.task = self.bar.add_task("", total=total, nfe=0, speed=0)
-        self.live = Live(self.bar, console=self.console, transient=True)
+        self.live = Live(self.bar, console=self.console, transient=decode is None)
 
     def __enter__(self) -> LiveView:
         self.started = perf_counter()
@@ -104,11 +107,11 @@ class LiveView:
             return
         self.written += self.batch_masks
         self.batch_masks = int((canvases == mask_id).sum())
-        self.shown = canvases[0].cpu()
+        self.shown, self.paused = canvases[0].cpu(), 0.0
 
     def _on_step(self, observation: Observation | Seen, place: Int[Tensor, "active"]) -> None:
         """Display the current canvases, with one transfer from the device."""
-        if perf_counter() - self.read_at < INTERVAL:
+        if self.decode is None and perf_counter() - self.read_at < INTERVAL:
             return
         figures = torch.stack(
             (observation.masked.sum(), observation.evaluations.max(), place[0], observation.row_step[0])
@@ -124,5 +127,7 @@ class LiveView:
             tokens, masked = read[4 : 4 + length], read[4 + length :].bool()
             canvas = paint(tokens, masked, tokens != self.shown, self.decode, self.columns)
             self.shown = tokens
-            self.live.update(Group(Panel(canvas, title=f"step {step}"), self.bar))
+            self.live.update(Group(Panel(canvas, title=f"step {step}"), self.bar), refresh=True)
+            sleep(FRAME)
+            self.paused += FRAME
         self.read_at = perf_counter()

@@ -1,6 +1,7 @@
 """The live view: what a canvas looks like, what the bar counts, and silence where there is no terminal."""
 
 import io
+import re
 
 import torch
 from rich.console import Console
@@ -59,7 +60,7 @@ def test_steps_that_no_screen_would_show_are_not_read(monkeypatch):
     """The second step comes at once. It has no values, so that a read of it would fail: a GPU would wait for one."""
     monkeypatch.setattr(samplers.live, "INTERVAL", 1e9)
     step = Seen(torch.tensor([[0, 8]]), torch.tensor([[False, True]]), torch.tensor([1]), torch.tensor([1]))
-    with LiveView(2, letters, console=Console(file=io.StringIO(), force_terminal=True)) as view:
+    with LiveView(2, console=Console(file=io.StringIO(), force_terminal=True)) as view:
         view.next_batch(torch.full((1, 2), 8), 8)
         view.on_step(step, torch.tensor([0]))
         assert view.bar.tasks[0].completed == 1
@@ -75,3 +76,17 @@ def test_silent_without_a_terminal_or_when_told():
         with view:
             assert view.on_step is None
     assert pipe.getvalue() == terminal.getvalue() == ""
+
+
+def test_a_canvas_is_displayed_long_enough_to_read_and_the_last_one_stays(monkeypatch):
+    waits = []
+    monkeypatch.setattr(samplers.live, "sleep", waits.append)
+    screen = io.StringIO()
+    with LiveView(2, letters, console=Console(file=screen, force_terminal=True, width=60)) as view:
+        view.next_batch(torch.full((1, 2), 8), 8)
+        for number, tokens in enumerate(([[0, 8]], [[0, 1]]), 1):
+            seen = Seen(torch.tensor(tokens), torch.tensor(tokens) == 8, torch.tensor([number]), torch.tensor([number]))
+            view.on_step(seen, torch.tensor([0]))
+    assert waits == [samplers.live.FRAME] * 2 and view.paused == 2 * samplers.live.FRAME
+    last = screen.getvalue().rpartition("step 2")[2]
+    assert "ab" in re.sub(r"\x1b\[[\d;]*m", "", last) and "\x1b[2K" not in last  # not erased

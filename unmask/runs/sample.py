@@ -229,6 +229,7 @@ def decode_batches(
             canvases = prepared.canvas.expand(len(rows) * prepared.copies, -1)
             view.next_batch(canvases, prepared.model.mask_id)
             done = prepared.decode(rows, config.seed, view.on_step)
+            done.seconds -= view.paused
             batches.append(done)
             texts += [
                 prepared.decode_ids(row[kept].tolist()) for row, kept in zip(done.tokens, done.counted, strict=True)
