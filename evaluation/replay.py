@@ -48,21 +48,7 @@ def replay_html(
     Raises:
         ValueError: there are no samples, the columns do not divide the positions, or the solutions have another shape.
     """
-    if not groups:
-        raise ValueError("there are no samples to replay: give at least one named group.")
-    for name, samples in groups.items():
-        if grid_columns is not None and samples.tokens.shape[1] % grid_columns:
-            raise ValueError(
-                f"the samples of '{name}' have {samples.tokens.shape[1]} positions, which {grid_columns} columns do not "
-                "divide: set grid_columns to the width of the board."
-            )
-        if solutions is not None and (
-            solutions.shape[1] != samples.tokens.shape[1] or len(solutions) < len(samples.tokens)
-        ):
-            raise ValueError(
-                f"the samples of '{name}' have shape {list(samples.tokens.shape)} and the solutions "
-                f"{list(solutions.shape)}: give one solution for each sample."
-            )
+    _check(groups, grid_columns, solutions)
     used = sorted({token for samples in groups.values() for token in samples.tokens[_filled(samples)].tolist()})
     place = {token: index for index, token in enumerate(used)}
     content = {
@@ -78,6 +64,26 @@ def replay_html(
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     before, after = PAGE.read_text(encoding="utf-8").split("@DATA@")
     return before.replace("@TITLE@", html.escape(title)) + data + after
+
+
+def _check(
+    groups: Mapping[str, Replayable], grid_columns: int | None, solutions: Int[Tensor, "row position"] | None
+) -> None:
+    if not groups:
+        raise ValueError("there are no samples to replay: give at least one named group.")
+    for name, samples in groups.items():
+        if grid_columns is not None and samples.tokens.shape[1] % grid_columns:
+            raise ValueError(
+                f"the samples of '{name}' have {samples.tokens.shape[1]} positions, which {grid_columns} columns do not "
+                "divide: set grid_columns to the width of the board."
+            )
+        if solutions is not None and (
+            solutions.shape[1] != samples.tokens.shape[1] or len(solutions) < len(samples.tokens)
+        ):
+            raise ValueError(
+                f"the samples of '{name}' have shape {list(samples.tokens.shape)} and the solutions "
+                f"{list(solutions.shape)}: give one solution for each sample."
+            )
 
 
 def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
