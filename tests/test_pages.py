@@ -1,9 +1,11 @@
 """The Python of the documentation runs as it is written, and prints what the page says that it prints."""
 
+import json
 import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +95,26 @@ def test_a_method_has_a_formula_a_source_a_command_and_figures(method):
     assert re.search(r"\[\d{4}\.\d{5}\]|github.com|TRL|OnTrack|top_k", text), "source"
     assert re.search(r"\*\*Figures|!\[|Results on|results/", text), "figure"
     assert re.search(r"[Ww]hat differs|Differences", text), "differences"
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    """Cell by cell in one namespace, as a kernel does, from a directory outside of the repository."""
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Once upon a time, there was a little girl named Emma" in printed and "Once upon a time there was" in printed
+    assert "<html" in (tmp_path / "stories.html").read_text()
+    assert (tmp_path / "quickstart.png").read_bytes()[:4] == b"\x89PNG"
+    losses = [line["loss"] for line in names["policy"].metrics if "loss" in line]
+    assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
+    learned, rule = names["curves"]["policy"], names["curves"]["threshold"]
+    assert learned[0] < learned[1] < learned[2] and learned[2][1] > rule[1][1]
 
 
 def anchors(page: Path) -> set[str]:

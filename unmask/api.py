@@ -40,7 +40,7 @@ from samplers.settings import SamplerSettings
 from training.devices import device_of
 from training.files import write_text
 from training.hub import shipped
-from unmask.decoders import Layout, build_decoder, build_options, token_sampler
+from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler
 from unmask.trained import Trained, result_of
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -293,9 +293,8 @@ def decoder_of(
 ) -> Decoder:
     """The decoder that `strategy` stands for. ValueError for an object that is none."""
     if isinstance(strategy, nn.Module):
-        network = strategy.to(model.device)
-        action = settings.policy.action or "fixed"
-        return Strategy(PolicyUnmasker(network, action), token_sampler(settings))  # pyright: ignore[reportArgumentType]
+        rule = policy_rule(strategy, settings.policy, model)  # pyright: ignore[reportArgumentType]
+        return Strategy(rule, token_sampler(settings))
     if isinstance(strategy, Unmasker):
         return Strategy(strategy, token_sampler(settings))
     if isinstance(strategy, Decoder):

@@ -21,6 +21,7 @@ from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
+from policy.base import PolicyNetwork
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker, check_alpha
@@ -191,17 +192,26 @@ def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
 
 
 def build_policy_rule(settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
-    """A trained policy as an unmasking rule, on the device of the model."""
+    """Load a trained policy as an unmasking rule, on the device of the model."""
+    network = load_policy(shipped(settings.path), model=model, other_model=settings.other_model)
+    return policy_rule(network, settings, model)
+
+
+def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
+    """Return a policy network as an unmasking rule, on the device of the model; of the settings all but `path` count.
+
+    Raises:
+        ValueError: the action leaves positions open, or does not fit the network.
+    """
     action = settings.action or "fixed"
     if action not in ACTIONS:
         raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
-    network = load_policy(shipped(settings.path), model=model, other_model=settings.other_model)
     if isinstance(network, HiddenMLP) and action != "fixed":
         raise ValueError(
             f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "
             f"must be fixed, not {action}; leave it out"
         )
-    network.to(next(model.parameters()).device)
+    network.to(model.device)
     return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta), float(settings.threshold))
 
 
