@@ -34,3 +34,15 @@ def tiny(tmp_path_factory) -> dict[str, list[str]]:
     from tests.policy_runs import tiny_models
 
     return tiny_models(tmp_path_factory.mktemp("tiny"))
+
+
+# Files that take long, the longest first: begun last, one would run alone while the other process has nothing left to do.
+LONG = (
+    "test_experiments.py", "test_run_train_twist.py", "test_two_processes.py", "test_results.py", "test_run_train_policy.py",
+    "test_algorithms.py", "test_emulated_cuda.py", "test_fuzz_settings.py", "test_robustness.py", "test_pages.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first (with `--no-loadscope-reorder`, xdist gives files out in this order)."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

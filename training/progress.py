@@ -16,7 +16,7 @@ Advance = Callable[..., None]  # (units of work that were done, by default 1)
 _shown: list[Progress] = []  # the bar on the screen, to which inner work adds a line
 
 
-def nothing(count: float = 1) -> None:
+def nothing(count: int = 1) -> None:
     """Show no progress."""
 
 

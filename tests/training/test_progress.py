@@ -22,7 +22,7 @@ def test_a_terminal_sees_how_much_is_done():
 def test_no_terminal_and_a_quiet_process_see_nothing():
     for console, quiet in ((Console(file=io.StringIO()), False), (terminal(), True)):
         with progress("solving", 3, quiet=quiet, console=console) as advance:
-            advance()
+            advance(2)
         assert console.file.getvalue() == ""
 
 
