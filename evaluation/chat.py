@@ -1,7 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint: two answers to a prompt in, a score from 1 to 10 for each out.
+"""A judge behind an OpenAI-compatible endpoint: scores two answers to a prompt from 1 to 10.
 
-The key comes from the environment (OPENAI_API_KEY; a local service may need none). A request that fails (no connection, 429, a
-fault of the server) is tried again after 1, 2, 4, ... seconds.
+The key comes from the environment (OPENAI_API_KEY; a local service may need none). A request that fails (no connection,
+429, a server error) is repeated after 1, 2, 4, ... seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,/]+(\d+(?:\.\d+)?)\s*")
 
 
 class JudgeUnreachable(Exception):
-    """The endpoint does not answer; what is done is kept. A password in a URL of the message is left out."""
+    """The endpoint does not answer; finished judgements are kept. The message contains no password of a URL."""
 
     def __init__(self, told: str):
         super().__init__(re.sub(r"(://)[^/\s]*@", r"\1", told))
@@ -31,7 +31,7 @@ class JudgeUnreachable(Exception):
 
 @dataclass
 class Judgement:
-    """One pair in one order. blue: place of blue's answer, 1 or 2; told: the reply; scores are None where it holds none."""
+    """One pair in one order. blue: place of blue's answer, 1 or 2; told: the reply; scores: None if the reply has none."""
 
     row: int
     blue: int
@@ -41,7 +41,7 @@ class Judgement:
 
 
 def read_scores(reply: str) -> tuple[float, float] | None:
-    """The two numbers of the first line, each from 1 to 10; None where it is anything else."""
+    """Return the two numbers of the first line, each from 1 to 10; None for any other reply."""
     found = SCORES.fullmatch(reply.strip().partition("\n")[0])  # splitlines would also end a line at U+2028
     pair = (float(found[1]), float(found[2])) if found else None
     return pair if pair is not None and all(1 <= score <= 10 for score in pair) else None
@@ -49,7 +49,9 @@ def read_scores(reply: str) -> tuple[float, float] | None:
 
 @dataclass
 class Chat:
-    """endpoint: URL up to and with /v1; model: its name there; retries: of a request; wait: seconds before the first of them."""
+    """A connection. endpoint: URL up to and including /v1; model: its name there; retries: of a request; wait: seconds
+    before the first retry.
+    """
 
     endpoint: str
     model: str
@@ -58,7 +60,7 @@ class Chat:
     wait: float = 1.0
 
     def judge(self, prompt: str, first: str, second: str) -> tuple[str, tuple[float, float] | None]:
-        """The reply, and the scores of the first and the second answer that it holds. Raises JudgeUnreachable."""
+        """Return the reply, and its scores of the first and the second answer. Raises JudgeUnreachable."""
         asked = (
             f"[Prompt]\n{prompt}\n\n[Answer 1]\n{first}\n[End of answer 1]\n\n[Answer 2]\n{second}\n[End of answer 2]"
         )

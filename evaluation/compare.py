@@ -23,14 +23,16 @@ from evaluation.summary import seeds_averaged
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value: twice the smaller tail of a fair coin tossed for each question that they disagree on."""
+    """Return the exact two-sided p-value: twice the smaller tail of a fair coin, tossed for each question on which the two
+    disagree.
+    """
     total = only_first + only_second
     tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**total)
 
 
 def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
-    """Data set -> the records of each seed. ValueError where there are none, or of more than one rule."""
+    """Return the records of each seed, by data set. ValueError if there are none, or records of more than one rule."""
     directories = [path] if (path / "settings.json").is_file() else sorted(path.glob("*/"))
     if not path.is_dir():  # SAVE_PATH/NAME, whose directories end in data set and seed
         directories = sorted(path.parent.glob(f"{path.name}_*_seed*/"))
@@ -49,14 +51,16 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
 
 
 def disagreements(first: list[list[dict]], second: list[list[dict]]) -> tuple[int, int, int]:
-    """(seeds, questions that `first` got right more often, those that `second` did), in as many seeds as both have."""
+    """Return (seeds, questions that `first` answered right more often, those that `second` did), over as many seeds as
+    both have.
+    """
     common = min(len(first), len(second))
     ours, theirs = (seeds_averaged(seeds[:common], "right") for seeds in (first, second))
     return common, int((ours > theirs).sum()), int((ours < theirs).sum())
 
 
 def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float | int]:
-    """Figures of one data set; `first`, `second`: the records of each seed. ValueError where the questions are not the same."""
+    """Return the figures of one data set. first, second: the records of each seed. ValueError for different questions."""
     asked = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
     if asked[0] != asked[1]:
         raise ValueError(f"the questions differ ({len(asked[0])} and {len(asked[1])}); evaluate both on the same ones")
@@ -78,7 +82,7 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 
 def report(a: Path, b: Path) -> list[dict]:
-    """Print the comparison of two evaluations; returns a record for each data set."""
+    """Print the comparison of two evaluations, and return a record for each data set."""
     first, second = evaluations_in(a), evaluations_in(b)
     shared = [name for name in first if name in second]
     if not shared:

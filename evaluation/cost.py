@@ -1,8 +1,8 @@
-"""The cost of decoding beside the number of network evaluations: floating-point operations of everything that runs.
+"""The cost of decoding in floating-point operations of everything that runs, beside the number of network evaluations.
 
-NFE counts evaluations of the frozen model alone. A policy, a reward model or a head runs beside it, and an evaluation that is
-read at few positions is cheaper than a whole one. *Equivalent evaluations* put all of it in one unit: the FLOP of the decoding
-over the FLOP of one evaluation of the model on a whole row, its head at every position. Matrix products and attention are
+NFE counts evaluations of the frozen model only. Policies, reward models and heads also run, and an evaluation with few
+requested positions is cheaper than a whole one. *Equivalent evaluations* use one unit: the FLOP of the decoding over the
+FLOP of one evaluation of the model on a whole row with its head at every position. Matrix products and attention are
 counted (`torch.utils.flop_counter`), in every module and on every device; element-wise operations are not.
 """
 
@@ -50,12 +50,13 @@ def equivalent_evaluations(
     decode: Callable[[Prompts], object],
     prompts: Prompts,
 ) -> float:
-    """Mean equivalent evaluations of a row: the FLOP of everything that decodes it, in evaluations of the model.
+    """Return the mean equivalent evaluations of a row: the FLOP of its decoding, in evaluations of the model.
 
-    `decode` runs again on up to COUNTED_ROWS of the prompts, evenly spaced. Its FLOP are divided by those of one evaluation of
-    each of these rows.
+    `decode` runs again on up to COUNTED_ROWS of the prompts, evenly spaced. Its FLOP are divided by those of one evaluation
+    of each of these rows.
 
-    decode: the decoding to count, of the prompts that it is given (the draws of a row may differ from those of the whole batch).
+    Args:
+        decode: the decoding to count (the random draws of a row may differ from those of the whole batch).
     """
     canvas, start = prompts.canvas, prompts.start
     count = min(len(canvas), COUNTED_ROWS, max(2, COUNTED_POSITIONS // canvas.shape[1]))

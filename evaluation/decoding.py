@@ -1,4 +1,4 @@
-"""How the positions behind a prompt are decoded, whatever the rule: what unmask evaluate and unmask/lm_eval.py share."""
+"""Decoding of answers behind a prompt, with any rule: shared by unmask evaluate and unmask/lm_eval.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from dlm.prompts import Prompts
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """length: positions to write; steps: of rules that write equal parts (None: one a position); block_length: None is one block;
-    drift: measure that of the cache; the rest as in dlm.environment. A row ends at its end of sequence or of turn."""
+    """Settings of answers.
+
+    length: positions to generate; steps: of rules that commit equal parts (None: one position per step); block_length: None
+    is one block; drift: measure the error of the cache; the others as in dlm.environment. A row ends at its end of sequence
+    or of turn.
+    """
 
     length: int
     steps: int | None = None
@@ -33,7 +37,7 @@ class AnswerSettings:
     drift: bool = False
 
     def options(self, model: MaskedLM) -> DecodeOptions:
-        """For this model. ValueError for what it does not have."""
+        """Return the options for this model. ValueError for options that it does not support."""
         ends = end_tokens(model.tokenizer)
         if (self.logits_eos_inf or self.confidence_eos_eot_inf) and not ends:
             raise ValueError(f"{model.model_id} has no end of sequence; leave the eos settings out")
@@ -44,17 +48,21 @@ class AnswerSettings:
         )  # fmt: skip
 
     def check(self, model: MaskedLM) -> None:
-        """Before any work: ValueError for what this model has not, and for blocks or steps that do not divide the length."""
+        """Refuse, before any work, options that this model does not support, and blocks or steps that do not divide the
+        length: ValueError.
+        """
         canvas = torch.full((1, self.length), model.mask_id, device=next(model.parameters()).device)
         UnmaskingEnvironment(model, self.options(model)).reset(Prompts(canvas))
 
 
 def generations(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> list[str]:
-    """The answers, up to their end. Special tokens stay in the text, so that a check can see where another turn begins."""
+    """Return the answers up to their end. Special tokens stay in the text, so that a verifier sees where another turn
+    begins.
+    """
     free = torch.ones_like(tokens, dtype=torch.bool)
     return texts_of(tokens, before_end(tokens, free, end_tokens(model.tokenizer)), model.tokenizer, special=True)
 
 
 def answer_lengths(model: MaskedLM, tokens: Int[Tensor, "row position"]) -> Int[Tensor, "row"]:
-    """Tokens before each row's first end: padding that is written behind it is no text."""
+    """Return the number of tokens before each row's first end token; padding behind it is not counted."""
     return before_end(tokens, torch.ones_like(tokens, dtype=torch.bool), end_tokens(model.tokenizer)).sum(1)

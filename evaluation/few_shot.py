@@ -1,4 +1,4 @@
-"""Worked examples in front of a question, for base models: from the train split, in the format that is asked for."""
+"""Worked examples in front of a question, for base models: from the train split, in the format of the instructions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rewards.answers import boxed
 
 
 def with_examples(questions: list[Question], examples: list[Question]) -> list[Question]:
-    """Each question behind worked examples, which answer in the format that is asked for."""
+    """Return each question behind worked examples, whose answers have the format of the instructions."""
     shown = [f"{example.prompt}\n{worked(example.truth)}\n\n" for example in examples]
     return [replace(question, prompt="".join([*shown, question.prompt])) for question in questions]
 
 
 def worked(answer: str) -> str:
-    """A worked answer of GSM8K (`... #### 72`) or MATH (`... \\boxed{72} ...`) in the format of the instructions."""
+    r"""Convert an answer of GSM8K (`... #### 72`) or MATH (`... \boxed{72} ...`) to the format of the instructions."""
     steps, _, result = re.sub(r"<<[^<>]*>>", "", answer).partition("####")
     if not result and (inside := boxed(answer)) is not None:
         result = f"\\boxed{{{inside}}}"

@@ -17,9 +17,11 @@ from training.stored import parsed_json, read_json_object
 
 
 def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
-    """Make or enter the directory; the questions that are answered there already. All processes call it and learn the same.
+    """Create or enter the directory, and return the questions that are answered there. All processes call it and get the
+    same set.
 
-    ValueError where the directory holds an evaluation of other settings, or lines that cannot be read.
+    Raises:
+        ValueError: the directory holds an evaluation of other settings, or unreadable lines.
     """
     told: dict = {}
     if group.first:
@@ -35,7 +37,7 @@ def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
 
 
 def check_settings(directory: Path, settings: dict) -> None:
-    """Write settings.json, or compare with the one that is there. ValueError names what differs."""
+    """Write settings.json, or compare the settings with an existing one. ValueError names the difference."""
     make_directory(directory, f"--save_path {directory}")
     file = directory / "settings.json"
     if not file.is_file():
@@ -51,16 +53,16 @@ def check_settings(directory: Path, settings: dict) -> None:
 
 
 def check_beside(directory: Path, settings: dict, shown: Container[str], of_data: Container[str] = ()) -> None:
-    """Refuse to put an evaluation into one table with another that it cannot be compared with.
+    """Refuse to put an evaluation into one table with another that is not comparable.
 
     Args:
-        directory: of this evaluation; those beside it share its tables.
-        settings: what decides its samples.
-        shown: settings that may differ, as they are columns of the tables or a name for the rest.
+        directory: of this evaluation; evaluations beside it share its tables.
+        settings: the settings that decide its samples.
+        shown: settings that may differ, because they are columns of the tables.
         of_data: settings that are compared with evaluations of the same `dataset` only.
 
     Raises:
-        ValueError: names the other evaluation and what differs.
+        ValueError: names the other evaluation and the difference.
     """
     if (directory / "settings.json").is_file():  # it stands there already; `begin` compares it with what was
         return
@@ -80,12 +82,12 @@ def check_beside(directory: Path, settings: dict, shown: Container[str], of_data
 
 
 def finished_in(base: Path) -> list[dict]:
-    """generations.json of the evaluations in `base` that are finished, by directory."""
+    """Return generations.json of the finished evaluations in `base`, by directory."""
     return [read_json_object(file) for file in sorted(base.glob("*/generations.json"))]
 
 
 def read_records(directory: Path) -> list[dict]:
-    """The records of all samples so far, by question. Half a line at the end of a file, left by a kill, is cut off."""
+    """Return the records of all samples so far, by question. An incomplete last line, left by a kill, is cut off."""
     records = {}
     for file in sorted(directory.glob("generations*.jsonl")):
         for number, line in enumerate(whole_lines(file), start=1):
@@ -97,12 +99,12 @@ def read_records(directory: Path) -> list[dict]:
 
 
 def shard(directory: Path, group: Processes) -> Path:
-    """Where this process writes."""
+    """Return the file that this process writes."""
     return directory / ("generations.jsonl" if group.world == 1 else f"generations.rank{group.rank}.jsonl")
 
 
 def merge(directory: Path) -> list[dict]:
-    """Everything into generations.jsonl, by question; a kill at any moment loses nothing. Returns the records."""
+    """Merge everything into generations.jsonl, by question, and return the records. A kill at any moment loses nothing."""
     records = read_records(directory)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(directory / "generations.jsonl", lines, durable=True)

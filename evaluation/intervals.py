@@ -1,7 +1,7 @@
-"""Intervals to print beside every figure: Wilson for a rate, the percentile bootstrap for a mean or a paired comparison.
+"""Confidence intervals: Wilson for a rate, the percentile bootstrap for a mean or a paired comparison.
 
-Wilson (1927) rather than the normal interval: it stays inside [0, 1] and keeps its coverage near 0 and 1, where tasks of a
-hundred puzzles often are. The bootstrap (Efron 1979) is paired where two methods saw the same prompts or seeds.
+The interval of Wilson (1927) stays inside [0, 1] and keeps its coverage near 0 and 1, where tasks of a hundred puzzles
+often are, unlike the normal interval. The bootstrap (Efron 1979) is paired if two methods have the same prompts or seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """The rate with its 95% Wilson score interval."""
+    """Return the rate with its 95% Wilson score interval."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(
             f"{successes} successes of {trials} trials: expected 0 <= successes <= trials and a trial at least."
@@ -34,7 +34,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def bootstrap_mean(values: Values, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The mean with its 95% percentile bootstrap interval."""
+    """Return the mean with its 95% percentile bootstrap interval."""
     return _bootstrap(np.asarray(values, dtype=float), lambda rows: rows.mean(), resamples, seed)
 
 
@@ -43,7 +43,11 @@ def bootstrap_groups(
 ) -> Interval:
     """Return the mean with its 95% percentile bootstrap interval over whole groups, whose members are not independent.
 
-    groups: the group of each value. One group gives an interval of no width, which says nothing: ValueError.
+    Args:
+        groups: the group of each value.
+
+    Raises:
+        ValueError: there is only one group, whose interval would have width 0.
     """
     values, (_, place) = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place).astype(float)
@@ -53,12 +57,12 @@ def bootstrap_groups(
 
 
 def paired_difference(ours: Values, theirs: Values, resamples: int = 2000, seed: int = 0) -> Interval:
-    """mean(ours) - mean(theirs) with its 95% interval, resampling the pairs (one pair: the same prompt or seed)."""
+    """Return mean(ours) - mean(theirs) with its 95% interval, resampling pairs (one pair: the same prompt or seed)."""
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() - rows[:, 1].mean(), resamples, seed)
 
 
 def paired_ratio(ours: Values, theirs: Values, resamples: int = 2000, seed: int = 0) -> Interval:
-    """mean(ours) / mean(theirs) with its 95% interval, resampling the pairs; both must be positive quantities."""
+    """Return mean(ours) / mean(theirs) with its 95% interval, resampling pairs. Both must be positive."""
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() / rows[:, 1].mean(), resamples, seed)
 
 

@@ -1,15 +1,15 @@
-"""Twists compared: how far each proposal is from the target, both ways, over runs of several methods and seeds.
+"""Comparison of twists: the KL divergence between proposal and target, both ways, over runs of several methods and seeds.
 
     python -m evaluation.kl_report RUN... [--out DIR] [--log_z NUMBER --log_z_error NUMBER]
 
-RUN: a directory of train-twist; all must be of one task (model, prompt, length, target). One log Z serves them all, as
-in Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations; of a target with conditions, whose
-log Z is a mean over them, the midpoint of the closest bounds on it; or the number given. Prints a table, a row a method:
-KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard errors; of a single
-run, that of its samples), wider by what log Z is known to: an error there moves all KLs of a column together. A proposal that
-writes texts of potential 0 is infinitely far from the target, one way (inf). score: mean log phi / beta, of the proposal's texts.
-DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and bounds.png (log Z from both sides against particles). The
-last line is JSON, in which what is infinite is null.
+RUN is a directory of train-twist. All runs must have one task (model, prompt, length, target). They share one log Z, as in
+Zhao et al. (2404.17546): the median over runs of the midpoints of their last evaluations; for a target with conditions,
+whose log Z is a mean over them, the midpoint of the closest bounds on it; or the given number. The table has one row per
+method: KL(q || sigma) and KL(sigma || q) of the last evaluation, mean over seeds with a 95 % interval (1.96 standard
+errors; for a single run, that over its samples). The uncertainty of log Z is added to every interval: an error of log Z
+moves all KLs of a column together. A proposal that generates texts of potential 0 has an infinite KL(q || sigma) (inf).
+score: mean log phi / beta of the proposal's texts. DIR gets kl.csv, kl.tex, kl_curves.png (both KLs against updates) and
+bounds.png (log Z from both sides against particles). The last line is JSON, in which infinite values are null.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ TASK = ("dlm.path", "prompt", "length", "target")
 
 @dataclass(frozen=True)
 class TwistRun:
-    """method, seed; task: what it was learnt for, in words; evaluations: by updates; conditional: whether each text has a
-    condition of its own; beta: of the target."""
+    """One run. method, seed; task: description of its target; evaluations: by updates; conditional: each text has its own
+    condition; beta: of the target.
+    """
 
     path: str
     method: str
@@ -65,7 +66,7 @@ class TwistRun:
 
 
 def read_run(path: Path) -> TwistRun:
-    """ValueError for what is no run, or one without exact samples, whose KLs nobody knows."""
+    """Read a run. ValueError if it is not a run, or has no exact samples, so that its KLs are unknown."""
     files = [path / ".hydra" / "config.yaml", path / "evaluations.json"]
     for file in files:
         if not file.is_file():
@@ -86,20 +87,22 @@ def read_run(path: Path) -> TwistRun:
 
 
 def half_of(estimate: dict) -> float:
-    """Half of an interval; infinite where there is none (null, of a single sample)."""
+    """Return half of an interval's length; infinite if it is missing (null, for a single sample)."""
     ends = estimate["low"], estimate["high"]
     return math.inf if None in ends else (ends[1] - ends[0]) / 2
 
 
 def gap_of(bounds: dict) -> float:
-    """Between bounds from both sides; infinite where one is missing."""
+    """Return the gap between bounds from both sides; infinite if one is missing."""
     ends = [bounds[side] and bounds[side]["value"] for side in ("lower", "upper")]
     return math.inf if None in ends else abs(ends[1] - ends[0])
 
 
 def known_to(bounds: dict) -> float:
-    """What log Z is known to by the midpoint of two bounds: half of the gap, and the midpoint's interval. Older records have that
-    of the bounds alone, which are over the same sweeps."""
+    """Return the uncertainty of log Z for the midpoint of two bounds: half of the gap, and the midpoint's interval.
+
+    Older records have only the bounds' interval, over the same repetitions.
+    """
     of_midpoint = (
         half_of(bounds["midpoint"])
         if "midpoint" in bounds
@@ -109,8 +112,9 @@ def known_to(bounds: dict) -> float:
 
 
 def log_z_error(record: dict) -> float:
-    """What the log Z of an evaluation without conditions is known to. Older records do not say it: then that of the bounds of
-    which it is the midpoint."""
+    """Return the uncertainty of log Z of an evaluation without conditions. For older records, that of the bounds whose
+    midpoint it is.
+    """
     if "log_z_error" in record:
         return math.inf if record["log_z_error"] is None else record["log_z_error"]
     if record.get("log_z_by") == "given":
@@ -121,8 +125,14 @@ def log_z_error(record: dict) -> float:
 
 
 def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
-    """(log Z, what it is known to). With conditions: of the run whose bounds over its pairs are closest. Else the median over
-    runs, and 1.96 standard errors of their mean; of a single run, what its own is known to. ValueError where there is none."""
+    """Return (log Z, its uncertainty).
+
+    With conditions: of the run whose bounds over its pairs are closest. Otherwise the median over runs, and 1.96 standard
+    errors of their mean; for a single run its own uncertainty.
+
+    Raises:
+        ValueError: no run has a log Z.
+    """
     if any(run.conditional for run in runs):
         pairs = [run.last.get("log_z_pairs") for run in runs]
         bounded = [own for own in pairs if own and gap_of(own) < math.inf]
@@ -147,17 +157,17 @@ def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
 
 
 def value_of(estimate: dict) -> float:
-    """Of what is a mean of logarithms of potentials: JSON has no -inf, and null stands for it."""
+    """Return a mean of logarithms of potentials. JSON has no -inf; null stands for it."""
     return -math.inf if estimate["value"] is None else estimate["value"]
 
 
 def kls(record: dict, log_z: float) -> dict[str, float]:
-    """Of an evaluation, with this log Z. KL(q || sigma) is infinite where q writes texts of potential 0."""
+    """Return the KLs of an evaluation for this log Z. KL(q || sigma) is infinite if q generates texts of potential 0."""
     return {"kl_q_sigma": log_z - value_of(record["f"]), "kl_sigma_q": record["g"]["value"] - log_z}
 
 
 def half_width(values: Sequence[float], record: dict, side: str) -> float:
-    """Of the 95 % interval: over runs, or, of one run, over its samples. Infinite where a value is."""
+    """Return half of the 95 % interval: over runs, or, for one run, over its samples. Infinite if a value is."""
     if not all(map(math.isfinite, values)):
         return math.inf
     if len(values) > 1:
@@ -166,7 +176,7 @@ def half_width(values: Sequence[float], record: dict, side: str) -> float:
 
 
 def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
-    """Runs of each method, in the order of NAMES. ValueError for runs of different tasks, or one seed twice."""
+    """Group runs by method, in the order of NAMES. ValueError for runs of different tasks, or one seed twice."""
     for run in runs[1:]:
         if run.task != runs[0].task:
             raise ValueError(
@@ -188,7 +198,7 @@ def of_methods(runs: Sequence[TwistRun]) -> dict[str, list[TwistRun]]:
 
 
 def log_phi_of(record: dict) -> dict:
-    """The mean log phi of an evaluation, which older records call its score."""
+    """Return the mean log phi of an evaluation, which older records call its score."""
     return record["log_phi"] if "log_phi" in record else record["score"]
 
 
@@ -197,7 +207,7 @@ def with_interval(value: float, half: float) -> str:
 
 
 def table(runs: Sequence[TwistRun], log_z: float, log_z_error: float = 0.0) -> list[dict]:
-    """A row a method. log_z_error: added to every interval."""
+    """Return one row per method. log_z_error: added to every interval."""
     rows = []
     for method, own in of_methods(runs).items():
         row: dict = {"method": NAMES[method], "runs": len(own), "updates": own[0].last["updates"]}
@@ -219,7 +229,7 @@ def table(runs: Sequence[TwistRun], log_z: float, log_z_error: float = 0.0) -> l
 
 
 def latex(rows: Sequence[dict]) -> str:
-    """A tabular; the least of each column is bold."""
+    """Return a tabular; the smallest value of each column is bold."""
     best = {side: min(row[side] for row in rows) for side in SIDES}
     heading = r"Method & $D_{\mathrm{KL}}(q \,\|\, \sigma)$ & $D_{\mathrm{KL}}(\sigma \,\|\, q)$ \\ \hline"
     lines = [r"\begin{tabular}{lcc}", heading]
@@ -244,7 +254,9 @@ def _plain(axes: Axes) -> None:
 
 
 def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
-    """Both KLs against updates, mean over the runs of a method, with the interval as a band. What is infinite is left out."""
+    """Plot both KLs against updates: mean over the runs of a method, with the interval as a band. Infinite values are left
+    out.
+    """
     figure = Figure(figsize=(8.4, 3.6), dpi=200, layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (side, name) in zip(panels, SIDES.items(), strict=True):
@@ -271,8 +283,9 @@ def plot_curves(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
 
 
 def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
-    """log Z from both sides against the number of particles, a panel a method, at the last evaluation. What is infinite is left
-    out."""
+    """Plot log Z from both sides against the number of particles, one panel per method, at the last evaluation, without
+    infinite values.
+    """
     methods = of_methods(runs)
     figure = Figure(figsize=(2.2 + 2.6 * len(methods), 3.4), dpi=200, layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]

@@ -1,7 +1,7 @@
-r"""How well the formulas of texts are written: validity, matching brackets, structure, variety, length. Pure functions of texts.
+"""Quality of the formulas in texts: validity, matching brackets, structure, variety, length. Pure functions of texts.
 
-`formula_measures` is what training logs of its samples and what is compared between SFT and RL. A text is good by validity if it
-has a formula and all of its pieces are valid (rewards/latex.py); by brackets if everything that it opens is closed.
+`formula_measures` is logged in training and compared between SFT and RL. A text is valid if it has a formula and all of its
+pieces are valid (rewards/latex.py); its brackets match if everything that it opens is closed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ LETTER = re.compile(r"(\\[A-Za-z]+)|\\.|[A-Za-z0-9]+|\s+", re.DOTALL)
 
 
 def skeleton(formula: str) -> str:
-    r"""A formula with its letters and numbers taken out: `\frac{a}{b+1}` is `\frac{}{+}`."""
+    r"""Remove letters and numbers from a formula: `\frac{a}{b+1}` becomes `\frac{}{+}`."""
     return LETTER.sub(lambda found: found[1] or "", formula)
 
 
 def formulas_of(text: str, bare: bool = False) -> list[str]:
-    """The formulas of a text, without dollars; bare: the text itself."""
+    """Return the formulas of a text, without dollars. bare: the text is one formula."""
     return [text.strip()] if bare else [piece.text.strip() for piece in spans(text)[0]]
 
 

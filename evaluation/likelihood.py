@@ -1,12 +1,13 @@
-"""The log-likelihood of given text: exact for a causal model, for a masked one a lower bound, by Monte Carlo with its error.
+"""The log-likelihood of given text: exact for a causal model, a Monte Carlo lower bound with its error for a masked one.
 
-The bound is that of a diffusion model (k-DCE of RADD 2406.03736; LLaDA 2502.09992): with n tokens to be scored behind a context,
+The bound of a diffusion model (k-DCE of RADD 2406.03736; LLaDA 2502.09992), with n tokens to score behind a context:
 
     log p(x | context) >= E_k E_{S, |S| = k} (n / k) sum_{i in S} log p(x_i | context, x outside S),   k uniform in 1..n,
 
-which is the mean over all orders of writing one token at a time. What differs: k is stratified, with two draws a stratum, so that
-the standard error is unbiased (LLaDA's draws are stratified too, and come without one); and where all 2^n - 1 sets S are no more
-than the draws, they are summed, which is exact (a single token, as in most multiple choice, costs one evaluation).
+which is the mean over all orders of generating one token at a time. What differs: k is stratified, with two draws per
+stratum, so that the standard error is unbiased (LLaDA's draws are stratified too, without a standard error). If all 2^n - 1
+sets S are at most as many as the draws, they are summed, which is exact (a single token, as in most multiple choice, costs
+one evaluation).
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from losses import mask_exactly
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log_prob: in nats; standard_error: of the Monte Carlo estimate, 0 where it is a sum over all sets of masks or exact;
-    greedy: a causal model's most likely tokens are exactly the text (None for a masked model: that hangs on the decoder)."""
+    """log_prob: in nats; standard_error: of the Monte Carlo estimate, 0 if it is exact; greedy: a causal model's most
+    probable tokens are exactly the text (None for a masked model, where it depends on the decoder).
+    """
 
     log_prob: float
     standard_error: float
@@ -35,7 +37,7 @@ class Likelihood:
 
 @dataclass
 class ScoredText:
-    """What is run for one text: canvases, where they are read, and the weight of each one's log-probability in the sum."""
+    """The computation for one text: canvases, requested positions, and the weight of each canvas's log-probability."""
 
     tokens: Int[Tensor, "position"]
     read: Bool[Tensor, "draw position"]
@@ -47,9 +49,10 @@ class ScoredText:
 def sets_of_masks(
     count: int, draws: int, generator: torch.Generator
 ) -> tuple[Bool[Tensor, "draw token"], Tensor, bool]:
-    """Sets S among `count` tokens, their weights, and whether they are all there are.
+    """Return sets S among `count` tokens, their weights, and whether they are all sets.
 
-    Draws: n / k each, their mean being the bound. All: (n / k) / (n C(n, k)), their sum being the bound.
+    Draws have weight n / k, and their mean is the bound. All sets have weight (n / k) / (n C(n, k)), and their sum is the
+    bound.
     """
     if 2**count - 1 <= draws:
         numbers = torch.arange(1, 2**count)
@@ -68,12 +71,16 @@ def log_likelihoods(
     model: MaskedLM, texts: Sequence[tuple[list[int], list[int]]], draws: int = 128, seed: int = 0, batch: int = 32,
     guidance: float = 0.0,
 ) -> list[Likelihood]:  # fmt: skip
-    """log p(continuation | context) of each (context, continuation), token ids; the context may be empty.
+    """Return log p(continuation | context) of each (context, continuation), given as token ids. The context may be empty.
 
-    draws: Monte Carlo samples a text, an even number; a text's draws hang on the seed and its own tokens, not on the others.
-    batch: canvases at a time. guidance: classifier-free, of a masked model: logits (1 + w) * with the context - w * with it
-    masked, as LLaDA scores multiple choice (there `cfg`); what comes out is a score, no longer a bound.
-    Raises ValueError for an odd number of draws or a text longer than the model.
+    Args:
+        draws: Monte Carlo samples per text, an even number. The draws of a text depend only on the seed and its own tokens.
+        batch: canvases at a time.
+        guidance: classifier-free guidance of a masked model: logits (1 + w) * with the context - w * with it masked, as
+            LLaDA scores multiple choice (`cfg`). The result is then a score and not a bound.
+
+    Raises:
+        ValueError: `draws` is odd, or a text is longer than the model.
     """
     if draws < 2 or draws % 2:
         raise ValueError(f"{draws} Monte Carlo samples: expected an even number of at least 2, as they come in pairs")
@@ -114,8 +121,12 @@ def _read(
     model: MaskedLM, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], context: Int[Tensor, "row"],
     guidance: float,
 ) -> tuple[Float[Tensor, "row"], Bool[Tensor, "row"]]:  # fmt: skip
-    """The summed log-probability of each row's tokens at `read`, and whether all of them are the most likely ones. context: how
-    many tokens of each row are given, which guidance masks."""
+    """Return the summed log-probability of each row's tokens at `read`, and whether all of them are the most probable
+    ones.
+
+    Args:
+        context: number of given tokens of each row, which guidance masks.
+    """
     device = next(model.parameters()).device
     tokens, read = tokens.to(device), read.to(device)
     canvas = tokens if model.causal else tokens.masked_fill(read, model.mask_id)
@@ -139,7 +150,7 @@ def _read(
 
 
 def _estimate(scored: ScoredText, value: Float[Tensor, "draw"], greedy: bool | None) -> Likelihood:
-    """The sum over all sets; else the mean, and its error from the differences within the pairs of a stratum."""
+    """Return the sum over all sets; otherwise the mean, and its error from the differences within the pairs of a stratum."""
     terms = scored.weight * value
     if scored.summed:
         return Likelihood(float(terms.sum()), 0.0, greedy)
@@ -149,8 +160,11 @@ def _estimate(scored: ScoredText, value: Float[Tensor, "draw"], greedy: bool | N
 
 
 def windows(count: int, longest: int) -> list[tuple[int, int, int]]:
-    """A text of `count` tokens in windows of at most `longest`: (first, first scored, end). Every token is scored once; windows
-    but the first have one token of context, the last as much as there is room for."""
+    """Split a text of `count` tokens into windows of at most `longest`: (first, first scored, end).
+
+    Every token is scored once. Windows except the first have one token of context, the last one as much as there is room
+    for.
+    """
     found, scored = [], 0
     while scored < count:
         first = max(0, scored - (longest > 1))

@@ -1,4 +1,4 @@
-"""One record of a set of samples: how good they are, what they cost, on which machine."""
+"""Measures of a set of samples: quality, cost, and the machine."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def quality(
     tokenizer=None,
     counted: Bool[Tensor, "row position"] | None = None,
 ) -> dict[str, float | int | str | None]:
-    """Generative perplexity (None without a judge), entropy of each sample in nats, distinct-n of the set. counted: which tokens
-    belong to the samples (`Samples.counted`; None: all)."""
+    """Return generative perplexity (None without a judge), entropy of each sample in nats, and distinct-n of the set.
+
+    Args:
+        counted: tokens that belong to the samples (`Samples.counted`; None: all).
+    """
     if judge is not None and tokens.shape[1] >= 3:
         return finite(summarise(tokens, texts, judge, tokenizer, counted=counted))
     distinct = {f"distinct_{n}": distinct_n(tokens, n, counted) if tokens.shape[1] >= n else None for n in (1, 2, 3)}
@@ -36,13 +39,15 @@ def quality(
 
 
 def solved(boards: Int[Tensor, "row cell"], box: Box) -> dict[str, float]:
-    """The share of boards that are solved, with its 95% Wilson interval."""
+    """Return the share of solved boards, with its 95% Wilson interval."""
     rate, low, high = wilson(int(is_solved(boards, box).sum()), len(boards))
     return {"solve_rate": rate, "solve_rate_low": low, "solve_rate_high": high}
 
 
 def cost(batches: list[Samples]) -> dict[str, float | int]:
-    """nfe: network evaluations of a sample, on average; forwards: model calls; seconds, cpu_seconds: of decoding, all batches."""
+    """Return the cost of all batches. nfe: mean network evaluations per sample; forwards: model calls; seconds,
+    cpu_seconds: of decoding.
+    """
     seconds = sum(batch.seconds for batch in batches)
     generated = sum(int(batch.generated.sum()) for batch in batches)
     return {
@@ -56,7 +61,7 @@ def cost(batches: list[Samples]) -> dict[str, float | int]:
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """The most that was ever held: on CUDA by tensors, on a CPU by the whole process so far (None on Windows)."""
+    """Return the peak memory: of tensors on CUDA, of the whole process so far on a CPU (None on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if importlib.util.find_spec("resource") is None:
@@ -68,7 +73,7 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What a figure of speed depends on."""
+    """Return the properties of the machine that figures of speed depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "platform": platform.platform(),
@@ -81,5 +86,5 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 
 def finite(record: dict) -> dict:
-    """Numbers that are not finite become None, as JSON has none."""
+    """Replace numbers that are not finite by None, because JSON has none."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

@@ -1,4 +1,6 @@
-"""Answers to the same prompts against each other, by a local reward or a model behind an endpoint (`evaluation/chat.py`)."""
+"""Pairwise comparison of answers to the same prompts, by a local reward or a model behind an endpoint
+(`evaluation/chat.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from training.terminal import printable
 
 
 def name_of(file: Path) -> str:
-    """The name under which a file of generations is compared."""
+    """Return the name of a file of generations in the comparison."""
     return file.stem.removeprefix(PREFIX)
 
 
@@ -33,7 +35,7 @@ def run(
     device: str,
     out: Path,
 ) -> int:
-    """Judge; 0, or 1 where the judge could not be reached."""
+    """Judge all pairs. Returns 0, or 1 if the judge could not be reached."""
     red_rows, blue_rows = read_generations(red), read_generations(blue)
     if [row["prompt"] for row in red_rows] != [row["prompt"] for row in blue_rows]:
         raise ValueError(f"{red} and {blue} answer different prompts; give two files of one run")
@@ -74,7 +76,7 @@ def run(
 def judged(
     chat: Chat, red: list[dict[str, str]], blue: list[dict[str, str]], done: set[tuple[int, int]]
 ) -> Iterator[Judgement]:
-    """Every pair in both orders but those done. Raises JudgeUnreachable."""
+    """Yield judgements of every pair in both orders, except those in `done`. Raises JudgeUnreachable."""
     for row, (one, other) in enumerate(zip(red, blue, strict=True)):
         for place in (2, 1):  # of blue
             if (row, place) not in done:
@@ -85,7 +87,7 @@ def judged(
 
 
 def resumed(log: Path, settings: dict) -> list[Judgement]:
-    """What is judged already. ValueError for judgements of other answers, or by another judge."""
+    """Return the existing judgements. ValueError if they are of other answers or of another judge."""
     head = json.dumps(settings)
     lines = whole_lines(log)
     if not lines:
@@ -97,7 +99,9 @@ def resumed(log: Path, settings: dict) -> list[Judgement]:
 
 
 def summary(found: list[Judgement]) -> dict[str, int]:
-    """Pairs that red won, lost, tied; and those that cannot be told. A pair counts once, by the sum over its orders."""
+    """Return the number of pairs that red won, lost and tied, and of unparsable ones. A pair counts once, by the sum over
+    its orders.
+    """
     pairs: dict[int, list[Judgement]] = {}
     for one in found:
         pairs.setdefault(one.row, []).append(one)
@@ -112,7 +116,7 @@ def summary(found: list[Judgement]) -> dict[str, int]:
 
 
 def entries(found: list[Judgement], red: list[dict[str, str]], blue: list[dict[str, str]]) -> list[dict]:
-    """The published list. blue: the place at which its answer was shown; scores are null where they cannot be read."""
+    """Return the list in the published format. blue: place of its answer; scores are null if unparsable."""
     return [{
         "blue": one.blue, "prompt": red[one.row]["prompt"], "red_answer": red[one.row]["result"],
         "blue_answer": blue[one.row]["result"], "red_score": one.red_score, "blue_score": one.blue_score, "result": one.told,

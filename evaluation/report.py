@@ -1,7 +1,7 @@
-"""What a comparison leaves behind: a Pareto plot of quality against evaluations, a table, a CSV and a JSON file.
+"""Output of a comparison: a Pareto plot of quality against evaluations, a table, a CSV and a JSON file.
 
-A record is a plain dict. For the plot it is {"name", "x", "y"} and, where there is an interval, {"lo", "hi"}: one point of one
-method, x being its cost (evaluations of the network per sample, NFE) and y its quality.
+A record is a plain dict. For the plot it is {"name", "x", "y"} and optionally {"lo", "hi"} (an interval): one point of one
+method, where x is its cost (network evaluations per sample, NFE) and y its quality.
 """
 
 import csv
@@ -32,7 +32,7 @@ LINES = ("-", "--", ":", "-.")
 
 
 def pareto_frontier(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
-    """The points that no other beats in cost and quality at once, by rising cost. points: (cost, quality)."""
+    """Return the points that no other point beats in cost and quality at once, by rising cost. points: (cost, quality)."""
     sign = 1 if higher_is_better else -1
     frontier: list[Point] = []
     for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
@@ -77,14 +77,17 @@ def plot_pareto(
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format of the path's suffix, PNG where it has none."""
+    """Write a figure in the format of the path's suffix, PNG without one."""
     with replacing(path, durable=False) as part:
         figure.savefig(part, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def style(place: int) -> tuple[str, str, str]:
-    """Colour, marker and line of the method at `place`. After every eight the markers move on by one and the line changes, so
-    that a colour never returns with the marker that it had (up to 64 methods)."""
+    """Return colour, marker and line style of the method at `place`.
+
+    After every eight methods the markers move by one and the line style changes, so that no colour repeats with its marker
+    (up to 64 methods).
+    """
     turn, number = divmod(place, len(COLOURS))
     return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], LINES[turn % len(LINES)]
 
@@ -105,7 +108,7 @@ def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: 
 
 
 def print_table(records: Sequence[dict], title: str = "", console: Console | None = None) -> None:
-    """Print the records as a table, a column for each field in the order of first appearance."""
+    """Print the records as a table, one column per field in the order of first appearance."""
     table = Table(title=escape(printable(title)) or None, title_justify="left")
     columns = _columns(records)
     for column in columns:
@@ -120,8 +123,9 @@ def print_table(records: Sequence[dict], title: str = "", console: Console | Non
 
 
 def write_csv(records: Sequence[dict], path: str | Path) -> None:
-    """One line a record under a line of column names; a field that a record lacks is empty. Text that a spreadsheet would take
-    for a formula has an apostrophe in front."""
+    """Write one line per record under a line of column names; missing fields are empty. Text that a spreadsheet would
+    compute gets an apostrophe.
+    """
     with replacing(path, durable=False) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = _columns(records)
@@ -130,15 +134,16 @@ def write_csv(records: Sequence[dict], path: str | Path) -> None:
 
 
 def cell(value: object) -> object:
-    """What stands in a cell of a CSV: text that begins with = + - @, a tab or a carriage return and is no number is quoted by an
-    apostrophe, as spreadsheets do, and not computed."""
+    """Return the value of a CSV cell. Text that begins with = + - @, a tab or a carriage return and is not a number gets
+    an apostrophe in front.
+    """
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return value
     return value if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) else f"'{value}"
 
 
 def write_json(content: dict | Sequence[dict], path: str | Path) -> None:
-    """Standard JSON: a number that is not finite becomes null."""
+    """Write standard JSON; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Answers of guided decoding under rewards: means with their standard errors, likelihood, diversity, cost."""
+"""Evaluation of guided decoding under rewards: means with standard errors, likelihood, diversity, cost."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ SHOWN = {
 
 
 def read_generations(path: Path) -> list[dict[str, str]]:
-    """[{"prompt", "result"}] of a file; `finished` says whether an answer came to its end (where it is not there, it
-    did). ValueError for one that is none."""
+    """Read [{"prompt", "result", "finished"}] of a file. ValueError for another format.
+
+    `finished` is whether an answer reached its end; by default it did.
+    """
     rows = parsed_json(read_bytes(path, MOST), str(path))
     right = isinstance(rows, list) and rows and all(
         isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("result"), str) for row in rows
@@ -43,20 +45,20 @@ def read_generations(path: Path) -> list[dict[str, str]]:
 
 
 def load_scorer(name: str, device: torch.device) -> TextReward:
-    """A reward of finished texts."""
+    """Load a reward of finished texts."""
     reward = load_reward(shipped(name), device)
     assert isinstance(reward, TextReward)
     return reward
 
 
 def judge_folder(name: str) -> str:
-    """One name for a reward, however it is written."""
+    """Return one name for a reward, for all its spellings."""
     folder = reward_folder(shipped(name))
     return str(Path(folder).resolve()) if Path(folder).exists() else name
 
 
 def scores(reward: TextReward, rows: list[dict[str, str]], batch: int) -> list[float]:
-    """The reward of each answer."""
+    """Return the reward of each answer."""
     found = []
     for part in (rows[at : at + batch] for at in range(0, len(rows), batch)):
         finished = [bool(row.get("finished", True)) for row in part]
@@ -65,19 +67,19 @@ def scores(reward: TextReward, rows: list[dict[str, str]], batch: int) -> list[f
 
 
 def distinct(rows: list[list[int]], n: int) -> float | None:
-    """Distinct n-grams over all n-grams of rows of different lengths; None where no row has one."""
+    """Return distinct n-grams over all n-grams of rows of different lengths; None if no row has one."""
     grams = [tuple(row[at : at + n]) for row in rows for at in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def over_seeds(values: Float[Tensor, "row"], seeds: int) -> Float[Tensor, "prompt"]:
-    """The mean of each prompt over the seeds that have a value for it, prompts without one left out."""
+    """Return the mean of each prompt over the seeds that have a value for it, without prompts that have none."""
     means = values.view(seeds, -1).nanmean(0)
     return means[~means.isnan()]
 
 
 def seeds_of(rows: list[dict[str, str]], seeds: int) -> int:
-    """How many seeds the answers are of: 1 where every seed wrote the same ones, as a method does that draws nothing."""
+    """Return the number of different seeds: 1 if every seed has the same answers, as for a deterministic method."""
     answers = [row["result"] for row in rows]
     each = len(rows) // seeds
     return 1 if answers == answers[:each] * seeds else seeds
@@ -86,7 +88,7 @@ def seeds_of(rows: list[dict[str, str]], seeds: int) -> int:
 def evaluate_method(
     rows: list[dict[str, str]], judged: dict[str, list[float]], seeds: int, model, draws: int, batch: int
 ) -> dict[str, float | int | None]:
-    """The figures of one method. rows, and what each reward says of them: those of one seed after those of another."""
+    """Return the figures of one method. rows, judged: answers and their rewards, seed after seed."""
     found: dict[str, float | int | None] = {"prompts": len(rows) // seeds, "seeds": seeds}
     for name, values in judged.items():
         of_prompts = torch.tensor(values, dtype=torch.float64).view(seeds, -1).mean(0)
@@ -124,7 +126,7 @@ def run(
     save_path: Path | None,
     device: str,
 ) -> int:
-    """Evaluate a directory, or seeds of one; 0."""
+    """Evaluate a directory, or several seeds of one. Returns 0."""
     at = device_of(device)
     if selector and judge_folder(judge) == judge_folder(selector):
         raise ValueError(
@@ -163,8 +165,7 @@ def run(
 
 
 def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
-    """The answers of each method, those of one directory after those of another. ValueError where they are not of the same
-    methods and prompts."""
+    """Return the answers of each method, directory after directory. ValueError for different methods or prompts."""
     answers: dict[str, list[dict[str, str]]] = {}
     asked, methods = set(), set()
     for directory in directories:
@@ -185,7 +186,7 @@ def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
 
 
 def read_costs(directories: list[Path]) -> dict[str, dict[str, float]]:
-    """Costs of each method, where unmask guide left them: the mean over directories."""
+    """Return the costs of each method, if unmask guide recorded them: the mean over directories."""
     kept = ("evaluations_per_token", "reward_rows_per_token", "seconds_per_token", "seconds")
     found: dict[str, list[dict[str, float]]] = {}
     for file in (directory / "costs.csv" for directory in directories):

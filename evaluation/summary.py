@@ -1,4 +1,4 @@
-"""From the records of samples to the tables of an evaluation: a row a rule, data set and seed, and statistics over seeds."""
+"""Tables of an evaluation from the records of samples: one row per rule, data set and seed, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ IDENTITY = (
 
 
 def result_row(settings: dict, records: Sequence[dict], equivalent: float) -> dict:
-    """One row of detailed_results.csv: what was evaluated, means over questions, a 95 % Wilson interval of the accuracy.
+    """Return one row of detailed_results.csv: settings, means over questions, and a 95 % Wilson interval of the accuracy.
 
-    equivalent: evaluations of the model that the whole decoding is worth (evaluation/cost.py). exact, drift: whether all readouts
-    were the model's own, and how far those of a cache were off (dlm/environment.py)."""
+    Args:
+        equivalent: equivalent evaluations of the whole decoding (evaluation/cost.py). exact, drift: whether no approximate
+            cache was used, and the error of the cache (dlm/environment.py).
+    """
     right = wilson(sum(record["right"] for record in records), len(records))
     # Records of before CPU time was measured have none.
     means = {name: float(np.mean([record.get(key, np.nan) for record in records])) for name, key in MEASURES.items()}
@@ -34,8 +36,11 @@ def result_row(settings: dict, records: Sequence[dict], equivalent: float) -> di
 
 
 def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict:
-    """Over the seeds of one rule on one data set: mean, standard deviation (of a sample; 0 for one seed), least and most of each
-    measure; and of the mean accuracy a 95 % bootstrap interval over questions, the seeds of a question averaged."""
+    """Return statistics over the seeds of one rule on one data set.
+
+    Mean, standard deviation (of a sample; 0 for one seed), minimum and maximum of each measure; for the mean accuracy a 95
+    % bootstrap interval over questions, averaged over the seeds of a question.
+    """
     out = {key: rows[0][key] for key in (*IDENTITY, "exact")}
     out |= {
         "drift": _mean([row["drift"] for row in rows]),
@@ -56,13 +61,13 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
+    """Return the mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def seeds_averaged(records: Sequence[Sequence[dict]], key: str) -> np.ndarray:
-    """The mean over seeds, question by question. ValueError where the seeds saw different questions."""
+    """Return the mean over seeds, question by question. ValueError if the seeds have different questions."""
     if len({tuple(record["row"] for record in seed) for seed in records}) > 1:
         raise ValueError("the seeds of an evaluation saw different questions; evaluate again with one --n_test")
     return np.mean([[float(record[key]) for record in seed] for seed in records], axis=0)

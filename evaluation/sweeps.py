@@ -1,4 +1,6 @@
-"""What an evaluation compares: the checkpoints of a run, one policy, or a published rule, each with a sweep of its settings."""
+"""The candidates of an evaluation: checkpoints of a run, one policy, or a published rule, each with a sweep of its
+settings.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed
 
 @dataclass
 class Candidate:
-    """name: of its directories; series: of its line in the plot; the settings that it is one of a sweep of, None where it has
-    none; weights: a hash of a policy's."""
+    """One decoder to evaluate.
+
+    name: of its directories; series: of its line in the plot; its settings within the sweep (None if it has none); weights:
+    a hash of a policy's weights.
+    """
 
     name: str
     series: str
@@ -44,7 +49,7 @@ class Candidate:
 
 
 def numbers(text: str, flag: str, kind: type = float) -> list:
-    """The numbers of a comma-separated flag, each once: the same evaluation twice is no second one. ValueError names the flag."""
+    """Return the numbers of a comma-separated flag, each once. ValueError names the flag."""
     allowed = Whole(-(2**63), 2**63 - 1) if kind is int else Number()
     try:
         return list(dict.fromkeys(allowed(part) for part in text.split(",") if part.strip()))
@@ -54,7 +59,9 @@ def numbers(text: str, flag: str, kind: type = float) -> list:
 
 
 def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
-    """Everything that the command line asks for; `config`: of the run or of --config, for what is not said."""
+    """Return all candidates of the command line. config: of the run or of --config, for settings that the command line
+    leaves open.
+    """
     found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, config)
     alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, config)
     if alphas:
@@ -71,7 +78,7 @@ def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfi
 def _alphas_and_budgets(
     arguments: argparse.Namespace, rule: Unmasker, config: DictConfig | None
 ) -> tuple[list[float], list[int]]:
-    """Those asked for; of a policy else those that it was trained with."""
+    """Return those of the command line; for a policy otherwise those of its training."""
     alphas = numbers(arguments.alphas, "--alphas")
     budgets = numbers("" if arguments.budgets == "none" else arguments.budgets, "--budgets", int)
     if isinstance(rule, PolicyUnmasker) and config is not None:
@@ -107,7 +114,9 @@ def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
 
 
 def _windows(windows: str, settings: list[float]) -> list[Candidate]:
-    """Every width of a window with every threshold. A width is part of the name, so that each has its own directory."""
+    """Combine every width of a window with every threshold. The width is part of the name, so that each has its own
+    directory.
+    """
     widths = numbers(windows, "--windows", int) or [Window.window]
     for width in widths:
         if width < 1:
@@ -162,7 +171,7 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
 
 
 def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, Path]]:
-    """(name, checkpoint, file) of each."""
+    """Return (name, checkpoint, file) of each policy."""
     if arguments.run:
         run = Path(arguments.run)
         files = [
@@ -175,7 +184,7 @@ def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, 
 
 
 def checkpoint_files(run: Path, asked: str) -> list[Path]:
-    """The checkpoints asked for. ValueError lists those present."""
+    """Return the requested checkpoints. ValueError lists those present."""
     there = {file.stem.removeprefix("checkpoint_"): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
     numbered = {int(number): file for number, file in there.items() if number.isdecimal()}
     if not numbered:

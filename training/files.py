@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written beside their place, moved into it when complete.
+"""Atomic files: written to a temporary name, moved into place when complete.
 
-A process that is killed in between leaves `NAME.part`, which the next start removes (`sweep`). Modes follow the umask, whatever
-the library that wrote the file chose. A disk that is full, read-only or out of reach ends in one sentence (`Unwritable`).
+A killed process leaves `NAME.part`, which the next start removes (`sweep`). File modes follow the umask, whatever the
+writing library chose. A disk that is full, read-only or unreachable ends in one sentence (`Unwritable`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOM = 1 << 20  # bytes free below which a disk counts as full
 
 
 class Unwritable(OSError):
-    """What could not be written, where and why, in one sentence."""
+    """A file could not be written; the message has the file, the place and the reason in one sentence."""
 
 
 @contextmanager
@@ -59,7 +59,9 @@ def replacing(target: Path | str, durable: bool = True) -> Iterator[Path]:
 
 
 def is_stream(target: Path) -> bool:
-    """Whether it is a device, a pipe or a name in /dev, which no file must take the place of (/dev/null, /dev/stdout)."""
+    """Return whether it is a device, a pipe or a name in /dev, which must not be replaced by a file (/dev/null,
+    /dev/stdout).
+    """
     return target.absolute().parts[1:2] == ("dev",) or (
         target.exists() and not target.is_file() and not target.is_dir()
     )
@@ -104,7 +106,7 @@ def write_text(target: Path | str, text: str, durable: bool = False) -> None:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file. Where the disk takes a part of it only, that part is taken back. Raises Unwritable."""
+    """Add a line to a file. If the disk takes only a part of it, that part is removed. Raises Unwritable."""
     append(file, (line + "\n").encode("utf-8"))
 
 
@@ -122,7 +124,7 @@ def append(file: Path, content: bytes) -> None:
 
 
 def whole_lines(file: Path) -> list[str]:
-    """The lines of a file that grows by lines. Half a line at its end, left by a kill, is cut off on disk too."""
+    """Return the complete lines of a growing file. An incomplete last line, left by a kill, is also cut off on disk."""
     content = file.read_bytes() if file.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
@@ -135,7 +137,7 @@ def whole_lines(file: Path) -> list[str]:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers that were killed left unfinished in a directory of one owner, at any depth."""
+    """Remove unfinished files of killed writers in a directory of one owner, at any depth."""
     left = [
         *directory.rglob(f"*{UNFINISHED}"),
         *(path for path in directory.rglob(".tmp*") if TEMPORARY.fullmatch(path.name)),
@@ -150,7 +152,7 @@ def sweep(directory: Path) -> None:
 
 
 def make_directory(directory: Path | str, named: str) -> Path:
-    """Make a directory that need not exist yet. named: the setting and its value. ValueError where it cannot be made."""
+    """Make a directory if it does not exist. named: the setting and its value. ValueError if it cannot be made."""
     directory = Path(directory)
     check_place(directory, named)
     try:
@@ -161,9 +163,10 @@ def make_directory(directory: Path | str, named: str) -> Path:
 
 
 def check_place(directory: Path | str, named: str) -> None:
-    """Refuse, before any work, a directory that could not be made or written to. named: the setting and its value.
+    """Refuse, before any work, a directory that cannot be made or written to. named: the setting and its value.
 
-    Raises ValueError: a name that is too long, a file on the way, no permission, a read-only file system, a full disk.
+    Raises:
+        ValueError: a name that is too long, a file on the way, no permission, a read-only file system, a full disk.
     """
     directory, named = Path(directory), named if len(named) <= 200 else f"{named[:200]}..."
     try:
@@ -194,14 +197,16 @@ def check_place(directory: Path | str, named: str) -> None:
 
 
 def check_cache(directory: Path | str | None, named: str) -> None:
-    """`check_place`, of a directory that need not be written to where it is there: it may hold data to read. None: none."""
+    """Apply `check_place`, but accept an existing directory that is not writable: it may hold data to read. None: no
+    directory.
+    """
     if directory is not None and not Path(directory).is_dir():
         check_place(directory, named)
 
 
 @contextmanager
 def writing(target: Path | str) -> Iterator[None]:
-    """What a disk's refusal makes Python, torch or safetensors raise, as `Unwritable` that names the target."""
+    """Context manager: convert the errors that Python, torch or safetensors raise for a refusing disk to `Unwritable`."""
     try:
         yield
     except Unwritable:
@@ -215,7 +220,7 @@ def writing(target: Path | str) -> Iterator[None]:
 
 
 def refusal(error: Exception) -> str | None:
-    """The disk's reason in an exception; None where it is about something else."""
+    """Return the disk's reason in an exception; None if it has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     told = str(error)
@@ -225,7 +230,7 @@ def refusal(error: Exception) -> str | None:
 
 
 def _finish(file: Path, mode: int, durable: bool) -> None:
-    """Give a file its mode, and see it to the disk."""
+    """Set the mode of a file and flush it to the disk."""
     file.chmod(mode & 0o777)
     if durable:
         with file.open("rb+") as opened:
@@ -233,7 +238,7 @@ def _finish(file: Path, mode: int, durable: bool) -> None:
 
 
 def _flush(directory: Path) -> None:
-    """See a rename to the disk. Windows opens no directory."""
+    """Flush a rename to the disk. Windows opens no directory."""
     if os.name == "nt":
         return
     opened = os.open(directory, os.O_RDONLY)

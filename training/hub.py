@@ -1,5 +1,6 @@
-"""The hub, where models and data sets are read that are no local files: which names are its ids, and no waiting where it is out
-of reach."""
+"""Access to the hub for models and data sets that are not local files: valid ids, and no waiting if the hub is
+unreachable.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +32,19 @@ SECONDS = 5.0  # for which the hub is waited for, once in a process
 
 
 def shipped(path: str) -> str:
-    """`example/...` of this repository, whatever directory the command runs in; any other path as it is."""
+    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged."""
     return str(ROOT / path) if path.startswith("example/") else path
 
 
 def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> None:
-    """Prepare a request to the hub for `name`. A local directory needs none: nothing is done then.
+    """Prepare a request to the hub for `name`. Does nothing for a local directory.
 
     Args:
-        what: the kind of thing that is named (model, data set), for the message.
-        known: names that a misspelt one may stand for -> how they are written; None: the shipped models.
+        what: the kind of object (model, data set), for the message.
+        known: names for suggestions -> how they are written; None: the shipped models.
 
     Raises:
-        ValueError: no directory, and no id of the hub; with the nearest known name.
+        ValueError: it is neither a directory nor a hub id; names the nearest known name.
     """
     if Path(name).is_dir():
         return
@@ -56,7 +57,7 @@ def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> Non
 
 
 def is_cached(name: str) -> bool:
-    """Whether the hub's cache holds a model of that name. False for a text that no model could be called."""
+    """Return whether the hub's cache holds a model of that name; False for an invalid name."""
     try:
         return isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError:
@@ -79,8 +80,10 @@ def hide_data_bars() -> None:
 
 @cache
 def stay_offline_where_unreachable() -> None:
-    """Have the hub's libraries look into their caches alone where the hub does not answer: they would ask six times for every
-    file, for 24 seconds each."""
+    """Make the hub's libraries use their caches only, if the hub does not answer.
+
+    They would otherwise make six requests for every file, 24 seconds each.
+    """
     if constants.HF_HUB_OFFLINE or getproxies():  # through a proxy, only the libraries can tell
         return
     address = urlsplit(constants.ENDPOINT)

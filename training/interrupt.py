@@ -1,4 +1,4 @@
-"""Ctrl-C in the seconds in which a command imports torch and transformers: one line and status 130, as later on."""
+"""Ctrl-C while a command imports torch and transformers: one line and status 130, as later on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 
 
 def end(number: int, _: FrameType | None) -> None:
-    """Say so and end: nothing has begun."""
+    """Print the reason and end: no work has begun."""
     os.write(2, b"interrupted\n")
     os._exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""What torchrun and accelerate are told of a process that ends."""
+"""Report the reason of a process's end to torchrun and accelerate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 def tell_launcher(told: str) -> None:
-    """Write the reason for which this process ends where the launcher looks for it: its report of a failed start, which is some
-    40 lines long and stands below the process's own output, then ends with that sentence. Without a launcher nothing is done."""
+    """Write the reason of this process's end to the file that the launcher reads.
+
+    The launcher's report of a failed start, some 40 lines below the process's own output, then ends with that sentence.
+    Does nothing without a launcher.
+    """
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         message = {"message": told, "extraInfo": {"timestamp": str(int(time.time()))}}
         Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A network that learns, with what it needs for an update."""
+"""A network in training, with its optimizer and moving average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Learner(Generic[Network]):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network has the moving average of its weights inside the block, and its own weights again behind it."""
+        """Context manager: the network has the moving average of its weights inside the block."""
         parameters = self.optimiser.parameters
         own = [parameter.detach().clone() for parameter in parameters]
         self.average.copy_to(parameters)

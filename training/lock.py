@@ -1,7 +1,7 @@
-"""One process at a time in a run directory: `RUN/lock` names the host and the process that has it.
+"""A lock on a run directory: `RUN/lock` names the host and the process that use it.
 
-The kernel holds the lock for the process and drops it when that ends, however it ends; the words in the file are for the message,
-and for a directory that several hosts share, where a kernel may not see the other's lock.
+The kernel holds the lock for the process and drops it when the process ends in any way. The text in the file is for the
+message, and for a directory that several hosts share, whose kernels may not see each other's locks.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ NO_LINKS = os.O_NOFOLLOW if sys.platform != "win32" else 0
 
 
 class Lock:
-    """The lock on a directory, taken. `release` gives it back."""
+    """A held lock on a directory. `release` releases it."""
 
     def __init__(self, directory: Path):
-        """Raises ValueError where another process has it, naming that process, or where one of another host left it."""
+        """Take the lock.
+
+        Raises:
+            ValueError: another process has it (named in the message), or a process of another host left it.
+        """
         self.file = directory / NAME
         self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
@@ -43,7 +47,7 @@ class Lock:
         os.pwrite(self.descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         if self.descriptor >= 0:
             self.file.unlink(missing_ok=True)
             os.close(self.descriptor)
@@ -51,7 +55,7 @@ class Lock:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether the kernel gave this process the lock. True where its file system has none (and on Windows)."""
+    """Return whether the kernel gave this process the lock. True if the file system has no locks (and on Windows)."""
     try:
         import fcntl  # Windows has none
     except ImportError:
@@ -66,7 +70,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _holder(content: bytes) -> tuple[str | None, int | None]:
-    """(host, process) in a lock file; (None, None) for a new one, or one whose writer was killed in its first moment."""
+    """Return (host, process) of a lock file; (None, None) for a new one, or one whose writer was killed immediately."""
     try:
         told = json.loads(content or b"{}")
         return str(told["host"]), int(told["process"])

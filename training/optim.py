@@ -1,6 +1,6 @@
 """AdamW with linear warm-up, gradient clipping, and an exponential moving average of the weights.
 
-The average is kept as RADD keeps it: `{decay, num_updates, shadow_params}`, the list in `parameters()` order, and a decay that
+The average has RADD's format: `{decay, num_updates, shadow_params}`, the list in `parameters()` order, and a decay that
 starts low, min(decay, (1 + n) / (10 + n)).
 """
 
@@ -42,7 +42,9 @@ class MovingAverage:
 
 
 class Optimiser:
-    """AdamW + linear warm-up (+ linear or cosine to zero over `total` steps where asked) + clipping; one `step` an update."""
+    """AdamW with linear warm-up, clipping, and optionally a linear or cosine decay to zero over `total` steps. One `step`
+    per update.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config, total: int):
         self.parameters = [p for p in parameters if p.requires_grad]
@@ -52,7 +54,7 @@ class Optimiser:
         self.config, self.total = config, total
 
     def learning_rate(self, step: int) -> float:
-        """Of update number `step`, counted from 0."""
+        """Return the learning rate of update number `step`, counted from 0."""
         warm = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
         if self.config.schedule == "linear":
             warm *= max(0.0, 1 - step / self.total)
@@ -61,8 +63,10 @@ class Optimiser:
         return self.config.lr * warm
 
     def step(self, step: int) -> dict[str, float]:
-        """Clip, update, clear; returns the learning rate and the gradient norm before clipping. A gradient that is not finite
-        leaves the weights as they are: the norm says so, and Run.check stops the run."""
+        """Clip, update, and clear the gradients. Returns the learning rate and the gradient norm before clipping.
+
+        A gradient that is not finite leaves the weights unchanged. The norm shows it, and Run.check stops the run.
+        """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate(step)
@@ -73,7 +77,7 @@ class Optimiser:
 
     @staticmethod
     def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-        """One gradient per parameter; a parameter that took no part has a zero one."""
+        """Return one gradient per parameter; zero for a parameter that took no part."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

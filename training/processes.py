@@ -1,8 +1,9 @@
-"""One process or many under torchrun: gloo on CPU, nccl on CUDA. Gradients are averaged by one flat all-reduce an update.
+"""One process or many under torchrun: gloo on CPU, nccl on CUDA. Gradients are averaged by one flat all-reduce per update.
 
-That is data parallelism without a wrapper: the networks here are called by several methods, which a DistributedDataParallel
-module would not see, and a process with nothing to learn from (all advantages zero) still joins the sum. Every batch is drawn
-whole, by the number of its step alone, and each process takes its share: what is learnt does not depend on how many they are.
+This is data parallelism without a wrapper. The networks are called by several methods, which a DistributedDataParallel
+module would not see, and a process without rows to learn from (all advantages zero) still joins the sum. Every batch is
+drawn as a whole, from the number of its step only, and each process takes its share, so the result does not depend on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "S
 
 @dataclass
 class Processes:
-    """rank: this one's number; world: how many there are; device: where this one computes.
+    """The processes of a run. rank: number of this one; world: number of processes; device: of this one.
 
-    join: run before anything is exchanged; where the frozen model is sharded, it takes part in the others' forwards until all
-    have come here (training/sharding.py). heard: the signal that told the run to stop; 0 before.
+    join: is called before every exchange. If the frozen model is sharded, it takes part in the others' forward passes until
+    all have arrived (training/sharding.py). heard: the received signal that stops the run; 0 before.
     """
 
     rank: int
@@ -72,7 +73,9 @@ class Processes:
         return dict(zip(values, (flat / self.world).tolist(), strict=True))
 
     def moments(self, values: Tensor) -> tuple[float, Tensor, Tensor]:
-        """(how many a process has on average, their mean, their standard deviation) of all processes' values, [N] here."""
+        """Return (mean number of values per process, their mean, their standard deviation) over all processes' values, [N]
+        here.
+        """
         total = torch.stack((values.new_tensor(float(len(values))).double(), values.double().sum()))
         count, whole = self.sum_(total)
         mean = whole / count.clamp(min=1)
@@ -81,7 +84,7 @@ class Processes:
         return float(count) / self.world, mean.to(values.dtype), deviation.to(values.dtype)
 
     def everywhere(self, values: Tensor) -> Tensor:
-        """Rows of all processes, in the order of the batch; each has as many, `values` here."""
+        """Return the rows of all processes, in the order of the batch. Each process has equally many, `values` here."""
         if self.world == 1:
             return values
         whole = values.new_zeros(self.world, *values.shape)
@@ -89,7 +92,7 @@ class Processes:
         return self.sum_(whole).flatten(0, 1)  # what the others hold is zero here, so that the sum is exact
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in the order of their numbers: names, lists of strings."""
+        """Return each process's value, in the order of ranks: names, lists of strings."""
         if self.world == 1:
             return [value]
         if self.join is not None:
@@ -99,7 +102,7 @@ class Processes:
         return found
 
     def broadcast(self, value: str) -> str:
-        """The first process's string, everywhere."""
+        """Return the first process's string, in all processes."""
         box = [value]
         if self.world > 1:
             if self.join is not None:
@@ -108,11 +111,11 @@ class Processes:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for the others: gloo aborts a process whose peer has left."""
+        """Wait for all processes: gloo aborts a process whose peer has left."""
         self.sum_(torch.zeros(1, device=self.device))
 
     def share(self, batch: int, what: str) -> int:
-        """This process's part of a global batch: how many rows."""
+        """Return the number of rows of this process's part of a global batch."""
         if batch < 1:
             raise ValueError(f"{what}={batch} must be at least 1")
         if batch % self.world:
@@ -122,26 +125,28 @@ class Processes:
         return batch // self.world
 
     def part(self, batch: int) -> slice:
-        """This process's part of a batch of so many rows: which."""
+        """Return the slice of this process's part of a batch."""
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def stop_asked(self) -> bool:
-        """Whether any process was told to stop: all hear the same answer, and the same signal."""
+        """Return whether any process received a stop signal. All processes get the same answer, and the same signal."""
         told = self.gather_numbers(int(self.heard))
         if number := max(told):
             self.heard = number
         return bool(number)
 
     def gather_numbers(self, number: int) -> list[int]:
-        """The number that each process has."""
+        """Return the number of each process."""
         found = torch.zeros(self.world, device=self.device)
         found[self.rank] = number
         return [int(one) for one in self.sum_(found).tolist()]
 
     def hear(self, number: int, *_) -> None:
-        """A signal that asks the run to end: it does after its iteration, saved. Launchers may send it twice; whoever presses
-        Ctrl-C twice at a run of one process does not wait for the save."""
+        """Handle a signal that ends the run: it ends after its iteration, saved.
+
+        Launchers may send the signal twice. A second Ctrl-C at a run of one process ends it without a save.
+        """
         if self.heard == number == signal.SIGINT and self.world == 1:
             raise KeyboardInterrupt
         if self.first and not self.heard:
@@ -150,10 +155,10 @@ class Processes:
 
 
 def device_of_rank(device: str, world: int, local: int) -> torch.device:
-    """The device of one of `world` processes, the `local`-th of its machine: a card of its own on CUDA.
+    """Return the device of one of `world` processes, number `local` on its machine: its own GPU on CUDA.
 
     Raises:
-        ValueError: several processes for one card.
+        ValueError: several processes would share one GPU.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if world > 1 and kind.startswith("cuda:"):
@@ -173,11 +178,12 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 @contextmanager
 def processes(device: str = "auto", saves: bool = True):
-    """Join the process group that torchrun describes, or be the only process; leave it at the end.
+    """Context manager: join the process group that torchrun describes, or be the only process; leave it at the end.
 
-    `device`: auto (CUDA where there is one), cpu, cuda, or one of several (cuda:1) for a single process. saves: the signals of
-    `STOPPING` are heard meanwhile, for a loop that asks `stop_asked` and saves; else they end the process at once, as they do by
-    default.
+    Args:
+        device: auto (CUDA if there is one), cpu, cuda, or one of several (cuda:1) for a single process.
+        saves: handle the signals of `STOPPING` for a loop that checks `stop_asked` and saves; otherwise they end the
+            process at once.
     """
     world, rank, local = (int(os.environ.get(name, default)) for name, default in
                           (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip

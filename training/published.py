@@ -1,8 +1,8 @@
-"""The keys that users of "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm) type, in our terms.
+"""Translation of the configuration keys of "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm).
 
-Only the command line knows them: they become overrides of ours before anything else reads it, and a run records ours.
-What differs: batches are global, so a batch per device is multiplied by the processes; `temperature` is the policy's (theirs is
-documented so, and used for the tokens), at evaluation, as training draws at temperature 1 in both.
+Only the command line knows them: they become our overrides before anything else reads them, and a run records ours. What
+differs: batches are global, so a batch per device is multiplied by the number of processes; `temperature` is the policy's
+(theirs is documented so, and used for the tokens), at evaluation, because training draws at temperature 1 in both.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ WITHOUT_EXPERIMENT["block_length"] = ["sampling.discrete_steps=${oc.select:data.
 
 
 def translated(words: list[str]) -> list[str]:
-    """Overrides with our keys in place of theirs. ValueError where one of theirs sets a key that is set to another value too."""
+    """Replace their keys in overrides by ours. ValueError if one of theirs sets a key that is also set to another value."""
     theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
     ours = [word for word in words if word not in theirs]
     said_by = {_key(word): (word, word) for word in ours if "=" in word}
@@ -107,7 +107,7 @@ EVALUATED = (
 
 
 def from_file(settings: dict, file: str) -> list[str]:
-    """Overrides from a configuration file of theirs: what an evaluation reads of it. ValueError for a file that is neither's."""
+    """Return overrides from one of their configuration files, as far as an evaluation uses it. ValueError for other files."""
     said = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
             for key in EVALUATED if settings.get(key) is not None]  # fmt: skip
     if asking := [word for word in said if "${" in word]:
@@ -122,7 +122,7 @@ def from_file(settings: dict, file: str) -> list[str]:
 
 
 def _ours(word: str) -> list[str]:
-    """The overrides that one of theirs stands for."""
+    """Return the overrides for one of theirs."""
     key, _, value = word.partition("=")
     if key in VALUES:
         if value.lower() not in VALUES[key]:
@@ -135,7 +135,7 @@ def _ours(word: str) -> list[str]:
 
 
 def _weights(word: str) -> list[str]:
-    """As there, functions of which the command gives no weights count the same."""
+    """Give functions without weights equal weights, as the published code does."""
     functions = _value(word) if word.startswith("reward_functions=") else None
     return [f"reward.weights={[1.0] * len(functions)}".replace(" ", "")] if isinstance(functions, ListConfig) else []
 

@@ -30,7 +30,7 @@ class Range(ABC):
 
 @dataclass(frozen=True)
 class Whole(Range):
-    """A whole number from `least` to `most`. True and False are none."""
+    """An integer from `least` to `most`. True and False are refused."""
 
     least: int = 1
     most: int = MANY
@@ -48,7 +48,7 @@ class Whole(Range):
 
 @dataclass(frozen=True)
 class Number(Range):
-    """A finite number from `low` to `high`. open_low, open_high: without the end itself."""
+    """A finite number from `low` to `high`. open_low, open_high: exclude the end."""
 
     low: float | int = -FAR
     high: float | int = FAR
@@ -84,7 +84,7 @@ class Flag(Range):
 
 @dataclass(frozen=True)
 class Text(Range):
-    """A name or a path. empty: the empty text too. number: a finite number too, which is read as text."""
+    """A name or a path. empty: allow the empty text; number: allow a finite number, which is read as text."""
 
     empty: bool = False
     number: bool = False
@@ -130,7 +130,7 @@ class OneOf(Range):
 
 @dataclass(frozen=True)
 class ListOf(Range):
-    """A list, each of whose items is in the range `item`. count: (fewest, most) of them."""
+    """A list whose items are all in the range `item`. count: (fewest, most) items."""
 
     item: Range
     example: str
@@ -191,7 +191,7 @@ CACHE = Maybe(OneOf(("prefix", "dual")))
 
 
 def _read(allowed: Range, kind: type, text: str) -> Any:
-    """A flag's text as a number in its range. argparse names the flag, and exits with status 2."""
+    """Read a flag's text as a number in its range. argparse names the flag, and exits with status 2."""
     try:
         value = kind(text)
     except (ValueError, OverflowError):
@@ -202,7 +202,7 @@ def _read(allowed: Range, kind: type, text: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value as a configuration spells it, on one line."""
+    """Return a value in the notation of a configuration, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -214,7 +214,7 @@ ABSENT = object()
 
 
 def found_at(settings: Mapping[str, Any], key: str) -> Any:
-    """The value of a key in dots; ABSENT where there is none. ValueError where a section holds a single value."""
+    """Return the value of a dotted key; ABSENT if it is missing. ValueError if a section is a single value."""
     place: Any = settings
     *sections, last = key.split(".")
     for number, name in enumerate(sections, start=1):
@@ -230,11 +230,11 @@ def found_at(settings: Mapping[str, Any], key: str) -> Any:
 
 
 def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
-    """Raises ValueError, which names the key, its value and the range, for the first setting outside its range.
+    """Refuse the first setting outside its range: ValueError names the key, its value and the range.
 
     Args:
         settings: nested dictionaries, without interpolations.
-        ranges: of keys in dots. A key that `settings` lacks is passed over.
+        ranges: by dotted key. A key that `settings` lacks is skipped.
     """
     for key, allowed in ranges.items():
         value = found_at(settings, key)

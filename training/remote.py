@@ -1,7 +1,8 @@
-"""A run directory in a bucket (any URL that fsspec opens: s3://, gs://, file://, memory://): copied there after each save.
+"""A run directory in a bucket (any URL that fsspec opens: s3://, gs://, file://, memory://), copied after each save.
 
-The checkpoint goes up beside the one in force, then the file `checkpoints-meta/latest`, which names it: whoever is killed in
-between leaves the previous checkpoint in force. Credentials come from the environment and stand in no file of the run.
+The checkpoint is uploaded beside the current one, then the file `checkpoints-meta/latest`, which names it. A process that
+is killed in between leaves the previous checkpoint current. Credentials come from the environment and are in no file of the
+run.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ COPIED = (".hydra", "checkpoints", "samples", "policy", "model", "logs", "metric
 
 
 def is_url(path: object) -> bool:
-    """Whether a place is a URL, and no path of this machine."""
+    """Return whether a place is a URL instead of a local path."""
     return "://" in str(path)
 
 
 @contextmanager
 def reachable(url: str):
-    """What a storage's client raises, in one sentence that names the URL."""
+    """Context manager: convert the errors of a storage's client to one sentence that names the URL."""
     try:
         yield
     except Exception as error:  # each storage has errors of its own
@@ -41,7 +42,7 @@ def reachable(url: str):
 
 
 class Remote:
-    """The run directory at `url`. ValueError where no installed package opens such a URL."""
+    """The run directory at `url`. ValueError if no installed package opens such a URL."""
 
     def __init__(self, url: str):
         if "@" in url.split("://")[1].split("/")[0]:
@@ -59,7 +60,7 @@ class Remote:
         self.sent: dict[str, int] = {}
 
     def read(self, name: str) -> bytes:
-        """A file of the run. ValueError where it is not there."""
+        """Return a file of the run. ValueError if it is missing."""
         with reachable(self.url):
             if not self.files.exists(f"{self.root}/{name}"):
                 raise ValueError(f"{self.url} has no {name}; give the URL of a run")
@@ -71,17 +72,17 @@ class Remote:
             return bool(self.files.exists(f"{self.root}/{name}"))
 
     def checkpoint(self) -> bytes | None:
-        """The checkpoint in force, or None where the run was killed before its first."""
+        """Return the current checkpoint, or None if the run was killed before its first."""
         return self.read(self._in_force()) if self.holds(LATEST) else None
 
     def _in_force(self) -> str:
-        """Which slot holds the checkpoint. ValueError where the file names anything else."""
+        """Return the slot of the current checkpoint. ValueError if the file names anything else."""
         if (named := self.read(LATEST).decode("utf-8", "replace")) not in SLOTS:
             raise ValueError(f"{self.url}/{LATEST} names {named[:80]!r}, expected {' or '.join(SLOTS)}; it is damaged")
         return named
 
     def send(self, directory: Path) -> None:
-        """Copy what is new in `directory`; the checkpoint last."""
+        """Copy new files of `directory`, the checkpoint last."""
         with reachable(self.url):
             for file in files_of(directory):
                 self._send(file, str(file.relative_to(directory)))
@@ -92,7 +93,7 @@ class Remote:
                     self.files.pipe_file(f"{self.root}/{LATEST}", other.encode())
 
     def fetch(self, directory: Path) -> None:
-        """The run as it was left, but for its numbered snapshots, which nobody needs to go on."""
+        """Copy the run to `directory`, without its numbered snapshots, which are not needed to resume."""
         with reachable(self.url):
             names = [
                 str(path)[str(path).index(self.root) + len(self.root) + 1 :] for path in self.files.find(self.root)
@@ -109,7 +110,7 @@ class Remote:
         }
 
     def _send(self, file: Path, name: str) -> bool:
-        """Copy a file that is another than the one copied before."""
+        """Copy a file if it differs from the last copy."""
         time = file.stat().st_mtime_ns
         if self.sent.get(str(file)) == time:
             return False
@@ -120,6 +121,6 @@ class Remote:
 
 
 def files_of(directory: Path) -> list[Path]:
-    """What of a run directory is copied, besides its resume checkpoint."""
+    """Return the files of a run directory that are copied, besides its resume checkpoint."""
     paths = [path for name in COPIED for path in (directory / name, *(directory / name).rglob("*"))]
     return sorted(path for path in paths if path.is_file() and path.suffix != UNFINISHED)

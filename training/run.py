@@ -47,12 +47,17 @@ MAY_CHANGE_TOO = {"train_twist": "training.epochs"}  # of a configuration whose 
 
 
 def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictConfig:
-    """The configuration to run: `config` itself, or, where `resume` names a run, the one that run was started with; keys that did
-    not exist then have today's values. name: of the configuration, train_policy or train_dlm.
+    """Return the configuration to run: `config`, or, if `resume` names a run, the one of that run, with defaults for newer
+    keys.
 
-    Overrides given together with `resume` must agree with the run's own, but for `MAY_CHANGE` and `MAY_CHANGE_TOO`. resume=auto
-    goes on with the run that is in run_dir, and begins one there where there is none. Raises ValueError that lists the
-    differences.
+    Overrides given together with `resume` must agree with the run's own, except `MAY_CHANGE` and `MAY_CHANGE_TOO`.
+    resume=auto continues the run in run_dir, and begins one there if there is none.
+
+    Args:
+        name: of the configuration, train_policy or train_dlm.
+
+    Raises:
+        ValueError: lists the differing keys.
     """
     if config.resume == "auto":
         if not config.run_dir:
@@ -135,8 +140,9 @@ CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 
 
 def chooses(override: str) -> bool:
-    """Whether a stored override selects one of our files of configs/, or takes a key of a policy away; others count for nothing:
-    their values stand in the stored configuration."""
+    """Return whether a stored override selects a file of configs/, or removes a key of a policy. The values of others are
+    in the stored configuration.
+    """
     group, _, name = override.lstrip("+").partition("=")
     plain = re.fullmatch(r"[\w/@.]+", group) and re.fullmatch(r"[\w-]+", name)
     chosen = bool(plain) and (CONFIGS / group.split("@")[0] / f"{name}.yaml").is_file()
@@ -144,7 +150,7 @@ def chooses(override: str) -> bool:
 
 
 def check_groups(saved: DictConfig, today: DictConfig, named: str, before: str = "") -> None:
-    """Refuse a stored configuration that has a value where a group of settings belongs. ValueError names it."""
+    """Refuse a stored configuration that has a single value in place of a group. ValueError names it."""
     for key, own in today.items_ex(resolve=False):
         if isinstance(own, DictConfig) and saved.get(key) is not None:
             if not isinstance(saved[key], DictConfig):
@@ -155,17 +161,17 @@ def check_groups(saved: DictConfig, today: DictConfig, named: str, before: str =
 
 
 def holds_run(place: str) -> bool:
-    """Whether a directory or URL holds a run."""
+    """Return whether a directory or URL holds a run."""
     return Remote(place).holds(CONFIG) if is_url(place) else (Path(place) / CONFIG).is_file()
 
 
 def content(place: str, name: str) -> bytes:
-    """A file of a run, in a directory or at a URL."""
+    """Return a file of a run, from a directory or a URL."""
     return Remote(place).read(name) if is_url(place) else read_bytes(Path(place) / name)
 
 
 def identity(place: str) -> str:
-    """Which run it is: a digest of the configuration that it was started with, but for what may change."""
+    """Return the digest of a run's configuration, without keys that may change."""
     config = settings(content(place, CONFIG), f"{place}/{CONFIG}")
     for key in ("run_dir", "resume", *MAY_CHANGE):
         replace_at(config, key, lambda _: None)
@@ -173,7 +179,7 @@ def identity(place: str) -> str:
 
 
 def new_directory() -> Path:
-    """output/DATE/TIME, made for this process alone."""
+    """Create output/DATE/TIME, for this process alone."""
     stamp = time.strftime("%Y.%m.%d/%H%M%S")
     for number in range(1, 1000):
         directory = Path("output") / (stamp if number == 1 else f"{stamp}-{number}")
@@ -187,7 +193,7 @@ def new_directory() -> Path:
 
 
 def check_links(directory: Path) -> None:
-    """Refuse a run whose files are links to other places, where going on would write to these. ValueError names the link."""
+    """Refuse a run with files that link to other places, which would be overwritten. ValueError names the link."""
     inside = directory.resolve()
     for folder, folders, files in os.walk(directory):
         for path in (Path(folder) / name for name in (*folders, *files)):
@@ -213,7 +219,7 @@ class Schedule:
 
     @classmethod
     def of(cls, training: DictConfig) -> Schedule:
-        """The group `training` of a configuration. Without snapshot_freq_for_preemption, snapshots alone are saved."""
+        """Return the schedule of the group `training`. Without snapshot_freq_for_preemption, only snapshots are saved."""
         save_freq = training.get("snapshot_freq_for_preemption") or training.snapshot_freq
         return cls(training.n_iters, training.log_freq, training.snapshot_freq, save_freq, training.get("eval_freq"))
 
@@ -225,7 +231,8 @@ class Schedule:
 class Run:
     """The directory of one training run; only the first process writes.
 
-    Raises ValueError where another process has the directory, or it cannot be made or written to.
+    Raises:
+        ValueError: another process uses the directory, or it cannot be made or written to.
     """
 
     def __init__(self, config: DictConfig, overrides: list[str], processes: Processes):
@@ -247,7 +254,7 @@ class Run:
             self.say(f"run directory {self.directory}" + (f", copied to {self.remote.url}" if self.remote else ""))
 
     def _enter(self, directory: Path, overrides: list[str]) -> None:
-        """Lock the directory, make what a run needs there, and fetch or check what is there."""
+        """Lock the directory, and create, fetch or check its contents."""
         config = self.config
         if config.resume and not is_url(config.resume):
             check_links(directory)
@@ -272,7 +279,7 @@ class Run:
             self.remote.send(directory)  # a bucket that cannot be written to says so now
 
     def _begin_wandb(self) -> None:
-        """A run in wandb; a run that is resumed goes on with the one it had."""
+        """Begin a run in wandb; a resumed run continues its own."""
         config, mode = self.config, os.environ.get("WANDB_MODE", self.config.wandb.mode)
         if config.wandb.mode == "disabled":
             return
@@ -294,13 +301,13 @@ class Run:
         )
 
     def say(self, text: str) -> None:
-        """One line to the terminal and to logs/run.log."""
+        """Write one line to the terminal and to logs/run.log."""
         if self.processes.first:
             print(printable(text), flush=True)
             self._append("logs/run.log", text)
 
     def _append(self, name: str, line: str) -> None:
-        """One line to a file of the run. Raises Unwritable."""
+        """Append one line to a file of the run. Raises Unwritable."""
         append_line(self.directory / name, line)
 
     def log(self, step: int, metrics: dict[str, float], show: bool = True) -> None:
@@ -317,8 +324,9 @@ class Run:
             self.say(f"step {step:6d} {shown} ({record['seconds']:.0f} s)")
 
     def samples(self, step: int, records: list[dict[str, Any]]) -> None:
-        """samples/iter_N: a text a file, and all that is known of each (`text`, rewards) as a line of samples.jsonl; a table in
-        wandb."""
+        """Write samples/iter_N: one file per text, all data of each (`text`, rewards) as a line of samples.jsonl, and a
+        table in wandb.
+        """
         if not self.processes.first:
             return
         directory = self.directory / "samples" / f"iter_{step}"
@@ -332,7 +340,9 @@ class Run:
             self.wandb.log({"samples": table}, step=step)
 
     def check(self, value: float, step: int, name: str = "loss") -> None:
-        """Raises FloatingPointError where the loss (or `name`) is not a number, naming the step and the last good checkpoint."""
+        """Raise FloatingPointError if the loss (or `name`) is not finite; the message has the step and the last good
+        checkpoint.
+        """
         if not math.isfinite(value):
             raise FloatingPointError(f"the {name} is {value} at step {step}; {self._last_good()}")
 
@@ -341,7 +351,7 @@ class Run:
         return f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
 
     def check_weights(self, weights: Iterable[tuple[str, Tensor]], step: int) -> None:
-        """Raises FloatingPointError where a weight is not finite after update `step`: nothing is saved from there on."""
+        """Raise FloatingPointError if a weight is not finite after update `step`; nothing is saved from then on."""
         if (name := not_finite(weights)) is not None:
             known = ", ".join(f"{key} {self.last[key]:.4g}" for key in ("loss", "lr", "grad_norm") if key in self.last)
             raise FloatingPointError(
@@ -350,7 +360,7 @@ class Run:
             )
 
     def check_step(self, step: object, file: str) -> None:
-        """Refuse a checkpoint whose step this run cannot have made."""
+        """Refuse a checkpoint whose step does not fit this run."""
         record = self.directory / "metrics.jsonl"
         made = re.findall(
             r'^{"step": (\d+)', record.read_text(encoding="utf-8") if record.is_file() else "", re.MULTILINE
@@ -363,8 +373,10 @@ class Run:
             )
 
     def save(self, state: dict[str, Any], snapshot: bool) -> None:
-        """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` where it is a snapshot; both atomically. A storage
-        that is out of reach is tried again at the next save; at the last, it is an error."""
+        """Write the resume checkpoint, and `checkpoints/checkpoint_{step}.pth` for a snapshot; both atomically.
+
+        If a storage is unreachable, the next save tries again; at the last save it is an error.
+        """
         if not self.processes.first:
             return
         self.check_weights(named_tensors(state), state["step"])
@@ -383,9 +395,10 @@ class Run:
                 self.say(f"not copied, tried again at the next save: {error}")
 
     def restore(self, holds: str) -> dict[str, Any] | None:
-        """What the resume checkpoint holds, or None for a new run. holds: what must be in it.
+        """Return the contents of the resume checkpoint, or None for a new run. holds: a required key.
 
-        Raises ValueError for a file that is damaged, no checkpoint of this script, or another run's.
+        Raises:
+            ValueError: the file is damaged, not a checkpoint of this command, or another run's.
         """
         if not self.config.resume:
             return None
@@ -419,8 +432,9 @@ class Run:
         return state
 
     def go_on_from(self, step: int) -> None:
-        """Drop from metrics.jsonl what a killed run recorded behind its checkpoint, which comes again: each step stands there
-        once."""
+        """Drop the records of metrics.jsonl after the checkpoint; the resumed run makes them again, so that each step is
+        recorded once.
+        """
         if not self.processes.first:
             return
         file = self.directory / "metrics.jsonl"
@@ -434,7 +448,9 @@ class Run:
             write_text(file, "".join(line + "\n" for line in kept), durable=True)
 
     def stop(self, step: int) -> None:
-        """Leave, after a signal and a save, with the status that it has in a shell (143 for SIGTERM). All processes together."""
+        """Exit, after a signal and a save, with the status of the signal in a shell (143 for SIGTERM). All processes
+        together.
+        """
         place = self.remote.url if self.remote else self.directory
         number = self.processes.heard
         self.say(f"stopped by {signal.Signals(number).name} after step {step}, which is saved; resume={place} goes on")
@@ -452,7 +468,7 @@ class Run:
 
 
 def write_samples(directory: Path, texts: list[str]) -> None:
-    """sample_N.txt, a text a file; the directory is made."""
+    """Write sample_N.txt, one text per file; the directory is created."""
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts):
@@ -460,5 +476,7 @@ def write_samples(directory: Path, texts: list[str]) -> None:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A seed of its own for each step: a resumed run needs no saved generator. rank: for what may differ between processes."""
+    """Return a different seed for each step: a resumed run needs no saved generator. rank: for draws that may differ
+    between processes.
+    """
     return (seed * 1_000_003 + step) * 4_099 + rank

@@ -369,7 +369,7 @@ def check_settings(config: DictConfig, name: str) -> None:
 
 
 def check_wandb(mode: str | None) -> None:
-    """Refuse to log online where no key is at hand: wandb would ask for one in the middle of the run, or fail."""
+    """Refuse to log online without a key: wandb would ask for one in the middle of the run, or fail."""
     if mode != "online" or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
         return
     file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))

@@ -1,8 +1,9 @@
-"""A frozen network whose blocks are split over the processes (FSDP2), each made whole only while it runs.
+"""A frozen network whose blocks are split over the processes (FSDP2); each block is gathered only while it runs.
 
-A rollout takes as many forwards as its rows need, so the processes would not meet in the same ones. Before each forward the
-processes count who has one; whoever has none, because its rows are finished, runs the network on one token so that the others get
-its part of the weights, until everybody has come to the next exchange. Outputs are those of the whole network, bit for bit.
+A rollout takes as many forward passes as its rows need, so processes have different numbers of them. Before each forward
+pass the processes exchange who needs one. A process without one, because its rows are finished, runs the network on one
+token, so that the others get its part of the weights. This ends when all processes have reached the next exchange. Outputs
+equal those of the whole network, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from training.processes import Processes
 
 
 def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: tuple, processes: Processes) -> None:
-    """Split `blocks` of `network` over the processes; what else it holds is whole on each process's device.
+    """Split `blocks` of `network` over the processes; everything else stays whole on each process's device.
 
-    forward: the method, of tensors, that runs each block once; example: the smallest arguments that it takes.
-    Raises ValueError for one process alone, whose part would be the whole.
+    Args:
+        forward: the method, a function of tensors, that runs each block once.
+        example: the smallest arguments of `forward`.
+
+    Raises:
+        ValueError: there is only one process.
     """
     if processes.world == 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Weights on their way to disk and back: finite numbers, and the bytes that were written."""
+"""Reading and writing of weights: finite numbers only, and checksums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKSUM = "checksum"  # key of a checkpoint, and of the metadata of a safetenso
 
 
 def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested dictionaries and lists, with its keys in dots."""
+    """Yield every tensor of nested dictionaries and lists, with its dotted key."""
     if isinstance(state, Tensor):
         yield name, state
     elif isinstance(state, Mapping):
@@ -33,7 +33,7 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds NaN or an infinity; None where there is none."""
+    """Return the name of the first tensor that has NaN or an infinity; None without any."""
     for name, tensor in weights:
         if tensor.is_floating_point() and tensor.numel():
             least, most = tensor.detach().aminmax()  # one pass without a copy; NaN passes through
@@ -43,7 +43,7 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def check_written(weights: Iterable[tuple[str, Tensor]], file: str | Path) -> None:
-    """Raises FloatingPointError, before a file is written, where a tensor is not finite."""
+    """Raise FloatingPointError, before a file is written, if a tensor is not finite."""
     if (name := not_finite(weights)) is not None:
         raise FloatingPointError(
             f"{file} was not written: {name} holds numbers that are not finite; lower the learning rate"
@@ -51,13 +51,13 @@ def check_written(weights: Iterable[tuple[str, Tensor]], file: str | Path) -> No
 
 
 def check_read(weights: Iterable[tuple[str, Tensor]], file: str | Path) -> None:
-    """Raises ValueError where a tensor of `file` is not finite."""
+    """Raise ValueError if a tensor of `file` is not finite."""
     if (name := not_finite(weights)) is not None:
         raise ValueError(f"{file} holds numbers that are not finite, in {name}; give another checkpoint")
 
 
 def checksum(state: Mapping[str, Any]) -> str:
-    """SHA-256 of every name, number and tensor of a checkpoint, without the checksum itself."""
+    """Return the SHA-256 of every name, number and tensor of a checkpoint, without its checksum."""
     digest = hashlib.sha256()
 
     def add(value: object) -> None:
@@ -81,7 +81,7 @@ def checksum(state: Mapping[str, Any]) -> str:
 
 
 def weights_checksum(digests: Iterable[str]) -> str:
-    """Checksum of a safetensors file, by the `checksum` of each of its tensors with its name, in any order."""
+    """Return the checksum of a safetensors file, from the `checksum` of each tensor with its name, in any order."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
@@ -90,9 +90,9 @@ def save_weights(tensors: Mapping[str, Tensor], file: Path, name: str | Path | N
 
     Args:
         tensors: by name, on the CPU.
-        file: to write.
+        file: the file to write.
         name: of the file in messages (None: `file`).
-        metadata: more of it.
+        metadata: additional metadata.
 
     Raises:
         FloatingPointError: a tensor is not finite; nothing is written.
@@ -105,7 +105,7 @@ def save_weights(tensors: Mapping[str, Tensor], file: Path, name: str | Path | N
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put the keys of the metadata in order, so that equal weights are equal files: the library's order changes each time."""
+    """Sort the keys of the metadata, so that equal weights give equal files: the library's order varies."""
     with file.open("r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
@@ -117,7 +117,7 @@ def _sort_metadata(file: Path) -> None:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A safetensors file. Raises ValueError for one that is cut off or none."""
+    """Context manager: a safetensors file. ValueError if it is truncated or of another format."""
     try:
         with safe_open(file, "pt") as opened:
             yield opened
@@ -126,7 +126,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def add_checksums(directory: Path) -> None:
-    """Write the checksum into the safetensors files of a directory that a library has just saved."""
+    """Write checksums into the safetensors files that a library has just saved in a directory."""
     for file in directory.glob("*.safetensors"):
         with _opened(file) as opened:
             metadata = opened.metadata() or {}
@@ -134,10 +134,11 @@ def add_checksums(directory: Path) -> None:
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of everything in a safetensors file, one tensor in memory at a time. A file from elsewhere has no checksum.
+    """Yield name and tensor of everything in a safetensors file, one tensor in memory at a time. Files of others may have
+    no checksum.
 
     Raises:
-        ValueError: after the last tensor, where the file's checksum does not fit.
+        ValueError: after the last tensor, if the checksum does not fit.
     """
     with _opened(file) as opened:
         known, digests = (opened.metadata() or {}).get(CHECKSUM), []
@@ -151,7 +152,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_weights(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, on the CPU.
+    """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
         ValueError: as `read_tensors`, and for a tensor that is not finite.
@@ -162,7 +163,7 @@ def load_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def check_files(directory: str | Path) -> None:
-    """Check the safetensors files of a local directory that a library is to read. A hub id is passed over.
+    """Check the safetensors files of a local directory before a library reads them. A hub id is skipped.
 
     Raises:
         ValueError: a file is damaged.
@@ -176,7 +177,7 @@ def check_files(directory: str | Path) -> None:
 
 
 def load_pickled(source: Any, file: str | Path, mmap: bool = False) -> Any:
-    """What torch.save wrote, on the CPU, as it stands; nothing in it is executed.
+    """Return the contents of a torch.save file, on the CPU; nothing in it is executed.
 
     Args:
         source: a path or an open file.
@@ -184,8 +185,8 @@ def load_pickled(source: Any, file: str | Path, mmap: bool = False) -> Any:
         mmap: leave the tensors on disk until they are read.
 
     Raises:
-        ValueError: a file that stands for much more than it holds: compressed, a tensor of more elements than are stored, lists
-            that hold each other.
+        ValueError: the file expands to much more than its size: compressed, a tensor with more elements than are stored,
+            cyclic lists.
     """
     if is_packed := zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as packed:
@@ -208,8 +209,9 @@ def load_pickled(source: Any, file: str | Path, mmap: bool = False) -> Any:
 
 
 def _items(value: object, known: dict[int, int | float]) -> int | float:
-    """How many values nested dictionaries and lists hold, one that stands in several places counted in each; infinity for one
-    that holds itself. known: of those that were counted, by their id."""
+    """Return the number of values in nested dictionaries and lists, shared ones counted each time; infinity for a cycle.
+    known: counts by object id.
+    """
     if not isinstance(value, Mapping | list | tuple):
         return 1
     if id(value) not in known:
@@ -220,14 +222,14 @@ def _items(value: object, known: dict[int, int | float]) -> int | float:
 
 
 def load_checkpoint(source: Any, file: str | Path) -> Any:
-    """What a .pth file holds, on the CPU; nothing in it is executed. Published files have no checksum and are read without.
+    """Return the contents of a .pth file, on the CPU; nothing in it is executed. Published files have no checksum.
 
     Args:
         source: a path or an open file.
         file: its name in messages.
 
     Raises:
-        ValueError: as `load_pickled`, and for a checksum that does not fit or a tensor that is not finite.
+        ValueError: as `load_pickled`, and for a wrong checksum or a tensor that is not finite.
     """
     state = load_pickled(source, file)
     if isinstance(state, dict) and (known := state.pop(CHECKSUM, None)) is not None and checksum(state) != known:

@@ -1,8 +1,8 @@
-"""What a run or a model has stored: settings and JSON that may come from anywhere, read as data and nothing else.
+"""Stored settings and JSON of runs and models, which may come from anywhere: read as data only.
 
-A stored configuration resolves nothing but references to its own keys (`${dlm.path}`, `${oc.select:dlm.path,null}`), names no
-place to write and no storage, and its size and depth are bounded. Every room that reads `.hydra/config.yaml`, `config.json` or
-another stored file of settings reads it here.
+A stored configuration resolves references to its own keys only (`${dlm.path}`, `${oc.select:dlm.path,null}`), names no
+place to write and no storage, and has a bounded size and depth. All code that reads `.hydra/config.yaml`, `config.json` or
+another stored file of settings uses this module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACES = ("run_dir", "resume", "out", "wandb", "data.cache_dir", "prompts.cache_
 
 
 class _Plain(get_yaml_loader()):
-    """OmegaConf's YAML without aliases, by which a file of a few lines stands for more than fits into memory."""
+    """OmegaConf's YAML without aliases, which let a file of a few lines expand beyond memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -38,7 +38,7 @@ class _Plain(get_yaml_loader()):
 
 
 def read_bytes(file: Path, most: int = MOST) -> bytes:
-    """The content of a file. ValueError for what is no file, or is larger than `most` bytes."""
+    """Return the content of a file. ValueError if it is not a file, or larger than `most` bytes."""
     if not file.is_file():
         raise ValueError(f"{file} is no file; give a complete copy of the run or the model")
     if (size := file.stat().st_size) > most:
@@ -47,12 +47,12 @@ def read_bytes(file: Path, most: int = MOST) -> bytes:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file says. ValueError names the file where it is no JSON, too large or nested too deeply."""
+    """Return the value of a JSON file. ValueError names a file that is not JSON, too large or nested too deeply."""
     return parsed_json(read_bytes(file), str(file))
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """A JSON file that holds names and values. ValueError where it holds something else."""
+    """Return a JSON object from a file. ValueError for other values."""
     found = read_json(file)
     if not isinstance(found, dict):
         raise ValueError(
@@ -62,12 +62,12 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def parsed_json(content: bytes, name: str) -> Any:
-    """What JSON says; name: of the file, for the message."""
+    """Parse JSON. name: of the file, for messages."""
     return _parsed(lambda: json.loads(content.decode("utf-8-sig")), name, "JSON")
 
 
 def parsed_yaml(content: bytes, name: str) -> Any:
-    """What YAML says, as plain values: no alias, no tag of a class; name: of the file, for the message."""
+    """Parse YAML to plain values: no alias, no tag of a class. name: of the file, for messages."""
     if len(content) > MOST_YAML:
         raise ValueError(
             f"{name} has {len(content):,} bytes, and at most {MOST_YAML:,} are read; it is no configuration"
@@ -97,7 +97,7 @@ def _check_depth(found: Any, name: str) -> None:
 
 
 def configuration(content: bytes, name: str, ignored: Collection[str] = ()) -> DictConfig:
-    """A stored configuration, with references to its own keys resolved and without places (`PLACES`), which are null.
+    """Return a stored configuration, with references to its own keys resolved and places (`PLACES`) set to null.
 
     Args:
         content: of the YAML file.
@@ -105,8 +105,8 @@ def configuration(content: bytes, name: str, ignored: Collection[str] = ()) -> D
         ignored: keys whose values come from elsewhere; they become null too.
 
     Raises:
-        ValueError: no configuration, or a value of it that asks for something outside of it: the environment, another file, a
-        storage.
+        ValueError: it is not a configuration, or a value requests something outside of it: the environment, another file, a
+            storage.
     """
     found = settings(content, name)
     for key in (*PLACES, *ignored):
@@ -117,8 +117,9 @@ def configuration(content: bytes, name: str, ignored: Collection[str] = ()) -> D
 
 
 def description(file: Path) -> DictConfig:
-    """A stored configuration for a command that reads some keys of it: as `configuration`, but a value that asks for something
-    outside of the file is literal text."""
+    """Return a stored configuration for a command that uses some of its keys: as `configuration`, but a value that
+    requests something outside of the file is literal text.
+    """
     found = settings(read_bytes(file, MOST_YAML), str(file))
     for key in PLACES:
         replace_at(found, key, lambda _: None)
@@ -128,7 +129,7 @@ def description(file: Path) -> DictConfig:
 
 
 def plain_description(file: Path) -> dict[str, Any]:
-    """`description` as plain values."""
+    """Return `description` as plain values."""
     found = OmegaConf.to_container(description(file), resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
@@ -146,12 +147,12 @@ def _literal(value: Any, whole: dict, name: str, left: list[int]) -> Any:
 
 
 def escaped(text: str) -> str:
-    """A text as OmegaConf writes it so that `${` begins no reference, with the backslashes doubled that stand before one."""
+    """Escape a text for OmegaConf, so that `${` begins no reference; backslashes before one are doubled."""
     return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
 
 
 def settings(content: bytes, name: str) -> dict[str, Any]:
-    """A stored configuration as it stands, nothing resolved."""
+    """Return a stored configuration without resolving anything."""
     found = parsed_yaml(content, name)
     if not isinstance(found, dict) or any(not isinstance(key, str) for key in found):
         raise ValueError(f"{name} is no list of settings; give a YAML file of `key: value`")
@@ -159,14 +160,14 @@ def settings(content: bytes, name: str) -> dict[str, Any]:
 
 
 def value_at(values: Any, key: str) -> Any:
-    """The value of a key, in dots; None where it is not there."""
+    """Return the value of a dotted key; None if it is missing."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
 
 
 def replace_at(values: Any, key: str, new: Callable[[Any], Any]) -> None:
-    """Replace the value of a key, in dots, by `new` of it, where it is there."""
+    """Replace the value of a dotted key by `new(value)`, if it exists."""
     *path, last = key.split(".")
     for part in path:
         values = values.get(part) if isinstance(values, dict) else None
@@ -194,7 +195,7 @@ def _resolved(value: Any, whole: dict, name: str, key: str, left: list[int]) -> 
 
 
 def _meant(reference: str, whole: dict, name: str, key: str, value: str) -> Any:
-    """The value that a reference stands for."""
+    """Return the value of a reference."""
     default = None
     if selected := reference.startswith("oc.select:"):
         reference, _, words = reference.removeprefix("oc.select:").partition(",")

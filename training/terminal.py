@@ -1,4 +1,4 @@
-"""Text from models, prompts and files as a terminal may show it."""
+"""Safe display of text from models, prompts and files in a terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out, such as \\x1b: a terminal shows them and does not obey them."""
+    r"""Write control characters out, such as \x1b, so that a terminal displays them and does not obey them."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def say_if_newline_is_spelled(text: str | None, setting: str) -> None:
-    r"""Print a line to stderr where a text holds `\n` as a backslash and an n, of which a shell makes no new line. A prompt is
-    taken as it is, from the command line as from a file: `\neq` and `\nabla` are text, and no line is printed for these.
+    r"""Print a note to stderr if a text contains `\n` as a backslash and an n, which a shell does not convert.
+
+    Prompts are used unchanged, on the command line and in files. `\neq` and `\nabla` are text, and cause no note.
 
     Args:
         setting: the name of the text, for the message.

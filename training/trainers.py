@@ -1,7 +1,7 @@
-"""TRL's trainers in run directories of ours: settings, checkpoints, metrics, resuming.
+"""TRL's trainers in our run directories: settings, checkpoints, metrics, resuming.
 
-What TRL would choose by itself is always set here: the precision (its default is bfloat16, on a CPU too), gradient checkpointing
-(on), dropout (off) and the learning rate. RUN/checkpoints/checkpoint-N is what a killed run goes on from.
+Settings with surprising defaults in TRL are always set here: the precision (its default is bfloat16, also on a CPU),
+gradient checkpointing (on), dropout (off) and the learning rate. A killed run resumes from RUN/checkpoints/checkpoint-N.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def check_trainer(config: DictConfig, processes: Processes) -> None:
 
 
 def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict[str, Any]:
-    """Keyword arguments of any TRL configuration, as `training`, `optim` and `model.dtype` say.
+    """Return the keyword arguments of any TRL configuration, from `training`, `optim` and `model.dtype`.
 
-    training.batch_size is of an update, over all processes and training.accum parts (`check_trainer` allows it).
+    training.batch_size is that of an update, over all processes and training.accum parts (`check_trainer` allows it).
     """
     training, optim, dtype = config.training, config.optim, config.model.dtype
     rows = processes.share(training.batch_size, "training.batch_size")
@@ -81,7 +81,9 @@ def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict
 
 
 class ToRun(TrainerCallback, ExportableState):
-    """What a trainer logs, to the run's metrics.jsonl and log; and what its checkpoints lack: how many tokens it has read."""
+    """Write a trainer's records to the run's metrics.jsonl and log, and the number of tokens, which TRL's checkpoints
+    lack.
+    """
 
     def __init__(self, run: Run, trainer: Any):
         self.run, self.trainer, self.stopped = run, trainer, False
@@ -117,10 +119,10 @@ class ToRun(TrainerCallback, ExportableState):
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint of the run; what a kill left of others is removed.
+    """Return the newest complete checkpoint of the run, and remove incomplete ones that a kill left.
 
-    A trainer writes trainer_state.json last, and each process the state of its random numbers: a checkpoint with all of these,
-    whole, is complete.
+    A trainer writes trainer_state.json last, and each process the state of its random generator. A checkpoint with all of
+    these is complete.
     """
     numbered = {int(path.name.removeprefix(PREFIX)): path for path in (run.directory / "checkpoints").glob(f"{PREFIX}[0-9]*")
                 if path.name.removeprefix(PREFIX).isdigit()}  # fmt: skip
@@ -132,7 +134,7 @@ def last_checkpoint(run: Run) -> Path | None:
 
 
 def is_complete(checkpoint: Path, step: int, world: int) -> bool:
-    """Whether a trainer wrote the checkpoint to its end."""
+    """Return whether a trainer wrote the checkpoint to its end."""
     names = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
     if not all(zipfile.is_zipfile(checkpoint / name) for name in names):
         return False
@@ -143,7 +145,7 @@ def is_complete(checkpoint: Path, step: int, world: int) -> bool:
 
 
 def train_by(trainer: Trainer, run: Run) -> None:
-    """Train to the end, from the run's last complete checkpoint where it is resumed and has one."""
+    """Train to the end, from the last complete checkpoint of a resumed run if it has one."""
     trainer.remove_callback(PrinterCallback)
     following = ToRun(run, trainer)
     trainer.add_callback(following)

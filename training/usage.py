@@ -1,4 +1,4 @@
-"""Exit status of the commands: 2 for bad input, said in one sentence; 1 for a failure. Text in settings, as text."""
+"""Exit status of the commands: 2 for bad input, with one sentence; 1 for a failure. Escaping of text in settings."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ MOST_LISTED = 20  # choices that a message lists
 
 
 def _configs() -> AbstractContextManager:
-    """Where configurations are looked for: a command that Hydra runs looks there already, and does not look twice."""
+    """Context manager: the search path of configurations; Hydra's own commands have it already."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return initialize_config_dir(str(CONFIGS), version_base=None)
 
 
 def literal(text: str) -> str:
-    """The text as a value of a configuration, which reads back as it is: `${` begins no interpolation.
+    """Return a text as a value of a configuration that is read back unchanged: `${` begins no interpolation.
 
-    Raises ValueError for `???`, which OmegaConf knows as a value that is missing, however it is written.
+    Raises:
+        ValueError: the text is `???`, which is OmegaConf's missing value.
     """
     if text == "???":
         raise ValueError("the text '???' stands for a missing value in a configuration; write another text")
@@ -50,15 +51,15 @@ def literal(text: str) -> str:
 
 
 def override(key: str, text: str) -> str:
-    """KEY=VALUE for Hydra, whatever the text holds: quotes, brackets, commas, accents, `=`, `${`."""
+    """Return KEY=VALUE for Hydra, for any text: quotes, brackets, commas, accents, `=`, `${`."""
     return f"{key}={QuotedString(literal(text), Quote.double).with_quotes()}"
 
 
 def check_readable_overrides(overrides: list[str]) -> None:
-    """Refuse an override whose value Hydra's grammar cannot read, or reads as a sweep, or a list of files of one group.
+    """Refuse an override whose value Hydra's grammar cannot parse, or parses as a sweep, or a list of files of one group.
 
     Raises:
-        ValueError: with the value in quotes, or the name of the group.
+        ValueError: has the value in quotes, or the name of the group.
     """
     for given in overrides:
         key, equals, value = given.partition("=")
@@ -79,7 +80,9 @@ def check_readable_overrides(overrides: list[str]) -> None:
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
-    """The configuration NAME with these overrides. ValueError says in one sentence what does not fit, and the nearest key."""
+    """Return the configuration NAME with these overrides. ValueError describes in one sentence what does not fit, and the
+    nearest key.
+    """
     check_readable_overrides(overrides)
     try:
         with _configs():
@@ -91,7 +94,7 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 
 def _misfit(name: str, overrides: list[str], told: str) -> str:
-    """One sentence for what Hydra says at length: the override that does not fit, and the nearest one that does."""
+    """Return one sentence in place of Hydra's long message: the override that does not fit, and the nearest valid one."""
     page = f"configs/{name}.yaml"
     missing = re.search(r"Could not find '([\w/]+)/([^/']*)'", told)
     if missing and (CONFIGS / missing[1]).is_dir():
@@ -132,7 +135,7 @@ def _misfit(name: str, overrides: list[str], told: str) -> str:
 
 
 def _takes(name: str, experiment: str) -> bool:
-    """Whether the configuration `name` can be that of an experiment."""
+    """Return whether an experiment belongs to the configuration `name`."""
     try:
         compose(name, [f"experiment={experiment}"])
     except HydraException:
@@ -141,7 +144,7 @@ def _takes(name: str, experiment: str) -> bool:
 
 
 def _groups(name: str) -> list[str]:
-    """Groups of files that configs/`name`.yaml chooses from."""
+    """Return the config groups of configs/`name`.yaml."""
     chosen = [
         entry
         for entry in OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "defaults", default=[])
@@ -151,7 +154,7 @@ def _groups(name: str) -> list[str]:
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Every key, in dots."""
+    """Return every dotted key."""
     found = []
     for key, value in config.items_ex(resolve=False):
         found += _keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
@@ -160,7 +163,7 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
 
 @contextmanager
 def readable(file: Path | str):
-    """A checkpoint that is cut off or is none ends in one sentence that names it."""
+    """Context manager: convert errors of a truncated or foreign checkpoint to one sentence that names it."""
     try:
         yield
     except Exception as error:  # what junk makes a parser say is anything
@@ -173,8 +176,9 @@ def readable(file: Path | str):
 
 
 def check_overrides(name: str, overrides: list[str]) -> None:
-    """Refuse, before Hydra does at length, overrides on the command line that do not fit. Hydra's own flags are left to it, and
-    what it raises is left to `exit_on_bad_input`."""
+    """Refuse overrides of the command line that do not fit, before Hydra prints a long message. Hydra's own flags are left
+    to it.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     known = [name for action in get_args_parser()._actions for name in action.option_strings]
     for flag in (word.partition("=")[0] for word in overrides if word.startswith("--")):
@@ -185,21 +189,24 @@ def check_overrides(name: str, overrides: list[str]) -> None:
 
 
 def print_anything() -> None:
-    """Let stdout and stderr show a character that the terminal's encoding lacks as an escape, rather than end the command."""
+    """Make stdout and stderr escape characters that the terminal's encoding lacks, instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def is_bad_input(error: ValueError) -> bool:
-    """Whether a user can mend it: a plain ValueError, or a kind of it that this project defines. Kinds that libraries define
-    (UnicodeError, JSONDecodeError) are refusals only where a ValueError that names the file was made of them."""
+    """Return whether the user can correct it: a plain ValueError, or a subclass that this project defines.
+
+    Subclasses of libraries (UnicodeError, JSONDecodeError) count only if they were converted to a ValueError that names the
+    file.
+    """
     module = sys.modules[type(error).__module__]
     return type(error) is ValueError or CONFIGS.parent in Path(vars(module).get("__file__") or "/").parents
 
 
 def _leave(told: str, status: int) -> NoReturn:
-    """End with one sentence, on stderr and in the report of a launcher."""
+    """Exit with one sentence, on stderr and in the report of a launcher."""
     sentence = f"error: {printable(told)}"
     print(sentence, file=sys.stderr)
     tell_launcher(sentence)
@@ -208,8 +215,12 @@ def _leave(told: str, status: int) -> NoReturn:
 
 @contextmanager
 def exit_on_bad_input():
-    """ValueError is bad input: its sentence goes to stderr and the status is 2; so is an interpolation that leads nowhere.
-    FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its traceback."""
+    """Context manager for commands.
+
+    ValueError is bad input: its sentence goes to stderr and the status is 2; also for an interpolation that leads nowhere.
+    FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its
+    traceback.
+    """
     print_anything()
     before = signal.getsignal(signal.SIGINT)
     if before is interrupt.end:  # from here on the work may want to save first

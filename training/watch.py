@@ -1,8 +1,9 @@
-"""Notice a process of the group that has stopped, and end the others.
+"""Detection of a stopped process of the group, and the end of the others.
 
-A process that dies closes its connections, which the others see at once. One that is stopped, or whose machine is gone, closes
-nothing, and the others would wait for it as long as the first process may take to evaluate (hours). So each process counts beside
-its work, in the store that brought the group together; where a count has stood still for SILENCE seconds, whoever sees it ends.
+A process that dies closes its connections, which the others notice at once. A process that is stopped, or whose machine is
+lost, closes nothing, and the others would wait as long as an evaluation in the first process may take (hours). Therefore
+each process increments a counter in the store that formed the group. If a counter stands still for SILENCE seconds, every
+process that notices it ends.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ SILENCE = 300.0  # seconds after which a process counts as stopped; more than an
 
 @runtime_checkable
 class Counts(Protocol):
-    """What a store must do: add to a number that all processes see, and return it."""
+    """The method of a store: add to a number that all processes see, and return it."""
 
     def add(self, key: str, amount: int, /) -> int: ...
 
 
 class Silence:
-    """How long the counts of the other processes have stood still, in looks."""
+    """For how many looks the counters of the other processes have stood still."""
 
     def __init__(self, rank: int, world: int):
         self.others = [other for other in range(world) if other != rank]
         self.counts, self.looks = dict.fromkeys(self.others, -1), dict.fromkeys(self.others, 0)
 
     def look(self, counts: dict[int, int]) -> dict[int, int]:
-        """Take note of what each counts now; returns for how many looks each has not moved."""
+        """Record the current counters. Returns for how many looks each has not changed."""
         for other in self.others:
             now = counts.get(other, self.counts[other])
             self.looks[other] = 0 if now != self.counts[other] else self.looks[other] + 1
@@ -45,8 +46,9 @@ class Silence:
 
 
 class Watch:
-    """Two threads of one process: one counts and reads the counts of the others, which a store that is gone may keep waiting; one
-    judges them. `stop` ends both."""
+    """Two threads of one process: one increments and reads counters, which an absent store may delay; one judges them.
+    `stop` ends both.
+    """
 
     def __init__(self, store: Counts, rank: int, world: int, end: Callable[[str], None], beat: float = BEAT,
                  silence: float = SILENCE):  # fmt: skip
@@ -58,7 +60,7 @@ class Watch:
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
-        """No more is counted or judged: the work of the group is done."""
+        """Stop counting and judging: the work of the group is done."""
         self.over.set()
 
     def _count(self) -> None:
@@ -85,7 +87,7 @@ class Watch:
 
 
 def prefix() -> str:
-    """Before the keys of this start of the group: a launcher may start it again in the same store."""
+    """Return the key prefix of this start of the group: a launcher may restart it in the same store."""
     return f"unmask/beat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
 
 
