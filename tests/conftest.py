@@ -17,6 +17,8 @@ torch.set_num_threads(1)  # bit-equality of rows is promised for one thread
 
 shapes.install()
 
+from training.curves import CurveFile  # noqa: E402  # behind shapes.install(), which checks what is imported after it
+
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
 
@@ -46,3 +48,16 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first (with `--no-loadscope-reorder`, xdist gives files out in this order)."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+# Files that look at the picture of a run; drawing it takes longer than a tiny run, so that all others go without.
+LOOK_AT_CURVES = (
+    "test_curves.py", "test_plot.py", "test_trainer.py", "test_run_train_preference.py", "test_run_train_reward.py",
+)  # fmt: skip
+draw = CurveFile.draw
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Runs draw `curves.png` only in tests that look at it."""
+    CurveFile.draw = draw if item.path.name in LOOK_AT_CURVES else lambda self, last: None
