@@ -473,6 +473,15 @@ def test_samples_of_finished_batches_are_kept_whatever_ends_the_command(ends, st
     assert sorted(path.name for path in out.glob("*.txt")) == ["sample_0.txt", "sample_1.txt"]
 
 
+def test_samples_of_end_tokens_only_are_reported(capsys):
+    """The shipped model of formulas was trained on questions; without one it writes ends."""
+    latex = ["dlm=latex", "--strategy", "confidence", "--steps", "8", "--no-eval", "sampler.temperature=0"]
+    sample_command.main(latex)
+    assert "docs/checkpoints.md has the prompt format" in capsys.readouterr().err
+    sample_command.main([*latex, "--prompt", "Question: s is at most 2 over u sub n\nSolution:"])
+    assert "docs/checkpoints.md" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompt", [r"${seed}", r"\${seed}", r"C:\${a", "null"])
 def test_a_prompt_is_taken_letter_by_letter(models, prompt):
     config = sample_command.build_config(["--prompt", prompt, "--out", prompt])

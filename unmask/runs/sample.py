@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from torch import Tensor
 from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of
 from dlm.checkpoints.table import is_causal
+from dlm.ends import end_tokens, is_end
 from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
@@ -204,6 +205,7 @@ def draw_samples(
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None
     judged = judged and (judge is not None or has_default_judge())
     batches, texts = decode_batches(prepared, config, keep)
+    say_if_only_ends(model, batches)
     memory = peak_memory_mib(device)
     if judged and judge is None:
         judge = default_judge(str(device))
@@ -213,6 +215,17 @@ def draw_samples(
         flop = flop_of(lambda: prepared.decode(few, config.seed))[1]
         record["equivalent_evaluations"] = flop / evaluation_flop(model, len(prepared.canvas)) / len(few)
     return batches, texts, record
+
+
+def say_if_only_ends(model: MaskedLM, batches: Sequence[Samples]) -> None:
+    """Print a line to stderr if no sample has any generated token but end tokens."""
+    ends = end_tokens(model.tokenizer)
+    if ends and all(bool((is_end(batch.tokens, ends) | batch.prompt).all()) for batch in batches):
+        print(
+            "the model generated end tokens only: it expects a prompt of another form; docs/checkpoints.md has the prompt "
+            "format of each shipped model",
+            file=sys.stderr,
+        )
 
 
 def decode_batches(
