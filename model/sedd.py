@@ -1,10 +1,10 @@
-"""SEDD: a bidirectional transformer, told how much noise there is, that gives the ratios of probabilities between a canvas and
-its neighbours that differ in one position ("concrete scores").
+"""SEDD: a bidirectional transformer with a noise input that returns probability ratios ("concrete scores").
 
-Lou et al., "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution" (2310.16834). Names and shapes of the
-parameters are those of the published checkpoints, which load unmodified. What differs from the published module: the noise
-modulates the final norm in `body`, so that what it returns needs nothing but the linear head; the last block runs its queries at
-the positions read only; scaled_dot_product_attention in place of flash-attn.
+A score is the ratio of probabilities between a canvas and its neighbour that differs in one position. Source: Lou et al.,
+"Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution" (2310.16834). Names and shapes of the
+parameters are the published ones, so published checkpoints load unmodified. What differs from the published module: the
+noise modulates the final norm in `body`, so that its output only needs the linear head; the last block runs its queries at
+requested positions only; scaled_dot_product_attention in place of flash-attn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FREQUENCIES = 128  # of the embedding of the noise: as many cosines and sines
 
 
 class Norm(nn.Module):
-    """LayerNorm in float32, a weight alone: the noise shifts it."""
+    """LayerNorm in float32 with a weight only: the noise input shifts it."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -36,7 +36,7 @@ class Norm(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """The total noise sigma, not the time, as a vector."""
+    """Embedding of the total noise sigma (not of the time)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -50,7 +50,7 @@ class NoiseEmbedding(nn.Module):
 
 
 def modulation(condition: int, width: int, parts: int) -> nn.Linear:
-    """From the noise to shifts, scales and gates; zero at the start, as published."""
+    """Build the layer from the noise to shifts, scales and gates; zero at the start, as published."""
     linear = nn.Linear(condition, parts * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -58,12 +58,12 @@ def modulation(condition: int, width: int, parts: int) -> nn.Linear:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift, as the condition of adaptive layer norm says."""
+    """Apply the scale and shift of adaptive layer norm."""
     return x * (1 + scale) + shift
 
 
 class SeddBlock(nn.Module):
-    """Attention and MLP (tanh GELU, ratio 4); the noise shifts and scales their norms and gates what they give."""
+    """Attention and MLP (tanh GELU, ratio 4); the noise shifts and scales their norms and gates their outputs."""
 
     def __init__(self, width: int, heads: int, condition: int, dropout: float | int):
         super().__init__()
@@ -84,7 +84,7 @@ class SeddBlock(nn.Module):
         sin: Float[Tensor, "position half"],
         index: Int[Tensor, "row read"] | None = None,
     ) -> Float[Tensor, "row either width"]:
-        """index: the positions to give the output of; None: all."""
+        """Return the block's output. index: the positions of the output; None: all."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, -1)
         normed = modulate(self.norm1(x), shift1, scale1)
         if index is None:
@@ -113,9 +113,12 @@ class SEDD(
     library_name="unmask",
     tags=["masked-diffusion"],
 ):
-    """The network. `config` is the published nested dictionary: `tokens` (vocabulary without the mask), `graph.type` (absorb:
-    noise masks; uniform: noise writes any token) and `model.{hidden_size, cond_dim, n_blocks, n_heads, length,
-    scale_by_sigma}`, optional `model.dropout`; every other key is kept and ignored."""
+    """The network.
+
+    `config` is the published nested dictionary: `tokens` (vocabulary without the mask token), `graph.type` (absorb: noise
+    masks tokens; uniform: noise replaces them by any token) and `model.{hidden_size, cond_dim, n_blocks, n_heads, length,
+    scale_by_sigma}`, optional `model.dropout`; other keys are kept and ignored.
+    """
 
     def __init__(self, config: dict):
         super().__init__()
@@ -144,7 +147,7 @@ class SEDD(
         sigma: Float[Tensor, "row"] | None = None,
         read: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "*read width"]:
-        """What the linear head reads: `[row, position, width]`, or `[M, width]` where `read`. sigma None: no noise."""
+        """Return the input of the linear head: `[row, position, width]`, or `[M, width]` at `read`. sigma None: no noise."""
         *blocks, last = self.blocks
         sigma = torch.zeros(len(tokens), device=tokens.device) if sigma is None else sigma
         condition = self.sigma_map(sigma)
@@ -159,12 +162,14 @@ class SEDD(
         return x if read is None else x[read if places is None else places[1]]
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:
-        """Log-scores over the vocabulary and the mask, short of `log_scale`."""
+        """Return log-scores over the vocabulary and the mask column, without `log_scale`."""
         return self.output_layer.linear(hidden)
 
     def log_scale(self, sigma: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """What is added to the head's output: -log((e^sigma - 1) V) where the network is scaled by sigma, whose output then is
-        zero where every token is as likely as any other."""
+        """Return the number to add to the head's output: -log((e^sigma - 1) V) if the network is scaled by sigma.
+
+        The output of such a network is zero where all tokens are equally likely.
+        """
         if not self.scaled:
             return torch.zeros_like(sigma)
         return -torch.expm1(sigma).log() - math.log(self.columns - 1)
@@ -172,6 +177,6 @@ class SEDD(
     def forward(
         self, tokens: Int[Tensor, "row position"], sigma: Float[Tensor, "row"]
     ) -> Float[Tensor, "row position columns"]:
-        """Log-scores as published: zero at the token that stands there."""
+        """Return log-scores as published: zero at the current token."""
         scores = self.head(self.body(tokens, sigma)) + self.log_scale(sigma)[:, None, None]
         return scores.scatter(-1, tokens.unsqueeze(-1), 0.0)

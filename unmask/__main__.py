@@ -35,7 +35,7 @@ COMMANDS = {  # unmask/commands/NAME.py has `main(arguments)`; here, one line fo
 
 
 def usage() -> str:
-    """What `--help` prints."""
+    """Return the text of `--help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
     return "\n".join(
@@ -44,12 +44,12 @@ def usage() -> str:
 
 
 def command(name: str) -> ModuleType:
-    """The module of a command, imported now."""
+    """Import and return the module of a command."""
     return import_module(f"unmask.commands.{name.replace('-', '_')}")
 
 
 def refuse(name: str) -> NoReturn:
-    """Leave with status 2: no command has this name."""
+    """Exit with status 2: no command has this name."""
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
     print(f"error: {name!r} is no command of unmask; {hint}", file=sys.stderr)

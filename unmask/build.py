@@ -1,6 +1,6 @@
-"""From settings to objects: policies, tasks, rewards, preferences, twists.
+"""Build objects from settings: policies, tasks, rewards, preferences, twists.
 
-Everything that is wrong with the settings is refused here, before any work.
+Invalid settings are refused here, before any work.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
 def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
-    """A policy network that fits the model: a new one, or that of `init`, whose architecture is then taken too."""
+    """Return a policy network that fits the model: a new one, or that of `init` with its architecture."""
     if config.init is not None:
         return continued_policy(config, model)
     if config.init_trust is not None:
@@ -105,7 +105,7 @@ def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
 
 
 def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
-    """The backbone whose blocks a policy copies. ValueError for another kind of model."""
+    """Return the network whose blocks a policy copies. ValueError for another kind of model."""
     if not isinstance(model.backbone, RADD):
         raise ValueError(
             f"policy=hidden_blocks copies blocks of RADD and {config.dlm.path} is none; use dit_projection"
@@ -114,9 +114,10 @@ def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
 
 
 def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
-    """Return the policy `init`, with a new value head where PPO needs one, and a new input where alpha is drawn and it has none.
+    """Return the policy `init`, with a new value head if PPO needs one, and a new input if alpha is drawn and it has none.
 
-    init_trust: a policy that learnt which tokens are right becomes, by its pick probabilities, a soft threshold at this trust.
+    init_trust: subtracts the log-odds of this value from the scores of a policy that was trained to predict which tokens
+    are right.
     """
     start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
     if config.init_trust is not None:
@@ -140,7 +141,7 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
 def build_policy_learning(
     config: DictConfig, model: MaskedLM, network: PolicyNetwork, task: Task, reward: Reward, group: Processes
 ) -> PolicyLearning:
-    """The algorithm of algorithm.name, which trains `network`. ValueError for settings that do not go together."""
+    """Return the algorithm algorithm.name, which trains `network`. ValueError for settings that cannot be combined."""
     check_policy_learning(network, task, reward, config)
     algorithm, training = config.algorithm, config.training
     clipped = algorithm.name in CLIPPED
@@ -151,7 +152,7 @@ def build_policy_learning(
 
 
 def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: DictConfig) -> None:
-    """Raises ValueError that names the settings."""
+    """Refuse settings that cannot be combined: ValueError names them."""
     name, training = config.algorithm.name, config.training
     if config.sampling.budgets is not None and reward.teacher_forced:
         raise ValueError(
@@ -174,7 +175,7 @@ def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, co
 
 
 def check_actions(network: PolicyNetwork, reward: Reward, config: DictConfig) -> None:
-    """Refuse actions that are unknown, and those that fit neither the network nor the reward. Raises ValueError."""
+    """Refuse unknown actions, and actions that do not fit the network or the reward: ValueError."""
     name = config.algorithm.name
     if config.eval.action not in FOR_SAMPLING:
         raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
@@ -194,7 +195,9 @@ def check_actions(network: PolicyNetwork, reward: Reward, config: DictConfig) ->
 
 
 def check_alphas(config: DictConfig, network: PolicyNetwork, reward: Reward) -> None:
-    """Refuse weights of speed that are negative, that the policy cannot read, or that it needs and does not get."""
+    """Refuse weights of speed that are negative, that the policy does not use, or that it needs and does not get:
+    ValueError.
+    """
     given, reads = alphas_of(config), network.alpha_embedding is not None
     if any(alpha < 0 for alpha in given):
         raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
@@ -208,7 +211,9 @@ def check_alphas(config: DictConfig, network: PolicyNetwork, reward: Reward) -> 
 
 
 def teaching_of(config: DictConfig) -> DictConfig | None:
-    """The settings of the teacher: the algorithm `imitation`, or a warm start with updates. None without a teacher."""
+    """Return the settings of the teacher: those of the algorithm `imitation`, or of a warm start with updates. None
+    without a teacher.
+    """
     name = config.algorithm.name
     warm = name in CLIPPED and config.algorithm.warm_start.updates
     return config.algorithm if name == "imitation" else config.algorithm.warm_start if warm else None
@@ -267,7 +272,9 @@ def build_reward(
     def mean_log_prob(
         tokens: Int[Tensor, "row position"], counted: Bool[Tensor, "row position"]
     ) -> Float[Tensor, "row"]:
-        """A mask that a training rollout left is judged as a start token, which hardly ever stands inside a text."""
+        """Return the judge's mean log-probability. Masks left by a training rollout are judged as start tokens, which are
+        rare inside a text.
+        """
         each = sequence_log_prob(judge, tokens.masked_fill(tokens == model.mask_id, judge.start_id))
         return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
 
@@ -277,7 +284,7 @@ def build_reward(
 def learned_reward(
     reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device, given: TextReward | None = None
 ) -> LearnedReward:
-    """reward.model and reward.judge, of texts. given: in place of reward.model."""
+    """Return reward.model and reward.judge, as rewards of texts. given: replaces reward.model."""
     if reward.model is None:
         raise ValueError(
             "reward=learned needs reward.model: a run of train-reward, vader, or another of rewards/models.py"
@@ -289,7 +296,7 @@ def learned_reward(
 
 
 def build_task(config: DictConfig, model: MaskedLM) -> Task:
-    """What `data` describes, as prompts for this model."""
+    """Return the task that `data` describes, as prompts for this model."""
     if config.data.kind == "sudoku":
         return PuzzleTask(config.data)
     if config.data.kind == "chain":
@@ -304,7 +311,7 @@ def build_task(config: DictConfig, model: MaskedLM) -> Task:
 
 
 def check_masked(config: DictConfig, model: MaskedLM) -> None:
-    """Refuse, before any work, a model that has no masks to choose among: ValueError."""
+    """Refuse, before any work, a causal model, which has no choice of positions: ValueError."""
     if model.causal:
         raise ValueError(
             f"dlm.path={config.dlm.path} is causal: it has one order and nothing to learn; give a masked model"
@@ -330,15 +337,18 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
 
 
 def same_tokens(model: MaskedLM, tokenizer: Any) -> bool:
-    """Whether ids of `tokenizer` mean the same to the model. A model that came without a tokenizer cannot tell: True."""
+    """Return whether ids of `tokenizer` have the same meaning for the model; True for a model without a tokenizer."""
     if model.tokenizer is None or tokenizer is None:
         return True
     return token_digest(tokenizer) == token_digest(model.tokenizer)
 
 
 def stored_config(model: MaskedLM, loss: str) -> dict:
-    """config.json of a loaded model that was trained further by `loss`: the dictionary of a causal model, or that of RADD or SEDD
-    with the name of the loss, which tells whether the sums of a SEDD's scores are trained."""
+    """Return config.json of a loaded model that was trained further by `loss`.
+
+    This is the dictionary of a causal model, or that of RADD or SEDD with the name of the loss, which decides whether the
+    sums of a SEDD's scores are trained.
+    """
     if isinstance(model, LlamaLM):
         return model.config
     config = model.backbone.config
@@ -348,7 +358,7 @@ def stored_config(model: MaskedLM, loss: str) -> dict:
 
 
 def rollout_settings(config: DictConfig) -> SamplerSettings:
-    """The sampler settings of `sampling`, of a run that trains the model by its own samples."""
+    """Return the sampler settings of `sampling`, for a run that trains the model by its own samples."""
     known = {entry.name for entry in fields(SamplerSettings)}
     values = OmegaConf.to_container(config.sampling, resolve=True)
     assert isinstance(values, dict)
@@ -356,7 +366,7 @@ def rollout_settings(config: DictConfig) -> SamplerSettings:
 
 
 def build_rollout_decoder(config: DictConfig, model: MaskedLM) -> Strategy:
-    """The decoder that `sampling` asks for: a rule or a policy. ValueError for samples that nothing can be learnt from."""
+    """Return the decoder of `sampling`: a rule or a policy. ValueError for samples that cannot be learned from."""
     if not config.sampling.temperature > 0:
         raise ValueError(
             f"sampling.temperature={config.sampling.temperature} writes the same text every time, and nothing can be learnt from "
@@ -366,7 +376,7 @@ def build_rollout_decoder(config: DictConfig, model: MaskedLM) -> Strategy:
 
 
 def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:
-    """Preferences to learn from, held-out ones, and how many rows were dropped, by reason."""
+    """Return preferences for training, held-out preferences, and the number of dropped rows by reason."""
     data = config.data
     return split_preferences(
         data.train, data.valid, cache_dir=data.cache_dir, count=data.count, valid_count=data.valid_count,
@@ -375,7 +385,7 @@ def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Prefer
 
 
 def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
-    """What every text begins with, how far it goes, and what it is weighed by."""
+    """Return the source of sequences: prompt, length, model, twist and target."""
     say_if_newline_is_spelled(config.prompt, "prompt")
     row = canvas_of(model, config.prompt)
     prompt = row[row != model.mask_id]
@@ -387,8 +397,9 @@ def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Sour
 
 
 def origin_of(config: DictConfig, source: Source) -> Origin:
-    """What exact samples of this run's target are of: its settings and, where these name a classifier or a reward that is a
-    directory, what that holds."""
+    """Return the origin of exact samples of this run's target: its settings, and digests of a classifier's or reward's
+    directory.
+    """
     words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
     for key in ("classifier", "reward"):
         folder = Path(reward_folder(shipped(str(config.target.get(key)))))

@@ -1,6 +1,6 @@
-"""From sampler settings to decoders: rules and policies, decoders guided by a reward, particle filters, SEDD's own samplers.
+"""Build decoders from sampler settings: rules and policies, reward-guided decoders, particle filters, SEDD's own samplers.
 
-Everything that is wrong with the settings, for this model and these prompts, is refused here, before any work.
+Settings that do not fit the model or the prompts are refused here, before any work.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ from twist.targets import Target, build_target, check_continuation, text_reward
 
 @dataclass(frozen=True)
 class Layout:
-    """What decoders that read a reward need to know of the canvases.
+    """The layout of canvases, for decoders that use a reward.
 
-    first: the position at which answers begin; length: positions of a canvas; opened: open positions of a canvas.
+    first: position at which answers begin; length: positions of a canvas; opened: open positions of a canvas.
     """
 
     first: int
@@ -95,7 +95,7 @@ class Layout:
 
     @classmethod
     def of(cls, prompts: Prompts, mask_id: int) -> Layout:
-        """Of prompts whose canvases are laid out alike."""
+        """Return the layout of prompts with equal layout."""
         open_positions = prompts.open_positions(mask_id)[0].nonzero().squeeze(1)
         return cls(int(open_positions[0]), prompts.canvas.shape[1], len(open_positions))
 
@@ -158,12 +158,12 @@ def build_options(
 
 
 def token_sampler(settings: SamplerSettings) -> TokenRule:
-    """The token sampler of strategies without a reward."""
+    """Return the token sampler of strategies without a reward."""
     return TokenRule(float(settings.temperature), float(settings.top_p), settings.top_k)
 
 
 def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
-    """A rule or a policy, and a token sampler."""
+    """Return a rule or a policy with a token sampler."""
     name = strategy_name(settings.strategy, model)
     if name in PREDICTORS:
         raise ValueError(
@@ -181,7 +181,7 @@ def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
 
 
 def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
-    """A rule of WHERE with its parameter."""
+    """Return a rule of WHERE with its parameter."""
     if name not in RULE_SETTINGS:
         return WHERE[name]()
     key = RULE_SETTINGS[name]
@@ -216,7 +216,9 @@ def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedL
 
 
 def build_score_decoder(settings: SamplerSettings, model: MaskedLM) -> ScoreDecoder:
-    """SEDD's own sampler. ValueError for settings that it does not have: it samples the distribution of the scores themselves."""
+    """Return SEDD's own sampler. ValueError for settings that it does not support: it samples the distribution of the
+    scores.
+    """
     name = strategy_name(settings.strategy, model)
     neutral = {"temperature": 1, "top_p": 1, "top_k": 0, "guidance": 0, "budget": None, "block_length": None, "cache": None,
                "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
@@ -240,7 +242,7 @@ def build_score_decoder(settings: SamplerSettings, model: MaskedLM) -> ScoreDeco
 def build_guided(
     settings: SamplerSettings, model: MaskedLM, layout: Layout, reward: TextReward | None = None
 ) -> Decoder:
-    """A decoder that is guided by a reward."""
+    """Return a decoder that is guided by a reward."""
     guide, name = settings.guide, str(settings.strategy)
     rule = WHERE[guided_rule(guide.unmask, model)]()
     if settings.confidence != "model":
@@ -280,7 +282,7 @@ def build_guided(
 def build_best_of(
     settings: SamplerSettings, model: MaskedLM, layout: Layout, rule: Unmasker, reward: TextReward | None
 ) -> Decoder:
-    """Strategies best_of_n and top_k, which draw among the k best tokens."""
+    """Return the decoder of strategies best_of_n and top_k, which draw among the k best tokens."""
     guide = settings.guide
     tokens = TokenRule(float(settings.temperature), float(settings.top_p), guide.k)
     if settings.strategy == "top_k":
@@ -292,14 +294,14 @@ def build_best_of(
 
 
 def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel | TextReward:
-    """The reward `settings.guide.reward`. ValueError where none is named."""
+    """Return the reward `settings.guide.reward`. ValueError if none is named."""
     if settings.guide.reward is None:
         raise ValueError(f"strategy {settings.strategy!r} needs a reward; give --reward RUN_OR_ID")
     return load_reward(shipped(settings.guide.reward), next(model.parameters()).device)
 
 
 def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, given: TextReward | None = None) -> Values:
-    """How the reward of the strategy reads candidates. given: in place of the reward that the settings name."""
+    """Return the evaluation of candidates by the strategy's reward. given: replaces the reward that the settings name."""
     guide, name = settings.guide, str(settings.strategy)
     if guide.read not in (None, *READS):
         raise ValueError(
@@ -355,7 +357,7 @@ def check_kind(strategy: str, kind: str, path: str, model: MaskedLM) -> None:
 
 
 def check_read(settings: SamplerSettings, same_tokens: bool, causal: bool) -> None:
-    """Refuse a way to read candidates that the reward does not allow: ValueError."""
+    """Refuse a mode of `read` that the reward does not allow: ValueError."""
     guide = settings.guide
     if guide.read in ("siblings", "rows") and not same_tokens:
         raise ValueError(
@@ -370,7 +372,7 @@ def check_read(settings: SamplerSettings, same_tokens: bool, causal: bool) -> No
 
 
 def requested_head(path: str | None, model: MaskedLM) -> VocabularyHead:
-    """The vocabulary head of this model. ValueError for one that was trained on another."""
+    """Return the vocabulary head of this model. ValueError for a head that was trained on another model."""
     if path is None:
         raise ValueError("strategy 'value_head' needs a vocabulary head; give --reward RUN")
     head = load_head(str(path), next(model.parameters()).device)
@@ -408,7 +410,7 @@ def template_of(reward: RewardModel, first: int, ends: Sequence[int]) -> Templat
 def score_finished(
     reward: RewardModel | TextReward, model: MaskedLM, first: int
 ) -> Callable[[Int[Tensor, "row position"], Int[Tensor, "row"] | None], Float[Tensor, "row"]]:
-    """The reward of finished canvases, as an evaluation of their texts gives it."""
+    """Return the reward of finished canvases, equal to that of their texts in an evaluation."""
     if not isinstance(reward, TextReward):
         raise ValueError(f"a {type(reward).__name__} scores no finished texts; give another reward")
 
@@ -423,7 +425,7 @@ def score_finished(
 
 
 def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple[list[str], list[bool]]:
-    """The answers up to their end (dlm/ends.py), and whether each came to it."""
+    """Return the answers up to their end (dlm/ends.py), and whether each has an end token."""
     ends, free = end_tokens(model.tokenizer), torch.ones_like(answers, dtype=torch.bool)
     return texts_of(answers, before_end(answers, free, ends), model.tokenizer), has_end(answers, free, ends).tolist()
 
@@ -432,14 +434,14 @@ def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple
 
 
 def twist_description(settings: SMCSettings) -> dict[str, Any]:
-    """What the twist was learnt for: model, prompt and length, the defaults of what is sampled. ValueError without a twist."""
+    """Return the twist's description: its model, prompt and length are defaults of sampling. ValueError without a twist."""
     if settings.twist is None:
         raise ValueError("strategy twisted_smc needs a twist; give --twist RUN, a run of train-twist")
     return read_about(twist_directory(settings.twist))
 
 
 def check_smc(settings: SMCSettings) -> None:
-    """Refuse unknown names, and an exponent that the base proposal does not read: ValueError."""
+    """Refuse unknown names, and an exponent with the base proposal: ValueError."""
     if settings.proposal == "base" and settings.exponent != 1:
         raise ValueError(
             f"proposal base is not bent by the twist, and sampler.smc.exponent={settings.exponent} says how much; leave one out"
@@ -460,7 +462,7 @@ def build_particles(
     suffix: str | None,
     reward: TextReward | None = None,
 ) -> ParticleDecoder:
-    """A particle filter: twisted SMC, or Feynman-Kac steering."""
+    """Return a particle filter: twisted SMC, or Feynman-Kac steering."""
     smc = settings.smc
     check_smc(smc)
     if settings.stop:
@@ -482,21 +484,21 @@ def build_particles(
 
 
 def particle_rule(settings: SamplerSettings, model: MaskedLM, default: str) -> Strategy:
-    """The rule and the token sampler of the particles."""
+    """Return the rule and the token sampler of the particles."""
     return build_rule_decoder(replace(settings, strategy=settings.smc.unmask or default), model)
 
 
 def particle_decoder(
     smc: SMCSettings, parts: Callable[[int], tuple[Proposal, Potential]], model: MaskedLM
 ) -> ParticleDecoder:
-    """A particle decoder with these settings."""
+    """Return a particle decoder with these settings."""
     return ParticleDecoder(parts, smc.particles, smc.resample, smc.scheme, smc.interval, smc.pick, model)
 
 
 def build_steering(
     settings: SamplerSettings, model: MaskedLM, layout: Layout, seed: int, given: TextReward | None = None
 ) -> ParticleDecoder:
-    """Feynman-Kac steering."""
+    """Return Feynman-Kac steering."""
     smc, reward = settings.smc, given or settings.guide.reward
     if smc.twist is not None:
         raise ValueError(
@@ -523,7 +525,7 @@ def build_steering(
 def build_twisted(
     settings: SamplerSettings, model: MaskedLM, twist: TwistModel, target: Target, given: Int[Tensor, "*token"] | None
 ) -> ParticleDecoder:
-    """Twisted SMC. given: what the twist is conditioned on."""
+    """Return twisted SMC. given: the condition of the twist."""
     smc, of_state = settings.smc, twist.state_head is not None
     kind = smc.proposal or ("tokens" if model.causal or of_state else "joint")
     if kind == "joint" and (model.causal or smc.unmask is not None):
@@ -558,7 +560,7 @@ def build_twisted(
 def twist_condition(
     settings: SamplerSettings, model: MaskedLM, about: dict[str, Any], layout: Layout, suffix: str | None
 ) -> Int[Tensor, "*token"] | None:
-    """What the twist is conditioned on: for infilling the tokens that follow (`suffix`), or a class; None: nothing."""
+    """Return the condition of the twist: for infilling the tokens of `suffix`, or a class; None without a condition."""
     condition, device, label = about["twist"]["condition"], next(model.parameters()).device, settings.smc.label
     if condition == "class":
         classes = about["twist"]["classes"]

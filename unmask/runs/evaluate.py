@@ -78,7 +78,7 @@ class Job:
 
 
 def configuration(arguments: argparse.Namespace) -> DictConfig | None:
-    """The run's, or that of --config. ValueError for what is neither a run nor a configuration."""
+    """Return the configuration of the run, or of --config. ValueError for what is neither a run nor a configuration."""
     asked = arguments.config
     if asked is None and arguments.run is None:
         return None
@@ -102,7 +102,9 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
 
 
 def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, dataset: str) -> AnswerSettings:
-    """What the command line says, else the configuration, else the data set's own length and no blocks."""
+    """Return the decoding settings: of the command line, else of the configuration, else the data set's own length and no
+    blocks.
+    """
     known = OmegaConf.create() if config is None else config
     cache = arguments.cache or OmegaConf.select(known, "sampling.cache")
     said = {
@@ -124,7 +126,7 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
 def settings_of(
     job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str, model: str
 ) -> dict:
-    """What decides the samples of a job. model: digest of the weights of the one at model_path."""
+    """Return the settings that decide the samples of a job. model: digest of the weights of the model at model_path."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
@@ -136,7 +138,9 @@ def settings_of(
 
 
 def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> list[Question]:
-    """What a job asks. ValueError for a question that does not fit the model, or whose answer cannot be judged here."""
+    """Return the questions of a job. ValueError for a question that does not fit the model, or that cannot be verified
+    here.
+    """
     count = arguments.n_test or (512 if job.dataset == "chain" else None)
     questions = load_questions(job.dataset, "test", arguments.data_dir, count, arguments.math_by)
     check_runnable(questions, arguments.unsandboxed)
@@ -148,13 +152,13 @@ def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> li
 
 
 def strategy_of(job: Job, arguments: argparse.Namespace) -> Strategy:
-    """The rule or policy of a job, with its token sampler."""
+    """Return the rule or policy of a job, with its token sampler."""
     rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
     return Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
 
 
 def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: argparse.Namespace) -> float:
-    """Mean equivalent evaluations of a question: the FLOP of everything that decodes a few of them, evenly spaced."""
+    """Return the mean equivalent evaluations of a question, from a few questions, evenly spaced."""
     few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
     prompts = canvases(model, few, job.decoding.length).to(next(model.parameters()).device)
     options, strategy = job.decoding.options(model), strategy_of(job, arguments)
@@ -169,7 +173,7 @@ def evaluate(
     arguments: argparse.Namespace,
     group: Processes,
 ) -> int:
-    """Answer this process's part of the questions that have no answer yet; a line each goes to its file. Returns their number."""
+    """Answer this process's share of the unanswered questions, one line of a file each. Returns their number."""
     directory = Path(arguments.save_path) / job.directory
     check_beside(directory, settings, (*IDENTITY, "model", "weights", "seed"), OF_DATA)
     done = begin(directory, settings, group)
@@ -189,8 +193,10 @@ def evaluate(
 
 
 class Writer:
-    """A line for every row of a batch at the step at which it finishes. Its seconds, on the wall clock and of the CPU, are its
-    share of the batch's: those of each step, by the rows that took it."""
+    """Writes a line for every row of a batch at the step at which it finishes.
+
+    Its seconds (wall clock and CPU) are its share of the batch's: those of each step, divided by the number of active rows.
+    """
 
     def __init__(
         self, asked: list[Question], rows: list[int], prompt_length: int,
@@ -238,7 +244,9 @@ class Writer:
 
 
 def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
-    """What `work` returns, once every process has done it; None where one could not: it says why, and other jobs still count."""
+    """Return the result of `work` once every process has done it; None if one failed, which prints its reason while other
+    jobs go on.
+    """
     found = None
     try:
         found = work()
@@ -257,7 +265,7 @@ FLAGS = {
 
 
 def check_idle(arguments: argparse.Namespace, names: list[str]) -> None:
-    """Refuse flags that change nothing of what is evaluated, or of the data sets `names`. ValueError names them."""
+    """Refuse flags that have no effect on the evaluated rules or on the data sets `names`: ValueError names them."""
     strategy = ALIASES.get(arguments.strategy, arguments.strategy) or "policy"
     unread = [] if arguments.run else ["checkpoints"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
@@ -274,7 +282,7 @@ def check_idle(arguments: argparse.Namespace, names: list[str]) -> None:
 
 
 def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
-    """The data sets and seeds asked for. ValueError for what no evaluation could have, before any work."""
+    """Return the requested data sets and seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
     check_confidence(
@@ -347,8 +355,7 @@ Results = dict[tuple[str, str], list[tuple[dict, list[dict]]]]  # of each rule a
 
 
 def with_earlier(results: Results, base: Path) -> Results:
-    """These results behind those of evaluations that `base` held before, other seeds of a rule beside its earlier ones. What was
-    evaluated again replaces its older result."""
+    """Return these results together with earlier ones in `base`. A repeated evaluation replaces its older result."""
     merged: Results = {}
     repeated = {(*key, row["seed"]) for key, rows in results.items() for row, _ in rows}
     for one in finished_in(base):
@@ -361,7 +368,7 @@ def with_earlier(results: Results, base: Path) -> Results:
 
 
 def report(results: Results, base: Path, title: str) -> None:
-    """Both tables, the plot, and the summary on the terminal."""
+    """Write both tables and the plot, and print the summary."""
     write_csv([row for own in results.values() for row, _ in own], base / "detailed_results.csv")
     summary = [summary_row([row for row, _ in own], [records for _, records in own]) for own in results.values()]
     write_csv(summary, base / "summary_statistics.csv")

@@ -55,7 +55,7 @@ def sampler_settings(config: DictConfig) -> SamplerSettings:
 
 
 def check_read(config: DictConfig, given: dict[str, str]) -> None:
-    """Refuse a setting that nothing reads under this configuration. Raises ValueError.
+    """Refuse a setting that has no effect under this configuration: ValueError.
 
     Args:
         given: key of the configuration -> its name on the command line, of each that the user gave. Defaults do not count.
@@ -107,9 +107,10 @@ def check(config: DictConfig) -> None:
 
 @dataclass
 class Prepared:
-    """Everything that one command decodes with.
+    """Model, decoder and canvas of one command.
 
-    path: of the model; settings: of the sampler, with the strategy that is used; canvas: one row, from which every sample starts.
+    path: of the model; settings: of the sampler, with the strategy that is used; canvas: one row, from which every sample
+    starts.
     """
 
     path: str
@@ -126,13 +127,13 @@ class Prepared:
 
     @property
     def copies(self) -> int:
-        """Rows that decode one sample."""
+        """Number of rows that decode one sample."""
         if isinstance(self.decoder, ParticleDecoder):
             return self.decoder.particles
         return self.decoder.count if isinstance(self.decoder, BestOf) else 1
 
     def prompts(self, rows: int) -> Prompts:
-        """The prompts of so many samples."""
+        """Return the prompts of `rows` samples."""
         # Policies learn on the response alone; the clues of boards are everywhere.
         by_policy = self.settings.strategy == "policy" and self.board is None
         behind_prompt = by_policy or self.options.block_length is not None or self.options.cache is not None
@@ -140,11 +141,11 @@ class Prepared:
         return Prompts(self.canvas.expand(rows, -1), prompt_length=first)
 
     def decode_ids(self, ids: list[int]) -> str:
-        """Token ids as text; without a tokenizer the ids."""
+        """Return token ids as text; without a tokenizer the ids."""
         return self.model.tokenizer.decode(ids) if self.model.tokenizer else " ".join(map(str, ids))
 
     def decode(self, rows: Int[Tensor, "row"], seed: int, on_step: OnStep | None = None) -> Samples:
-        """The samples of these numbers."""
+        """Return the samples with these numbers."""
         return self.decoder.decode(self.model, self.prompts(len(rows)), self.options, seed, rows, on_step=on_step)
 
 
@@ -173,9 +174,10 @@ def prepare(config: DictConfig) -> Prepared:
 
 
 def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int[Tensor, "position"]:
-    """The canvas that the texts of the configuration ask for.
+    """Return the canvas of the configuration's texts.
 
-    about: what a twist was learnt for, whose prompt and length are the defaults.
+    Args:
+        about: description of a twist, whose prompt and length are the defaults.
     """
     given = {key: None if config[key] is None else str(config[key]) for key in ("prefix", "suffix", "template")}
     if about is not None and given["prefix"] is None and given["template"] is None:
@@ -194,9 +196,10 @@ def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int
 def draw_samples(
     config: DictConfig, keep: Callable[[Samples, list[str]], None] | None = None
 ) -> tuple[list[Samples], list[str], dict]:
-    """Samples, one entry a batch; their texts; and the record of quality and cost. Raises ValueError before any work.
+    """Return samples (one entry per batch), their texts, and the record of quality and cost. ValueError before any work.
 
-    keep: called with each batch and its texts as it is done.
+    Args:
+        keep: is called with each batch and its texts when it is done.
     """
     prepared = prepare(config)
     model, device = prepared.model, prepared.canvas.device
@@ -255,7 +258,7 @@ def decode_batches(
 def record_of(
     prepared: Prepared, config: DictConfig, batches: list[Samples], texts: list[str], judge: Judge | None
 ) -> dict:
-    """Quality and cost of all samples, and the configuration that made them."""
+    """Return quality and cost of all samples, and the configuration."""
     model, settings = prepared.model, prepared.settings
     tokens, counted = (torch.cat([getattr(batch, name) for batch in batches]).cpu() for name in ("tokens", "counted"))
     used = config.copy()
@@ -286,7 +289,9 @@ def record_of(
 
 
 def particle_record(batches: list[Samples]) -> dict:
-    """Figures of particle filters, empty without them: log Z and log potential of each sample (None: -inf), and means."""
+    """Return figures of particle filters, empty without them: log Z and log potential of each sample (None: -inf), and
+    means.
+    """
     found = [batch.particles for batch in batches if batch.particles is not None]
     if not found:
         return {}
@@ -303,8 +308,11 @@ def particle_record(batches: list[Samples]) -> dict:
 
 
 class SampleFiles:
-    """DIR/sample_N.txt, and a line of DIR/samples.jsonl, for each sample: its tokens, and the step at which each was written (-1:
-    given). They are on disk as soon as their batch is done, whatever happens afterwards."""
+    """DIR/sample_N.txt and a line of DIR/samples.jsonl for each sample: its tokens, and the step of each commit (-1:
+    prompt).
+
+    They are written as soon as their batch is done.
+    """
 
     def __init__(self, directory: Path):
         self.directory, self.count = make_directory(directory, f"--out {directory}"), 0
@@ -315,7 +323,7 @@ class SampleFiles:
         return self.directory / "samples.jsonl"
 
     def add(self, batch: Samples, texts: list[str]) -> None:
-        """Raises Unwritable; the samples before stay."""
+        """Write a batch. Raises Unwritable; earlier samples stay."""
         columns = (getattr(batch, name).tolist() for name in ("tokens", "written_at", "evaluations"))
         for text, tokens, written_at, nfe in zip(texts, *columns, strict=True):
             row = {"sample": self.count, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
@@ -325,7 +333,7 @@ class SampleFiles:
 
 
 def cost_line(record: dict) -> str:
-    """CPU time of everything that decoded, and its FLOP in evaluations of the model where they were counted."""
+    """Return CPU time of the decoding, and its FLOP in evaluations of the model if they were counted."""
     line = f"{record['cpu_seconds'] / record['samples']:.3g} CPU s a sample"
     if "equivalent_evaluations" in record:
         line = f"{record['equivalent_evaluations']:.1f} equivalent evaluations, {line}"
@@ -333,7 +341,7 @@ def cost_line(record: dict) -> str:
 
 
 def summary(record: dict) -> str:
-    """The figures for a reader."""
+    """Return the figures as text."""
     perplexity = "not computed"
     if record["gen_ppl"] is not None:
         perplexity = f"{record['gen_ppl']:.2f} (judge {record['judge']}, on {record['ppl_on']})"
@@ -368,7 +376,7 @@ def summary(record: dict) -> str:
 
 
 def run(config: DictConfig) -> None:
-    """Sample, print and write what the configuration asks for."""
+    """Sample, print and write, by the configuration."""
     record_file = None if config.json in (None, "-") else Path(config.json)
     if record_file is not None and record_file.is_dir():
         raise ValueError(f"--json {config.json} is a directory; give a file")
