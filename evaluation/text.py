@@ -26,7 +26,7 @@ from dlm.checkpoints.smollm2 import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.encoding import batch_ids, check_embedded, is_text_tokenizer
 from rewards.measures import distinct_n, unigram_entropy
 from rewards.models import position_limit
-from training.hub import hide_weight_bars, prepare
+from training.hub import hide_weight_bars, prepare, shipped
 from training.storage import check_files
 from training.stored import read_json_object
 from training.usage import readable
@@ -67,7 +67,7 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
         except ValueError as error:
             raise JudgeMissing(f"the judge {error}") from error
     else:
-        source, options = name, {"cache_dir": cache_dir}
+        source, options = shipped(name), {"cache_dir": cache_dir}
     try:
         prepare(source, "judge")
     except ValueError as error:

@@ -27,12 +27,17 @@ OLD_IDS = (
 )  # fmt: skip
 ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 ROOT = Path(__file__).parents[1]
+ALIASES = {"example/stories_policy": "example/014609", "example/stories_policy_mlp": "example/014609_hidden_mlp"}
 SHIPPED = {folder.name: f"example/{folder.name}" for folder in (ROOT / "example").glob("*/")}
 SECONDS = 5.0  # for which the hub is waited for, once in a process
 
 
 def shipped(path: str) -> str:
-    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged."""
+    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged.
+
+    Some folders have a second name that says what they hold (`ALIASES`).
+    """
+    path = ALIASES.get(path.rstrip("/"), path)
     return str(ROOT / path) if path.startswith("example/") else path
 
 

@@ -128,7 +128,7 @@ class Generation:
         """
         loaded = None
         if judge is not None:
-            loaded = replace(load_judge(shipped(judge), str(self.model.device)), name=judge)
+            loaded = load_judge(judge, str(self.model.device))
         tokens, counted = self.samples.tokens.cpu(), self.samples.counted.cpu()
         record = quality(tokens, self.texts, loaded, self.model.tokenizer, counted)
         board = isinstance(self.model.tokenizer, BoardTokenizer)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from dlm.checkpoints.files import fetch, is_there, read_config
 from dlm.checkpoints.smollm2 import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.checkpoints.weights import stored, stored_names, unwrapped, weight_files
+from training.hub import shipped
 from training.storage import load_checkpoint, load_pickled
 from training.stored import plain_description
 from training.usage import readable
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,3 @@ def resolve(path: str | Path) -> CheckpointSource:
     if (given / ".hydra").is_dir() and not (given / "config.json").is_file():  # with config.json: a directory to share
         return CheckpointSource(name, str(given / "model"), given, given / "checkpoints-meta" / "checkpoint.pth")
     return CheckpointSource(name, name)
-
-
-def shipped(path: str) -> str:
-    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged."""
-    return str(ROOT / path) if path.startswith("example/") else path

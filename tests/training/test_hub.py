@@ -1,6 +1,7 @@
 """Names that are no ids of the hub, and a hub out of reach: one sentence, and no waiting for each file."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,10 @@ def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsy
     )
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and told[0].startswith("gsm8k: ") and not (tmp_path / "out").exists()
+
+
+def test_a_shipped_folder_may_have_a_second_name():
+    for alias, folder in training.hub.ALIASES.items():
+        path = training.hub.shipped(folder)
+        assert training.hub.shipped(alias) == training.hub.shipped(alias + "/") == path and Path(path).is_dir()
+        assert not (training.hub.ROOT / alias).exists()
