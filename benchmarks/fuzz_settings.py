@@ -32,9 +32,12 @@ from unittest import mock
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from rl.settings import PreferenceRunSettings, RewardRunSettings
+from training.fields import Settings
 from training.ranges import ROWS, Whole
-from training.settings import check_settings
 from training.usage import CONFIGS, composed, exit_on_bad_input
+from twist.settings import TwistTrainingSettings
+from unmask.build import read_settings
 from unmask.runs import guide, train_dlm, train_policy, train_preference, train_reward, train_rl, train_twist
 from unmask.runs import sample as sample_run
 
@@ -77,12 +80,11 @@ CASES: dict[str, list[list[str]]] = {
 PLACES = ("run_dir", "resume", "out", "json", "data.cache_dir", "prompts.cache_dir", "wandb")  # where a run would write
 
 
-def checks(command: Callable[[DictConfig], Any], name: str) -> Callable[[DictConfig], Any]:
+def checks(command: Callable[[Any], Any], cls: type[Settings]) -> Callable[[DictConfig], Any]:
     """The checks of a command without its work."""
 
     def run(config: DictConfig) -> None:
-        check_settings(config, name)
-        command(config)
+        command(read_settings(cls, config))
 
     return run
 
@@ -91,9 +93,9 @@ COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
     "train_dlm": lambda config: train_dlm.run(config, []),
     "train_policy": lambda config: train_policy.run(config, []),
     "train_rl": lambda config: train_rl.run(config, []),
-    "train_twist": checks(train_twist.check_twist, "train_twist"),
-    "train_reward": checks(train_reward.check_reward, "train_reward"),
-    "train_preference": checks(train_preference.check_preference, "train_preference"),
+    "train_twist": checks(train_twist.check_twist, TwistTrainingSettings),
+    "train_reward": checks(train_reward.check_reward, RewardRunSettings),
+    "train_preference": checks(train_preference.check_preference, PreferenceRunSettings),
     "guide": guide.check_guide_run,
     "sample": sample_run.draw_samples,
 }

@@ -33,11 +33,12 @@ from samplers.fk import Steering
 from samplers.smc import Particles, Plain, Trajectories, particle_filter
 from training.hub import shipped
 from training.ranges import Whole
-from training.stored import description
+from training.stored import plain_description
 from twist.bounds import Estimate, Posterior, load_posterior
 from twist.network import load_twist, twist_directory
 from twist.objectives import PROPOSAL_ONLY
 from twist.paths import rows_of
+from twist.settings import stored_twist_settings
 from twist.source import Source, collect_posterior
 from twist.tail import with_tail
 from twist.targets import RewardTarget
@@ -56,8 +57,8 @@ WAYS = {  # name: proposal, resampling; of steering the reward of each state tak
 
 def loaded(path: str) -> tuple[Source, Posterior, str]:
     """What a run learnt, the exact samples of its target, and the method that it learnt by."""
-    config = description(File(path) / ".hydra" / "config.yaml")
-    model = with_tail(load_model(shipped(config.dlm.path))[0], config.target)
+    config = stored_twist_settings(plain_description(File(path) / ".hydra" / "config.yaml"))
+    model = with_tail(load_model(shipped(config.dlm.path))[0], config.target.values())
     twist, about = load_twist(twist_directory(path), model)
     source = build_source(config, model, twist)
     file = File(config.posterior.path or File(path) / POSTERIOR)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.answers import AnswerRows, encode_pairs, is_answers, row_text, split_pairs
 from data.chain import ChainRows, chain_tokenizer
+from data.settings import ChainSettings, DataSettings, GridSettings, TextSettings
 from data.sudoku import SudokuStream, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 from dlm.board import BoardTokenizer
@@ -50,7 +50,7 @@ class SudokuPuzzleRows(SudokuRows):
         return puzzles["solutions"], puzzles["clues"]
 
 
-def text_tokenizer(data: DictConfig):
+def text_tokenizer(data: TextSettings):
     """Return the tokenizer of data.tokenizer: a directory or hub id; `bpe:N` trains one of N tokens on data.train."""
     if str(data.tokenizer).startswith("bpe:"):
         if is_answers(data.train):
@@ -76,16 +76,15 @@ def end_of_text(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def answer_rows(data: DictConfig, length: int, seed: int, tokenizer) -> tuple[EndlessRows, Int[Tensor, "row position"]]:
+def answer_rows(
+    data: TextSettings, length: int, seed: int, tokenizer
+) -> tuple[EndlessRows, Int[Tensor, "row position"]]:
     """Return rows of questions and answers, and held-out rows.
 
     data.given (question by default): `nothing` masks whole rows, as in pre-training. data.longer (drop by default): `cut`
     cuts the end of long rows.
     """
-    given, longer = OmegaConf.select(data, "given") or "question", OmegaConf.select(data, "longer") or "drop"
-    for key, value, known in (("given", given, ("question", "nothing")), ("longer", longer, ("drop", "cut"))):
-        if value not in known:
-            raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
+    given, longer = data.given or "question", data.longer or "drop"
     eos, parts = end_of_text(tokenizer), split_pairs(data.train, data.valid or data.train, data.cache_dir)
     train, valid = (encode_pairs(pairs, tokenizer, length, eos, longer == "cut") for pairs in parts)
     held_out = valid[0][: data.valid_rows]
@@ -107,7 +106,7 @@ def hold_out(texts: datasets.Dataset, name: str) -> tuple[datasets.Dataset, data
     return texts.select(range(len(texts) - held_out)), texts.select(range(len(texts) - held_out, len(texts)))
 
 
-def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
+def training_data(data: DataSettings, length: int, seed: int, tokenizer=None):
     """Return (rows, held-out rows Int[row, position], tokenizer).
 
     data.kind: sudoku, chain, or text (data.packing documents or pack; questions with answers if data.train names some:
@@ -117,8 +116,8 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
     Args:
         tokenizer: of the model that is trained further; None uses the one that `data` names.
     """
-    if data.kind == "sudoku":
-        box = tuple(data.box)
+    if isinstance(data, GridSettings):
+        box = (data.box[0], data.box[1])
         stream = SudokuStream(make(box, data.base_grids, data.base_clues, seed=1, split="train"), box)
         rows = (SudokuPuzzleRows if data.keep_clues else SudokuRows)(stream, seed)
         return (
@@ -126,10 +125,17 @@ def training_data(data: DictConfig, length: int, seed: int, tokenizer=None):
             make(box, data.valid_grids, data.base_clues, seed=2, split="test")["solutions"],
             BoardTokenizer(box),
         )
-    if data.kind == "chain":
+    if isinstance(data, ChainSettings):
         rows = ChainRows(data.steps, data.answer_length, data.keep, seed, data.fewest_steps)
         valid = rows.rows(data.valid_rows, torch.Generator().manual_seed(2), held_out=True)
         return rows, valid, chain_tokenizer()
+    if not isinstance(data, TextSettings):
+        raise ValueError(f"data.kind={data.kind} has no training rows; use text, sudoku (data=sudoku) or chain")
+    return text_rows(data, length, seed, tokenizer)
+
+
+def text_rows(data: TextSettings, length: int, seed: int, tokenizer=None):
+    """`training_data` of texts, or of questions with answers."""
     tokenizer = tokenizer or text_tokenizer(data)
     if is_answers(data.train):
         return *answer_rows(data, length, seed, tokenizer), tokenizer

@@ -31,7 +31,7 @@ HELD_OUT = Number(0, 1, open_low=True, open_high=True)
 class DataSettings(Settings):
     """What all kinds of data have."""
 
-    prefix: ClassVar[str] = "data."
+    place: ClassVar[str] = "data."
     kind: str = setting("text", NAME, "the kind of data: text, sudoku, chain, questions or pairs")
 
 
@@ -169,7 +169,7 @@ SECTION = Kinds("kind", {**DATA, "sudoku, of a backbone": GridSettings}, TextSet
 class PreferenceDataSettings(Settings):
     """Preference pairs of texts (data/preferences.py)."""
 
-    prefix: ClassVar[str] = "data."
+    place: ClassVar[str] = "data."
     train: str = setting(
         REQUIRED, NAME, 'tldr, hh, or JSONL with a line {"prompt":, "chosen":, "rejected":} for each pair'
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.answers import AnswerRows
@@ -26,6 +25,7 @@ from data.questions import (
     right,
 )
 from data.rows import training_data
+from data.settings import ChainSettings, PuzzleSettings, QuestionSettings, TextSettings
 from data.sudoku import SudokuStream, blanked, make
 from data.text import EndlessRows
 from dlm.board import BoardTokenizer
@@ -75,8 +75,8 @@ class Task:
 class PuzzleTask(Task):
     """Sudoku with unique solutions, with `clues` clues or (null) minimal. Held-out puzzles are of other grid classes."""
 
-    def __init__(self, data: DictConfig):
-        self.box = tuple(data.box)
+    def __init__(self, data: PuzzleSettings):
+        self.box = (data.box[0], data.box[1])
         self.stream = SudokuStream(
             make(self.box, data.base_puzzles, data.clues, seed=data.seed, split="train"), self.box
         )
@@ -106,7 +106,7 @@ class TextTask(Task):
     first of which fills the rest.
     """
 
-    def __init__(self, data: DictConfig, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
+    def __init__(self, data: TextSettings, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):
         self.length, self.mask_id = length, mask_id
         self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
         self.valid_rows = valid
@@ -149,7 +149,7 @@ class ChainTask(Task):
 
     ends = (EOS,)
 
-    def __init__(self, data: DictConfig, valid_rows: int):
+    def __init__(self, data: ChainSettings, valid_rows: int):
         self.steps, self.length, self.keep = data.steps, data.answer_length, data.keep
         self.prompt = prompt_length(data.steps)
         self.tokenizer = chain_tokenizer()
@@ -198,16 +198,15 @@ class QuestionTask(Task):
     """Questions with known answers (data/questions.py) of one or several data sets, drawn from their union without
     repeats.
 
-    `rows["question"]` and `rows["dataset"]` identify each prompt, so that each row gets the reward of its data set. data:
-    datasets, data_dir, count, answer_length (positions to generate), max_prompt_length, valid_rows (held out of the
-    training questions), math_by (comparison of MATH answers: verify or string), unsandboxed (programs run without a
-    sandbox). Prompts longer than max_prompt_length tokens are left out and counted, never cut.
+    `rows["question"]` and `rows["dataset"]` identify each prompt, so that each row gets the reward of its data set.
+    Prompts longer than
+    data.max_prompt_length tokens are left out and counted, never cut.
 
     Raises:
         ValueError: shows a question that does not fit the model's context or contains the mask token.
     """
 
-    def __init__(self, model: PromptReader, data: DictConfig, seed: int):
+    def __init__(self, model: PromptReader, data: QuestionSettings, seed: int):
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and questions are text; add tokenizer.json to it")
         self.model, self.tokenizer, self.length = model, model.tokenizer, data.answer_length

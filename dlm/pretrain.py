@@ -13,13 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig
 from torch import Tensor
 
 from dlm.adapt import ahead_at
 from dlm.causal_lm import CausalLM
 from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
 from dlm.noise import Noise
+from dlm.settings import PretrainingSettings
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
 from training.learner import new_learner
 from training.processes import Processes
@@ -177,7 +177,7 @@ def evaluate(
     return total / len(valid)
 
 
-def check_training(model: MaskedLM, config: DictConfig, processes: Processes) -> None:
+def check_training(model: MaskedLM, config: PretrainingSettings, processes: Processes) -> None:
     """Refuse an unknown loss, a loss that does not fit the model, and a batch that does not divide: ValueError, before a
     run directory is created.
     """
@@ -209,12 +209,14 @@ class Pretraining(Algorithm):
     weights = "model"
 
     def __init__(
-        self, model: MaskedLM, noise: Noise | None, rows: RowStream, valid: Int[Tensor, "row position"], config: DictConfig,
-        processes: Processes, save: Callable[[Path, int], dict[str, float]], anneal: int = 0,
+        self, model: MaskedLM, noise: Noise | None, rows: RowStream, valid: Int[Tensor, "row position"],
+        config: PretrainingSettings, processes: Processes, save: Callable[[Path, int], dict[str, float]], anneal: int = 0,
     ):  # fmt: skip
         self.model, self.noise, self.rows, self.valid, self.config = model.train(), noise, rows, valid, config
         self.save, self.anneal, self.recorded_every = save, anneal, config.training.log_freq
-        self.learner = new_learner(model, config.optim, config.training.n_iters, config.training.ema, processes)
+        ema = config.training.ema
+        assert ema is not None, "the length of the run decides it"
+        self.learner = new_learner(model, config.optim, config.training.n_iters, ema, processes)
 
     def iteration(self, step: int) -> dict[str, float]:
         training, rows, processes = self.config.training, self.rows, self.learner.processes

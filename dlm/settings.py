@@ -41,7 +41,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class SourceSettings(Settings):
     """Where a model is loaded from."""
 
-    prefix: ClassVar[str] = "dlm."
+    place: ClassVar[str] = "dlm."
     path: str = setting("example/stories", NAME, "a shipped model, a directory, a run, or an id of the hub")
     model_type: str | None = setting(
         None, Maybe(NAME), "family of the checkpoint (llada, Dream, sedd, ...); null: as its config.json says"
@@ -52,7 +52,7 @@ class SourceSettings(Settings):
 class ShapeSettings(Settings):
     """The shape of a new network; a head is hidden_size / n_heads wide."""
 
-    prefix: ClassVar[str] = "model."
+    place: ClassVar[str] = "model."
     kind: str = setting("radd", KIND, "the network: radd, sedd, llada or causal")
     hidden_size: int = setting(768, SIZE, "width of the hidden states")
     n_blocks: int = setting(12, SIZE, "transformer blocks")
@@ -102,7 +102,7 @@ SHAPES = Kinds("kind", {"radd": RaddShape, "sedd": SeddShape, "llada": LladaShap
 class NoiseSettings(Settings):
     """The noise schedule of a new backbone."""
 
-    prefix: ClassVar[str] = "noise."
+    place: ClassVar[str] = "noise."
     type: str = setting("loglinear", OneOf(("loglinear", "geometric")), "loglinear or geometric")
     sigma_min: float | int = setting(1e-4, Number(0, 1000, open_low=True), "smallest noise level of type geometric")
     sigma_max: float | int = setting(20, Number(0, 1000, open_low=True), "largest noise level of type geometric")
@@ -112,7 +112,7 @@ class NoiseSettings(Settings):
 class AdaptSettings(Settings):
     """How a causal model becomes a masked-diffusion model."""
 
-    prefix: ClassVar[str] = "adapt."
+    place: ClassVar[str] = "adapt."
     length: int | None = setting(256, Maybe(LENGTH), "positions of the canvas; null: the context of the model")
     anneal: int = setting(1000, COUNT_OR_NONE, "updates in which attention opens from causal to full; 0: full at once")
 
@@ -121,7 +121,7 @@ class AdaptSettings(Settings):
 class LoraSettings(Settings):
     """Low-rank updates in place of all weights."""
 
-    prefix: ClassVar[str] = "lora."
+    place: ClassVar[str] = "lora."
     rank: int | None = setting(None, Maybe(SIZE), "rank of the updates; null: train all weights")
     alpha: float | int = setting(32, ABOVE_0, "the updates are scaled by alpha / rank")
     dropout: float | int = setting(0.0, PART, "probability of dropout in front of the updates")
@@ -130,6 +130,11 @@ class LoraSettings(Settings):
         Either(NAME, ListOf(NAME, "[q_proj,v_proj]")),
         "linear layers that get an update, by name; train-preference also takes all-linear",
     )
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the layers that get an update."""
+        return [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
 
 
 @dataclass

@@ -30,16 +30,16 @@ from statistics import fmean, median, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from evaluation.intervals import Z95
 from evaluation.metrics import finite
 from evaluation.report import print_table, save_figure, style, write_csv
 from training.files import make_directory, write_text
 from training.ranges import Number
-from training.stored import description, read_json
+from training.stored import plain_description, read_json, value_at
 from training.usage import exit_on_bad_input, readable
 from twist.algorithms import condition_of
+from twist.settings import target_settings
 
 NAMES = {"ctl": "CTL", "rl": "RL", "sixo": "SIXO", "fudge": "FUDGE", "dpg": "DPG", "ppo": "PPO"}
 SIDES = {"kl_q_sigma": "KL(q || sigma)", "kl_sigma_q": "KL(sigma || q)"}
@@ -71,7 +71,7 @@ def read_run(path: Path) -> TwistRun:
     for file in files:
         if not file.is_file():
             raise ValueError(f"{path} is no run of train-twist with evaluations: {file} does not exist")
-    config = description(files[0])
+    config = plain_description(files[0])
     with readable(files[1]):
         evaluations = sorted(read_json(files[1]), key=lambda record: record["updates"])
     if not evaluations or "g" not in evaluations[-1]:
@@ -79,11 +79,10 @@ def read_run(path: Path) -> TwistRun:
             f"{path} was evaluated without exact samples of its target (posterior.count=0), so there is no KL; its lower bounds "
             f"are in {files[1]}"
         )
-    told = {key: OmegaConf.select(config, key) for key in TASK}
-    told["target"] = OmegaConf.to_container(told["target"])
-    task, conditional = json.dumps(told, sort_keys=True), condition_of(config) != "none"
-    beta = float(config.target.get("beta", 1.0)) or 1.0
-    return TwistRun(str(path), config.method, config.seed, task, evaluations, conditional, beta)
+    target = target_settings(config["target"])
+    task = json.dumps({key: value_at(config, key) for key in TASK}, sort_keys=True)
+    conditional = condition_of(target) != "none"
+    return TwistRun(str(path), config["method"], config["seed"], task, evaluations, conditional, target.exponent or 1.0)
 
 
 def half_of(estimate: dict) -> float:

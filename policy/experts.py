@@ -15,7 +15,6 @@ from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Bool, Float
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.tasks import Prompts
@@ -25,6 +24,7 @@ from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
 from policy.imitation import Expert, InBlocks
 from policy.rollout import rollout
+from policy.settings import ExpertsSettings
 from rewards.rules import Reward, RewardOutput
 from samplers.heuristics import Threshold
 from samplers.samples import Samples, Trajectory
@@ -33,8 +33,8 @@ Rollouts = tuple[Samples, RewardOutput]
 
 
 def expert_rollouts(
-    model: MaskedLM, network: PolicyNetwork, experts: DictConfig, rule: TokenRule, prompts: Prompts, reward: Reward, seed: int,
-    options: DecodeOptions,
+    model: MaskedLM, network: PolicyNetwork, experts: ExpertsSettings, rule: TokenRule, prompts: Prompts, reward: Reward,
+    seed: int, options: DecodeOptions,
 ) -> list[Rollouts]:  # fmt: skip
     """Return one rollout of every prompt for each of `experts.thresholds`, recorded with the policy's inputs."""
     options = replace(options, steps=1)  # thresholds take as many steps as they need
@@ -86,14 +86,11 @@ def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, 
     }
 
 
-def check_experts(experts: DictConfig, prompts: Prompts, reward: Reward, block_length: int | None) -> None:
-    """Refuse invalid thresholds, blocks that do not fit, and settings that cannot be combined with experts: ValueError."""
-    for threshold in experts.thresholds:
-        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise ValueError(f"algorithm.experts.thresholds holds {threshold}, which must be a number from 0 to 1")
+def check_experts(experts: ExpertsSettings, prompts: Prompts, reward: Reward, block_length: int | None) -> None:
+    """Refuse blocks that do not fit, and settings that experts do not go with: ValueError."""
     length = prompts.canvas.shape[1] - prompts.prompt_length
     block = experts.block_length
-    if block is not None and (not isinstance(block, int) or block < 1 or length % block):
+    if block is not None and length % block:
         raise ValueError(
             f"algorithm.experts.block_length={block} does not divide the {length} positions to write; choose a divisor, or null"
         )

@@ -12,23 +12,21 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from omegaconf import DictConfig
 
 from losses import clipped_policy_loss, group_advantages, kl_to_reference, per_row_weights, step_advantages, with_expert
 from policy.base import PolicyNetwork
 from policy.experts import Rollouts, joined
 from policy.rollout import Steps, policy_log_probs, recomputed
+from policy.settings import GRPOSettings
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
 from training.processes import ALONE, Processes
 
 
 class GRPO:
-    """The GRPO objective. algorithm: group_size, inner_updates, clip, advantage_std, kl, experts. Each process has whole
-    groups.
-    """
+    """The GRPO objective. Each process has whole groups."""
 
-    def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
+    def __init__(self, algorithm: GRPOSettings, network: PolicyNetwork, processes: Processes = ALONE):
         self.algorithm = algorithm
         if algorithm.group_size < 2:
             raise ValueError(

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.tasks import Prompts
@@ -27,6 +26,7 @@ from dlm.observation import Observation
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
 from policy.rollout import policy_log_probs
+from policy.settings import DrawnSettings, PolicyTrainingSettings, TeachingSettings
 from policy.unmasker import PolicyUnmasker
 from rewards.rules import Reward
 from samplers.heuristics import WHERE, best, by_ties, nothing, top_probability
@@ -119,14 +119,13 @@ def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong:
 
 
 def teacher_loss(
-    model: MaskedLM, network: PolicyNetwork, prompts: Prompts, teaching: DictConfig, config: DictConfig, seed: int,
-    ends: tuple[int, ...] = (), processes: Processes = ALONE, reward: Reward | None = None,
-    budget: Int[Tensor, "row"] | None = None,
+    model: MaskedLM, network: PolicyNetwork, prompts: Prompts, teaching: TeachingSettings,
+    config: PolicyTrainingSettings, seed: int, ends: tuple[int, ...] = (), processes: Processes = ALONE,
+    reward: Reward | None = None, budget: Int[Tensor, "row"] | None = None,
 ) -> float:  # fmt: skip
     """Run one batch of the teacher's rollouts on `prompts`, add the gradients, and return the loss.
 
     Args:
-        teaching: {expert, setting, block_length}.
         ends: the tokens at which rows end.
         processes: the processes that share the batch; the loss is a mean over all of them.
         reward: rollouts without any reward are left out; if none remains, there are no gradients.
@@ -155,6 +154,7 @@ def teacher_loss(
     counts = processes.mean(counts)  # gradients are averaged over processes: what they divide by is too
     if len(trajectory.row) == 0:
         return 0.0
+    assert isinstance(config.algorithm, DrawnSettings)
     law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
     total = 0.0
     for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):
@@ -168,7 +168,7 @@ def teacher_loss(
     return total
 
 
-def check_teacher(teaching: DictConfig, prompts: Prompts) -> None:
+def check_teacher(teaching: TeachingSettings, prompts: Prompts) -> None:
     """Refuse an unknown teacher, and `answers` for data without answers: ValueError."""
     if teaching.expert not in EXPERTS:
         raise ValueError(f"expert={teaching.expert!r} is unknown; use one of {', '.join(EXPERTS)}")

@@ -7,22 +7,20 @@ discount is 1. Advantages are normalized over the batch of steps, and every step
 from __future__ import annotations
 
 import torch
-from omegaconf import DictConfig
 
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
 from policy.base import PolicyNetwork
 from policy.rollout import Steps, policy_log_probs, recomputed
+from policy.settings import PPOSettings
 from rewards.rules import RewardOutput
 from samplers.samples import Samples
 from training.processes import ALONE, Processes
 
 
 class PPO:
-    """The PPO objective. algorithm: inner_updates, clip, gae_decay, value_weight. processes: the processes that share the
-    batch.
-    """
+    """The PPO objective. processes: the processes that share the batch."""
 
-    def __init__(self, algorithm: DictConfig, network: PolicyNetwork, processes: Processes = ALONE):
+    def __init__(self, algorithm: PPOSettings, network: PolicyNetwork, processes: Processes = ALONE):
         if network.value_proj is None:
             raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
         self.algorithm, self.processes = algorithm, processes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data.settings import SECTION as DATA
 from data.settings import DataSettings
@@ -11,7 +12,7 @@ from dlm.settings import SourceSettings
 from rewards.settings import SECTION as REWARDS
 from rewards.settings import RewardSettings
 from samplers.settings import PolicySettings
-from training.fields import Kinds, Settings, section, setting
+from training.fields import Kinds, Settings, default_of, section, setting
 from training.ranges import (
     ABOVE_0,
     CACHE,
@@ -49,8 +50,18 @@ TIME_PERIOD = "period of the embedding of time"
 class NetworkSettings(Settings):
     """What every policy network has: its type."""
 
-    prefix: ClassVar[str] = "policy."
+    place: ClassVar[str] = "policy."
+    exact: ClassVar[bool] = True
     policy_type: str = setting("hidden_mlp", NAME, "agreement, dit_confidence, dit_hidden, hidden_blocks or hidden_mlp")
+
+    @classmethod
+    def refusal(cls, unknown: list[str], prefix: str) -> str:
+        """The message for settings of another network, such as those of an experiment whose network was replaced."""
+        undo = " ".join(f"~{prefix}{name}" for name in sorted(unknown))
+        return (
+            f"policy={default_of(cls.entries()['policy_type'])} has no {', '.join(sorted(unknown))}; leave it out (of what an "
+            f"experiment says: {undo}), or use another policy"
+        )
 
 
 @dataclass
@@ -142,8 +153,23 @@ LAW = "how positions are drawn while training: bernoulli, plackett_luce or fixed
 class AlgorithmSettings(Settings):
     """What every algorithm has: its name."""
 
-    prefix: ClassVar[str] = "algorithm."
+    place: ClassVar[str] = "algorithm."
     name: str = setting("variational", NAME, "variational, grpo, ppo or imitation")
+
+    @classmethod
+    def check_values(cls, values: Mapping[str, Any]) -> None:
+        """Refuse experts of another algorithm than GRPO: ValueError."""
+        if "experts" not in cls.entries() and (values.get("experts") or {}).get("thresholds"):
+            raise ValueError(
+                f"algorithm.experts steers GRPO, and algorithm={values.get('name')} takes no experts; leave them out"
+            )
+
+
+@dataclass
+class DrawnSettings(AlgorithmSettings):
+    """An algorithm that scores decisions under an action distribution."""
+
+    action: str = setting("bernoulli", NAME, LAW)
 
 
 @dataclass
@@ -159,7 +185,7 @@ class VariationalSettings(AlgorithmSettings):
 class TeachingSettings(Settings):
     """A teacher whose decisions a policy imitates (policy/imitation.py)."""
 
-    prefix: ClassVar[str] = "algorithm.warm_start."
+    place: ClassVar[str] = "algorithm.warm_start."
     expert: str = setting(
         "threshold",
         NAME,
@@ -182,10 +208,10 @@ class WarmStartSettings(TeachingSettings):
 
 
 @dataclass
-class ImitationSettings(AlgorithmSettings, TeachingSettings):
+class ImitationSettings(DrawnSettings, TeachingSettings):
     """Imitation of a teacher; a start for grpo and ppo."""
 
-    prefix: ClassVar[str] = "algorithm."
+    place: ClassVar[str] = "algorithm."
     name: str = setting("imitation", NAME, "imitation")
     action: str = setting("bernoulli", NAME, "the distribution under which the positions of a rule are to be likely")
     expert: str = setting(
@@ -200,7 +226,7 @@ class ImitationSettings(AlgorithmSettings, TeachingSettings):
 class ExpertsSettings(Settings):
     """Rollouts of a threshold rule in blocks that join each group (policy/experts.py)."""
 
-    prefix: ClassVar[str] = "algorithm.experts."
+    place: ClassVar[str] = "algorithm.experts."
     thresholds: list[float | int] = setting(
         [], ListOf(SHARE, "[0.9]", (0, 100)), "thresholds of the experts, one rollout of each for every prompt"
     )
@@ -208,10 +234,9 @@ class ExpertsSettings(Settings):
 
 
 @dataclass
-class ClippedSettings(AlgorithmSettings):
+class ClippedSettings(DrawnSettings):
     """What GRPO and PPO have in common."""
 
-    action: str = setting("bernoulli", NAME, LAW)
     group_size: int = setting(1, ROWS, "rollouts of a prompt")
     inner_updates: int = setting(1, Whole(1, 10_000), "updates for each batch of rollouts")
     clip: float | int = setting(0.2, WEIGHT, "clipping of the ratio of a decoding step")
@@ -261,7 +286,7 @@ class FrozenModelSettings(ComputeSettings):
 class RolloutSettings(Settings):
     """How rollouts are decoded."""
 
-    prefix: ClassVar[str] = "sampling."
+    place: ClassVar[str] = "sampling."
     length: int | None = setting(None, Maybe(LENGTH), "of text: positions of the canvas; null: the model's longest")
     temperature: float | int = setting(1.0, WEIGHT, "of the tokens; 0 commits the most likely token")
     block_length: int | None = setting(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.tasks import QuestionTask, Task
@@ -32,6 +31,15 @@ from policy.grpo import GRPO
 from policy.imitation import teacher_loss
 from policy.ppo import PPO
 from policy.rollout import Steps, rollout, summary
+from policy.settings import (
+    ClippedSettings,
+    GRPOSettings,
+    ImitationSettings,
+    PolicyTrainingSettings,
+    PPOSettings,
+    TeachingSettings,
+    VariationalSettings,
+)
 from policy.unmasker import PolicyUnmasker
 from policy.variational import bound_loss, masking_path
 from rewards.rules import Reward, RewardOutput
@@ -45,11 +53,6 @@ from training.trainer import Algorithm
 SHOWN = 4  # samples that a snapshot writes
 
 
-def alphas_of(config: DictConfig) -> list[float]:
-    """Return reward.alphas, the weights of speed from which each prompt's is drawn. Empty for rewards without this key."""
-    return [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or []]
-
-
 class PolicyLearning(Algorithm):
     """Common part of the algorithms: batches, evaluations, samples, files of the policy, checkpoints with the keys of
     genpolicy.
@@ -58,7 +61,12 @@ class PolicyLearning(Algorithm):
     weights = "policy_model"
 
     def __init__(
-        self, model: MaskedLM, learner: Learner[PolicyNetwork], task: Task, reward: Reward, config: DictConfig
+        self,
+        model: MaskedLM,
+        learner: Learner[PolicyNetwork],
+        task: Task,
+        reward: Reward,
+        config: PolicyTrainingSettings,
     ):
         self.model, self.learner, self.task, self.reward, self.config = model, learner, task, reward, config
         self.network, self.processes = learner.network, learner.processes
@@ -69,7 +77,7 @@ class PolicyLearning(Algorithm):
             )
         self.evaluated: Samples | None = None  # the samples of the last evaluation
 
-        self.alphas = alphas_of(config)
+        self.alphas = config.reward.weights_of_speed
         self.rule = TokenRule(config.sampling.temperature)
 
     def options(self, budget: Int[Tensor, "row"] | None) -> DecodeOptions:
@@ -94,7 +102,7 @@ class PolicyLearning(Algorithm):
         budget = budgets(config.sampling.budgets, global_rows, device, seed)
         return PromptBatch(prompts, None if budget is None else budget[part], seed)
 
-    def imitate(self, teaching: DictConfig, rows: int, step: int) -> dict[str, float]:
+    def imitate(self, teaching: TeachingSettings, rows: int, step: int) -> dict[str, float]:
         """Make one update from a teacher's rollouts (policy/imitation.py). No update if no process has a rollout to learn
         from.
         """
@@ -167,7 +175,7 @@ class PolicyLearning(Algorithm):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check_same_model(self.network, state["config"], Path(self.config.resume))
+        check_same_model(self.network, state["config"], Path(str(self.config.resume)))
         self.network.load_state_dict(state["policy_model"])
         self.task.load_state_dict(state["task"])
 
@@ -180,10 +188,17 @@ class ClippedLearning(PolicyLearning):
     objective: GRPO | PPO
 
     def __init__(
-        self, model: MaskedLM, learner: Learner[PolicyNetwork], task: Task, reward: Reward, config: DictConfig
+        self,
+        model: MaskedLM,
+        learner: Learner[PolicyNetwork],
+        task: Task,
+        reward: Reward,
+        config: PolicyTrainingSettings,
     ):
         super().__init__(model, learner, task, reward, config)
-        self.group = config.algorithm.group_size
+        assert isinstance(config.algorithm, ClippedSettings)
+        self.algorithm = config.algorithm
+        self.group = self.algorithm.group_size
         if self.rows % self.group:
             raise ValueError(
                 f"a process's batch of {self.rows} rollouts is not divisible by algorithm.group_size={self.group}"
@@ -204,7 +219,7 @@ class ClippedLearning(PolicyLearning):
 
     def warm_start(self) -> None:
         """Learn from a teacher before the first reward. Its updates have numbers below 0."""
-        warm, losses = self.config.algorithm.warm_start, []
+        warm, losses = self.algorithm.warm_start, []
         for step in range(-warm.updates, 0):
             loss = self.imitate(warm, self.rows // self.group, step)["loss"]
             losses.append(self.processes.mean({"loss": loss})["loss"])
@@ -215,7 +230,7 @@ class ClippedLearning(PolicyLearning):
     def iteration(self, step: int) -> dict[str, float]:
         config = self.config
         batch = self.batch(step, self.rows // self.group, texts=self.reward.teacher_forced)
-        unmasker = PolicyUnmasker(self.network, config.algorithm.action)
+        unmasker = PolicyUnmasker(self.network, self.algorithm.action)
         options = self.options(None if batch.budget is None else batch.budget.repeat_interleave(self.group))
         prompts = batch.prompts.repeat(self.group)
         samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, batch.seed, True)
@@ -228,7 +243,7 @@ class ClippedLearning(PolicyLearning):
             metrics |= expert_metrics(experts, scored)
         steps = self.prepare(samples, scored, unmasker.law, experts)
         learns = self.processes.mean({"steps": float(len(steps))})["steps"] > 0
-        for _ in range(config.algorithm.inner_updates if learns else 0):
+        for _ in range(self.algorithm.inner_updates if learns else 0):
             total = 0.0
             for index in torch.arange(len(steps), device=self.processes.device).split(config.training.chunk):
                 loss = self.objective.loss(self.network, unmasker.law, steps.take(index))
@@ -260,14 +275,20 @@ class GRPOLearning(ClippedLearning):
 
     objective: GRPO
 
+    @property
+    def settings(self) -> GRPOSettings:
+        """The settings of the algorithm."""
+        assert isinstance(self.algorithm, GRPOSettings)
+        return self.algorithm
+
     def new_objective(self) -> GRPO:
-        return GRPO(self.config.algorithm, self.network, self.processes)
+        return GRPO(self.settings, self.network, self.processes)
 
     def experts(self, batch: PromptBatch) -> Sequence[Rollouts]:
-        if not self.config.algorithm.experts.thresholds:
+        if not self.settings.experts.thresholds:
             return []
         return expert_rollouts(
-            self.model, self.network, self.config.algorithm.experts, self.rule, batch.prompts, self.reward, batch.seed,
+            self.model, self.network, self.settings.experts, self.rule, batch.prompts, self.reward, batch.seed,
             self.options(batch.budget),
         )  # fmt: skip
 
@@ -288,13 +309,15 @@ class PPOLearning(ClippedLearning):
     """Single rollouts, compared by a value head (policy/ppo.py)."""
 
     def new_objective(self) -> PPO:
-        return PPO(self.config.algorithm, self.network, self.processes)
+        assert isinstance(self.algorithm, PPOSettings)
+        return PPO(self.algorithm, self.network, self.processes)
 
 
 class Imitation(PolicyLearning):
     """Maximum likelihood of the decisions of a teacher (policy/imitation.py)."""
 
     def iteration(self, step: int) -> dict[str, float]:
+        assert isinstance(self.config.algorithm, ImitationSettings)
         return self.imitate(self.config.algorithm, self.rows, step)
 
 
@@ -303,6 +326,7 @@ class Variational(PolicyLearning):
 
     def iteration(self, step: int) -> dict[str, float]:
         config, processes, seed = self.config, self.processes, step_seed(self.config.seed, step)
+        assert isinstance(config.algorithm, VariationalSettings)
         clean = self.task.clean(processes.world * self.rows, seed)
         parts = list(zip(*(whole.chunk(config.training.accum) for whole in clean), strict=True))
         bound = 0.0

@@ -9,10 +9,8 @@ from training.fields import Kinds, Settings, section, setting
 from training.ranges import FLAG, LENGTH, NAME, SIZE, WEIGHT, ListOf, Maybe, Number, Whole
 from training.settings import (
     AverageSettings,
-    ComputeSettings,
-    EvalSettings,
     RewardOptimSettings,
-    RunSettings,
+    TunedRunSettings,
     TunedSettings,
 )
 
@@ -23,7 +21,7 @@ SPEED = "weight of the log speed factor"
 class RewardSettings(Settings):
     """What every reward has: its name."""
 
-    prefix: ClassVar[str] = "reward."
+    place: ClassVar[str] = "reward."
     name: str = setting("likelihood", NAME, "bound, latex, learned, likelihood, puzzle or right")
 
     @property
@@ -74,7 +72,7 @@ class LearnedSettings(PenaltySettings):
 class TermSettings(Settings):
     """Weights of the terms of the reward for formulas."""
 
-    prefix: ClassVar[str] = "reward.terms."
+    place: ClassVar[str] = "reward.terms."
     valid: float | int = setting(0.6, WEIGHT, "weight of the share of formulas that are valid")
     progress: float | int = setting(0.1, WEIGHT, "weight of the share of a formula before its first error")
     structure: float | int = setting(0.15, WEIGHT, "weight of fractions, roots, sums and their like in valid formulas")
@@ -155,7 +153,7 @@ SECTION = Kinds("name", REWARDS, LikelihoodSettings)
 class RewardModelSettings(Settings):
     """What a reward model reads and returns."""
 
-    prefix: ClassVar[str] = "reward."
+    place: ClassVar[str] = "reward."
     kind: str = setting("full", NAME, "full (whole answers), prefix (cut at one length) or mask (under one mask)")
     head: str = setting(
         "sequence",
@@ -168,7 +166,7 @@ class RewardModelSettings(Settings):
 class EncoderSettings(Settings):
     """Size of a new ModernBERT, the reward model where init is null."""
 
-    prefix: ClassVar[str] = "encoder."
+    place: ClassVar[str] = "encoder."
     tokenizer: str = setting("example/stories", NAME, "a directory or an id of the hub")
     hidden_size: int = setting(128, SIZE, "width of the hidden states")
     intermediate_size: int = setting(256, SIZE, "width inside the feed-forward layers")
@@ -183,7 +181,7 @@ class RewardSchedule(TunedSettings, AverageSettings):
 
 
 @dataclass
-class RewardTrainingSettings(RunSettings):
+class RewardTrainingSettings(TunedRunSettings):
     """Settings of the training of a reward model, without its data."""
 
     init: str | None = setting(
@@ -194,7 +192,5 @@ class RewardTrainingSettings(RunSettings):
     )
     reward: RewardModelSettings = section(RewardModelSettings)
     encoder: EncoderSettings = section(EncoderSettings)
-    model: ComputeSettings = section(ComputeSettings)
     training: RewardSchedule = section(RewardSchedule)
-    eval: EvalSettings = section(EvalSettings)
     optim: RewardOptimSettings = section(RewardOptimSettings, lr=1e-4, schedule="linear")

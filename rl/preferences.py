@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.pairs import Pairs
@@ -27,6 +26,7 @@ from dlm.likelihood import Estimator, Views, log_likelihood
 from dlm.masked_lm import MaskedLM
 from rl.learning import ModelLearning
 from rl.objective import backward
+from rl.settings import RLTrainingSettings
 from training.learner import Learner
 from training.run import step_seed
 
@@ -45,7 +45,7 @@ class Preferences(ModelLearning):
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Callable[[], AbstractContextManager[MaskedLM]],
-        estimator: Estimator, pairs: Pairs, held_out: Pairs, config: DictConfig, save: Callable[[Path], None],
+        estimator: Estimator, pairs: Pairs, held_out: Pairs, config: RLTrainingSettings, save: Callable[[Path], None],
     ):  # fmt: skip
         super().__init__(model, learner, estimator, save)
         self.reference, self.pairs, self.held_out, self.config = reference, pairs, held_out, config

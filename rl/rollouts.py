@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.tasks import Prompts
@@ -20,6 +19,7 @@ from dlm.ends import with_end
 from dlm.likelihood import Estimator, Views
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
+from policy.settings import ModelRolloutSettings
 from rewards.rules import Reward
 from samplers.loop import Strategy
 from samplers.samples import Samples
@@ -91,7 +91,12 @@ class Batch:
 
 
 def decode(
-    model: MaskedLM, strategy: Strategy, prompts: Prompts, sampling: DictConfig, ends: tuple[int, ...], seed: int
+    model: MaskedLM,
+    strategy: Strategy,
+    prompts: Prompts,
+    sampling: ModelRolloutSettings,
+    ends: tuple[int, ...],
+    seed: int,
 ) -> Samples:
     """Decode the prompts with the settings `sampling`. A row ends at the task's end tokens."""
     options = DecodeOptions(

@@ -35,7 +35,7 @@ from training.settings import (
     PreemptionSettings,
     RunSettings,
     TunedOptimSettings,
-    TunedSettings,
+    TunedRunSettings,
     WandbSettings,
 )
 
@@ -44,7 +44,7 @@ from training.settings import (
 class SandwichSettings(Settings):
     """The estimator `sandwich` of rows to push down."""
 
-    prefix: ClassVar[str] = "rl.sandwich."
+    place: ClassVar[str] = "rl.sandwich."
     beta: float | int = setting(1.0, WEIGHT, "exponent of the upper estimate; above 0")
     mix: float | int = setting(0.5, SHARE, "share of the upper estimate")
 
@@ -53,7 +53,7 @@ class SandwichSettings(Settings):
 class RLSettings(Settings):
     """Reinforcement learning of the model itself."""
 
-    prefix: ClassVar[str] = "rl."
+    place: ClassVar[str] = "rl."
     algorithm: str = setting("grpo", NAME, "grpo, ppo or vrpo (preference pairs)")
     batch_size: int = setting(16, ROWS, "rollouts of an iteration, over all processes; vrpo: pairs")
     group_size: int = setting(4, ROWS, "rollouts of a prompt")
@@ -134,7 +134,7 @@ class RewardRunSettings(RewardTrainingSettings):
 class PreferenceSettings(Settings):
     """Learning of a causal model from preferences, by TRL."""
 
-    prefix: ClassVar[str] = "preference."
+    place: ClassVar[str] = "preference."
     algorithm: str = setting(
         "dpo", NAME, "dpo, kto (pairs) or rloo (draws answers and scores them by preference.reward)"
     )
@@ -148,7 +148,7 @@ class PreferenceSettings(Settings):
 
 
 @dataclass
-class PreferenceRunSettings(RunSettings):
+class PreferenceRunSettings(TunedRunSettings):
     """Settings of train-preference."""
 
     stage: str = setting("preference", NAME, "tells experiments that several commands share which one runs")
@@ -157,9 +157,7 @@ class PreferenceRunSettings(RunSettings):
     )
     preference: PreferenceSettings = section(PreferenceSettings)
     lora: LoraSettings = section(LoraSettings, rank=16, alpha=16, target_modules="all-linear")
-    model: ComputeSettings = section(ComputeSettings)
     data: PreferenceDataSettings = section(PreferenceDataSettings)
-    training: TunedSettings = section(TunedSettings)
     eval: EvalSettings = section(EvalSettings, batch_size=8)
     optim: TunedOptimSettings = section(TunedOptimSettings, lr=5e-5, schedule="linear")
     wandb: WandbSettings = section(WandbSettings)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from data.tasks import Task
 from dlm.likelihood import (
@@ -41,6 +40,7 @@ from rewards.rules import Reward
 from rl.learning import ModelLearning, Reference
 from rl.objective import RATIOS, backward, policy_loss
 from rl.rollouts import Batch, decode, reward_metrics, score
+from rl.settings import RLTrainingSettings
 from samplers.loop import Strategy
 from training.learner import Learner
 from training.processes import Processes
@@ -49,7 +49,7 @@ from training.run import step_seed
 ALGORITHMS = ("grpo", "ppo", "vrpo")
 
 
-def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) -> Estimator:
+def build_estimator(config: RLTrainingSettings, model: MaskedLM, noise: Noise | None) -> Estimator:
     """Build rl.estimator with its settings. ValueError for an unknown one, and for combinations that model or sampler do
     not allow.
     """
@@ -58,11 +58,7 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
         raise ValueError(f"rl.estimator={rl.estimator!r} is unknown; use one of {', '.join(ESTIMATORS)}")
     if rl.masks not in ("counts", "times"):
         raise ValueError(f"rl.masks={rl.masks!r} is unknown; use counts or times")
-    if not 0 <= rl.prompt_mask < 1:
-        raise ValueError(f"rl.prompt_mask={rl.prompt_mask} must be from 0 to below 1; change it")
     counts, antithetic = rl.masks == "counts", bool(rl.antithetic)
-    if rl.replayed_steps is not None and rl.replayed_steps < 1:
-        raise ValueError(f"rl.replayed_steps={rl.replayed_steps} must be at least 1, or null to read every step")
     low, high = rl.coupled
     if not 0 < low < high < 1:
         raise ValueError(f"rl.coupled=[{low},{high}] must be two shares in order, between 0 and 1; change it")
@@ -80,7 +76,7 @@ def build_estimator(config: DictConfig, model: MaskedLM, noise: Noise | None) ->
     return estimator
 
 
-def check_rl(config: DictConfig) -> None:
+def check_rl(config: RLTrainingSettings) -> None:
     """Refuse, before any work, settings that cannot be trained: ValueError."""
     if config.rl.algorithm not in ALGORITHMS:
         raise ValueError(f"rl.algorithm={config.rl.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}")
@@ -107,7 +103,7 @@ class Rollouts(ModelLearning):
 
     def __init__(
         self, model: MaskedLM, learner: Learner, reference: Reference | None, estimator: Estimator, task: Task, reward: Reward,
-        decoder: Strategy, config: DictConfig, save: Callable[[Path], None],
+        decoder: Strategy, config: RLTrainingSettings, save: Callable[[Path], None],
     ):  # fmt: skip
         super().__init__(model, learner, estimator, save)
         self.reference, self.task, self.reward, self.config = reference, task, reward, config

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.pairs import Pairs
@@ -34,8 +33,10 @@ from dlm.ends import before_end, end_tokens
 from dlm.fingerprint import fingerprint_of
 from dlm.masked_lm import MaskedLM
 from rewards.models import VocabularyHead
+from rewards.settings import RewardTrainingSettings
 from training.files import replacing_directory
 from training.learner import new_learner
+from training.processes import Processes
 from training.run import Run, step_seed
 from training.trainer import Algorithm
 
@@ -149,14 +150,23 @@ class HeadTraining(Algorithm):
 
     weights = "head"
 
-    def __init__(self, model: MaskedLM, kind: str, pairs: Pairs, held_out: Pairs, config: DictConfig, processes):
+    def __init__(
+        self,
+        model: MaskedLM,
+        kind: str,
+        pairs: Pairs,
+        held_out: Pairs,
+        config: RewardTrainingSettings,
+        n_iters: int,
+        processes: Processes,
+    ):
         self.model, self.causal, self.config, self.processes = model, kind == "prefix", config, processes
         self.pairs, self.held_out = pairs, held_out
         self.ends = end_tokens(model.tokenizer)
         trunk = str(config.init)
         head = VocabularyHead(model.hidden_size, model.vocab_size, trunk, kind, fingerprint_of(model))
         self.head = head.to(processes.device)
-        self.learner = new_learner(self.head, config.optim, config.training.n_iters, config.training.ema, processes)
+        self.learner = new_learner(self.head, config.optim, n_iters, config.training.ema, processes)
 
     def entries(self, pairs: Pairs, seed: int, first: int = 0) -> tuple[Entries, Bool[Tensor, "pair position"] | None]:
         """Return the entries of these pairs, and their masks (None: causal)."""

@@ -34,7 +34,7 @@ RULE_SETTINGS = {
 class PolicySettings(Settings):
     """Strategy `policy`: a trained policy as an unmasking rule."""
 
-    prefix: ClassVar[str] = "sampler.policy."
+    place: ClassVar[str] = "sampler.policy."
     path: str = setting("example/014609", NAME, "a directory, a run, a .pth or a .safetensors file of a policy")
     other_model: bool = setting(
         False, FLAG, "use the policy with another model than it was trained on (policies that read confidences only)"
@@ -53,7 +53,7 @@ class PolicySettings(Settings):
 class GuideSettings(Settings):
     """Strategies that are guided by a reward."""
 
-    prefix: ClassVar[str] = "sampler.guide."
+    place: ClassVar[str] = "sampler.guide."
     reward: str | None = setting(
         None, Maybe(NAME), "a run of train-reward, a sequence classifier, or a name such as vader; fk takes it too"
     )
@@ -75,7 +75,7 @@ class GuideSettings(Settings):
 class SMCSettings(Settings):
     """Strategies twisted_smc and fk: several particles for each sample."""
 
-    prefix: ClassVar[str] = "sampler.smc."
+    place: ClassVar[str] = "sampler.smc."
     particles: int = setting(8, ROWS, "particles of each sample")
     resample: str = setting("ess", NAME, f"when particles are resampled: {', '.join(RESAMPLE)}")
     scheme: str = setting("systematic", NAME, f"how particles are resampled: {', '.join(SCHEMES)}")
@@ -97,7 +97,7 @@ class SMCSettings(Settings):
 class SamplerSettings(Settings):
     """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
 
-    prefix: ClassVar[str] = "sampler."
+    place: ClassVar[str] = "sampler."
     strategy: str | None = setting(None, Maybe(NAME), "null: direct, of a causal model leftmost")
     steps: int = setting(
         16, LENGTH, "equal decoding steps over the whole canvas; a causal model commits one token a step"

@@ -21,8 +21,9 @@ from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, fits
 from training.published import translated
-from training.settings import check_settings
+from unmask.build import read_settings
 from unmask.commands import sample as sample_command
+from unmask.settings import SampleSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -75,8 +76,8 @@ def test_every_command_fits_the_code(script):
                 with initialize_config_dir(str(ROOT / "configs"), version_base=None):
                     compose(HYDRA[script], translated(list(words)))
             else:
-                check_settings(
-                    sample_command.build_config(list(words)), "sample"
+                read_settings(
+                    SampleSettings, sample_command.build_config(list(words))
                 )  # runs that a page names need not be here
         except Exception as error:
             raise AssertionError(f"python -m unmask {script} {shlex.join(words)} does not run: {error}") from error

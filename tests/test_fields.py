@@ -19,7 +19,7 @@ REFERENCES = {"train_dlm.init": "${oc.select:dlm.path,null}", "guide.selector": 
 LEFT_OUT = {
     "dlm": {"model_type"},
     "data": {"given", "longer", "packing"},  # of texts, or of questions with answers
-    "target": {"beta"},
+    "target": {"label", "against"},  # of a threshold
 }
 
 

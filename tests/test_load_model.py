@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from data.chain import chain_tokenizer
 from data.rows import text_tokenizer
+from data.settings import TextSettings
 from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.checkpoints.adapter import load_bidirectional
 from dlm.checkpoints.saving import save_model
@@ -171,7 +172,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(with_code):
         ValueError, match="is of type own, of which transformers has no causal model, and code .* never run"
     ):
         load_model(directory)
-    assert text_tokenizer(OmegaConf.create({"tokenizer": str(directory)})).encode("a") == [66]
+    assert text_tokenizer(TextSettings(tokenizer=str(directory))).encode("a") == [66]
     assert not ran.exists()
 
 

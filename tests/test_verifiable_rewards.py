@@ -5,13 +5,14 @@ import subprocess
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from data.settings import QuestionSettings
 from data.tasks import QuestionTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from load_model import load_model
 from policy.checkpoints import load_policy
+from policy.settings import PolicyTrainingSettings
 from rewards.rules import VerifiedReward
 from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
@@ -20,7 +21,7 @@ from tests.tiny_text import backbone, questions
 from training.processes import Processes
 from training.published import translated
 from training.usage import composed
-from unmask.build import build_task, check_data
+from unmask.build import build_task, check_data, read_settings
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_chain_arithmetic_is_a_data_set_like_the_others(tmp_path):
         "math_by": "verify",
         "unsandboxed": False,
     }
-    task = QuestionTask(model, OmegaConf.create(data), 0)
+    task = QuestionTask(model, QuestionSettings.of(data, strict=False), 0)
     prompts = task.prompts(100, 0)
     environment = UnmaskingEnvironment(model, DecodeOptions(24, 4, ends=task.ends))
     samples = sample(environment, Strategy(Threshold(0.3), TokenRule(0.0)), prompts)
@@ -140,7 +141,7 @@ def test_the_page_splits_a_model_whose_data_passes_its_check(tiny):
         r"^torchrun --nproc-per-node (\d+) run_train_policy.py (.*model.sharded=true.*)$", page, re.M
     )
     small = [word for word in translated(tiny) if word.startswith(("dlm.path=", "data."))]
-    config = composed("train_policy", [*words.split(), *small])
+    config = read_settings(PolicyTrainingSettings, composed("train_policy", [*words.split(), *small]))
     model, _ = load_model(config.dlm.path, model_type=config.dlm.model_type)
     check_data(config, model, build_task(config, model))
     assert config.model.sharded and config.model.dtype == "bfloat16"

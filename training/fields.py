@@ -73,11 +73,12 @@ class Settings:
         ValueError: names the field, its value and its range.
     """
 
-    prefix: ClassVar[str] = ""  # of the fields' names in messages and on the command line
+    place: ClassVar[str] = ""  # of the fields' names in messages and on the command line
+    exact: ClassVar[bool] = False  # an unknown name is refused in a configuration that several commands share, too
 
     def __post_init__(self):
         for entry in fields(self):  # pyright: ignore[reportArgumentType]
-            self.check(entry, getattr(self, entry.name), self.prefix)
+            self.check(entry, getattr(self, entry.name), self.place)
 
     @classmethod
     def check(cls, entry: Field[Any], value: object, prefix: str) -> None:
@@ -104,13 +105,15 @@ class Settings:
         Raises:
             ValueError: a value outside its range, or an unknown name.
         """
-        prefix = cls.prefix if prefix is None else prefix
+        prefix = cls.place if prefix is None else prefix
         known = cls.entries()
+        cls.check_values(values)
+        unknown = [name for name in values if name not in known]
+        if unknown and (strict or cls.exact):
+            raise ValueError(cls.refusal(unknown, prefix))
         found: dict[str, Any] = {}
         for name, value in values.items():
-            if name not in known:
-                if strict:
-                    raise ValueError(cls._unknown(name, list(known), prefix))
+            if name in unknown:
                 continue
             kind = known[name].metadata.get("section")
             if kind is None:
@@ -120,11 +123,16 @@ class Settings:
                 found[name] = nested(known[name], value, f"{prefix}{name}.", strict)
         return cls(**found)
 
-    @staticmethod
-    def _unknown(name: str, known: list[str], prefix: str) -> str:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(known)}"
-        return f"{prefix}{name} is unknown; {hint}"
+    @classmethod
+    def check_values(cls, values: Mapping[str, Any]) -> None:
+        """Refuse values of other classes of a section that would do nothing here: ValueError."""
+
+    @classmethod
+    def refusal(cls, unknown: list[str], prefix: str) -> str:
+        """The message for names that are no fields."""
+        near = difflib.get_close_matches(unknown[0], cls.entries(), n=1)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(cls.entries())}"
+        return f"{prefix}{unknown[0]} is unknown; {hint}"
 
 
 def nested(entry: Field[Any], value: object, prefix: str, strict: bool) -> Settings:

@@ -12,6 +12,7 @@ from torch import nn
 
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
+from training.settings import OptimSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -57,7 +58,9 @@ class Learner(Generic[Network]):
         self.updates = state.get("updates", state["step"])
 
 
-def new_learner(network: Network, optim: Any, updates: int, ema: float, processes: Processes) -> Learner[Network]:
+def new_learner(
+    network: Network, optim: OptimSettings, updates: int, ema: float, processes: Processes
+) -> Learner[Network]:
     """A learner of the parameters that require a gradient.
 
     Args:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from training.settings import OptimSettings
+
 
 class MovingAverage:
     """Shadow copies of the parameters that require a gradient."""
@@ -46,10 +48,14 @@ class Optimiser:
     per update.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config, total: int):
+    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimSettings, total: int):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.adamw = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
         )
         self.config, self.total = config, total
 

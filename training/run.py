@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from training.files import append_line, check_place, make_directory, replacing, sweep, whole_lines, write_text, writing
@@ -134,6 +135,19 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         if OmegaConf.select(saved, key) is not None or OmegaConf.select(config, key) is not None:
             OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries, interpolations replaced. ValueError for one that leads nowhere."""
+    try:
+        settings = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        found = " ".join(str(error).split("object_type=")[0].split())
+        raise ValueError(
+            f"the configuration cannot be read ({found}); change or leave out what was set there"
+        ) from error
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"

@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
@@ -20,6 +19,7 @@ from training.curves import CurveFile
 from training.files import writing
 from training.processes import Processes
 from training.run import Run
+from training.settings import TunedOptimSettings, TunedRunSettings, TunedSettings
 from training.storage import check_read
 from training.stored import read_json_object
 
@@ -30,9 +30,8 @@ OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop"}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def check_trainer(config: DictConfig, processes: Processes) -> None:
+def check_trainer(training: TunedSettings, optim: TunedOptimSettings, processes: Processes) -> None:
     """Refuse, before a run directory is made, a batch that does not divide and an unknown optimiser: ValueError."""
-    training, optim = config.training, config.optim
     rows = processes.share(training.batch_size, "training.batch_size")
     if rows % training.accum:
         raise ValueError(
@@ -42,7 +41,7 @@ def check_trainer(config: DictConfig, processes: Processes) -> None:
         raise ValueError(f"optim.optimiser={optim.optimiser!r} is unknown; use one of {', '.join(OPTIMISERS)}")
 
 
-def trainer_settings(config: DictConfig, run: Run, processes: Processes) -> dict[str, Any]:
+def trainer_settings(config: TunedRunSettings, run: Run, processes: Processes) -> dict[str, Any]:
     """Return the keyword arguments of any TRL configuration, from `training`, `optim` and `model.dtype`.
 
     training.batch_size is that of an update, over all processes and training.accum parts (`check_trainer` allows it).

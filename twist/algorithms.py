@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from losses import clipped_policy_loss, gae, over_deviation, value_loss
@@ -51,6 +50,7 @@ from twist.paths import (
     reordered,
     rows_of,
 )
+from twist.settings import ClassSettings, InfillingTarget, TargetSettings, TwistTrainingSettings
 from twist.source import Source, Swept
 
 POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
@@ -65,19 +65,19 @@ FROM_EXACT = ("exact", "csmc")  # of these, those that need exact samples
 STREAMS = {"twist": 0, "base": 1, "target": 2, "rollouts": 3, "conditions": 4}  # seeds of a step
 
 
-def condition_of(config: DictConfig) -> str:
+def condition_of(target: TargetSettings) -> str:
     """Return the kind of input that each row has: tokens (infilling), class (a target with classes and no label), or none."""
-    if config.target.kind == "infilling":
+    if isinstance(target, InfillingTarget):
         return "tokens"
-    return "class" if config.target.kind == "class" and config.target.label is None else "none"
+    return "class" if isinstance(target, ClassSettings) and target.label is None else "none"
 
 
-def positives_of(config: DictConfig) -> str:
+def positives_of(config: TwistTrainingSettings) -> str:
     """Return `positives`, or the published choice for the method."""
-    return config.positives or POSITIVES[config.method][condition_of(config) != "none"]
+    return config.positives or POSITIVES[config.method][condition_of(config.target) != "none"]
 
 
-def check_method(config: DictConfig) -> None:
+def check_method(config: TwistTrainingSettings) -> None:
     """Refuse, before any work, combinations that cannot be trained: ValueError."""
     if config.method not in IDENTIFIED:
         raise ValueError(f"method={config.method!r} is unknown; use one of {', '.join(IDENTIFIED)}")
@@ -93,7 +93,7 @@ def check_method(config: DictConfig) -> None:
     if config.twist.state and config.length < 2:
         raise ValueError("twist.state=true learns of states on the way, and length=1 has none; raise length")
     batch, particles = config.training.batch_size, config.training.particles
-    conditional = condition_of(config) != "none"
+    conditional = condition_of(config.target) != "none"
     if not conditional and particles != 1:
         raise ValueError(
             f"training.particles={particles} is how many sequences share a condition, and this target has none; leave it out"
@@ -120,7 +120,7 @@ class Rows:
     weight: Float[Tensor, "row"]
 
 
-def check_shares(source: Source, config: DictConfig, processes: Processes) -> None:
+def check_shares(source: Source, config: TwistTrainingSettings, processes: Processes) -> None:
     """Refuse a batch that does not divide among processes: ValueError, before a run directory is created."""
     size = config.training.batch_size
     processes.share(size, "training.batch_size")
@@ -138,7 +138,7 @@ class TwistLearning:
         source: Source,
         learner: Learner,
         value: nn.Linear | None,
-        config: DictConfig,
+        config: TwistTrainingSettings,
         posterior: Posterior | None = None,
     ):
         self.source, self.learner, self.value, self.config, self.posterior = source, learner, value, config, posterior
@@ -146,7 +146,7 @@ class TwistLearning:
         self.positives = positives_of(config)
         self.seen_last: Trajectories | None = None  # of this update, sequences of q or of the model
         self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
-        self.anew = OmegaConf.select(config, "posterior.order") == "uniform"  # runs from before it was a key have none
+        self.anew = config.posterior.order == "uniform"
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1
         self.particles = size // self.groups

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float64
-from omegaconf import DictConfig
 from torch import Tensor
 
 from samplers.smc import Trajectories
@@ -31,6 +30,7 @@ from twist.bounds import (
 )
 from twist.objectives import PROPOSAL_ONLY, final_log_weight
 from twist.paths import path_densities, rows_of
+from twist.settings import TwistEvalSettings
 from twist.source import PROPOSALS, Source
 
 ROWS = 500  # that are swept or read at a time, at least: more where a sweep has more particles
@@ -149,7 +149,9 @@ def bounds_of_pairs(source: Source, posterior: Posterior, particles: int, seed: 
     return sandwich(source, posterior, few, len(posterior), "twist", False, seed)["iwae"]
 
 
-def pairs_of(found: dict[str, Bounds], source: Source, posterior: Posterior, config: DictConfig, seed: int) -> Bounds:
+def pairs_of(
+    found: dict[str, Bounds], source: Source, posterior: Posterior, config: TwistEvalSettings, seed: int
+) -> Bounds:
     """Return bounds on log Z of the condition of each exact sample.
 
     Args:
@@ -161,7 +163,7 @@ def pairs_of(found: dict[str, Bounds], source: Source, posterior: Posterior, con
     return found[closest(found) or "iwae"].of_each(len(posterior))
 
 
-def evaluate(source: Source, posterior: Posterior | None, config: DictConfig, method: str, seed: int) -> dict:
+def evaluate(source: Source, posterior: Posterior | None, config: TwistEvalSettings, method: str, seed: int) -> dict:
     """Evaluate a twist and return one record.
 
     Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from dlm.settings import SourceSettings
 from training.fields import Kinds, Settings, section, setting
@@ -40,7 +41,7 @@ ANY = Number(-1e6, 1e6)
 class TargetSettings(Settings):
     """What every target has: its kind."""
 
-    prefix: ClassVar[str] = "target."
+    place: ClassVar[str] = "target."
     kind: str = setting("infilling", NAME, "class, threshold, infilling, continuation, latex or reward")
 
     @property
@@ -48,10 +49,9 @@ class TargetSettings(Settings):
         """beta, or 1 for a target without it."""
         return 1.0
 
-    @property
-    def source(self) -> str | None:
-        """The classifier or the reward that the potential is computed from; None: neither."""
-        return None
+    def values(self) -> dict[str, Any]:
+        """Names and values, as `build_target` reads them and a twist stores them."""
+        return asdict(self)
 
 
 @dataclass
@@ -94,10 +94,6 @@ class ClassSettings(WeightedTarget):
         0, Maybe(COUNT_OR_NONE), "the class; null: one is drawn for each text, and given to the twist"
     )
 
-    @property
-    def source(self) -> str:
-        return self.classifier
-
 
 @dataclass
 class ThresholdSettings(TargetSettings):
@@ -108,10 +104,14 @@ class ThresholdSettings(TargetSettings):
     classes: int = setting(1, SIZE, "logits of the classifier")
     threshold: float | int = setting(-5.0, ANY, "the logit that separates")
     above: bool = setting(False, FLAG, "texts above the threshold are meant")
+    label: int | None = setting(None, Maybe(COUNT_OR_NONE), "number of the logit; null: 0")
+    against: int | None = setting(
+        None, Maybe(COUNT_OR_NONE), "number of a logit that is subtracted from it; null: none"
+    )
 
-    @property
-    def source(self) -> str:
-        return self.classifier
+    def values(self) -> dict[str, Any]:
+        """Without the logits that are not given."""
+        return {name: value for name, value in super().values().items() if value is not None}
 
 
 @dataclass
@@ -131,22 +131,26 @@ class RewardTargetSettings(WeightedTarget):
         1.0, ANY, "the highest value of the reward: phi is then a probability, and there are exact samples at any beta"
     )
 
-    @property
-    def source(self) -> str:
-        return self.reward
-
 
 TARGETS: dict[str, type[TargetSettings]] = {
     "class": ClassSettings, "threshold": ThresholdSettings, "infilling": InfillingTarget, "continuation": ContinuationSettings,
     "latex": LatexTarget, "reward": RewardTargetSettings,
 }  # fmt: skip
+SECTION = Kinds("kind", TARGETS, InfillingTarget)
+
+
+def target_settings(values: Mapping[str, Any]) -> TargetSettings:
+    """The target of a stored configuration. ValueError for a value outside its range."""
+    kind = SECTION.kind(values, "target.")
+    assert issubclass(kind, TargetSettings)
+    return kind.of(values, strict=False)
 
 
 @dataclass
 class TwistNetworkSettings(Settings):
     """The network of a twist."""
 
-    prefix: ClassVar[str] = "twist."
+    place: ClassVar[str] = "twist."
     trunk: str = setting("own", NAME, "own (the frozen model's), separate (a trained copy) or lora")
     layers: int = setting(1, Whole(1, 1000), "layers of the head: 1 is linear, more an MLP")
     multiplier: float | int = setting(
@@ -162,7 +166,7 @@ class TwistNetworkSettings(Settings):
 class TwistPPOSettings(Settings):
     """PPO on the proposal."""
 
-    prefix: ClassVar[str] = "ppo."
+    place: ClassVar[str] = "ppo."
     epochs: int = setting(4, Whole(1, 10_000), "updates for each batch")
     clip: float | int = setting(0.2, WEIGHT, "clipping of the ratio")
     gae_decay: float | int = setting(0.95, SHARE, "lambda of generalised advantages")
@@ -189,7 +193,7 @@ class TwistSchedule(ScheduleSettings, PreemptionSettings):
 class PosteriorSettings(Settings):
     """Exact samples of the target, which upper bounds and KL divergences need."""
 
-    prefix: ClassVar[str] = "posterior."
+    place: ClassVar[str] = "posterior."
     path: str | None = setting(None, Maybe(NAME), "a file of mode=collect; null: collected at the start, into the run")
     count: int = setting(2000, COUNT_OR_NONE, "exact samples; 0: none, lower bounds only")
     batch: int = setting(500, ROWS, "samples of the model at a time, of which some are kept")
@@ -205,7 +209,7 @@ class PosteriorSettings(Settings):
 class TwistEvalSettings(Settings):
     """Evaluations before epochs and at the end."""
 
-    prefix: ClassVar[str] = "eval."
+    place: ClassVar[str] = "eval."
     every: int | None = setting(1, Maybe(COUNT), "epochs between evaluations; null: at the end only")
     samples: int = setting(2000, ROWS, "samples of the proposal, over which F is a mean")
     particles: list[int] = setting([32, 500], ListOf(ROWS, "[32,500]"), "numbers of particles for bounds on log Z")
@@ -236,7 +240,7 @@ class TwistTrainingSettings(RunSettings):
     samples: int = setting(10, ROWS, "mode=samples: conditions")
     dlm: SourceSettings = section(SourceSettings, path="example/stories_causal")
     model: ComputeSettings = section(ComputeSettings)
-    target: TargetSettings = section(Kinds("kind", TARGETS, InfillingTarget))
+    target: TargetSettings = section(SECTION)
     twist: TwistNetworkSettings = section(TwistNetworkSettings)
     ppo: TwistPPOSettings = section(TwistPPOSettings)
     training: TwistSchedule = section(
@@ -246,3 +250,8 @@ class TwistTrainingSettings(RunSettings):
     eval: TwistEvalSettings = section(TwistEvalSettings)
     optim: OptimSettings = section(OptimSettings, lr=1e-4, grad_clip=1e9)
     wandb: WandbSettings = section(WandbSettings)
+
+
+def stored_twist_settings(values: Mapping[str, Any]) -> TwistTrainingSettings:
+    """The settings of a stored run, whose places are null. ValueError for a value outside its range."""
+    return TwistTrainingSettings.of({key: value for key, value in values.items() if key != "wandb"}, strict=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from training.learner import Learner, new_learner
@@ -16,9 +15,10 @@ from training.run import Run, Schedule
 from training.trainer import Algorithm
 from twist.algorithms import TwistLearning
 from twist.network import TwistModel
+from twist.settings import TwistTrainingSettings
 
 
-def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
+def new_value_head(twist: TwistModel, config: TwistTrainingSettings) -> nn.Linear | None:
     """Return PPO's value head: zero at first, so that advantages begin as returns."""
     if config.method != "ppo":
         return None
@@ -28,14 +28,16 @@ def new_value_head(twist: TwistModel, config: DictConfig) -> nn.Linear | None:
     return value.to(next(twist.parameters()).device)
 
 
-def new_twist_learner(twist: TwistModel, value: nn.Linear | None, config: DictConfig, processes: Processes) -> Learner:
+def new_twist_learner(
+    twist: TwistModel, value: nn.Linear | None, config: TwistTrainingSettings, processes: Processes
+) -> Learner:
     """Return the learner of the twist and of PPO's value head. Weights are not averaged, as in the published code."""
     network = nn.ModuleList([twist] if value is None else [twist, value])
     each = config.ppo.epochs if config.method == "ppo" else 1
-    return new_learner(network, config.optim, each * config.training.n_iters, 0.0, processes)
+    return new_learner(network, config.optim, each * epochs(config)[-1], 0.0, processes)
 
 
-def epochs(config: DictConfig) -> list[int]:
+def epochs(config: TwistTrainingSettings) -> list[int]:
     """Return the number of updates before each epoch, and at the end. schedule: constant, or exp2 (2, 2, 4, 8, ...:
     2^epochs in total).
     """
@@ -56,7 +58,7 @@ class TwistTraining(Algorithm):
     weights = "twist"
 
     def __init__(
-        self, learning: TwistLearning, config: DictConfig, evaluate_epoch: Callable[[Run, int, int], dict[str, float]],
+        self, learning: TwistLearning, config: TwistTrainingSettings, evaluate_epoch: Callable[[Run, int, int], dict[str, float]],
         save: Callable[[Path], None],
     ):  # fmt: skip
         self.learning, self.learner, self.model = learning, learning.learner, learning.source.model

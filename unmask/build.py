@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from data.answers import is_answers
 from data.preferences import Preference, split_preferences
+from data.settings import ChainSettings, PuzzleSettings, QuestionSettings, TextSettings
 from data.tasks import ChainTask, PuzzleTask, QuestionTask, Task, TextTask
 from dlm.canvas import canvas_of
 from dlm.causal_lm import CausalLM, sequence_log_prob
@@ -33,8 +35,23 @@ from policy.checkpoints import POLICIES, check_fits, load_policy
 from policy.dit_hidden import block_sizes
 from policy.experts import check_experts
 from policy.imitation import check_teacher
-from policy.networks import HiddenBlocks, HiddenMLP
-from policy.train import LEARNING, PolicyLearning, alphas_of
+from policy.networks import HiddenBlocks
+from policy.settings import (
+    AgreementSettings,
+    ClippedSettings,
+    DitConfidenceSettings,
+    DitHiddenSettings,
+    DrawnSettings,
+    GRPOSettings,
+    HiddenBlocksSettings,
+    HiddenMLPSettings,
+    ImitationSettings,
+    PolicyTrainingSettings,
+    PPOSettings,
+    TeachingSettings,
+    VariationalSettings,
+)
+from policy.train import LEARNING, PolicyLearning
 from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.latex import LatexReward
@@ -42,23 +59,106 @@ from rewards.learned import LearnedReward
 from rewards.likelihood import LikelihoodReward
 from rewards.models import TextReward, load_reward, reward_folder
 from rewards.rules import PuzzleReward, Reward, VerifiedReward
+from rewards.settings import (
+    BoundSettings,
+    LatexSettings,
+    LearnedSettings,
+    LikelihoodSettings,
+    PuzzleRewardSettings,
+    RightSettings,
+)
+from rl.settings import PreferenceRunSettings, RewardRunSettings, RLTrainingSettings
 from samplers.loop import Strategy
 from samplers.settings import SamplerSettings
+from training.fields import Settings
 from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes
+from training.run import resolved
 from training.terminal import say_if_newline_is_spelled
 from twist.bounds import Origin, folder_digest, model_digest
 from twist.network import TwistModel
+from twist.settings import InfillingTarget, TwistTrainingSettings
 from twist.source import Source
 from twist.targets import build_target
 from unmask.decoders import build_rule_decoder
+from unmask.settings import checked
 
-CLIPPED = ("grpo", "ppo")  # algorithms that learn from the rewards of rollouts
+S = TypeVar("S", bound=Settings)
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
-def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
+def read_settings(cls: type[S], config: DictConfig) -> S:
+    """The settings of a command. ValueError, before any work, for values that no run could have."""
+    return checked(cls, resolved(config))
+
+
+def started(cls: type[S], config: DictConfig, overrides: list[str]) -> tuple[S, DictConfig]:
+    """The settings of a training command, and its configuration, with a warm-up that the run outlasts.
+
+    Raises:
+        ValueError: for values that no run could have, before any work.
+    """
+    read_settings(cls, config)
+    config = with_fitting_warmup(config, overrides)
+    return read_settings(cls, config), config
+
+
+def check_epochs(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse training.epochs on a command line where training.n_iters, of an experiment say, decides how long a run is."""
+    asked = [word for word in overrides if word.lstrip("+").startswith("training.epochs=")]
+    if asked and not config.resume and config.training.n_iters is not None:
+        raise ValueError(
+            f"{asked[-1]} would do nothing beside training.n_iters={config.training.n_iters}; add training.n_iters=null, or "
+            "leave it out"
+        )
+
+
+def updates_of(config: DictConfig) -> int | None:
+    """The updates of a run by its configuration; None where its data decide how many there are."""
+    training = config.training
+    if "updates_per_epoch" in training:
+        return 2**training.epochs if training.schedule == "exp2" else training.epochs * training.updates_per_epoch
+    if training.n_iters is None:
+        return None
+    return training.n_iters * (OmegaConf.select(config, "algorithm.inner_updates") or 1)
+
+
+def with_fitting_warmup(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration with a warm-up that the run outlasts.
+
+    A warm-up on the command line stays, or is refused. One of an experiment or a default is made for the length beside it: where
+    the command line leaves a run of less than five times the warm-up, it becomes a twentieth of the run, and a line on stderr
+    says so.
+
+    Raises:
+        ValueError: a warm-up on the command line that the run does not outlast.
+    """
+    updates, warmup = updates_of(config), config.optim.warmup
+    if config.resume or not updates or not warmup:
+        return config
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    if "optim.warmup" in given:
+        if warmup >= max(updates, 2):  # one update begins at the full rate
+            length = (
+                "this run" if "updates_per_epoch" in config.training else f"training.n_iters={config.training.n_iters}"
+            )
+            raise ValueError(
+                f"optim.warmup={warmup} must be below the {updates} updates of {length}, or the learning rate never arrives; "
+                "lower it, or leave it out"
+            )
+        return config
+    if not given & {"training.n_iters", "training.epochs", "training.updates_per_epoch"} or 5 * warmup <= updates:
+        return config
+    config = config.copy()
+    config.optim.warmup = updates // 20
+    print(
+        f"optim.warmup={warmup} is for a longer run; {config.optim.warmup} of {updates} updates here", file=sys.stderr
+    )
+    return config
+
+
+def build_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyNetwork:
     """Return a policy network that fits the model: a new one, or that of `init` with its architecture."""
     if config.init is not None:
         return continued_policy(config, model)
@@ -66,16 +166,25 @@ def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
         raise ValueError(
             f"init_trust={config.init_trust} shifts the scores of the policy `init`, and there is none; give init"
         )
-    settings = OmegaConf.to_container(config.policy)
-    assert isinstance(settings, dict)
-    kind = str(settings.pop("policy_type", None))
-    if kind not in POLICIES:
-        raise ValueError(f"policy.policy_type={kind!r} is unknown; use one of {', '.join(POLICIES)}")
-    if kind == "agreement":
-        settings["length"] = settings["length"] or model.max_length
-    elif kind != "dit_confidence" or settings.get("hidden_size") is None:
+    kind = config.policy.policy_type
+    network = POLICIES[kind](**network_arguments(config, model))
+    check_fits(network, model)
+    if isinstance(network, HiddenBlocks):
+        network.start_from(radd_of(model, config))
+    return network
+
+
+def network_arguments(config: PolicyTrainingSettings, model: MaskedLM) -> dict[str, Any]:
+    """The arguments of a new policy network: its settings, and what the model and the algorithm add. ValueError for null where
+    the model does not decide."""
+    given = config.policy
+    settings = asdict(given)
+    kind = settings.pop("policy_type")
+    if isinstance(given, AgreementSettings):
+        settings["length"] = given.length or model.max_length
+    elif not isinstance(given, DitConfidenceSettings) or given.hidden_size is None:
         settings["hidden_size"] = model.hidden_size
-    if kind == "dit_hidden":
+    if isinstance(given, DitHiddenSettings):
         settings = block_sizes(model) | {name: value for name, value in settings.items() if value is not None}
         if not {"num_heads", "mlp_size"} <= settings.keys():
             raise ValueError(
@@ -84,27 +193,18 @@ def build_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
             )
     if null := [name for name, value in settings.items() if value is None]:
         raise ValueError(f"policy.{null[0]}=null is for policy=dit_hidden, which asks the model; give a number")
-    if kind == "hidden_blocks":
+    if isinstance(given, HiddenBlocksSettings):
         settings["num_heads"] = radd_of(model, config).config["model"]["n_heads"]
-    if POLICIES[kind] is not HiddenMLP and config.algorithm.name == "ppo":
+    if not isinstance(given, HiddenMLPSettings) and isinstance(config.algorithm, PPOSettings):
         settings["value_head"] = True
-    if OmegaConf.select(config, "reward.alphas"):
+    if config.reward.weights_of_speed:
+        if "alpha_conditioned" not in inspect.signature(POLICIES[kind].__init__).parameters:
+            raise ValueError(given.refusal(["alpha_conditioned"], "policy."))
         settings["alpha_conditioned"] = True
-    unknown = sorted(settings.keys() - inspect.signature(POLICIES[kind].__init__).parameters.keys())  # pyright: ignore
-    if unknown:
-        undo = " ".join(f"~policy.{name}" for name in unknown)
-        raise ValueError(
-            f"policy={kind} has no {', '.join(map(str, unknown))}; leave it out (of what an experiment says: {undo}), or use "
-            "another policy"
-        )
-    network = POLICIES[kind](**{str(name): value for name, value in settings.items()})
-    check_fits(network, model)
-    if isinstance(network, HiddenBlocks):
-        network.start_from(radd_of(model, config))
-    return network
+    return settings
 
 
-def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
+def radd_of(model: MaskedLM, config: PolicyTrainingSettings) -> RADD:
     """Return the network whose blocks a policy copies. ValueError for another kind of model."""
     if not isinstance(model.backbone, RADD):
         raise ValueError(
@@ -113,22 +213,22 @@ def radd_of(model: MaskedLM, config: DictConfig) -> RADD:
     return model.backbone
 
 
-def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
+def continued_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyNetwork:
     """Return the policy `init`, with a new value head if PPO needs one, and a new input if alpha is drawn and it has none.
 
     init_trust: subtracts the log-odds of this value from the scores of a policy that was trained to predict which tokens
     are right.
     """
-    start = load_policy(shipped(config.init), model=model, other_model=config.init_other_model)
+    start = load_policy(shipped(str(config.init)), model=model, other_model=config.init_other_model)
     if config.init_trust is not None:
         if not start.extensible:
             raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
         with torch.no_grad():
             start.output_proj.bias.sub_(math.log(config.init_trust / (1 - config.init_trust)))
     new = {}
-    if config.algorithm.name == "ppo" and start.extensible and start.value_proj is None:
+    if isinstance(config.algorithm, PPOSettings) and start.extensible and start.value_proj is None:
         new["value_head"] = True
-    if OmegaConf.select(config, "reward.alphas") and start.extensible and start.alpha_embedding is None:
+    if config.reward.weights_of_speed and start.extensible and start.alpha_embedding is None:
         new["alpha_conditioned"] = True
     if not new:
         return start.train()
@@ -139,88 +239,93 @@ def continued_policy(config: DictConfig, model: MaskedLM) -> PolicyNetwork:
 
 
 def build_policy_learning(
-    config: DictConfig, model: MaskedLM, network: PolicyNetwork, task: Task, reward: Reward, group: Processes
+    config: PolicyTrainingSettings,
+    model: MaskedLM,
+    network: PolicyNetwork,
+    task: Task,
+    reward: Reward,
+    group: Processes,
 ) -> PolicyLearning:
     """Return the algorithm algorithm.name, which trains `network`. ValueError for settings that cannot be combined."""
     check_policy_learning(network, task, reward, config)
     algorithm, training = config.algorithm, config.training
-    clipped = algorithm.name in CLIPPED
-    updates = training.n_iters * (algorithm.inner_updates if clipped else 1)
-    updates += algorithm.warm_start.updates if clipped else 0
+    assert training.n_iters is not None
+    updates = training.n_iters
+    if isinstance(algorithm, ClippedSettings):
+        updates = updates * algorithm.inner_updates + algorithm.warm_start.updates
     learner = new_learner(network, config.optim, updates, training.ema, group)
     return LEARNING[algorithm.name](model, learner, task, reward, config)
 
 
-def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: DictConfig) -> None:
+def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: PolicyTrainingSettings) -> None:
     """Refuse settings that cannot be combined: ValueError names them."""
-    name, training = config.algorithm.name, config.training
+    algorithm = config.algorithm
     if config.sampling.budgets is not None and reward.teacher_forced:
         raise ValueError(
             "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
         )
     check_actions(network, reward, config)
     check_alphas(config, network, reward)
-    if name != "grpo" and OmegaConf.select(config, "algorithm.experts.thresholds"):
-        raise ValueError(f"algorithm.experts steers GRPO, and algorithm={name} takes no experts; leave them out")
-    if name == "grpo" and config.algorithm.experts.thresholds:
-        check_experts(config.algorithm.experts, task.valid, reward, config.sampling.block_length)
+    if isinstance(algorithm, GRPOSettings) and algorithm.experts.thresholds:
+        check_experts(algorithm.experts, task.valid, reward, config.sampling.block_length)
     if (teaching := teaching_of(config)) is not None:
         check_teacher(teaching, task.valid)
         if teaching.only_correct and reward.teacher_forced:
             raise ValueError(
                 "only_correct needs a reward for a whole text, which reward=bound is not; use another reward"
             )
-    if training.chunk < 1:
-        raise ValueError(f"training.chunk={training.chunk} must be at least 1 decoding step")
 
 
-def check_actions(network: PolicyNetwork, reward: Reward, config: DictConfig) -> None:
+def check_actions(network: PolicyNetwork, reward: Reward, config: PolicyTrainingSettings) -> None:
     """Refuse unknown actions, and actions that do not fit the network or the reward: ValueError."""
-    name = config.algorithm.name
+    algorithm = config.algorithm
     if config.eval.action not in FOR_SAMPLING:
         raise ValueError(f"eval.action={config.eval.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
-    if name != "variational" and config.algorithm.action not in ACTIONS:
+    if isinstance(algorithm, DrawnSettings) and algorithm.action not in ACTIONS:
         raise ValueError(
-            f"algorithm.action={config.algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
+            f"algorithm.action={algorithm.action!r} cannot be learnt with; use one of {', '.join(ACTIONS)}"
         )
     PolicyUnmasker(network, config.eval.action, config.eval.temperature)
-    if name not in CLIPPED:
+    if not isinstance(algorithm, ClippedSettings):
         return
-    if reward.teacher_forced and config.algorithm.action == "bernoulli":
+    if reward.teacher_forced and algorithm.action == "bernoulli":
         raise ValueError(
             "reward=bound charges for what is revealed and algorithm.action=bernoulli may reveal nothing; use fixed or "
             "plackett_luce"
         )
-    PolicyUnmasker(network, config.algorithm.action)
+    PolicyUnmasker(network, algorithm.action)
 
 
-def check_alphas(config: DictConfig, network: PolicyNetwork, reward: Reward) -> None:
+def check_alphas(config: PolicyTrainingSettings, network: PolicyNetwork, reward: Reward) -> None:
     """Refuse weights of speed that are negative, that the policy does not use, or that it needs and does not get:
     ValueError.
     """
-    given, reads = alphas_of(config), network.alpha_embedding is not None
-    if any(alpha < 0 for alpha in given):
-        raise ValueError(f"reward.alphas={given} must be numbers of at least 0")
+    given, reads = config.reward.weights_of_speed, network.alpha_embedding is not None
     if reads and not given:
         raise ValueError("this policy is told the weight of speed; give some to draw from: reward.alphas=[0,0.3,1,3]")
-    if given and (not reads or config.algorithm.name == "variational" or reward.teacher_forced):
+    if given and (not reads or isinstance(config.algorithm, VariationalSettings) or reward.teacher_forced):
         raise ValueError(
             "reward.alphas goes with grpo, ppo and imitation, a policy that can read it (not hidden_mlp) and a reward with a "
             "speed factor"
         )
 
 
-def teaching_of(config: DictConfig) -> DictConfig | None:
+def teaching_of(config: PolicyTrainingSettings) -> TeachingSettings | None:
     """Return the settings of the teacher: those of the algorithm `imitation`, or of a warm start with updates. None
     without a teacher.
     """
-    name = config.algorithm.name
-    warm = name in CLIPPED and config.algorithm.warm_start.updates
-    return config.algorithm if name == "imitation" else config.algorithm.warm_start if warm else None
+    algorithm = config.algorithm
+    if isinstance(algorithm, ImitationSettings):
+        return algorithm
+    return algorithm.warm_start if isinstance(algorithm, ClippedSettings) and algorithm.warm_start.updates else None
 
 
 def build_reward(
-    config: DictConfig, model: MaskedLM, task: Task, group: Processes, given: TextReward | None = None
+    config: PolicyTrainingSettings | RLTrainingSettings,
+    model: MaskedLM,
+    task: Task,
+    group: Processes,
+    given: TextReward | None = None,
 ) -> Reward:
     """The reward of a configuration.
 
@@ -231,34 +336,42 @@ def build_reward(
         given: of reward=learned, in place of reward.model.
     """
     reward = config.reward
-    if reward.name == "puzzle":
+    if isinstance(reward, PuzzleRewardSettings):
         if not isinstance(task, PuzzleTask):
             raise ValueError("reward=puzzle needs puzzles; use data=puzzles and a Sudoku model")
         return PuzzleReward(task.box, reward.alpha, reward.additive)
-    if reward.name == "bound":
+    if isinstance(reward, BoundSettings):
         if isinstance(task, QuestionTask):
             raise ValueError("reward=bound needs clean texts and questions have none; use reward=right")
         return BoundReward()
-    if reward.name == "right":
+    if isinstance(reward, RightSettings):
         if not isinstance(task, ChainTask | QuestionTask):
             raise ValueError("reward=right needs questions with known answers; use data=gsm8k_math, say, or data=chain")
-        return VerifiedReward(task, reward.alpha, list(reward.functions), list(reward.weights))
-    if reward.name == "latex":
+        return VerifiedReward(task, reward.alpha, reward.functions, reward.weights)
+    if isinstance(reward, LatexSettings):
         if not isinstance(task, TextTask | QuestionTask):
             raise ValueError(
                 "reward=latex reads text and this data has none; use data=latex, say, or reward=puzzle or right"
             )
-        return LatexReward(task.tokenizer, model.mask_id, reward.bare, reward.terms, tuple(reward.window))
-    if reward.name == "learned":
+        return LatexReward(
+            task.tokenizer, model.mask_id, reward.bare, reward.terms.as_dict(), (reward.window[0], reward.window[1])
+        )
+    if isinstance(reward, LearnedSettings):
         if not isinstance(task, TextTask | QuestionTask):
             raise ValueError("reward=learned reads text and this data has none; use reward=puzzle or right")
         return learned_reward(reward, task.tokenizer, model.mask_id, group.device, given)
-    if reward.name != "likelihood":
-        known = "bound, latex, learned, likelihood, puzzle, right"
-        raise ValueError(f"reward.name={reward.name!r} is unknown; use one of {known}")
+    assert isinstance(reward, LikelihoodSettings)
+    return likelihood_reward(config, reward, model, task, group)
+
+
+def likelihood_reward(
+    config: PolicyTrainingSettings | RLTrainingSettings, reward: LikelihoodSettings, model: MaskedLM, task: Task,
+    group: Processes,
+) -> LikelihoodReward:  # fmt: skip
+    """The log-likelihood under reward.judge. ValueError for data that is no text, and a judge of other tokens."""
     if not isinstance(task, TextTask):
         raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
-    judge, _ = load_model(shipped(reward.judge), group.device, config.model.dtype)
+    judge, _ = load_model(shipped(str(reward.judge)), group.device, config.model.dtype)
     if (
         not isinstance(judge, CausalLM)
         or judge.vocab_size < model.vocab_size - 1
@@ -282,7 +395,7 @@ def build_reward(
 
 
 def learned_reward(
-    reward: DictConfig, tokenizer: Any, mask_id: int, device: torch.device, given: TextReward | None = None
+    reward: LearnedSettings, tokenizer: Any, mask_id: int, device: torch.device, given: TextReward | None = None
 ) -> LearnedReward:
     """Return reward.model and reward.judge, as rewards of texts. given: replaces reward.model."""
     if reward.model is None:
@@ -295,22 +408,27 @@ def learned_reward(
     return LearnedReward(model, tokenizer, mask_id, judge, reward.entropy_floor, reward.weight, reward.alpha)
 
 
-def build_task(config: DictConfig, model: MaskedLM) -> Task:
+def build_task(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM) -> Task:
     """Return the task that `data` describes, as prompts for this model."""
-    if config.data.kind == "sudoku":
-        return PuzzleTask(config.data)
-    if config.data.kind == "chain":
-        return ChainTask(config.data, config.eval.batch_size)
-    if config.data.kind == "questions":
-        return QuestionTask(model, config.data, config.seed)
+    data = config.data
+    if isinstance(data, PuzzleSettings):
+        return PuzzleTask(data)
+    if isinstance(data, ChainSettings):
+        return ChainTask(data, config.eval.batch_size)
+    if isinstance(data, QuestionSettings):
+        return QuestionTask(model, data, config.seed)
+    if not isinstance(data, TextSettings):
+        raise ValueError(
+            f"data.kind={data.kind} has no prompts; use data=puzzles, chain, stories, or another with prompts"
+        )
     length = config.sampling.length or model.max_length
-    own = model.tokenizer if is_answers(config.data.train) or config.data.tokenizer == "model" else None
-    if own is None and config.data.tokenizer == "model":
+    own = model.tokenizer if is_answers(data.train) or data.tokenizer == "model" else None
+    if own is None and data.tokenizer == "model":
         raise ValueError(f"data.tokenizer=model, and {config.dlm.path} came without one; give a directory or a hub id")
-    return TextTask(config.data, length, model.mask_id, config.eval.batch_size, config.seed, own)
+    return TextTask(data, length, model.mask_id, config.eval.batch_size, config.seed, own)
 
 
-def check_masked(config: DictConfig, model: MaskedLM) -> None:
+def check_masked(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM) -> None:
     """Refuse, before any work, a causal model, which has no choice of positions: ValueError."""
     if model.causal:
         raise ValueError(
@@ -318,7 +436,7 @@ def check_masked(config: DictConfig, model: MaskedLM) -> None:
         )
 
 
-def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
+def check_data(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM, task: Task) -> None:
     """Refuse, before any work, a causal model, and data of another vocabulary: ValueError."""
     check_masked(config, model)
     if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own
@@ -330,8 +448,9 @@ def check_data(config: DictConfig, model: MaskedLM, task: Task) -> None:
             "(data=puzzles for a Sudoku; for text data.tokenizer=model, which encodes by the model's own)"
         )
     if not isinstance(task, PuzzleTask) and not same_tokens(model, task.tokenizer):
+        named = config.data.tokenizer if isinstance(config.data, TextSettings) else None
         raise ValueError(
-            f"data.tokenizer={config.data.get('tokenizer')} has as many tokens as {config.dlm.path}, and others; use "
+            f"data.tokenizer={named} has as many tokens as {config.dlm.path}, and others; use "
             "data.tokenizer=model, which encodes by the model's own"
         )
 
@@ -357,15 +476,12 @@ def stored_config(model: MaskedLM, loss: str) -> dict:
     return config | {"training": config.get("training", {}) | {"loss_type": loss}}
 
 
-def rollout_settings(config: DictConfig) -> SamplerSettings:
+def rollout_settings(config: RLTrainingSettings) -> SamplerSettings:
     """Return the sampler settings of `sampling`, for a run that trains the model by its own samples."""
-    known = {entry.name for entry in fields(SamplerSettings)}
-    values = OmegaConf.to_container(config.sampling, resolve=True)
-    assert isinstance(values, dict)
-    return SamplerSettings.of({str(key): value for key, value in values.items() if key in known})
+    return SamplerSettings.of(asdict(config.sampling), strict=False)
 
 
-def build_rollout_decoder(config: DictConfig, model: MaskedLM) -> Strategy:
+def build_rollout_decoder(config: RLTrainingSettings, model: MaskedLM) -> Strategy:
     """Return the decoder of `sampling`: a rule or a policy. ValueError for samples that cannot be learned from."""
     if not config.sampling.temperature > 0:
         raise ValueError(
@@ -375,7 +491,9 @@ def build_rollout_decoder(config: DictConfig, model: MaskedLM) -> Strategy:
     return build_rule_decoder(rollout_settings(config), model)
 
 
-def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Preference], Counter[str]]:
+def build_preferences(
+    config: RewardRunSettings | PreferenceRunSettings,
+) -> tuple[list[Preference], list[Preference], Counter[str]]:
     """Return preferences for training, held-out preferences, and the number of dropped rows by reason."""
     data = config.data
     return split_preferences(
@@ -384,25 +502,24 @@ def build_preferences(config: DictConfig) -> tuple[list[Preference], list[Prefer
     )  # fmt: skip
 
 
-def build_source(config: DictConfig, model: MaskedLM, twist: TwistModel) -> Source:
+def build_source(config: TwistTrainingSettings, model: MaskedLM, twist: TwistModel) -> Source:
     """Return the source of sequences: prompt, length, model, twist and target."""
-    say_if_newline_is_spelled(config.prompt, "prompt")
-    row = canvas_of(model, config.prompt)
+    say_if_newline_is_spelled(str(config.prompt), "prompt")
+    row = canvas_of(model, str(config.prompt))
     prompt = row[row != model.mask_id]
-    settings = OmegaConf.to_container(config.target)
-    assert isinstance(settings, dict)
-    target = build_target({str(key): value for key, value in settings.items()}, model, len(prompt), config.length)
-    condition = config.target.tokens if config.target.kind == "infilling" else 0
+    target = build_target(config.target.values(), model, len(prompt), config.length)
+    condition = config.target.tokens if isinstance(config.target, InfillingTarget) else 0
     return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
 
 
-def origin_of(config: DictConfig, source: Source) -> Origin:
+def origin_of(config: TwistTrainingSettings, source: Source) -> Origin:
     """Return the origin of exact samples of this run's target: its settings, and digests of a classifier's or reward's
     directory.
     """
-    words = json.dumps(OmegaConf.to_container(config.target), sort_keys=True)
+    target = config.target.values()
+    words = json.dumps(target, sort_keys=True)
     for key in ("classifier", "reward"):
-        folder = Path(reward_folder(shipped(str(config.target.get(key)))))
+        folder = Path(reward_folder(shipped(str(target.get(key)))))
         if folder.is_dir():
             words += f" {key} {folder_digest(folder)}"
     return Origin(tuple(source.prompt.tolist()), source.length, model_digest(source.model), words)

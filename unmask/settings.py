@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 from data.settings import SECTION as DATA
 from data.settings import DataSettings
@@ -18,8 +22,10 @@ from dlm.settings import (
 from policy.settings import PolicyTrainingSettings
 from rl.settings import PreferenceRunSettings, RewardRunSettings, RLTrainingSettings
 from samplers.settings import SamplerSettings
-from training.fields import REQUIRED, Settings, leaves, section, setting
-from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SEED, WORDS, Maybe, Range, Whole
+from training.devices import check_device
+from training.fields import REQUIRED, Kinds, Settings, leaves, section, setting
+from training.files import check_cache
+from training.ranges import ABSENT, COUNT, FLAG, LENGTH, NAME, ROWS, SEED, WORDS, Maybe, Range, Whole, found_at
 from training.settings import ComputeSettings, ProjectSettings
 from twist.settings import TwistTrainingSettings
 
@@ -96,6 +102,13 @@ class NamedRewards(Settings):
 
 
 @dataclass
+class MethodSettings(SamplerSettings):
+    """What one method of guide sets: keys of a decoder, and the model."""
+
+    path: str | None = setting(None, Maybe(NAME), "another model than dlm.path")
+
+
+@dataclass
 class GuideRunSettings(Settings):
     """Settings of guide, without its methods: any name -> keys of configs/sampler/default.yaml."""
 
@@ -119,7 +132,8 @@ COMMANDS: dict[str, type[Settings]] = {
     "train_twist": TwistTrainingSettings, "train_reward": RewardRunSettings, "train_preference": PreferenceRunSettings,
     "guide": GuideRunSettings, "sample": SampleSettings,
 }  # fmt: skip
-GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target", "sampler")  # sections whose keys are files'
+GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target", "sampler")  # sections that a file of a group fills
+S = TypeVar("S", bound=Settings)
 
 
 def ranges_of(name: str) -> dict[str, list[Range]]:
@@ -128,3 +142,54 @@ def ranges_of(name: str) -> dict[str, list[Range]]:
     for key, entry in leaves(COMMANDS[name]):
         found.setdefault(key, []).append(entry.metadata["range"])
     return found
+
+
+def checked(cls: type[S], values: Mapping[str, Any]) -> S:
+    """The settings of a command, refused before any work where no run could have them.
+
+    Args:
+        values: the configuration as nested dictionaries. Keys that the command does not read are left out.
+
+    Raises:
+        ValueError: names a key that is missing or outside its range, its value, and the range; a device or a directory that this
+            machine lacks; wandb without a key.
+    """
+    _check_present(cls, values)
+    found = cls.of(values, strict=False)
+    check_device(str(values["device"]))
+    for key in ("data.cache_dir", "prompts.cache_dir"):
+        if (place := found_at(values, key)) is not ABSENT:
+            check_cache(place, f"{key}={place}")
+    mode = found_at(values, "wandb.mode")
+    check_wandb(os.environ.get("WANDB_MODE", None if mode is ABSENT else mode))
+    return found
+
+
+def check_wandb(mode: str | None) -> None:
+    """Refuse to log online where no key is at hand: wandb would ask for one in the middle of the run, or fail."""
+    if mode != "online" or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+        return
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    if not file.is_file() or "wandb" not in file.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            "wandb.mode=online needs a key; run `wandb login`, set WANDB_API_KEY, or use wandb.mode=offline"
+        )
+
+
+def _check_present(cls: type[Settings], values: Mapping[str, Any]) -> None:
+    """Refuse a configuration that lacks a section or a key; a file of a group may have fewer keys than its class."""
+    name = next(name for name, kind in COMMANDS.items() if kind is cls)
+    for key, entry in cls.entries().items():
+        if key not in values:
+            raise ValueError(f"{key} was deleted and configs/{name}.yaml needs it; leave ~{key} out")
+        kind, own = entry.metadata.get("section"), values[key]
+        if kind is None or key in (*GROUPS, "rewards") or not isinstance(own, Mapping):
+            continue
+        needs = f"configs/{name}.yaml"
+        if isinstance(kind, Kinds):  # the shape of a network
+            if kind.by not in own:
+                raise ValueError(f"{key}.{kind.by} says which class it is and is not there; give {key}=NAME")
+            needs, kind = f"{key}={own[kind.by]}", kind.kind(own, f"{key}.")
+        for inner in kind.entries():
+            if inner not in own:
+                raise ValueError(f"{key}.{inner} was deleted and {needs} needs it; leave ~{key}.{inner} out")

@@ -17,8 +17,8 @@ from benchmarks.structure import (
 # The most that each count may be. A change that lowers one lowers it here.
 MOST = {
     "functions over 60 lines": 4,
-    "functions of complexity above 15": 34,
-    "functions that take a configuration": 51,
+    "functions of complexity above 15": 33,
+    "functions that take a configuration": 7,
     "getattr probes": 22,
     "pyright: ignore": 80,
     "classes that share a name": 0,

@@ -22,6 +22,7 @@ from data.answers import (
     with_subscripts,
     without_unicode,
 )
+from data.settings import TextSettings
 from data.tasks import TextTask
 from data.text import train_bpe
 from dlm.noise import LogLinearNoise
@@ -278,7 +279,9 @@ def test_settings_that_do_not_fit_are_refused(words, message, tmp_path):
 
 def test_a_task_of_answers_gives_canvases_that_begin_with_a_question(tmp_path, tokenizer):
     file = write(tmp_path / "a.jsonl")
-    settings = composed("train_dlm", ["data=latex", f"data.train={file}", f"data.valid={file}"]).data
+    settings = TextSettings(
+        train=str(file), valid=str(file), tokenizer="bpe:512", given="question", longer="drop", valid_rows=512
+    )
     task = TextTask(settings, 40, len(tokenizer), 1, 0, tokenizer)
     for prompts in (task.prompts(4, 0), task.texts(4, 0), task.valid, task.held_out):
         assert tokenizer.decode(prompts.canvas[0][prompts.canvas[0] != len(tokenizer)]).endswith("\nSolution:")

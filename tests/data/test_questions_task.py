@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.questions import encode
+from data.settings import QuestionSettings
 from data.tasks import QuestionTask
 from load_model import load_model
 from tests.tiny_text import backbone, questions
@@ -23,7 +23,7 @@ def directory(tmp_path_factory):
 def task(model, directory, seed=0, **changes):
     settings = {"datasets": ["gsm8k", "math"], "data_dir": str(directory), "count": None, "answer_length": 8,
                 "max_prompt_length": None, "valid_rows": 3, "math_by": "verify", "unsandboxed": False}  # fmt: skip
-    return QuestionTask(model, OmegaConf.create(settings | changes), seed)
+    return QuestionTask(model, QuestionSettings.of(settings | changes, strict=False), seed)
 
 
 def test_prompts_are_padded_on_the_left_and_know_their_question(model, directory):
@@ -89,10 +89,10 @@ def test_a_question_that_names_the_mask_is_asked_in_letters(model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datasets": []}, "must name at least one"),
+        ({"datasets": []}, r"datasets=\[\] must be a list of at least 1"),
         ({"datasets": ["math", "math"]}, "each once"),
         ({"datasets": ["maths"]}, "data set 'maths' is unknown"),
-        ({"math_by": "guess"}, "math_by='guess' is unknown; use verify or string"),
+        ({"math_by": "guess"}, "math_by=guess must be one of verify, string"),
         ({"valid_rows": 14}, "leaves none of 14 questions"),
         ({"data_dir": "/nowhere"}, "/nowhere holds none of"),
     ],

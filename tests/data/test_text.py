@@ -9,8 +9,9 @@ from datasets import Dataset
 
 import data.text
 from data.text import EndlessRows, documents, json_lines, load_texts, pack, train_bpe
-from training.settings import check_settings
 from training.usage import composed
+from unmask.build import read_settings
+from unmask.settings import COMMANDS
 
 TEXTS = [
     f"The {animal} has {count} red apples and a blue hat." for animal in ("cat", "dog", "fox") for count in range(9)
@@ -79,7 +80,7 @@ def test_bpe_refuses_impossible_sizes():
 @pytest.mark.parametrize("name", ["bpe:", "bpe:abc", "bpe:10", "bpe:-1", "bpe:1e9", "bpe:999999999999"])
 def test_a_size_of_a_tokenizer_that_no_memory_holds_is_refused_before_the_text_is_read(name):
     with pytest.raises(ValueError, match=f"data.tokenizer={name} must be .* bpe:N with N from 257 to 1000000"):
-        check_settings(composed("train_dlm", [f"data.tokenizer={name}"]), "train_dlm")
+        read_settings(COMMANDS["train_dlm"], composed("train_dlm", [f"data.tokenizer={name}"]))
 
 
 @pytest.mark.parametrize(

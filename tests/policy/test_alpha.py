@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from data.tasks import Prompts
@@ -17,10 +16,11 @@ from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence, HiddenBlocks, HiddenMLP
 from policy.rollout import rollout
-from policy.train import alphas_of
+from policy.settings import PolicyTrainingSettings
 from policy.unmasker import PolicyUnmasker, check_alpha
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, VerifiedReward, speed_factor
+from rewards.settings import RightSettings
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM
 from tests.helpers.rewards import SamplesReward
@@ -115,8 +115,8 @@ def test_a_reward_counts_speed_by_the_alpha_of_the_row():
 
 
 def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_same():
-    config = OmegaConf.create({"reward": {"alphas": [0, 0.3, 3]}})
-    prompts = with_alpha(Prompts(BLANK[:4], {}), alphas_of(config), seed=5).repeat(3)
+    speed = RightSettings(alphas=[0, 0.3, 3])
+    prompts = with_alpha(Prompts(BLANK[:4], {}), speed.weights_of_speed, seed=5).repeat(3)
     drawn = prompts.rows["alpha"]
     assert torch.equal(drawn, drawn[::3].repeat_interleave(3)) and len(drawn.unique()) > 1
     network = network_of("dit_confidence", alpha_conditioned=True)
@@ -128,9 +128,9 @@ def test_a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_
     assert torch.equal(heard[0], drawn) and torch.equal(
         samples.trajectory.inputs["alpha"], drawn[samples.trajectory.row]
     )
-    evenly = with_alpha(Prompts(BLANK, {}), alphas_of(config)).rows["alpha"]
+    evenly = with_alpha(Prompts(BLANK, {}), speed.weights_of_speed).rows["alpha"]
     torch.testing.assert_close(evenly, torch.tensor([0, 0.3, 3, 0, 0.3, 3]))
-    without = alphas_of(OmegaConf.create({"reward": {"alpha": 1}}))
+    without = RightSettings(alpha=1).weights_of_speed
     assert "alpha" not in with_alpha(Prompts(BLANK, {}), without).rows
 
 
@@ -145,10 +145,11 @@ def test_what_does_not_go_together_is_refused():
         with pytest.raises(ValueError, match=message):
             check_alpha(network, alpha)
     check_alpha(told, 0), check_alpha(plain, None), check_alpha(None, None)
-    config = lambda alphas, name="grpo": OmegaConf.create({"algorithm": {"name": name}, "reward": {"alphas": alphas}})
+    config = lambda alphas, name="grpo": PolicyTrainingSettings.of(
+        {"algorithm": {"name": name}, "reward": {"name": "right", "alphas": alphas}}
+    )
     reward = SamplesReward(lambda samples, rows: None)
     for given, network, judge, message in (
-        (config([1, -1]), told, reward, "must be numbers of at least 0"),
         (config(None), told, reward, r"give some to draw from: reward.alphas=\[0,0.3,1,3\]"),
         (config([1]), HiddenMLP(4), reward, "a policy that can read it"),
         (config([1]), told, BoundReward(), "a reward with a speed factor"),
@@ -156,6 +157,11 @@ def test_what_does_not_go_together_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             check_alphas(given, network, judge)
+
+
+def test_a_negative_weight_of_speed_is_refused():
+    with pytest.raises(ValueError, match=r"reward.alphas=\[1, -1\] must be .* of at least 0"):
+        RightSettings(alphas=[1, -1])
 
 
 def test_weights_of_speed_are_drawn_apart_from_budgets():

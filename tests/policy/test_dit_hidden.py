@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import unmask.build
@@ -15,6 +14,7 @@ from load_model import load_model
 from policy.checkpoints import check_fits, load_policy, save_policy
 from policy.dit_hidden import DitHidden, block_sizes
 from policy.rollout import policy_log_probs, rollout
+from policy.settings import PolicyTrainingSettings
 from policy.unmasker import PolicyUnmasker
 from rewards.rules import RewardOutput
 from tests.enumerable import random_radd
@@ -65,9 +65,9 @@ def test_the_published_size():
 
 
 def config_of(policy, **more):
-    return OmegaConf.create({
+    return PolicyTrainingSettings.of({
         "init": None, "init_trust": None, "policy": {"policy_type": "dit_hidden", "num_heads": None, "mlp_size": None, "smart_init": -2.0} | policy,
-        "algorithm": {"name": "ppo"}, "dlm": {"path": "a model"}, "reward": {"alphas": None},
+        "algorithm": {"name": "ppo"}, "dlm": {"path": "a model"}, "reward": {"name": "right", "alphas": None},
     })  # fmt: skip
 
 

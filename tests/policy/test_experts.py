@@ -5,7 +5,6 @@ from math import exp, log
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from data.tasks import Prompts, TextTask
@@ -19,6 +18,7 @@ from policy.experts import check_experts, expert_rollouts, joined
 from policy.grpo import GRPO
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs, rollout
+from policy.settings import ExpertsSettings, GRPOSettings, PolicyTrainingSettings
 from policy.unmasker import PolicyUnmasker
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput
@@ -26,6 +26,7 @@ from tests.enumerable import RandomLM
 from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
+from training.settings import OptimSettings
 
 MODEL = RandomLM(5, max_length=12)
 LENGTH, PROMPT, GROUP = 8, 2, 3
@@ -56,7 +57,7 @@ def groups(network, settings=SETTINGS, prompts=2):
     asked, unmasker = prompts_of(prompts), PolicyUnmasker(network, "bernoulli")
     own = rollout(MODEL, unmasker, TokenRule(0.0), asked.repeat(GROUP), DecodeOptions(1), some_reward, 1, True)
     experts = expert_rollouts(
-        MODEL, network, OmegaConf.create(settings["experts"]), TokenRule(0.0), asked, some_reward, 1, DecodeOptions(1)
+        MODEL, network, ExpertsSettings(**settings["experts"]), TokenRule(0.0), asked, some_reward, 1, DecodeOptions(1)
     )
     return unmasker.law, own, experts
 
@@ -112,7 +113,7 @@ def test_the_gradient_of_an_experts_row_by_hand():
     settings = {**SETTINGS, "group_size": 2, "experts": {"thresholds": [1.0], "block_length": 1}}
     asked, unmasker = Prompts(torch.full((1, 2), 5), {}), PolicyUnmasker(network, "bernoulli")
     own = rollout(model, unmasker, TokenRule(0.0), asked.repeat(2), DecodeOptions(1), some_reward, 3, True)
-    experts = expert_rollouts(model, network, OmegaConf.create(settings["experts"]), TokenRule(0.0), asked, some_reward, 3,
+    experts = expert_rollouts(model, network, ExpertsSettings(**settings["experts"]), TokenRule(0.0), asked, some_reward, 3,
                               DecodeOptions(1))  # fmt: skip
     rewards = [0.1, 0.5, 0.9]
     own, experts = (
@@ -120,7 +121,7 @@ def test_the_gradient_of_an_experts_row_by_hand():
         [(experts[0][0], RewardOutput(torch.tensor(rewards[2:])))],
     )
     assert experts[0][0].steps.tolist() == [2]
-    algorithm = GRPO(OmegaConf.create(settings), network)
+    algorithm = GRPO(GRPOSettings.of(settings), network)
     algorithm.loss(network, law, algorithm.prepare(*own, network, law, experts=experts)).backward()
     d = 0.0
     for row, (samples, reward) in enumerate([(own[0], 0.1), (own[0], 0.5), (experts[0][0], 0.9)]):
@@ -148,7 +149,7 @@ def test_groups_are_joined_in_order_and_advantages_are_over_all_members():
     ]
     members = GROUP + len(experts)
     assert set(trajectory.row[expert].tolist()) == {3, 4, 8, 9} and set(trajectory.row.tolist()) == set(range(10))
-    steps = GRPO(OmegaConf.create(SETTINGS), network).prepare(*own, network, law, experts=experts)
+    steps = GRPO(GRPOSettings.of(SETTINGS), network).prepare(*own, network, law, experts=experts)
     mean = total.view(2, members).mean(1).repeat_interleave(members)
     torch.testing.assert_close(steps.advantage, (total - mean)[steps.trajectory.row])
     counts = torch.bincount(trajectory.row)
@@ -159,7 +160,7 @@ def test_groups_are_joined_in_order_and_advantages_are_over_all_members():
 def test_the_first_update_has_ratio_one_and_the_formulas_gradient_whatever_the_chunk(chunk):
     network = network_of()
     law, own, experts = groups(network)
-    algorithm = GRPO(OmegaConf.create(SETTINGS), network)
+    algorithm = GRPO(GRPOSettings.of(SETTINGS), network)
     steps = algorithm.prepare(*own, network, law, chunk=chunk, experts=experts)
     log_prob, _ = policy_log_probs(network, law, steps.trajectory)
     mixed = torch.where(steps.expert, torch.log(GROUP / 5 * log_prob.exp() + 1 / 5), log_prob)
@@ -176,11 +177,11 @@ def test_the_first_update_has_ratio_one_and_the_formulas_gradient_whatever_the_c
 def test_a_kl_leaves_experts_out():
     network = network_of()
     law, own, experts = groups(network)
-    algorithm = GRPO(OmegaConf.create(SETTINGS | {"kl": 0.5}), network)
+    algorithm = GRPO(GRPOSettings.of(SETTINGS | {"kl": 0.5}), network)
     with torch.no_grad():
         network.output_proj.bias.add_(0.3)
     steps = algorithm.prepare(*own, network, law, experts=experts)
-    without = GRPO(OmegaConf.create(SETTINGS), network)
+    without = GRPO(GRPOSettings.of(SETTINGS), network)
     own_steps = steps.take((~steps.expert).nonzero().squeeze(1))
     extra = algorithm.loss(network, law, steps) - without.loss(network, law, steps)
     expected = algorithm.loss(network, law, own_steps) - without.loss(network, law, own_steps)
@@ -218,11 +219,11 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
     network = network_of()
     parameters = list(network.parameters())
     learner = loops.Learner(
-        network, Optimiser(parameters, OmegaConf.create(OPTIM), 10), MovingAverage(parameters, 0.9),
+        network, Optimiser(parameters, OptimSettings(**OPTIM), 10), MovingAverage(parameters, 0.9),
         Processes(0, 1, torch.device("cpu")),
     )  # fmt: skip
-    config = OmegaConf.create({
-        "seed": 0, "algorithm": {**SETTINGS, "clip": 1e9}, "training": {"chunk": 50, "batch_size": 6, "accum": 1},
+    config = PolicyTrainingSettings.of({
+        "seed": 0, "algorithm": {**SETTINGS, "clip": 1e6}, "training": {"chunk": 50, "batch_size": 6, "accum": 1},
         "sampling": {"temperature": 0.0, "discrete_steps": 1, "budgets": None, "block_length": None, "cache": None, "refresh": None},
     })  # fmt: skip
     in_blocks = SamplesReward(
@@ -243,7 +244,12 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
 @pytest.mark.parametrize(
     "experts, block_length, reward, message",
     [
-        ({"thresholds": [1.5]}, None, some_reward, "thresholds holds 1.5, which must be a number from 0 to 1"),
+        (
+            {"thresholds": [1.5]},
+            None,
+            some_reward,
+            r"thresholds=\[1.5\] must be .* each a finite number of at least 0 and at most 1",
+        ),
         ({"block_length": 3}, None, some_reward, "block_length=3 does not divide the 8 positions"),
         ({}, 4, some_reward, "not with sampling.block_length=4"),
         ({}, None, BoundReward(), "which reward=bound is not"),
@@ -252,6 +258,6 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
 def test_what_experts_do_not_go_with_is_refused(experts, block_length, reward, message):
     with pytest.raises(ValueError, match=message):
         check_experts(
-            OmegaConf.create({"thresholds": [0.9], "block_length": 4, **experts}), prompts_of(2), reward, block_length
+            ExpertsSettings(**{"thresholds": [0.9], "block_length": 4, **experts}), prompts_of(2), reward, block_length
         )
-    check_experts(OmegaConf.create(SETTINGS["experts"]), prompts_of(2), some_reward, LENGTH)
+    check_experts(ExpertsSettings(**SETTINGS["experts"]), prompts_of(2), some_reward, LENGTH)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from data.tasks import Prompts
@@ -22,6 +21,7 @@ from policy.actions import BernoulliForced
 from policy.base import PolicyNetwork
 from policy.grpo import GRPO
 from policy.rollout import rollout
+from policy.settings import GRPOSettings
 from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, speed_factor
@@ -30,6 +30,7 @@ from samplers.loop import Strategy, TeacherForced, sample
 from tests.enumerable import TableLM, inconsistent
 from tests.helpers.rewards import SamplesReward
 from training.optim import Optimiser
+from training.settings import OptimSettings
 
 V, MODES = 3, 12
 INSTANCES = 12
@@ -160,8 +161,8 @@ def train(instance, seed, iterations=ITERATIONS):
     """The product's rollouts, objective and optimiser."""
     network = TablePolicy(instance)
     algorithm, optimiser = (
-        GRPO(OmegaConf.create(SETTINGS), network),
-        Optimiser(network.parameters(), OmegaConf.create(OPTIM), 1),
+        GRPO(GRPOSettings(**SETTINGS), network),
+        Optimiser(network.parameters(), OptimSettings(**OPTIM), 1),
     )
     unmasker = PolicyUnmasker(network, "bernoulli")
     prompts = Prompts(instance.blank.repeat(SETTINGS["group_size"], 1), {})
@@ -289,7 +290,7 @@ def test_expected_gradient_is_the_analytic_one(group, length):
     objective = (1 - 1 / group) * (probability * (rewards - mean) / steps).sum()
     analytic = -torch.autograd.grad(objective, logits)[0]
 
-    algorithm = GRPO(OmegaConf.create(SETTINGS | {"group_size": group}), network)
+    algorithm = GRPO(GRPOSettings(**SETTINGS | {"group_size": group}), network)
     learned = algorithm.prepare(samples, reward, network, scripted.unmasker.law)
     weight = probability.detach()[torch.tensor(members)].prod(1) * len(members)  # a batch counts every group the same
     learned.weight = learned.weight * weight[learned.trajectory.row // group].float()
@@ -367,7 +368,7 @@ def test_expected_gradient_from_a_reward_a_step_is_that_of_the_bound():
     (probability * bound).sum().backward()
     analytic = [-(1 - 1 / group) / len(counts) * parameter.grad for parameter in (exact.logits, exact.repulsion)]
 
-    algorithm = GRPO(OmegaConf.create(SETTINGS | {"group_size": group}), network)
+    algorithm = GRPO(GRPOSettings(**SETTINGS | {"group_size": group}), network)
     learned = algorithm.prepare(samples, reward, network, scripted.unmasker.law)
     weight = probability.detach()[torch.tensor(members)].prod(1) * len(members)  # a batch counts every group the same
     learned.weight = learned.weight * weight[learned.trajectory.row // group].float()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule, UnmaskingEnvironment
@@ -11,6 +10,7 @@ from dlm.options import DecodeOptions
 from policy import train as loops
 from policy.imitation import Answers, Expert, InBlocks, check_teacher, learn_answers, teacher_loss
 from policy.networks import DitConfidence
+from policy.settings import PolicyTrainingSettings, TeachingSettings
 from rewards.rules import RewardOutput
 from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
@@ -18,6 +18,7 @@ from tests.enumerable import from_joint, inconsistent
 from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
+from training.settings import OptimSettings
 
 LENGTH, V = 6, 2
 MODEL = inconsistent(vocabulary=V, length=LENGTH, seed=4)
@@ -119,7 +120,7 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
 
 
 def config_of(chunk=1000, temperature=1.0, **algorithm):
-    return OmegaConf.create({
+    return PolicyTrainingSettings.of({
         "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, "only_correct": False, **algorithm},
         "sampling": {"temperature": temperature, "discrete_steps": 3, "budgets": None},
         "training": {"chunk": chunk, "batch_size": 6, "accum": 1},
@@ -175,7 +176,7 @@ def separation(model, network):
 def test_learning_from_answers_raises_the_scores_of_right_best_tokens_over_those_of_wrong_ones():
     model, network = sure_model(), network_of()
     parameters = list(network.parameters())
-    optimiser = Optimiser(parameters, OmegaConf.create(OPTIM), 1)
+    optimiser = Optimiser(parameters, OptimSettings(**OPTIM), 1)
     learner = loops.Learner(network, optimiser, MovingAverage(parameters, 0.9), Processes(0, 1, torch.device("cpu")))
     config, before = config_of(expert="answers", setting=2.0), separation(model, network)
     config.training.batch_size = 48
@@ -191,7 +192,7 @@ def test_learning_from_answers_raises_the_scores_of_right_best_tokens_over_those
 def test_an_unknown_teacher_and_answers_that_nobody_knows_are_refused():
     puzzles = random_prompts(2)
     text = Prompts(puzzles.canvas, {})
-    teaching = lambda expert: OmegaConf.create({"expert": expert, "setting": 1.0})
+    teaching = lambda expert: TeachingSettings(expert=expert, setting=1.0)
     for expert in ("answers", "leftmost", "threshold", "factor", "entropy_bound", "confidence_noisy"):
         check_teacher(teaching(expert), puzzles)
     check_teacher(teaching("threshold"), text)
@@ -242,7 +243,7 @@ def test_only_rewarded_rollouts_are_learnt_from_and_without_any_nothing_is():
     network = network_of()
     parameters = list(network.parameters())
     learner = loops.Learner(
-        network, Optimiser(parameters, OmegaConf.create(OPTIM), 1), MovingAverage(parameters, 0.9),
+        network, Optimiser(parameters, OptimSettings(**OPTIM), 1), MovingAverage(parameters, 0.9),
         Processes(0, 1, torch.device("cpu")),
     )  # fmt: skip
     nothing = SamplesReward(lambda samples, rows: RewardOutput(torch.zeros(len(samples.tokens))))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.tasks import Prompts, TextTask
 from dlm.environment import TokenRule
@@ -14,12 +13,14 @@ from policy.grpo import GRPO
 from policy.networks import DitConfidence, HiddenMLP
 from policy.ppo import PPO
 from policy.rollout import policy_log_probs, rollout
+from policy.settings import GRPOSettings, PolicyTrainingSettings, PPOSettings
 from policy.unmasker import PolicyUnmasker, law_settings
 from rewards.rules import RewardOutput
 from tests.enumerable import RandomLM
 from tests.helpers.rewards import SamplesReward
 from training.optim import MovingAverage, Optimiser
 from training.processes import Processes
+from training.settings import OptimSettings
 
 LENGTH, WIDTH = 6, 4
 NO_EXPERTS = {"experts": {"thresholds": [], "block_length": None}}
@@ -159,13 +160,13 @@ def test_what_is_recorded_rebuilds_the_rollout():
 @pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
 def test_chunks_and_dropped_rows_leave_the_gradient(kind):
     network, law, samples, scored = rolled_out(kind, "bernoulli")
-    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
     steps = algorithm.prepare(samples, scored, network, law)
     assert set(steps.trajectory.row.tolist()) == set(range(4, 16))  # the group that agrees teaches nothing
     whole = gradient(network, [algorithm.loss(network, law, steps)])
     chunks = [steps.take(index) for index in torch.arange(len(steps)).split(7)]
     assert_same(gradient(network, [algorithm.loss(network, law, chunk) for chunk in chunks]), whole)
-    everything = GRPO(OmegaConf.create(GRPO_SETTINGS | {"kl": 1e-30}), network)  # a KL keeps every step
+    everything = GRPO(GRPOSettings.of(GRPO_SETTINGS | {"kl": 1e-30}), network)  # a KL keeps every step
     all_steps = everything.prepare(samples, scored, network, law)
     assert len(all_steps) == len(samples.trajectory.row) > len(steps)
     assert_same(gradient(network, [everything.loss(network, law, all_steps)]), whole)
@@ -174,7 +175,7 @@ def test_chunks_and_dropped_rows_leave_the_gradient(kind):
 def test_grpo_gradient_from_the_formula():
     """-1/rows sum over rows of A / steps * grad log-probability of the row's picks, A = R - mean R of the group."""
     network, law, samples, scored = rolled_out("dit_confidence", "plackett_luce")
-    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
     ours = gradient(network, [algorithm.loss(network, law, algorithm.prepare(samples, scored, network, law))])
     reward = scored.total.view(4, 4)
     advantage = (reward - reward.mean(1, keepdim=True)).flatten()
@@ -185,8 +186,8 @@ def test_grpo_gradient_from_the_formula():
 
 def test_kl_is_to_the_policy_that_training_starts_from():
     network, law, samples, scored = rolled_out("hidden_mlp", "bernoulli")
-    algorithm = GRPO(OmegaConf.create(GRPO_SETTINGS | {"kl": 0.5}), network)
-    without = GRPO(OmegaConf.create(GRPO_SETTINGS), network)
+    algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS | {"kl": 0.5}), network)
+    without = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05)
@@ -201,7 +202,7 @@ def test_kl_is_to_the_policy_that_training_starts_from():
 
 def test_a_group_needs_two():
     with pytest.raises(ValueError, match="algorithm.group_size=1 must be at least 2"):
-        GRPO(OmegaConf.create(GRPO_SETTINGS | {"group_size": 1}), network_of("hidden_mlp"))
+        GRPO(GRPOSettings.of(GRPO_SETTINGS | {"group_size": 1}), network_of("hidden_mlp"))
 
 
 # ---------------------------------------------------------------------------------------- PPO
@@ -209,7 +210,7 @@ def test_a_group_needs_two():
 
 def test_ppo_advantages_and_targets_are_those_of_a_plain_loop():
     network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
-    steps = PPO(OmegaConf.create(PPO_SETTINGS), network).prepare(samples, scored, network, law)
+    steps = PPO(PPOSettings.of(PPO_SETTINGS), network).prepare(samples, scored, network, law)
     trajectory = samples.trajectory
     value = network.forward_with_value(**trajectory.inputs)[1].detach()
     advantage = torch.zeros_like(value)
@@ -229,7 +230,7 @@ def test_ppo_advantages_and_targets_are_those_of_a_plain_loop():
 
 def test_ppo_gradient_from_the_formula():
     network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
-    algorithm = PPO(OmegaConf.create(PPO_SETTINGS), network)
+    algorithm = PPO(PPOSettings.of(PPO_SETTINGS), network)
     steps = algorithm.prepare(samples, scored, network, law)
     whole = gradient(network, [algorithm.loss(network, law, steps)])
     assert (network.value_proj.weight.grad != 0).any()
@@ -242,7 +243,7 @@ def test_ppo_gradient_from_the_formula():
 
 def test_ppo_refuses_a_network_without_a_value():
     with pytest.raises(ValueError, match="algorithm=ppo needs a value head; use policy=dit_confidence"):
-        PPO(OmegaConf.create(PPO_SETTINGS), network_of("hidden_mlp"))
+        PPO(PPOSettings.of(PPO_SETTINGS), network_of("hidden_mlp"))
 
 
 # ---------------------------------------------------------------------------------------- iterations
@@ -266,16 +267,16 @@ def learner_of(network):
     parameters = list(network.parameters())
     alone = Processes(0, 1, torch.device("cpu"))
     return loops.Learner(
-        network, Optimiser(parameters, OmegaConf.create(OPTIM), 10), MovingAverage(parameters, 0.9), alone
+        network, Optimiser(parameters, OptimSettings(**OPTIM), 10), MovingAverage(parameters, 0.9), alone
     )
 
 
 def config_of(algorithm, **training):
-    return OmegaConf.create({
+    return PolicyTrainingSettings.of({
         "seed": 0, "algorithm": algorithm,
         "sampling": {"temperature": 1.0, "discrete_steps": 3} | dict.fromkeys(("budgets", "block_length", "cache", "refresh")),
         "training": {"chunk": 1000, "accum": 1, "batch_size": 8, **training},
-    })  # fmt: skip
+    }, strict=False)  # fmt: skip
 
 
 def learning(name, config, network, task, reward=some_reward, learner=None):
@@ -324,7 +325,7 @@ def noting(monkeypatch, name, kept):
 def test_every_iteration_has_draws_of_its_own(algorithm, monkeypatch):
     """Its prompts and what is drawn on them; the same iteration of a resumed run has the same."""
     teaching = {"expert": "threshold", "setting": 0.5, "block_length": None, "reinforce": 0.0, "only_correct": False}
-    config = config_of(GRPO_SETTINGS | {"action": "bernoulli"} | teaching)
+    config = config_of(GRPO_SETTINGS | {"action": "bernoulli"} | teaching | {"name": algorithm})
     network = network_of("hidden_mlp")
     task, drawn = NotedTask(), []
     made = learning(algorithm, config, network, task)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from rl.settings import RLTrainingSettings
 from rl.train import Rollouts
 from training.processes import ALONE
 
@@ -12,7 +12,7 @@ from training.processes import ALONE
 def learner():
     made = Rollouts.__new__(Rollouts)  # its advantages read these alone
     made.processes, made.baseline = ALONE, None
-    made.config = OmegaConf.create({"rl": {"algorithm": "ppo", "baseline_decay": 0.9}})
+    made.config = RLTrainingSettings.of({"rl": {"algorithm": "ppo", "baseline_decay": 0.9}})
     return made
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
 import rl.train
 from data.pairs import Pairs
@@ -17,6 +16,7 @@ from dlm.options import DecodeOptions
 from rewards.rules import RewardOutput
 from rl.preferences import Preferences, margins
 from rl.rollouts import Batch
+from rl.settings import RLTrainingSettings
 from rl.train import Rollouts
 from samplers.heuristics import Random
 from samplers.loop import Strategy, sample
@@ -25,6 +25,7 @@ from tests.helpers.rewards import SamplesReward
 from training.learner import Learner
 from training.processes import ALONE
 from training.usage import composed
+from unmask.build import read_settings
 
 
 def batch_of(advantage, valid):
@@ -92,7 +93,17 @@ def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
     monkeypatch.setattr(rl.train, "policy_loss", lambda *given: seen.append(given[3]) or loss(*given))
     reward = SamplesReward(lambda samples, rows: RewardOutput(torch.arange(4.0)))
     decoder = Strategy(Random(), TokenRule())
-    made = Rollouts(model, learner, None, Elbo(2), task, reward, decoder, config, lambda directory: None)
+    made = Rollouts(
+        model,
+        learner,
+        None,
+        Elbo(2),
+        task,
+        reward,
+        decoder,
+        read_settings(RLTrainingSettings, config),
+        lambda directory: None,
+    )
     made.iteration(0)
     assert made.batch is not None
     ended = made.batch.tokens == 1
@@ -158,7 +169,7 @@ def test_the_loss_of_pairs_is_that_of_the_definition(step):
     def reference():
         yield first
 
-    config = OmegaConf.create({"seed": 0, "rl": {"batch_size": 2, "kl_beta": 0.3}, "training": {"chunk": 64},
+    config = RLTrainingSettings.of({"seed": 0, "rl": {"batch_size": 2, "kl_beta": 0.3}, "training": {"chunk": 64},
                                "eval": {"batch_size": 2}})  # fmt: skip
     learner = Still.__new__(Still)  # this much of it is read
     learner.processes = ALONE

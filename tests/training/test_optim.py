@@ -1,13 +1,13 @@
 """The learning-rate schedule, clipping, and the moving average against their formulas."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from training.optim import MovingAverage, Optimiser
+from training.settings import OptimSettings
 
 
 def settings(**changes):
@@ -20,7 +20,7 @@ def settings(**changes):
         "grad_clip": 1.0,
         "schedule": "constant",
     }
-    return SimpleNamespace(**{**defaults, **changes})
+    return OptimSettings(**{**defaults, **changes})
 
 
 def test_warm_up_is_linear_and_then_constant():

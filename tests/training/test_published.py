@@ -6,8 +6,9 @@ import pytest
 
 import training.published
 from training.published import IMPLIED, KEYS, VALUES, WITHOUT_EXPERIMENT, translated
-from training.settings import check_settings
 from training.usage import composed
+from unmask.build import read_settings
+from unmask.settings import COMMANDS
 
 TYPED = shlex.split(
     "experiment=llada_bl32 model_path=somewhere block_length=16 max_completion_length=64 policy_type=dit_confidence "
@@ -22,7 +23,7 @@ TYPED = shlex.split(
 
 def test_a_whole_command_line_of_theirs():
     config = composed("train_policy", translated(TYPED))
-    check_settings(config, "train_policy")
+    read_settings(COMMANDS["train_policy"], config)
     assert (config.dlm.path, config.run_dir, config.wandb.name, config.seed) == ("somewhere", "out", "mine", 5)
     assert config.sampling.block_length == 16 and config.sampling.temperature == 0.0  # of the tokens
     assert config.eval.temperature == 0.25 and config.eval.action == "bernoulli_argmax"
@@ -63,7 +64,7 @@ def test_every_key_is_typed_above():
 def test_functions_without_weights_count_the_same(words, weights):
     config = composed("train_policy", translated(words))
     assert config.reward.weights == weights and len(config.reward.functions) == len(weights)
-    check_settings(config, "train_policy")
+    read_settings(COMMANDS["train_policy"], config)
 
 
 def test_the_context_of_a_policy_is_the_full_one():

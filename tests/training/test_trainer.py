@@ -10,6 +10,7 @@ from torch import nn
 from training.learner import new_learner
 from training.processes import Processes
 from training.run import Run, resumed_config
+from training.settings import OptimSettings
 from training.trainer import Algorithm, Trainer
 from training.usage import composed
 
@@ -27,7 +28,7 @@ class Toy(Algorithm):
         network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(network.weight)
         self.network, self.events, self.config = network, [], config
-        self.learner = new_learner(network, config.optim, 6, config.training.ema, processes)
+        self.learner = new_learner(network, OptimSettings(lr=0.1), 6, config.training.ema, processes)
 
     def note(self, event, done):
         self.events.append((event, done, self.network.weight.item()))

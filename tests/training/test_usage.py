@@ -14,14 +14,15 @@ from samplers.heuristics import Threshold
 from tests.training.test_run import TINY, train
 from training.devices import device_of
 from training.processes import device_of_rank
-from training.settings import check_settings
 from training.usage import check_overrides, composed
+from unmask.build import read_settings
 from unmask.runs import train_policy
+from unmask.settings import COMMANDS
 
 
 @pytest.mark.parametrize("script", ["train_policy", "train_dlm"])
 def test_the_shipped_defaults_pass(script):
-    check_settings(composed(script, []), script)
+    read_settings(COMMANDS[script], composed(script, []))
 
 
 @pytest.mark.parametrize(
@@ -124,14 +125,14 @@ def test_logging_online_without_a_key_is_refused_before_any_work(monkeypatch, tm
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     online = composed("train_policy", ["wandb.mode=online"])
     with pytest.raises(ValueError, match="wandb.mode=online needs a key"):
-        check_settings(online, "train_policy")
+        read_settings(COMMANDS["train_policy"], online)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password KEY")
-    check_settings(online, "train_policy")
+    read_settings(COMMANDS["train_policy"], online)
     (tmp_path / "netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "KEY")
-    check_settings(online, "train_policy")
+    read_settings(COMMANDS["train_policy"], online)
     with pytest.raises(ValueError, match="wandb.mode=on must be one of online, offline, disabled"):
-        check_settings(composed("train_policy", ["wandb.mode=on"]), "train_policy")
+        read_settings(COMMANDS["train_policy"], composed("train_policy", ["wandb.mode=on"]))
 
 
 @pytest.mark.parametrize("temperature", [float("inf"), float("nan"), 1e-40, -1.0])

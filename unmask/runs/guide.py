@@ -31,16 +31,16 @@ from samplers.settings import SamplerSettings, check_given, check_strategy, idle
 from training.files import append_line, check_place
 from training.hub import shipped
 from training.processes import Processes, processes
-from training.ranges import Maybe, Text, check_ranges
-from training.settings import SAMPLER, check_settings, resolved
+from training.run import resolved
 from unmask.decoders import Layout, build_decoder, build_options
+from unmask.settings import GuideRunSettings, MethodSettings, checked
 
 
 def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse what no run could have, and settings that nothing reads. overrides: of the command line."""
     if OmegaConf.missing_keys(config) & {"out", "prompts.file"}:
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
-    check_settings(config, "guide")
+    checked(GuideRunSettings, resolved(config))
     check_place(str(config.out), f"out={config.out}")
     if not isinstance(config.methods, DictConfig) or not config.methods:
         raise ValueError(f"methods={config.methods} names no method, so there is nothing to do; name one at least")
@@ -53,10 +53,7 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
             raise ValueError(
                 f"methods.{name} sets {', '.join(wrong)}, which configs/sampler/default.yaml does not have"
             )
-        check_ranges(
-            {"methods": {name: resolved(config)["methods"][name]}},
-            {f"methods.{name}.{key}": allowed for key, allowed in (SAMPLER | {"path": Maybe(Text())}).items()},
-        )
+        MethodSettings.of(resolved(config)["methods"][name], f"methods.{name}.")
         own = [key for key in keys_of(settings) if key not in ("path", "strategy")]
         check_given(
             settings_of(method_config(config, str(name))),

@@ -41,10 +41,11 @@ from samplers.smc import ParticleDecoder
 from training.devices import device_of
 from training.files import Unwritable, append_line, is_stream, make_directory, write_text
 from training.hub import shipped
-from training.settings import check_settings
+from training.run import resolved
 from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import literal
 from unmask.decoders import Layout, build_decoder, build_options, twist_description
+from unmask.settings import SampleSettings, checked
 
 
 def sampler_settings(config: DictConfig) -> SamplerSettings:
@@ -97,7 +98,7 @@ def check_steps(config: DictConfig, name: str) -> None:
 
 def check(config: DictConfig) -> None:
     """Refuse, before a model is loaded, settings that no model takes and files that do not exist. Raises ValueError."""
-    check_settings(config, "sample")
+    checked(SampleSettings, resolved(config))
     check_strategy(config.sampler.strategy)
     if config.sampler.strategy == "policy":
         policy_file(Path(shipped(str(config.sampler.policy.path))))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from data.answers import AnswerRows, is_answers
 from data.rows import end_of_text, training_data
+from data.settings import GridSettings, TextSettings
 from dlm.adapt import NO_MASK, AdapterLM, adapter_config, give_mask, mask_of
 from dlm.checkpoints.adapter import load_bidirectional
 from dlm.checkpoints.saving import save_model
@@ -31,26 +33,21 @@ from samplers.loop import Strategy
 from training.hub import shipped
 from training.processes import processes
 from training.run import Run, resumed_config, write_samples
-from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
-from training.usage import CONFIGS
-from unmask.build import stored_config
+from unmask.build import read_settings, started, stored_config
+from unmask.settings import DLMTrainingSettings
 
 
-def model_config(config: DictConfig, tokenizer) -> dict:
+def model_config(config: DLMTrainingSettings, tokenizer) -> dict:
     """What goes into config.json: RADD's or SEDD's published layout, or the causal model's own."""
-    shape = OmegaConf.to_container(config.model)
-    assert isinstance(shape, dict)
-    kind = shape.pop("kind", None)
-    if kind is None:
-        raise ValueError("model.kind says which network is made and is not there; give model=radd, say")
-    if missing := [key for key in OmegaConf.load(CONFIGS / "model" / f"{kind}.yaml") if key not in config.model]:
-        raise ValueError(f"model.{missing[0]} was deleted and model={kind} needs it; leave ~model.{missing[0]} out")
+    shape, data = asdict(config.model), config.data
+    kind = shape.pop("kind")
     if kind == "llada":
         eos = end_of_text(tokenizer)
         if tokenizer.mask_token_id is None:
+            named = data.tokenizer if isinstance(data, TextSettings) else None
             raise ValueError(
-                f"model=llada masks with a token of the tokenizer, and data.tokenizer={config.data.get('tokenizer')} has no mask "
+                f"model=llada masks with a token of the tokenizer, and data.tokenizer={named} has no mask "
                 "token; give a tokenizer that has one, or use model=radd"
             )
         return {
@@ -85,20 +82,20 @@ def model_config(config: DictConfig, tokenizer) -> dict:
             "bos_token_id": eos,
             "eos_token_id": eos,
         }
-    puzzle = {"puzzle": {"box": list(config.data.box)}} if config.data.kind == "sudoku" else {}
+    puzzle = {"puzzle": {"box": data.box}} if isinstance(data, GridSettings) else {}
     vocabulary = tokenizer.vocab_size - 1 if puzzle else len(tokenizer)
     sedd = {"model_type": "sedd", "graph": {"type": "absorb"}} if kind == "sedd" else {}
     return {
         "tokens": vocabulary,
         "model": shape,
-        "noise": OmegaConf.to_container(config.noise),
+        "noise": asdict(config.noise),
         "training": {"ema": config.training.ema, "loss_type": config.loss},
         **sedd,
         **puzzle,
     }
 
 
-def starting_model(config: DictConfig, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
+def starting_model(config: DLMTrainingSettings, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
     """The model `init`, by default that of `dlm`; None where there is none. A causal one is adapted where the loss is one of
     masked models."""
     if config.init is None:
@@ -123,16 +120,17 @@ def check_tokens(model: MaskedLM, tokenizer, named: str) -> None:
         )
 
 
-def with_adapter(model: MaskedLM, config: DictConfig, new_mask: bool) -> MaskedLM:
+def with_adapter(model: MaskedLM, config: DLMTrainingSettings, new_mask: bool) -> MaskedLM:
     """The model with `lora`'s updates to train, its own weights frozen. new_mask: train the mask's row of the embedding too."""
     if not isinstance(model, LlamaLM) or not model.shifted:
         raise ValueError(
             f"lora.rank={config.lora.rank} needs init=MODEL, a causal Llama or Qwen2 or a Dream; {config.init} is none"
         )
-    targets = list(config.lora.target_modules)
+    targets = config.lora.modules
     mask_id = model.mask_id if new_mask else None
     lora = config.lora
-    return AdapterLM(model, adapter_config(config.init, mask_id, lora.rank, lora.alpha, lora.dropout, targets))
+    assert lora.rank is not None
+    return AdapterLM(model, adapter_config(str(config.init), mask_id, lora.rank, lora.alpha, lora.dropout, targets))
 
 
 def with_scale_of_run(config: DictConfig) -> DictConfig:
@@ -160,43 +158,44 @@ def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
 def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
-    check_settings(config, "train_dlm")
-    config = with_fitting_warmup(config, overrides)
+    _, config = started(DLMTrainingSettings, config, overrides)
     if not config.resume:
         config = with_own_data(with_scale_of_run(config), overrides)
-    with processes(config.device) as group:
-        torch.manual_seed(config.seed)
-        start = starting_model(config, group.device)
+    settings = read_settings(DLMTrainingSettings, config)
+    data = settings.data
+    with processes(settings.device) as group:
+        torch.manual_seed(settings.seed)
+        start = starting_model(settings, group.device)
         tokenizer = start[0].tokenizer if start else None
-        length = start[0].max_length if start else config.model.length
-        rows, valid, tokenizer = training_data(config.data, length, config.seed, tokenizer)
+        length = start[0].max_length if start else settings.model.length
+        rows, valid, tokenizer = training_data(data, length, settings.seed, tokenizer)
         adapted = start is not None and start[0].mask_id == NO_MASK
         if start:
             model, noise = start
-            if model.tokenizer is None and config.data.kind == "text":
-                check_tokens(model, tokenizer, config.data.tokenizer)
+            if model.tokenizer is None and isinstance(data, TextSettings):
+                check_tokens(model, tokenizer, data.tokenizer)
             if adapted:
                 give_mask(model, mask_of(tokenizer))  # pyright: ignore[reportArgumentType]
             model.tokenizer = model.tokenizer or tokenizer
-            description = stored_config(model, config.loss)
+            description = stored_config(model, settings.loss)
         else:
-            description = model_config(config, tokenizer)
-            model, noise = build_model(description, config.model.dtype, tokenizer)
+            description = model_config(settings, tokenizer)
+            model, noise = build_model(description, settings.model.dtype, tokenizer)
         model.to(group.device).requires_grad_(True)
-        if config.lora.rank is not None:
-            model = with_adapter(model, config, adapted)
-        check_training(model, config, group)
+        if settings.lora.rank is not None:
+            model = with_adapter(model, settings, adapted)
+        check_training(model, settings, group)
         prompts = None
         if isinstance(rows, AnswerRows):
             given = torch.arange(length) < torch.as_tensor(rows.prompt).unsqueeze(1)
-            prompts = valid.masked_fill(~given, model.mask_id)[: config.eval.samples]
+            prompts = valid.masked_fill(~given, model.mask_id)[: settings.eval.samples]
 
         def save(directory: Path, done: int) -> dict[str, float]:
             save_model(model, description, directory / "model")
-            return show_samples(model, config, directory / "samples" / f"iter_{done}", prompts)
+            return show_samples(model, settings, directory / "samples" / f"iter_{done}", prompts)
 
-        anneal = config.adapt.anneal if adapted else 0
-        algorithm = Pretraining(model, noise, rows, valid, config, group, save, anneal)
+        anneal = settings.adapt.anneal if adapted else 0
+        algorithm = Pretraining(model, noise, rows, valid, settings, group, save, anneal)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         left_out = rows.left_out
@@ -208,7 +207,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
 
 
 def show_samples(
-    model: MaskedLM, config: DictConfig, directory: Path, prompts: Int[Tensor, "row position"] | None = None
+    model: MaskedLM, config: DLMTrainingSettings, directory: Path, prompts: Int[Tensor, "row position"] | None = None
 ) -> dict[str, float]:
     """A few samples of the model as it is; their entropy, distinct bigrams and, of boards, the share solved, of answers to
     held-out questions, how well their formulas are written. prompts: canvases to write on; None: blank ones."""
@@ -223,8 +222,8 @@ def show_samples(
     write_samples(directory, [decode(row[kept].tolist()) for row, kept in zip(tokens, counted, strict=True)])
     entropy = float(unigram_entropy(tokens, counted).mean())
     measures = {"sample_entropy": entropy, "sample_distinct_2": distinct_n(tokens, 2, counted)}
-    if config.data.kind == "sudoku":
-        measures["sample_solved"] = float(is_solved(tokens, tuple(config.data.box)).float().mean())
+    if isinstance(config.data, GridSettings):
+        measures["sample_solved"] = float(is_solved(tokens, (config.data.box[0], config.data.box[1])).float().mean())
     if prompts is not None:
         answers = formula_measures(samples.answers(model.tokenizer))
         measures |= {f"sample_{name}": value for name, value in answers.items()}

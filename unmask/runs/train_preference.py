@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,20 +19,20 @@ from dlm.encoding import check_embedded
 from dlm.ends import before_end, end_tokens, has_end, texts_of
 from rewards.models import TextReward, load_reward, padded
 from rewards.template import encode
+from rl.settings import PreferenceRunSettings
 from training.files import replacing_directory
 from training.hub import hide_weight_bars, prepare, shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.storage import add_checksums, check_files
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import readable
-from unmask.build import build_preferences
+from unmask.build import build_preferences, check_epochs, started
 
 ALGORITHMS = ("dpo", "kto", "rloo")
 
 
-def check_preference(config: DictConfig) -> None:
+def check_preference(config: PreferenceRunSettings) -> None:
     """Refuse, before any work, what no run could have."""
     preference, training = config.preference, config.training
     if preference.algorithm not in ALGORITHMS:
@@ -74,7 +74,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def check_modules(config: DictConfig, model: Any) -> None:
+def check_modules(config: PreferenceRunSettings, model: Any) -> None:
     """Refuse, before a run directory is made, modules that the model has not: ValueError."""
     targets = config.lora.target_modules
     if config.lora.rank is None or isinstance(targets, str):  # a name of peft's (all-linear), or a pattern
@@ -87,18 +87,17 @@ def check_modules(config: DictConfig, model: Any) -> None:
         )
 
 
-def adapter(config: DictConfig) -> Any:
+def adapter(config: PreferenceRunSettings) -> Any:
     """The LoRA that `lora` asks for; None trains all weights."""
     lora = config.lora
     if lora.rank is None:
         return None
     from peft import LoraConfig  # an extra: only where it is used
 
-    modules: Any = (
-        OmegaConf.to_container(lora.target_modules) if OmegaConf.is_list(lora.target_modules) else lora.target_modules
-    )
+    alpha: Any = lora.alpha  # scales by any number, whatever its annotation says
+
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM"
+        r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
     )  # fmt: skip
 
 
@@ -171,13 +170,19 @@ def reward_function(name: str, device: torch.device, tokenizer: Any) -> Callable
 
 
 def build_trainer(
-    config: DictConfig, run: Run, group: Processes, model: Any, tokenizer: Any, train: Dataset, valid: Dataset
+    config: PreferenceRunSettings,
+    run: Run,
+    group: Processes,
+    model: Any,
+    tokenizer: Any,
+    train: Dataset,
+    valid: Dataset,
 ):
     """TRL's trainer of the algorithm."""
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer  # seconds to import
 
     preference, lora = config.preference, adapter(config)
-    settings = trainer_settings(config, run, group) | {"beta": preference.beta}
+    settings: dict[str, Any] = {**trainer_settings(config, run, group), "beta": preference.beta}
     data = {"train_dataset": train, "eval_dataset": valid, "processing_class": tokenizer, "peft_config": lora}
     if preference.algorithm == "rloo":
         settings["per_device_eval_batch_size"] = (
@@ -191,43 +196,44 @@ def build_trainer(
         return made(model, reward_function(str(preference.reward), group.device, tokenizer), answers, **data)
     reference = copy.deepcopy(model) if lora is None else None  # with an adapter it is the model without it
     made, base = {"dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer)}[preference.algorithm]
-    kind = type(preference.algorithm.upper(), (RowsOfIds, base), {})
+    kind: Any = type(preference.algorithm.upper(), (RowsOfIds, base), {})
     return kind(model, reference, made(**settings, max_length=config.data.max_length), **data)
 
 
 def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_preference")
-    check_settings(config, "train_preference")
-    config = with_fitting_warmup(config, overrides)
+    settings, config = started(PreferenceRunSettings, config, overrides)
     check_epochs(config, overrides)
-    check_preference(config)
-    with processes(config.device) as group:
-        torch.manual_seed(config.seed)
-        check_trainer(config, group)
-        train, held_out, dropped = build_preferences(config)
-        model, tokenizer = load_causal(str(config.init))
-        check_modules(config, model)
-        algorithm = config.preference.algorithm
-        known, longest = model.get_input_embeddings().num_embeddings, config.data.max_length
-        part = max(1, config.training.batch_size // config.training.accum // group.world)
+    check_preference(settings)
+    with processes(settings.device) as group:
+        torch.manual_seed(settings.seed)
+        check_trainer(settings.training, settings.optim, group)
+        train, held_out, dropped = build_preferences(settings)
+        model, tokenizer = load_causal(str(settings.init))
+        check_modules(settings, model)
+        algorithm = settings.preference.algorithm
+        known, longest = model.get_input_embeddings().num_embeddings, settings.data.max_length
+        part = max(1, settings.training.batch_size // settings.training.accum // group.world)
         rows, valid = (
             rows_of(preferences, algorithm, tokenizer, known, longest, part) for preferences in (train, held_out)
         )
-        if algorithm == "rloo" and len(rows) < (needed := config.training.batch_size // config.preference.group_size):
+        if algorithm == "rloo" and len(rows) < (
+            needed := settings.training.batch_size // settings.preference.group_size
+        ):
             raise ValueError(
-                f"{config.data.train} has {len(rows)} different prompts and an update asks {needed}; lower training.batch_size"
+                f"{settings.data.train} has {len(rows)} different prompts and an update asks {needed}; lower training.batch_size"
             )
         run = Run(config, overrides, group)
         out = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none"
         run.say(
-            f"{config.init} learns by {algorithm} from {len(rows):,} rows of {len(train):,} preferences; dropped: {out}"
+            f"{settings.init} learns by {algorithm} from {len(rows):,} rows of {len(train):,} preferences; dropped: {out}"
         )
-        trainer = build_trainer(config, run, group, model, tokenizer, rows, valid)
+        trainer = build_trainer(settings, run, group, model, tokenizer, rows, valid)
         train_by(trainer, run)
         if group.first:
             tuned: Any = trainer.accelerator.unwrap_model(trainer.model)
-            tuned = tuned if config.lora.rank is None else tuned.merge_and_unload()
+            tuned = tuned if settings.lora.rank is None else tuned.merge_and_unload()
             with replacing_directory(run.directory / "model") as part:
                 tuned.save_pretrained(part)
                 add_checksums(part)

@@ -17,27 +17,27 @@ from load_model import load_model
 from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
 from rewards.models import TOKENS, ClassifierReward, is_causal_classifier, position_limit
 from rewards.template import KINDS
+from rl.settings import RewardRunSettings
 from rl.vocabulary_head import HeadTraining, canvas_pairs
 from training.files import replacing_directory, write_text
 from training.hub import hide_weight_bars, prepare, shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_epochs, check_settings, with_fitting_warmup
 from training.storage import add_checksums, check_files
 from training.trainer import Trainer
 from training.trainers import check_trainer, train_by, trainer_settings
 from training.usage import readable
-from unmask.build import build_preferences
+from unmask.build import build_preferences, check_epochs, started
 
 HEADS = ("sequence", "vocabulary")
 
 
-def check_reward(config: DictConfig) -> None:
+def check_reward(config: RewardRunSettings) -> None:
     """Refuse, before any work, what no run could have."""
     reward = config.reward
-    for key, known in (("kind", KINDS), ("head", HEADS)):
-        if reward[key] not in known:
-            raise ValueError(f"reward.{key}={reward[key]!r} is unknown; use one of {', '.join(known)}")
+    for key, value, known in (("kind", reward.kind, KINDS), ("head", reward.head, HEADS)):
+        if value not in known:
+            raise ValueError(f"reward.{key}={value!r} is unknown; use one of {', '.join(known)}")
     if config.init is None and config.encoder.hidden_size % config.encoder.num_heads:
         raise ValueError(
             f"encoder.hidden_size={config.encoder.hidden_size} is not divisible by encoder.num_heads={config.encoder.num_heads}; "
@@ -53,7 +53,7 @@ def check_reward(config: DictConfig) -> None:
 # --------------------------------------------------------------------------------------------------------- sequence models
 
 
-def new_encoder(tokenizer: Any, config: DictConfig) -> Any:
+def new_encoder(tokenizer: Any, config: RewardRunSettings) -> Any:
     """A small bidirectional encoder with rotary positions, all layers full attention, the mean of its states read: ModernBERT's
     layers, untrained."""
     size, end = config.encoder, tokenizer.eos_token_id
@@ -67,7 +67,7 @@ def new_encoder(tokenizer: Any, config: DictConfig) -> Any:
     return AutoModelForSequenceClassification.from_config(ModernBertConfig(**settings))
 
 
-def build_classifier(config: DictConfig) -> tuple[Any, Any]:
+def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
     """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
     Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
     the same tokens, whose mask comes behind its vocabulary."""
@@ -107,7 +107,9 @@ def build_classifier(config: DictConfig) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def report(reward: ClassifierReward, held_out: list[Preference], config: DictConfig, max_length: int) -> dict[str, Any]:
+def report(
+    reward: ClassifierReward, held_out: list[Preference], config: RewardRunSettings, max_length: int
+) -> dict[str, Any]:
     """Pairwise accuracy on held-out pairs: of whole answers, by length of prefix, and, of what reads masks, by share masked."""
     settings = {"canvas": config.data.canvas, "seed": config.seed}
     full, _ = preference_rows(held_out, reward.tokenizer, "full", max_length, seed=config.seed)
@@ -122,32 +124,32 @@ def report(reward: ClassifierReward, held_out: list[Preference], config: DictCon
     return found
 
 
-def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -> Path:
+def train_sequence(settings: RewardRunSettings, config: DictConfig, overrides: list[str], group: Processes) -> Path:
     """By TRL's RewardTrainer."""
-    data, kind = config.data, config.reward.kind
-    check_trainer(config, group)
-    train, held_out, dropped = build_preferences(config)
-    model, tokenizer = build_classifier(config)
+    data, kind = settings.data, settings.reward.kind
+    check_trainer(settings.training, settings.optim, group)
+    train, held_out, dropped = build_preferences(settings)
+    model, tokenizer = build_classifier(settings)
     reads = position_limit(model, tokenizer)
     longest = min(data.max_length, reads)
     if kind == "mask" and (data.canvas or 0) > reads:
         raise ValueError(
             f"data.canvas={data.canvas} is more than the {reads} positions that the reward model reads; lower it"
         )
-    rows, left_out = preference_rows(train, tokenizer, kind, longest, data.rows, data.canvas, config.seed)
-    valid, _ = preference_rows(held_out, tokenizer, kind, longest, data.rows or 4, data.canvas, config.seed + 1)
+    rows, left_out = preference_rows(train, tokenizer, kind, longest, data.rows, data.canvas, settings.seed)
+    valid, _ = preference_rows(held_out, tokenizer, kind, longest, data.rows or 4, data.canvas, settings.seed + 1)
     run = Run(config, overrides, group)
     size = sum(parameter.numel() for parameter in model.parameters())
     out = ", ".join(f"{number} {reason}" for reason, number in (dropped + left_out).items()) or "none"
     run.say(
         f"{size:,} parameters learn from {len(rows):,} pairs ({kind}) of {len(train):,} preferences; dropped: {out}"
     )
-    settings = trainer_settings(config, run, group)
+    given = trainer_settings(settings, run, group)
     from trl import RewardConfig, RewardTrainer  # seconds to import: only where it is used, and after what is refused
 
     trainer = RewardTrainer(
         model,
-        RewardConfig(**settings, max_length=None),
+        RewardConfig(**given, max_length=None),
         train_dataset=rows,
         eval_dataset=valid,
         processing_class=tokenizer,
@@ -158,7 +160,7 @@ def train_sequence(config: DictConfig, overrides: list[str], group: Processes) -
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part)
             add_checksums(part)
             tokenizer.save_pretrained(part)
-        say_accuracy(run, report(ClassifierReward(trainer.model, tokenizer, kind), held_out, config, longest))
+        say_accuracy(run, report(ClassifierReward(trainer.model, tokenizer, kind), held_out, settings, longest))
     run.close()
     return run.directory
 
@@ -173,28 +175,30 @@ def say_accuracy(run: Run, found: dict[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------------- vocabulary heads
 
 
-def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes) -> Path:
+def train_vocabulary(settings: RewardRunSettings, config: DictConfig, overrides: list[str], group: Processes) -> Path:
     """A head on the frozen model `init`."""
-    path = shipped(str(config.init))
-    model, _ = load_model(path, group.device, config.model.dtype)
-    if model.causal != (config.reward.kind == "prefix"):
+    path = shipped(str(settings.init))
+    model, _ = load_model(path, group.device, settings.model.dtype)
+    if model.causal != (settings.reward.kind == "prefix"):
         needed = "prefix" if model.causal else "mask"
-        raise ValueError(f"reward.kind={config.reward.kind} does not fit init={config.init}; use reward.kind={needed}")
-    train, held_out, dropped = build_preferences(config)
-    length = config.data.canvas or min(config.data.max_length, model.max_length)
+        raise ValueError(
+            f"reward.kind={settings.reward.kind} does not fit init={settings.init}; use reward.kind={needed}"
+        )
+    train, held_out, dropped = build_preferences(settings)
+    length = settings.data.canvas or min(settings.data.max_length, model.max_length)
     if length > model.max_length:
         raise ValueError(f"data.canvas={length} is more than the model's {model.max_length}; lower it")
     pairs, left_out = canvas_pairs(train, model, length)
     valid, _ = canvas_pairs(held_out, model, length)
-    training = config.training
-    if training.n_iters is None:
-        training.n_iters = max(1, training.epochs * len(pairs) // training.batch_size)
-    head = HeadTraining(model, config.reward.kind, pairs, valid, config, group)
+    training = settings.training
+    n_iters = training.n_iters or max(1, training.epochs * len(pairs) // training.batch_size)
+    config.training.n_iters = n_iters
+    head = HeadTraining(model, settings.reward.kind, pairs, valid, settings, n_iters, group)
     run = Run(config, overrides, group)
     dropped["longer, or identical ids"] += left_out
     out = ", ".join(f"{number} {reason}" for reason, number in (+dropped).items()) or "none"
     size = sum(parameter.numel() for parameter in head.head.parameters())
-    run.say(f"{size:,} parameters learn on {config.init} from {len(pairs):,} pairs; dropped: {out}")
+    run.say(f"{size:,} parameters learn on {settings.init} from {len(pairs):,} pairs; dropped: {out}")
     Trainer(head, run).train()
     if group.first:
         with head.learner.averaged():
@@ -208,11 +212,10 @@ def train_vocabulary(config: DictConfig, overrides: list[str], group: Processes)
 def run(config: DictConfig, overrides: list[str]) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_reward")
-    check_settings(config, "train_reward")
-    config = with_fitting_warmup(config, overrides)
+    settings, config = started(RewardRunSettings, config, overrides)
     check_epochs(config, overrides)
-    check_reward(config)
-    with processes(config.device) as group:
-        torch.manual_seed(config.seed)
-        train = train_vocabulary if config.reward.head == "vocabulary" else train_sequence
-        return train(config, overrides, group)
+    check_reward(settings)
+    with processes(settings.device) as group:
+        torch.manual_seed(settings.seed)
+        train = train_vocabulary if settings.reward.head == "vocabulary" else train_sequence
+        return train(settings, config, overrides, group)

@@ -6,59 +6,71 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from data.pairs import Pairs, load_pairs
+from data.settings import PairSettings
 from dlm.adapt import AdapterLM, adapter_config
 from dlm.checkpoints.saving import save_model
 from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from rl.learning import ModelLearning, Reference
 from rl.preferences import Preferences
+from rl.settings import RLTrainingSettings
 from rl.train import Rollouts, build_estimator, check_rl
 from samplers.settings import check_given
 from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_settings, with_fitting_warmup
 from training.trainer import Trainer
-from unmask.build import build_reward, build_rollout_decoder, build_task, check_data, rollout_settings, stored_config
+from unmask.build import (
+    build_reward,
+    build_rollout_decoder,
+    build_task,
+    check_data,
+    rollout_settings,
+    started,
+    stored_config,
+)
 from unmask.runs.objects import NOTHING, Objects
 
 
-def trained(model: MaskedLM, config: DictConfig, path: str) -> MaskedLM:
+def trained(model: MaskedLM, config: RLTrainingSettings, path: str) -> MaskedLM:
     """The model with its weights, or the updates that `lora` adds to them, to be trained."""
     if config.lora.rank is None:
         return model.float().requires_grad_(True)
     if not isinstance(model, LlamaLM):
         raise ValueError(f"lora.rank={config.lora.rank} is for LLaDA and Dream and {path} is neither; leave it out")
     lora = config.lora
-    return AdapterLM(model, adapter_config(path, None, lora.rank, lora.alpha, lora.dropout, list(lora.target_modules)))
+    assert lora.rank is not None
+    return AdapterLM(model, adapter_config(path, None, lora.rank, lora.alpha, lora.dropout, lora.modules))
 
 
-def pairs_of(config: DictConfig, model: MaskedLM) -> tuple[Pairs, Pairs]:
+def pairs_of(config: RLTrainingSettings, model: MaskedLM) -> tuple[Pairs, Pairs]:
     """(to learn from, held out)."""
-    if config.data.kind != "pairs":
+    data = config.data
+    if not isinstance(data, PairSettings):
         raise ValueError("rl.algorithm=vrpo learns from preference pairs; give data=pairs data.pairs=FILE")
-    length = config.data.length or model.max_length
+    length = data.length or model.max_length
     if length > model.max_length:
         raise ValueError(f"data.length={length} is more than the model's {model.max_length}; lower it")
-    pairs = load_pairs(config.data.pairs, model.tokenizer, length, model.mask_id)
-    if config.data.valid_pairs is not None:
-        return pairs, load_pairs(config.data.valid_pairs, model.tokenizer, length, model.mask_id)
-    kept = len(pairs) - max(1, round(config.data.held_out * len(pairs)))
+    pairs = load_pairs(data.pairs, model.tokenizer, length, model.mask_id)
+    if data.valid_pairs is not None:
+        return pairs, load_pairs(data.valid_pairs, model.tokenizer, length, model.mask_id)
+    kept = len(pairs) - max(1, round(data.held_out * len(pairs)))
     if kept < 1:
-        raise ValueError(f"{config.data.pairs} has {len(pairs)} pairs, too few to hold some out; give data.valid_pairs")
+        raise ValueError(f"{data.pairs} has {len(pairs)} pairs, too few to hold some out; give data.valid_pairs")
     return pairs.take(torch.arange(kept)), pairs.take(torch.arange(kept, len(pairs)))
 
 
 def build(
-    config: DictConfig, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None], given: Objects
+    config: RLTrainingSettings, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None], given: Objects
 ) -> ModelLearning:
     """The algorithm of rl.algorithm. save: writes the model into a directory."""
     estimator = build_estimator(config, model, noise)
     each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
+    assert config.training.n_iters is not None
     updates = each * config.training.n_iters
     learner = new_learner(model, config.optim, updates, config.training.ema, group)
     if config.rl.algorithm == "vrpo":
@@ -72,7 +84,7 @@ def build(
     return Rollouts(model, learner, reference, estimator, task, reward, decoder, config, save)
 
 
-def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
+def check_sampling_given(config: RLTrainingSettings, overrides: list[str]) -> None:
     """Refuse settings of `sampling` on the command line that its strategy does not read, as unmask sample does."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
@@ -84,29 +96,27 @@ def check_sampling_given(config: DictConfig, overrides: list[str]) -> None:
 def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> Path:
     """Train; returns the run directory."""
     config = resumed_config(config, overrides, "train_rl")
-    check_settings(config, "train_rl")
-    config = with_fitting_warmup(config, overrides)
-    check_rl(config)
-    check_sampling_given(config, overrides)
-    with processes(config.device) as group:
-        torch.manual_seed(config.seed)
-        kind = None if config.init else OmegaConf.select(config, "dlm.model_type")
-        if config.init is not None:
-            config.dlm.path = config.init
-        path = shipped(config.dlm.path)
-        model, noise = load_model(path, group.device, config.model.dtype, kind)
-        description = stored_config(model, config.rl.algorithm)
-        model = trained(model, config, path)
+    settings, config = started(RLTrainingSettings, config, overrides)
+    check_rl(settings)
+    check_sampling_given(settings, overrides)
+    with processes(settings.device) as group:
+        torch.manual_seed(settings.seed)
+        kind = None if settings.init else settings.dlm.model_type
+        if settings.init is not None:
+            config.dlm.path = settings.dlm.path = settings.init
+        path = shipped(settings.dlm.path)
+        model, noise = load_model(path, group.device, settings.model.dtype, kind)
+        description = stored_config(model, settings.rl.algorithm)
+        model = trained(model, settings, path)
 
         def save(directory: Path) -> None:
             save_model(model, description, directory, torch.float32)
 
-        algorithm = build(config, model, noise, group, save, given)
+        algorithm = build(settings, model, noise, group, save, given)
         run = Run(config, overrides, group)
         size = sum(p.numel() for p in algorithm.learner.optimiser.parameters)
-        run.say(
-            f"{size:,} parameters of {config.dlm.path} learn by {config.rl.algorithm}, likelihoods by {config.rl.estimator}"
-        )
+        rl = settings.rl
+        run.say(f"{size:,} parameters of {settings.dlm.path} learn by {rl.algorithm}, likelihoods by {rl.estimator}")
         Trainer(algorithm, run).train()
         run.close()
         return run.directory

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dlm.masked_lm import MaskedLM
 from evaluation.report import write_json
@@ -15,7 +15,6 @@ from load_model import load_model
 from training.hub import shipped
 from training.processes import Processes, processes
 from training.run import Run, resumed_config
-from training.settings import check_settings, with_fitting_warmup
 from training.stored import read_json
 from training.trainer import Trainer
 from twist.algorithms import (
@@ -31,24 +30,21 @@ from twist.bounds import Posterior, check_upper, load_posterior, samples_digest
 from twist.evaluate import evaluate, figures, weighed
 from twist.network import TwistModel, load_twist, save_twist, twist_directory
 from twist.objectives import LEVELLED, PROPOSAL_ONLY
+from twist.settings import ClassSettings, RewardTargetSettings, TwistTrainingSettings
 from twist.source import Source, collect_posterior
 from twist.tail import with_tail
 from twist.train import TwistTraining, epochs, new_twist_learner, new_value_head
-from unmask.build import POSTERIOR, build_source, origin_of
+from unmask.build import POSTERIOR, build_source, origin_of, started
 
 MODES = ("train", "collect", "samples")
 LEARNT = "positives.safetensors"  # in the run: exact samples that it learns from, others than it is measured on
 
 
-def check_twist(config: DictConfig) -> None:
+def check_twist(config: TwistTrainingSettings) -> None:
     """Refuse, before any work, what cannot be run. Raises ValueError."""
     if config.mode not in MODES:
         raise ValueError(f"mode={config.mode!r} is unknown; use one of {', '.join(MODES)}")
-    if (
-        OmegaConf.select(config, "posterior.order") == "uniform"
-        and config.mode == "train"
-        and positives_of(config) not in FROM_EXACT
-    ):
+    if config.posterior.order == "uniform" and config.mode == "train" and positives_of(config) not in FROM_EXACT:
         raise ValueError(
             f"posterior.order=uniform is of exact samples that are learnt from, and positives={positives_of(config)} learns from "
             "none; leave it out, or give positives=exact"
@@ -65,28 +61,32 @@ def check_twist(config: DictConfig) -> None:
             raise ValueError(
                 "training.epochs=0 measures a twist without learning it; give init=RUN, whose twist that is"
             )
-        beta, positives = float(config.target.get("beta", 1.0)), positives_of(config)
-        if condition_of(config) != "none" and beta != 1 and positives in FROM_EXACT:
+        beta, positives = config.target.exponent, positives_of(config)
+        if condition_of(config.target) != "none" and beta != 1 and positives in FROM_EXACT:
             others = ", ".join(name for name in dict.fromkeys(POSITIVES[config.method]) if name not in FROM_EXACT)
             raise ValueError(
                 f"target.beta={beta}: text and what it is conditioned on are exact samples of the target at beta=1 only, and "
                 f"positives={positives} learns from them; give posterior.count=0 and positives={others}"
             )
     if config.posterior.count:
-        if config.target.kind != "reward":  # exp(beta (reward - highest)) is a probability at any beta
-            check_upper(float(config.target.get("beta", 1.0)))
+        if not isinstance(
+            config.target, RewardTargetSettings
+        ):  # exp(beta (reward - highest)) is a probability at any beta
+            check_upper(config.target.exponent)
     elif config.posterior.path is not None:
         raise ValueError(
             f"posterior.path={config.posterior.path} and posterior.count=0: give a number of them, or no path"
         )
-    elif config.mode == "collect" or (positives_of(config) in FROM_EXACT and condition_of(config) == "none"):
+    elif config.mode == "collect" or (positives_of(config) in FROM_EXACT and condition_of(config.target) == "none"):
         raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
 
 
-def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
+def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
     """A new twist, or that of `init`, to be trained further."""
-    condition, settings = condition_of(config), config.twist
-    classes = max(2, config.target.classes) if condition == "class" else 0  # one logit is two classes
+    condition, settings, target = condition_of(config.target), config.twist, config.target
+    classes = 0
+    if isinstance(target, ClassSettings) and condition == "class":
+        classes = max(2, target.classes)  # one logit is two classes
     if config.init is None:
         twist = TwistModel(
             model,
@@ -119,7 +119,9 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
             f"{config.method} would weigh particles by it; start without it, or give method={about['method']}"
         )
     shape = ("trunk", "layers", "multiplier", *(("rank",) if settings.trunk == "lora" else ()))
-    if other := [f"twist.{key}={about['twist'][key]}" for key in shape if about["twist"][key] != settings[key]]:
+    if other := [
+        f"twist.{key}={about['twist'][key]}" for key in shape if about["twist"][key] != getattr(settings, key)
+    ]:
         raise ValueError(f"init={config.init} is a twist of another shape than is asked for; give {' '.join(other)}")
     if config.training.epochs == 0 and config.method != about["method"]:
         raise ValueError(
@@ -132,7 +134,7 @@ def build_twist(config: DictConfig, model: MaskedLM) -> TwistModel:
 
 
 def exact_samples(
-    config: DictConfig, source: Source, run: Run, group: Processes, path: str | None, name: str, seed: int
+    config: TwistTrainingSettings, source: Source, run: Run, group: Processes, path: str | None, name: str, seed: int
 ) -> Posterior:
     """Those of `path`, or of the run's own file `name`, collected by the first process if they are not there yet."""
     origin = origin_of(config, source)
@@ -163,7 +165,7 @@ def rows_digest(posterior: Posterior) -> str:
 
 
 def positive_samples(
-    config: DictConfig, source: Source, run: Run, group: Processes, posterior: Posterior | None
+    config: TwistTrainingSettings, source: Source, run: Run, group: Processes, posterior: Posterior | None
 ) -> Posterior:
     """Exact samples to learn from: others than `posterior`, which the twist is measured on. ValueError where these are they."""
     seed = seed_of("positives", config.seed)
@@ -200,14 +202,14 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
             for row, phi, more in zip(found.path.tokens, log_phi, follows, strict=True)]  # fmt: skip
 
 
-def compared(config: DictConfig, model: MaskedLM) -> list[tuple[str, str, Source]]:
+def compared(config: TwistTrainingSettings, model: MaskedLM) -> list[tuple[str, str, Source]]:
     """(path, method, source) of every twist in `compare`. ValueError, before a run directory is made, for one that is none or was
     learnt for something else."""
     found = []
     for path in map(str, config.compare):
         twist, about = load_twist(twist_directory(path), model)
         learnt_for = {key: about[key] for key in ("target", "prompt", "length")}
-        asked = {"target": OmegaConf.to_container(config.target), "prompt": config.prompt, "length": config.length}
+        asked = {"target": config.target.values(), "prompt": config.prompt, "length": config.length}
         if config.target.kind != "infilling" or learnt_for != asked:
             raise ValueError(
                 f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {asked}; give "
@@ -217,7 +219,7 @@ def compared(config: DictConfig, model: MaskedLM) -> list[tuple[str, str, Source
     return found
 
 
-def compare(twists: list[tuple[str, str, Source]], config: DictConfig, model: MaskedLM, run: Run) -> None:
+def compare(twists: list[tuple[str, str, Source]], config: TwistTrainingSettings, model: MaskedLM, run: Run) -> None:
     """Infills of the twists, for the same conditions, side by side; the model's own text first."""
     lines: dict[int, list[str]] = {}
     records = []
@@ -245,52 +247,53 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
             "out, and give training.epochs=N"
         )
     config = resumed_config(config, overrides, "train_twist")
-    check_settings(config, "train_twist")
-    config = with_fitting_warmup(config, overrides)
-    check_twist(config)
-    config.training.n_iters = epochs(config)[-1]
-    with processes(config.device) as group:
-        torch.manual_seed(config.seed)
-        model, _ = load_model(shipped(config.dlm.path), group.device, config.model.dtype)
-        model = with_tail(model, config.target)
-        if config.mode == "samples":
-            twists = compared(config, model)
+    settings, config = started(TwistTrainingSettings, config, overrides)
+    check_twist(settings)
+    config.training.n_iters = settings.training.n_iters = epochs(settings)[-1]
+    with processes(settings.device) as group:
+        torch.manual_seed(settings.seed)
+        model, _ = load_model(shipped(settings.dlm.path), group.device, settings.model.dtype)
+        model = with_tail(model, settings.target.values())
+        if settings.mode == "samples":
+            twists = compared(settings, model)
             run = Run(config, overrides, group)
-            compare(twists, config, model, run)
+            compare(twists, settings, model, run)
             run.close()
             return run.directory
-        if model.causal and OmegaConf.select(config, "posterior.order") == "uniform":
+        if model.causal and settings.posterior.order == "uniform":
             raise ValueError(
                 "posterior.order=uniform is for masked models, and a causal one writes from the left; leave it out"
             )
-        twist = build_twist(config, model)
-        source = build_source(config, model, twist)
-        value = new_value_head(twist, config)
-        learner = new_twist_learner(twist, value, config, group)
-        check_shares(source, config, group)
+        twist = build_twist(settings, model)
+        source = build_source(settings, model, twist)
+        value = new_value_head(twist, settings)
+        learner = new_twist_learner(twist, value, settings, group)
+        check_shares(source, settings, group)
         run = Run(config, overrides, group)
         posterior = learnt = None
-        if config.posterior.count:
-            seed = seed_of("posterior", config.seed)  # no batch that a run learns from is drawn by it
-            posterior = exact_samples(config, source, run, group, config.posterior.path, POSTERIOR, seed)
-        if config.mode == "train":
-            if positives_of(config) in FROM_EXACT and condition_of(config) == "none":  # never those it is measured on
-                learnt = positive_samples(config, source, run, group, posterior)
+        if settings.posterior.count:
+            seed = seed_of("posterior", settings.seed)  # no batch that a run learns from is drawn by it
+            posterior = exact_samples(settings, source, run, group, settings.posterior.path, POSTERIOR, seed)
+        if settings.mode == "train":
+            if (
+                positives_of(settings) in FROM_EXACT and condition_of(settings.target) == "none"
+            ):  # never those it is measured on
+                learnt = positive_samples(settings, source, run, group, posterior)
             size = sum(p.numel() for p in learner.optimiser.parameters)
-            run.say(f"{size:,} parameters of twists of {config.dlm.path} learn by {config.method}")
-            about = {"model": config.dlm.path, "method": config.method, "target": OmegaConf.to_container(config.target),
-                     "prompt": config.prompt, "length": config.length}  # fmt: skip
+            run.say(f"{size:,} parameters of twists of {settings.dlm.path} learn by {settings.method}")
+            about = {"model": settings.dlm.path, "method": settings.method, "target": settings.target.values(),
+                     "prompt": settings.prompt, "length": settings.length}  # fmt: skip
 
             def evaluate_epoch(run: Run, done: int, epoch: int) -> dict[str, float]:
-                record = evaluate(source, posterior, config.eval, config.method, config.seed)
+                record = evaluate(source, posterior, settings.eval, settings.method, settings.seed)
                 record_evaluation(run.directory / "evaluations.json", {"updates": done, "epoch": epoch, **record})
-                if config.eval.texts:
-                    run.samples(done, shown_texts(source, config.eval.texts, config.seed))
+                if settings.eval.texts:
+                    run.samples(done, shown_texts(source, settings.eval.texts, settings.seed))
                 return figures(record)
 
-            learning = TwistLearning(source, learner, value, config, learnt)
+            learning = TwistLearning(source, learner, value, settings, learnt)
             algorithm = TwistTraining(
-                learning, config, evaluate_epoch, lambda directory: save_twist(twist, directory, about)
+                learning, settings, evaluate_epoch, lambda directory: save_twist(twist, directory, about)
             )
             Trainer(algorithm, run).train()
         run.close()
