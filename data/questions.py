@@ -173,7 +173,7 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
     prepare(hub_id, "data set")
     try:
         loaded = load_dataset(hub_id, configuration, split=whole)
-    except Exception as error:  # whatever keeps it from us, the way out is the same
+    except Exception as error:  # the advice is the same for every reason
         raise ValueError(
             f"{hub_id} cannot be had ({type(error).__name__}); "
             f"give a directory (--data_dir DIR, in training data.data_dir=DIR) with DIR/{name}/{split}.jsonl "
@@ -321,7 +321,7 @@ def _gym_questions(name: str, split: str, count: int) -> list[Question]:
             f"data set {name!r} is unknown; use one of {', '.join(DATASETS)}; those of reasoning-gym (rg:NAME) need "
             "`pip install reasoning-gym`"
         )
-    import reasoning_gym  # slow to import, and an extra: only where it is asked for
+    import reasoning_gym  # slow to import, and an extra: imported only when needed
     from reasoning_gym.dataset import ProceduralDataset
     from reasoning_gym.factory import DATASETS as KNOWN
 

@@ -28,7 +28,7 @@ LARGEST_GROUP = 10_000  # symmetries `canonical` goes through one by one: 128 fo
 # Classes are few and unequal, so the salt is chosen such that "test" gets 10 of the 49 classes of 6x6 (22% of random
 # grids) and the smaller of the two classes of 4x4 (22%).
 TEST_SALT, TEST_SHARE = b"sudoku-53", 0.2
-ATTEMPTS = 300  # fresh grids tried in a row before `make` says that no such puzzle turns up
+ATTEMPTS = 300  # consecutive grids without a new puzzle after which `make` raises
 
 
 # --- solving

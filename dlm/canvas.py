@@ -13,7 +13,7 @@ from dlm.board import BoardTokenizer
 from dlm.encoding import check_ids, message_ids, messages_ids, model_ids, unwritable
 from dlm.masked_lm import MaskedLM
 
-# In a template. The space before a mask belongs to the word that will stand there; `\[MASK]` is text.
+# In a template. The space before a mask belongs to the word that will be generated there; `\[MASK]` is text.
 MASKS = re.compile(r" ?(?<!\\)\[MASK(?::(\d+))?\]")
 ESCAPED_MASK = re.compile(r"\\(\[MASK(?::\d+)?\])")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import transformers
 
-STAND_INS = 0x10F000  # private use: the first of the characters that stand for names of special tokens in a message
+STAND_INS = 0x10F000  # private use: the first of the characters that replace names of special tokens in a message
 
 
 @runtime_checkable

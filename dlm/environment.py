@@ -450,7 +450,7 @@ class UnmaskingEnvironment:
         done = ~self.open.any(1)
         if options.patience is not None:
             done = done | (self.row_step >= options.patience * self.to_write)
-        spent = self.evaluations - cost * self._known.any(1).long()  # before the evaluation at hand
+        spent = self.evaluations - cost * self._known.any(1).long()  # before the current evaluation
         left = (self.budget - spent).div(cost, rounding_mode="floor")
         share = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
         time = share if options.budget is None else 1.0 / left

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Dynam
 
 from model.llama import Memory
 
-KEEPS_ALL = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose state is the keys and values of what they read
+KEEPS_ALL = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose state is the keys and values of their input
 
 
 class Room(CacheLayerMixin):

@@ -34,7 +34,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
     """Return the records of each seed, by data set. ValueError if there are none, or records of more than one rule."""
     directories = [path] if (path / "settings.json").is_file() else sorted(path.glob("*/"))
-    if not path.is_dir():  # SAVE_PATH/NAME, whose directories end in data set and seed
+    if not path.is_dir():  # SAVE_PATH/NAME: a prefix of directories that end in data set and seed
         directories = sorted(path.parent.glob(f"{path.name}_*_seed*/"))
     found: dict[str, list[list[dict]]] = {}
     names = set()

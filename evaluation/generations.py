@@ -64,7 +64,7 @@ def check_beside(directory: Path, settings: dict, shown: Container[str], of_data
     Raises:
         ValueError: names the other evaluation and the difference.
     """
-    if (directory / "settings.json").is_file():  # it stands there already; `begin` compares it with what was
+    if (directory / "settings.json").is_file():  # it exists already; `begin` compares the settings
         return
     requested = json.loads(json.dumps(settings))
     for file in sorted(directory.parent.glob("*/settings.json")):

@@ -9,5 +9,5 @@ SAMPLING_MODES = {  # how positions are chosen by a policy: published name -> ou
 # Published names of unmasking rules.
 ALIASES = {"fastdllm": "threshold", "low_confidence": "top_prob", "margin": "confidence", "eb": "entropy_bound"}
 ALL = ("gsm8k", "math", "humaneval", "mbpp")  # what `--datasets all` means
-WORKED = ("gsm8k", "math")  # data sets whose answers are worked out
+WORKED = ("gsm8k", "math")  # data sets with worked answers
 NOISES = 64  # mask rates a row of `perplexity`, where none are given

@@ -24,10 +24,10 @@ from training.terminal import printable
 
 Point = tuple[float | int, float | int]  # cost, quality
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; a marker each, for print.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; a marker each, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
-FILE_WIDTH = 200  # columns of a table that goes into a file or a pipe, where nothing says how many there are
+FILE_WIDTH = 200  # columns of a table that goes into a file or a pipe, whose width is unknown
 LINES = ("-", "--", ":", "-.")
 
 

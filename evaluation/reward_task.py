@@ -109,7 +109,7 @@ def evaluate_method(
         "length_mean": lengths.mean().item(), "empty": len(rows) - len(written),
     }  # fmt: skip
     answers, each = [answer for _, answer in pairs], len(pairs) // seeds
-    for n in (1, 2, 3):  # of each seed by itself: more text has fewer new n-grams
+    for n in (1, 2, 3):  # of each seed separately: more text has fewer new n-grams
         shares = [distinct(answers[at : at + each], n) for at in range(0, len(answers), each)]
         known = [share for share in shares if share is not None]
         found[f"distinct_{n}"] = fmean(known) if known else None

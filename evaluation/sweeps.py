@@ -23,7 +23,7 @@ from samplers.settings import RULE_SETTINGS, check_strategy, highest_setting, st
 from training.hub import shipped
 from training.ranges import Number, Whole
 
-EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the law trained with
+EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the action of training
 
 
 @dataclass

@@ -322,7 +322,7 @@ class BidirectionalLlama(nn.Module):
         place = torch.cat(
             [torch.arange(s.start - s.pad, s.end - s.pad, device=device).repeat(len(s.rows)) for s in spans]
         )
-        more = -total % READ_MULTIPLE  # positions of nobody: fewer rows of a matrix product than that round otherwise
+        more = -total % READ_MULTIPLE  # unused positions: matrix products with fewer rows round differently
         turn = self.angles(F.pad(place, (0, more)))
         x = F.pad(self.embed(tokens), (0, 0, 0, more)) if more else self.embed(tokens)
         seen = self.attention(spans[0].size, device)
@@ -342,7 +342,7 @@ class BidirectionalLlama(nn.Module):
         found = read.nonzero().squeeze(1)
         number = torch.arange(len(found), device=device) - (counts.cumsum(0) - counts)[row[found]]
         slots = row[found] * width + number
-        at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # others are read by nobody
+        at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # the others are not used
         return self.norm(last(x, turn, attend, kept[-1], at, width)[slots])
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-FLOOR = -1e30  # stands for -inf where a gradient passes
-NEVER = 1e300  # stands for inf as the logarithm of a time: differences stay numbers, and finite terms do not change it
+FLOOR = -1e30  # replaces -inf where a gradient passes
+NEVER = 1e300  # replaces inf as the logarithm of a time: differences are not NaN, and finite terms do not change it
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class PlackettLuceStop:
         chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
         stop = torch.full_like(remaining[:, :1], self.stop_logit)
         with_stop = torch.logaddexp(remaining, stop)
-        denominator = torch.cat([remaining[:, :1], with_stop[:, 1:-1]], dim=-1)  # no STOP before the first pick
+        denominator = torch.cat([remaining[:, :1], with_stop[:, 1:-1]], dim=-1)  # no STOP before the first selection
         picks = torch.where(in_order, chosen - denominator, 0.0).sum(dim=-1)
         count = in_order.sum(dim=-1, keepdim=True)
         stopped = (stop - with_stop.gather(-1, count)).squeeze(-1)
@@ -224,7 +224,7 @@ class FixedCount:
             ranks = _ranks(keys)
             return ranks.masked_fill(~writable | (ranks > count[:, None]), 0)
         cost = _by_distance(repulsion.double(), logits.shape[-1]).clamp(max=NEVER)
-        # Logarithms of the remaining time of each position; a position that is picked, or not writable, never arrives.
+        # Logarithms of the remaining time of each position; a position that is selected, or not selectable, never arrives.
         left = (-keys).masked_fill(~writable, NEVER).clamp(max=NEVER)
         arrivals = []
         for pick in range(int(count.max())):
@@ -324,7 +324,7 @@ def _bernoulli_log_terms(
     else:
         log_pick = (F.logsigmoid(scaled) + math.log(law.beta)).clamp(max=0.0)
         certain = log_pick == 0.0
-        # The inner fill keeps the gradient finite where the pick is certain.
+        # The inner fill keeps the gradient finite where the selection is certain.
         log_leave = torch.log(-torch.expm1(log_pick.masked_fill(certain, -1.0))).masked_fill(certain, -torch.inf)
     return torch.where(order > 0, log_pick, log_leave).masked_fill(~writable, 0.0)
 

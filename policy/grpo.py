@@ -72,7 +72,7 @@ class GRPO:
         loss = clipped_policy_loss(
             compared, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
         )
-        if self.reference is not None:  # an expert's picks are no draw from the policy
+        if self.reference is not None:  # an expert's actions are not drawn from the policy
             with torch.no_grad():
                 reference, _ = policy_log_probs(self.reference, law, steps.trajectory)
             loss = loss + self.algorithm.kl * (own * kl_to_reference(log_prob, reference)).sum()

@@ -137,7 +137,7 @@ class DitConfidence(PolicyNetwork):
         """
         everything = torch.ones_like(observation.masked)
         where = everything if self.read_all else observation.masked
-        # Asked for first: confidences then come from the same evaluation.
+        # Requested first, so that confidences come from the same evaluation.
         hidden = {"hidden": observation.hidden(everything)} if self.hidden_size else {}
         readout = observation.read(where=where, best=self.confidences_top_p)
         # A readout holds anything outside `where`.

@@ -195,7 +195,7 @@ def is_right_countdown(text: str, truth: str) -> bool:
     return any(uses_them(value.literals) for value in values)
 
 
-# By name of the data set: whether a text answers what `truth` says. Others of reasoning-gym need its entry (data/questions.py).
+# Verifiers by name of the data set. Other data sets of reasoning-gym need their entry (data/questions.py).
 CHECKS: dict[str, Callable[[str, str], bool]] = {
     "gsm8k": is_right_number,
     "math": is_right_expression,

@@ -37,7 +37,7 @@ class Brackets:
     high: int = 0
     pending: str = ""  # the end of the text, where it may be the beginning of a mark
     masks: int = 0
-    fresh: bool = False  # nothing stands behind the last mask yet
+    fresh: bool = False  # there is no text behind the last mask yet
     is_broken: bool = False
 
     def feed(self, piece: str | None, slack: int = SLACK) -> Brackets:

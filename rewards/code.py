@@ -23,7 +23,7 @@ FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 GLUED = re.compile(r"(?P<code>[^`]*[^`\s])`{3,}[ \t]*")  # a fence that closes behind the last statement
 NOT_CODE = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)  # null bytes; nested too deep
 START = re.compile(r"(?:async\s+def|def|class|import|from|@|[A-Za-z_]\w*\s*(?::[^=]+)?=)(?:\s|\w)")
-# Besides START, how the first line of a part may begin. What stands in a fence is code.
+# Besides START, how the first line of a part may begin. The contents of a fence are code.
 IN_FENCE = re.compile(r"\S")
 # Other parts are prose, or a fence that the prompt opened, which moves all that follow by one. No prose begins like this.
 OPEN = re.compile(r"(?:try|if|for|while|with)\b")

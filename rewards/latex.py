@@ -50,7 +50,7 @@ CONVERTER = LatexToMathML(fancy_error=False, allow_unreliable_rendering=True, ma
 # Environments that begin mathematics themselves.
 DISPLAYED = "align|flalign|alignat|equation|gather|multline|eqnarray|displaymath|math"
 DELIMITER = re.compile(rf"\\\\|\\\$|\$\$|\$|\\[()\[\]]|\\begin\s*\{{(?P<name>(?:{DISPLAYED})\*?)\}}")
-# Environments that math-core does not know, and those that stand for the same.
+# Environments that math-core does not know, and equivalent ones.
 SAME_AS = {"split": "aligned", "alignedat": "aligned", "smallmatrix": "matrix", "flalign": "align", "alignat": "align",
            "eqnarray": "align", "displaymath": "equation*", "math": "equation*"}  # fmt: skip
 UNKNOWN = re.compile(rf"\\(begin|end)\s*\{{({'|'.join(SAME_AS)})(\*?)\}}(?:\s*\{{\d+\}})?")
@@ -58,7 +58,7 @@ CLOSER = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 STRAY = re.compile(r"\\[A-Za-z]|[{}^_]")
 TOKEN = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|\\.|\S", re.DOTALL)
 COMMAND = re.compile(r"\\([A-Za-z]+)")
-# Names of commands and environments and what stands in text are no letters of the formula.
+# Names of commands and environments, and the contents of \text, are no letters of the formula.
 NAMES = re.compile(
     r"\\(?:begin|end)\s*\{[^{}]*\}|\\(?:text\w*|mbox|math(?:rm|bf|sf|tt|it|normal)|operatorname\*?)\s*\{[^{}]*\}|\\[A-Za-z]+"
 )

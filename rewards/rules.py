@@ -83,7 +83,7 @@ def each_row(score: Callable[[int], Mapping[str, float]], rows: Sequence[int], d
     for place, row in enumerate(rows):
         try:
             found.append(score(row))
-        except Exception as error:  # rewards may be anybody's code, and one row must not end a run
+        except Exception as error:  # rewards may be a user's code, and one row must not end a run
             found.append({"total": math.nan})
             failed[place] = f"raises {type(error).__name__}: {error}"
     names = max(found, key=len).keys()
@@ -132,7 +132,9 @@ class PuzzleReward(Reward):
         length = (~samples.prompt).sum(1)
         solved = sudoku_solved(samples.tokens, self.box)
         if rows is not None:
-            solutions = rows["solutions"].to(samples.tokens.device)  # rows stay on the CPU, whatever decodes them
+            solutions = rows["solutions"].to(
+                samples.tokens.device
+            )  # rows stay on the CPU, whatever device decodes them
             solved = solved * ((samples.tokens == solutions) | ~samples.prompt).all(1)
         alpha = alpha_of(rows, self.alpha, samples.evaluations.device)
         speed = speed_factor(samples.evaluations, length, alpha)

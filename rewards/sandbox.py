@@ -205,7 +205,7 @@ def _watched(process: subprocess.Popen, limits: Limits) -> bytes | Verdict:
         family = descendants(process.pid)
         if (
             processor_seconds(family) > limits.seconds + 1
-        ):  # RLIMIT_CPU, which comes first, is of each process by itself
+        ):  # RLIMIT_CPU, which comes first, applies to each process separately
             return Verdict(False, f"not done after {limits.seconds} seconds of the processor")
         if memory_of(family) > limits.memory:
             return Verdict(False, f"MemoryError: the program holds more than {limits.memory} bytes")
@@ -232,7 +232,7 @@ def _settings(program: Program, unsandboxed: bool, limits: Limits, root: bool) -
     runner.
     """
     packages = sysconfig.get_path("purelib") if unsandboxed else PACKAGES
-    # The bound on processes is one a user: with root each sandbox is a user of its own.
+    # The limit on processes is per user: with root each sandbox is a separate user.
     user = 10**9 + secrets.randbelow(10**9) if root else None
     settings = {
         "packages": packages if program.packages else None, "cpu": limits.seconds, "memory": limits.memory, "file": limits.file,

@@ -330,7 +330,7 @@ class TestsSide:
             raise ProtocolError(self.channel.ended)
         try:
             message = self.encode([operation, *given])
-        except NotData as error:  # the program is not to blame, but nothing can be said about it either
+        except NotData as error:  # not the program's fault, but it cannot be judged
             raise self.channel.fail(str(error)) from error
         values = [*given[-2], *given[-1].values()] if operation in ("call", "special") else []
         self.channel.send(["ask", message])
@@ -481,7 +481,7 @@ class TestsSide:
             self.encode(bases),
         ]
 
-    # Stand-ins for what the program sends.
+    # Stand-ins for objects of the program.
 
     def _referred(self, tag: str, rest: list) -> Any:
         if tag == "tests":

@@ -123,7 +123,7 @@ def score(reward: Reward, samples: Samples, rows: dict[str, Tensor], first_row: 
         total = output.total.to(device)
         failures = [f"row {first_row + row}: {reason}" for row, reason in output.failed.items()]
         return Scored(total.nan_to_num(0.0), output.terms, ~total.isnan(), failures)
-    except Exception:  # whatever a reward may raise
+    except Exception:  # a reward may raise anything
         pass
     total = torch.zeros(count, device=device)
     valid = torch.zeros(count, dtype=torch.bool, device=device)

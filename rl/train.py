@@ -175,7 +175,7 @@ class Rollouts(ModelLearning):
         count = self.processes.mean({"valid": float(batch.valid.sum())})["valid"]  # of a process, on average
         weight = batch.valid.float() / count
         views = batch.views(self.estimator)
-        if self.reference is None:  # what has no advantage has nothing to say
+        if self.reference is None:  # rows without an advantage have no gradient
             index = batch.advantage[views.row].nonzero().squeeze(1)
             views, said = views.take(index), None if said is None else said[index]
         shown: dict[str, float] = {}

@@ -117,7 +117,7 @@ def residual(probability, uniforms):
     certain = expected.floor().cumsum(1)
     slots = _slots(probability).expand_as(probability).contiguous()
     left = expected - expected.floor()
-    left = torch.where(left.sum(1, keepdim=True) > 0, left, 1.0)  # nothing left: no slot asks
+    left = torch.where(left.sum(1, keepdim=True) > 0, left, 1.0)  # no remaining weight: no slot uses it
     return torch.where(slots < certain[:, -1:], torch.searchsorted(certain, slots, right=True), _pick(left, uniforms))
 
 

@@ -16,7 +16,7 @@ from samplers.particles import RESAMPLE, SCHEMES
 from training.fields import Settings, section, setting
 from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
 
-ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # laws of a policy that leave no position open
+ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # actions of a policy that leave no position open
 READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")

@@ -143,7 +143,7 @@ class SiblingCache:
         self.tokens, self.length = tokens[:, :longest], length
         layers: list[Any] = cache.layers
         pairs: Memory = [(layer.keys, layer.values) for layer in layers]
-        if bool((kept == past).all()):  # the usual step: what ran stands where it belongs
+        if bool((kept == past).all()):  # the usual step: the new entries are already in place
             self.memory = [(key[:, :, : past + new], value[:, :, : past + new]) for key, value in pairs]
             return
         place = torch.arange(longest, device=tokens.device)

@@ -258,7 +258,7 @@ def particle_filter(
     written_at = torch.full_like(observation.tokens, -1)
     weights = Weights.even(filters, particles, device)
     log_psi = torch.zeros(len(slots), dtype=torch.float64, device=device)
-    known = log_psi  # what the proposal says of the state, where it does
+    known = log_psi  # log psi of the state, if the proposal knows it
     finished = torch.zeros_like(observation.done)
     steps, number = torch.zeros_like(slots), 0
     while not bool(observation.done.all()):

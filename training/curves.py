@@ -26,7 +26,7 @@ LARGEST = 10**300
 POINTS = 400  # of a line: of more values, each point is the mean of some neighbours
 SHARE = 0.02  # of the time of a run, which drawing takes at most
 PANELS, COLUMNS = 9, 3  # at most so many panels
-# Okabe and Ito (2008): told apart by readers of every colour vision.
+# Okabe and Ito (2008): readers of every colour vision can distinguish them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")  # of runs beyond the colours
 TRAINING_LINE: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.65, "markersize": 3}

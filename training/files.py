@@ -47,7 +47,7 @@ def replacing(target: Path | str, durable: bool = True) -> Iterator[Path]:
         with writing(target):
             part.unlink(missing_ok=True)  # of a process that was killed
             part.touch()
-            mode = part.stat().st_mode  # as the umask says; safetensors and tempfile choose 0600
+            mode = part.stat().st_mode  # the mode of the umask; safetensors and tempfile choose 0600
             yield part
             _finish(part, mode, durable)
             os.replace(part, target)
@@ -188,7 +188,7 @@ def check_place(directory: Path | str, named: str) -> None:
         )
     if about.f_blocks and about.f_bavail * about.f_frsize < ROOM:
         raise ValueError(f"{named} is on a disk that is full; free some space, or give another directory")
-    try:  # /proc, quotas, mounts that give their root away: only a trial tells
+    try:  # /proc, quotas, remapped mounts: only a trial shows whether it works
         trial = tempfile.mkdtemp(suffix=UNFINISHED, dir=ancestor)
         with suppress(FileNotFoundError):  # another process of the run has swept it
             os.rmdir(trial)

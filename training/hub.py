@@ -89,7 +89,7 @@ def stay_offline_where_unreachable() -> None:
 
     They would otherwise make six requests for every file, 24 seconds each.
     """
-    if constants.HF_HUB_OFFLINE or getproxies():  # through a proxy, only the libraries can tell
+    if constants.HF_HUB_OFFLINE or getproxies():  # behind a proxy, only the libraries can find out
         return
     address = urlsplit(constants.ENDPOINT)
     try:

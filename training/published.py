@@ -24,7 +24,7 @@ KEYS = {
     "warmup_steps": "optim.warmup", "lr_scheduler_type": "optim.schedule", "per_device_train_batch_size": "training.batch_size",
     "generation_batch_size": "training.batch_size", "es_thresholds": "algorithm.experts.thresholds",
 }  # fmt: skip
-# A value of theirs, and the overrides of ours that it stands for.
+# A published value, and the overrides of ours that it means.
 VALUES = {
     "sampling_mode": {
         "bernoulli": ["algorithm.action=bernoulli", "eval.action=bernoulli_argmax"],
@@ -38,10 +38,10 @@ VALUES = {
         "gsm8k_and_math_and_kodcode": ["data.datasets=[gsm8k,math,kodcode]"],
     },
     "bf16": {"true": ["model.dtype=bfloat16"], "false": ["model.dtype=float32"]},
-    "policy_full_context": {"true": []},  # which is so without being said
+    "policy_full_context": {"true": []},  # always so here
 }
 WHY = {"policy_full_context": "policies read every position that is still to be written, those of later blocks too"}
-# What theirs implies where the command does not say otherwise: of a key (with that value), overrides of ours.
+# Defaults that a published key (with that value) implies: overrides of ours.
 IMPLIED = {
     "sampling_mode=dpls": ["policy.smart_init=0.0"],
     "block_length=32": ["eval.temperature=0.5"],
@@ -49,7 +49,7 @@ IMPLIED = {
     "dataset": ["data=questions"],
     "reward_functions": ["reward=right"],
 }
-# And where it names no experiment, whose business that is: theirs are all of GRPO, on one policy, and write the likeliest tokens.
+# Defaults without an experiment: published runs use GRPO, one policy, and the most probable tokens.
 GRPO_KEYS = (
     "sampling_mode",
     "num_generations",

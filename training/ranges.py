@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MANY = 1_000_000_000  # updates, rows, samples
-FAR = 1e12  # the largest number that stands for no limit
+FAR = 1e12  # the largest allowed number, in practice no limit
 FEWEST_TOKENS, MOST_TOKENS = 257, 1_000_000  # of a tokenizer that is trained: the 256 bytes and the end of text; memory
 
 

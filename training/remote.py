@@ -32,8 +32,8 @@ def reachable(url: str):
     """Context manager: convert the errors of a storage's client to one sentence that names the URL."""
     try:
         yield
-    except Exception as error:  # each storage has errors of its own
-        if type(error) is ValueError:  # ours, which says more
+    except Exception as error:  # each storage has its own kinds of errors
+        if type(error) is ValueError:  # one of ours, with a better message
             raise
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

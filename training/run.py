@@ -92,7 +92,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         "encoder",
         "preference",
         "twist",
-    }  # by which the training scripts are told apart
+    }  # keys that identify the training commands
     if missing := sorted(own & config.keys() ^ own & saved.keys()):
         raise ValueError(
             f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
@@ -127,7 +127,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     left_out = {
         key: value_at(text, key) for key in ("run_dir", "data.cache_dir", "wandb.project", "wandb.name", "wandb.entity")
     }
-    if not is_url(left_out["run_dir"]):  # a directory is where `resume` says
+    if not is_url(left_out["run_dir"]):  # a directory is the one of `resume`
         left_out["run_dir"] = None
     if told := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
         print(printable(f"not taken from {named}, give it again to use it: {', '.join(told)}"), file=sys.stderr)
@@ -290,7 +290,7 @@ class Run:
             ) from error
         self.identity = identity(str(directory))
         if self.remote:
-            self.remote.send(directory)  # a bucket that cannot be written to says so now
+            self.remote.send(directory)  # fails now if the bucket is not writable
 
     def _begin_wandb(self) -> None:
         """Begin a run in wandb; a resumed run continues its own."""

@@ -36,7 +36,7 @@ def shard(network: nn.Module, blocks: nn.ModuleList, forward: str, example: tupl
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        if isinstance(block, Block):  # a last block that is asked at some positions only
+        if isinstance(block, Block):  # the last block may run at some positions only
             register_fsdp_forward_method(block, "at")
     whole = set(network.parameters()) - set(blocks.parameters())
     for parameter in whole:

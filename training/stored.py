@@ -24,7 +24,7 @@ REFERENCES = 1000  # of one file
 LONGEST = 10_000  # characters of a value that holds references
 INTERPOLATION = re.compile(r"\$\{([^${}]*)\}")  # an innermost one
 KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
-# Where a command writes, and which storage or account it uses: the present command's to say.
+# Places to write, storage and account: they come from the current command only.
 PLACES = ("run_dir", "resume", "out", "wandb", "data.cache_dir", "prompts.cache_dir", "hydra")
 
 

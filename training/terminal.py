@@ -6,7 +6,7 @@ import re
 import sys
 
 # C0 but newline and tab, DEL, C1 (ESC [ and its kin move the cursor, change titles, write to the clipboard), and the marks that
-# reverse the direction of what stands beside them.
+# reverse the direction of the text beside them.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -166,8 +166,8 @@ def readable(file: Path | str):
     """Context manager: convert errors of a truncated or foreign checkpoint to one sentence that names it."""
     try:
         yield
-    except Exception as error:  # what junk makes a parser say is anything
-        if type(error) is ValueError:  # ours, which says more
+    except Exception as error:  # a parser may raise anything for junk
+        if type(error) is ValueError:  # one of ours, with a better message
             raise
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

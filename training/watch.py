@@ -68,7 +68,7 @@ class Watch:
             try:
                 self.store.add(f"{prefix()}{self.rank}", 1)
                 self.counts = {other: self.store.add(f"{prefix()}{other}", 0) for other in range(self.world)}
-            except RuntimeError:  # the store's process has ended, which connections tell: nothing is left to judge
+            except RuntimeError:  # the store's process has ended, which connections show: there is nothing to judge
                 self.over.set()
             self.over.wait(self.beat)
 

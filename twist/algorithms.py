@@ -53,7 +53,7 @@ from twist.paths import (
 from twist.settings import ClassSettings, InfillingTarget, TargetSettings, TwistTrainingSettings
 from twist.source import Source, Swept
 
-POSITIVES = {  # of each method: what may stand for the target's samples; first what was published, of one class, and of infilling
+POSITIVES = {  # the allowed `positives` of each method; first the published ones, of one class and of infilling
     "ctl": ("sis", "csmc", "smc", "exact"),
     "rl": ("none", "exact", "sis", "smc", "csmc"),
     "sixo": ("smc", "exact", "sis", "csmc"),
@@ -145,7 +145,7 @@ class TwistLearning:
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
         self.seen_last: Trajectories | None = None  # of this update, sequences of q or of the model
-        self.shown: dict[str, float] = {}  # effective: of the sequences of a condition, so many stand for the target
+        self.shown: dict[str, float] = {}  # effective: effective sample size of the sequences of a condition
         self.anew = config.posterior.order == "uniform"
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1

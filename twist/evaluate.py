@@ -52,7 +52,7 @@ def potentials(source: Source, path: Trajectories, given: Tensor | None) -> Floa
     """Return log phi of each row, -inf where phi is 0. FloatingPointError if it is NaN."""
     log_phi = source.target.log_phi(path.tokens, given).double()
     if not bool((log_phi < torch.inf).all()):  # +inf or NaN
-        source.log_phi(path.tokens, given)  # says which, and stops
+        source.log_phi(path.tokens, given)  # raises, and names the rows
     return log_phi
 
 
@@ -104,7 +104,7 @@ def proposal_samples(
         torch.cat([getattr(part, name) for part in parts])[:count] for name in ("log_weight", "log_phi", "log_q_over_p")
     )
     if bool((log_phi == -torch.inf).all()):
-        source.log_phi(parts[-1].path.tokens, given)  # says so, and stops
+        source.log_phi(parts[-1].path.tokens, given)  # raises
     return weights, log_phi, log_q_over_p
 
 

@@ -177,7 +177,7 @@ class TwistModel(nn.Module):
         self._model = [model]  # a list: the frozen model's parameters are not the twist's
         self.trunk = None if trunk == "own" else trunk_of(model, rank if trunk == "lora" else None)
         width = model.hidden_size
-        self.given = {"none": 0, "tokens": width, "class": classes}[condition]  # numbers of what each row is told
+        self.given = {"none": 0, "tokens": width, "class": classes}[condition]  # size of the condition of each row
         self.head = TwistHead(width, model.vocab_size, layers, multiplier, self.given, bounded, level)
         self.state_head = TwistHead(width, 1, layers, multiplier, self.given, bounded) if state else None
 
@@ -294,7 +294,7 @@ def trunk_of(model: MaskedLM, rank: int | None) -> MaskedLM:
     trunk = copy.deepcopy(model, dict(shared))
     model.tokenizer = tokenizer
     if rank is None:
-        trunk.float()  # what is trained, whatever the model is read in
+        trunk.float()  # trained weights are float32, whatever the precision of the model
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(not any(part in name for part in HEADS))
         return trunk

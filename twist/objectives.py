@@ -27,7 +27,7 @@ IDENTIFIED = {  # what the twists of a method are where the loss is least
     "dpg": "psi* up to a factor a prefix",
     "ppo": "psi* up to a factor a prefix",
 }
-LEVELLED = ("rl", "fudge")  # whose losses ask what psi is; those of the others, how it differs
+LEVELLED = ("rl", "fudge")  # their losses determine the level of psi, the others only its differences
 PROPOSAL_ONLY = ("dpg", "ppo")  # a factor a prefix cancels in q, and not in the weights of particles
 
 

@@ -261,7 +261,7 @@ class StreamClosed(Exception):
     """The reader of a stream left."""
 
 
-# ------------------------------------------------------------------------------------------------- what the arguments stand for
+# ------------------------------------------------------------------------------------------------- from arguments to objects
 
 
 def sampler_settings(strategy: StrategyLike | None, settings: Mapping[str, Any]) -> SamplerSettings:

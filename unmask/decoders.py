@@ -540,7 +540,7 @@ def build_twisted(
             "or use sampler.smc.proposal=tokens with a twist that has a state head"
         )
     # A rule that commits several positions a step commits equally many of each particle: psi of states is then comparable,
-    # whatever the learnt psi leaves open of a step.
+    # even if the learned psi is undetermined up to a factor per step.
     strategy = particle_rule(settings, model, "leftmost" if model.causal else "random" if of_state else "first_hitting")
 
     def parts(samples: int) -> tuple[Proposal, Potential]:

@@ -73,7 +73,7 @@ class UnmaskLM(TemplateLM):
     ):  # fmt: skip
         super().__init__()
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
-            device = "auto"  # the harness asks for cuda:0 where nothing is said
+            device = "auto"  # the harness requests cuda:0 by default
         self._device = device_of(device)
         self.model: MaskedLM = load_model(shipped(str(path)), self._device, dtype)[0]
         self.tokenizer = self.model.tokenizer
@@ -90,7 +90,7 @@ class UnmaskLM(TemplateLM):
         options.check_model(self.model)
         if (self.config.sampler.block_length or 1) > self.max_length:
             raise ValueError(f"block_length is more than the model's {self.max_length} positions; change it")
-        # `auto` asks for as many as fit: memory here is bounded whatever the batch
+        # `auto` means as many as fit: memory here is bounded for every batch size
         self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 32
         if self.batch_size < 1 or samples < 1:
             raise ValueError(f"batch_size={batch_size} and samples={samples} must be at least 1; change them")

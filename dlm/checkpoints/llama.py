@@ -20,7 +20,7 @@ from model.llama import DREAM_KEYS, LLADA_KEYS, BidirectionalLlama, LlamaShape, 
 from training.usage import readable
 
 KEYS = {"llada": LLADA_KEYS, "Dream": DREAM_KEYS}
-# Settings of LLaDA's class that no published checkpoint changes: another value is refused, since it asks for another network.
+# Settings of LLaDA's class that no published checkpoint changes: another value needs another network and is refused.
 LLADA_FIXED = {
     "block_type": "llama",
     "layer_norm_type": "rms",

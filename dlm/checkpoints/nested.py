@@ -58,7 +58,7 @@ class Nested(Family):
     def load(
         self, source: CheckpointSource, config: dict[str, Any], tokenizer: Any, dtype: str, device: torch.device
     ) -> RaddLM | SeddLM:
-        # Of a run first, so that what its file holds besides is gone before the model is made.
+        # The weights of a run first, so that the rest of its file is freed before the model is made.
         averaged = None if source.run is None else self.run_weights(source, config)
         with source.described():
             model = self.build(config, dtype, tokenizer, source.name)

@@ -33,7 +33,7 @@ def weight_files(folder: str) -> list[Path]:
             return [fetch(folder, name)]
         if is_there(folder, f"{name}.index.json"):
             return _shards(folder, f"{name}.index.json")
-    return [fetch(folder, SINGLE[0])]  # says what is missing
+    return [fetch(folder, SINGLE[0])]  # raises, and names the missing file
 
 
 def _shards(folder: str, index: str) -> list[Path]:

@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the demo: train, measure, draw."""
     started = time.perf_counter()
     check_place(arguments.out, f"--out {arguments.out}")
-    judge = default_judge("cpu")  # what is missing is said before the work
+    judge = default_judge("cpu")  # a missing judge is reported before the work
     out = Path(arguments.out) / time.strftime("%Y.%m.%d-%H%M%S")
     print("1/3 learning where to unmask, on Sudoku")
     run = learn(out, arguments.iterations)

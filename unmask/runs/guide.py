@@ -213,7 +213,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
         assert selector is None or isinstance(selector, TextReward)
         models: dict[str, MaskedLM] = {}
         plans = {name: method_config(config, name) for name in config.methods}
-        for method in plans.values():  # everything wrong is said before any work
+        for method in plans.values():  # all errors are reported before any work
             path = str(method.dlm.path)
             if path not in models:
                 models[path], _ = load_model(shipped(path), group.device, config.model.dtype)

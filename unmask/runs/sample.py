@@ -186,7 +186,7 @@ def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int
     for key, text in given.items():
         say_if_newline_is_spelled(text, key)
     if about is not None and about["target"]["kind"] == "infilling":
-        given["suffix"] = None  # the twist is conditioned on it; it does not stand on the canvas
+        given["suffix"] = None  # it is the condition of the twist, and not on the canvas
     canvas = canvas_of(model, **given, length=config.length, chat=config.chat)
     if about is not None and config.length is None and given["template"] is None:
         length = int((canvas != model.mask_id).sum()) + about["length"]
@@ -205,7 +205,7 @@ def draw_samples(
     prepared = prepare(config)
     model, device = prepared.model, prepared.canvas.device
     judged = config.eval and prepared.board is None and model.tokenizer is not None
-    # A judge that is missing is said now. The default one is loaded later: the peak of memory is that of sampling.
+    # A missing judge is reported now. The default one is loaded later, so that the peak of memory is that of sampling.
     judge = load_judge(config.judge, str(device)) if judged and config.judge else None
     judged = judged and (judge is not None or has_default_judge())
     batches, texts = decode_batches(prepared, config, keep)

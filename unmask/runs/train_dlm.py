@@ -215,7 +215,7 @@ def show_samples(
     canvas = torch.full((config.eval.samples, length), model.mask_id) if prompts is None else prompts
     steps = length if model.causal else min(config.eval.steps, length)
     strategy = Strategy(Leftmost() if model.causal else Direct(), TokenRule())
-    ends = end_tokens(model.tokenizer) if prompts is not None else ()  # packed texts go on behind theirs
+    ends = end_tokens(model.tokenizer) if prompts is not None else ()  # packed texts continue behind their end tokens
     samples = strategy.decode(model, Prompts(canvas.to(device)), DecodeOptions(steps, ends=ends))
     tokens, counted = samples.tokens.cpu(), samples.counted.cpu()
     decode = (lambda row: " ".join(map(str, row))) if model.tokenizer is None else model.tokenizer.decode

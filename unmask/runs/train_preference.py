@@ -69,7 +69,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"init={name} is no causal model of transformers that can be reached ({str(error).splitlines()[0]}); give another"
         ) from error
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is told by masks
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is known from masks
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -94,7 +94,7 @@ def adapter(config: PreferenceRunSettings) -> Any:
         return None
     from peft import LoraConfig  # an extra: only where it is used
 
-    alpha: Any = lora.alpha  # scales by any number, whatever its annotation says
+    alpha: Any = lora.alpha  # any number is accepted, despite its annotation
 
     return LoraConfig(
         r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
