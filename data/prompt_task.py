@@ -43,8 +43,10 @@ class PromptTask(QuestionTask):
         if model.tokenizer is None:
             raise ValueError("the model's tokenizer cannot be loaded, and prompts are text; add tokenizer.json to it")
         self.name = type(prompts).__name__
-        self.checker = prompts.check if isinstance(prompts, CheckedPrompts) else None
-        texts = self._texts(prompts)
+        self.checked = prompts if isinstance(prompts, CheckedPrompts) else None
+        texts = prompt_texts(prompts)
+        if len(texts) < 2:
+            raise ValueError(f"the task {self.name} has one prompt, and one is held out; give at least 2")
         self.model, self.tokenizer, self.length = model, model.tokenizer, answer_length
         self.ends, self.datasets, self.unsandboxed = end_tokens(model.tokenizer), ["prompts"], True
         self.left_out: Counter[str] = Counter()
@@ -57,28 +59,36 @@ class PromptTask(QuestionTask):
         self.rows = EndlessRows(shuffled[held_out:, None], seed)
         self.valid = self.held_out = self.made(shuffled[:held_out])
 
-    def _texts(self, prompts: Any) -> list[str]:
-        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-            raise ValueError(f"the task {prompts!r} of type {self.name} has no `__iter__`; give an iterable of prompts")
-        texts = list(prompts)
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise ValueError(f"the task {self.name} has a prompt {wrong[0]!r} that is no text; make every prompt a str")
-        if len(texts) < 2:
-            raise ValueError(
-                f"the task {self.name} has {len(texts)} prompts, and one of them is held out; give at least 2"
-            )
-        return texts
-
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
         """What the checker says of each answer. ValueError where the task has none, or it returns no number."""
-        check = self.checker
-        if check is None:
+        if self.checked is None:
             raise no_checker(self.name)
         asked = [self.questions[number].prompt for number in rows["question"].tolist()]
-        verdicts = [check(prompt, answer) for prompt, answer in zip(asked, self.written(tokens), strict=True)]
-        if wrong := [verdict for verdict in verdicts if not isinstance(verdict, bool | int | float)]:
-            raise ValueError(f"`check` of the task {self.name} returned {wrong[0]!r}; return True, False or a number")
-        return torch.tensor([float(verdict) for verdict in verdicts])
+        answers = zip(asked, self.written(tokens), strict=True)
+        return torch.tensor([verdict(self.checked, prompt, answer) for prompt, answer in answers])
+
+
+def prompt_texts(prompts: Any) -> list[str]:
+    """The prompts of a user's task. ValueError for an object that is no iterable of texts, or has none."""
+    name = type(prompts).__name__
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise ValueError(f"the task {prompts!r} of type {name} has no `__iter__`; give an iterable of prompts")
+    texts = list(prompts)
+    if not texts:
+        raise ValueError(f"the task {name} has no prompts; give at least 2")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"the task {name} has a prompt {wrong[0]!r} that is no text; make every prompt a str")
+    return texts
+
+
+def verdict(task: CheckedPrompts, prompt: str, answer: str) -> float:
+    """What the checker says of an answer. ValueError where it returns no number."""
+    found = task.check(prompt, answer)
+    if not isinstance(found, bool | int | float):
+        raise ValueError(
+            f"`check` of the task {type(task).__name__} returned {found!r}; return True, False or a number"
+        )
+    return float(found)
 
 
 def no_checker(name: str) -> ValueError:

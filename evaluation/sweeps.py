@@ -4,7 +4,6 @@ settings.
 
 from __future__ import annotations
 
-import argparse
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
-from evaluation.names import ALIASES, SAMPLING_MODES
+from evaluation.names import SAMPLING_MODES
+from evaluation.request import EvaluationRequest
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, WHERE, Window
@@ -58,7 +58,7 @@ def numbers(text: str, flag: str, kind: type = float) -> list:
         raise ValueError(f"{flag} {text!r} must be {whole}numbers, separated by commas") from error
 
 
-def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
+def candidates(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
     """Return all candidates of the command line. config: of the run or of --config, for settings that the command line
     leaves open.
     """
@@ -76,7 +76,7 @@ def candidates(arguments: argparse.Namespace, model: MaskedLM, config: DictConfi
 
 
 def _alphas_and_budgets(
-    arguments: argparse.Namespace, rule: Unmasker, config: DictConfig | None
+    arguments: EvaluationRequest, rule: Unmasker, config: DictConfig | None
 ) -> tuple[list[float], list[int]]:
     """Return those of the command line; for a policy otherwise those of its training."""
     alphas = numbers(arguments.alphas, "--alphas")
@@ -89,8 +89,8 @@ def _alphas_and_budgets(
     return alphas, budgets
 
 
-def _rules(arguments: argparse.Namespace, model: MaskedLM) -> list[Candidate]:
-    name = ALIASES.get(arguments.strategy, arguments.strategy)
+def _rules(arguments: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
+    name = arguments.rule
     check_strategy(name, (*STRATEGIES, *PREDICTORS))
     if name not in WHERE:
         raise ValueError("--strategy policy needs its policy: give RUN or --policy_path instead")
@@ -136,7 +136,7 @@ def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:
     return [Candidate(**vars(one) | {"name": f"{one.name}-K{k}", "steps": k}) for one in found for k in steps]
 
 
-def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
+def _policies(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
     trained = EVALUATED_AS.get(str(OmegaConf.select(config or OmegaConf.create(), "algorithm.action")))
     mode = arguments.sampling_mode or trained or "bernoulli-argmax"
     thresholds = numbers(arguments.settings, "--settings") if mode == "threshold" else [0.5]
@@ -170,7 +170,7 @@ def _policies(arguments: argparse.Namespace, model: MaskedLM, config: DictConfig
     return _in_steps(found, steps)
 
 
-def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, Path]]:
+def _policy_files(arguments: EvaluationRequest) -> list[tuple[str, int | None, Path]]:
     """Return (name, checkpoint, file) of each policy."""
     if arguments.run:
         run = Path(arguments.run)
@@ -178,6 +178,7 @@ def _policy_files(arguments: argparse.Namespace) -> list[tuple[str, int | None, 
             (int(file.stem.split("_")[1]), file) for file in checkpoint_files(run, arguments.checkpoints or "last")
         ]
         return [(f"{run.name}-checkpoint_{number}", number, file) for number, file in files]
+    assert arguments.policy_path is not None
     path = Path(shipped(arguments.policy_path))
     named = path.resolve().parent if path.name == "model.safetensors" else path  # the file that every directory has
     return [(named.stem if named.suffix in (".pth", ".safetensors") else named.name, None, path)]

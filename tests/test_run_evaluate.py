@@ -15,8 +15,9 @@ import samplers.loop
 from data.questions import canvases, check_questions, load_questions
 from evaluation.few_shot import with_examples, worked
 from evaluation.intervals import bootstrap_mean, wilson
+from evaluation.names import ALIASES
 from evaluation.summary import IDENTITY, result_row, summary_row
-from evaluation.sweeps import ALIASES, _policy_files, candidates, checkpoint_files
+from evaluation.sweeps import _policy_files, candidates, checkpoint_files
 from load_model import load_model
 from policy.checkpoints import load_policy, save_policy
 from policy.dit_hidden import DitHidden
@@ -85,18 +86,18 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
         main([*argv, "--save_path", str(tmp_path / "none")])
     config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampling": {"budgets": [1, 2]}})
-    said = evaluate_command.parser().parse_args([*argv, "--save_path", "x"])
+    said = evaluate_command.request([*argv, "--save_path", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
-    said = evaluate_command.parser().parse_args([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
+    said = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
 
 
 def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
     vectors = ROOT / "tests" / "vectors"
     shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
-    said = evaluate_command.parser().parse_args(["--policy_path", str(tmp_path), "--save_path", "x"])
+    said = evaluate_command.request(["--policy_path", str(tmp_path), "--save_path", "x"])
     (found,) = candidates(said, load_model(vectors / "llada-tiny")[0], None)
     assert isinstance(found.rule.network, DitHidden)
 
@@ -211,7 +212,7 @@ def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
     file.write_text(
         "model_path: example/chain\nblock_length: 6\nmax_completion_length: 18\nreport_to: wandb\nbf16: false\n"
     )
-    said = evaluate_command.parser().parse_args(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
+    said = evaluate_command.request(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
     config = evaluate_run.configuration(said)
     assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
     assert config.dlm.model_type == "llada"
@@ -237,7 +238,7 @@ def test_their_configuration_of_another_family_is_refused(tmp_path, theirs, own)
 def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model.safetensors").touch()
-    said = evaluate_command.parser().parse_args(["--policy_path", "model.safetensors", "--output_dir", "y"])
+    said = evaluate_command.request(["--policy_path", "model.safetensors", "--output_dir", "y"])
     assert _policy_files(said)[0][0] == tmp_path.name
 
 
@@ -339,9 +340,9 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     OmegaConf.update(config, "eval.temperature", 0.5)
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.parser().parse_args([str(run), "--save_path", "x"])
+    said = evaluate_command.request([str(run), "--save_path", "x"])
     assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]
-    said = evaluate_command.parser().parse_args(
+    said = evaluate_command.request(
         [str(run), "--block_length", "12", "--cache", "none", "--gen_length", "24", "--save_path", "x"]
     )
     found = evaluate_run.decoding_of(said, evaluate_run.configuration(said), "chain")
@@ -366,7 +367,7 @@ def test_one_file_by_a_configuration(tmp_path):
     assert main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")]) == 0
     (row,) = read(tmp_path / "out" / "detailed_results.csv")
     assert (row["name"], row["block_length"]) == ("chain_policy-T1", "6")
-    said = evaluate_command.parser().parse_args([*argv, "--config", "chain_grpo", "--output_dir", "x"])
+    said = evaluate_command.request([*argv, "--config", "chain_grpo", "--output_dir", "x"])
     config = evaluate_run.configuration(said)
     assert config.dlm.path == "example/chain" and evaluate_run.decoding_of(said, config, "chain").length == 24
     OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
@@ -385,7 +386,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         assert strip(tmp_path / "a" / name) == strip(tmp_path / "b" / name)
         assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.parser().parse_args(
+    said = evaluate_command.request(
         ["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--save_path", "x"]
     )
     assert [(one.name, one.rule, one.budget) for one in candidates(said, model, None)] == [
@@ -451,4 +452,4 @@ def test_every_command_of_the_pages_is_understood(monkeypatch):
     for words in found:
         if words.startswith("--task "):  # of texts (evaluation/reward_task.py, pairwise.py), tested there
             continue
-        evaluate_run.check(evaluate_command.parser().parse_args(shlex.split(words, comments=True)))
+        evaluate_run.check(evaluate_command.request(shlex.split(words, comments=True)))

@@ -19,17 +19,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samplers.settings import SamplerSettings
     from unmask.api import Generation, Step, load, load_policy, load_reward, sample, stream
+    from unmask.evaluating import Evaluation, compare, evaluate, metrics
     from unmask.learning import train_policy, train_rl
     from unmask.trained import Trained
 
 MODULES = {
+    "Evaluation": "unmask.evaluating",
     "Generation": "unmask.api",
     "SamplerSettings": "samplers.settings",
     "Step": "unmask.api",
     "Trained": "unmask.trained",
+    "compare": "unmask.evaluating",
+    "evaluate": "unmask.evaluating",
     "load": "unmask.api",
     "load_policy": "unmask.api",
     "load_reward": "unmask.api",
+    "metrics": "unmask.evaluating",
     "sample": "unmask.api",
     "stream": "unmask.api",
     "train_policy": "unmask.learning",
@@ -37,13 +42,17 @@ MODULES = {
 }
 
 __all__ = [
+    "Evaluation",
     "Generation",
     "SamplerSettings",
     "Step",
     "Trained",
+    "compare",
+    "evaluate",
     "load",
     "load_policy",
     "load_reward",
+    "metrics",
     "sample",
     "stream",
     "train_policy",

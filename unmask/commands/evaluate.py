@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data.catalogue import DATASETS
 from evaluation.names import ALIASES, ALL, SAMPLING_MODES, WORKED
+from evaluation.request import EvaluationRequest
 from samplers.names import CONFIDENCES, RULES
 from training.interrupt import imported
 from training.ranges import ROWS, Number, Whole
@@ -178,14 +179,19 @@ def pairwise_parser() -> argparse.ArgumentParser:
     return made
 
 
+def request(arguments: Sequence[str]) -> EvaluationRequest:
+    """What the flags ask for."""
+    return EvaluationRequest(**vars(parser().parse_args(arguments)))
+
+
 TASKS = {"reward": (reward_parser, "evaluation.reward_task"), "pairwise": (pairwise_parser, "evaluation.pairwise")}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate what the command line asks for; returns the exit status."""
     if list(arguments[:1]) != ["--task"]:
-        given = parser().parse_args(arguments)
-        return imported("unmask.runs.evaluate").run(given)
+        asked = request(arguments)  # --help and malformed values end here, before seconds of imports
+        return imported("unmask.runs.evaluate").run(asked)
     task = " ".join(arguments[1:2])
     if task not in TASKS:
         raise ValueError(f"--task {task} is unknown; use one of {', '.join(TASKS)}, or leave it out")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -37,8 +36,9 @@ from evaluation.decoding import AnswerSettings, answer_lengths, generations
 from evaluation.few_shot import with_examples
 from evaluation.generations import begin, check_beside, finished_in, merge, shard
 from evaluation.metrics import machine
-from evaluation.names import ALIASES, ALL, WORKED
+from evaluation.names import ALL, WORKED
 from evaluation.report import plot_pareto, print_table, write_csv
+from evaluation.request import EvaluationRequest
 from evaluation.summary import IDENTITY, result_row, summary_row
 from evaluation.sweeps import Candidate, candidates, numbers
 from load_model import load_model
@@ -77,12 +77,12 @@ class Job:
         return f"{self.candidate.name}_{self.dataset}_seed{self.seed}"
 
 
-def configuration(arguments: argparse.Namespace) -> DictConfig | None:
+def configuration(arguments: EvaluationRequest) -> DictConfig | None:
     """Return the configuration of the run, or of --config. ValueError for what is neither a run nor a configuration."""
     asked = arguments.config
-    if asked is None and arguments.run is None:
-        return None
     if asked is None:
+        if arguments.run is None:
+            return None
         file = Path(arguments.run) / ".hydra" / "config.yaml"
         if not file.is_file():
             raise ValueError(f"{arguments.run} is not a run: {file} does not exist; give a run of train-policy")
@@ -101,7 +101,7 @@ def configuration(arguments: argparse.Namespace) -> DictConfig | None:
     return told
 
 
-def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, dataset: str) -> AnswerSettings:
+def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset: str) -> AnswerSettings:
     """Return the decoding settings: of the command line, else of the configuration, else the data set's own length and no
     blocks.
     """
@@ -124,7 +124,7 @@ def decoding_of(arguments: argparse.Namespace, config: DictConfig | None, datase
 
 
 def settings_of(
-    job: Job, questions: list[Question], arguments: argparse.Namespace, model_path: str, dtype: str, model: str
+    job: Job, questions: list[Question], arguments: EvaluationRequest, model_path: str, dtype: str, model: str
 ) -> dict:
     """Return the settings that decide the samples of a job. model: digest of the weights of the model at model_path."""
     own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
@@ -137,7 +137,7 @@ def settings_of(
     return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | asked
 
 
-def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> list[Question]:
+def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> list[Question]:
     """Return the questions of a job. ValueError for a question that does not fit the model, or that cannot be verified
     here.
     """
@@ -151,13 +151,13 @@ def questions_of(job: Job, model: MaskedLM, arguments: argparse.Namespace) -> li
     return questions
 
 
-def strategy_of(job: Job, arguments: argparse.Namespace) -> Strategy:
+def strategy_of(job: Job, arguments: EvaluationRequest) -> Strategy:
     """Return the rule or policy of a job, with its token sampler."""
     rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
     return Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
 
 
-def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: argparse.Namespace) -> float:
+def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: EvaluationRequest) -> float:
     """Return the mean equivalent evaluations of a question, from a few questions, evenly spaced."""
     few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
     prompts = canvases(model, few, job.decoding.length).to(next(model.parameters()).device)
@@ -170,7 +170,7 @@ def evaluate(
     questions: list[Question],
     settings: dict,
     model: MaskedLM,
-    arguments: argparse.Namespace,
+    arguments: EvaluationRequest,
     group: Processes,
 ) -> int:
     """Answer this process's share of the unanswered questions, one line of a file each. Returns their number."""
@@ -264,9 +264,9 @@ FLAGS = {
 }  # fmt: skip
 
 
-def check_idle(arguments: argparse.Namespace, names: list[str]) -> None:
+def check_idle(arguments: EvaluationRequest, names: list[str]) -> None:
     """Refuse flags that have no effect on the evaluated rules or on the data sets `names`: ValueError names them."""
-    strategy = ALIASES.get(arguments.strategy, arguments.strategy) or "policy"
+    strategy = arguments.rule or "policy"
     unread = [] if arguments.run else ["checkpoints"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
     if idle := [f"--{flag}" for flag in unread if getattr(arguments, flag)]:
@@ -281,15 +281,13 @@ def check_idle(arguments: argparse.Namespace, names: list[str]) -> None:
         raise ValueError(f"{', '.join(idle)} would do nothing with --datasets {','.join(names)}; leave it out")
 
 
-def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
+def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     """Return the requested data sets and seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
-    check_confidence(
-        arguments.confidence, ALIASES.get(arguments.strategy, arguments.strategy or "policy"), "--confidence"
-    )
+    check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
-    check_strategy(ALIASES.get(arguments.strategy, arguments.strategy), (*STRATEGIES, *PREDICTORS))
+    check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
     check_idle(arguments, names)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
@@ -307,7 +305,40 @@ def check(arguments: argparse.Namespace) -> tuple[list[str], list[int]]:
     return names, seeds
 
 
-def run(arguments: argparse.Namespace) -> int:
+@dataclass
+class Setup:
+    """An evaluation whose model is loaded. path, dtype: as the records name them; questions: data sets of the caller, by name."""
+
+    request: EvaluationRequest
+    model: MaskedLM
+    path: str
+    dtype: str
+    chosen: list[Candidate]
+    names: list[str]
+    seeds: list[int]
+    config: DictConfig | None = None
+    questions: Mapping[str, list[Question]] = field(default_factory=dict)
+
+    def jobs(self) -> list[Job]:
+        """Every rule and policy on every data set with every seed. ValueError for a decoding that the model does not have."""
+        jobs = []
+        for one in self.chosen:
+            for dataset in self.names:
+                decoding = decoding_of(self.request, self.config, dataset)
+                decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
+                decoding.check(self.model)
+                jobs += [Job(one, dataset, seed, decoding) for seed in self.seeds]
+        return jobs
+
+    def asked(self, job: Job) -> list[Question]:
+        """The questions of a job."""
+        if job.dataset not in self.questions:
+            return questions_of(job, self.model, self.request)
+        check_questions(self.model, self.questions[job.dataset], job.decoding.length)
+        return self.questions[job.dataset]
+
+
+def run(arguments: EvaluationRequest) -> int:
     """Run every job; returns the exit status."""
     names, seeds = check(arguments)
     config = configuration(arguments)
@@ -318,37 +349,38 @@ def run(arguments: argparse.Namespace) -> int:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
         if model.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and questions are text; add tokenizer.json")
-        jobs = []
-        for one in candidates(arguments, model, config):
-            for dataset in names:
-                decoding = decoding_of(arguments, config, dataset)
-                decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
-                decoding.check(model)
-                jobs += [Job(one, dataset, seed, decoding) for seed in seeds]
-        weights, results = digest_of(digests_of(model)), {}
-        answered, lacking = 0, set()  # of data sets that cannot be read, each named once and not tried again
-        for job in jobs:
-            if job.dataset in lacking:
-                continue
-            questions = together(partial(questions_of, job, model, arguments), job.dataset, group)
-            if questions is None:
-                lacking.add(job.dataset)
-                continue
-            settings = settings_of(job, questions, arguments, path, dtype, weights)
-            work = partial(evaluate, job, questions, settings, model, arguments, group)
-            if together(work, job.directory, group) is None:
-                continue
-            answered += 1
-            if group.first:
-                directory = Path(arguments.save_path) / job.directory
-                records = merge(directory)
-                row = result_row(settings, records, equivalents(job, questions, model, arguments))
-                whole = {"metrics": row, "settings": settings, "machine": machine(group.device), "generations": records}
-                write_text(directory / "generations.json", json.dumps(whole, indent=1) + "\n")
-                results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
+        chosen = candidates(arguments, model, config)
+        results, answered = answer(Setup(arguments, model, path, dtype, chosen, names, seeds, config), group)
         if group.first and results:
             report(with_earlier(results, Path(arguments.save_path)), Path(arguments.save_path), path)
     return 0 if answered else 1
+
+
+def answer(setup: Setup, group: Processes) -> tuple[Results, int]:
+    """The results of all jobs that could run, on the first process, and how many could. The others are named on stderr."""
+    arguments, model = setup.request, setup.model
+    weights, results = digest_of(digests_of(model)), {}
+    answered, lacking = 0, set()  # of data sets that cannot be read, each named once and not tried again
+    for job in setup.jobs():
+        if job.dataset in lacking:
+            continue
+        questions = together(partial(setup.asked, job), job.dataset, group)
+        if questions is None:
+            lacking.add(job.dataset)
+            continue
+        settings = settings_of(job, questions, arguments, setup.path, setup.dtype, weights)
+        work = partial(evaluate, job, questions, settings, model, arguments, group)
+        if together(work, job.directory, group) is None:
+            continue
+        answered += 1
+        if group.first:
+            directory = Path(arguments.save_path) / job.directory
+            records = merge(directory)
+            row = result_row(settings, records, equivalents(job, questions, model, arguments))
+            whole = {"metrics": row, "settings": settings, "machine": machine(group.device), "generations": records}
+            write_text(directory / "generations.json", json.dumps(whole, indent=1) + "\n")
+            results.setdefault((job.candidate.name, job.dataset), []).append((row, records))
+    return results, answered
 
 
 Results = dict[tuple[str, str], list[tuple[dict, list[dict]]]]  # of each rule and data set, (row, records) a seed
@@ -367,8 +399,8 @@ def with_earlier(results: Results, base: Path) -> Results:
     return merged
 
 
-def report(results: Results, base: Path, title: str) -> None:
-    """Write both tables and the plot, and print the summary."""
+def report(results: Results, base: Path, title: str) -> list[dict]:
+    """Both tables, the plot, and the summary on the terminal; returns the rows of the summary."""
     write_csv([row for own in results.values() for row, _ in own], base / "detailed_results.csv")
     summary = [summary_row([row for row, _ in own], [records for _, records in own]) for own in results.values()]
     write_csv(summary, base / "summary_statistics.csv")
@@ -384,3 +416,4 @@ def report(results: Results, base: Path, title: str) -> None:
              "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
     print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
                   **{name: row[key] for name, key in shown.items()}} for row in summary], title=title)  # fmt: skip
+    return summary

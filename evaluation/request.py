@@ -1,0 +1,57 @@
+"""What an evaluation on questions is asked for: the flags of `evaluate`, each with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluation.names import ALIASES
+
+
+@dataclass
+class EvaluationRequest:
+    """Exactly one of run, policy_path and strategy says what is evaluated; flags of lists are texts such as "0.5,0.9".
+
+    `python -m unmask evaluate --help` describes each field.
+    """
+
+    save_path: str
+    run: str | None = None
+    checkpoints: str | None = None
+    policy_path: str | None = None
+    other_model: bool = False
+    strategy: str | None = None
+    settings: str = ""
+    windows: str = ""
+    config: str | None = None
+    model_path: str | None = None
+    datasets: str = "chain"
+    data_dir: str | None = None
+    math_by: str = "verify"
+    unsandboxed: bool = False
+    few_shot: int = 0
+    temperatures: str | None = None
+    betas: str | None = None
+    token_temperature: float | int = 0.0
+    confidence: str = "model"
+    seeds: str = "42"
+    sampling_mode: str | None = None
+    gen_length: int | None = None
+    block_length: int | None = None
+    steps: str = ""
+    budgets: str = ""
+    alphas: str = ""
+    cache: str | None = None
+    refresh: int | None = None
+    drift: bool = False
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    guidance: float | int = 0.0
+    n_test: int | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    dtype: str | None = None
+
+    @property
+    def rule(self) -> str | None:
+        """Our name of the unmasking rule, which may be given by a published one; None: a policy."""
+        return None if self.strategy is None else ALIASES.get(self.strategy, self.strategy)
