@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.preferences import split_talk
-from data.text import json_lines
+from data.text import json_lines, text_lines
 from training.hub import hide_data_bars, prepare
 
 if TYPE_CHECKING:
@@ -84,3 +84,38 @@ def _of_row(name: str, row: dict) -> Asked:
     if name == "hh":
         return Asked(*split_talk(row["chosen"]))
     return Asked(row["prompt"].rstrip(), " " + row["label"].strip())
+
+
+KINDS = {"prompt": str, "messages": list, "template": str}  # of a line of JSONL, and the type of its value
+
+
+def load_prompts(path: Path) -> list[tuple[str, Any]]:
+    """The prompts of a file, each with its kind: prompt (text), messages (chat) or template (text with [MASK:n]).
+
+    Args:
+        path: .txt, a prompt a line; or .jsonl (.jsonl.gz), of a line one of {"prompt": ...}, {"messages": [...]} and
+            {"template": ...}.
+
+    Raises:
+        ValueError: for a file that is neither, that cannot be read or is empty, and for a line that is none of these.
+    """
+    if not path.is_file():
+        raise ValueError(f"--prompts {path} is no file; give a .txt or .jsonl file")
+    if path.suffix == ".txt":
+        found: list[tuple[str, Any]] = [("prompt", line.rstrip("\r\n")) for _, line in text_lines(path) if line.strip()]
+    elif path.suffix == ".jsonl" or path.name.endswith(".jsonl.gz"):
+        found = [_prompt_of(place, record) for place, record in json_lines(path)]
+    else:
+        raise ValueError(f"--prompts {path} is neither .txt (a prompt a line) nor .jsonl; rename it, or give another")
+    if not found:
+        raise ValueError(f"--prompts {path} has no prompts; write one a line")
+    return found
+
+
+def _prompt_of(place: str, record: object) -> tuple[str, Any]:
+    given = [kind for kind in KINDS if isinstance(record, dict) and kind in record]
+    if not isinstance(record, dict) or len(given) != 1 or not isinstance(record[given[0]], KINDS[given[0]]):
+        raise ValueError(
+            f'{place}: expected {{"prompt": "..."}}, {{"messages": [...]}} or {{"template": "..."}}; mend or delete the line'
+        )
+    return given[0], record[given[0]]

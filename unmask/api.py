@@ -201,21 +201,33 @@ def sample(
     strategy = strategy.result if isinstance(strategy, Trained) else strategy
     chosen = sampler_settings(strategy, settings)
     starts = [start for start in start_prompts(model, prompts, template, suffix, length) for _ in range(num_samples)]
+    decoded = list(decode_starts(model, starts, strategy, chosen, reward, batch_size, seed, on_step))
+    order = torch.cat([numbers for numbers, _ in decoded]).argsort()
+    return Generation(model, joined([batch for _, batch in decoded]).take(order.to(model.device)))
+
+
+def decode_starts(
+    model: MaskedLM,
+    starts: Sequence[Prompts],
+    strategy: StrategyLike | None,
+    settings: SamplerSettings,
+    reward: RewardLike | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[Int[Tensor, "sample"], Samples]]:
+    """Decode canvases in groups of equal layout; yield the numbers of the samples of each batch, and the batch."""
     groups: dict[Layout, list[int]] = {}
     for number, start in enumerate(starts):
         groups.setdefault(Layout.of(start, model.mask_id), []).append(number)
-    device = model.device
-    batches: list[Samples] = []
     for layout, numbers in groups.items():
-        decoder = decoder_of(strategy, chosen, model, layout, seed, reward)
-        options = build_options(chosen, model, layout)
-        behind_prompt = chosen.block_length is not None or chosen.cache is not None or learned(strategy, chosen)
+        decoder = decoder_of(strategy, settings, model, layout, seed, reward)
+        options = build_options(settings, model, layout)
+        behind_prompt = settings.block_length is not None or settings.cache is not None or learned(strategy, settings)
         first = layout.first if behind_prompt and not isinstance(model.tokenizer, BoardTokenizer) else 0
         for part in torch.tensor(numbers).split(batch_size):
-            batch = stacked([starts[number] for number in part.tolist()], model.mask_id, first).to(device)
-            batches.append(decoder.decode(model, batch, options, seed, part.to(device), on_step=on_step))
-    order = torch.tensor([number for numbers in groups.values() for number in numbers]).argsort()
-    return Generation(model, joined(batches).take(order.to(device)))
+            batch = stacked([starts[number] for number in part.tolist()], model.mask_id, first).to(model.device)
+            yield part, decoder.decode(model, batch, options, seed, part.to(model.device), on_step=on_step)
 
 
 def stream(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -114,6 +115,10 @@ def parser() -> argparse.ArgumentParser:
         "--chat", action="store_true", help="the prompt is a user's message, in the model's chat template"
     )
     what.add_argument("--suffix", metavar="TEXT", help="text at the end")
+    what.add_argument(
+        "--prompts", metavar="FILE", help='.txt, a prompt a line; or .jsonl, {"prompt": ...}, {"messages": ...} or '
+        '{"template": ...} a line: the samples, in this order, as JSON lines on stdout, or in --out DIR/samples.jsonl',
+    )  # fmt: skip
     what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five tokens")
     after = parser.add_argument_group("evaluation and output")
     after.add_argument(
@@ -123,13 +128,18 @@ def parser() -> argparse.ArgumentParser:
     after.add_argument("--drift", action="store_true", help="measure how far off the confidences of sampler.cache are")
     after.add_argument("--out", metavar="DIR", help="write sample_*.txt and samples.jsonl here")
     after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
+    after.add_argument("--html", metavar="FILE", help="write a page that replays the decoding step by step")
     after.add_argument("--show", action="store_true", help="watch the canvas fill")
     return parser
 
 
+FILES = ("prompts", "html")  # flags that are no keys of the configuration
+
+
 def build_config(argv: list[str]) -> DictConfig:
     """The configuration of one command line: configs/sample.yaml, the overrides, then the flags."""
-    flags, overrides = parser().parse_known_args(argv)
+    parsed, overrides = parser().parse_known_args(argv)
+    flags = {key: value for key, value in vars(parsed).items() if key not in FILES}
     for unknown in overrides:
         if unknown.startswith("-") or "=" not in unknown:
             names = [name for action in parser()._actions for name in action.option_strings]
@@ -139,15 +149,16 @@ def build_config(argv: list[str]) -> DictConfig:
     from unmask.runs.sample import check_read  # seconds to import
 
     config = composed("sample", overrides)
-    for key, value in vars(flags).items():
+    for key, value in flags.items():
         OmegaConf.update(config, key, literal(value) if isinstance(value, str) else value)
     names = {action.dest: action.option_strings[0] for action in parser()._actions}
     given = {override.partition("=")[0].lstrip("+~"): override.partition("=")[0] for override in overrides}
-    check_read(config, given | {key: names[key] for key in vars(flags)})
+    check_read(config, given | {key: names[key] for key in flags})
     return config
 
 
 def main(arguments: Sequence[str]) -> None:
     """Sample, print and write what the command line asks for."""
-    parser().parse_known_args(arguments)  # --help and malformed values end here, before seconds of imports
-    imported("unmask.runs.sample").run(build_config(list(arguments)))
+    parsed, _ = parser().parse_known_args(arguments)  # --help and malformed values end here, before seconds of imports
+    files = {key: Path(value) for key, value in vars(parsed).items() if key in FILES}
+    imported("unmask.runs.sample").run(build_config(list(arguments)), **files)

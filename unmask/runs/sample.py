@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.prompt_file import load_prompts
 from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of
 from dlm.checkpoints.table import is_causal
@@ -34,7 +36,7 @@ from samplers.best_of import BestOf
 from samplers.live import LiveView
 from samplers.loop import Decoder, OnStep
 from samplers.names import FILTERS, GUIDED
-from samplers.samples import Samples
+from samplers.samples import Samples, joined
 from samplers.scores import ScoreDecoder
 from samplers.settings import SamplerSettings, check_given, check_strategy, guided_rule, strategy_name
 from samplers.smc import ParticleDecoder
@@ -44,6 +46,7 @@ from training.hub import shipped
 from training.run import resolved
 from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import literal
+from unmask.api import Generation, decode_starts, start_prompts
 from unmask.decoders import Layout, build_decoder, build_options, twist_description
 from unmask.settings import SampleSettings, checked
 
@@ -195,12 +198,13 @@ def start_canvas(config: DictConfig, model: MaskedLM, about: dict | None) -> Int
 
 
 def draw_samples(
-    config: DictConfig, keep: Callable[[Samples, list[str]], None] | None = None
+    config: DictConfig, keep: Callable[[Samples, list[str]], None] | None = None, html: Path | None = None
 ) -> tuple[list[Samples], list[str], dict]:
     """Return samples (one entry per batch), their texts, and the record of quality and cost. ValueError before any work.
 
     Args:
         keep: is called with each batch and its texts when it is done.
+        html: a page to write that replays the samples; None: no page.
     """
     prepared = prepare(config)
     model, device = prepared.model, prepared.canvas.device
@@ -210,6 +214,8 @@ def draw_samples(
     judged = judged and (judge is not None or has_default_judge())
     batches, texts = decode_batches(prepared, config, keep)
     say_if_only_ends(model, batches)
+    if html is not None:
+        Generation(model, joined(batches)).save_replay(html, str(prepared.settings.strategy))
     memory = peak_memory_mib(device)
     if judged and judge is None:
         judge = default_judge(str(device))
@@ -376,8 +382,34 @@ def summary(record: dict) -> str:
     return "\n".join(f"{name:<22} {value}" for name, value in lines.items())
 
 
-def run(config: DictConfig) -> None:
-    """Sample, print and write, by the configuration."""
+def check_files(config: DictConfig, prompts: Path | None, html: Path | None) -> None:
+    """Refuse places that cannot be written, and settings that a file of prompts replaces. Raises ValueError."""
+    if html is not None:
+        if html.is_dir():
+            raise ValueError(f"--html {html} is a directory; give a file")
+        make_directory(html.parent, f"--html {html}: its directory")
+    idle = [key for key in ("prefix", "suffix", "template", "judge") if config[key] is not None]
+    idle += [key for key in ("chat", "show", "drift") if config[key]]
+    if prompts is not None and idle:
+        raise ValueError(f"{', '.join(idle)} would do nothing with --prompts {prompts}; leave it out")
+    if prompts is not None and config.json == "-":
+        raise ValueError("--json - and --prompts both print on stdout; give --json FILE")
+    if prompts is not None and html is not None:
+        raise ValueError("--html replays the samples of one prompt, and --prompts has several; leave one out")
+    if prompts is not None and config.sampler.strategy == "twisted_smc":
+        raise ValueError("strategy twisted_smc has the prompt that its twist was learnt for; leave --prompts out")
+
+
+def run(config: DictConfig, prompts: Path | None = None, html: Path | None = None) -> None:
+    """Sample, print and write what the configuration asks for.
+
+    Args:
+        prompts: a file of prompts (`data.prompt_file.load_prompts`); each is decoded `num_samples` times.
+        html: a page to write that replays the decoding.
+    """
+    check_files(config, prompts, html)
+    if prompts is not None:
+        return sample_prompts(config, prompts)
     record_file = None if config.json in (None, "-") else Path(config.json)
     if record_file is not None and record_file.is_dir():
         raise ValueError(f"--json {config.json} is a directory; give a file")
@@ -385,7 +417,7 @@ def run(config: DictConfig) -> None:
         make_directory(record_file.parent, f"--json {config.json}: its directory")
     files = None if config.out is None else SampleFiles(Path(config.out))
     try:
-        _, texts, record = draw_samples(config, None if files is None else files.add)
+        _, texts, record = draw_samples(config, None if files is None else files.add, html)
     except KeyboardInterrupt:
         kept = (
             "; --out DIR would have kept samples" if files is None else f"; {files.count} samples are in {config.out}"
@@ -408,3 +440,56 @@ def run(config: DictConfig) -> None:
     print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
     if unwritten is not None:
         raise unwritten
+
+
+# ------------------------------------------------------------------------------------------------------- a file of prompts
+
+
+def sample_prompts(config: DictConfig, file: Path) -> None:
+    """Decode every prompt of a file; a line of JSON for each sample, in the order of the file.
+
+    The lines go to DIR/samples.jsonl, without `out` to stdout.
+    """
+    check(config)
+    entries = load_prompts(file)
+    out = None if config.out is None else make_directory(Path(config.out), f"--out {config.out}") / "samples.jsonl"
+    settings = sampler_settings(config)
+    kind = OmegaConf.select(config, "dlm.model_type")
+    model, _ = load_model(shipped(str(config.dlm.path)), device_of(str(config.device)), config.model.dtype, kind)
+    canvases = [canvas_of_entry(model, kind, value, config.length) for kind, value in entries]
+    copies = config.num_samples or 1
+    starts = [start for start in canvases for _ in range(copies)]
+    records: dict[int, dict] = {}
+    batches: list[Samples] = []
+    for numbers, batch in decode_starts(model, starts, settings, settings, None, config.batch_size, config.seed):
+        batches.append(batch)
+        made = Generation(model, batch)
+        columns = (
+            made.texts,
+            made.responses,
+            batch.tokens.tolist(),
+            batch.written_at.tolist(),
+            batch.evaluations.tolist(),
+        )
+        for number, text, response, tokens, written_at, nfe in zip(numbers.tolist(), *columns, strict=True):
+            where = {"sample": number, "prompt": number // copies}
+            records[number] = where | {"text": text, "response": response, "nfe": nfe}
+            records[number] |= {} if out is None else {"tokens": tokens, "written_at": written_at}
+    lines = [json.dumps(records[number], ensure_ascii=out is None) for number in sorted(records)]
+    record = {"model": str(config.dlm.path), "strategy": settings.strategy, "samples": len(lines), **cost(batches)}
+    if config.json not in (None, "-"):
+        write_text(Path(config.json), json.dumps(record, indent=2, allow_nan=False) + "\n")
+    if out is None:
+        print("\n".join(lines))
+    else:
+        write_text(out, "\n".join(lines) + "\n")
+        print(
+            f"{len(lines)} samples of {len(entries)} prompts in {out}; NFE {record['nfe']:.1f} a sample, {cost_line(record)}"
+        )
+
+
+def canvas_of_entry(model: MaskedLM, kind: str, value: Any, length: int | None) -> Prompts:
+    """The canvas of one prompt of a file."""
+    return start_prompts(
+        model, None if kind == "template" else value, value if kind == "template" else None, None, length
+    )[0]
