@@ -12,11 +12,11 @@ import rewards.functions
 import unmask
 import unmask.api
 from dlm.draws import Draws
-from dlm.observation import Observation
+from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
 from policy.networks import DitConfidence
 from samplers.heuristics import Confident, Leftmost
-from samplers.loop import Strategy
+from samplers.loop import StepDecoder, Strategy
 from samplers.samples import Samples
 from tests.enumerable import RandomLM
 
@@ -183,3 +183,44 @@ def test_particles_are_joined_over_batches():
     out = unmask.sample(model, None, strategy="random", steps=2, num_samples=5, batch_size=2)
     assert isinstance(out.samples, Samples) and out.tokens.shape == (5, 6)
     assert out.texts[0] == " ".join(map(str, out.tokens[0].tolist()))
+
+
+class Wrong:
+    """A rule that selects the first position, which belongs to the prompt."""
+
+    def choose(self, observation, draws):
+        order = torch.zeros_like(observation.tokens)
+        order[:, 0] = 1
+        return order, torch.zeros(len(order))
+
+
+class Shapeless(Wrong):
+    def choose(self, observation, draws):
+        return observation.writable[:, :1].long(), torch.zeros(len(observation.tokens))
+
+
+class NoProbability(Wrong):
+    def choose(self, observation, draws):
+        return observation.writable.long()
+
+
+class OwnDecoder(StepDecoder):
+    """A decoder of a user, whose decision selects the first position."""
+
+    def decide(self, observation, draws):
+        order, log = Wrong().choose(observation, draws)
+        return Decision(order, observation.tokens, log, log)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Wrong(), "the unmasking rule Wrong selected position 0 of sample 0, which is not open"),
+        (OwnDecoder(), "the decoder OwnDecoder selected position 0 of sample 0, which is not open"),
+        (Shapeless(), r"the unmasking rule Shapeless returned ranks of shape \[1, 1\] and type torch.int64"),
+        (NoProbability(), "`choose` of the unmasking rule NoProbability returned Tensor; return ranks and"),
+    ],
+)
+def test_a_choice_that_no_canvas_has_is_one_sentence(model, strategy, message):
+    with pytest.raises(ValueError, match=message):
+        unmask.sample(model, "The dog", strategy=strategy, steps=4, length=16)

@@ -34,7 +34,8 @@ from policy.unmasker import PolicyUnmasker
 from rewards.functions import FunctionReward
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
-from samplers.loop import Decoder, OnStep, Strategy, Unmasker
+from samplers.checked import CheckedDecoder, CheckedRule
+from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
 from training.devices import device_of
@@ -308,7 +309,9 @@ def decoder_of(
         rule = policy_rule(strategy, settings.policy, model)  # pyright: ignore[reportArgumentType]
         return Strategy(rule, token_sampler(settings))
     if isinstance(strategy, Unmasker):
-        return Strategy(strategy, token_sampler(settings))
+        return Strategy(own_rule(strategy), token_sampler(settings))
+    if isinstance(strategy, StepDecoder) and not isinstance(strategy, Strategy):
+        return CheckedDecoder(strategy)
     if isinstance(strategy, Decoder):
         return strategy
     if strategy is not None and not isinstance(strategy, str | SamplerSettings):
@@ -321,6 +324,11 @@ def decoder_of(
     if reward is not None and not isinstance(reward, TextReward):
         reward = FunctionReward(reward)
     return build_decoder(settings, model, layout, seed, reward=reward)
+
+
+def own_rule(rule: Unmasker) -> Unmasker:
+    """A rule of the caller, whose choices are checked; a policy chooses among open positions by its construction."""
+    return rule if isinstance(rule, PolicyUnmasker) else CheckedRule(rule)
 
 
 def start_prompts(

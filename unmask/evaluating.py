@@ -32,6 +32,7 @@ from training.hub import shipped
 from training.processes import processes
 from training.run import new_directory
 from training.stored import description
+from unmask.api import own_rule
 from unmask.decoders import build_rule_decoder
 from unmask.learning import source_of
 from unmask.runs.evaluate import Setup, answer, report, with_earlier
@@ -203,7 +204,7 @@ def candidates_of(strategy: Any, request: EvaluationRequest, model: MaskedLM) ->
         policy: Any = strategy.to(model.device)
         return [Candidate(name, name, PolicyUnmasker(policy))]
     if isinstance(strategy, Unmasker):
-        return [Candidate(name, name, strategy)]
+        return [Candidate(name, name, own_rule(strategy))]
     if isinstance(strategy, Strategy):
         return [Candidate(type(strategy.where).__name__, name, strategy.where)]
     raise ValueError(
