@@ -79,11 +79,30 @@ def check_readable_overrides(overrides: list[str]) -> None:
         raise ValueError(f"{given!r} has a value that needs quotes; to take it as text, write {quoted}")
 
 
+def commands_of(experiment: str) -> list[str]:
+    """Return the commands that an experiment belongs to, by the line `# command:` of its file; empty for a file that does not
+    exist.
+    """
+    file = CONFIGS / "experiment" / f"{experiment}.yaml"
+    named = re.search(r"^# command: (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else None
+    return named[1].split(", ") if named else []
+
+
+def check_experiment(name: str, overrides: list[str]) -> None:
+    """Refuse an experiment of another command: ValueError names the right one."""
+    for given in overrides:
+        key, _, experiment = given.partition("=")
+        commands = commands_of(experiment) if key == "experiment" and re.fullmatch(r"[\w-]+", experiment) else []
+        if commands and name.replace("_", "-") not in commands:
+            raise ValueError(f"{given} does not fit configs/{name}.yaml; it belongs to {' and '.join(commands)}")
+
+
 def composed(name: str, overrides: list[str]) -> DictConfig:
     """Return the configuration NAME with these overrides. ValueError describes in one sentence what does not fit, and the
     nearest key.
     """
     check_readable_overrides(overrides)
+    check_experiment(name, overrides)
     try:
         with _configs():
             return compose(name, overrides)
@@ -104,12 +123,6 @@ def _misfit(name: str, overrides: list[str], told: str) -> str:
         listed = f"use one of {', '.join(options)}" if len(options) <= MOST_LISTED else "look there for what exists"
         found = f"did you mean {group}={near[0]}?" if near else listed
         return f"{group}={choice} is no file of configs/{group}; {found}"
-    if experiment := re.search(r"In 'experiment/([\w-]+)'", told):
-        fitting = [
-            file.stem.replace("_", "-") for file in sorted(CONFIGS.glob("*.yaml")) if _takes(file.stem, experiment[1])
-        ]
-        of = f"; it belongs to {' and '.join(fitting)}" if fitting else ""
-        return f"experiment={experiment[1]} does not fit {page} ({told}){of}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", told)
     given = [word for word in overrides if unknown and word.lstrip("+~").partition("=")[0] == unknown[1]]
     if unknown is None or not given:
@@ -132,15 +145,6 @@ def _misfit(name: str, overrides: list[str], told: str) -> str:
     return (
         f"{given[0]!r} names no key of {page}; {before.rstrip('.') or 'it'} has {', '.join(sorted(beside)) or 'none'}"
     )
-
-
-def _takes(name: str, experiment: str) -> bool:
-    """Return whether an experiment belongs to the configuration `name`."""
-    try:
-        compose(name, [f"experiment={experiment}"])
-    except HydraException:
-        return False
-    return True
 
 
 def _groups(name: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from training import usage
 from training.usage import CONFIGS
 
 RECORD = Path(__file__).parent / "keys.json"
@@ -36,8 +37,7 @@ def files(group: str) -> list[str]:
 def commands_of(experiment: str) -> list[str]:
     """Root configurations that an experiment is made for: those whose commands its comment names, but not those that only make
     what a decoding or a policy reads."""
-    text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
-    named = [name for name in files("") if f"run_{name}.py" in text]
+    named = [name.replace("-", "_") for name in usage.commands_of(experiment)]
     reading = [name for name in ("guide", "train_policy") if name in named]
     return reading[:1] or named
 

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from training.ranges import Flag, ListOf, Maybe, Number, Text, Whole
-from training.usage import CONFIGS, composed
+from training.usage import CONFIGS, commands_of, composed
 from unmask.build import check_epochs, read_settings, with_fitting_warmup
 from unmask.runs import train_reward
 from unmask.settings import COMMANDS, ranges_of
@@ -39,7 +39,7 @@ def values(name: str):
         for file in sorted((CONFIGS / group).glob("*.yaml")):
             if group != "experiment":
                 yield from leaves({group: plain(file)})
-            elif f"run_{name}.py" in file.read_text():
+            elif name.replace("_", "-") in commands_of(file.stem):
                 yield from leaves(plain(file))
 
 
@@ -198,3 +198,15 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_refused(name, words):
 def test_a_resumed_run_keeps_its_warm_up():
     words = ["resume=output/run", "training.n_iters=10"]
     assert with_fitting_warmup(composed("train_policy", words), words).optim.warmup == 5
+
+
+def test_every_experiment_names_its_commands_and_other_commands_refuse_it():
+    known = {name.replace("_", "-") for name in COMMANDS} - {"sample"}
+    for file in (CONFIGS / "experiment").glob("*.yaml"):
+        commands = commands_of(file.stem)
+        assert commands and set(commands) <= known, file.name
+    with pytest.raises(
+        ValueError, match=r"experiment=stories does not fit configs/train_policy.yaml; it belongs to train-dlm$"
+    ):
+        composed("train_policy", ["experiment=stories"])
+    assert commands_of("pargs_smollm2") == ["train-reward", "train-preference"]
