@@ -313,8 +313,8 @@ class PolicyRolloutSettings(RolloutSettings):
         super().__post_init__()
         if self.budgets is not None and self.block_length is not None:
             raise ValueError(
-                "sampling.budgets ends with one evaluation that writes all that is left, which sampling.block_length would not "
-                "let it; leave one out"
+                "with sampling.budgets the last evaluation commits all open positions, which sampling.block_length does not "
+                "allow; leave one out"
             )
 
 

@@ -25,7 +25,7 @@ def check_alpha(network: PolicyNetwork | None, alpha: object) -> None:
             )
     elif isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
         raise ValueError(
-            f"this policy is told the weight of speed and alpha is {alpha}; give a number of at least 0: sampler.alpha=1, "
+            f"the weight of speed is an input of this policy and alpha is {alpha}; give a number of at least 0: sampler.alpha=1, "
             "or --alpha 1"
         )
 

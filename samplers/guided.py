@@ -129,7 +129,7 @@ class Values:
     def of_canvases(self, observation: Observation, canvases: Int[Tensor, "n position"]) -> Float[Tensor, "n"]:
         """Return the value of canvases that continue the observed rows: equally many of each row, row after row."""
         raise ValueError(
-            "this reward values single tokens, not several that are written together; use positions=independent"
+            "this reward values single tokens, not several that are committed together; use positions=independent"
         )
 
 

@@ -146,5 +146,5 @@ def check_scheme(resample: str, scheme: str, conditional: bool) -> None:
         raise ValueError(f"scheme={scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
     if conditional and scheme != "multinomial":
         raise ValueError(
-            f"a filter with a given path must draw every other ancestor by itself, and {scheme} does not; use multinomial"
+            f"a filter with a given path must draw every other ancestor independently, and {scheme} does not; use multinomial"
         )

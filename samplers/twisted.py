@@ -29,7 +29,9 @@ Tilt = Callable[[Float[Tensor, "read width"], Int[Tensor, "read"]], Float[Tensor
 def refuse_greedy(rule: TokenRule) -> None:
     """Refuse a greedy token sampler, which has no distribution to twist: ValueError."""
     if rule.temperature == 0:
-        raise ValueError("a twist bends the law of the tokens, and temperature 0 has none; use a temperature above 0")
+        raise ValueError(
+            "a twist changes the distribution of tokens, and temperature 0 has none; use a temperature above 0"
+        )
 
 
 @dataclass
@@ -111,8 +113,8 @@ class TwistedTokens:
         picked = order > 0
         if not self.reads_state and bool((picked.sum(1) > 1).any()):
             raise ValueError(
-                f"this twist knows what one token more is worth, and a step writes {int(picked.sum(1).max())} at once; take as "
-                "many steps as there are masks, or a twist with a state head"
+                f"this twist values one more token, and a step commits {int(picked.sum(1).max())} at once; use as many steps as "
+                "there are masks, or a twist with a state head"
             )
         place, rows = picked.nonzero(), len(order)
         if len(place) == 0:

@@ -83,7 +83,7 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     ]
     assert [float(row["evaluations"]) for row in rows[::2]] == [1, 1]
     assert all(float(row["evaluations"]) <= 3 for row in rows)
-    with pytest.raises(ValueError, match="told the weight of speed and alpha is None"):
+    with pytest.raises(ValueError, match="weight of speed is an input of this policy and alpha is None"):
         main([*argv, "--save_path", str(tmp_path / "none")])
     config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampling": {"budgets": [1, 2]}})
     said = evaluate_command.request([*argv, "--save_path", "x"])

@@ -170,12 +170,12 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
     (["--twist", "causal"], "has no 'twist'; give a run of train-twist, not a model"),
     (["--twist", ""], "is no twist: .*config.json does not exist"),
     (["--twist", "dpg"], "learnt by dpg, which identifies the proposal only.*--resample never"),
-    (["--twist", "infill"], "writes towards what follows; give it: --suffix TEXT"),
+    (["--twist", "infill"], "conditioned on the text that follows; give it: --suffix TEXT"),
     (["--twist", "infill", "--suffix", " The cat saw a red ball"], r"--suffix ' The cat saw a red ball' is \d+ tokens and this twist was learnt for 2 that follow"),
     (["--twist", "infill", "--suffix", "T"], "--suffix 'T' is 1 tokens and this twist was learnt for 2"),
     (["--twist", "infill", "--suffix", " ball", "--length", "3"], "conditioned on 2 tokens and 1 are written"),
     (["--twist", "causal twist", "--length", "40"], "length=40 must be from 1 to the model's 12"),
-    (["--twist", "class"], "told one of 3 classes and sampler.smc.label=None; give a number from 0 to 2"),
+    (["--twist", "class"], "conditioned on one of 3 classes and sampler.smc.label=None; give a number from 0 to 2"),
     (["--twist", "causal twist", "--particles", "0"], "sampler.smc.particles=0 must be a whole number of at least 1"),
     (["--twist", "causal twist", "--resample", "often"], "sampler.smc.resample='often' is unknown; use one of ess, every, never"),
     (["--twist", "causal twist", "sampler.smc.proposal=joint"], "the model is causal; use sampler.smc.proposal=tokens"),
@@ -183,10 +183,10 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
     (["--twist", "causal twist", "sampler.temperature=0"], "temperature 0 has none"),
     (["--twist", "causal twist", "sampler.stop=true"], "compared at one length"),
     (["--twist", "vocabulary", "sampler.guidance=1"], "the twist reads one; leave sampler.guidance out"),
-    (["--twist", "vocabulary", "sampler.budget=2"], "writes one position a step, whatever sampler.budget=2 is"),
+    (["--twist", "vocabulary", "sampler.budget=2"], "commits one position per step, so sampler.budget=2 has no effect"),
     (["--twist", "vocabulary", "sampler.smc.exponent=-1"], "exponent=-1 must be a finite number of at least 0"),
-    (["--twist", "vocabulary", "sampler.smc.exponent=0.5", "sampler.smc.proposal=base"], "proposal base is not bent"),
-    (["--twist", "vocabulary", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "2"], "writes 2 at once"),
+    (["--twist", "vocabulary", "sampler.smc.exponent=0.5", "sampler.smc.proposal=base"], "needs a twisted proposal, and the proposal is base"),
+    (["--twist", "vocabulary", "sampler.smc.proposal=tokens", "sampler.smc.unmask=random", "--steps", "2"], "commits 2 at once"),
 ], ids=str)  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(twists, argv, message):
     argv = [

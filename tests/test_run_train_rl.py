@@ -227,7 +227,7 @@ def test_a_run_of_another_script_is_refused(evens, tmp_path):
         (["rl.group_size=1"], "rl.group_size=1 must be at least 2"),
         (["rl.reward_freq=0"], "rl.reward_freq=0 must be a whole number of at least 1"),
         (["rl.coupled=[0.8,0.2]"], "must be two shares in order"),
-        (["sampling.temperature=0"], "sampling.temperature=0 writes the same text every time"),
+        (["sampling.temperature=0"], "sampling.temperature=0 gives the same text every time"),
         (["sampling.strategy=confident"], "strategy 'confident' is unknown; did you mean 'confidence'"),
         (["rl.estimator=trajectory", "sampling.strategy=confidence_noisy"], "its choice of positions is drawn from the model"),
         (["rl.algorithm=vrpo"], "rl.algorithm=vrpo learns from preference pairs; give data=pairs"),

@@ -302,7 +302,9 @@ def check_alphas(config: PolicyTrainingSettings, network: PolicyNetwork, reward:
     """
     given, reads = config.reward.weights_of_speed, network.alpha_embedding is not None
     if reads and not given:
-        raise ValueError("this policy is told the weight of speed; give some to draw from: reward.alphas=[0,0.3,1,3]")
+        raise ValueError(
+            "the weight of speed is an input of this policy; give values to draw from: reward.alphas=[0,0.3,1,3]"
+        )
     if given and (not reads or isinstance(config.algorithm, VariationalSettings) or reward.teacher_forced):
         raise ValueError(
             "reward.alphas goes with grpo, ppo and imitation, a policy that can read it (not hidden_mlp) and a reward with a "
@@ -485,8 +487,8 @@ def build_rollout_decoder(config: RLTrainingSettings, model: MaskedLM) -> Strate
     """Return the decoder of `sampling`: a rule or a policy. ValueError for samples that cannot be learned from."""
     if not config.sampling.temperature > 0:
         raise ValueError(
-            f"sampling.temperature={config.sampling.temperature} writes the same text every time, and nothing can be learnt from "
-            "that; give a number above 0, such as 1"
+            f"sampling.temperature={config.sampling.temperature} gives the same text every time, which teaches nothing; "
+            "give a number above 0, such as 1"
         )
     return build_rule_decoder(rollout_settings(config), model)
 

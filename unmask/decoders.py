@@ -255,8 +255,8 @@ def build_guided(
         return build_best_of(settings, model, layout, rule, reward)
     if (settings.temperature, settings.top_p, settings.top_k) != (1, 1, 0):
         raise ValueError(
-            f"strategy {name!r} writes by its own law; leave sampler.temperature, top_p and top_k out (sampler.guide.temperature "
-            "is that of the tilted law)"
+            f"strategy {name!r} has its own token distribution; leave sampler.temperature, top_p and top_k out and set "
+            "sampler.guide.temperature"
         )
     method = METHODS[name]
     beta = float(method.beta if guide.beta is None else guide.beta)
@@ -268,11 +268,12 @@ def build_guided(
         return Guided(rule, values, beta, guide.k, temperature)
     if model.causal:
         raise ValueError(
-            f"sampler.guide.positions={guide.positions} is of a masked model; a causal one writes one position"
+            f"sampler.guide.positions={guide.positions} is for masked models; leave it out, as a causal model "
+            "commits one position per step"
         )
     if guide.positions == "pair":
         if settings.budget is not None:
-            raise ValueError("positions=pair writes one position a step, whatever the budget; leave sampler.budget out")
+            raise ValueError("positions=pair commits one position per step, with any budget; leave sampler.budget out")
         return GuidedPair(rule, values, beta, guide.k, temperature)
     if name == "value_head":
         raise ValueError("a vocabulary head values single tokens; use sampler.guide.positions=independent or pair")
@@ -444,7 +445,7 @@ def check_smc(settings: SMCSettings) -> None:
     """Refuse unknown names, and an exponent with the base proposal: ValueError."""
     if settings.proposal == "base" and settings.exponent != 1:
         raise ValueError(
-            f"proposal base is not bent by the twist, and sampler.smc.exponent={settings.exponent} says how much; leave one out"
+            f"sampler.smc.exponent={settings.exponent} needs a twisted proposal, and the proposal is base; leave one of them out"
         )
     known = {"resample": RESAMPLE, "scheme": tuple(SCHEMES), "pick": PICKS, "proposal": (None, *PROPOSALS)}
     for key, values in known.items():
@@ -536,7 +537,7 @@ def build_twisted(
         )
     if kind == "joint" and settings.budget is not None:
         raise ValueError(
-            f"proposal joint writes one position a step, whatever sampler.budget={settings.budget} is; leave it out, "
+            f"proposal joint commits one position per step, so sampler.budget={settings.budget} has no effect; leave it out, "
             "or use sampler.smc.proposal=tokens with a twist that has a state head"
         )
     # A rule that commits several positions a step commits equally many of each particle: psi of states is then comparable,
@@ -566,18 +567,18 @@ def twist_condition(
         classes = about["twist"]["classes"]
         if label is None or not 0 <= label < classes:
             raise ValueError(
-                f"this twist is told one of {classes} classes and sampler.smc.label={label}; give a number from 0 to "
+                f"this twist is conditioned on one of {classes} classes and sampler.smc.label={label}; give a number from 0 to "
                 f"{classes - 1}"
             )
         return torch.tensor(label, device=device)
     if label is not None:
         raise ValueError(
-            f"sampler.smc.label={label} is for twists that are told a class, and this one is not; leave it out"
+            f"sampler.smc.label={label} is for twists that are conditioned on a class, and this one is not; leave it out"
         )
     if about["target"]["kind"] != "infilling":
         return None
     if not suffix:
-        raise ValueError("this twist writes towards what follows; give it: --suffix TEXT")
+        raise ValueError("this twist is conditioned on the text that follows; give it: --suffix TEXT")
     given = torch.tensor(model_ids(model, suffix, "--suffix"), device=device)
     if len(given) != about["target"]["tokens"]:
         raise ValueError(

@@ -150,7 +150,7 @@ def test_what_does_not_go_together_is_refused():
     )
     reward = SamplesReward(lambda samples, rows: None)
     for given, network, judge, message in (
-        (config(None), told, reward, r"give some to draw from: reward.alphas=\[0,0.3,1,3\]"),
+        (config(None), told, reward, r"give values to draw from: reward.alphas=\[0,0.3,1,3\]"),
         (config([1]), HiddenMLP(4), reward, "a policy that can read it"),
         (config([1]), told, BoundReward(), "a reward with a speed factor"),
         (config([1], "variational"), told, reward, "goes with grpo, ppo and imitation"),
