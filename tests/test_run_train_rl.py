@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from data.chain import chain_tokenizer, chains
 from dlm.likelihood import ESTIMATORS
 from load_model import load_model
-from rewards.rules import RewardOutput
+from rewards.rules import Reward, RewardOutput
 from tests.policy_runs import ROOT, assert_equal, command, record, saved
 from unmask.runs import train_rl
 
@@ -30,7 +30,7 @@ def run(directory: Path, *overrides: str) -> Path:
     return train_rl.run(config, asked)
 
 
-class Evens:
+class Evens(Reward):
     """A reward that anybody can earn: the share of even tokens. It fails on the rows of `bad` numbers, in the way of `how`."""
 
     def __init__(self, bad=lambda tokens: False, how="nan"):
