@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from samplers.settings import SamplerSettings
     from unmask.api import Generation, Step, load, load_policy, load_reward, sample, stream
     from unmask.evaluating import Evaluation, compare, evaluate, metrics
-    from unmask.learning import train_policy, train_rl
+    from unmask.learning import train_dlm, train_policy, train_rl
     from unmask.trained import Trained
 
 MODULES = {
@@ -37,6 +37,7 @@ MODULES = {
     "metrics": "unmask.evaluating",
     "sample": "unmask.api",
     "stream": "unmask.api",
+    "train_dlm": "unmask.learning",
     "train_policy": "unmask.learning",
     "train_rl": "unmask.learning",
 }
@@ -55,6 +56,7 @@ __all__ = [
     "metrics",
     "sample",
     "stream",
+    "train_dlm",
     "train_policy",
     "train_rl",
 ]

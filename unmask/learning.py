@@ -18,6 +18,8 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.functions import FunctionReward
 from rewards.models import TextReward
+from training.devices import device_of
+from training.files import make_directory, write_text
 from training.run import new_directory
 from training.usage import CONFIGS, composed, override
 from unmask.runs.objects import Objects
@@ -101,7 +103,67 @@ def train_rl(
     return Trained(directory, load_model(str(directory / "model"), model.device)[0])
 
 
+def train_dlm(
+    data: str | Path | Iterable[str],
+    *,
+    model: MaskedLM | None = None,
+    iterations: int = 1000,
+    device: str = "auto",
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+) -> Trained[MaskedLM]:
+    """Pre-train a masked-diffusion model on texts, or fine-tune one.
+
+    Args:
+        data: an iterable of texts, a file of texts, or a data set of configs/data. A part of texts and files is held out.
+        model: the model to start from, which `unmask.load` made; it stays as it is. None: a new model of configs/model.
+        iterations: updates of the model.
+        run_dir, quiet: as of `train_policy`.
+        settings: other keys of configs/train_dlm.yaml, such as {"model.hidden_size": 256, "optim.lr": 1e-4}.
+
+    Returns:
+        The trained model, with its run directory.
+    """
+    directory = new_directory() if run_dir is None else Path(run_dir)
+    named = isinstance(data, str) and (CONFIGS / "data" / f"{data}.yaml").is_file()
+    chosen: dict[str, Any] = (
+        {"data": data} if named else {"data.train": file_of(data, directory / "texts.jsonl", "text")}
+    )
+    chosen |= (
+        {"device": device} if model is None else {"init": source_of(model, "train_dlm"), "device": str(model.device)}
+    )
+    directory = trained("train_dlm", chosen, iterations, seed, directory, quiet, settings)
+    return Trained(
+        directory, load_model(str(directory / "model"), device_of(device) if model is None else model.device)[0]
+    )
+
+
 # --------------------------------------------------------------------------------------------------- from arguments to settings
+
+
+def file_of(data: Any, place: Path, field: str | None) -> str:
+    """The path of a file; the records of an iterable are written to `place`.
+
+    Args:
+        field: of the JSON line under which a text stands; None: a record is a line itself.
+
+    Raises:
+        ValueError: for an object that is no iterable, or has no records.
+    """
+    if isinstance(data, str | Path):
+        return str(data)
+    if not isinstance(data, Iterable):
+        raise ValueError(
+            f"data={data!r} of type {type(data).__name__} has no `__iter__`; give a file, or an iterable of records"
+        )
+    lines = [json.dumps(record if field is None else {field: record}, ensure_ascii=False) for record in data]
+    if not lines:
+        raise ValueError(f"the data {type(data).__name__} has no records; give at least one")
+    make_directory(place.parent, f"run_dir={place.parent}")
+    write_text(place, "\n".join(lines) + "\n")
+    return str(place)
 
 
 def task_and_reward(
@@ -181,11 +243,11 @@ def trained(
     run_dir: str | Path | None,
     quiet: bool,
     settings: Settings | None,
-    given: Objects,
+    *objects: Objects,
 ) -> Path:
     """Run `unmask.runs.NAME`; returns the run directory. The result is written at the end of the run."""
     every = {"training.n_iters": iterations, "training.eval_freq": iterations, "training.snapshot_freq": iterations}
-    return started(name, {**every, **chosen}, seed, run_dir, quiet, settings, given)
+    return started(name, {**every, **chosen}, seed, run_dir, quiet, settings, *objects)
 
 
 def started(

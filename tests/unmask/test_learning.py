@@ -164,3 +164,17 @@ def test_the_model_itself_learns_and_the_callers_stays(model, tmp_path):
     model_without_path.source = None
     with pytest.raises(ValueError, match="train_rl trains a copy of the model and reads it from its path"):
         unmask.train_rl(model_without_path, task=PROMPTS, reward=returns_one)
+
+
+def test_a_model_learns_from_a_users_texts(tmp_path):
+    stories = unmask.load("example/stories", device="cpu")
+    texts = [f"Once upon a time there were {number} cats. They ran home." for number in range(40)]
+    few = {"training.batch_size": 2, "eval.samples": 1, "data.valid_rows": 4}
+    tuned = unmask.train_dlm(texts, model=stories, iterations=1, run_dir=tmp_path / "run", settings=few)
+    assert json.loads((tmp_path / "run" / "texts.jsonl").read_text().splitlines()[3]) == {"text": texts[3]}
+    assert any(line.get("valid_loss", 0) > 0 for line in tuned.metrics) and "RaddLM" in repr(tuned)
+    assert unmask.sample(tuned, "Once", strategy="confidence", steps=2, length=16).nfe.tolist() == [2]
+    with pytest.raises(ValueError, match="the data list has no records; give at least one"):
+        unmask.train_dlm([], model=stories, run_dir=tmp_path / "none")
+    with pytest.raises(ValueError, match="data=5 of type int has no `__iter__`"):
+        unmask.train_dlm.__wrapped__(5, run_dir=tmp_path / "none")
