@@ -11,7 +11,7 @@ The fill is part of the answer, so that a model with canvases of fixed length le
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.text import EndlessRows, check_unpacked, json_lines, opened_text
 from dlm.encoding import batch_ids
-from training.hub import hide_data_bars, prepare
+from training.hub import hide_data_bars, load_split, prepare
 
 if TYPE_CHECKING:
     import datasets
@@ -113,27 +113,25 @@ def load_pairs(name: str, cache_dir: str | Path | None = None) -> list[Pair]:
         if cache_dir is not None and folder.is_dir():
             rows = _folder(folder)
         else:
-            from datasets import load_dataset
-
             prepare(HUB[name], "data set")
             hide_data_bars()
-            rows = load_dataset(HUB[name], split="train", cache_dir=None if cache_dir is None else str(cache_dir))
+            rows = load_split(HUB[name], split="train", cache_dir=None if cache_dir is None else str(cache_dir))
     except OSError as error:
         raise ValueError(
             f"the data set '{name}' (hub id {HUB[name]}) cannot be reached: check the network, or put {name}.jsonl or a folder "
             f"{name} into data.cache_dir, which is {cache_dir}"
         ) from error
-    return [_pair(row, f"{name} row {number}", cleaned) for number, row in enumerate(rows)]  # pyright: ignore
+    return [_pair(row, f"{name} row {number}", cleaned) for number, row in enumerate(rows)]
 
 
 def _folder(folder: Path) -> datasets.Dataset:
     """Load a folder of `save_to_disk`, or one that contains parquet files."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     hide_data_bars()
     files = sorted(map(str, folder.rglob("*.parquet")))
     if files:
-        return load_dataset("parquet", data_files=files, split="train")  # pyright: ignore[reportReturnType]
+        return load_split("parquet", data_files=files, split="train")
     rows = load_from_disk(str(folder))
     return rows["train"] if isinstance(rows, DatasetDict) else rows
 
@@ -150,7 +148,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def _pair(row: object, place: str, clean=str) -> Pair:
+def _pair(row: object, place: str, clean: Callable[[str], str] = str) -> Pair:
     question = row.get("question") if isinstance(row, Mapping) else None
     answer = row.get("answer", row.get("solution")) if isinstance(row, Mapping) else None
     if not isinstance(question, str) or not isinstance(answer, str):

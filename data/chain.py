@@ -12,7 +12,7 @@ Large masked models have the same problem without blocks. A tenth of all prompts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,9 +38,9 @@ def chain_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Return the tokenizer: one token per word; `<mask>` is the last id."""
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel(IDS, unk_token="<eos>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    words.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]
+    words: Any = Tokenizer(models.WordLevel(IDS, unk_token="<eos>"))  # whose properties its type declares read-only
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>", mask_token="<mask>")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from data.pairs import FIELDS
 from data.text import json_lines
 from rewards.template import encode, end_id
-from training.hub import hide_data_bars, prepare
+from training.hub import hide_data_bars, load_split, prepare
 
 if TYPE_CHECKING:
     import datasets
@@ -159,7 +159,7 @@ def _of_line(place: str, record: object) -> Preference:
 
 
 def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> datasets.Dataset:
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     hide_data_bars()
     where, held_out = HUB[name]
@@ -170,7 +170,7 @@ def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> datasets.D
         return saved[wanted] if isinstance(saved, DatasetDict) else saved
     prepare(where["path"], "data set")
     try:
-        return load_dataset(**where, split=wanted, cache_dir=None if cache_dir is None else str(cache_dir))  # pyright: ignore
+        return load_split(**where, split=wanted, cache_dir=None if cache_dir is None else str(cache_dir))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the network, or put a folder {name} of "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from data.preferences import split_talk
 from data.text import json_lines, text_lines
-from training.hub import hide_data_bars, prepare
+from training.hub import hide_data_bars, load_split, prepare
 
 if TYPE_CHECKING:
     import datasets
@@ -61,15 +61,15 @@ def _of_file(path: Path) -> list[Asked]:
 
 
 def _hub_rows(name: str, cache_dir: str | None) -> datasets.Dataset:
-    from datasets import load_dataset, load_from_disk
+    from datasets import load_from_disk
 
     hide_data_bars()
     folder = None if cache_dir is None else Path(cache_dir) / f"{name}_prompts"
     if folder is not None and folder.is_dir():
-        return load_from_disk(str(folder))  # pyright: ignore
+        return cast("datasets.Dataset", load_from_disk(str(folder)))
     try:
         prepare(HUB[name]["path"], "data set")
-        return load_dataset(**HUB[name], cache_dir=cache_dir)  # pyright: ignore
+        return load_split(**HUB[name], cache_dir=cache_dir)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the prompts '{name}' (hub id {HUB[name]['path']}) cannot be reached: check the network, or put a folder "

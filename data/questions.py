@@ -23,7 +23,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -42,7 +42,7 @@ from rewards.answers import CHECKS, COMPARISONS, has_format, is_right_expression
 from rewards.code import CodeTruth, code_program, given_functions
 from rewards.needs import missing
 from rewards.sandbox import Program, check_sandbox, run_programs
-from training.hub import hide_data_bars, prepare
+from training.hub import hide_data_bars, load_split, prepare
 
 REASONING = "Respond in the following format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n...\n</answer>"
 EXPERT = "You are an expert Python programmer."
@@ -166,20 +166,18 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
     asked: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
     if data_dir is not None:
         return _local_rows(name, split, Path(data_dir), asked)
-    from datasets import load_dataset
-
     hide_data_bars()
     whole = "train" if name == "kodcode" else split
     prepare(hub_id, "data set")
     try:
-        loaded = load_dataset(hub_id, configuration, split=whole)
+        loaded: Iterable[Any] = load_split(hub_id, configuration, split=whole)
     except Exception as error:  # the advice is the same for every reason
         raise ValueError(
             f"{hub_id} cannot be had ({type(error).__name__}); "
             f"give a directory (--data_dir DIR, in training data.data_dir=DIR) with DIR/{name}/{split}.jsonl "
             f"(a line: {_line(asked)})"
         ) from error
-    rows: list[dict[str, Any]] = [dict(zip(asked, (row[column] for column in columns), strict=True)) for row in loaded]  # pyright: ignore
+    rows: list[dict[str, Any]] = [dict(zip(asked, (row[column] for column in columns), strict=True)) for row in loaded]
     if name == "kodcode":
         return rows[-KODCODE_HELD_OUT:] if split == "test" else rows[:-KODCODE_HELD_OUT]
     return rows
@@ -203,13 +201,17 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
         rows.append(_checked(name, place, row, columns))
     if not rows:
         raise ValueError(f"{file} holds no questions; a line is {_line(columns)}")
-    if file.name == "mbpp.jsonl":
-        if split not in MBPP_IDS:
-            raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")
-        low, high = MBPP_IDS[split]
-        rows = [row for row in rows if low <= row["task_id"] <= high]
-        if not rows:
-            raise ValueError(f"{file} holds no question of the {split} split, whose ids are {low} to {high}; add some")
+    return _of_mbpp_split(rows, split, file) if file.name == "mbpp.jsonl" else rows
+
+
+def _of_mbpp_split(rows: list[dict[str, Any]], split: str, file: Path) -> list[dict[str, Any]]:
+    """Those of all questions of MBPP that are in a split, by their numbers. ValueError where there is none."""
+    if split not in MBPP_IDS:
+        raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")
+    low, high = MBPP_IDS[split]
+    rows = [row for row in rows if low <= row["task_id"] <= high]
+    if not rows:
+        raise ValueError(f"{file} holds no question of the {split} split, whose ids are {low} to {high}; add some")
     return rows
 
 

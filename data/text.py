@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from dlm.encoding import batch_ids, without_surrogates
-from training.hub import hide_data_bars, prepare
+from training.hub import hide_data_bars, load_split, prepare
 
 if TYPE_CHECKING:
     import datasets
@@ -75,50 +75,74 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> da
     Raises:
         ValueError: the data cannot be reached, is not text, or has a line that is not JSON.
     """
-    from datasets import DatasetDict, Value, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetGenerationError
-
     hide_data_bars()
     local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
     column = "text"
     if local.is_dir():
-        try:
-            texts = load_from_disk(str(local))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"the directory {local} holds no data set of `save_to_disk`; give one, or a file"
-            ) from error
-        texts = _pick(texts, split, name) if isinstance(texts, DatasetDict) else texts
+        texts = _of_directory(local, split, name)
     elif local.name.endswith((".txt", ".jsonl", ".jsonl.gz")):
-        if not local.is_file():
-            raise ValueError(
-                f"there is no file {local} for the data set '{name}': give the path of a file that exists."
-            )
-        check_unpacked(local)
-        builder = "text" if local.suffix == ".txt" else "json"
-        try:
-            texts: Any = load_dataset(
-                builder,
-                data_files=str(local),
-                split="train",
-                cache_dir=None if cache_dir is None else str(cache_dir),
-                encoding="utf-8-sig",
-            )
-        except (DatasetGenerationError, ValueError, EOFError, StopIteration):  # which name no file and no line
-            texts = _read_here(local)
+        texts = _of_file(local, name, cache_dir)
+    elif local.is_file():
+        raise ValueError(f"the data set '{name}' is a file of no known kind; give a .txt, .jsonl or .jsonl.gz file")
     else:
-        if local.is_file():
-            raise ValueError(f"the data set '{name}' is a file of no known kind; give a .txt, .jsonl or .jsonl.gz file")
         where, column = HUB.get(name, ({"path": name}, "text"))
-        prepare(where["path"], "data set", {known: known for known in ("stories", *HUB)})
-        hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
-        try:
-            texts = load_dataset(**where, split=hub_split, cache_dir=cache_dir)  # pyright: ignore
-        except OSError as error:
-            raise ValueError(
-                f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the name and the network, or "
-                "give the path of a local .txt, .jsonl or .jsonl.gz file or of a `save_to_disk` directory instead."
-            ) from error
+        texts = _of_hub(where, split, name, cache_dir)
+    _check_column(texts, column, name)
+    texts = texts.select_columns([column])
+    texts = texts if column == "text" else texts.rename_column(column, "text")
+    texts = texts.filter(_not_empty, input_columns="text")
+    if len(texts) == 0:
+        raise ValueError(f"the data set '{name}' holds no text; give one with a document a line")
+    return texts
+
+
+def _of_directory(directory: Path, split: str, name: str) -> datasets.Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        texts = load_from_disk(str(directory))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"the directory {directory} holds no data set of `save_to_disk`; give one, or a file"
+        ) from error
+    return _pick(texts, split, name) if isinstance(texts, DatasetDict) else texts
+
+
+def _of_file(file: Path, name: str, cache_dir: str | Path | None) -> datasets.Dataset:
+    from datasets.exceptions import DatasetGenerationError
+
+    if not file.is_file():
+        raise ValueError(f"there is no file {file} for the data set '{name}': give the path of a file that exists.")
+    check_unpacked(file)
+    builder = "text" if file.suffix == ".txt" else "json"
+    try:
+        return load_split(
+            builder,
+            split="train",
+            data_files=str(file),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            encoding="utf-8-sig",
+        )
+    except (DatasetGenerationError, ValueError, EOFError, StopIteration):  # which name no file and no line
+        return _read_here(file)
+
+
+def _of_hub(where: dict[str, str], split: str, name: str, cache_dir: str | Path | None) -> datasets.Dataset:
+    prepare(where["path"], "data set", {known: known for known in ("stories", *HUB)})
+    hub_split = HUB_SPLITS.get(name, {}).get(split, {"valid": "validation"}.get(split, split))
+    try:
+        return load_split(**where, split=hub_split, cache_dir=cache_dir)
+    except OSError as error:
+        raise ValueError(
+            f"the data set '{name}' (hub id {where['path']}) cannot be reached: check the name and the network, or "
+            "give the path of a local .txt, .jsonl or .jsonl.gz file or of a `save_to_disk` directory instead."
+        ) from error
+
+
+def _check_column(texts: datasets.Dataset, column: str, name: str) -> None:
+    """ValueError where a data set has no such column, or no texts in it."""
+    from datasets import Value
+
     if column not in texts.column_names:
         raise ValueError(
             f"the data set '{name}' has columns {texts.column_names}, expected '{column}': rename its column."
@@ -129,12 +153,6 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> da
         raise ValueError(
             f"the data set '{name}' has values of type {found} in column '{column}', expected texts: mend that column."
         )
-    texts = texts.select_columns([column])
-    texts = texts if column == "text" else texts.rename_column(column, "text")
-    texts = texts.filter(_not_empty, input_columns="text")
-    if len(texts) == 0:
-        raise ValueError(f"the data set '{name}' holds no text; give one with a document a line")
-    return texts
 
 
 def _read_here(path: Path) -> datasets.Dataset:
@@ -243,7 +261,7 @@ def _mended(value: Any) -> Any:
 def _pick(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
     split = "validation" if split == "valid" and "valid" not in splits else split
     if split not in splits:
-        raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(splits)}.")  # pyright: ignore
+        raise ValueError(f"the data set '{name}' has no split '{split}': choose one of {', '.join(map(str, splits))}.")
     return splits[split]
 
 
@@ -292,7 +310,8 @@ def _token_stream(
     texts: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, eos_id: int
 ) -> Iterator[np.ndarray]:
     for batch in texts.iter(batch_size=1000):
-        encoded = batch_ids(tokenizer, batch["text"])  # pyright: ignore
+        rows: Any = batch  # a dictionary of columns
+        encoded = batch_ids(tokenizer, rows["text"])
         yield np.concatenate([np.array([*ids, eos_id], dtype=np.int64) for ids in encoded])
 
 

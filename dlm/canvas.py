@@ -45,17 +45,8 @@ def canvas_of(
     if isinstance(model.tokenizer, BoardTokenizer):
         if suffix is not None or template is not None or chat:
             raise ValueError("a Sudoku model takes the puzzle as its prompt; leave suffix, template and chat out")
-        cells = model.tokenizer.size**2
-        if length not in (None, cells):
-            raise ValueError(f"length={length} is not that of a board of {cells} cells; leave it out")
-        row = [model.mask_id] * cells if prefix is None else model.tokenizer.encode(prefix)
-        return _with_something_to_write(row, model)
-    if template is not None and (prefix is not None or suffix is not None):
-        raise ValueError("template stands for the whole canvas; leave prefix and suffix out, or write them into it")
-    if model.causal and (suffix is not None or template is not None):
-        raise ValueError("a causal model cannot see what stands to the right of a mask; give it a prefix only")
-    if length is not None and not 1 <= length <= model.max_length:
-        raise ValueError(f"length={length} must be from 1 to the model's {model.max_length}; change it")
+        return _with_something_to_write(_board_row(model, model.tokenizer, prefix, length), model)
+    _check_parts(model, prefix, suffix, template, length)
     if template is None:
         length = length or model.max_length
         start, end = _message(model, prefix) if chat else _encode(model, prefix), _encode(model, suffix)
@@ -69,6 +60,26 @@ def canvas_of(
             f"(at most {model.max_length})"
         )
     return _with_something_to_write([*start, *[model.mask_id] * (length - given), *end], model)
+
+
+def _board_row(model: MaskedLM, tokenizer: BoardTokenizer, puzzle: str | None, length: int | None) -> list[int]:
+    """The tokens of a puzzle; of an empty board without one."""
+    cells = tokenizer.size**2
+    if length not in (None, cells):
+        raise ValueError(f"length={length} is not that of a board of {cells} cells; leave it out")
+    return [model.mask_id] * cells if puzzle is None else tokenizer.encode(puzzle)
+
+
+def _check_parts(
+    model: MaskedLM, prefix: str | None, suffix: str | None, template: str | None, length: int | None
+) -> None:
+    """Refuse parts of a canvas that contradict each other or the model: ValueError."""
+    if template is not None and (prefix is not None or suffix is not None):
+        raise ValueError("template stands for the whole canvas; leave prefix and suffix out, or write them into it")
+    if model.causal and (suffix is not None or template is not None):
+        raise ValueError("a causal model cannot see what stands to the right of a mask; give it a prefix only")
+    if length is not None and not 1 <= length <= model.max_length:
+        raise ValueError(f"length={length} must be from 1 to the model's {model.max_length}; change it")
 
 
 def chat_canvas(

@@ -82,34 +82,15 @@ class UnmaskingEnvironment:
                 divide it.
         """
         canvas, options = prompts.canvas, self.options
-        self.prompt_length = prompts.prompt_length
         rows, length = canvas.shape
-        longest = length if prompts.start is None or rows == 0 else length - int(prompts.start.min())
-        if longest > self.model.max_length:
-            raise ValueError(
-                f"the canvas has {longest} positions, more than the model's {self.model.max_length}; shorten it"
-            )
-        response = length - self.prompt_length
-        block = options.block_length or max(response, 1)
-        if block < 1 or response % block:
-            raise ValueError(f"block_length={block} does not divide the length {response}; choose a divisor")
-        blocks = max(response // block, 1)
-        if options.steps % blocks and options.steps > blocks:
-            raise ValueError(
-                f"steps={options.steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}"
-            )
         device = canvas.device
-        self.block, self.steps = block, max(1, options.steps // blocks)
+        self.prompt_length = prompts.prompt_length
+        self.block, self.steps = self._block_and_steps(prompts)
         self.start = None if prompts.start is None or not bool(prompts.start.any()) else prompts.start
         self.open = prompts.open_positions(self.model.mask_id)
         self.given = ~self.open
         self.tokens = canvas.clone()
-        if not bool(self.given[:, : self.prompt_length].all()):
-            row, position = self.open[:, : self.prompt_length].nonzero()[0].tolist()
-            raise ValueError(
-                f"position {position} of row {row} is masked and lies before prompt_length={self.prompt_length}, where nothing "
-                "is written; let prompt_length end before the first mask"
-            )
+        _check_given(self.open, self.prompt_length)
         self.row_id = torch.arange(rows, device=device) if row_id is None else row_id
         self.to_write = self.open.sum(1)
         unlimited = torch.iinfo(torch.long).max
@@ -138,6 +119,23 @@ class UnmaskingEnvironment:
             self.cache = new_cache(self.model, self.cache_kind, options.refresh, rows, length, device)
         self._move_on()
         return self._observe()
+
+    def _block_and_steps(self, prompts: Prompts) -> tuple[int, int]:
+        """Positions of a block, and decoding steps for each. ValueError where they do not divide the response."""
+        rows, length = prompts.canvas.shape
+        longest = length if prompts.start is None or rows == 0 else length - int(prompts.start.min())
+        if longest > self.model.max_length:
+            raise ValueError(
+                f"the canvas has {longest} positions, more than the model's {self.model.max_length}; shorten it"
+            )
+        response = length - prompts.prompt_length
+        block, steps = self.options.block_length or max(response, 1), self.options.steps
+        if block < 1 or response % block:
+            raise ValueError(f"block_length={block} does not divide the length {response}; choose a divisor")
+        blocks = max(response // block, 1)
+        if steps % blocks and steps > blocks:
+            raise ValueError(f"steps={steps} is not divisible by the {blocks} blocks; choose a multiple of {blocks}")
+        return block, max(1, steps // blocks)
 
     def step(self, decision: Decision) -> Observation:
         """Commit the decision and invalidate the outputs of the rows that changed (with a cache, of their window)."""
@@ -458,3 +456,13 @@ class UnmaskingEnvironment:
             self, self.tokens, self.open, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, time, done, left, self.steps, self.start, self.alpha,
         )  # fmt: skip
+
+
+def _check_given(opened: Bool[Tensor, "row position"], prompt_length: int) -> None:
+    """Refuse open positions inside the prompts: ValueError."""
+    if bool(opened[:, :prompt_length].any()):
+        row, position = opened[:, :prompt_length].nonzero()[0].tolist()
+        raise ValueError(
+            f"position {position} of row {row} is masked and lies before prompt_length={prompt_length}, where nothing "
+            "is written; let prompt_length end before the first mask"
+        )

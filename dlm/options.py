@@ -65,6 +65,9 @@ class DecodeOptions:
             raise ValueError(
                 f"budget={self.budget} must be at least 1 evaluation, with guidance 2: it runs the model twice"
             )
+        self._check_cache()
+
+    def _check_cache(self) -> None:
         if self.cache is not None and self.cache not in CACHES:
             raise ValueError(f"cache={self.cache!r} is unknown; use one of {', '.join(CACHES)}, or leave it out")
         if self.cache is not None and self.guidance:

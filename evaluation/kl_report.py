@@ -133,17 +133,7 @@ def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
         ValueError: no run has a log Z.
     """
     if any(run.conditional for run in runs):
-        pairs = [run.last.get("log_z_pairs") for run in runs]
-        bounded = [own for own in pairs if own and gap_of(own) < math.inf]
-        if not all(pairs) or not bounded:
-            missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own] or [run.path for run in runs]
-            raise ValueError(
-                f"{', '.join(missing)} did not bound log Z over all of the exact pairs, and a log Z of a few conditions is none; "
-                "evaluate again with the run's own settings (train-twist init=RUN method=METHOD training.epochs=0 "
-                "run_dir=OTHER), or give --log_z NUMBER --log_z_error NUMBER"
-            )
-        best = min(bounded, key=gap_of)
-        return (best["lower"]["value"] + best["upper"]["value"]) / 2, known_to(best)
+        return _conditional_log_z(runs)
     known = [run.last for run in runs if run.last["log_z"] is not None]
     if not known:
         raise ValueError(
@@ -153,6 +143,21 @@ def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
     found = [record["log_z"] for record in known]
     error = Z95 * stdev(found) / len(found) ** 0.5 if len(found) > 1 else log_z_error(known[0])
     return median(found), error
+
+
+def _conditional_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
+    """The midpoint of the closest bounds over exact pairs, and what it is known to. ValueError where a run has no bounds."""
+    pairs = [run.last.get("log_z_pairs") for run in runs]
+    bounded = [own for own in pairs if own and gap_of(own) < math.inf]
+    if not all(pairs) or not bounded:
+        missing = [run.path for run, own in zip(runs, pairs, strict=True) if not own] or [run.path for run in runs]
+        raise ValueError(
+            f"{', '.join(missing)} did not bound log Z over all of the exact pairs, and a log Z of a few conditions is none; "
+            "evaluate again with the run's own settings (train-twist init=RUN method=METHOD training.epochs=0 "
+            "run_dir=OTHER), or give --log_z NUMBER --log_z_error NUMBER"
+        )
+    best = min(bounded, key=gap_of)
+    return (best["lower"]["value"] + best["upper"]["value"]) / 2, known_to(best)
 
 
 def value_of(estimate: dict) -> float:
@@ -202,6 +207,7 @@ def log_phi_of(record: dict) -> dict:
 
 
 def with_interval(value: float, half: float) -> str:
+    """A value and half of its interval as text; the value alone where it is not finite."""
     return f"{value:.2f} +- {half:.2f}" if math.isfinite(value) else f"{value}"
 
 

@@ -8,6 +8,7 @@ import ast
 import builtins
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from rewards.sandbox_pytest import FIXTURES, PROVIDED
 
@@ -85,6 +86,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _pytest(tree: ast.Module) -> Iterator[str]:
+    """Yield the parts of pytest that the sandbox lacks: names, forms of a call, hooks and plugins."""
     imported = _imported(tree)
     for name in imported.values():
         if name.startswith("pytest.") and name.split(".")[1] not in PROVIDED:
@@ -92,16 +94,22 @@ def _pytest(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _meant(node.value, imported) == "pytest" and node.attr not in PROVIDED:
             yield f"pytest.{node.attr}"
-        if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.mark.parametrize":
-            yield from ("indirect parameters" for word in node.keywords if word.arg == "indirect")
-        if isinstance(node, ast.Call) and _meant(node.func, imported) == "pytest.fixture":
-            scopes = [word.value for word in node.keywords if word.arg == "scope"]
-            yield from ("a scope by a function" for scope in scopes if not isinstance(scope, ast.Constant))
+        if isinstance(node, ast.Call):
+            yield from _pytest_call(node, _meant(node.func, imported))
     for node in tree.body:
         if isinstance(node, Function) and node.name.startswith("pytest_"):
             yield "a hook of pytest"
         if isinstance(node, ast.Assign) and any(_name(target) == "pytest_plugins" for target in node.targets):
             yield "plugins of pytest"
+
+
+def _pytest_call(node: ast.Call, called: str) -> Iterator[str]:
+    """Yield the forms of `parametrize` and `fixture` that the sandbox lacks."""
+    if called == "pytest.mark.parametrize":
+        yield from ("indirect parameters" for word in node.keywords if word.arg == "indirect")
+    if called == "pytest.fixture":
+        scopes = [word.value for word in node.keywords if word.arg == "scope"]
+        yield from ("a scope by a function" for scope in scopes if not isinstance(scope, ast.Constant))
 
 
 def _is_case(node: ast.ClassDef, imported: dict[str, str], known: dict[str, ast.ClassDef]) -> bool:
@@ -149,28 +157,31 @@ def _reach(tree: ast.Module) -> Iterator[str]:
 def _patched(node: ast.Call, called: str, imported: dict[str, str]) -> Iterator[str]:
     """Yield uses of `patch` and `monkeypatch.setattr` on things that only the program's process has."""
     *_, way = called.split(".")
-    by_mock = called.startswith("unittest.mock.patch") or called.startswith("mock.patch")
+    by_mock = called.startswith(("unittest.mock.patch", "mock.patch"))
     if by_mock and way in ("dict", "multiple"):
         yield called
-    elif (by_mock and way in ("patch", "object")) or called in ("monkeypatch.setattr", "monkeypatch.delattr"):
-        if not node.args:
-            yield called
-            return
-        target, *rest = node.args
-        if isinstance(target, ast.Constant) and isinstance(target.value, str):
-            place = target.value
-        else:
-            place = _meant(target, imported)
-            if (
-                place.partition(".")[0] in (*imported.values(), "builtins")
-                and rest
-                and isinstance(rest[0], ast.Constant)
-            ):
-                place = f"{place}.{rest[0].value}"
-        module = place.partition(".")[0]
-        outside = module in sys.stdlib_module_names or place in imported.values() or isinstance(target, ast.Constant)
-        if outside and place not in STREAMS and module != "solution":
-            yield f"a patch of {place}"
+        return
+    if not (by_mock and way in ("patch", "object")) and called not in ("monkeypatch.setattr", "monkeypatch.delattr"):
+        return
+    if not node.args:
+        yield called
+        return
+    place = _patched_place(node.args, imported)
+    module = place.partition(".")[0]
+    is_text = isinstance(node.args[0], ast.Constant)
+    outside = module in sys.stdlib_module_names or place in imported.values() or is_text
+    if outside and place not in STREAMS and module != "solution":
+        yield f"a patch of {place}"
+
+
+def _patched_place(arguments: list[ast.expr], imported: dict[str, str]) -> str:
+    """Return the dotted name of the patched object: the text argument, or an object and its attribute."""
+    target, *rest = arguments
+    if isinstance(target, ast.Constant) and isinstance(target.value, str):
+        return target.value
+    place = _meant(target, imported)
+    is_known = place.partition(".")[0] in (*imported.values(), "builtins")
+    return f"{place}.{rest[0].value}" if is_known and rest and isinstance(rest[0], ast.Constant) else place
 
 
 def _decorated(node: Function | ast.ClassDef, imported: dict[str, str]) -> list[tuple[str, ast.expr]]:
@@ -178,19 +189,26 @@ def _decorated(node: Function | ast.ClassDef, imported: dict[str, str]) -> list[
     return [(_meant(each.func if isinstance(each, ast.Call) else each, imported), each) for each in node.decorator_list]
 
 
-def _tests_of(tree: ast.Module) -> Iterator[tuple[Function, ast.ClassDef | None, bool]]:
-    """Yield tests, each with its class, and whether that is a class of unittest."""
+class _Test(NamedTuple):
+    """A function that pytest or unittest calls, its class, and whether that is a class of unittest."""
+
+    function: Function
+    owner: ast.ClassDef | None
+    is_unittest: bool
+
+
+def _tests_of(tree: ast.Module) -> Iterator[_Test]:
     imported = _imported(tree)
     known = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for node in tree.body:
         if isinstance(node, Function) and node.name.startswith("test"):
-            yield node, None, False
+            yield _Test(node, None, False)
     for node in known.values():
         case = _is_case(node, imported, known)
         if case or node.name.startswith("Test"):
             own = [each for part in _with_bases(node, known) for each in part.body]
             yield from (
-                (each, node, case) for each in own if isinstance(each, Function) and each.name.startswith("test")
+                _Test(each, node, case) for each in own if isinstance(each, Function) and each.name.startswith("test")
             )
 
 
@@ -217,34 +235,50 @@ def _arguments(tree: ast.Module) -> Iterator[str]:
     """Yield missing fixtures, and kinds of tests that cannot run."""
     imported = _imported(tree)
     fixtures = _fixtures(tree, imported)
-    everything = [*_tests_of(tree), *((each, None, False) for each in fixtures.values())]
-    for function, owner, case in everything:
-        decorators = _decorated(function, imported)
-        is_async = isinstance(function, ast.AsyncFunctionDef)
-        if is_async and not (case and any("Isolated" in _name(base) for base in (owner.bases if owner else []))):
-            yield "asynchronous tests"
-        yields = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in _own_nodes(function))
-        if yields and function not in fixtures.values():
-            yield "tests that are generators"
-        outer = [*decorators, *(_decorated(owner, imported) if owner else [])]
-        given = {
-            name for called, call in outer if called == "pytest.mark.parametrize" for name in _parameter_names(call)
-        }
-        patches = sum(_gives_argument(called, call) for called, call in outer)
-        names = _needed(function, owner is not None or _is_method(function))[patches:] if not case else []
-        for name in names:
-            if name not in given and name not in fixtures and name not in FIXTURES:
-                yield f"the fixture {name}"
-        for called, call in outer:
-            if called == "pytest.mark.usefixtures" and isinstance(call, ast.Call):
-                yield from (f"the fixture {each.value}" for each in call.args
-                            if isinstance(each, ast.Constant) and each.value not in {*fixtures, *FIXTURES})  # fmt: skip
-            if case and called in ("pytest.mark.parametrize", "pytest.mark.usefixtures"):
-                yield f"{called} in a unittest.TestCase"
+    everything = [*_tests_of(tree), *(_Test(each, None, False) for each in fixtures.values())]
+    for test in everything:
+        yield from _kinds(test, fixtures)
+        decorators = _decorated(test.function, imported)
+        decorators += _decorated(test.owner, imported) if test.owner else []
+        if not test.is_unittest:
+            yield from (
+                f"the fixture {name}" for name in _requested(test, decorators) if name not in {*fixtures, *FIXTURES}
+            )
+        yield from _marks(test, decorators, fixtures)
     words = [word.arg for each in fixtures.values() for _, call in _decorated(each, imported)
              for word in _keywords(call)]  # fmt: skip
-    if "autouse" in words and any(case for _, _, case in everything):
+    if "autouse" in words and any(test.is_unittest for test in everything):
         yield "fixtures for a unittest.TestCase"
+
+
+def _kinds(test: _Test, fixtures: dict[str, Function]) -> Iterator[str]:
+    """Yield coroutines outside an isolated TestCase, and generators that are not fixtures."""
+    bases = test.owner.bases if test.owner and test.is_unittest else []
+    if isinstance(test.function, ast.AsyncFunctionDef) and not any("Isolated" in _name(base) for base in bases):
+        yield "asynchronous tests"
+    yields = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in _own_nodes(test.function))
+    if yields and test.function not in fixtures.values():
+        yield "tests that are generators"
+
+
+def _requested(test: _Test, decorators: list[tuple[str, ast.expr]]) -> list[str]:
+    """Return the arguments of a test that must be fixtures: no `parametrize` and no `patch` provides them."""
+    parameters = {
+        name for called, call in decorators if called == "pytest.mark.parametrize" for name in _parameter_names(call)
+    }
+    patches = sum(_gives_argument(called, call) for called, call in decorators)
+    needed = _needed(test.function, test.owner is not None or _is_method(test.function))
+    return [name for name in needed[patches:] if name not in parameters]
+
+
+def _marks(test: _Test, decorators: list[tuple[str, ast.expr]], fixtures: dict[str, Function]) -> Iterator[str]:
+    """Yield missing fixtures of `usefixtures`, and marks that unittest ignores."""
+    for called, call in decorators:
+        if called == "pytest.mark.usefixtures" and isinstance(call, ast.Call):
+            yield from (f"the fixture {each.value}" for each in call.args
+                        if isinstance(each, ast.Constant) and each.value not in {*fixtures, *FIXTURES})  # fmt: skip
+        if test.is_unittest and called in ("pytest.mark.parametrize", "pytest.mark.usefixtures"):
+            yield f"{called} in a unittest.TestCase"
 
 
 def _keywords(decorator: ast.expr) -> list[ast.keyword]:

@@ -308,7 +308,7 @@ def _proportional(pid: int, size: int) -> int:
 
 def _executable() -> Path:
     """Return the interpreter; in a virtual environment, the one that it was made from."""
-    return Path(sys._base_executable).resolve()  # pyright: ignore[reportAttributeAccessIssue]  # of CPython
+    return Path(vars(sys)["_base_executable"]).resolve()  # of CPython
 
 
 def _time_zones() -> Path:
@@ -325,10 +325,8 @@ def _is_root() -> bool:
     )
 
 
-def _sandbox(root: bool, packages: bool) -> list[str]:
-    """Return the call of bwrap. Root keeps its user namespace and the right to drop root, which the runner does first:
-    limits on processes do not apply to root.
-    """
+def _binds(packages: bool) -> tuple[dict[Path, Path], list[str]]:
+    """Return where each part of the machine's file system appears in the sandbox, and the arguments for symbolic links."""
     base = Path(sys.base_prefix) / "lib"
     binds = {_executable(): _executable(), base: base, Path("/etc/ld.so.cache"): Path("/etc/ld.so.cache"),
              _time_zones(): TIME_ZONES}  # fmt: skip
@@ -340,24 +338,38 @@ def _sandbox(root: bool, packages: bool) -> list[str]:
             binds[directory] = directory
     if packages:
         binds[Path(sysconfig.get_path("purelib"))] = Path(PACKAGES)
-    binds = {source: place for source, place in binds.items() if source.exists()}
+    return {source: place for source, place in binds.items() if source.exists()}, links
+
+
+def _hidden(binds: dict[Path, Path]) -> list[Path]:
+    """Return the directories of Python packages inside those that the sandbox shows."""
+    base = Path(sys.base_prefix) / "lib"
+    packages = [base / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages",
+                Path("/usr/lib/python3/dist-packages"), Path("/usr/local/lib/python3/dist-packages")]  # fmt: skip
+    return [place for place in packages if place.is_dir() and any(place.is_relative_to(bound) for bound in binds)]
+
+
+def _parents(places: list[Path]) -> list[Path]:
+    """Return the directories above some paths, without the root directory."""
+    return sorted({parent for place in places for parent in place.parents if parent != Path("/")})
+
+
+def _sandbox(root: bool, packages: bool) -> list[str]:
+    """Return the call of bwrap. Root keeps its user namespace and the right to drop root, which the runner does first:
+    limits on processes do not apply to root.
+    """
+    binds, links = _binds(packages)
     devices = [Path("/dev") / name for name in DEVICES]
-    parents = sorted(
-        {parent for place in (*binds.values(), *devices) for parent in place.parents if parent != Path("/")}
-    )
-    hidden = [base / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages",
-              Path("/usr/lib/python3/dist-packages"), Path("/usr/local/lib/python3/dist-packages")]  # fmt: skip
-    hidden = [place for place in hidden if place.is_dir() and any(place.is_relative_to(bound) for bound in binds)]
     apart = ["--unshare-all"]
     if root:
         apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
                  "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # fmt: skip
     return [
         shutil.which("bwrap") or "bwrap", *apart, "--die-with-parent", "--new-session",
-        *(word for parent in parents for word in ("--perms", "0755", "--dir", str(parent))),
+        *(word for parent in _parents([*binds.values(), *devices]) for word in ("--perms", "0755", "--dir", str(parent))),
         *(word for source, place in binds.items() for word in ("--ro-bind", str(source), str(place))),
         *links,
-        *(word for place in hidden for word in ("--tmpfs", str(place), "--remount-ro", str(place))),
+        *(word for place in _hidden(binds) for word in ("--tmpfs", str(place), "--remount-ro", str(place))),
         *(word for device in devices for word in ("--dev-bind", str(device), str(device))),
         "--perms", "1777", "--size", str(2**26), "--tmpfs", "/tmp", "--symlink", "/tmp", "/dev/shm",  # one bound for both
         "--chdir", "/tmp", "--remount-ro", "/",

@@ -222,6 +222,7 @@ def is_remote(value: Any) -> bool:
 
 
 def number_of(value: Any) -> int:
+    """The number by which both processes know an object of the program."""
     if type(value) is Solution:
         return 0
     owner = type if issubclass(type(value), RemoteType) else object
@@ -237,11 +238,12 @@ def _own(name: str, base: type) -> Callable[..., Any] | None:
     def method(self: Any, *given: Any) -> Any:
         side = object.__getattribute__(self, "_unmask_side")
         content = side.content(side.request("value", self), base)
+        mapping: Any = base  # a dict or a set
         if issubclass(base, list | bytearray):
             base.__setitem__(self, slice(None), content)
         else:
-            base.clear(self)
-            base.update(self, content)  # pyright: ignore[reportAttributeAccessIssue]
+            mapping.clear(self)
+            mapping.update(self, content)
         return own(self, *given)
 
     return method
@@ -582,22 +584,38 @@ class TestsSide:
             "__module__": str(module),
             "__doc__": doc,
         }
-        if base in CHANGEABLE:
-            read = (*COMPARED, "__iter__", "__len__", "__getitem__", "__contains__", "__repr__", "__reversed__")
-            own |= {each: _own(each, base) for each in read if hasattr(base, each)}
-            special = [*special, *(each for each in CHANGING if hasattr(base, each))]
-        own |= {each: _special(each, base) for each in special if each in SPECIAL}
-        if any(issubclass(parent, BaseException) for parent in parents):
-            own = {each: item for each, item in own.items() if each not in SPECIAL}
-            own["__str__"] = lambda self: object.__getattribute__(self, "_unmask_text")
-        if not any(issubclass(parent, Thing) for parent in parents):
-            parents = [PlainBase if base is not object else Thing, *parents]
-        if base is not object and not any(issubclass(parent, base) for parent in parents):
-            parents.append(base)
+        own |= _text_only() if _derives(parents, BaseException) else _operators(base, special)
+        parents = _with_base(parents, base)
         try:
             return RemoteType(name.rpartition(".")[2], tuple(parents), own)
         except TypeError:  # bases that cannot be put in an order here
             return RemoteType(name.rpartition(".")[2], (Thing,), own)
+
+
+def _derives(parents: list[type], base: type) -> bool:
+    return any(issubclass(parent, base) for parent in parents)
+
+
+def _operators(base: type, special: list[str]) -> dict[str, Any]:
+    """The operators of a stand-in: those of its class in the program, and those that read or change its content."""
+    own: dict[str, Any] = {}
+    if base in CHANGEABLE:
+        read = (*COMPARED, "__iter__", "__len__", "__getitem__", "__contains__", "__repr__", "__reversed__")
+        own |= {each: _own(each, base) for each in read if hasattr(base, each)}
+        special = [*special, *(each for each in CHANGING if hasattr(base, each))]
+    return own | {each: _special(each, base) for each in special if each in SPECIAL}
+
+
+def _text_only() -> dict[str, Any]:
+    """The one operator of a stand-in for an exception: its text, which came with it."""
+    return {"__str__": lambda self: object.__getattribute__(self, "_unmask_text")}
+
+
+def _with_base(parents: list[type], base: type) -> list[type]:
+    """The bases of a stand-in: those of its class in the program, a stand-in, and the plain type that it derives from."""
+    if not _derives(parents, Thing):
+        parents = [PlainBase if base is not object else Thing, *parents]
+    return parents if base is object or _derives(parents, base) else [*parents, base]
 
 
 def _is_open(value: Any) -> bool:
@@ -606,6 +624,7 @@ def _is_open(value: Any) -> bool:
 
 
 def is_mock(value: Any) -> bool:
+    """Tell whether a value is a mock of unittest."""
     return type(value).__module__ == "unittest.mock"
 
 

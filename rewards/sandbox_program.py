@@ -99,8 +99,13 @@ class Input(io.TextIOBase):
     def read(self, size: int | None = -1) -> str:
         return self.program.ask("stdin", "read", -1 if size is None else size)
 
-    def readline(self, size: int | None = -1) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def readline(self, size: int | None = -1, /) -> str:
         return self.program.ask("stdin", "readline", -1 if size is None else size)
+
+
+def _text_stream(raw: Any) -> io.TextIOWrapper:
+    """A text file over a raw one without a buffer between them."""
+    return io.TextIOWrapper(raw, "utf-8", "replace", write_through=True)
 
 
 class ProgramSide:
@@ -117,8 +122,7 @@ class ProgramSide:
         self.foreign_numbers: dict[int, int] = {}
         self.out, self.err = Printed(), Printed()
         sys.modules["solution"] = self.module
-        sys.stdout = io.TextIOWrapper(self.out, "utf-8", "replace", write_through=True)  # pyright: ignore[reportArgumentType]
-        sys.stderr = io.TextIOWrapper(self.err, "utf-8", "replace", write_through=True)  # pyright: ignore[reportArgumentType]
+        sys.stdout, sys.stderr = map(_text_stream, (self.out, self.err))
         sys.stdin = Input(self)
         builtins.input = lambda prompt="", /: self.ask("input", prompt)
 

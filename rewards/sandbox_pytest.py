@@ -48,6 +48,8 @@ class Mark:
 
 
 class Marks:
+    """`pytest.mark`: a mark of any name."""
+
     def __getattr__(self, name: str) -> Mark:
         return Mark(name)
 
@@ -141,12 +143,20 @@ class approx:
 
     def _near(self, actual: Any, expected: Any) -> bool:
         if type(expected).__module__ == "numpy" or type(actual).__module__ == "numpy":
-            shape = getattr(expected, "shape", None) if hasattr(expected, "shape") else None
-            if shape and getattr(actual, "shape", shape) != shape:
-                return False
-            actual, expected = (each.tolist() if hasattr(each, "tolist") else each for each in (actual, expected))
-            if isinstance(actual, list) and not isinstance(expected, list | tuple):
-                return all(self._near(each, expected) for each in actual)
+            return self._near_array(actual, expected)
+        return self._near_plain(actual, expected)
+
+    def _near_array(self, actual: Any, expected: Any) -> bool:
+        """An array is compared with its shape, and with one number element by element."""
+        shape = getattr(expected, "shape", None) if hasattr(expected, "shape") else None
+        if shape and getattr(actual, "shape", shape) != shape:
+            return False
+        actual, expected = (each.tolist() if hasattr(each, "tolist") else each for each in (actual, expected))
+        if isinstance(actual, list) and not isinstance(expected, list | tuple):
+            return all(self._near(each, expected) for each in actual)
+        return self._near_plain(actual, expected)
+
+    def _near_plain(self, actual: Any, expected: Any) -> bool:
         if isinstance(expected, dict):
             return isinstance(actual, dict) and actual.keys() == expected.keys() and all(
                 self._near(actual[key], expected[key]) for key in expected)  # fmt: skip
@@ -173,14 +183,17 @@ class approx:
 
 
 def fail(reason: str = "", pytrace: bool = True) -> None:
+    """`pytest.fail`: end the test as failed."""
     raise Failed(reason)
 
 
 def skip(reason: str = "", *, allow_module_level: bool = False) -> None:
+    """`pytest.skip`: end the test as skipped."""
     raise Skipped(reason)
 
 
 def importorskip(name: str, minversion: str | None = None, reason: str | None = None) -> Any:
+    """`pytest.importorskip`: a module, or the end of the test as skipped where there is none."""
     import importlib
 
     try:
@@ -203,6 +216,7 @@ class Fixture:
 
 def fixture(function: Any = None, *, scope: str = "function", params: Any = None, autouse: bool = False,
             ids: Any = None, name: str | None = None) -> Any:  # fmt: skip
+    """`pytest.fixture`, with settings or as the decorator itself."""
     if function is None:
         return lambda given: Fixture(given, scope, params, autouse, name)
     return Fixture(function, scope, params, autouse, name)
@@ -221,8 +235,9 @@ class Capture:
         from collections import namedtuple
 
         texts = []
+        stream: Any  # a StringIO, unless the test has put another file there
         for stream in (sys.stdout, sys.stderr):
-            texts.append(stream.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
+            texts.append(stream.getvalue())
             stream.seek(0)
             stream.truncate()
         return namedtuple("CaptureResult", ("out", "err"))(*texts)
@@ -485,15 +500,18 @@ class ModuleRun:
         if self.skips(item.marks):
             return
         sets = [_parameters(mark) for mark in reversed(item.marks) if mark.name == "parametrize"]
-        names = self.closure(item, {name for each in sets for values, _ in each for name in values})
-        indices = [[(name, index) for index in range(len(found.params))] for name in names
-                   if (found := self.fixture(name, item.owner)) and found.params is not None]  # fmt: skip
+        indices = self.indices(item, {name for each in sets for values, _ in each for name in values})
         for chosen in itertools.product(*sets):
             if self.skips([mark for _, marks in chosen for mark in marks]):
                 continue
             parameters = {name: value for values, _ in chosen for name, value in values.items()}
             for picked in itertools.product(*indices):
                 self.case(item, parameters, dict(picked))
+
+    def indices(self, item: Item, given: set[str]) -> list[list[tuple[str, int]]]:
+        """For each fixture with parameters that a test uses, its name with the number of each parameter."""
+        return [[(name, index) for index in range(len(found.params))] for name in self.closure(item, given)
+                if (found := self.fixture(name, item.owner)) and found.params is not None]  # fmt: skip
 
     def closure(self, item: Item, given: set[str]) -> list[str]:
         """Names of all fixtures that a test uses, in the order in which they are made."""
@@ -514,22 +532,9 @@ class ModuleRun:
         instance = item.owner() if item.owner else None
         case = Case(self, item, instance, parameters, indices)
         method = getattr(instance, item.name) if item.owner else item.function
-        before, after = ("setup_method", "teardown_method") if item.owner else ("setup_function", "teardown_function")
-        space = {
-            name: getattr(instance, name) for name in (before, after, "setup", "teardown") if hasattr(instance, name)
-        }
-        space = space if item.owner else self.names
+        before, after = self.around(item, instance)
         try:
-            needed = self.closure(item, set(parameters))
-            wide = [name for name in needed if (found := self.fixture(name, item.owner)) and found.scope != "function"]
-            for name in wide:
-                case.value(name)
-            for name in (before, "setup") if item.owner else (before,):
-                if name in space:
-                    optional(space[name], method)
-            for name in needed:
-                case.value(name)
-            method(**{name: case.value(name) for name in [*needed_names(item.function)] if name not in ("self", "cls")})
+            self.call(case, method, before, set(parameters))
             self.ran += 1
         except Skipped:
             pass
@@ -538,9 +543,30 @@ class ModuleRun:
                 raise
         finally:
             self.finish(case.finishers)
-            for name in (after, "teardown") if item.owner else (after,):
-                if name in space:
-                    optional(space[name], method)
+            for function in after:
+                optional(function, method)
+
+    def around(self, item: Item, instance: Any) -> tuple[list[Any], list[Any]]:
+        """The functions that set up a test, and those that tear it down."""
+        names = ("setup_method", "setup"), ("teardown_method", "teardown")
+        if item.owner is None:
+            names, space = (("setup_function",), ("teardown_function",)), self.names
+        else:
+            space = {name: getattr(instance, name) for pair in names for name in pair if hasattr(instance, name)}
+        before, after = ([space[name] for name in pair if name in space] for pair in names)
+        return before, after
+
+    def call(self, case: Case, method: Any, before: list[Any], given: set[str]) -> None:
+        """Make the fixtures of a wide scope, set the test up, make its other fixtures, and call it."""
+        needed = self.closure(case.item, given)
+        wide = [name for name in needed if (found := self.fixture(name, case.item.owner)) and found.scope != "function"]
+        for name in wide:
+            case.value(name)
+        for function in before:
+            optional(function, method)
+        for name in needed:
+            case.value(name)
+        method(**{name: case.value(name) for name in needed_names(case.item.function) if name not in ("self", "cls")})
 
     def finish(self, finishers: list[Callable[[], Any]]) -> None:
         while finishers:
@@ -548,6 +574,7 @@ class ModuleRun:
 
 
 def is_case(found: Any) -> bool:
+    """Tell whether a class is a unittest.TestCase."""
     return "unittest" in sys.modules and issubclass(found, sys.modules["unittest"].TestCase)
 
 

@@ -58,9 +58,10 @@ def loads(data: bytes) -> Any:
 
 
 _encoder = make_encoder(None, _unknown, encode_basestring_ascii, None, ":", ",", False, False, True)
-_scanner = make_scanner(types.SimpleNamespace(  # pyright: ignore[reportArgumentType]
+_settings: Any = types.SimpleNamespace(  # in place of a JSONDecoder, whose module takes long to import
     strict=True, object_hook=None, object_pairs_hook=None, parse_float=float, parse_int=int, parse_constant=float, memo={},
-))  # fmt: skip
+)  # fmt: skip
+_scanner = make_scanner(_settings)
 
 
 class Channel:
@@ -112,10 +113,12 @@ class Channel:
 
 
 def text_of(data: bytes) -> str:
+    """Bytes as text for JSON."""
     return binascii.b2a_base64(data, newline=False).decode()
 
 
 def data_of(text: str) -> bytes:
+    """The bytes of a text of `text_of`."""
     return binascii.a2b_base64(text, strict_mode=True)
 
 

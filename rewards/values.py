@@ -385,21 +385,25 @@ def sides(text: str, boxed: bool) -> list[Value | None] | None:
     Args:
         boxed: the whole text is the answer; otherwise it is prose, whose last clause with a number counts.
     """
+    clauses = [[tokens_of(side) for side in SAME.split(clause)] for clause in _clauses(text, boxed)]
+    numbered = [clause for clause in clauses if any(map(_has_number, clause))]
+    if not numbered:
+        return []
+    if boxed and len(numbered) > 1:
+        return None
+    is_all = boxed or len(clauses) == 1
+    equation = numbered[-1]
+    found = {place: _side(side, is_all or place > 0) for place, side in enumerate(equation) if _has_number(side)}
+    unsolved = any(side and _is_algebra(side) for place, side in enumerate(equation[:-1]) if found.get(place) is None)
+    return None if unsolved else list(found.values())
+
+
+def _clauses(text: str, boxed: bool) -> list[str]:
+    """Split a text into clauses. Tags and remarks are removed, `\\text{}` is unwrapped, a cross between numbers becomes `*`."""
     text = normal(text if boxed else TAG.sub("\n", text).rstrip("<>/\\ \n"))
     text = WHOLE_TEXT.sub(r" \1 ", WHOLE_TEXT.sub(r" \1 ", text.replace("\n", " ") if boxed else text))
     text = TIMES.sub(" * ", REMARK.sub("", text))
-    clauses = [
-        [tokens_of(side) for side in SAME.split(clause)] for clause in (BOX_END if boxed else CLAUSE_END).split(text)
-    ]
-    numbered = [clause for clause in clauses if any(map(_has_number, clause))]
-    if not numbered or (boxed and len(numbered) > 1):
-        return None if numbered else []
-    is_all = boxed or len(clauses) == 1
-    found = {place: _side(side, is_all or place > 0) for place, side in enumerate(numbered[-1]) if _has_number(side)}
-    unsolved = any(
-        side and _is_algebra(side) for place, side in enumerate(numbered[-1][:-1]) if found.get(place) is None
-    )
-    return None if unsolved else list(found.values())
+    return (BOX_END if boxed else CLAUSE_END).split(text)
 
 
 def _is_algebra(tokens: list[Token]) -> bool:
@@ -456,25 +460,35 @@ def _trimmed(tokens: list[Token], first: int, last: int) -> tuple[int, int]:
 
 def _stands_apart(group: list[Token], before: Token | None, behind: Token | None, may_begin_with_sign: bool) -> bool:
     """Return whether the tokens beside a group of numbers leave its value unchanged."""
-    starts_with_sign = group[0].text in ("+", "-")
-    if before is not None:
-        if before.kind != "word" or len(before.text) == 1 or FUNCTIONS.fullmatch(before.text):
-            return False
-        attached = before.end == group[0].start
-        if attached and group[0].text in ("(", "["):  # a function of it
-            return False
-        if starts_with_sign and (attached or group[0].end < group[1].start):
-            return False
-    elif starts_with_sign and not may_begin_with_sign and group[0].end < group[1].start:
+    if before is None and not may_begin_with_sign and _starts_with_dash(group):
         return False
-    if behind is None:
-        return True
+    if before is not None and not _ends_before(before, group):
+        return False
+    return behind is None or _is_unit(behind, attached=behind.start == group[-1].end)
+
+
+def _starts_with_dash(group: list[Token]) -> bool:
+    """Return whether a group begins with a sign and a space, as a list item does."""
+    return group[0].text in ("+", "-") and group[0].end < group[1].start
+
+
+def _ends_before(before: Token, group: list[Token]) -> bool:
+    """Return whether the token before a group of numbers is a word that does not change its value."""
+    if before.kind != "word" or len(before.text) == 1 or FUNCTIONS.fullmatch(before.text):
+        return False
+    attached = before.end == group[0].start
+    is_argument = attached and group[0].text in ("(", "[")
+    is_operand = (attached and group[0].text in ("+", "-")) or _starts_with_dash(group)
+    return not is_argument and not is_operand
+
+
+def _is_unit(behind: Token, attached: bool) -> bool:
+    """Return whether the token after a number is a unit or prose, not a factor. attached: no space separates them."""
     if behind.kind != "word":
         return False
     name = re.sub(r"(?<=[^\W\d_]{2})[23]$", "", re.split(r"[\s^]", behind.text)[0])  # cm2
     if re.search(r"\d", name):
         return False
-    attached = behind.start == group[-1].end
     if name.isascii() and len(name) < (3 if attached else 2):  # 5x is no five; 5cm is
         return bool(UNITS.fullmatch(name)) or (name in SHORT_WORDS and not attached)
     return True

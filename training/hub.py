@@ -12,11 +12,15 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+
+if TYPE_CHECKING:
+    import datasets
 
 # Of the hub's first years, without an owner.
 OLD_IDS = (
@@ -81,6 +85,13 @@ def hide_data_bars() -> None:
     import datasets
 
     datasets.disable_progress_bars()
+
+
+def load_split(*place: Any, split: str, **settings: Any) -> datasets.Dataset:
+    """One split of a data set of the hub or of files: `datasets.load_dataset`, whose type leaves open what it returns."""
+    from datasets import load_dataset
+
+    return cast("datasets.Dataset", load_dataset(*place, split=split, **settings))
 
 
 @cache

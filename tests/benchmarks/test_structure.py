@@ -5,11 +5,14 @@ import ast
 import pytest
 
 from benchmarks.structure import (
+    OF_USERS,
+    ROOT,
     code_lines,
     complexity,
     functions,
     is_probe,
     lines_per_room,
+    sources,
     survey,
     takes_configuration,
 )
@@ -17,12 +20,12 @@ from benchmarks.structure import (
 # The most that each count may be. A change that lowers one lowers it here.
 MOST = {
     "functions over 60 lines": 4,
-    "functions of complexity above 15": 33,
+    "functions of complexity above 15": 17,
     "functions that take a configuration": 7,
-    "getattr probes": 22,
-    "pyright: ignore": 80,
+    "getattr probes": 0,
+    "pyright: ignore": 61,
     "classes that share a name": 0,
-    "public names without a docstring": 13,
+    "public names without a docstring": 0,
 }
 
 
@@ -58,6 +61,12 @@ def test_probes_and_configurations_are_told_from_other_calls():
     assert takes_configuration(function("def f(a: DictConfig): ..."))
     assert takes_configuration(function("def f(*, a: argparse.Namespace | None): ..."))
     assert not takes_configuration(function("def f(a: DictConfigs, b): ..."))
+
+
+def test_files_that_examine_objects_of_users_exist_and_are_the_only_ones_with_probes():
+    probing = {str(path.relative_to(ROOT)) for path in sources()
+               if any(map(is_probe, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))}  # fmt: skip
+    assert probing == set(OF_USERS)
 
 
 def test_the_product_gets_no_worse():
