@@ -146,7 +146,7 @@ def shared_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
 
 
 def _conditional_log_z(runs: Sequence[TwistRun]) -> tuple[float, float]:
-    """The midpoint of the closest bounds over exact pairs, and what it is known to. ValueError where a run has no bounds."""
+    """Return the midpoint of the closest bounds over exact pairs, and its error. ValueError if a run has no bounds."""
     pairs = [run.last.get("log_z_pairs") for run in runs]
     bounded = [own for own in pairs if own and gap_of(own) < math.inf]
     if not all(pairs) or not bounded:

@@ -13,7 +13,7 @@ one evaluation).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,19 +87,24 @@ def log_likelihoods(
     scored = [_scored(model, context, continuation, draws, seed) for context, continuation in texts]
     values = [torch.zeros(len(one.weight), dtype=torch.float64) for one in scored]
     greedy = [torch.ones(len(one.weight), dtype=torch.bool) for one in scored]
+    for part in _batches(scored, batch):
+        tokens = torch.stack([scored[text].tokens for text, _ in part])
+        read = torch.stack([scored[text].read[draw] for text, draw in part])
+        context = torch.tensor([scored[text].context for text, _ in part])
+        sums, best = _read(model, tokens, read, context, guidance)
+        for place, (text, draw) in enumerate(part):
+            values[text][draw], greedy[text][draw] = sums[place], best[place]
+    return [_estimate(one, value, bool(hit.all()) if model.causal else None)
+            for one, value, hit in zip(scored, values, greedy, strict=True)]  # fmt: skip
+
+
+def _batches(scored: Sequence[ScoredText], batch: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the draws of all texts as (text, draw), in batches of equal length."""
     by_length: dict[int, list[tuple[int, int]]] = {}
     for text, one in enumerate(scored):
         by_length.setdefault(len(one.tokens), []).extend((text, draw) for draw in range(len(one.weight)))
     for rows in by_length.values():
-        for part in (rows[first : first + batch] for first in range(0, len(rows), batch)):
-            tokens = torch.stack([scored[text].tokens for text, _ in part])
-            read = torch.stack([scored[text].read[draw] for text, draw in part])
-            context = torch.tensor([scored[text].context for text, _ in part])
-            sums, best = _read(model, tokens, read, context, guidance)
-            for place, (text, draw) in enumerate(part):
-                values[text][draw], greedy[text][draw] = sums[place], best[place]
-    return [_estimate(one, value, bool(hit.all()) if model.causal else None)
-            for one, value, hit in zip(scored, values, greedy, strict=True)]  # fmt: skip
+        yield from (rows[first : first + batch] for first in range(0, len(rows), batch))
 
 
 def _scored(model: MaskedLM, context: list[int], continuation: list[int], draws: int, seed: int) -> ScoredText:

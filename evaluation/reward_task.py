@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dlm.encoding import text_ids
+from dlm.masked_lm import MaskedLM
 from evaluation.likelihood import log_likelihoods
 from evaluation.report import print_table, write_csv
 from evaluation.text import standard_error
@@ -93,8 +94,15 @@ def evaluate_method(
     for name, values in judged.items():
         of_prompts = torch.tensor(values, dtype=torch.float64).view(seeds, -1).mean(0)
         found |= {f"{name}_mean": of_prompts.mean().item(), f"{name}_se": standard_error(of_prompts)}
-    pairs = [tuple(text_ids(model.tokenizer, row[key]) for key in ("prompt", "result")) for row in rows]
-    lengths = torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
+    pairs = [(text_ids(model.tokenizer, row["prompt"]), text_ids(model.tokenizer, row["result"])) for row in rows]
+    answers = [answer for _, answer in pairs]
+    return found | _likelihoods(model, pairs, seeds, draws, batch) | _lengths(answers) | _diversity(answers, seeds)
+
+
+def _likelihoods(
+    model: MaskedLM, pairs: list[tuple[list[int], list[int]]], seeds: int, draws: int, batch: int
+) -> dict[str, float | None]:
+    """Return the mean log-likelihood per token of non-empty answers, and its standard error over prompts."""
     longest = model.max_length
     written = [(prompt, answer[: max(0, longest - len(prompt))]) for prompt, answer in pairs if answer]
     nats = [one.log_prob for one in log_likelihoods(model, written, draws, batch=batch)] if written else []
@@ -103,13 +111,22 @@ def evaluate_method(
         [value / len(answer) for value, (_, answer) in zip(nats, written, strict=True)], dtype=torch.float64
     )
     per_token = over_seeds(every, seeds)
-    found |= {
-        "log_likelihood_per_token": per_token.mean().item() if len(per_token) else None,
-        "log_likelihood_se": standard_error(per_token) if len(per_token) else None,
-        "length_mean": lengths.mean().item(), "empty": len(rows) - len(written),
-    }  # fmt: skip
-    answers, each = [answer for _, answer in pairs], len(pairs) // seeds
-    for n in (1, 2, 3):  # of each seed separately: more text has fewer new n-grams
+    if len(per_token) == 0:
+        return {"log_likelihood_per_token": None, "log_likelihood_se": None}
+    return {"log_likelihood_per_token": per_token.mean().item(), "log_likelihood_se": standard_error(per_token)}
+
+
+def _lengths(answers: list[list[int]]) -> dict[str, float | int]:
+    """Return the mean number of tokens of an answer, and the number of empty answers."""
+    lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.float64)
+    return {"length_mean": lengths.mean().item(), "empty": sum(not answer for answer in answers)}
+
+
+def _diversity(answers: list[list[int]], seeds: int) -> dict[str, float | None]:
+    """Return the share of distinct n-grams, averaged over seeds: more text has fewer new n-grams, so each seed counts alone."""
+    found: dict[str, float | None] = {}
+    each = len(answers) // seeds
+    for n in (1, 2, 3):
         shares = [distinct(answers[at : at + each], n) for at in range(0, len(answers), each)]
         known = [share for share in shares if share is not None]
         found[f"distinct_{n}"] = fmean(known) if known else None

@@ -36,6 +36,14 @@ POLICIES: dict[str, type[PolicyNetwork]] = {
     "hidden_mlp": HiddenMLP,
     "hidden_blocks": HiddenBlocks,
 }
+# Weights by which the network is known, where no configuration names it; the first entry that is complete counts.
+TYPES = {
+    ("mlp.0.weight",): "hidden_mlp",
+    ("mask_embedding.weight", "ada_linears.0.weight"): "dit_hidden",
+    ("mask_embedding.weight", "blocks.0.attn_qkv.weight"): "hidden_blocks",
+    ("mask_embedding.weight",): "dit_confidence",
+    ("relations",): "agreement",
+}
 OWN_NAMES = {published: own for own, published in LLADA_KEYS.items() if "." not in published}  # of a block's parts
 
 
@@ -196,21 +204,7 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
     weights = {name.removeprefix("base_policy."): tensor for name, tensor in weights.items()}
     if "ada_linears.0.weight" in weights:
         weights = {_own_name(name): tensor for name, tensor in weights.items()}
-    telling = {"mlp.0.weight": "hidden_mlp", "mask_embedding.weight": "dit_confidence", "relations": "agreement"}
-    if not telling.keys() & weights.keys():
-        raise ValueError(
-            f"{file} holds no policy: found {sorted(weights)[:4]}; a backbone is given to --model or dlm.path"
-        )
-    if "ada_linears.0.weight" in weights:
-        telling["mask_embedding.weight"] = "dit_hidden"
-    elif "blocks.0.attn_qkv.weight" in weights:
-        telling["mask_embedding.weight"] = "hidden_blocks"
-    guess = next((kind for name, kind in telling.items() if name in weights), "dit_confidence")
-    policy_type = config.get("policy_type") or guess
-    if policy_type not in POLICIES:
-        near = difflib.get_close_matches(str(policy_type), POLICIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}{hint}")
+    policy_type = _policy_type(weights, config, file)
     kind = POLICIES[policy_type]
     known = inspect.signature(kind.__init__).parameters
     heads = {} if model is None or kind is not DitHidden else block_sizes(model)
@@ -222,8 +216,32 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
         )
     with readable(file.with_name("config.json")):
         policy = kind(**{name: value for name, value in arguments.items() if name in known})
+    _check_weights(policy.state_dict(), weights, policy_type, file)
+    policy.load_state_dict(weights)
+    return policy
 
-    expected = policy.state_dict()
+
+def _policy_type(weights: dict[str, Tensor], config: dict, file: Path) -> str:
+    """Return the name of the network in POLICIES: that of the configuration, otherwise a guess from the names of the weights.
+
+    Raises:
+        ValueError: the weights are not those of a policy, or the name is unknown.
+    """
+    guess = next((kind for names, kind in TYPES.items() if weights.keys() >= {*names}), None)
+    if guess is None:
+        raise ValueError(
+            f"{file} holds no policy: found {sorted(weights)[:4]}; a backbone is given to --model or dlm.path"
+        )
+    policy_type = config.get("policy_type") or guess
+    if policy_type not in POLICIES:
+        near = difflib.get_close_matches(str(policy_type), POLICIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{file} has policy_type {policy_type!r}, expected one of {', '.join(POLICIES)}{hint}")
+    return policy_type
+
+
+def _check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], policy_type: str, file: Path) -> None:
+    """Refuse weights whose names or shapes differ from those of the network: ValueError."""
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     reshaped = [
         f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
@@ -235,8 +253,6 @@ def _build(weights: dict[str, Tensor], config: dict, file: Path, model: MaskedLM
             f"{file} does not fit {policy_type}: missing keys {missing}, unexpected keys {unexpected}, "
             f"other shapes {reshaped}; give the weights and config.json of one and the same policy"
         )
-    policy.load_state_dict(weights)
-    return policy
 
 
 def _own_name(name: str) -> str:

@@ -165,17 +165,22 @@ def is_same_expression(given: str, wanted: str) -> bool:
     if number is not None and (value is None or (value and value[-1] is not None)):
         return value is not None and value[-1] is not None and same_number(value[-1].number, number)
     based = BASE.fullmatch(answer), BASE.fullmatch(gold)
-    if any(found is not None and found[2] for found in based):
+    if any(map(_base, based)):
         return _same_digits(*based)
     answer = PREFACE.sub("", answer)
     return not BROKEN_NUMBER.search(answer) and equal_in_value(gold, answer)
+
+
+def _base(number: re.Match[str] | None) -> str:
+    """The base that a number names; empty for a number without one, and for what is none."""
+    return "" if number is None else number[2] or ""
 
 
 def _same_digits(given: re.Match[str] | None, wanted: re.Match[str] | None) -> bool:
     """Whether two numbers have the same digits and no two bases. One that names no base has that of the other."""
     if given is None or wanted is None:
         return False
-    return given[1] == wanted[1] and len({found[2] for found in (given, wanted) if found[2]}) == 1
+    return given[1] == wanted[1] and len({_base(given), _base(wanted)} - {""}) == 1
 
 
 def is_right_countdown(text: str, truth: str) -> bool:

@@ -204,6 +204,40 @@ def draw_ancestors(
     return SCHEMES[scheme](weights.probability, uniforms)
 
 
+def _check_filter(
+    environment: UnmaskingEnvironment, particles: int, resample: str, scheme: str, given: Trajectories | None
+) -> None:
+    """Refuse settings of a filter that do not fit: ValueError."""
+    check_scheme(resample, scheme, given is not None)
+    if particles < 1:
+        raise ValueError(f"particles={particles} must be at least 1")
+    if environment.options.ends:
+        raise ValueError("particles are compared at one length; leave sampler.stop out")
+
+
+def _log_psi(
+    potential: Potential, observation: Observation, before: Float64[Tensor, "row"], known: Float64[Tensor, "row"] | None,
+    finished: Bool[Tensor, "row"], ended: bool,
+) -> Float64[Tensor, "row"]:  # fmt: skip
+    """Return log psi of the state of each particle: phi where a row finished since it was weighed last.
+
+    Args:
+        before: log psi at the last weighting, which stays that of rows that were finished then.
+        known: log psi as the proposal computed it. None: the potential computes it.
+        finished: rows that were finished at the last weighting.
+        ended: all rows are finished now.
+    """
+    new = before
+    if not ended:
+        new = potential.log_psi(observation).double() if known is None else known
+        new = torch.where(finished, before, new)
+    just = observation.done & ~finished
+    if bool(just.any()):
+        rows = just.nonzero().flatten()
+        new = new.masked_scatter(just, potential.final(observation.tokens[just], rows).double())
+    return new
+
+
 @torch.no_grad()
 def particle_filter(
     environment: UnmaskingEnvironment,
@@ -242,11 +276,7 @@ def particle_filter(
     Raises:
         FloatingPointError: a weight is NaN; the message names the step.
     """
-    check_scheme(resample, scheme, given is not None)
-    if particles < 1:
-        raise ValueError(f"particles={particles} must be at least 1")
-    if environment.options.ends:
-        raise ValueError("particles are compared at one length; leave sampler.stop out")
+    _check_filter(environment, particles, resample, scheme, given)
     stopwatch = Stopwatch()
     draws = draws or Draws(seed)
     filters, device = len(prompts.canvas), prompts.canvas.device
@@ -272,13 +302,8 @@ def particle_filter(
         if proposed.log_psi is not None:
             known = torch.where(picked.any(1), proposed.log_psi, known)
         if ended or number % interval == 0:
-            new = log_psi
-            if not ended:
-                new = potential.log_psi(observation).double() if proposed.log_psi is None else known
-                new = torch.where(finished, log_psi, new)
-            just = observation.done & ~finished
-            if bool(just.any()):
-                new = new.masked_scatter(just, potential.final(observation.tokens[just], every[just]).double())
+            said = None if proposed.log_psi is None else known
+            new = _log_psi(potential, observation, log_psi, said, finished, ended)
             factor, log_psi, finished = factor + new - log_psi, new, observation.done
         weights = weights.times(factor.view(filters, particles))
         weights.check(number)

@@ -114,37 +114,42 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 def _misfit(name: str, overrides: list[str], told: str) -> str:
     """Return one sentence in place of Hydra's long message: the override that does not fit, and the nearest valid one."""
-    page = f"configs/{name}.yaml"
     missing = re.search(r"Could not find '([\w/]+)/([^/']*)'", told)
     if missing and (CONFIGS / missing[1]).is_dir():
-        group, choice = missing.groups()
-        options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-        near = difflib.get_close_matches(choice, options, n=1)
-        listed = f"use one of {', '.join(options)}" if len(options) <= MOST_LISTED else "look there for what exists"
-        found = f"did you mean {group}={near[0]}?" if near else listed
-        return f"{group}={choice} is no file of configs/{group}; {found}"
+        return _unknown_choice(*missing.groups())
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", told)
     given = [word for word in overrides if unknown and word.lstrip("+~").partition("=")[0] == unknown[1]]
     if unknown is None or not given:
-        return f"{' '.join(overrides)!r} does not fit {page}: {told}"
+        return f"{' '.join(overrides)!r} does not fit configs/{name}.yaml: {told}"
+    return _unknown_key(name, given[0], unknown[1])
+
+
+def _unknown_choice(group: str, choice: str) -> str:
+    """Describe the choice of a file that a group does not have."""
+    options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    near = difflib.get_close_matches(choice, options, n=1)
+    listed = f"use one of {', '.join(options)}" if len(options) <= MOST_LISTED else "look there for what exists"
+    found = f"did you mean {group}={near[0]}?" if near else listed
+    return f"{group}={choice} is no file of configs/{group}; {found}"
+
+
+def _unknown_key(name: str, given: str, key: str) -> str:
+    """Describe an override whose key the configuration lacks, or has as a group of keys."""
+    page = f"configs/{name}.yaml"
     known = _keys(compose(name)) + _groups(name)
-    last = unknown[1].rpartition(".")[2]
-    before = unknown[1].removesuffix(last)
-    beside = {key.removeprefix(before).partition(".")[0] for key in known if key.startswith(before)}
-    if last in beside and any(key.startswith(f"{unknown[1]}.") for key in known):
-        inside = sorted({key.removeprefix(f"{unknown[1]}.") for key in known if key.startswith(f"{unknown[1]}.")})
-        return (
-            f"{given[0]!r} takes the place of several keys of {page}; set one of {unknown[1]}.{{{', '.join(inside)}}}"
-        )
-    elsewhere = [key for key in known if not before or not key.startswith(before)]
-    begun = sorted(key for key in beside if key.startswith(last))  # alg: the beginning of algorithm
-    near = [before + key for key in (*difflib.get_close_matches(last, beside, n=1), *begun)]
-    near += difflib.get_close_matches(unknown[1], elsewhere, n=1)
+    last = key.rpartition(".")[2]
+    before = key.removesuffix(last)
+    beside = {each.removeprefix(before).partition(".")[0] for each in known if each.startswith(before)}
+    inside = sorted({each.removeprefix(f"{key}.") for each in known if each.startswith(f"{key}.")})
+    if last in beside and inside:
+        return f"{given!r} takes the place of several keys of {page}; set one of {key}.{{{', '.join(inside)}}}"
+    elsewhere = [each for each in known if not before or not each.startswith(before)]
+    begun = sorted(each for each in beside if each.startswith(last))  # alg: the beginning of algorithm
+    near = [before + each for each in (*difflib.get_close_matches(last, beside, n=1), *begun)]
+    near += difflib.get_close_matches(key, elsewhere, n=1)
     if near:
-        return f"{given[0]!r} names no key of {page}; did you mean {near[0]}?"
-    return (
-        f"{given[0]!r} names no key of {page}; {before.rstrip('.') or 'it'} has {', '.join(sorted(beside)) or 'none'}"
-    )
+        return f"{given!r} names no key of {page}; did you mean {near[0]}?"
+    return f"{given!r} names no key of {page}; {before.rstrip('.') or 'it'} has {', '.join(sorted(beside)) or 'none'}"
 
 
 def _groups(name: str) -> list[str]:

@@ -11,6 +11,7 @@ conditions, so it is bounded for every exact sample, with PARTICLES_A_PAIR parti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -163,6 +164,47 @@ def pairs_of(
     return found[closest(found) or "iwae"].of_each(len(posterior))
 
 
+def measured_bounds(
+    source: Source, posterior: Posterior | None, numbers: Sequence[int], sweeps: int, resampling: bool, seed: int
+) -> tuple[list[dict], dict[str, Bounds]]:
+    """Bound log Z for each proposal and each number of particles. Return the bounds as a record lists them, and those of the
+    twisted proposal at the largest number.
+    """
+    record: list[dict] = []
+    best: dict[str, Bounds] = {}
+    for proposal in PROPOSALS:
+        for particles in numbers:
+            found = sandwich(source, posterior, particles, sweeps, proposal, resampling, seed)
+            for kind, bounds in found.items():
+                sides = {"lower": bounds.lower, "upper": bounds.upper}
+                measured = {side: None if x is None else asdict(Estimate.of(x)) for side, x in sides.items()}
+                record.append({"proposal": proposal, "kind": kind, "particles": particles, **measured})
+            if proposal == "twist" and particles == max(numbers):
+                best = found
+    return record, best
+
+
+def log_z_record(midpoints: dict[str, Bounds], by: str | None, given: float | None) -> dict:
+    """Return log Z, its source and its error. by: a key of `midpoints`, `given`, or None if log Z is unknown."""
+    if by is None:
+        return {"log_z": None, "log_z_by": None, "log_z_error": None}
+    if by == "given":
+        return {"log_z": given, "log_z_by": by, "log_z_error": 0.0}
+    return {"log_z": midpoints[by].midpoint, "log_z_by": by, "log_z_error": midpoints[by].error}
+
+
+def kl_record(f: Estimate, of_exact: Tensor, log_z: float, pairs: Bounds | None) -> dict:
+    """Return the KL divergences in both directions. pairs: bounds on log Z of the condition of each exact sample; None
+    without conditions.
+    """
+    forward, backward = kl_both_ways(f, Estimate.of(of_exact), log_z)
+    if pairs is not None:  # F is over other conditions than log Z, G over the same
+        unknown = abs(pairs.gap) / 2  # log Z is anywhere between the bounds, which may cross
+        forward = difference(Estimate.of(pairs.midpoints), f).wider(unknown)
+        backward = Estimate.of(of_exact - pairs.midpoints).wider(unknown)
+    return {"kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
+
+
 def evaluate(source: Source, posterior: Posterior | None, config: TwistEvalSettings, method: str, seed: int) -> dict:
     """Evaluate a twist and return one record.
 
@@ -171,49 +213,28 @@ def evaluate(source: Source, posterior: Posterior | None, config: TwistEvalSetti
         method: of the twist; it decides whether particles may be resampled.
         posterior: exact samples; None if there are none (beta is not 1).
     """
-    resampling = method not in PROPOSAL_ONLY
     weights, log_phi, log_q_over_p = proposal_samples(source, config.samples, seed)
     f, beta = Estimate.of(weights), source.target.beta or 1.0
+    resampling = method not in PROPOSAL_ONLY
+    bounds, midpoints = measured_bounds(source, posterior, config.particles, config.sweeps, resampling, seed)
     record: dict = {
         "f": asdict(f), "log_phi": asdict(Estimate.of(log_phi)), "score": asdict(Estimate.of(log_phi / beta)),
-        "kl_q_p": asdict(Estimate.of(log_q_over_p)), "bounds": [],
+        "kl_q_p": asdict(Estimate.of(log_q_over_p)), "bounds": bounds,
     }  # fmt: skip
-    midpoints: dict[str, Bounds] = {}
-    for proposal in PROPOSALS:
-        for particles in config.particles:
-            found = sandwich(source, posterior, particles, config.sweeps, proposal, resampling, seed)
-            for kind, bounds in found.items():
-                sides = {"lower": bounds.lower, "upper": bounds.upper}
-                measured = {side: None if x is None else asdict(Estimate.of(x)) for side, x in sides.items()}
-                record["bounds"].append({"proposal": proposal, "kind": kind, "particles": particles, **measured})
-            if proposal == "twist" and particles == max(config.particles):
-                midpoints = found
     if posterior is not None and source.conditional:
         pairs = pairs_of(midpoints, source, posterior, config, seed)
         midpoints = {"pairs": pairs}
         parts = {"lower": pairs.lower, "upper": pairs.upper, "midpoint": pairs.midpoints}
         record["log_z_pairs"] = {name: asdict(Estimate.of(values)) for name, values in parts.items()}
     by = closest(midpoints) if config.log_z is None else "given"
-    if by is None:
-        record |= {"log_z": None, "log_z_by": None, "log_z_error": None}
-    elif by == "given":
-        record |= {"log_z": config.log_z, "log_z_by": by, "log_z_error": 0.0}
-    else:
-        record |= {"log_z": midpoints[by].midpoint, "log_z_by": by, "log_z_error": midpoints[by].error}
+    record |= log_z_record(midpoints, by, config.log_z)
     if posterior is None:
         return record
     of_exact = exact_log_weights(source, posterior)
-    g = Estimate.of(of_exact)
-    record["g"] = asdict(g)
+    record["g"] = asdict(Estimate.of(of_exact))
     if by is None:
         return record
-    forward, backward = kl_both_ways(f, g, record["log_z"])
-    if by == "pairs":  # F is over other conditions than log Z, G over the same
-        pairs = midpoints[by]
-        unknown = abs(pairs.gap) / 2  # log Z is anywhere between the bounds, which may cross
-        forward = difference(Estimate.of(pairs.midpoints), f).wider(unknown)
-        backward = Estimate.of(of_exact - pairs.midpoints).wider(unknown)
-    return record | {"kl_q_sigma": asdict(forward), "kl_sigma_q": asdict(backward)}
+    return record | kl_record(f, of_exact, record["log_z"], midpoints["pairs"] if by == "pairs" else None)
 
 
 def figures(record: dict) -> dict[str, float]:

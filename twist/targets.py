@@ -239,6 +239,88 @@ def check_continuation(model: MaskedLM, prompt: int, written: int, given: int) -
         )
 
 
+def classified_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
+    """Build the target `class` (the probability of a label) or `threshold` (a logit, or a difference of two, on one side of
+    a bound).
+    """
+    kind, label, name = settings["kind"], settings.get("label"), settings["classifier"]
+    loaded = load_classifier(name, next(model.parameters()).device, settings.get("classes"))
+    classifier = ClassifiedTexts(model.tokenizer, loaded, prompt)
+    _check_label(label, kind, loaded, name)
+    if kind == "class":
+        return ClassTarget(classifier, label, _beta(settings), loaded.log_probs)
+    against = settings.get("against")  # the other logit of a difference; None: one logit
+
+    def score(tokens: Tensor) -> Tensor:
+        logits = classifier(tokens)
+        return logits[:, label or 0] - (0.0 if against is None else logits[:, against])
+
+    return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
+
+
+def _check_label(label: int | None, kind: str, loaded: SequenceClassifier, name: str) -> None:
+    """Refuse a label that the classifier lacks, and a missing label if no class can be drawn: ValueError."""
+    logits = loaded.model.config.num_labels
+    exclusive = loaded.problem not in ("multi_label_classification", "regression")
+    classes = max(2, logits) if kind == "class" and exclusive else logits
+    if kind == "class" and label is None and not exclusive:
+        raise ValueError(
+            f"target.label=null draws a class for each text, and the labels of {name} are no classes of "
+            f"which one is drawn ({loaded.problem}); give a label from 0 to {logits - 1}"
+        )
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(
+            f"target.label={label} and the classifier {name} has {classes} classes; give one from 0 to {classes - 1}"
+        )
+
+
+def following_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
+    """Build the target `infilling` (the probability of the tokens that follow in the data) or `continuation` (that of a
+    fixed text).
+    """
+    kind, form, beta = settings["kind"], settings.get("form", "log_prob"), _beta(settings)
+    if form not in CONTINUATIONS:
+        raise ValueError(f"target.form={form!r} is unknown; use one of {', '.join(CONTINUATIONS)}")
+    if isinstance(model, BeforeTail):
+        if form != "log_prob":
+            raise ValueError(f"target.form={form} needs a causal model, and this one is masked; use form=log_prob")
+        follows = encoded(model, settings["text"]) if kind == "continuation" else None
+        check_continuation(model.whole, prompt, max(written, model.tail if follows is not None else 0), model.tail)
+        return RevealedTarget(model.whole, follows, beta)
+    assert isinstance(model, CausalLM)
+    if kind == "infilling":
+        check_continuation(model, prompt, written, settings["tokens"])
+        return ContinuationTarget(model, None, beta, form, prompt)
+    text = encoded(model, settings["text"])
+    check_continuation(model, prompt, max(written, len(text)), len(text))
+    return ContinuationTarget(model, text, beta, form, prompt)
+
+
+def latex_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
+    """Build the target `latex`: a text has formulas and all of them are valid."""
+    return ThresholdTarget(ClassifiedTexts(model.tokenizer, valid_formulas, prompt), 0.5)
+
+
+def reward_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
+    """Build the target `reward`: log phi is beta times a reward of texts."""
+    reward = text_reward(settings["reward"], model, prompt)
+    return RewardTarget(reward, _beta(settings), float(settings.get("highest", 0.0)))
+
+
+def _beta(settings: Mapping[str, Any]) -> float:
+    return float(settings.get("beta", 1.0))
+
+
+TARGETS: dict[str, Callable[[Mapping[str, Any], MaskedLM, int, int], Target]] = {
+    "class": classified_target,
+    "threshold": classified_target,
+    "infilling": following_target,
+    "continuation": following_target,
+    "latex": latex_target,
+    "reward": reward_target,
+}
+
+
 def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
     """Build the target of a configuration with `kind` (configs/target). prompt, written: number of given and of generated
     positions.
@@ -246,60 +328,12 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
     Raises:
         ValueError: a setting is unknown or does not fit.
     """
-    kind, beta = settings["kind"], float(settings.get("beta", 1.0))
-    device = next(model.parameters()).device
+    kind = settings["kind"]
     if prompt + written > model.max_length:
         raise ValueError(
             f"a prompt of {prompt} and an output of {written} positions are {prompt + written}, and the model reads "
             f"{model.max_length}; shorten the output"
         )
-    if kind in ("class", "threshold"):
-        loaded = load_classifier(settings["classifier"], device, settings.get("classes"))
-        classifier, label = ClassifiedTexts(model.tokenizer, loaded, prompt), settings.get("label")
-        logits = loaded.model.config.num_labels
-        exclusive = loaded.problem not in ("multi_label_classification", "regression")
-        classes = max(2, logits) if kind == "class" and exclusive else logits
-        if kind == "class" and label is None and not exclusive:
-            raise ValueError(
-                f"target.label=null draws a class for each text, and the labels of {settings['classifier']} are no classes of "
-                f"which one is drawn ({loaded.problem}); give a label from 0 to {logits - 1}"
-            )
-        if label is not None and not 0 <= label < classes:
-            raise ValueError(
-                f"target.label={label} and the classifier {settings['classifier']} has {classes} classes; give one from 0 to "
-                f"{classes - 1}"
-            )
-        if kind == "class":
-            return ClassTarget(classifier, label, beta, loaded.log_probs)
-        against = settings.get("against")  # the other logit of a difference; None: one logit
-
-        def score(tokens: Tensor) -> Tensor:
-            logits = classifier(tokens)
-            return logits[:, label or 0] - (0.0 if against is None else logits[:, against])
-
-        return ThresholdTarget(score, float(settings["threshold"]), settings.get("above", True))
-    if kind in ("infilling", "continuation"):
-        form = settings.get("form", "log_prob")
-        if form not in CONTINUATIONS:
-            raise ValueError(f"target.form={form!r} is unknown; use one of {', '.join(CONTINUATIONS)}")
-        if isinstance(model, BeforeTail):
-            if form != "log_prob":
-                raise ValueError(f"target.form={form} needs a causal model, and this one is masked; use form=log_prob")
-            follows = None
-            if kind == "continuation":
-                follows = encoded(model, settings["text"])
-            check_continuation(model.whole, prompt, max(written, model.tail if follows is not None else 0), model.tail)
-            return RevealedTarget(model.whole, follows, beta)
-        assert isinstance(model, CausalLM)
-        if kind == "infilling":
-            check_continuation(model, prompt, written, settings["tokens"])
-            return ContinuationTarget(model, None, beta, form, prompt)
-        text = encoded(model, settings["text"])
-        check_continuation(model, prompt, max(written, len(text)), len(text))
-        return ContinuationTarget(model, text, beta, form, prompt)
-    if kind == "latex":
-        return ThresholdTarget(ClassifiedTexts(model.tokenizer, valid_formulas, prompt), 0.5)
-    if kind == "reward":
-        return RewardTarget(text_reward(settings["reward"], model, prompt), beta, float(settings.get("highest", 0.0)))
-    known = ("class", "threshold", "infilling", "continuation", "latex", "reward")
-    raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(known)}")
+    if kind not in TARGETS:
+        raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(TARGETS)}")
+    return TARGETS[kind](settings, model, prompt, written)

@@ -19,8 +19,8 @@ from benchmarks.structure import (
 
 # The most that each count may be. A change that lowers one lowers it here.
 MOST = {
-    "functions over 60 lines": 4,
-    "functions of complexity above 15": 17,
+    "functions over 60 lines": 3,
+    "functions of complexity above 15": 10,
     "functions that take a configuration": 7,
     "getattr probes": 0,
     "pyright: ignore": 61,
