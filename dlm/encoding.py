@@ -159,7 +159,8 @@ def rendered_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> 
         if between:
             ids += text_ids(tokenizer, "".join(name.get(letter, letter) for letter in between))
         if special:
-            ids += tokenizer.convert_tokens_to_ids([special[0]])  # pyright: ignore[reportOperatorIssue]
+            own = tokenizer.convert_tokens_to_ids([special[0]])
+            ids += [own] if isinstance(own, int) else own
             at = special.end()
     return ids
 

@@ -350,12 +350,12 @@ def terms(
         length = whole.shape[1] - (0 if begins is None else begins)
         always = (views.masked & ~views.read).sum(1)  # what is masked at every level
         share = (-torch.expm1(-views.sigma.double()) * views.free + always) / length
-        told = model.sigma_of(share)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        told = model.sigma_of(share)
         sigma = views.sigma[views.read.nonzero()[:, 0]]
     hidden = model.hidden(canvas, views.read, told, begins)
     mass, logit = mass_and_logit(model, hidden, whole[views.read], estimator.temperature)
     if sigma is not None:
-        scale = model.log_scale(sigma)  # pyright: ignore[reportCallIssue]
+        scale = model.log_scale(sigma)
         mass, logit = mass + scale, logit + scale
     return out.masked_scatter(views.read, estimator.term(mass, logit, sigma))
 

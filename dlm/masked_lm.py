@@ -141,6 +141,14 @@ class MaskedLM(nn.Module):
         stored = next(self.backbone.parameters()).dtype
         return nullcontext() if self.dtype == stored else torch.autocast(device.type, self.dtype)
 
+    def sigma_of(self, share: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """Return the total noise at which this share of the positions is masked. Score models only."""
+        raise NotImplementedError(f"{type(self).__name__} does not depend on a noise level")
+
+    def log_scale(self, sigma: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Return the number that turns logits into log-scores when added to them. Score models only."""
+        raise NotImplementedError(f"{type(self).__name__} has no scores")
+
     def backbone_state(self) -> dict[str, Tensor]:
         return self.backbone.state_dict()
 
@@ -327,10 +335,12 @@ def mass_and_logit(
 
     chunk = model.chunk(hidden.device)
     if len(hidden) <= chunk:
-        return of_chunk(hidden, tokens).unbind(0)  # pyright: ignore[reportReturnType]
+        mass, logit = of_chunk(hidden, tokens)
+        return mass, logit
     pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
     parts = [checkpoint(of_chunk, *piece, use_reentrant=False) for piece in pieces]
-    return torch.cat(parts, 1).unbind(0)  # pyright: ignore[reportArgumentType, reportReturnType]
+    mass, logit = torch.cat(parts, 1)
+    return mass, logit
 
 
 def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:

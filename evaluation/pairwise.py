@@ -107,10 +107,12 @@ def summary(found: list[Judgement]) -> dict[str, int]:
         pairs.setdefault(one.row, []).append(one)
     counts: dict[str, int] = {"win": 0, "tie": 0, "lose": 0, "unparsable": 0}
     for own in pairs.values():
-        if any(one.red_score is None or one.blue_score is None for one in own):
+        margins = [one.red_score - one.blue_score for one in own
+                   if one.red_score is not None and one.blue_score is not None]  # fmt: skip
+        if len(margins) < len(own):
             counts["unparsable"] += 1
             continue
-        margin = sum(one.red_score - one.blue_score for one in own)  # pyright: ignore[reportOperatorIssue]
+        margin = sum(margins)
         counts["win" if margin > 0 else "lose" if margin < 0 else "tie"] += 1
     return counts
 

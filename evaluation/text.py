@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlm.checkpoints.smollm2 import PACKAGE, SMOLLM2, smollm2_folder
 from dlm.encoding import batch_ids, check_embedded, is_text_tokenizer
@@ -89,7 +89,12 @@ def load_judge(name: str = "smollm2", device: str = "cpu", cache_dir: str | Path
             f"the judge '{name}' is neither a local directory nor a model that can be reached: download it with "
             f"`hf download {name}`, give a directory, or take the judge smollm2."
         ) from error
-    return Judge(name, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+    return Judge(name, frozen(model, device), tokenizer)
+
+
+def frozen(model: nn.Module, device: str) -> nn.Module:
+    """Put a model on a device, for evaluation without gradients."""
+    return model.to(device).eval().requires_grad_(False)
 
 
 def check_judge_files(folder: Path) -> None:

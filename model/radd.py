@@ -16,6 +16,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from model.layers import Layers
+
 try:  # CUDA only, extra `cuda`; scaled_dot_product_attention computes the same elsewhere
     from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 except ImportError:
@@ -83,7 +85,7 @@ def attend(
 ) -> Float[Tensor, "row read both"]:
     """Apply full attention (neither masked nor causal). All positions belong to the row, so there is no padding to mask."""
     if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return flash_attn_func(query, key, value).flatten(-2)  # pyright: ignore[reportOptionalCall]
+        return flash_attn_func(query, key, value).flatten(-2)
     query, key, value = (
         rearrange(x, "row position head width -> row head position width") for x in (query, key, value)
     )
@@ -225,7 +227,9 @@ class RADD(
         learned = shape.get("learned_positions", False)
         self.position_embed = nn.Parameter(torch.randn(shape["length"], width) * 0.1) if learned else None
         self.rotary_emb = Rotary(width // heads)
-        self.blocks = nn.ModuleList(Block(width, heads, shape.get("dropout", 0.0)) for _ in range(shape["n_blocks"]))
+        self.blocks: Layers[Block] = Layers(
+            Block(width, heads, shape.get("dropout", 0.0)) for _ in range(shape["n_blocks"])
+        )
         self.output_layer = OutputLayer(width, self.columns)
 
     def body(
@@ -245,7 +249,7 @@ class RADD(
         if places is None:
             return last(x, cos, sin)[read]
         index, valid = places
-        return last.at(x, cos, sin, index)[valid]  # pyright: ignore[reportCallIssue]
+        return last.at(x, cos, sin, index)[valid]
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:
         """Return raw logits over the vocabulary and the mask column."""

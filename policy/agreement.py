@@ -7,6 +7,8 @@ predictions at other positions do. They exist already, so this policy costs almo
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -61,14 +63,15 @@ class Agreement(PolicyNetwork):
         self.length, self.top_k, self.candidates = length, top_k, candidates
         self.relations = nn.Parameter(0.02 * torch.randn(3, length, length, relations))
         self.features = nn.Linear(OWN + candidates * (1 + 3 * relations), width)
-        self.time_mlp = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        first, last = nn.Linear(1, width), nn.Linear(width, width)
+        self.time_mlp = nn.Sequential(first, nn.SiLU(), last)
         self.hidden = nn.Linear(width, width)
         self.confidence_scale = nn.Parameter(torch.ones(()))
         self.output_proj = nn.Linear(width, 1)
         self.value_proj = nn.Linear(width, 1) if value_head else None
         self.alpha_embedding = AlphaEmbedding(width) if alpha_conditioned else None
-        for layer in (self.time_mlp[2], self.output_proj):
-            zero_(layer)  # pyright: ignore[reportArgumentType]
+        for layer in (last, self.output_proj):
+            zero_(layer)
         if smart_init is not None:
             nn.init.constant_(self.output_proj.bias, smart_init)
 
@@ -104,9 +107,12 @@ class Agreement(PolicyNetwork):
     ) -> Float[Tensor, "row candidate position other"]:
         """Return the probability of each position's candidates at every other position, 0 outside the top k there."""
         candidates = top_tokens[..., : self.candidates].mT[..., None]
-        return sum(  # pyright: ignore[reportReturnType]
-            probabilities[:, None, None, :, k] * (top_tokens[:, None, None, :, k] == candidates)
-            for k in range(top_tokens.shape[-1])
+        return reduce(
+            torch.add,
+            (
+                probabilities[:, None, None, :, k] * (top_tokens[:, None, None, :, k] == candidates)
+                for k in range(top_tokens.shape[-1])
+            ),
         )
 
     def trunk(

@@ -42,7 +42,8 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """The contents of config.json: the constructor's arguments, `policy_type`, the fingerprint of the model."""
-        return self._hub_mixin_config  # pyright: ignore[reportReturnType]
+        assert isinstance(self._hub_mixin_config, dict)  # of the constructor's arguments
+        return self._hub_mixin_config
 
     def inputs(self, observation: Observation, everywhere: bool = False) -> dict[str, Tensor]:
         """Return the inputs of `scores` for an observation: tensors that may be stored and replayed.

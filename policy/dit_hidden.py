@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dlm.masked_lm import MaskedLM
+from model.layers import Layers
 from model.llama import BidirectionalLlama, LlamaBlock, LlamaShape, RowByRow, Span
 from policy.base import PolicyNetwork
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
@@ -68,13 +69,15 @@ class DitHidden(PolicyNetwork):
         self.norms = nn.ModuleList(
             nn.LayerNorm(hidden_size) for _ in range(num_blocks + 1)
         )  # the last: before the head
-        self.ada_linears = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(num_blocks + 1))
+        self.ada_linears: Layers[nn.Linear] = Layers(
+            nn.Linear(hidden_size, 2 * hidden_size) for _ in range(num_blocks + 1)
+        )
         self.output_proj = nn.Linear(hidden_size, 1)
         self.value_proj = nn.Linear(hidden_size, 1) if value_head else None
         self.alpha_embedding = AlphaEmbedding(hidden_size) if alpha_conditioned else None
         if smart_init is not None:
             for layer in self.ada_linears:
-                zero_(layer)  # pyright: ignore[reportArgumentType]
+                zero_(layer)
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     @torch.no_grad()

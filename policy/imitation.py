@@ -113,7 +113,7 @@ def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong:
     `masks` positions.
     """
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
-    scores, right = network.scores(**inputs), part.inputs["right"]  # pyright: ignore[reportCallIssue]
+    scores, right = network.scores(**inputs), part.inputs["right"]
     loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
     return loss.masked_fill(~part.writable, 0.0).sum() / masks
 
@@ -131,20 +131,20 @@ def teacher_loss(
         reward: rollouts without any reward are left out; if none remains, there are no gradients.
         budget: maximal evaluations of each row.
     """
-    inputs = network.inputs  # pyright: ignore
+    inputs = network.inputs
     options = DecodeOptions(config.sampling.discrete_steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
     if teaching.expert == "answers":
         assert prompts.text is not None
-        teacher = Answers(prompts.text, inputs)  # pyright: ignore
-        record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731  # pyright: ignore
+        teacher = Answers(prompts.text, inputs)
+        record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731
         rule = TokenRule(0.0)
     else:
         settings = [] if teaching.expert == "leftmost" else [teaching.setting]
         teacher, record, rule = WHERE[teaching.expert](*settings), inputs, TokenRule(config.sampling.temperature)
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
-        teacher = Expert(network, teacher)  # pyright: ignore[reportArgumentType]
-    samples = Strategy(teacher, rule).decode(model, prompts, options, seed, record=record)  # pyright: ignore[reportArgumentType]
+        teacher = Expert(network, teacher)
+    samples = Strategy(teacher, rule).decode(model, prompts, options, seed, record=record)
     trajectory = samples.trajectory
     assert trajectory is not None
     if reward is not None:
@@ -155,7 +155,7 @@ def teacher_loss(
     if len(trajectory.row) == 0:
         return 0.0
     assert isinstance(config.algorithm, DrawnSettings)
-    law = PolicyUnmasker(network, config.algorithm.action).law  # pyright: ignore[reportArgumentType]
+    law = PolicyUnmasker(network, config.algorithm.action).law
     total = 0.0
     for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):
         part = trajectory.take(index)

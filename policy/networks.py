@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from model.layers import Layers
 from model.radd import RADD, Block, Rotary
 from policy.base import PolicyNetwork
 from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_features, time_mlp, zero_
@@ -19,6 +20,8 @@ from policy.conditions import AlphaEmbedding, alpha_input, mean_over, time_featu
 
 class DitBlock(nn.Module):
     """Pre-norm transformer block; the condition (mask and time) scales, shifts and gates it at each position."""
+
+    inv_freq: Tensor
 
     def __init__(self, hidden_dim: int, feedforward_dim: int, num_heads: int):
         super().__init__()
@@ -40,7 +43,7 @@ class DitBlock(nn.Module):
         """Apply the rotary embedding to (even, odd) pairs. The result keeps them as two halves; queries and keys agree, so
         products are unchanged.
         """
-        angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq  # pyright: ignore
+        angle = torch.arange(heads.shape[-2], device=heads.device).float()[:, None] * self.inv_freq
         even, odd = heads[..., 0::2], heads[..., 1::2]
         return torch.cat([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
 
@@ -114,7 +117,7 @@ class DitConfidence(PolicyNetwork):
         self.confidence_proj = nn.Linear(confidences_top_p, hidden_dim)
         self.mask_embedding = nn.Embedding(2, hidden_dim)
         self.time_mlp = time_mlp(time_embed_dim, hidden_dim)
-        self.transformer_blocks = nn.ModuleList(
+        self.transformer_blocks: Layers[DitBlock] = Layers(
             DitBlock(hidden_dim, feedforward_dim, num_heads) for _ in range(num_blocks)
         )
         self.final_norm = nn.LayerNorm(hidden_dim)
@@ -126,7 +129,7 @@ class DitConfidence(PolicyNetwork):
         self.alpha_embedding = AlphaEmbedding(hidden_dim) if alpha_conditioned else None
         if smart_init is not None:
             for block in self.transformer_blocks:
-                zero_(block.ada_conditioning)  # pyright: ignore[reportArgumentType]
+                zero_(block.ada_conditioning)
             nn.init.constant_(self.output_proj.bias, smart_init)
 
     @torch.no_grad()

@@ -90,8 +90,8 @@ def policy_log_probs(
     if value:
         scores, values = network.forward_with_value(**trajectory.inputs)
     else:
-        scores = network.scores(**trajectory.inputs)  # pyright: ignore[reportCallIssue]
-    learned = law_settings(network)  # pyright: ignore[reportArgumentType]
+        scores = network.scores(**trajectory.inputs)
+    learned = law_settings(network)
     return law.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
 
 
@@ -105,7 +105,7 @@ def recomputed(
         for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(chunk)
     ]
     log_probs, values = zip(*parts, strict=True)
-    return torch.cat(log_probs), torch.cat(values) if value else None  # pyright: ignore[reportArgumentType]
+    return torch.cat(log_probs), torch.cat(values) if value else None
 
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:

@@ -71,7 +71,7 @@ def masking_path(
     for k in range(steps + 1):
         observation = environment.reset(Prompts(canvas))
         observation.to_write, observation.time = total, ((steps - k) / total.clamp(min=1)).clamp(max=1)
-        inputs.append(network.inputs(observation, everywhere=True))  # pyright: ignore[reportCallIssue]
+        inputs.append(network.inputs(observation, everywhere=True))
         if order is not None:
             picked = order > 0
             log_tokens.append(observation.log_prob(picked, tokens))
@@ -110,8 +110,8 @@ def bound_loss(
     for k, (order, eligible) in enumerate(zip(path.order, path.eligible, strict=True)):
         log_mask.append(law.log_prob(masking_scores(network, path.inputs[k]), eligible, order))
         masked_after = (~eligible & ~given) | (order > 0)
-        scores = network.scores(**path.inputs[k + 1])  # pyright: ignore[reportCallIssue]
-        log_unmask.append(law.log_prob(scores, masked_after, reverse(order), **law_settings(network)))  # pyright: ignore[reportArgumentType]
+        scores = network.scores(**path.inputs[k + 1])
+        log_unmask.append(law.log_prob(scores, masked_after, reverse(order), **law_settings(network)))
     length = (~given).sum(1).clamp(min=1)
     return variational_loss(
         path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce, everywhere

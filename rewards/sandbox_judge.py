@@ -135,7 +135,7 @@ class Thing:
         return self._unmask_side.request("copy", self, True)
 
     @property
-    def __dict__(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __dict__(self) -> dict[str, Any]:
         return self._unmask_side.request("get", self, "__dict__")
 
 

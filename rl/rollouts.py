@@ -87,7 +87,7 @@ class Batch:
         part = processes.part(len(state["tokens"]))
         values: dict[str, Any] = {name: value[part].to(processes.device) if isinstance(value, Tensor) else value
                   for name, value in state.items()}  # fmt: skip
-        return cls(**values, first_row=part.start)  # pyright: ignore[reportArgumentType]
+        return cls(**values, first_row=part.start)
 
 
 def decode(

@@ -33,7 +33,7 @@ from dlm.likelihood import (
     known_terms,
 )
 from dlm.masked_lm import MaskedLM
-from dlm.noise import Noise
+from dlm.noise import LogLinearNoise, Noise
 from losses import group_advantages
 from rewards.measures import distinct_n
 from rewards.rules import Reward
@@ -66,7 +66,7 @@ def build_estimator(config: RLTrainingSettings, model: MaskedLM, noise: Noise | 
         "elbo": lambda: Elbo(samples, counts, antithetic),
         "mean_field": lambda: MeanField(samples, float(rl.prompt_mask)),
         "coupled": lambda: Coupled(samples, float(low), float(high)),
-        "score_entropy": lambda: ScoreEntropy(samples, False, antithetic, noise),  # pyright: ignore[reportArgumentType]
+        "score_entropy": lambda: ScoreEntropy(samples, False, antithetic, noise or LogLinearNoise()),
         "sandwich": lambda: Sandwich(samples, counts, antithetic, float(rl.sandwich.beta), float(rl.sandwich.mix)),
         "trajectory": lambda: ReplayedTrajectory(float(config.sampling.temperature), rl.replayed_steps),
         "published": Published,

@@ -73,11 +73,12 @@ class Settings:
         ValueError: names the field, its value and its range.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # of every subclass
     place: ClassVar[str] = ""  # of the fields' names in messages and on the command line
     exact: ClassVar[bool] = False  # an unknown name is refused in a configuration that several commands share, too
 
     def __post_init__(self):
-        for entry in fields(self):  # pyright: ignore[reportArgumentType]
+        for entry in fields(self):
             self.check(entry, getattr(self, entry.name), self.place)
 
     @classmethod
@@ -92,7 +93,7 @@ class Settings:
     @classmethod
     def entries(cls) -> dict[str, Field[Any]]:
         """The fields by name."""
-        return {entry.name: entry for entry in fields(cls)}  # pyright: ignore[reportArgumentType]
+        return {entry.name: entry for entry in fields(cls)}
 
     @classmethod
     def of(cls: type[S], values: Mapping[str, Any], prefix: str | None = None, *, strict: bool = True) -> S:
@@ -171,4 +172,4 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Field[A
 
 def default_of(entry: Field[Any]) -> Any:
     """The default of a single value; a new list where it is one."""
-    return entry.default if entry.default is not MISSING else entry.default_factory()  # pyright: ignore[reportCallIssue]
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()

@@ -110,4 +110,4 @@ def stay_offline_where_unreachable() -> None:
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are imported later
         if loaded := sys.modules.get("datasets.config"):
-            loaded.HF_HUB_OFFLINE = True  # pyright: ignore[reportAttributeAccessIssue]
+            vars(loaded)["HF_HUB_OFFLINE"] = True

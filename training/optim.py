@@ -84,7 +84,9 @@ class Optimiser:
     @staticmethod
     def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
         """Return one gradient per parameter; zero for a parameter that took no part."""
+        gradients = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in parameters]  # pyright: ignore[reportReturnType]
+            gradients.append(parameter.grad)
+        return gradients

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from dlm.causal_lm import CausalLM
 from dlm.fingerprint import KEY, fingerprint_of, mismatch, stored_fingerprint
 from dlm.masked_lm import MaskedLM
+from model.layers import Layers
 from model.sedd import SEDD
 from training.files import replacing_directory
 from training.hub import shipped
@@ -65,13 +66,13 @@ class TwistHead(nn.Module):
             raise ValueError(f"a twist head of layers={layers} is none; give at least 1")
         inner = int((width + condition) * multiplier)
         sizes = [width + condition, *[inner] * (layers - 1)]
-        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.inner: Layers[nn.Linear] = Layers(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], columns)
         self.level = nn.Linear(sizes[-1], 1) if level else None
         self.bounded = bounded
         for layer in self.inner:
-            nn.init.xavier_normal_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
         for layer in (self.last, self.level):
             if layer is not None:
                 nn.init.zeros_(layer.weight)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
+from typing_extensions import TypeIs
 
 from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of, chat_canvas
@@ -133,7 +134,7 @@ class Generation:
         tokens, counted = self.samples.tokens.cpu(), self.samples.counted.cpu()
         record = quality(tokens, self.texts, loaded, self.model.tokenizer, counted)
         board = isinstance(self.model.tokenizer, BoardTokenizer)
-        box = tuple(self.model.backbone.config["puzzle"]["box"]) if board else None  # pyright: ignore
+        box = tuple(self.model.backbone.config["puzzle"]["box"]) if board else None
         return record | ({} if box is None else solved(tokens, box)) | cost([self.samples])
 
     def save_replay(self, path: str | Path, name: str = "samples") -> Path:
@@ -344,10 +345,10 @@ def start_prompts(
             raise ValueError("template stands for the whole canvas; leave prompts out, or write them into it")
         return [Prompts(canvas_of(model, template=template, suffix=suffix, length=length)[None])]
     if prompts is None or is_prompt(prompts):
-        return [start_prompt(model, prompts, suffix, length)]  # pyright: ignore[reportArgumentType]
+        return [start_prompt(model, prompts, suffix, length)]
     if not prompts:
         raise ValueError("prompts is empty; give at least one, or leave it out for blank canvases")
-    return [start_prompt(model, prompt, suffix, length) for prompt in prompts]  # pyright: ignore[reportArgumentType]
+    return [start_prompt(model, prompt, suffix, length) for prompt in prompts]
 
 
 def stacked(starts: Sequence[Prompts], mask_id: int, prompt_length: int) -> Prompts:
@@ -356,11 +357,16 @@ def stacked(starts: Sequence[Prompts], mask_id: int, prompt_length: int) -> Prom
     return Prompts(torch.cat([start.canvas for start in starts]), prompt_length=prompt_length, open=is_open)
 
 
-def is_prompt(prompts: object) -> bool:
+def is_prompt(prompts: object) -> TypeIs[Prompt]:
     """Whether this is one prompt, and not a list of prompts."""
     return isinstance(prompts, str) or (
         isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
     )
+
+
+def is_chat(prompt: Sequence[int] | Sequence[Mapping[str, str]]) -> TypeIs[Sequence[Mapping[str, str]]]:
+    """Return whether a prompt is messages, and not token ids."""
+    return isinstance(prompt[0], Mapping)
 
 
 def start_prompt(model: MaskedLM, prompt: Prompt | None, suffix: str | None, length: int | None) -> Prompts:
@@ -369,11 +375,11 @@ def start_prompt(model: MaskedLM, prompt: Prompt | None, suffix: str | None, len
         return Prompts(canvas_of(model, prompt, suffix, length=length)[None])
     if suffix is not None:
         raise ValueError("suffix is for prompts that are texts; write it into the token ids, or leave it out")
-    if isinstance(prompt[0], Mapping):
-        return Prompts(chat_canvas(model, prompt, length)[None])  # pyright: ignore[reportArgumentType]
+    if is_chat(prompt):
+        return Prompts(chat_canvas(model, prompt, length)[None])
     ids, positions = list(prompt), length or model.max_length
     if len(ids) >= positions:
         raise ValueError(
             f"the prompt has {len(ids)} tokens and the canvas {positions} positions; shorten it or raise length"
         )
-    return Prompts.from_ids([ids], positions - len(ids), model.mask_id)  # pyright: ignore[reportArgumentType]
+    return Prompts.from_ids([ids], positions - len(ids), model.mask_id)

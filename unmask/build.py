@@ -443,7 +443,7 @@ def check_data(config: PolicyTrainingSettings | RLTrainingSettings, model: Maske
     check_masked(config, model)
     if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own
         return
-    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)  # pyright: ignore[reportArgumentType]
+    tokens = task.tokenizer.size if isinstance(task, PuzzleTask) else len(task.tokenizer)
     if tokens not in (model.mask_id, model.vocab_size):  # RADD's mask is past the tokenizer's, LLaDA's one of them
         raise ValueError(
             f"the data has {tokens} tokens and {config.dlm.path} writes {model.mask_id}; use the data that the model is of "

@@ -44,7 +44,7 @@ def _dequantise(folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(quantised.state_dict())
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    model.to(torch.bfloat16).save_pretrained(unfinished)  # pyright: ignore[reportArgumentType]
+    model.bfloat16().save_pretrained(unfinished)
     AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
     keep(unfinished, folder)
 

@@ -92,7 +92,7 @@ def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
         prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)  # pyright: ignore
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(judge.model.device)
-    written = judge.model.generate(  # pyright: ignore[reportCallIssue]
+    written = judge.model.generate(
         **encoded,
         max_new_tokens=tokens,
         do_sample=True,

@@ -274,7 +274,7 @@ def record_of(
     used.sampler = OmegaConf.create(asdict(settings))
     used.sampler.steps = len(prepared.canvas) if model.causal else settings.steps
     used.length, used.num_samples = len(prepared.canvas), len(tokens)
-    box = tuple(model.backbone.config["puzzle"]["box"]) if prepared.board else None  # pyright: ignore
+    box = tuple(model.backbone.config["puzzle"]["box"]) if prepared.board else None
     measured = [batch.drift for batch in batches if batch.drift is not None]
     return {
         "model": prepared.path,
