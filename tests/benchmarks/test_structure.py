@@ -20,10 +20,10 @@ from benchmarks.structure import (
 # The most that each count may be. A change that lowers one lowers it here.
 MOST = {
     "functions over 60 lines": 3,
-    "functions of complexity above 15": 10,
+    "functions of complexity above 15": 8,
     "functions that take a configuration": 7,
     "getattr probes": 0,
-    "pyright: ignore": 14,
+    "pyright: ignore": 13,
     "classes that share a name": 0,
     "public names without a docstring": 0,
 }
