@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -137,15 +138,11 @@ def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:
 
 
 def _policies(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
-    trained = EVALUATED_AS.get(str(OmegaConf.select(config or OmegaConf.create(), "algorithm.action")))
+    known = config or OmegaConf.create()
+    trained = EVALUATED_AS.get(str(OmegaConf.select(known, "algorithm.action")))
     mode = arguments.sampling_mode or trained or "bernoulli-argmax"
-    thresholds = numbers(arguments.settings, "--settings") if mode == "threshold" else [0.5]
-    if mode != "threshold" and arguments.settings:
-        raise ValueError(f"--settings of a policy are those of --sampling_mode threshold, not of {mode}")
-    steps = numbers(arguments.steps, "--steps", int)
-    if mode != "fixed" and steps:
-        raise ValueError(f"--steps of a policy are those of --sampling_mode fixed, not of {mode}; leave them out")
-    trained_at = OmegaConf.select(config or OmegaConf.create(), "eval.temperature")
+    thresholds, steps = _thresholds_and_steps(mode, arguments.settings, arguments.steps)
+    trained_at = OmegaConf.select(known, "eval.temperature")
     temperatures = numbers(arguments.temperatures or "", "--temperatures")
     temperatures = temperatures or [1.0 if trained_at is None else float(trained_at)]
     betas = numbers(arguments.betas or "", "--betas") or [1.0]
@@ -154,20 +151,42 @@ def _policies(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig 
         network = load_policy(file, model=model, other_model=arguments.other_model)
         network.to(next(model.parameters()).device)
         weights = digest_of(weight_digests(network.named_parameters()))
-        for temperature in temperatures:
-            for beta in betas:
-                for threshold in thresholds or [0.5]:
-                    rule = PolicyUnmasker(network, SAMPLING_MODES[mode], temperature, beta, threshold)
-                    words = [f"{name}-T{temperature:g}"]
-                    words += (
-                        [] if mode == "bernoulli-argmax" else [mode + (f"{threshold:g}" if mode == "threshold" else "")]
-                    )
-                    words += [] if beta == 1 else [f"B{beta:g}"]
-                    found.append(Candidate(
-                        "-".join(words), f"{name} {mode}", rule, checkpoint, mode,
-                        threshold if mode == "threshold" else None, temperature, beta, weights=weights,
-                    ))  # fmt: skip
+        found += [
+            Candidate(
+                _policy_name(name, mode, temperature, beta, threshold),
+                f"{name} {mode}",
+                PolicyUnmasker(network, SAMPLING_MODES[mode], temperature, beta, threshold),
+                checkpoint,
+                mode,
+                threshold if mode == "threshold" else None,
+                temperature,
+                beta,
+                weights=weights,
+            )
+            for temperature, beta, threshold in product(temperatures, betas, thresholds)
+        ]
     return _in_steps(found, steps)
+
+
+def _thresholds_and_steps(mode: str, settings: str, steps: str) -> tuple[list[float], list[int]]:
+    """Return the thresholds and the numbers of steps of a policy. ValueError for a flag that the mode does not have."""
+    thresholds = numbers(settings, "--settings") if mode == "threshold" else []
+    if mode != "threshold" and settings:
+        raise ValueError(f"--settings of a policy are those of --sampling_mode threshold, not of {mode}")
+    counts = numbers(steps, "--steps", int)
+    if mode != "fixed" and counts:
+        raise ValueError(f"--steps of a policy are those of --sampling_mode fixed, not of {mode}; leave them out")
+    return thresholds or [0.5], counts
+
+
+def _policy_name(name: str, mode: str, temperature: float, beta: float, threshold: float) -> str:
+    """Return the name of a candidate: that of the policy, and the settings that are not the usual ones."""
+    words = [f"{name}-T{temperature:g}"]
+    if mode != "bernoulli-argmax":
+        words.append(f"{mode}{threshold:g}" if mode == "threshold" else mode)
+    if beta != 1:
+        words.append(f"B{beta:g}")
+    return "-".join(words)
 
 
 def _policy_files(arguments: EvaluationRequest) -> list[tuple[str, int | None, Path]]:

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "wandb.mode",
     "training.log_freq",
 )  # on resume; anything else is another run
+OWN_SECTIONS = {"policy", "algorithm", "rl", "encoder", "preference", "twist"}  # each of one training command
 MAY_CHANGE_TOO = {"train_twist": "training.epochs"}  # of a configuration whose n_iters follows from it
 
 
@@ -60,18 +61,8 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     Raises:
         ValueError: lists the differing keys.
     """
-    if config.resume == "auto":
-        if not config.run_dir:
-            raise ValueError("resume=auto looks for a run in run_dir; give run_dir=DIRECTORY too")
-        config.resume = config.run_dir if holds_run(config.run_dir) else None
-    if place := next((key for key in ("resume", "run_dir") if config[key] and not is_url(config[key])), None):
-        check_place(config[place], f"{place}={config[place]}")
+    _check_places(config)
     if not config.resume:
-        if config.run_dir and holds_run(config.run_dir):
-            raise ValueError(
-                f"run_dir={config.run_dir} holds a run; resume={config.run_dir} goes on with it, another run_dir starts a "
-                "new one"
-            )
         return config
     if not holds_run(config.resume):
         raise ValueError(
@@ -85,19 +76,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         key for key in keys if isinstance(value_at(text, key), str) and value_at(text, key) == value_at(now, key)
     ]
     saved = configuration(stored, named, repeated)
-    own = {
-        "policy",
-        "algorithm",
-        "rl",
-        "encoder",
-        "preference",
-        "twist",
-    }  # keys that identify the training commands
-    if missing := sorted(own & config.keys() ^ own & saved.keys()):
-        raise ValueError(
-            f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
-        )
-    differences = []
+    _check_command(config, saved)
     started_with = parsed_yaml(content(config.resume, OVERRIDES), f"{config.resume}/{OVERRIDES}")
     started_with = [str(word) for word in started_with] if isinstance(started_with, list) else []
     today = composed(name, [word for word in started_with if chooses(word)])
@@ -105,7 +84,55 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     check_groups(saved, today, named)
     saved = OmegaConf.merge(today, saved)
     assert isinstance(saved, DictConfig)
-    for override, key in zip(overrides, keys, strict=True):
+    free = [*MAY_CHANGE, *repeated, *([MAY_CHANGE_TOO[name]] if name in MAY_CHANGE_TOO else [])]
+    differences = _take_over(saved, config, list(zip(overrides, keys, strict=True)), started_with, free)
+    if differences:
+        raise ValueError(
+            f"resume={config.resume} was started with another configuration ({'; '.join(differences)}); "
+            "leave these out, or start a new run"
+        )
+    _print_left_out(text, now, named)
+    for key in PLACES:
+        if OmegaConf.select(saved, key) is not None or OmegaConf.select(config, key) is not None:
+            OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
+    return saved
+
+
+def _check_places(config: DictConfig) -> None:
+    """Replace resume=auto by the run in run_dir, if there is one. ValueError for a place that cannot be used as requested."""
+    if config.resume == "auto":
+        if not config.run_dir:
+            raise ValueError("resume=auto looks for a run in run_dir; give run_dir=DIRECTORY too")
+        config.resume = config.run_dir if holds_run(config.run_dir) else None
+    if place := next((key for key in ("resume", "run_dir") if config[key] and not is_url(config[key])), None):
+        check_place(config[place], f"{place}={config[place]}")
+    if not config.resume and config.run_dir and holds_run(config.run_dir):
+        raise ValueError(
+            f"run_dir={config.run_dir} holds a run; resume={config.run_dir} goes on with it, another run_dir starts a "
+            "new one"
+        )
+
+
+def _check_command(config: DictConfig, saved: DictConfig) -> None:
+    """Refuse a run of another command: ValueError."""
+    if missing := sorted(OWN_SECTIONS & config.keys() ^ OWN_SECTIONS & saved.keys()):
+        raise ValueError(
+            f"resume={config.resume} is a run of the other training script ({', '.join(missing)}); use that one"
+        )
+
+
+def _take_over(
+    saved: DictConfig, config: DictConfig, overrides: list[tuple[str, str]], started_with: list[str], free: list[str]
+) -> list[str]:
+    """Set the overridden keys that may change in the configuration of the run, and describe the others that differ.
+
+    Args:
+        overrides: each with its key.
+        started_with: overrides that the run was started with.
+        free: keys that may change.
+    """
+    differences = []
+    for override, key in overrides:
         if key in PLACES or key.split(".")[0] in PLACES:
             if key == "run_dir" and config.run_dir not in (None, config.resume) and not is_url(config.run_dir):
                 differences.append(f"run_dir: a run goes on where it is, the command asks for {config.run_dir!r}")
@@ -115,15 +142,15 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
                 differences.append(f"the run was not started with {override}")
             continue
         asked, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
-        if key in (*MAY_CHANGE, MAY_CHANGE_TOO.get(name), *repeated):
+        if key in free:
             OmegaConf.update(saved, key, asked, merge=False)
         elif asked != was:
             differences.append(f"{key}: the run has {was!r}, the command asks for {asked!r}")
-    if differences:
-        raise ValueError(
-            f"resume={config.resume} was started with another configuration ({'; '.join(differences)}); "
-            "leave these out, or start a new run"
-        )
+    return differences
+
+
+def _print_left_out(text: object, now: object, named: str) -> None:
+    """Print the places and names of the stored configuration that the command does not repeat: they are not used."""
     left_out = {
         key: value_at(text, key) for key in ("run_dir", "data.cache_dir", "wandb.project", "wandb.name", "wandb.entity")
     }
@@ -131,10 +158,6 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
         left_out["run_dir"] = None
     if told := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
         print(printable(f"not taken from {named}, give it again to use it: {', '.join(told)}"), file=sys.stderr)
-    for key in PLACES:
-        if OmegaConf.select(saved, key) is not None or OmegaConf.select(config, key) is not None:
-            OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
-    return saved
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -61,6 +61,7 @@ from samplers.settings import (
     PROPOSALS,
     READS,
     RULE_SETTINGS,
+    GuideSettings,
     PolicySettings,
     SamplerSettings,
     SMCSettings,
@@ -320,18 +321,29 @@ def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, giv
     same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
     causal = isinstance(reward, ClassifierReward) and reward.causal and model.causal
     check_read(settings, same, causal)
+    if not isinstance(reward, RewardModel) or not same or guide.read == "texts":
+        return _values_of_texts(reward, kind, model, layout, guide)
+    return _values_of_ids(reward, causal, model, layout, guide)
+
+
+def _values_of_texts(
+    reward: RewardModel | TextReward, kind: str, model: MaskedLM, layout: Layout, guide: GuideSettings
+) -> Values:
+    """Return the evaluation by a reward that reads texts: its tokenizer differs from the model's, or `guide.read` is texts."""
+    if kind == "mask":
+        raise ValueError(
+            f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
+        )
+    assert isinstance(reward, TextReward) and model.tokenizer is not None
     ends = end_tokens(model.tokenizer)
-    if not same or guide.read == "texts":
-        if kind == "mask":
-            raise ValueError(
-                f"{guide.reward} reads masks and its tokenizer is not the model's; give one trained on its ids"
-            )
-        own = Template(first=layout.first, end=ends[0] if ends else None, turns=ends[1:])
-        assert isinstance(reward, TextReward)
-        decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (dlm/ends.py)
-        return Texts(reward.score_texts, decode, own, kind)
-    assert isinstance(reward, RewardModel)
-    template = template_of(reward, layout.first, ends)
+    own = Template(first=layout.first, end=ends[0] if ends else None, turns=ends[1:])
+    decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)  # as answers are (dlm/ends.py)
+    return Texts(reward.score_texts, decode, own, kind)
+
+
+def _values_of_ids(reward: RewardModel, causal: bool, model: MaskedLM, layout: Layout, guide: GuideSettings) -> Values:
+    """Return the evaluation by a reward that reads the model's token ids. causal: both reward and model are causal."""
+    template = template_of(reward, layout.first, end_tokens(model.tokenizer))
     longest = layout.length + len(template.front) + len(template.between)
     if isinstance(reward, ClassifierReward) and longest > reward.max_length:
         raise ValueError(

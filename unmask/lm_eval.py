@@ -62,6 +62,11 @@ except ImportError as error:
 RENDERED = "\U0010efff"  # in front of a text that the chat template made; private use
 
 
+def rows_of(batch_size: int | str) -> int:
+    """Return the number of rows of a batch; 32 for `auto`, which asks for as many as fit: memory is bounded in any case."""
+    return int(batch_size) if isinstance(batch_size, int) or batch_size.isdigit() else 32
+
+
 @register_model("unmask")
 class UnmaskLM(TemplateLM):
     """See the module. Every request's likelihood, with its standard error, is kept in `likelihoods`."""
@@ -90,8 +95,7 @@ class UnmaskLM(TemplateLM):
         options.check_model(self.model)
         if (self.config.sampler.block_length or 1) > self.max_length:
             raise ValueError(f"block_length is more than the model's {self.max_length} positions; change it")
-        # `auto` means as many as fit: memory here is bounded for every batch size
-        self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 32
+        self.batch_size = rows_of(batch_size)
         if self.batch_size < 1 or samples < 1:
             raise ValueError(f"batch_size={batch_size} and samples={samples} must be at least 1; change them")
         self.samples, self.seed, self.check_greedy = samples, seed, greedy

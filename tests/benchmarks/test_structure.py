@@ -19,9 +19,9 @@ from benchmarks.structure import (
 
 # The most that each count may be. A change that lowers one lowers it here.
 MOST = {
-    "functions over 60 lines": 3,
-    "functions of complexity above 15": 8,
-    "functions that take a configuration": 7,
+    "functions over 60 lines": 0,
+    "functions of complexity above 15": 0,
+    "functions that take a configuration": 5,
     "getattr probes": 0,
     "pyright: ignore": 13,
     "classes that share a name": 0,

@@ -61,6 +61,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--few_shot", type=Whole(0, 100), default=0, help=f"worked examples before a question ({', '.join(WORKED)})"
     )
+    _add_decoding(made)
+    made.add_argument("--n_test", type=ROWS, default=None, help="questions of each data set (default: all; chain: 512)")
+    made.add_argument("--batch_size", type=ROWS, default=32)
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
+    made.add_argument("--save_path", "--output_dir", required=True)
+    return made
+
+
+def _add_decoding(made: argparse.ArgumentParser) -> None:
+    """Add the flags of decoding: temperatures, lengths, steps, budgets, caches, ends, guidance."""
     made.add_argument(
         "--temperatures",
         "--temperature_policy",
@@ -101,12 +112,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--guidance", type=Number(0, 1e6), default=0.0, help="classifier-free; an evaluation then counts twice"
     )
-    made.add_argument("--n_test", type=ROWS, default=None, help="questions of each data set (default: all; chain: 512)")
-    made.add_argument("--batch_size", type=ROWS, default=32)
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
-    made.add_argument("--save_path", "--output_dir", required=True)
-    return made
 
 
 REWARD = """How good the answers of unmask guide are: rewards with their standard error, likelihood, diversity, cost.

@@ -80,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
         "--other_model", dest="sampler.policy.other_model", action="store_true",
         help="the policy was trained on another model than this one: of policies that read confidences only",
     )  # fmt: skip
+    _add_guidance(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of rewards and particles."""
     guided = parser.add_argument_group(f"guided by a reward ({', '.join(GUIDED)})")
     guided.add_argument(
         "--reward", dest="sampler.guide.reward", metavar="RUN_OR_ID",
@@ -104,6 +111,10 @@ def parser() -> argparse.ArgumentParser:
         "--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never"
     )
     particles.add_argument("--twist", dest="sampler.smc.twist", metavar="RUN", help="twisted_smc: a run of train-twist")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of canvases, evaluation and files."""
     what = parser.add_argument_group("what to write")
     what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
     what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
@@ -130,7 +141,6 @@ def parser() -> argparse.ArgumentParser:
     after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
     after.add_argument("--html", metavar="FILE", help="write a page that replays the decoding step by step")
     after.add_argument("--show", action="store_true", help="watch the canvas fill")
-    return parser
 
 
 FILES = ("prompts", "html")  # flags that are no keys of the configuration

@@ -388,16 +388,38 @@ def check_files(config: DictConfig, prompts: Path | None, html: Path | None) -> 
         if html.is_dir():
             raise ValueError(f"--html {html} is a directory; give a file")
         make_directory(html.parent, f"--html {html}: its directory")
+    if prompts is not None:
+        _check_prompt_file(config, prompts, html)
+
+
+def _check_prompt_file(config: DictConfig, prompts: Path, html: Path | None) -> None:
+    """Refuse settings that a file of prompts replaces: ValueError."""
     idle = [key for key in ("prefix", "suffix", "template", "judge") if config[key] is not None]
     idle += [key for key in ("chat", "show", "drift") if config[key]]
-    if prompts is not None and idle:
+    if idle:
         raise ValueError(f"{', '.join(idle)} would do nothing with --prompts {prompts}; leave it out")
-    if prompts is not None and config.json == "-":
+    if config.json == "-":
         raise ValueError("--json - and --prompts both print on stdout; give --json FILE")
-    if prompts is not None and html is not None:
+    if html is not None:
         raise ValueError("--html replays the samples of one prompt, and --prompts has several; leave one out")
-    if prompts is not None and config.sampler.strategy == "twisted_smc":
+    if config.sampler.strategy == "twisted_smc":
         raise ValueError("strategy twisted_smc has the prompt that its twist was learnt for; leave --prompts out")
+
+
+def prepare_record(file: Path, name: str) -> None:
+    """Make the directory of the file of --json before hours of sampling, not after. ValueError for a directory."""
+    if file.is_dir():
+        raise ValueError(f"--json {name} is a directory; give a file")
+    if not is_stream(file):
+        make_directory(file.parent, f"--json {name}: its directory")
+
+
+def print_first(texts: Sequence[str], out: str | None) -> None:
+    """Print the first four samples, and how many more there are. out: the directory of --out."""
+    for number, text in enumerate(texts[:4]):
+        print(f"--- sample {number} ---\n{printable(text)}\n")
+    if len(texts) > 4:
+        print(f"... and {len(texts) - 4} more{f' in {out}' if out else '; --out DIR writes all'}\n")
 
 
 def run(config: DictConfig, prompts: Path | None = None, html: Path | None = None) -> None:
@@ -411,10 +433,8 @@ def run(config: DictConfig, prompts: Path | None = None, html: Path | None = Non
     if prompts is not None:
         return sample_prompts(config, prompts)
     record_file = None if config.json in (None, "-") else Path(config.json)
-    if record_file is not None and record_file.is_dir():
-        raise ValueError(f"--json {config.json} is a directory; give a file")
-    if record_file is not None and not is_stream(record_file):  # before hours of sampling, not after
-        make_directory(record_file.parent, f"--json {config.json}: its directory")
+    if record_file is not None:
+        prepare_record(record_file, str(config.json))
     files = None if config.out is None else SampleFiles(Path(config.out))
     try:
         _, texts, record = draw_samples(config, None if files is None else files.add, html)
@@ -433,10 +453,7 @@ def run(config: DictConfig, prompts: Path | None = None, html: Path | None = Non
             write_text(record_file, json.dumps(record, indent=2, allow_nan=False) + "\n")
         except Unwritable as error:  # the figures are shown all the same
             unwritten = error
-    for number, text in enumerate(texts[:4]):
-        print(f"--- sample {number} ---\n{printable(text)}\n")
-    if len(texts) > 4:
-        print(f"... and {len(texts) - 4} more{f' in {config.out}' if config.out else '; --out DIR writes all'}\n")
+    print_first(texts, config.out)
     print(f"{record['strategy']}, {record['samples']} samples of {record['length']} positions\n{summary(record)}")
     if unwritten is not None:
         raise unwritten

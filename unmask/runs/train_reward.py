@@ -67,10 +67,12 @@ def new_encoder(tokenizer: Any, config: RewardRunSettings) -> Any:
     return AutoModelForSequenceClassification.from_config(ModernBertConfig(**settings))
 
 
-def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
-    """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
-    Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
-    the same tokens, whose mask comes behind its vocabulary."""
+def loaded_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
+    """Load (the classifier of `init`, its tokenizer); without `init`, (None, the tokenizer of a new encoder).
+
+    Raises:
+        ValueError: it cannot be reached, or is not a checkpoint of transformers.
+    """
     path = config.init and resolve(shipped(str(config.init))).folder
     prepare(path or shipped(config.encoder.tokenizer), "model" if path else "tokenizer")
     hide_weight_bars()
@@ -78,22 +80,32 @@ def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
         check_files(path)
     try:
         with readable(str(path or config.encoder.tokenizer)):
-            tokenizer: Any = AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 path or shipped(config.encoder.tokenizer), trust_remote_code=False
             )
-            model: Any = path and AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, dtype=torch.float32, trust_remote_code=False
-            )
+            model = None
+            if path:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    path, num_labels=1, dtype=torch.float32, trust_remote_code=False
+                )
     except ValueError as error:
         raise ValueError(
             f"init={config.init} with the tokenizer of {path or config.encoder.tokenizer} is no checkpoint of transformers that "
             f"can be reached ({str(error).splitlines()[0]}); give another, or none for a new encoder"
         ) from error
+    return model, tokenizer
+
+
+def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
+    """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
+    Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
+    the same tokens, whose mask comes behind its vocabulary."""
+    model, tokenizer = loaded_classifier(config)
     if config.reward.kind == "mask" and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    if path is None:
+    if model is None:
         model = new_encoder(tokenizer, config)
     elif len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))

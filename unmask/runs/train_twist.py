@@ -56,22 +56,29 @@ def check_twist(config: TwistTrainingSettings) -> None:
             raise ValueError("mode=samples shows the infills of runs side by side; give compare=[RUN,RUN], in brackets")
         return
     if config.mode == "train":
-        check_method(config)
-        if config.training.epochs == 0 and config.init is None:
-            raise ValueError(
-                "training.epochs=0 measures a twist without learning it; give init=RUN, whose twist that is"
-            )
-        beta, positives = config.target.exponent, positives_of(config)
-        if condition_of(config.target) != "none" and beta != 1 and positives in FROM_EXACT:
-            others = ", ".join(name for name in dict.fromkeys(POSITIVES[config.method]) if name not in FROM_EXACT)
-            raise ValueError(
-                f"target.beta={beta}: text and what it is conditioned on are exact samples of the target at beta=1 only, and "
-                f"positives={positives} learns from them; give posterior.count=0 and positives={others}"
-            )
+        _check_learning(config)
+    _check_posterior(config)
+
+
+def _check_learning(config: TwistTrainingSettings) -> None:
+    """Refuse a method, a number of epochs or positives with which a twist cannot be trained: ValueError."""
+    check_method(config)
+    if config.training.epochs == 0 and config.init is None:
+        raise ValueError("training.epochs=0 measures a twist without learning it; give init=RUN, whose twist that is")
+    beta, positives = config.target.exponent, positives_of(config)
+    if condition_of(config.target) != "none" and beta != 1 and positives in FROM_EXACT:
+        others = ", ".join(name for name in dict.fromkeys(POSITIVES[config.method]) if name not in FROM_EXACT)
+        raise ValueError(
+            f"target.beta={beta}: text and what it is conditioned on are exact samples of the target at beta=1 only, and "
+            f"positives={positives} learns from them; give posterior.count=0 and positives={others}"
+        )
+
+
+def _check_posterior(config: TwistTrainingSettings) -> None:
+    """Refuse exact samples that cannot be drawn, and a missing number of those that are needed: ValueError."""
     if config.posterior.count:
-        if not isinstance(
-            config.target, RewardTargetSettings
-        ):  # exp(beta (reward - highest)) is a probability at any beta
+        # exp(beta (reward - highest)) is a probability at any beta
+        if not isinstance(config.target, RewardTargetSettings):
             check_upper(config.target.exponent)
     elif config.posterior.path is not None:
         raise ValueError(
