@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from training.fields import Kinds, Settings, default_of, kinds_of, leaves, section, setting
 from training.ranges import COUNT, NAME, ListOf, Maybe
 from training.usage import CONFIGS
+from unmask.reference import PAGE, page
 from unmask.settings import COMMANDS, GROUPS
 
 FREE = ("defaults", "hydra", "methods")  # keys of a file that are no settings
@@ -201,3 +202,8 @@ def test_a_shared_configuration_may_have_keys_that_a_class_lacks():
     assert Outer.of(values, strict=False).inner.size == 2
     with pytest.raises(ValueError, match="more is unknown"):
         Outer.of(values)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m unmask.reference"
+    assert all(f"`{key}`" in page() for command in COMMANDS.values() for key, _ in leaves(command))
