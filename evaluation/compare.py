@@ -61,6 +61,8 @@ def disagreements(first: list[list[dict]], second: list[list[dict]]) -> tuple[in
 
 def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float | int]:
     """Return the figures of one data set. first, second: the records of each seed. ValueError for different questions."""
+    if "perplexity" in first[0][0] and "perplexity" in second[0][0]:
+        return compare_texts(first, second)
     asked = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
     if asked[0] != asked[1]:
         raise ValueError(f"the questions differ ({len(asked[0])} and {len(asked[1])}); evaluate both on the same ones")
@@ -75,6 +77,21 @@ def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, floa
         "evaluations_a": float(evaluations[0].mean()), "evaluations_b": float(evaluations[1].mean()),
         **_named("evaluations_difference", paired_difference(evaluations[0], evaluations[1])),
     }  # fmt: skip
+
+
+def compare_texts(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float | int]:
+    """Return the figures of texts: mean perplexity, entropy and evaluations of both, and their differences.
+
+    Samples with the same number share their random draws, so differences are taken sample by sample, seeds averaged.
+    """
+    figures: dict[str, float | int] = {"samples": len(first[0]), "seeds_a": len(first), "seeds_b": len(second)}
+    for measure in ("perplexity", "entropy", "nfe"):
+        a, b = seeds_averaged(first, measure), seeds_averaged(second, measure)
+        if len(a) != len(b):
+            raise ValueError(f"A has {len(a)} samples and B {len(b)}; evaluate both with one --n_test")
+        figures |= {f"{measure}_a": float(a.mean()), f"{measure}_b": float(b.mean())}
+        figures |= _named(f"{measure}_difference", paired_difference(a, b))
+    return figures
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

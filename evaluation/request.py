@@ -55,3 +55,11 @@ class EvaluationRequest:
     def rule(self) -> str | None:
         """Our name of the unmasking rule, which may be given by a published one; None: a policy."""
         return None if self.strategy is None else ALIASES.get(self.strategy, self.strategy)
+
+
+@dataclass
+class TextRequest(EvaluationRequest):
+    """The flags of `evaluate --task text`: a prompt for every sample, and the language model that judges the texts."""
+
+    prompt: str | None = None
+    judge: str = "smollm2"

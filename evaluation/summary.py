@@ -66,6 +66,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def mean_and_error(values: Sequence[float | int]) -> tuple[float, float]:
+    """Return the mean and its standard error (0 for a single value)."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else 0.0
+
+
 def seeds_averaged(records: Sequence[Sequence[dict]], key: str) -> np.ndarray:
     """Return the mean over seeds, question by question. ValueError if the seeds have different questions."""
     if len({tuple(record["row"] for record in seed) for seed in records}) > 1:

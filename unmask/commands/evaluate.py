@@ -6,6 +6,7 @@
     torchrun --nproc-per-node 2 -m unmask evaluate RUN --datasets gsm8k --save_path DIR
     python -m unmask evaluate --task reward --help      answers of unmask guide under rewards
     python -m unmask evaluate --task pairwise --help    two files of answers, by a judge
+    python -m unmask evaluate --task text --help        texts by rules and policies, by a judge
 
 One line of DIR/NAME/generations.jsonl a sample, written as it finishes: an evaluation that was killed goes on where it
 stopped. At the end DIR has detailed_results.csv (a row a rule, data set and seed), summary_statistics.csv (mean, std, min, max of
@@ -189,7 +190,62 @@ def request(arguments: Sequence[str]) -> EvaluationRequest:
     return EvaluationRequest(**vars(parser().parse_args(arguments)))
 
 
-TASKS = {"reward": (reward_parser, "evaluation.reward_task"), "pairwise": (pairwise_parser, "evaluation.pairwise")}
+TEXT = """Texts of a model by a policy or a rule: perplexity by a judge, entropy, evaluations, cost.
+
+    python -m unmask evaluate --task text --strategy dilated --steps 8,16 --prompt "Once upon a time" --save_path DIR
+    python -m unmask evaluate --task text --policy_path example/stories_policy --sampling_mode fixed --steps 8,16 --save_path DIR
+    python -m unmask compare DIR/dilated-K16 DIR/014609-T1-fixed-K16
+
+One line of DIR/NAME_text_seedN/generations.jsonl a sample. DIR/text_results.csv has a row a rule and seed (means ± standard
+errors over samples); pareto_text.png shows perplexity against cost. An evaluation that is finished is not repeated. Perplexity
+says nothing without the entropy beside it: repeated text has a low perplexity.
+"""
+
+
+def text_parser() -> argparse.ArgumentParser:
+    """Flags of --task text."""
+    made = argparse.ArgumentParser(
+        prog="python -m unmask evaluate --task text",
+        description=TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("run", nargs="?", help="a training run: its checkpoints are evaluated")
+    made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
+    made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
+    made.add_argument("--other_model", action="store_true", help="the policy was trained on another model")
+    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join(RULES)}")
+    made.add_argument("--settings", default="", help="of the rule, one evaluation each: thresholds 0.5,0.9, say")
+    made.add_argument("--windows", default="", help="of --strategy window: widths of the window")
+    made.add_argument("--temperatures", help="of the policy (default: 1)")
+    made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
+    made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
+    made.add_argument("--steps", default="", help="one evaluation each: 8,16,32 (default: one step a position)")
+    made.add_argument(
+        "--budgets", default="", help="evaluations that a sample may cost, one evaluation of the rule each"
+    )
+    made.add_argument("--alphas", default="", help="of a policy trained with reward.alphas, one evaluation each")
+    made.add_argument("--confidence", default="model", choices=CONFIDENCES, help="that a rule reads")
+    made.add_argument("--model_path", default="example/stories", help="the frozen model (default: example/stories)")
+    made.add_argument("--prompt", help="text at the start of every sample (default: none)")
+    made.add_argument(
+        "--gen_length", type=ROWS, help="positions of a canvas, prompt included (default: the model's longest)"
+    )
+    made.add_argument("--token_temperature", type=Number(0, 1e6), default=1.0, help="0 takes the most likely token")
+    made.add_argument(
+        "--judge", default="smollm2", help="a causal model: smollm2, example/stories_causal, an id, a directory"
+    )
+    made.add_argument("--n_test", type=ROWS, default=64, help="samples of each rule and seed")
+    made.add_argument("--seeds", default="42")
+    made.add_argument("--batch_size", type=ROWS, default=32)
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--save_path", required=True)
+    return made
+
+
+TASKS = {
+    "reward": (reward_parser, "evaluation.reward_task"), "pairwise": (pairwise_parser, "evaluation.pairwise"),
+    "text": (text_parser, "unmask.runs.evaluate_text"),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:

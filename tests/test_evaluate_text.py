@@ -1,0 +1,73 @@
+"""`evaluate --task text` and `compare` of what it wrote: texts by rules and policies under a judge."""
+
+import csv
+import json
+from math import log
+
+import pytest
+import torch
+
+from evaluation.text import load_judge, perplexity
+from load_model import load_model
+from training.hub import shipped
+from unmask.commands import compare, evaluate
+
+FEW = ["--task", "text", "--judge", "example/stories_causal", "--n_test", "3", "--gen_length", "12", "--batch_size", "2",
+       "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    base = tmp_path_factory.mktemp("texts")
+    for rule in (["--strategy", "dilated"], ["--policy_path", "example/stories_policy", "--sampling_mode", "fixed"]):
+        assert evaluate.main([*FEW, *rule, "--steps", "2,4", "--prompt", "Once upon", "--save_path", str(base)]) == 0
+    return base
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "generations.jsonl").read_text().splitlines()]
+
+
+def test_a_row_for_every_rule_and_number_of_steps(results):
+    with (results / "text_results.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"dilated-K2", "dilated-K4", "014609-T1-fixed-K2", "014609-T1-fixed-K4"}
+    assert [float(rows[f"dilated-K{steps}"]["nfe"]) for steps in (2, 4)] == [2, 4]
+    policy, rule = (float(rows[name]["equivalent"]) for name in ("014609-T1-fixed-K4", "dilated-K4"))
+    assert policy > rule  # the policy's own FLOP are counted
+    assert (results / "pareto_text.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figures_are_those_of_the_texts(results):
+    records = lines(results / "dilated-K4_text_seed42")
+    assert all(record["text"].startswith("Once upon") for record in records) and len(records) == 3
+    model, _ = load_model(shipped("example/stories"), "cpu")
+    judge = load_judge("example/stories_causal")
+    ids = [model.tokenizer.encode(record["text"]) for record in records]
+    for record, one in zip(records, ids, strict=True):
+        if model.tokenizer.decode(one) == record["text"] and len(one) == 12:
+            again = float(perplexity(judge, torch.tensor([one]))[0])
+            assert log(again) == pytest.approx(log(record["perplexity"]), abs=1e-4)
+
+
+def test_a_finished_evaluation_is_read_and_other_settings_are_refused(results, monkeypatch):
+    monkeypatch.setattr("unmask.runs.evaluate_text.write_samples", lambda *_: pytest.fail("evaluated again"))
+    again = [*FEW, "--strategy", "dilated", "--steps", "2", "--prompt", "Once upon", "--save_path", str(results)]
+    assert evaluate.main(again) == 0
+    with pytest.raises(ValueError, match="prompt=Once upon"):
+        evaluate.main([*again, "--prompt", "One day"])
+
+
+def test_two_rules_are_compared_sample_by_sample(results, capsys):
+    compare.main([str(results / "dilated-K4"), str(results / "014609-T1-fixed-K4")])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])["comparisons"][0]
+    ours, theirs = (lines(results / f"{name}_text_seed42") for name in ("dilated-K4", "014609-T1-fixed-K4"))
+    difference = sum(a["perplexity"] - b["perplexity"] for a, b in zip(ours, theirs, strict=True)) / 3
+    assert record["perplexity_difference"] == pytest.approx(difference)
+    assert record["perplexity_difference_low"] <= difference <= record["perplexity_difference_high"]
+    assert record["nfe_a"] == record["nfe_b"] == 4
+
+
+def test_one_of_run_policy_and_strategy(tmp_path):
+    with pytest.raises(ValueError, match="exactly one of RUN, --policy_path and --strategy"):
+        evaluate.main([*FEW, "--save_path", str(tmp_path)])
