@@ -22,7 +22,9 @@ from tests.twist.tiny import QUICK as QUICK_TWIST
 from tests.twist.tiny import causal, classifier
 from tests.twist.tiny import run as run_twist
 from training.usage import composed
+from twist.settings import TwistTrainingSettings
 from twist.train import epochs
+from unmask.build import read_settings
 
 FILES = {path.stem: path.read_text() for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml"))}
 QUESTIONS = [name for name in FILES if name.startswith(("llada_", "dream_"))]  # on a model of 7 or 8 billion parameters
@@ -193,7 +195,11 @@ def test_the_twists_are_learnt_with_the_published_settings(task):
     configs = [composed("train_twist", [f"experiment={task}_{method}"]) for method in METHODS]
     assert [config.optim.lr for config in configs] == rates and [config.method for config in configs] == list(METHODS)
     for config in configs:
-        assert epochs(config)[-1] == updates and config.training.batch_size == 100 and config.optim.weight_decay == 0
+        assert (
+            epochs(read_settings(TwistTrainingSettings, config))[-1] == updates
+            and config.training.batch_size == 100
+            and config.optim.weight_decay == 0
+        )
         assert (config.dlm.path, config.length, config.twist.trunk, config.twist.layers) == (
             model,
             length,

@@ -20,7 +20,7 @@ REFERENCES = {"train_dlm.init": "${oc.select:dlm.path,null}", "guide.selector": 
 LEFT_OUT = {
     "dlm": {"model_type"},
     "data": {"given", "longer", "packing"},  # of texts, or of questions with answers
-    "target": {"label", "against"},  # of a threshold
+    "target": {"label", "against", "form"},  # of a threshold, and of infilling
 }
 
 

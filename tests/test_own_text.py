@@ -5,7 +5,9 @@ import json
 import pytest
 
 from training.usage import composed
+from unmask.build import read_settings
 from unmask.runs import train_dlm
+from unmask.settings import DLMTrainingSettings
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_refused():
 def test_held_out_text_is_a_part_of_the_given_text(own):
     config = prepared(f"data.train={own}", "data.tokenizer=data/stories/tokenizer")
     assert config.data.valid is None
-    rows, valid, tokenizer = train_dlm.training_data(config.data, 12, seed=0)
+    rows, valid, tokenizer = train_dlm.training_data(read_settings(DLMTrainingSettings, config).data, 12, seed=0)
     seen = {tokenizer.decode(row) for row in rows.next(18)}
     held_out = {tokenizer.decode(row) for row in valid}
     assert len(valid) == 2 and len(seen) == 18 and not seen & held_out
@@ -57,4 +59,4 @@ def test_one_document_has_no_part_to_hold_out(tmp_path):
     file.write_text("Only this line.\n")
     config = prepared(f"data.train={file}", "data.tokenizer=data/stories/tokenizer")
     with pytest.raises(ValueError, match="has one document and a part of it is to be held out"):
-        train_dlm.training_data(config.data, 12, seed=0)
+        train_dlm.training_data(read_settings(DLMTrainingSettings, config).data, 12, seed=0)

@@ -4,6 +4,7 @@ import csv
 import json
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -28,8 +29,9 @@ from samplers.loop import Strategy, sample
 from training.usage import composed
 from twist.evaluate import proposal_samples
 from twist.network import load_twist
+from twist.settings import TwistTrainingSettings
 from twist.tail import with_tail
-from unmask.build import build_source
+from unmask.build import build_source, read_settings
 from unmask.runs.guide import run as guide
 from unmask.runs.make_preferences import prompts_of
 
@@ -189,9 +191,12 @@ def test_shipped_twists_write_texts_as_fitting_and_as_likely_as_they_did(name, f
     """F = E_q[log p phi / q] and the mean log potential, from other samples; above those of the model alone, which are given."""
     directory = ROOT / "example" / name
     written = json.loads((directory / "evaluations.json").read_text())[-1]
-    config = OmegaConf.load(directory / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    model = with_tail(load_model(ROOT / config.dlm.path)[0], config.target)
+    stored = OmegaConf.load(directory / ".hydra" / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    today = composed("train_twist", [f"target={stored.target.kind}"])  # with the keys that are newer than the run
+    OmegaConf.set_struct(today, False)
+    config = read_settings(TwistTrainingSettings, cast(DictConfig, OmegaConf.merge(today, stored)))
+    model = with_tail(load_model(ROOT / config.dlm.path)[0], config.target.values())
     twist, _ = load_twist(directory, model)
     drawn = proposal_samples(build_source(config, model, twist), 200, seed=4711)[:2]
     for key, values, alone in zip(("f", "log_phi"), drawn, (f, score), strict=True):

@@ -91,7 +91,7 @@ def test_a_policy_that_was_trained_for_one_alpha_goes_on_with_many(tmp_path):
     assert {name.split(".")[0] for name in ours.keys() - weights.keys()} == {"alpha_embedding"}
     metrics = record(after)[2]
     assert {f"eval_nfe_alpha_{alpha}" for alpha in ("0", "0.3", "1", "3")} <= metrics.keys()
-    with pytest.raises(ValueError, match=r"give some to draw from: reward.alphas"):
+    with pytest.raises(ValueError, match=r"give values to draw from: reward.alphas"):
         run(tmp_path / "one", "experiment=chain_grpo", f"init={after}", *GROUPS, *QUICK)
 
 
@@ -231,7 +231,7 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
         ("small", ["algorithm=grpo", "training.batch_size=6"], "batch of 6 rollouts is not divisible by algorithm.group_size=8"),
         ("small", ["training.batch_size=6", "training.accum=4"], "batch of 6 is not divisible by training.accum=4"),
         ("small", ["algorithm=grpo", "algorithm.group_size=1"], "algorithm.group_size=1 must be at least 2"),
-        ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, variational, imitation"),
+        ("small", ["algorithm.name=reinforce"], "algorithm.name='reinforce' is unknown; use one of grpo, ppo, imitation, variational"),
         ("small", ["policy.policy_type=tree"], "policy.policy_type='tree' is unknown; use one of .*dit_confidence, dit_hidden, hidden_mlp"),
         ("small", ["reward.name=length"], "reward.name='length' is unknown; use one of bound, latex, learned, likelihood, puzzle"),
         ("small", ["reward=likelihood"], "reward=likelihood reads text and this data has none; use reward=puzzle"),

@@ -70,6 +70,11 @@ class InfillingTarget(WeightedTarget):
     """log p(what follows | text) of the model itself; the twist is conditioned on what follows."""
 
     tokens: int = setting(2, LENGTH, "tokens that follow, and are given")
+    form: str | None = setting(None, Maybe(NAME), "as of the target continuation; null: log_prob")
+
+    def values(self) -> dict[str, Any]:
+        """Without a form that is not given."""
+        return {name: value for name, value in super().values().items() if value is not None}
 
 
 @dataclass

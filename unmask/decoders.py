@@ -194,8 +194,17 @@ def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
 
 def build_policy_rule(settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
     """Load a trained policy as an unmasking rule, on the device of the model."""
+    check_action(settings)  # before the policy is read
     network = load_policy(shipped(settings.path), model=model, other_model=settings.other_model)
     return policy_rule(network, settings, model)
+
+
+def check_action(settings: PolicySettings) -> str:
+    """Return the action of a policy, by default `fixed`. ValueError for one that leaves positions open."""
+    action = settings.action or "fixed"
+    if action not in ACTIONS:
+        raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
+    return action
 
 
 def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
@@ -204,9 +213,7 @@ def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedL
     Raises:
         ValueError: the action leaves positions open, or does not fit the network.
     """
-    action = settings.action or "fixed"
-    if action not in ACTIONS:
-        raise ValueError(f"sampler.policy.action={action!r} cannot be sampled from; use one of {', '.join(ACTIONS)}")
+    action = check_action(settings)
     if isinstance(network, HiddenMLP) and action != "fixed":
         raise ValueError(
             f"the policy {settings.path} scores positions against each other (hidden_mlp), so sampler.policy.action "

@@ -30,6 +30,7 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from policy.checkpoints import check_fits
 from policy.networks import DitConfidence, HiddenMLP
+from policy.settings import PolicyTrainingSettings
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import WHERE
 from samplers.loop import Strategy, sample
@@ -297,7 +298,8 @@ def test_a_policy_learns_on_a_model_whose_table_has_spare_rows(bases, tmp_path):
     loaded, _ = load_model(adapter)
     assert (loaded.mask_id, loaded.vocab_size, len(loaded.tokenizer)) == (37, 40, 38)
     config = composed("train_policy", ["data.tokenizer=model", "sampling.length=8", "eval.batch_size=2"])
-    unmask.build.check_data(config, loaded, unmask.build.build_task(config, loaded))
+    settings = unmask.build.read_settings(PolicyTrainingSettings, config)
+    unmask.build.check_data(settings, loaded, unmask.build.build_task(settings, loaded))
 
 
 def test_an_adapter_is_the_same_model_in_every_precision_and_another_than_its_base(bases, tmp_path):

@@ -71,7 +71,7 @@ def run(case: dict, rank: int, directory: Path) -> None:
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
             config = compose(case["script"], overrides)
-        script.main(config, overrides)
+        script.run(config, overrides)
     finally:
         Trainer.train, policy.train.rollout = train, rollout
 

@@ -151,6 +151,8 @@ class Largest(TorchDispatchMode):
 
 
 class SumTarget:
+    beta = 1.0
+
     def log_phi(self, tokens, given=None):
         return logsigmoid(tokens.float().sum(1).sin())
 

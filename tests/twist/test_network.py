@@ -241,7 +241,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="this one is a SEDD; use separate"):
         TwistModel(random_sedd(), trunk="lora")
     potential = TwistPotential(twist_on(masked), RewardTarget(token_sum), particles=2)
-    with pytest.raises(ValueError, match="writes 3 at once; take as many steps as there are masks"):
+    with pytest.raises(ValueError, match="commits 3 at once; use as many steps as there are masks"):
         particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt),
                         potential, Prompts(torch.full((1, 6), masked.mask_id)), 2)  # fmt: skip
     with pytest.raises(ValueError, match="temperature 0"):

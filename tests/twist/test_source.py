@@ -27,15 +27,19 @@ from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.network import TwistModel
 from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
+from twist.settings import TwistTrainingSettings
 from twist.source import Source, collect_posterior
 from twist.targets import ClassTarget
 from twist.train import new_twist_learner, new_value_head
+from unmask.build import read_settings
 
 KINDS = ("causal", "masked")
 
 
 class TableTarget:
     """log phi of what is written, looked up; a probability. given: moves it."""
+
+    beta = 1.0
 
     def __init__(self, vocabulary, length, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -250,7 +254,8 @@ def test_bounds_of_each_class_hold_from_both_sides(kind):
 
 def settings(*words):
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        return compose("train_twist", [f"length={3}", "target=sentiment", *words])
+        config = compose("train_twist", [f"length={3}", "target=sentiment", *words])
+    return read_settings(TwistTrainingSettings, config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
