@@ -11,7 +11,9 @@ Sources: RADD 2406.03736 (direct), Zheng et al. 2409.02908 (first-hitting), Kim 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -326,7 +328,7 @@ def check_confidence(confidence: object, name: str, setting: str) -> None:
 
 
 ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # they take as many steps as they need
-WHERE = {
+WHERE: dict[str, Callable[..., Any]] = {
     "direct": Direct,
     "first_hitting": FirstHitting,
     "random": Random,

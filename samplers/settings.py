@@ -11,7 +11,17 @@ from typing import ClassVar
 from dlm.masked_lm import MaskedLM, SeddLM
 from samplers.fk import POTENTIALS
 from samplers.heuristics import ADAPTIVE, CONFIDENT, WHERE
-from samplers.names import CONFIDENCES, EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, STRATEGIES, TILTED
+from samplers.names import (
+    CONFIDENCES,
+    EVERY_STRATEGY,
+    FILTERS,
+    GUIDED,
+    POSITIONS,
+    PREDICTORS,
+    RULES,
+    STRATEGIES,
+    TILTED,
+)
 from samplers.particles import RESAMPLE, SCHEMES
 from training.fields import Settings, section, setting
 from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
@@ -181,7 +191,8 @@ NAMED = 4  # strategies that a refusal names
 
 
 def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
-    """Refuse an unknown strategy: ValueError with the nearest name."""
+    """Refuse an unknown strategy: ValueError with the nearest name. Registered rules are known."""
+    known = (*known, *(rule for rule in WHERE if rule not in known))
     if name is not None and name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
@@ -230,6 +241,8 @@ def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
     """
     strategy = settings.strategy or "direct"
     reading = {strategy, settings.smc.unmask} if strategy in FILTERS else {strategy}  # particles go by a rule too
+    if strategy in WHERE and strategy not in RULES:  # a registered rule
+        reading = {"direct"}
     readers = readers_of(key)
     if readers and not reading & set(readers):
         others = f"{flag}{' or '.join(readers)}" if len(readers) <= NAMED else f"another strategy, as {readers[0]}"

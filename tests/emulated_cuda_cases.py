@@ -188,11 +188,11 @@ def test_each_repelled_pick_takes_ten_launches():
     assert picks(16) - picks(4) <= 12 * 10 and picks(4) < 80
 
 
-def waits(model, show=None):
+def waits(model, show=None, quiet=False):
     """Waits of a decoding of 4 steps, with a live view or without."""
     canvas = torch.full((2, 12), model.mask_id, device="cuda")
     environment, strategy = UnmaskingEnvironment(model, DecodeOptions(4)), Strategy(Confident(), TokenRule())
-    with LiveView(24, show, quiet=show is None, console=Console(file=io.StringIO(), force_terminal=True)) as view:
+    with LiveView(24, show, quiet=quiet, console=Console(file=io.StringIO(), force_terminal=True)) as view:
         view.next_batch(canvas, model.mask_id)
         with watch() as seen:
             sample(environment, strategy, Prompts(canvas), on_step=view.on_step)
@@ -201,11 +201,13 @@ def waits(model, show=None):
 
 def test_the_live_view_waits_once_for_each_step_that_it_displays(models, monkeypatch):  # noqa: F811
     model = load_model(models["text"], "cuda")[0]
-    plain = waits(model)
+    plain = waits(model, quiet=True)
+    monkeypatch.setattr("samplers.live.sleep", lambda seconds: None)
     monkeypatch.setattr("samplers.live.INTERVAL", 1e9)
-    assert waits(model, str) == plain + 1
+    assert waits(model) == plain + 1  # the bar
+    assert waits(model, str) == plain + 4  # the canvas: every step is displayed
     monkeypatch.setattr("samplers.live.INTERVAL", 0.0)
-    assert waits(model, str) == plain + 4
+    assert waits(model) == plain + 4
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -376,7 +378,7 @@ def trained_on_both(command: str, directory, *overrides: str):
     config, measured = composed(f"train_{command}", [*overrides]), []
     for device in DEVICES:
         config.device, config.run_dir = device, str(directory / device)
-        TRAINERS[command].main(config.copy(), [*overrides])
+        TRAINERS[command].run(config.copy(), [*overrides])
         measured.append(metrics(directory / device))
     if "preference.algorithm=rloo" in overrides:  # TRL's answers come from the device's own generator
         measured = [measured[0].keys(), measured[1].keys()]

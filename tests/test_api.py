@@ -1,6 +1,7 @@
 """`import unmask`: what a user in a notebook calls."""
 
 import doctest
+import json
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from dlm.draws import Draws
 from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
 from policy.networks import DitConfidence
-from samplers.heuristics import Confident, Leftmost
+from samplers.heuristics import WHERE, Confident, Leftmost
 from samplers.loop import StepDecoder, Strategy
 from samplers.samples import Samples
 from tests.enumerable import RandomLM
@@ -224,3 +225,33 @@ class OwnDecoder(StepDecoder):
 def test_a_choice_that_no_canvas_has_is_one_sentence(model, strategy, message):
     with pytest.raises(ValueError, match=message):
         unmask.sample(model, "The dog", strategy=strategy, steps=4, length=16)
+
+
+def test_a_registered_rule_is_known_by_its_name_here_and_to_the_commands(tmp_path, monkeypatch):
+    monkeypatch.setitem(WHERE, "from_left", FromLeft)  # taken away again at the end
+    del WHERE["from_left"]
+    unmask.register("from_left", FromLeft)
+    model = unmask.load("example/stories", device="cpu")
+    out = unmask.sample(model, "Once", strategy="from_left", steps=3, length=6)
+    at = out.unmasked_at[0].tolist()
+    assert at == sorted(at) and max(at) > 0
+    words = [
+        "--strategy",
+        "from_left",
+        "--steps",
+        "3",
+        "--length",
+        "6",
+        "--prompt",
+        "Once",
+        "--no-eval",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    unmask.main(["sample", *words])
+    record = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
+    assert record["tokens"] == out.samples.tokens[0].tolist()
+    with pytest.raises(ValueError, match="'dilated' exists already; give another name"):
+        unmask.register("dilated", FromLeft)
+    with pytest.raises(ValueError, match="'broken' makes a list, which has no method `choose`"):
+        unmask.register("broken", list)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samplers.settings import SamplerSettings
-    from unmask.api import Generation, Step, load, load_policy, load_reward, sample, stream
+    from unmask.__main__ import main
+    from unmask.api import Generation, Step, load, load_policy, load_reward, register, sample, stream
     from unmask.evaluating import Evaluation, compare, evaluate, metrics
-    from unmask.learning import train_dlm, train_policy, train_rl
+    from unmask.learning import train_dlm, train_policy, train_reward, train_rl, train_twist
     from unmask.trained import Trained
 
 MODULES = {
@@ -34,12 +35,16 @@ MODULES = {
     "load": "unmask.api",
     "load_policy": "unmask.api",
     "load_reward": "unmask.api",
+    "main": "unmask.__main__",
     "metrics": "unmask.evaluating",
+    "register": "unmask.api",
     "sample": "unmask.api",
     "stream": "unmask.api",
     "train_dlm": "unmask.learning",
     "train_policy": "unmask.learning",
+    "train_reward": "unmask.learning",
     "train_rl": "unmask.learning",
+    "train_twist": "unmask.learning",
 }
 
 __all__ = [
@@ -53,12 +58,16 @@ __all__ = [
     "load",
     "load_policy",
     "load_reward",
+    "main",
     "metrics",
+    "register",
     "sample",
     "stream",
     "train_dlm",
     "train_policy",
+    "train_reward",
     "train_rl",
+    "train_twist",
 ]
 
 

@@ -36,7 +36,9 @@ from rewards.functions import FunctionReward
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
 from samplers.checked import CheckedDecoder, CheckedRule
+from samplers.heuristics import WHERE
 from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
+from samplers.names import EVERY_STRATEGY
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
 from training.devices import device_of
@@ -77,6 +79,28 @@ def load_policy(path: str, model: MaskedLM | None = None) -> nn.Module:
         ValueError: there is no policy, or it was trained on another model.
     """
     return load_policy_network(shipped(path), model=model)
+
+
+def register(name: str, rule: Callable[[], Unmasker]) -> None:
+    """Register an unmasking rule under a name, for `strategy=name` and, in this process, for `--strategy name` of the commands.
+
+    Args:
+        name: a new name.
+        rule: makes the rule, without arguments: a class with the method `choose`, or a function that returns such an object.
+
+    Raises:
+        ValueError: the name is taken, or `rule` makes an object without `choose`.
+
+    Example:
+        unmask.register("left_right", LeftRight)
+        unmask.sample(model, "Once", strategy="left_right", steps=8)
+        unmask.main(["sample", "--strategy", "left_right"])  # the command line, with the new name
+    """
+    if name in WHERE or name in EVERY_STRATEGY:
+        raise ValueError(f"the strategy {name!r} exists already; give another name")
+    if not isinstance(made := rule(), Unmasker):
+        raise ValueError(f"{name!r} makes a {type(made).__name__}, which has no method `choose`; see docs/adding.md")
+    WHERE[name] = rule
 
 
 def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:

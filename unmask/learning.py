@@ -17,7 +17,7 @@ from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.functions import FunctionReward
-from rewards.models import TextReward
+from rewards.models import RewardModel, TextReward, load_reward
 from training.devices import device_of
 from training.files import make_directory, write_text
 from training.run import new_directory
@@ -138,6 +138,70 @@ def train_dlm(
     return Trained(
         directory, load_model(str(directory / "model"), device_of(device) if model is None else model.device)[0]
     )
+
+
+def train_reward(
+    preferences: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    init: str | None = None,
+    kind: str = "full",
+    epochs: int = 1,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+) -> Trained[RewardModel | TextReward]:
+    """Learn a reward from pairs of answers.
+
+    Args:
+        preferences: an iterable of {"prompt": ..., "chosen": ..., "rejected": ...}, a file of such lines, or tldr or hh.
+        init: a checkpoint of transformers to start from: a directory or an id of the hub. None: a new small encoder.
+        kind: what the reward reads: full (whole answers), prefix, or mask (canvases with masks).
+        run_dir, quiet: as of `train_policy`.
+        settings: other keys of configs/train_reward.yaml.
+
+    Returns:
+        The reward, with its run directory.
+    """
+    directory = new_directory() if run_dir is None else Path(run_dir)
+    chosen: dict[str, Any] = {"data.train": file_of(preferences, directory / "preferences.jsonl", None)}
+    chosen |= {"reward.kind": kind, "training.epochs": epochs, "init": init}
+    directory = started("train_reward", chosen, seed, directory, quiet, settings)
+    return Trained(directory, load_reward(str(directory)))
+
+
+def train_twist(
+    model: MaskedLM,
+    *,
+    target: str = "vader",
+    method: str = "ctl",
+    prompt: str = "Once upon a time",
+    length: int = 16,
+    iterations: int = 100,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+) -> Trained[str]:
+    """Learn a twist for sequential Monte Carlo: `strategy="twisted_smc", smc={"twist": ...}` of `unmask.sample`.
+
+    Args:
+        target: a file of configs/target: vader, infilling, continuation, latex, ...
+        method: ctl, rl, sixo, fudge, dpg, ppo, ...
+        prompt, length: what every text begins with, and the positions behind it.
+        iterations: updates of the twist.
+        run_dir, quiet: as of `train_policy`.
+        settings: other keys of configs/train_twist.yaml.
+
+    Returns:
+        The path of the twist, with its run directory.
+    """
+    chosen = {
+        "dlm.path": source_of(model, "train_twist"), "device": str(model.device), "target": target, "method": method,
+        "prompt": prompt, "length": length, "training.epochs": 1, "training.updates_per_epoch": iterations,
+    }  # fmt: skip
+    directory = started("train_twist", chosen, seed, run_dir, quiet, settings)
+    return Trained(directory, str(directory))
 
 
 # --------------------------------------------------------------------------------------------------- from arguments to settings

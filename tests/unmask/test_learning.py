@@ -178,3 +178,31 @@ def test_a_model_learns_from_a_users_texts(tmp_path):
         unmask.train_dlm([], model=stories, run_dir=tmp_path / "none")
     with pytest.raises(ValueError, match="data=5 of type int has no `__iter__`"):
         unmask.train_dlm.__wrapped__(5, run_dir=tmp_path / "none")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning"
+)  # of transformers, in its own trainer
+def test_a_reward_is_learnt_from_pairs_and_scores_texts(tmp_path):
+    pairs = [
+        {"prompt": "Tell", "chosen": f"a kind story {number}", "rejected": f"a sad end {number}"}
+        for number in range(30)
+    ]
+    few = {"training.batch_size": 8, "encoder.hidden_size": 16, "encoder.intermediate_size": 16, "encoder.num_layers": 1,
+           "encoder.num_heads": 2, "data.max_length": 32, "device": "cpu"}  # fmt: skip
+    learnt = unmask.train_reward(pairs, epochs=1, run_dir=tmp_path / "run", settings=few)
+    assert json.loads((tmp_path / "run" / "preferences.jsonl").read_text().splitlines()[2]) == pairs[2]
+    scores = learnt.result.score_texts(["Tell", "Tell"], ["a kind story", "a sad end"])
+    assert scores.shape == (2,) and scores.isfinite().all()
+
+
+def test_a_twist_is_learnt_and_steers_particles(tmp_path):
+    stories = unmask.load("example/stories_causal", device="cpu")
+    few = {"training.batch_size": 4, "posterior.count": 0, "eval.samples": 4, "eval.sweeps": 1,
+           "eval.particles": [2], "eval.texts": 0}  # fmt: skip
+    twist = unmask.train_twist(
+        stories, target="vader", method="ctl", length=4, iterations=1, run_dir=tmp_path / "run", settings=few
+    )
+    smc = {"twist": twist.result, "particles": 2}
+    out = unmask.sample(stories, "Once upon a time", strategy="twisted_smc", smc=smc, length=None, num_samples=1)
+    assert out.texts[0].startswith("Once upon a time")
