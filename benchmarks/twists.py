@@ -156,7 +156,7 @@ def main() -> None:
                 records.append(run(task, method, seed, RATES[task][method], updates, directory, shared))
                 directories.append(directory)
         log_z, error = log_z_of(task, records, directories)
-        kl_report.main(argparse.Namespace(runs=directories, log_z=log_z, log_z_error=error, out=options.out / task))
+        kl_report.report(directories, options.out / task, log_z, error)
 
 
 if __name__ == "__main__":

@@ -320,10 +320,19 @@ def plot_bounds(runs: Sequence[TwistRun], log_z: float, path: Path) -> None:
     save_figure(figure, path)
 
 
-def main(arguments: argparse.Namespace) -> list[dict]:
-    """Write the table and the plot of divergences."""
-    runs = [read_run(path) for path in arguments.runs]
-    log_z, error = (arguments.log_z, arguments.log_z_error)
+def report(directories: Sequence[Path], out: Path, log_z: float | None = None, error: float = 0.0) -> list[dict]:
+    """Write the table and the plots of the divergences of runs of one task, and print the table.
+
+    Args:
+        directories: of the runs.
+        out: directory of kl.csv, kl.tex, kl_curves.png and bounds.png.
+        log_z: log-normalizer of the target, in nats. None: the best estimate of the runs, with its own `error`.
+        error: half of the interval of `log_z`.
+
+    Returns:
+        One row for each method.
+    """
+    runs = [read_run(path) for path in directories]
     if log_z is None:
         log_z, error = shared_log_z(runs)
     rows = table(runs, log_z, error)
@@ -332,11 +341,11 @@ def main(arguments: argparse.Namespace) -> list[dict]:
              | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"], "score": row["score"]}
              for row in rows]  # fmt: skip
     print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
-    make_directory(arguments.out, f"--out {arguments.out}")
-    write_csv(rows, arguments.out / "kl.csv")
-    write_text(arguments.out / "kl.tex", latex(rows))
-    plot_curves(runs, log_z, arguments.out / "kl_curves.png")
-    plot_bounds(runs, log_z, arguments.out / "bounds.png")
+    make_directory(out, f"--out {out}")
+    write_csv(rows, out / "kl.csv")
+    write_text(out / "kl.tex", latex(rows))
+    plot_curves(runs, log_z, out / "kl_curves.png")
+    plot_bounds(runs, log_z, out / "bounds.png")
     print(latex(rows))
     told = finite({"log_z": log_z, "log_z_error": error}) | {"rows": [finite(row) for row in rows]}
     print(json.dumps(told, allow_nan=False))
@@ -350,4 +359,5 @@ if __name__ == "__main__":
     parser.add_argument("--log_z", type=Number(), metavar="NUMBER")
     parser.add_argument("--log_z_error", type=Number(0), default=0.0, metavar="NUMBER", help="half of its interval")
     with exit_on_bad_input():
-        main(parser.parse_args())
+        arguments = parser.parse_args()
+        report(arguments.runs, arguments.out, arguments.log_z, arguments.log_z_error)

@@ -1,6 +1,5 @@
 """train-twist end to end on tiny models: every method and what may stand for the target, resuming, reuse, refusals."""
 
-import argparse
 import json
 import math
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlm.masked_lm import MaskedLM
-from evaluation.kl_report import main as report
+from evaluation.kl_report import report
 from load_model import load_model
 from tests.policy_runs import assert_equal, record, saved
 from tests.twist.tiny import QUICK, causal, classifier, masked, run
@@ -315,7 +314,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     other = causal(tmp_path / "other", spread=1.0)
     with pytest.raises(ValueError, match="has other weights; give the model that it was trained on"):
         run(tmp_path / "of another", *words, f"dlm.path={other}", "mode=samples", f"compare=[{runs[0]}]")
-    rows = report(argparse.Namespace(runs=runs, out=tmp_path / "report", log_z=None, log_z_error=0.0))
+    rows = report(runs, tmp_path / "report")
     assert [row["method"] for row in rows] == ["CTL", "DPG"]
 
 
@@ -414,7 +413,7 @@ def test_texts_of_potential_0_do_not_end_an_evaluation_with_conditions(tiny, tmp
     assert last["f"]["value"] is None and last["g"]["value"] is not None and last["kl_q_p"]["value"] is not None
     assert "log_z_pairs" in last
     capsys.readouterr()
-    (row,) = report(argparse.Namespace(runs=[directory], out=tmp_path / "report", log_z=-1.0, log_z_error=0.0))
+    (row,) = report([directory], tmp_path / "report", log_z=-1.0)
     assert row["kl_q_sigma"] == math.inf and math.isfinite(row["kl_sigma_q"]) and row["log_phi"] == -math.inf
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]["kl_q_sigma"] is None
 

@@ -136,7 +136,7 @@ def _unknown_choice(group: str, choice: str) -> str:
 def _unknown_key(name: str, given: str, key: str) -> str:
     """Describe an override whose key the configuration lacks, or has as a group of keys."""
     page = f"configs/{name}.yaml"
-    known = _keys(compose(name)) + _groups(name)
+    known = _keys(OmegaConf.to_container(compose(name), resolve=False)) + _groups(name)
     last = key.rpartition(".")[2]
     before = key.removesuffix(last)
     beside = {each.removeprefix(before).partition(".")[0] for each in known if each.startswith(before)}
@@ -162,12 +162,11 @@ def _groups(name: str) -> list[str]:
     return [group for entry in chosen for group in map(str, entry) if not group.startswith("override ")]
 
 
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Return every dotted key."""
-    found = []
-    for key, value in config.items_ex(resolve=False):
-        found += _keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
-    return found
+def _keys(values: object, prefix: str = "") -> list[str]:
+    """Return the dotted path of every value in nested dictionaries."""
+    if not isinstance(values, dict):
+        return [prefix.removesuffix(".")]
+    return [found for key, value in values.items() for found in _keys(value, f"{prefix}{key}.")]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The table of twists on runs whose numbers are known: one log Z, means over seeds, intervals, three formats, two plots."""
 
-import argparse
 import csv
 import json
 import subprocess
@@ -10,7 +9,8 @@ from statistics import stdev
 
 import pytest
 
-from evaluation.kl_report import main, read_run, shared_log_z
+from evaluation import kl_report
+from evaluation.kl_report import read_run, shared_log_z
 
 ROOT = Path(__file__).parents[2]
 ESTIMATE = lambda value, half=0.2: {"value": value, "low": value - half, "high": value + half}
@@ -54,7 +54,7 @@ def runs(tmp_path):
 
 
 def report(tmp_path, runs, log_z=None, error=0.0):
-    return main(argparse.Namespace(runs=runs, out=tmp_path / "out", log_z=log_z, log_z_error=error))
+    return kl_report.report(runs, tmp_path / "out", log_z, error)
 
 
 def test_one_log_z_and_means_over_seeds(tmp_path, runs, capsys, monkeypatch):
