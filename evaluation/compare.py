@@ -43,11 +43,18 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
         settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if settings is not None:
             names.add(settings["name"])
-            found.setdefault(settings["dataset"], []).append(read_records(directory))
+            found.setdefault(data_set_of(settings), []).append(read_records(directory))
     if len(names) != 1:
         told = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
         raise ValueError(f"{path} holds {told if names else 'no evaluation of unmask evaluate; give its --save_path'}")
     return found
+
+
+def data_set_of(settings: dict) -> str:
+    """Return the name of what was evaluated. Texts are comparable under one judge, at one length and with one prompt only."""
+    if "judge" not in settings:
+        return settings["dataset"]
+    return f"text of {settings['length']} positions, prompt {settings['prompt']!r}, judge {settings['judge']}"
 
 
 def disagreements(first: list[list[dict]], second: list[list[dict]]) -> tuple[int, int, int]:
@@ -98,13 +105,18 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def report(a: Path, b: Path) -> list[dict]:
-    """Print the comparison of two evaluations, and return a record for each data set."""
+def compared(a: Path, b: Path) -> list[dict]:
+    """Return the figures of each data set that two evaluations share. ValueError if they share none."""
     first, second = evaluations_in(a), evaluations_in(b)
     shared = [name for name in first if name in second]
     if not shared:
-        raise ValueError(f"no data set is in both: {', '.join(first)} and {', '.join(second)}; evaluate both on one")
-    records = [{"dataset": name, **compare(first[name], second[name])} for name in shared]
+        raise ValueError(f"no data set is in both: {'; '.join(first)} and {'; '.join(second)}; evaluate both on one")
+    return [{"dataset": name, **compare(first[name], second[name])} for name in shared]
+
+
+def report(a: Path, b: Path) -> list[dict]:
+    """Print the comparison of two evaluations, and return a record for each data set."""
+    records = compared(a, b)
     figures = [{"measure": key, **{record["dataset"]: record[key] for record in records}} for key in records[0]]
     print_table(figures[1:], title=f"A {a}, B {b}")
     print(json.dumps({"a": str(a), "b": str(b), "comparisons": records}, allow_nan=False))

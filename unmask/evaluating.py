@@ -17,8 +17,7 @@ from data.catalogue import DATASETS
 from data.prompt_task import CheckedPrompts, no_checker, prompt_texts, verdict
 from data.questions import Question
 from dlm.masked_lm import MaskedLM
-from evaluation.compare import compare as compare_records
-from evaluation.compare import evaluations_in
+from evaluation.compare import compared
 from evaluation.metrics import finite
 from evaluation.request import EvaluationRequest
 from evaluation.sweeps import Candidate, candidates
@@ -115,11 +114,8 @@ def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict
         For each data set that both have: accuracies, network evaluations, their differences with 95 % intervals, and the p-value
         of McNemar's test.
     """
-    first, second = (evaluations_in(one.directory if isinstance(one, Evaluation) else Path(one)) for one in (a, b))
-    shared = [name for name in first if name in second]
-    if not shared:
-        raise ValueError(f"no data set is in both: {', '.join(first)} and {', '.join(second)}; evaluate both on one")
-    return [{"dataset": name, **compare_records(first[name], second[name])} for name in shared]
+    first, second = (one.directory if isinstance(one, Evaluation) else Path(one) for one in (a, b))
+    return compared(first, second)
 
 
 def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
