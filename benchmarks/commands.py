@@ -106,9 +106,9 @@ def lines_of(commands: str) -> list[str]:
 def head() -> list[str]:
     """Of the page, with the variables as a shell takes them."""
     return [
-        "# Every command of reasoning work, on the shipped base\n", "```bash\npython -m benchmarks.commands\n```\n",
-        "Tiny numbers: what is shown is that each one runs on the shipped weights, the last lines that it prints, and its\n"
-        "seconds on a busy core. `RUNS` is a directory, and in bash\n",
+        "# Every command for reasoning models, run once\n", "```bash\npython -m benchmarks.commands\n```\n",
+        "The commands run on the shipped model of chain arithmetic with tiny numbers, to test that each of them works. The page has\n"
+        "the last lines of each output and the seconds on a busy core. `RUNS` stands for a directory. The variables, as bash reads them:\n",
         "\n".join(["```bash", *(f"{name}={shlex.quote(words)}" for name, words in SHORT.items()), "```"]), "",
     ]  # fmt: skip
 

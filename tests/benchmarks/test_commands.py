@@ -27,6 +27,6 @@ def test_python_or_a_launcher_stands_before_every_script(tmp_path):
 
 
 def test_the_page_defines_its_variables_for_bash(tmp_path):
-    block = PAGE.split("and in bash\n\n```bash\n")[1].split("```")[0]
+    block = PAGE.split("as bash reads them:\n\n```bash\n")[1].split("```")[0]
     _, _, lines = ran(f'unset {" ".join(SHORT)}\n{block}echo $TRAIN; echo "$PROMPT"', tmp_path)
     assert lines == [SHORT["TRAIN"], SHORT["PROMPT"]]
