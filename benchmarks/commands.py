@@ -107,8 +107,9 @@ def head() -> list[str]:
     """Of the page, with the variables as a shell takes them."""
     return [
         "# Every command for reasoning models, run once\n", "```bash\npython -m benchmarks.commands\n```\n",
-        "The commands run on the shipped model of chain arithmetic with tiny numbers, to test that each of them works. The page has\n"
-        "the last lines of each output and the seconds on a busy core. `RUNS` stands for a directory. The variables, as bash reads them:\n",
+        "The commands run on the shipped model of chain arithmetic with tiny numbers, to test that each of them works.\n"
+        "The page has the last lines of each output and the seconds on a busy core. `RUNS` stands for a directory.\n"
+        "The variables, as bash reads them:\n",
         "\n".join(["```bash", *(f"{name}={shlex.quote(words)}" for name, words in SHORT.items()), "```"]), "",
     ]  # fmt: skip
 

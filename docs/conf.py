@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
@@ -57,7 +58,7 @@ class Package(SphinxDirective):
 
 
 class Notebook(SphinxDirective):
-    """The cells of a notebook: prose and Python, without outputs."""
+    """The cells of a notebook: prose and Python, without outputs and without the title, which the page has already."""
 
     required_arguments = 1
 
@@ -65,7 +66,8 @@ class Notebook(SphinxDirective):
         path = Path(self.env.srcdir) / self.arguments[0]
         self.env.note_dependency(str(path))
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return self.parse_text_to_nodes("\n\n".join(map(markdown, cells)), allow_section_headings=True)
+        text = "\n\n".join(map(markdown, cells))
+        return self.parse_text_to_nodes(re.sub(r"\A# .*\n", "", text), allow_section_headings=True)
 
 
 def section(name: str, about: str) -> str:

@@ -31,7 +31,7 @@ def number(cell: str) -> Fraction | None:
     return None if cell == "none" else Fraction(cell)
 
 
-@pytest.mark.parametrize("row", table("How an answer is read"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", table("How an answer is parsed"), ids=lambda row: row[0])
 def test_where_an_answer_stands(row):
     assert number_answer(*examples(row[0])) == number(row[1])
 
