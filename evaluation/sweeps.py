@@ -17,7 +17,7 @@ from evaluation.names import SAMPLING_MODES
 from evaluation.request import EvaluationRequest
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
-from samplers.heuristics import ADAPTIVE, WHERE, Window
+from samplers.heuristics import ADAPTIVE, UNMASKING_RULES, Window
 from samplers.loop import Unmasker
 from samplers.names import PREDICTORS, STRATEGIES
 from samplers.settings import RULE_SETTINGS, check_strategy, highest_setting, strategy_name
@@ -93,18 +93,20 @@ def _alphas_and_budgets(
 def _rules(arguments: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
     name = arguments.rule
     check_strategy(name, (*STRATEGIES, *PREDICTORS))
-    if name not in WHERE:
+    if name not in UNMASKING_RULES:
         raise ValueError("--strategy policy needs its policy: give RUN or --policy_path instead")
     strategy_name(name, model)
     settings, steps = numbers(arguments.settings, "--settings"), numbers(arguments.steps, "--steps", int)
-    found = [Candidate(name, name, WHERE[name]())]
+    found = [Candidate(name, name, UNMASKING_RULES[name]())]
     if name in RULE_SETTINGS:
         if not settings:
             raise ValueError(f"--strategy {name} needs --settings, such as 0.5,0.9")
         highest = highest_setting(name)
         if wrong := [value for value in settings if not 0 <= value <= highest]:
             raise ValueError(f"--settings {wrong} of {name} must be from 0 to {highest}; change them")
-        found = [Candidate(f"{name}-{value:g}", name, WHERE[name](value), setting=value) for value in settings]
+        found = [
+            Candidate(f"{name}-{value:g}", name, UNMASKING_RULES[name](value), setting=value) for value in settings
+        ]
         if name == "window":
             found = _windows(arguments.windows, settings)
     elif settings:

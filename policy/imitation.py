@@ -29,7 +29,7 @@ from policy.rollout import policy_log_probs
 from policy.settings import DrawnSettings, PolicyTrainingSettings, TeachingSettings
 from policy.unmasker import PolicyUnmasker
 from rewards.rules import Reward
-from samplers.heuristics import WHERE, best, by_ties, nothing, top_probability
+from samplers.heuristics import UNMASKING_RULES, best, by_ties, nothing, top_probability
 from samplers.loop import Strategy, Unmasker
 from samplers.samples import Trajectory
 from training.processes import ALONE, Processes
@@ -140,7 +140,11 @@ def teacher_loss(
         rule = TokenRule(0.0)
     else:
         settings = [] if teaching.expert == "leftmost" else [teaching.setting]
-        teacher, record, rule = WHERE[teaching.expert](*settings), inputs, TokenRule(config.sampling.temperature)
+        teacher, record, rule = (
+            UNMASKING_RULES[teaching.expert](*settings),
+            inputs,
+            TokenRule(config.sampling.temperature),
+        )
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
         teacher = Expert(network, teacher)

@@ -1,4 +1,4 @@
-"""Unmasking rules without learned parameters. `WHERE` maps the names of the command line to them.
+"""Unmasking rules without learned parameters. `UNMASKING_RULES` maps the names of the command line to them.
 
 Rules that ignore the model (direct, first_hitting, random, dilated, leftmost) request no outputs; the loop then evaluates
 the model at the selected positions only. Confidences are those of the model at temperature 1, whatever the token sampler;
@@ -328,7 +328,7 @@ def check_confidence(confidence: object, name: str, setting: str) -> None:
 
 
 ADAPTIVE = ("threshold", "window", "factor", "entropy_bound", "first_hitting")  # they take as many steps as they need
-WHERE: dict[str, Callable[..., Any]] = {
+UNMASKING_RULES: dict[str, Callable[..., Any]] = {
     "direct": Direct,
     "first_hitting": FirstHitting,
     "random": Random,

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from dlm.masked_lm import MaskedLM, SeddLM
 from samplers.fk import POTENTIALS
-from samplers.heuristics import ADAPTIVE, CONFIDENT, WHERE
+from samplers.heuristics import ADAPTIVE, CONFIDENT, UNMASKING_RULES
 from samplers.names import (
     CONFIDENCES,
     EVERY_STRATEGY,
@@ -157,7 +157,7 @@ class SamplerSettings(Settings):
 
 # ------------------------------------------------------------------------------------------- which strategy reads which setting
 
-IN_STEPS = tuple(name for name in WHERE if name not in ADAPTIVE)  # rules that commit `steps` equal parts
+IN_STEPS = tuple(name for name in UNMASKING_RULES if name not in ADAPTIVE)  # rules that commit `steps` equal parts
 # The strategies that read a setting; the first entry that fits a key decides, and a key without one is read by all.
 READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
@@ -192,7 +192,7 @@ NAMED = 4  # strategies that a refusal names
 
 def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
     """Refuse an unknown strategy: ValueError with the nearest name. Registered rules are known."""
-    known = (*known, *(rule for rule in WHERE if rule not in known))
+    known = (*known, *(rule for rule in UNMASKING_RULES if rule not in known))
     if name is not None and name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
@@ -215,7 +215,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
 
 def guided_rule(name: str | None, model: MaskedLM) -> str:
     """Return the unmasking rule of a guided decoder: leftmost for a causal model, else `name`, by default confidence."""
-    if name is not None and name not in WHERE:
+    if name is not None and name not in UNMASKING_RULES:
         raise ValueError(f"unmask={name!r} is unknown; use one of {', '.join(WHERE)}")
     if model.causal and name not in (None, "leftmost"):
         raise ValueError(f"unmask={name} needs a masked model and this one is causal; leave it out")
@@ -241,7 +241,7 @@ def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
     """
     strategy = settings.strategy or "direct"
     reading = {strategy, settings.smc.unmask} if strategy in FILTERS else {strategy}  # particles go by a rule too
-    if strategy in WHERE and strategy not in RULES:  # a registered rule
+    if strategy in UNMASKING_RULES and strategy not in RULES:  # a registered rule
         reading = {"direct"}
     readers = readers_of(key)
     if readers and not reading & set(readers):

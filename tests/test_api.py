@@ -16,7 +16,7 @@ from dlm.draws import Draws
 from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
 from policy.networks import DitConfidence
-from samplers.heuristics import WHERE, Confident, Leftmost
+from samplers.heuristics import UNMASKING_RULES, Confident, Leftmost
 from samplers.loop import StepDecoder, Strategy
 from samplers.samples import Samples
 from tests.enumerable import RandomLM
@@ -228,8 +228,8 @@ def test_a_choice_that_no_canvas_has_is_one_sentence(model, strategy, message):
 
 
 def test_a_registered_rule_is_known_by_its_name_here_and_to_the_commands(tmp_path, monkeypatch):
-    monkeypatch.setitem(WHERE, "from_left", FromLeft)  # taken away again at the end
-    del WHERE["from_left"]
+    monkeypatch.setitem(UNMASKING_RULES, "from_left", FromLeft)  # taken away again at the end
+    del UNMASKING_RULES["from_left"]
     unmask.register("from_left", FromLeft)
     model = unmask.load("example/stories", device="cpu")
     out = unmask.sample(model, "Once", strategy="from_left", steps=3, length=6)

@@ -16,7 +16,7 @@ from model.sedd import SEDD
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.policy_runs import DIT, GROUPS, QUICK, record, run, tiny_models
 
@@ -54,7 +54,7 @@ def slightly_other(model: RaddLM) -> RaddLM:
     return other
 
 
-@pytest.mark.parametrize("name", [*WHERE, "policy"])
+@pytest.mark.parametrize("name", [*UNMASKING_RULES, "policy"])
 def test_tokens_agree_until_a_close_call(models, name):
     """A close decision may fall the other way and changes all that follows: no more rows than where the weights are a little
     other ones, or one in ten."""
@@ -64,7 +64,9 @@ def test_tokens_agree_until_a_close_call(models, name):
     results = []
     for model in (*models, slightly_other(models[0])):
         device = next(model.parameters()).device
-        where = PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else WHERE[name]()
+        where = (
+            PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else UNMASKING_RULES[name]()
+        )
         environment = UnmaskingEnvironment(model, DecodeOptions(8))
         results.append(
             sample(environment, Strategy(where, TokenRule()), Prompts(canvas.to(device)), seed=3).tokens.cpu()

@@ -17,7 +17,7 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, fits
 from training.published import translated
@@ -156,7 +156,7 @@ def test_every_name_in_configs_exists():
 
 
 def test_every_strategy_is_documented():
-    for name in (*WHERE, "policy"):
+    for name in (*UNMASKING_RULES, "policy"):
         assert f"| `{name}`" in PAGES["docs/sampling.md"], name
         assert name == "policy" or f"| `{name}` |" in PAGES["docs/methods/unmasking_rules.md"], name
 
@@ -207,7 +207,9 @@ def test_the_backbone_samples_its_chain(rule):
     law = {(a, b, c): float(start[a] * transition[a, b] * transition[b, c]) for a, b, c in product(range(3), repeat=3)}
     canvas = torch.full((4000, 3), model.mask_id)
     samples = sample(
-        UnmaskingEnvironment(model, DecodeOptions(steps=3)), Strategy(WHERE[rule](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(model, DecodeOptions(steps=3)),
+        Strategy(UNMASKING_RULES[rule](), TokenRule()),
+        Prompts(canvas),
     )
     fits(samples.tokens, law)
 
@@ -220,7 +222,9 @@ def test_expected_evaluations_of_direct():
     model = RandomLM(vocabulary=5)
     canvas = torch.full((4000, length), model.mask_id)
     samples = sample(
-        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(WHERE["direct"](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        Strategy(UNMASKING_RULES["direct"](), TokenRule()),
+        Prompts(canvas),
     )
     expected = steps * (1 - (1 - 1 / steps) ** length)
     spread = float(samples.evaluations.double().std()) / len(canvas) ** 0.5

@@ -24,7 +24,7 @@ from policy.dit_hidden import DitHidden
 from policy.networks import DitConfidence
 from rewards import sandbox
 from rewards.sandbox import check_sandbox
-from samplers.heuristics import WHERE, Threshold
+from samplers.heuristics import UNMASKING_RULES, Threshold
 from tests.evaluation.test_generations import ROOT, TINY, read, strip
 from tests.helpers.commands import status_of
 from tests.tiny_text import backbone
@@ -393,7 +393,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         ("threshold-0.7-budget2", Threshold(0.7), 2),
         ("threshold-0.7-budget4", Threshold(0.7), 4),
     ]
-    assert set(ALIASES.values()) <= set(WHERE) and not set(ALIASES) & set(WHERE)
+    assert set(ALIASES.values()) <= set(UNMASKING_RULES) and not set(ALIASES) & set(UNMASKING_RULES)
 
 
 def test_statistics_over_seeds():

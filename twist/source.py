@@ -19,7 +19,7 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy
 from samplers.smc import FilterStep, Particles, Proposal, Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
@@ -83,7 +83,7 @@ class Source:
     @property
     def reference(self) -> Strategy:
         """Return p as a decoder: one position per step."""
-        return Strategy(WHERE["leftmost" if self.model.causal else "random"](), TokenRule())
+        return Strategy(UNMASKING_RULES["leftmost" if self.model.causal else "random"](), TokenRule())
 
     @property
     def first(self) -> int:
@@ -119,7 +119,10 @@ class Source:
         if isinstance(self.model, BeforeTail):
             path = self.prior(rows, seed, first_row)
             canvas = F.pad(path.tokens, (0, self.condition), value=self.model.mask_id)
-            prompts, from_left = Prompts(canvas, first_row=first_row), Strategy(WHERE["leftmost"](), TokenRule())
+            prompts, from_left = (
+                Prompts(canvas, first_row=first_row),
+                Strategy(UNMASKING_RULES["leftmost"](), TokenRule()),
+            )
             revealed = from_left.decode(self.model.whole, prompts, DecodeOptions(self.condition), seed)
             return path, revealed.tokens[:, -self.condition :]
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)

@@ -36,7 +36,7 @@ from rewards.functions import FunctionReward
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
 from samplers.checked import CheckedDecoder, CheckedRule
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
 from samplers.names import EVERY_STRATEGY
 from samplers.samples import Samples, joined
@@ -96,11 +96,11 @@ def register(name: str, rule: Callable[[], Unmasker]) -> None:
         unmask.sample(model, "Once", strategy="left_right", steps=8)
         unmask.main(["sample", "--strategy", "left_right"])  # the command line, with the new name
     """
-    if name in WHERE or name in EVERY_STRATEGY:
+    if name in UNMASKING_RULES or name in EVERY_STRATEGY:
         raise ValueError(f"the strategy {name!r} exists already; give another name")
     if not isinstance(made := rule(), Unmasker):
         raise ValueError(f"{name!r} makes a {type(made).__name__}, which has no method `choose`; see docs/adding.md")
-    WHERE[name] = rule
+    UNMASKING_RULES[name] = rule
 
 
 def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:

@@ -50,7 +50,7 @@ from samplers.guided import (
     Values,
     check_guide,
 )
-from samplers.heuristics import WHERE, AsSampled, Window, check_confidence
+from samplers.heuristics import UNMASKING_RULES, AsSampled, Window, check_confidence
 from samplers.loop import Decoder, Strategy, Unmasker
 from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS
 from samplers.particles import RESAMPLE, SCHEMES
@@ -182,14 +182,14 @@ def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
 
 
 def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
-    """Return a rule of WHERE with its parameter."""
+    """Return a rule of UNMASKING_RULES with its parameter."""
     if name not in RULE_SETTINGS:
-        return WHERE[name]()
+        return UNMASKING_RULES[name]()
     key = RULE_SETTINGS[name]
     value, highest = getattr(settings, key), highest_setting(name)
     if not 0 <= value <= highest:
         raise ValueError(f"sampler.{key}={value} must be a number from 0 to {highest}; change it")
-    return Window(float(value), settings.window) if name == "window" else WHERE[name](float(value))
+    return Window(float(value), settings.window) if name == "window" else UNMASKING_RULES[name](float(value))
 
 
 def build_policy_rule(settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
@@ -252,7 +252,7 @@ def build_guided(
 ) -> Decoder:
     """Return a decoder that is guided by a reward."""
     guide, name = settings.guide, str(settings.strategy)
-    rule = WHERE[guided_rule(guide.unmask, model)]()
+    rule = UNMASKING_RULES[guided_rule(guide.unmask, model)]()
     if settings.confidence != "model":
         raise ValueError(
             f"sampler.confidence={settings.confidence} is for strategies without a reward; strategy {name!r} reads the model's "
@@ -471,7 +471,7 @@ def check_smc(settings: SMCSettings) -> None:
         if getattr(settings, key) not in values:
             names = ", ".join(str(value) for value in values if value is not None)
             raise ValueError(f"sampler.smc.{key}={getattr(settings, key)!r} is unknown; use one of {names}")
-    check_strategy(settings.unmask, (*WHERE, "policy", *PREDICTORS))
+    check_strategy(settings.unmask, (*UNMASKING_RULES, "policy", *PREDICTORS))
 
 
 def build_particles(

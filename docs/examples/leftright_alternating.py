@@ -1,6 +1,6 @@
 """A new *where* rule: from both ends inward. It never looks at the model, so a step of it costs one evaluation at most.
 
-To use it from the command line, move the class to samplers/heuristics.py and add `"left_right": LeftRight` to WHERE.
+To use it from the command line, move the class to samplers/heuristics.py and add `"left_right": LeftRight` to UNMASKING_RULES.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from policy.checkpoints import check_fits
 from policy.networks import DitConfidence, HiddenMLP
 from policy.settings import PolicyTrainingSettings
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from samplers.settings import RULE_SETTINGS
 from training.hub import ROOT
@@ -346,7 +346,7 @@ def test_settings_of_an_adapter_that_cannot_be():
 @pytest.mark.parametrize("cache", [None, "prefix", "dual"])
 def test_every_rule_and_every_cache_writes_on_an_adapted_model(bases, cache):
     model = random_adapter(bases["qwen2-tied"][0]).merged()
-    for name, rule in WHERE.items():
+    for name, rule in UNMASKING_RULES.items():
         where = rule(0.5) if name in RULE_SETTINGS else rule()
         environment = UnmaskingEnvironment(model, DecodeOptions(6, 4 if cache else None, cache=cache))
         written = sample(environment, Strategy(where, TokenRule()), Prompts(torch.full((2, 12), model.mask_id))).tokens

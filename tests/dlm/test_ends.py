@@ -17,7 +17,7 @@ from rewards.latex import written
 from rewards.learned import LearnedReward
 from rewards.measures import unigram_entropy
 from samplers.guided import Canvases, Template, Texts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from samplers.samples import Samples
 from tests.enumerable import random_radd
@@ -117,7 +117,7 @@ def test_figures_and_rewards_are_of_the_answer(tokenizer, end):
 def test_a_row_is_done_at_any_of_its_ends():
     model = random_radd(width=16, blocks=1)
     canvas = torch.full((64, 5), model.mask_id)
-    strategy = Strategy(WHERE["leftmost"](), TokenRule())
+    strategy = Strategy(UNMASKING_RULES["leftmost"](), TokenRule())
     whole = sample(UnmaskingEnvironment(model, DecodeOptions(5)), strategy, Prompts(canvas)).tokens
     ends = (1, 0)
     samples = sample(UnmaskingEnvironment(model, DecodeOptions(5, ends=ends)), strategy, Prompts(canvas))

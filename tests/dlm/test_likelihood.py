@@ -28,7 +28,7 @@ from dlm.noise import GeometricNoise, LogLinearNoise
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import (
     TableLM,
@@ -229,7 +229,7 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
     model = random_radd()
     canvas = torch.full((6, 12), model.mask_id)
     canvas[:, 0] = 3
-    strategy = Strategy(WHERE[rule](), TokenRule(temperature))
+    strategy = Strategy(UNMASKING_RULES[rule](), TokenRule(temperature))
     samples = sample(
         UnmaskingEnvironment(model, DecodeOptions(5)), strategy, Prompts(canvas), seed=3, record=lambda observation: {}
     )

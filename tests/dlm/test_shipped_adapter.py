@@ -17,7 +17,7 @@ from dlm.options import DecodeOptions
 from dlm.pretrain import row_bounds
 from dlm.prompts import Prompts
 from load_model import load_model
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,9 @@ def test_its_bound_and_its_samples():
     assert abs(float(bounds.mean()) - written["nats_per_token"]) < 4 * error
     blank = torch.full((2, 64), model.mask_id)
     tokens = sample(
-        UnmaskingEnvironment(model, DecodeOptions(16)), Strategy(WHERE["confidence"](), TokenRule()), Prompts(blank)
+        UnmaskingEnvironment(model, DecodeOptions(16)),
+        Strategy(UNMASKING_RULES["confidence"](), TokenRule()),
+        Prompts(blank),
     ).tokens
     text = " ".join(model.tokenizer.batch_decode(tokens))
     assert not (tokens == model.mask_id).any() and sum(word in text for word in (" the", " a", " to", " was")) >= 3

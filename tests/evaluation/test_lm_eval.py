@@ -20,7 +20,7 @@ from evaluation.likelihood import log_likelihoods
 from load_model import load_model
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from training.usage import composed
 
@@ -91,7 +91,9 @@ def test_generation_is_that_of_the_sampler(harness):
         environment = UnmaskingEnvironment(lm.model, DecodeOptions(5, ends=(lm.eot_token_id,)))
         written = (
             sample(
-                environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), Prompts(canvas, prompt_length=len(tokens))
+                environment,
+                Strategy(UNMASKING_RULES["top_prob"](), TokenRule(0.0)),
+                Prompts(canvas, prompt_length=len(tokens)),
             )
             .tokens[0, len(tokens) :]
             .tolist()
@@ -172,7 +174,11 @@ def test_greedy_is_what_the_decoder_writes(harness):
     canvas = torch.tensor([[*context, *[lm.model.mask_id] * 3]])
     environment = UnmaskingEnvironment(lm.model, DecodeOptions(3))
     text = (
-        sample(environment, Strategy(WHERE["top_prob"](), TokenRule(0.0)), Prompts(canvas, prompt_length=len(context)))
+        sample(
+            environment,
+            Strategy(UNMASKING_RULES["top_prob"](), TokenRule(0.0)),
+            Prompts(canvas, prompt_length=len(context)),
+        )
         .tokens[0, -3:]
         .tolist()
     )

@@ -8,7 +8,7 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from samplers.best_of import BestOf
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint
 
@@ -19,7 +19,7 @@ def rewards(tokens, start):
 
 def decode(model, count, rows=(0, 1, 2), seed=0, what=None, reward=rewards):
     canvas = torch.full((len(rows), 5), model.mask_id)
-    strategy = Strategy(WHERE["leftmost" if model.causal else "random"](), what or TokenRule())
+    strategy = Strategy(UNMASKING_RULES["leftmost" if model.causal else "random"](), what or TokenRule())
     arguments = model, Prompts(canvas), DecodeOptions(5), seed, torch.tensor(rows)
     decoder = BestOf(strategy, count, reward)
     return decoder.decode(*arguments), decoder.candidates(*arguments)[1]
@@ -57,7 +57,7 @@ def test_one_of_one_is_plain_sampling_and_rows_do_not_know_their_batch():
     kept, _ = decode(model, 1)
     plain = sample(
         UnmaskingEnvironment(model, DecodeOptions(5)),
-        Strategy(WHERE["random"](), TokenRule()),
+        Strategy(UNMASKING_RULES["random"](), TokenRule()),
         Prompts(torch.full((3, 5), 6)),
         0,
     )
@@ -77,7 +77,7 @@ def test_the_law_is_that_of_the_best_of_n_draws():
         law[text], below = (below + chance) ** 3 - below**3, below + chance
     score = lambda tokens, start: worth[3 * tokens[:, 0] + tokens[:, 1]]
     canvas = torch.full((20_000, 2), model.mask_id)
-    decoder = BestOf(Strategy(WHERE["random"](), TokenRule()), 3, score)
+    decoder = BestOf(Strategy(UNMASKING_RULES["random"](), TokenRule()), 3, score)
     kept = decoder.decode(model, Prompts(canvas), DecodeOptions(2))
     fits(kept.tokens, law)
 
@@ -85,7 +85,7 @@ def test_the_law_is_that_of_the_best_of_n_draws():
 def test_the_worst_reward_is_never_chosen_and_a_row_without_another_ends_no_other():
     worst = lambda tokens, start: torch.where(torch.arange(len(tokens)) % 3 < 2, -torch.inf, 1.0)  # the last of three
     arguments = RandomLM(6), Prompts(torch.full((2, 2), 6)), DecodeOptions(2)
-    decoder = BestOf(Strategy(WHERE["random"](), TokenRule()), 3, worst)
+    decoder = BestOf(Strategy(UNMASKING_RULES["random"](), TokenRule()), 3, worst)
     kept, found = decoder.decode(*arguments), decoder.candidates(*arguments)[1]
     assert found.argmax(1).tolist() == [2, 2]
     dead = lambda tokens, start: torch.where(torch.arange(len(tokens)) < 3, -torch.inf, worst(tokens, start))

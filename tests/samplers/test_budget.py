@@ -10,7 +10,7 @@ from dlm.prompts import Prompts
 from policy.networks import DitConfidence
 from policy.rollout import policy_log_probs
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE, Confident, Random, Threshold
+from samplers.heuristics import UNMASKING_RULES, Confident, Random, Threshold
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, exact_law, fits, inconsistent
 
@@ -24,12 +24,12 @@ def policy(seed=0):
     return DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, time_period=10)
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", UNMASKING_RULES)
 def test_no_rule_passes_its_budget_and_none_leaves_a_mask(name):
     for budget in (1, 2, 5):
         samples = sample(
             UnmaskingEnvironment(MODEL, DecodeOptions(12, budget=budget)),
-            Strategy(WHERE[name](), TokenRule()),
+            Strategy(UNMASKING_RULES[name](), TokenRule()),
             Prompts(BLANK),
         )
         assert int(samples.evaluations.max()) <= budget
@@ -89,13 +89,15 @@ def test_an_evaluation_that_wrote_nothing_is_at_hand_still():
 def test_rules_of_a_fixed_count_spread_their_masks_over_the_budget(name):
     samples = sample(
         UnmaskingEnvironment(MODEL, DecodeOptions(12, budget=5)),
-        Strategy(WHERE[name](), TokenRule(0.0)),
+        Strategy(UNMASKING_RULES[name](), TokenRule(0.0)),
         Prompts(BLANK),
     )
     counts = torch.stack([(samples.written_at == step).sum(1) for step in range(5)], 1)
     assert counts.tolist() == [[3, 3, 2, 2, 2]] * 6
     few = sample(
-        UnmaskingEnvironment(MODEL, DecodeOptions(3, budget=5)), Strategy(WHERE[name](), TokenRule(0.0)), Prompts(BLANK)
+        UnmaskingEnvironment(MODEL, DecodeOptions(3, budget=5)),
+        Strategy(UNMASKING_RULES[name](), TokenRule(0.0)),
+        Prompts(BLANK),
     )
     assert few.evaluations.tolist() == [3] * 6  # fewer steps than evaluations: no more than were asked for
 

@@ -11,7 +11,7 @@ from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.fk import Steering
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Plain, particle_filter
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint
@@ -82,7 +82,7 @@ def test_log_z_is_that_of_the_strategy_whatever_the_potential(name, resample):
     truth = sum(p * exp(1.5 * float(reward(torch.tensor([tokens])))) for tokens, p in law.items())
     canvas = torch.full((3000, 3), model.mask_id)
     steering = Steering(reward, 1.5, name, completions=2)
-    base = Plain(Strategy(WHERE["confidence"](), TokenRule()))
+    base = Plain(Strategy(UNMASKING_RULES["confidence"](), TokenRule()))
     found = particle_filter(UnmaskingEnvironment(model, DecodeOptions(2)), base, steering, Prompts(canvas), 4, resample)
     z = found.log_z.exp()
     assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
@@ -97,7 +97,7 @@ def test_a_causal_model_is_steered_by_beginnings_every_few_steps():
         assert (tokens != model.mask_id).all()
         return reward(tokens)
 
-    base = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
+    base = Plain(Strategy(UNMASKING_RULES["leftmost"](), TokenRule()))
     canvas = torch.full((2, 9), model.mask_id)
     steering, steps = Steering(beginning, 2.0), Diagnostics()
     particle_filter(

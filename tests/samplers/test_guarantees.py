@@ -10,13 +10,13 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE, best
+from samplers.heuristics import UNMASKING_RULES, best
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, TableLM, fits
 
 FIXED_COUNT = ("random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
 few = settings(max_examples=30, deadline=None, derandomize=True)
-rules = st.sampled_from(sorted(WHERE))
+rules = st.sampled_from(sorted(UNMASKING_RULES))
 whats = st.builds(TokenRule, st.sampled_from([0.0, 1.0, 1.5]), st.sampled_from([0.5, 1.0]), st.sampled_from([0, 1, 2]))
 
 
@@ -43,7 +43,10 @@ MASKED, CAUSAL = RandomLM(4), RandomLM(4, causal=True)
 def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what, steps, causal, seed):
     model = CAUSAL if causal else MASKED
     samples = sample(
-        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(WHERE[name](), what), Prompts(canvas), seed
+        UnmaskingEnvironment(model, DecodeOptions(steps)),
+        Strategy(UNMASKING_RULES[name](), what),
+        Prompts(canvas),
+        seed,
     )
     given_, masked = canvas != model.mask_id, canvas == model.mask_id
     assert torch.equal(samples.tokens[given_], canvas[given_])
@@ -60,7 +63,9 @@ def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what,
 @given(canvas=canvases(4, 4), name=st.sampled_from(FIXED_COUNT), steps=st.integers(1, 15))
 def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(canvas, name, steps):
     samples = sample(
-        UnmaskingEnvironment(MASKED, DecodeOptions(steps)), Strategy(WHERE[name](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(MASKED, DecodeOptions(steps)),
+        Strategy(UNMASKING_RULES[name](), TokenRule()),
+        Prompts(canvas),
     )
     for written_at, masks, evaluations in zip(
         samples.written_at, (canvas == 4).sum(1), samples.evaluations, strict=True
@@ -84,7 +89,7 @@ def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(can
 def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, blocks, each, causal):
     model, length = (CAUSAL if causal else MASKED), canvas.shape[1]
     environment = UnmaskingEnvironment(model, DecodeOptions(blocks * each, length // blocks))
-    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), Prompts(canvas))
+    samples = sample(environment, Strategy(UNMASKING_RULES[name](), TokenRule()), Prompts(canvas))
     for row in samples.written_at:
         steps = [block[block >= 0] for block in row.view(blocks, -1)]
         steps = [block for block in steps if len(block)]
@@ -97,7 +102,9 @@ def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, bl
 @given(canvas=canvases(4, 4), name=rules, steps=st.integers(1, 15))
 def test_a_causal_model_writes_strictly_from_the_left(canvas, name, steps):
     samples = sample(
-        UnmaskingEnvironment(CAUSAL, DecodeOptions(steps)), Strategy(WHERE[name](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(CAUSAL, DecodeOptions(steps)),
+        Strategy(UNMASKING_RULES[name](), TokenRule()),
+        Prompts(canvas),
     )  # CAUSAL checks reads
     for row in samples.written_at:
         order = row[row >= 0]
@@ -115,7 +122,7 @@ def test_a_causal_model_samples_the_product_of_its_conditionals():
     for name in ("leftmost", "confidence"):
         samples = sample(
             UnmaskingEnvironment(model, DecodeOptions(2)),
-            Strategy(WHERE[name](), TokenRule()),
+            Strategy(UNMASKING_RULES[name](), TokenRule()),
             Prompts(torch.full((5000, 2), 3)),
         )
         fits(samples.tokens, law)
@@ -140,12 +147,16 @@ def test_a_limit_ends_a_row_with_masks_left():
 def test_nothing_to_write_and_no_rows():
     full = torch.tensor([[0, 1], [2, 3]])
     samples = sample(
-        UnmaskingEnvironment(MASKED, DecodeOptions(2)), Strategy(WHERE["random"](), TokenRule()), Prompts(full)
+        UnmaskingEnvironment(MASKED, DecodeOptions(2)),
+        Strategy(UNMASKING_RULES["random"](), TokenRule()),
+        Prompts(full),
     )
     assert torch.equal(samples.tokens, full)
     assert samples.forwards == 0
     empty = sample(
-        UnmaskingEnvironment(MASKED, DecodeOptions(2)), Strategy(WHERE["random"](), TokenRule()), Prompts(full[:0])
+        UnmaskingEnvironment(MASKED, DecodeOptions(2)),
+        Strategy(UNMASKING_RULES["random"](), TokenRule()),
+        Prompts(full[:0]),
     )
     assert empty.tokens.shape == (0, 2)
 
@@ -156,7 +167,7 @@ def test_the_expected_evaluations_of_direct():
     canvas = torch.full((rows, length), 4)
     samples = sample(
         UnmaskingEnvironment(RandomLM(4, seed=1), DecodeOptions(steps)),
-        Strategy(WHERE["direct"](), TokenRule()),
+        Strategy(UNMASKING_RULES["direct"](), TokenRule()),
         Prompts(canvas),
     )
     expected = steps * (1 - (1 - 1 / steps) ** length)
@@ -173,11 +184,11 @@ def test_the_expected_evaluations_of_direct():
 TIED = TableLM(torch.zeros(4**4, 4, 3) + torch.tensor([0.3, 0.0, -0.2]))
 
 
-@pytest.mark.parametrize("name", sorted(WHERE.keys() - {"direct", "leftmost", "dilated", "confidence_noisy"}))
+@pytest.mark.parametrize("name", sorted(UNMASKING_RULES.keys() - {"direct", "leftmost", "dilated", "confidence_noisy"}))
 def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     """Every position is equally often first, and every pair of first and second."""
     settings_ = {"threshold": 0.99} if name == "threshold" else {"factor": 0.01} if name == "factor" else {}
-    where = WHERE[name](bound=0.0) if name == "entropy_bound" else WHERE[name](**settings_)
+    where = UNMASKING_RULES[name](bound=0.0) if name == "entropy_bound" else UNMASKING_RULES[name](**settings_)
     samples = sample(
         UnmaskingEnvironment(TIED, DecodeOptions(4)), Strategy(where, TokenRule()), Prompts(torch.full((6000, 4), 3))
     )
@@ -192,7 +203,7 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
     rows = 4000
     samples = sample(
         UnmaskingEnvironment(MASKED, DecodeOptions(4)),
-        Strategy(WHERE["dilated"](), TokenRule()),
+        Strategy(UNMASKING_RULES["dilated"](), TokenRule()),
         Prompts(torch.full((rows, 16), 4)),
     )
     places = samples.written_at.argsort(dim=1, stable=True).view(rows, 4, 4)  # of each step, from the left
@@ -207,7 +218,9 @@ def test_ties_are_drawn_apart_from_the_offset_of_dilated():
     """Five positions in 4 steps, two at the first one: from offset 2 it is position 2 and, evenly, 0 or 4, which tie."""
     canvas = torch.full((4000, 5), 4)
     written_at = sample(
-        UnmaskingEnvironment(MASKED, DecodeOptions(4)), Strategy(WHERE["dilated"](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(MASKED, DecodeOptions(4)),
+        Strategy(UNMASKING_RULES["dilated"](), TokenRule()),
+        Prompts(canvas),
     ).written_at
     first = (written_at == 0).long().sort(dim=1, descending=True, stable=True).indices[:, :2]
     fits(first, {(0, 4): 1 / 4, (1, 3): 1 / 2, (0, 2): 1 / 8, (2, 4): 1 / 8})
@@ -243,7 +256,7 @@ def test_window_is_a_threshold_among_the_leftmost_masks_of_each_row(threshold, w
     model = RandomLM(4, seed=5)
     canvas = torch.full((5, 9), 4)
     canvas[1, 0], canvas[2, 3:6], canvas[3, [0, 2, 4, 6]], canvas[4, 8] = 1, 2, 0, 3
-    rule = WHERE["window"](threshold, width)
+    rule = UNMASKING_RULES["window"](threshold, width)
     samples = sample(UnmaskingEnvironment(model, DecodeOptions(9)), Strategy(rule, TokenRule(0.0)), Prompts(canvas))
     for tokens, written_at, row in zip(samples.tokens, samples.written_at, canvas, strict=True):
         expected, order = window_by_a_plain_loop(model, row, threshold, width)

@@ -21,7 +21,7 @@ from samplers.guided import (
     Texts,
     check_guide,
 )
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, dependent_joint, fits, from_joint, inconsistent
 from tests.samplers.guides import HashReward, TableHead, guided_law, independent, joint, pair
@@ -54,7 +54,7 @@ def test_a_causal_model_samples_the_tilted_law(kind, k, beta, temperature):
         CAUSAL, reward, canvas, places, log_probs, k, beta, temperature
     )
     law = guided_law(CAUSAL, "leftmost", 3, 3, step)
-    fits(sampled(CAUSAL, Guided(WHERE["leftmost"](), Canvases(reward), beta, k, temperature), 3).tokens, law)
+    fits(sampled(CAUSAL, Guided(UNMASKING_RULES["leftmost"](), Canvases(reward), beta, k, temperature), 3).tokens, law)
 
 
 @pytest.mark.parametrize("kind", ["mask", "prefix", "full"])
@@ -65,7 +65,7 @@ def test_a_masked_model_samples_the_tilted_law_one_position_or_several_a_step(ki
     reward = HashReward(kind, seed=5)
     step = lambda canvas, places, log_probs: independent(MASKED, reward, canvas, places, log_probs, 3, 1.5, 1.0)
     law = guided_law(MASKED, rule, steps, 3, step)
-    fits(sampled(MASKED, Guided(WHERE[rule](), Canvases(reward), 1.5, 3), steps).tokens, law)
+    fits(sampled(MASKED, Guided(UNMASKING_RULES[rule](), Canvases(reward), 1.5, 3), steps).tokens, law)
 
 
 @pytest.mark.parametrize("kind", ["mask", "full"])
@@ -74,7 +74,7 @@ def test_position_and_token_together(kind, rule, steps):
     reward = HashReward(kind, seed=6)
     step = lambda canvas, places, log_probs: pair(MASKED, reward, canvas, places, log_probs, 2, 1.0, 1.0)
     law = guided_law(MASKED, rule, steps, 3, step)
-    samples = sampled(MASKED, GuidedPair(WHERE[rule](), Canvases(reward), 1.0, 2), steps)
+    samples = sampled(MASKED, GuidedPair(UNMASKING_RULES[rule](), Canvases(reward), 1.0, 2), steps)
     fits(samples.tokens, law)
     assert (samples.evaluations == 3).all(), "one position a step, whatever the rule offers, each canvas once"
 
@@ -85,7 +85,7 @@ def test_joint_proposals(rule, steps, count):
     reward = HashReward("mask", seed=7)
     step = lambda canvas, places, log_probs: joint(model, reward, canvas, places, log_probs, count, 2.0)
     law = guided_law(model, rule, steps, 3, step)
-    strategy = JointProposals(WHERE[rule](), Canvases(reward), 2.0, count)
+    strategy = JointProposals(UNMASKING_RULES[rule](), Canvases(reward), 2.0, count)
     fits(sampled(model, strategy, steps).tokens, law)
 
 
@@ -103,8 +103,8 @@ def test_many_joint_proposals_tilt_the_joint_law_where_independent_tilts_do_not(
         found = dict(zip(map(tuple, rows.tolist()), (counts / 4000).tolist(), strict=True))
         return sum(abs(found.get(fill, 0) - p) for fill, p in truth.items()) / 2
 
-    assert distance(JointProposals(WHERE["random"](), Canvases(reward), 1.0, 64)) < 0.08
-    assert distance(Guided(WHERE["random"](), Canvases(reward), 1.0, 3)) > 0.15
+    assert distance(JointProposals(UNMASKING_RULES["random"](), Canvases(reward), 1.0, 64)) < 0.08
+    assert distance(Guided(UNMASKING_RULES["random"](), Canvases(reward), 1.0, 3)) > 0.15
 
 
 @pytest.mark.parametrize("model, rule", [(CAUSAL, "leftmost"), (MASKED, "random")], ids=["causal", "masked"])
@@ -119,7 +119,7 @@ def test_a_vocabulary_head_tilts_by_the_value_of_each_token(model, rule):
     step = lambda canvas, places, log_probs: independent(model, None, canvas, places, log_probs, 3, 1.2, 1.0, of_token)
     law = guided_law(model, rule, 3, 3, step)
     values = HeadValues(head)
-    fits(sampled(model, Guided(WHERE[rule](), values, 1.2, 3), 3).tokens, law)
+    fits(sampled(model, Guided(UNMASKING_RULES[rule](), values, 1.2, 3), 3).tokens, law)
     assert values.rows == 0
 
 
@@ -141,8 +141,10 @@ def test_the_laws_differ_from_the_unguided_one_and_from_each_other():
 @pytest.mark.parametrize("model, rule", [(UNTIED, "confidence"), (UNTIED, "random"), (CAUSAL, "leftmost")])
 def test_without_weight_and_with_every_token_the_samples_are_the_unguided_ones(model, rule):
     """Candidates draw by their token, not by their rank: the same numbers decide."""
-    plain = sampled(model, Strategy(WHERE[rule](), TokenRule()), 5, 5, rows=64)
-    guided = sampled(model, Guided(WHERE[rule](), Canvases(HashReward("mask")), 0.0, model.mask_id), 5, 5, rows=64)
+    plain = sampled(model, Strategy(UNMASKING_RULES[rule](), TokenRule()), 5, 5, rows=64)
+    guided = sampled(
+        model, Guided(UNMASKING_RULES[rule](), Canvases(HashReward("mask")), 0.0, model.mask_id), 5, 5, rows=64
+    )
     assert torch.equal(plain.tokens, guided.tokens) and len(plain.tokens.unique(dim=0)) > 20
 
 
@@ -150,7 +152,9 @@ def test_without_weight_and_with_every_token_the_samples_are_the_unguided_ones(m
 
 
 def strategy_of(rng, model, reward):
-    where = WHERE["leftmost" if model.causal else rng.choice(["random", "confidence", "entropy", "leftmost"])]()
+    where = UNMASKING_RULES[
+        "leftmost" if model.causal else rng.choice(["random", "confidence", "entropy", "leftmost"])
+    ]()
     k, beta, temperature = rng.choice([1, 2, 3]), rng.choice([0.5, 2.0]), rng.choice([0.0, 0.7, 1.0])
     kinds = [Guided(where, Canvases(reward), beta, k, temperature)]
     if not model.causal:
@@ -191,9 +195,9 @@ def test_tokens_do_not_depend_on_the_batch_in_100_random_cases():
 @pytest.mark.parametrize("joint_proposals", [False, True])
 def test_padding_on_the_left_changes_nothing(kind, joint_proposals):
     model, reward = RandomLM(6), HashReward(kind)
-    strategy = Guided(WHERE["random"](), Canvases(reward), 2.0, 3)
+    strategy = Guided(UNMASKING_RULES["random"](), Canvases(reward), 2.0, 3)
     if joint_proposals:
-        strategy = JointProposals(WHERE["random"](), Canvases(reward), 2.0, 3)
+        strategy = JointProposals(UNMASKING_RULES["random"](), Canvases(reward), 2.0, 3)
     canvas = torch.tensor([[2, 4, 6, 6, 6]])
     alone = sample(UnmaskingEnvironment(model, DecodeOptions(3)), strategy, Prompts(canvas, prompt_length=2))
     padded = torch.cat((torch.tensor([[6, 1, 0]]), canvas), 1)
@@ -214,7 +218,11 @@ def test_all_candidates_of_a_step_are_one_call_and_each_is_read_as_it_stands():
     values = Canvases(reward)
     canvas = torch.full((3, 5), model.mask_id)
     canvas[:, 0] = torch.tensor([1, 2, 3])
-    sample(UnmaskingEnvironment(model, DecodeOptions(5)), Guided(WHERE["leftmost"](), values, 2.0, 4), Prompts(canvas))
+    sample(
+        UnmaskingEnvironment(model, DecodeOptions(5)),
+        Guided(UNMASKING_RULES["leftmost"](), values, 2.0, 4),
+        Prompts(canvas),
+    )
     assert reward.calls == 4 and values.rows == 3 * 4 * 4
     assert {len(text) for text in reward.seen[:12]} == {2} and {len(text) for text in reward.seen[-12:]} == {5}
     assert all(text[0] in (1, 2, 3) and model.mask_id not in text for text in reward.seen)
@@ -226,7 +234,7 @@ def test_texts_are_split_into_prompt_and_answer():
     decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
     model = RandomLM(6)
     canvas = torch.tensor([[0, 1, 6, 6], [0, 2, 6, 6]])
-    strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=2), "prefix"), 1.0, 6)
+    strategy = Guided(UNMASKING_RULES["leftmost"](), Texts(score, decode, Template(first=2), "prefix"), 1.0, 6)
     sample(
         UnmaskingEnvironment(model, DecodeOptions(2)),
         strategy,
@@ -243,7 +251,7 @@ def test_a_candidate_that_ends_the_answer_is_said_to_end_it():
     ]
     decode = lambda rows: ["".join("abcdef"[t] for t in row) for row in rows]
     canvas = torch.tensor([[0, 1, 6]])
-    strategy = Guided(WHERE["leftmost"](), Texts(score, decode, Template(first=1, end=5), "prefix"), 1.0, 6)
+    strategy = Guided(UNMASKING_RULES["leftmost"](), Texts(score, decode, Template(first=1, end=5), "prefix"), 1.0, 6)
     sample(UnmaskingEnvironment(RandomLM(6), DecodeOptions(1)), strategy, Prompts(canvas, prompt_length=1))
     assert sorted(seen) == [("b", True)] + [("b" + token, False) for token in "abcde"]
 
@@ -254,7 +262,7 @@ def test_a_reward_reads_by_its_template():
     canvas = torch.tensor([[4, 5, 6, 6], [3, 4, 6, 6]])
     full = HashReward("full")
     template = Template(front=(11,), between=(12,), first=2, end=0)
-    sample(UnmaskingEnvironment(model, DecodeOptions(2)), Guided(WHERE["leftmost"](), Canvases(full, template), 1.0, 6), Prompts(canvas, prompt_length=2, start=torch.tensor([0, 1])))  # fmt: skip
+    sample(UnmaskingEnvironment(model, DecodeOptions(2)), Guided(UNMASKING_RULES["leftmost"](), Canvases(full, template), 1.0, 6), Prompts(canvas, prompt_length=2, start=torch.tensor([0, 1])))  # fmt: skip
     first = full.seen[:12]
     assert {text[:4] for text in first if text[1] == 4 and text[2] == 5} == {(11, 4, 5, 12)}
     assert {text[:3] for text in first if text[2] == 12} == {(11, 4, 12)}
@@ -263,7 +271,7 @@ def test_a_reward_reads_by_its_template():
     masks = HashReward("mask")
     sample(
         UnmaskingEnvironment(model, DecodeOptions(2)),
-        Guided(WHERE["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3),
+        Guided(UNMASKING_RULES["leftmost"](), Canvases(masks, Template(mask=9)), 1.0, 3),
         Prompts(canvas[:1]),
     )
     assert all(len(text) == 4 and 6 not in text for text in masks.seen) and masks.seen[0][:2] == (4, 5)
@@ -276,7 +284,7 @@ def test_an_end_within_the_prompt_ends_no_answer():
     assert template.ends_of(canvases).long().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
     assert template.until_end(canvases).long().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     reward, model = HashReward("full"), RandomLM(6)
-    strategy = Guided(WHERE["leftmost"](), Canvases(reward, template), 1.0, 6)
+    strategy = Guided(UNMASKING_RULES["leftmost"](), Canvases(reward, template), 1.0, 6)
     sample(
         UnmaskingEnvironment(model, DecodeOptions(2)), strategy, Prompts(torch.tensor([[5, 0, 6, 6]]), prompt_length=2)
     )
@@ -309,9 +317,9 @@ def test_a_reward_that_is_no_number_stops_the_decoding():
             return super().score(tokens, real) / 0 * 0
 
     with pytest.raises(FloatingPointError, match="reward of a candidate is not a finite number"):
-        sampled(CAUSAL, Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 2), 3, rows=2)
+        sampled(CAUSAL, Guided(UNMASKING_RULES["leftmost"](), Canvases(Broken()), 1.0, 2), 3, rows=2)
     with pytest.raises(FloatingPointError, match="reward of a candidate is not a finite number"):
-        sampled(MASKED, JointProposals(WHERE["random"](), Canvases(Broken("mask")), 1.0, 2), 1, rows=2)
+        sampled(MASKED, JointProposals(UNMASKING_RULES["random"](), Canvases(Broken("mask")), 1.0, 2), 1, rows=2)
 
 
 @pytest.mark.parametrize("kind", [Guided, GuidedPair])
@@ -327,7 +335,9 @@ def test_a_candidate_that_can_never_be_written_needs_no_reward(kind):
 
     environment = UnmaskingEnvironment(RandomLM(6), DecodeOptions(3, never_tokens=(never,)))
     canvas = torch.full((40, 3), environment.model.mask_id)
-    written = sample(environment, kind(WHERE["leftmost"](), Canvases(Likelihood()), 1.0, 6), Prompts(canvas)).tokens
+    written = sample(
+        environment, kind(UNMASKING_RULES["leftmost"](), Canvases(Likelihood()), 1.0, 6), Prompts(canvas)
+    ).tokens
     assert not bool((written == never).any()) and len(written.unique()) == 5
 
 
@@ -342,6 +352,6 @@ def test_a_reward_that_is_no_number_of_a_candidate_that_can_be_written_ends_the_
     with pytest.raises(FloatingPointError, match="the reward of a candidate is not a finite number"):
         sample(
             UnmaskingEnvironment(RandomLM(6), DecodeOptions(3)),
-            Guided(WHERE["leftmost"](), Canvases(Broken()), 1.0, 6),
+            Guided(UNMASKING_RULES["leftmost"](), Canvases(Broken()), 1.0, 6),
             Prompts(canvas),
         )

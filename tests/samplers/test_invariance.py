@@ -14,7 +14,7 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
+from samplers.heuristics import UNMASKING_RULES, ConfidentNoisy, EntropyBound, Factor, Threshold, Window
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, random_radd
 
@@ -37,7 +37,7 @@ def random_where(name, rng):
         "factor": lambda: Factor(rng.choice([0.7, 1.0, 2.0])),
         "entropy_bound": lambda: EntropyBound(rng.choice([0.1, 1.0, 3.0])),
     }
-    return settings.get(name, WHERE[name])()
+    return settings.get(name, UNMASKING_RULES[name])()
 
 
 def random_what(rng):
@@ -56,7 +56,7 @@ def test_tokens_do_not_depend_on_the_batch_in_1000_random_cases():
     seen = set()
     for case in range(CASES):
         generator = torch.Generator().manual_seed(case)
-        name, vocabulary = rng.choice(list(WHERE)), rng.choice([2, 3, 6])
+        name, vocabulary = rng.choice(list(UNMASKING_RULES)), rng.choice([2, 3, 6])
         causal = rng.random() < 0.2
         length, rows = rng.choice([2, 4, 6]), rng.choice([2, 3, 5])
         block = rng.choice([None, 2, length // 2])
@@ -86,7 +86,7 @@ def test_other_rows_other_steps_and_other_seeds_draw_differently():
     canvas = torch.full((1, 12), model.mask_id)
     decode = lambda seed, row: sample(
         UnmaskingEnvironment(model, DecodeOptions(4)),
-        Strategy(WHERE["random"](), TokenRule()),
+        Strategy(UNMASKING_RULES["random"](), TokenRule()),
         Prompts(canvas),
         seed,
         torch.tensor([row]),
@@ -125,7 +125,7 @@ def test_float32_tokens_are_equal_in_every_batch(name):
     model, generator = random_radd(), torch.Generator().manual_seed(1)
     canvas = canvases(6, 24, 11, model.mask_id, generator, share=0.9)
     canvas[4] = canvas[1]  # identical rows share evaluations in the batch, and cannot when alone
-    strategy = Strategy(WHERE[name](), TokenRule(0.9, 0.95))
+    strategy = Strategy(UNMASKING_RULES[name](), TokenRule(0.9, 0.95))
     decode = lambda places: sample(
         UnmaskingEnvironment(model, DecodeOptions(6)), strategy, Prompts(canvas[places]), 0, places
     )
@@ -163,13 +163,13 @@ class Forgetful(UnmaskingEnvironment):
         return super().step(decision)
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", UNMASKING_RULES)
 @pytest.mark.parametrize("what", [TokenRule(), TokenRule(0.0)], ids=["categorical", "greedy"])
 def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, what):
     model = Counting(5)
     canvas = canvases(6, 8, 5, model.mask_id, torch.Generator().manual_seed(3))
     canvas[3] = canvas[0]
-    strategy = Strategy(WHERE[name](), what)
+    strategy = Strategy(UNMASKING_RULES[name](), what)
     ours = sample(UnmaskingEnvironment(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
     asked, model.asked = model.asked, []
     plain = sample(Forgetful(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
@@ -188,7 +188,7 @@ def test_a_row_that_did_not_change_is_not_evaluated_again():
         canvas = torch.full((1, 6), model.mask_id)
         samples = sample(
             UnmaskingEnvironment(model, DecodeOptions(64)),
-            Strategy(WHERE["direct"](), TokenRule(temperature)),
+            Strategy(UNMASKING_RULES["direct"](), TokenRule(temperature)),
             Prompts(canvas),
         )
         writes = len(samples.written_at.unique())
@@ -249,7 +249,7 @@ def test_identical_rows_share_their_evaluation(name):
     canvas = torch.full((7, 6), model.mask_id)
     environment = UnmaskingEnvironment(model, DecodeOptions(3))
     observation = environment.reset(Prompts(canvas))
-    WHERE[name]().choose(observation, Draws(0))
+    UNMASKING_RULES[name]().choose(observation, Draws(0))
     assert environment.rows_evaluated == len(model.asked) == 1
     assert environment.evaluations.tolist() == [1] * 7  # each still spent one of its own
     assert environment.positions_read == (Window.window if name == "window" else 6)
@@ -260,12 +260,12 @@ def test_rules_that_do_not_look_read_only_what_they_write(name):
     model = Counting(7)
     canvas = canvases(5, 10, 7, model.mask_id, torch.Generator().manual_seed(4))
     environment = UnmaskingEnvironment(model, DecodeOptions(4))
-    samples = sample(environment, Strategy(WHERE[name](), TokenRule()), Prompts(canvas))
+    samples = sample(environment, Strategy(UNMASKING_RULES[name](), TokenRule()), Prompts(canvas))
     assert len(canvas.unique(dim=0)) == 5  # else rows would share
     assert environment.positions_read == int(samples.generated.sum()) == int((canvas == model.mask_id).sum())
     assert sum(len(read) for _, read in model.asked) == environment.positions_read
     environment.reset(Prompts(canvas))
-    WHERE[name]().choose(environment._observe(), Draws(0))
+    UNMASKING_RULES[name]().choose(environment._observe(), Draws(0))
     assert environment.forwards == environment.positions_read == 0
 
 
@@ -288,7 +288,7 @@ def test_select_copies_drops_and_reorders_everything_of_a_row():
     canvas = canvases(4, 6, 5, model.mask_id, torch.Generator().manual_seed(6))
     observation = environment.reset(Prompts(canvas), torch.tensor([10, 11, 12, 13]))
     observation.read(observation.writable, 2, entropy=True)
-    observation = environment.step(Strategy(WHERE["random"](), TokenRule()).decide(observation, Draws(0)))
+    observation = environment.step(Strategy(UNMASKING_RULES["random"](), TokenRule()).decide(observation, Draws(0)))
     readout = observation.read(observation.writable, 2, entropy=True)
     index = torch.tensor([3, 1, 1])
     names = {field.name for field in fields(observation)} - {"environment", "steps", "time", "start", "alpha"}
@@ -311,7 +311,9 @@ def test_finished_rows_leave():
     canvas = torch.full((2, 6), model.mask_id)
     canvas[0, 1:] = 2
     samples = sample(
-        UnmaskingEnvironment(model, DecodeOptions(6)), Strategy(WHERE["confidence"](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(model, DecodeOptions(6)),
+        Strategy(UNMASKING_RULES["confidence"](), TokenRule()),
+        Prompts(canvas),
     )
     assert samples.evaluations.tolist() == samples.steps.tolist() == [1, 6]
     assert samples.rows_evaluated == len(model.asked) == 7

@@ -1,4 +1,4 @@
-"""Each rule of WHERE samples the law that enumeration gives: chi-square against every canvas, 20,000 rows at once."""
+"""Each rule of UNMASKING_RULES samples the law that enumeration gives: chi-square against every canvas, 20,000 rows at once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import best_subsets, dependent_joint, exact_law, fits, from_joint, inconsistent, noisy_subsets
 
@@ -29,18 +29,18 @@ def sampled(model, name, steps, canvas=None, block=None, what=None, rows=ROWS, s
     start = torch.tensor(canvas or [model.mask_id] * model.length).expand(rows, -1)
     environment = UnmaskingEnvironment(model, DecodeOptions(steps, block))
     return sample(
-        environment, Strategy(WHERE[name](**settings), TokenRule(**(what or {}))), Prompts(start), seed
+        environment, Strategy(UNMASKING_RULES[name](**settings), TokenRule(**(what or {}))), Prompts(start), seed
     ).tokens
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", UNMASKING_RULES)
 @pytest.mark.parametrize("model, steps", [(DEPENDENT, 2), (INCONSISTENT, 3)], ids=["joint", "inconsistent"])
 def test_every_rule_samples_its_exact_law(name, model, steps):
     settings = SETTINGS.get(name, {})
     fits(sampled(model, name, steps, **settings), exact_law(model, name, steps, **settings))
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", UNMASKING_RULES)
 @pytest.mark.parametrize("prompt", [{}, {2: 1}], ids=["no prompt", "a prompt"])
 def test_every_rule_samples_its_exact_law_in_blocks_around_a_prompt(name, prompt):
     settings, mask = SETTINGS.get(name, {}), INCONSISTENT.mask_id
@@ -78,7 +78,7 @@ def test_token_rules_sample_the_transformed_law(name, what):
 
 def test_the_laws_of_the_rules_differ():
     """Else the tests above could not tell one rule from another."""
-    laws = {name: exact_law(INCONSISTENT, name, 3, **SETTINGS.get(name, {})) for name in WHERE}
+    laws = {name: exact_law(INCONSISTENT, name, 3, **SETTINGS.get(name, {})) for name in UNMASKING_RULES}
     names = list(laws)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

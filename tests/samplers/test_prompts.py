@@ -17,7 +17,7 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM
 from tests.test_load_model import LLAMA
@@ -36,9 +36,9 @@ def policy():
 
 
 RULES = {
-    "confidence": WHERE["confidence"](),
-    "random": WHERE["random"](),
-    "threshold": WHERE["threshold"](0.1),
+    "confidence": UNMASKING_RULES["confidence"](),
+    "random": UNMASKING_RULES["random"](),
+    "threshold": UNMASKING_RULES["threshold"](0.1),
     "policy": policy(),
 }
 
@@ -63,7 +63,7 @@ def test_the_published_decodings_with_and_without_caches(case):
     model = MODELS["llada"]
     canvas = torch.tensor([case["prompt"] + [model.mask_id] * case["gen_length"]])
     cache = None if case["cache"] == "none" else case["cache"]
-    rule = WHERE["top_prob"]() if case["steps"] else WHERE["threshold"](case["threshold"])
+    rule = UNMASKING_RULES["top_prob"]() if case["steps"] else UNMASKING_RULES["threshold"](case["threshold"])
     environment = UnmaskingEnvironment(
         model, DecodeOptions(case["steps"] or case["gen_length"], case["block_length"], cache=cache)
     )
@@ -241,7 +241,7 @@ def test_a_causal_models_keys_and_values_are_exact(kind):
     canvas = torch.full((4, 12), model.mask_id)
     canvas[0, :3], canvas[1, :3], canvas[2, 2:3] = torch.tensor([1, 2, 4]), torch.tensor([5, 6, 7]), 9
     start = torch.tensor([0, 0, 2, 3])
-    strategy = Strategy(WHERE["leftmost"](), TokenRule())
+    strategy = Strategy(UNMASKING_RULES["leftmost"](), TokenRule())
     kept = UnmaskingEnvironment(model, DecodeOptions(9))
     samples = sample(kept, strategy, Prompts(canvas, prompt_length=3, start=start), 3)
     plain = UnmaskingEnvironment(model, DecodeOptions(9))
@@ -256,7 +256,9 @@ def test_a_row_that_has_ended_leaves_and_is_filled_up():
     canvas[:, :2] = torch.arange(128).remainder(100).view(64, 2)
     ends = int(
         sample(
-            UnmaskingEnvironment(model, DecodeOptions(10)), Strategy(WHERE["leftmost"](), TokenRule()), Prompts(canvas)
+            UnmaskingEnvironment(model, DecodeOptions(10)),
+            Strategy(UNMASKING_RULES["leftmost"](), TokenRule()),
+            Prompts(canvas),
         )
         .tokens[:, 3:]
         .mode()
@@ -264,7 +266,9 @@ def test_a_row_that_has_ended_leaves_and_is_filled_up():
         .values
     )
     environment = UnmaskingEnvironment(model, DecodeOptions(10, ends=(ends,)))
-    samples = sample(environment, Strategy(WHERE["leftmost"](), TokenRule()), Prompts(canvas, prompt_length=2))
+    samples = sample(
+        environment, Strategy(UNMASKING_RULES["leftmost"](), TokenRule()), Prompts(canvas, prompt_length=2)
+    )
     ended = (samples.tokens[:, 2:] == ends).any(1)
     assert ended.any() and not ended.all() and not (samples.tokens == model.mask_id).any()
     for row in ended.nonzero().squeeze(1).tolist():
@@ -288,7 +292,7 @@ def test_tokens_that_are_never_written_and_tokens_that_are_written_last():
     model = MODELS["llada"]
     canvas = torch.full((8, 12), model.mask_id)
     canvas[:, 0] = torch.arange(8)
-    strategy = Strategy(WHERE["top_prob"](), TokenRule(0.0))
+    strategy = Strategy(UNMASKING_RULES["top_prob"](), TokenRule(0.0))
     first = UnmaskingEnvironment(model, DecodeOptions(11)).reset(Prompts(canvas, prompt_length=1))
     common = int(first.read(first.writable, 1).top_tokens[:, 1:].flatten().mode().values)
     without = sample(

@@ -10,7 +10,7 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 
 RARE, COMMON, STEPS = 20_000, 10, 1024
@@ -41,7 +41,9 @@ def test_rare_tokens_are_drawn_as_often_as_their_probability_says():
     model = SameEverywhere()
     canvas = torch.full((ROWS, DRAWS // ROWS), model.mask_id)
     samples = sample(
-        UnmaskingEnvironment(model, DecodeOptions(STEPS)), Strategy(WHERE["direct"](), TokenRule()), Prompts(canvas)
+        UnmaskingEnvironment(model, DecodeOptions(STEPS)),
+        Strategy(UNMASKING_RULES["direct"](), TokenRule()),
+        Prompts(canvas),
     )
     rare = samples.tokens[samples.tokens < RARE]
     expected = DRAWS * RARE * EACH

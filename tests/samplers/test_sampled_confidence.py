@@ -14,7 +14,7 @@ from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 from load_model import load_model
-from samplers.heuristics import SCORES, WHERE, AsSampled, Sampled
+from samplers.heuristics import SCORES, UNMASKING_RULES, AsSampled, Sampled
 from samplers.loop import Strategy, sample
 from samplers.settings import SamplerSettings
 from training.usage import composed
@@ -89,7 +89,7 @@ def test_decoding_writes_what_dreams_loop_writes(alg, model):
         4,
         canvases(model, length=11),
     )  # warm: no two confidences are within a tie
-    rule = AsSampled(WHERE[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), what)
+    rule = AsSampled(UNMASKING_RULES[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), what)
     found = sample(
         UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(rule, what), Prompts(canvas), seed=3
     ).tokens
@@ -115,9 +115,9 @@ def test_the_setting_is_of_rules_that_read_confidences(model):
     strategy = build_rule_decoder(settings, model)
     assert isinstance(strategy.where, AsSampled) and strategy.where.what == strategy.what == TokenRule(0.2)
     settings.strategy = "threshold"
-    assert build_rule_decoder(settings, model).where == AsSampled(WHERE["threshold"](0.9), strategy.what)
+    assert build_rule_decoder(settings, model).where == AsSampled(UNMASKING_RULES["threshold"](0.9), strategy.what)
     settings.confidence = "model"
-    assert build_rule_decoder(settings, model).where == WHERE["threshold"](0.9)
+    assert build_rule_decoder(settings, model).where == UNMASKING_RULES["threshold"](0.9)
     for name, confidence, message in (
         ("random", "sampling", "random reads none"),
         ("entropy", "mine", "'mine' is unknown"),

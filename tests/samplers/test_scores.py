@@ -17,7 +17,7 @@ from dlm.prompts import Prompts
 from load_model import load_model
 from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import StepDecoder, Strategy, sample
 from samplers.names import PREDICTORS
 from samplers.scores import ScoreDecoder, absorbing_change, noise_steps, uniform_change
@@ -245,7 +245,11 @@ def test_what_cannot_be_sampled_is_refused():
     uniform = random_sedd("uniform", length=4)
     environment = UnmaskingEnvironment(uniform, DecodeOptions(2))
     with pytest.raises(ValueError, match="uniform graph, which has no masks"):
-        sample(environment, Strategy(WHERE["direct"](), TokenRule()), Prompts(torch.full((1, 4), uniform.mask_id)))
+        sample(
+            environment,
+            Strategy(UNMASKING_RULES["direct"](), TokenRule()),
+            Prompts(torch.full((1, 4), uniform.mask_id)),
+        )
 
 
 # ------------------------------------------------------------------------------------ as any other masked model
@@ -270,7 +274,7 @@ class Watching(StepDecoder):
 def strategies():
     torch.manual_seed(0)
     policy = PolicyUnmasker(DitConfidence().eval(), "fixed")
-    return {name: rule() for name, rule in WHERE.items()} | {"policy": policy}
+    return {name: rule() for name, rule in UNMASKING_RULES.items()} | {"policy": policy}
 
 
 @pytest.mark.parametrize("name", strategies())

@@ -17,7 +17,7 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.guided import Canvases, Guided, Siblings, Values
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import sample
 from samplers.siblings import SiblingCache
 
@@ -119,7 +119,7 @@ def test_scores_and_tokens_are_those_of_the_published_loops(way):
     canvas = nn.functional.pad(prompts, (0, 10), value=model.mask_id)
     ours = sample(
         UnmaskingEnvironment(model, DecodeOptions(18)),
-        Guided(WHERE["leftmost"](), values, 2.0, 10, 0.0),
+        Guided(UNMASKING_RULES["leftmost"](), values, 2.0, 10, 0.0),
         Prompts(canvas),
     )
     first, second = plain_guided.words(50, start=49), plain_guided.words(50)
@@ -145,7 +145,7 @@ def test_texts_of_different_lengths_and_rows_that_end_leave_the_others_as_they_a
 
     def decode(rows):
         environment = UnmaskingEnvironment(model, DecodeOptions(16, ends=(int(common),)))
-        strategy = Guided(WHERE["leftmost"](), Siblings(cache_of(reward)), 1.0, 8)
+        strategy = Guided(UNMASKING_RULES["leftmost"](), Siblings(cache_of(reward)), 1.0, 8)
         return sample(
             environment, strategy, Prompts(canvas[rows], prompt_length=8, start=start[rows]), 0, torch.tensor(rows)
         ).tokens[:, 8:]

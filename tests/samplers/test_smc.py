@@ -11,7 +11,7 @@ from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy
 from samplers.smc import Diagnostics, Finish, Plain, Proposed, Trajectories, particle_filter
 from samplers.twisted import TwistedJoint, TwistedTokens
@@ -116,20 +116,32 @@ def case(kind, seed=0, exponent=1.0):
     twist = TableTwist(model, psi)
     rule = TokenRule()
     if kind == "causal base":
-        return model, twist, "leftmost", length, Plain(Strategy(WHERE["leftmost"](), rule))
+        return model, twist, "leftmost", length, Plain(Strategy(UNMASKING_RULES["leftmost"](), rule))
     if kind == "causal twisted":
-        return model, twist, "leftmost", length, TwistedTokens(WHERE["leftmost"](), rule, twist.tilt, False, exponent)
+        return (
+            model,
+            twist,
+            "leftmost",
+            length,
+            TwistedTokens(UNMASKING_RULES["leftmost"](), rule, twist.tilt, False, exponent),
+        )
     if kind == "masked confidence":
-        return model, twist, "confidence", length, Plain(Strategy(WHERE["confidence"](), rule))
+        return model, twist, "confidence", length, Plain(Strategy(UNMASKING_RULES["confidence"](), rule))
     if kind == "masked all at once":
-        return model, twist, "confidence", 1, TwistedTokens(WHERE["confidence"](), rule, twist.tilt, True, exponent)
+        return (
+            model,
+            twist,
+            "confidence",
+            1,
+            TwistedTokens(UNMASKING_RULES["confidence"](), rule, twist.tilt, True, exponent),
+        )
     if kind == "masked any order":
         return (
             model,
             twist,
             "first_hitting",
             length,
-            TwistedTokens(WHERE["first_hitting"](), rule, twist.tilt, False, exponent),
+            TwistedTokens(UNMASKING_RULES["first_hitting"](), rule, twist.tilt, False, exponent),
         )
     return model, twist, "first_hitting", length, TwistedJoint(rule, twist.tilt, exponent)
 
@@ -299,7 +311,7 @@ def test_base_positions_are_optimal_for_the_conditionals_of_one_joint_alone():
         twist = TableTwist(model, psi)
         truth = log_z_of(model, twist, paths(model, "first_hitting", 2))
         twist.psi = optimal(model, psi, any_order=True)
-        proposal = TwistedTokens(WHERE["first_hitting"](), TokenRule(), twist.tilt)
+        proposal = TwistedTokens(UNMASKING_RULES["first_hitting"](), TokenRule(), twist.tilt)
         found = particle_filter(
             UnmaskingEnvironment(model, DecodeOptions(2)), proposal, twist, Prompts(blank(model, 50)), 3, "every"
         )
@@ -347,7 +359,7 @@ def test_any_strategy_of_the_core_is_wrapped(name, steps):
         psi / 4
     )  # wilder ones are as unbiased, and few of the filters then tell of the states that they think little of
     setting = {"threshold": {"threshold": 0.6}, "entropy_bound": {"bound": 1.2}}.get(name, {})
-    law, rule = exact_law(model, name, steps, **setting), WHERE[name](**setting)
+    law, rule = exact_law(model, name, steps, **setting), UNMASKING_RULES[name](**setting)
     twist = TableTwist(model, psi)
     truth = sum(p * exp(float(psi[model.state(torch.tensor([tokens]))])) for tokens, p in law.items())
     canvas = torch.full((3000, 3), model.mask_id)
@@ -449,7 +461,7 @@ def test_a_dead_sample_ends_no_other():
 
 
 WIDE = RandomLM(6, seed=1)
-LEFTMOST = Plain(Strategy(WHERE["leftmost"](), TokenRule()))
+LEFTMOST = Plain(Strategy(UNMASKING_RULES["leftmost"](), TokenRule()))
 
 
 def filtered(potential, filters, particles, resample="every", **settings):
@@ -521,7 +533,10 @@ def test_the_best_particle_is_one_that_lives():
 def test_what_a_proposal_said_of_a_state_goes_with_the_particle_that_is_resampled():
     """Particles write, are resampled by what the proposal says of their token, and then rest: nothing is left to weigh."""
     model, _, _, steps, _ = case("causal base")
-    decoder, rests = Strategy(WHERE["leftmost"](), TokenRule()), Finish(lambda tokens, rows: 2.0 * tokens[:, 0])
+    decoder, rests = (
+        Strategy(UNMASKING_RULES["leftmost"](), TokenRule()),
+        Finish(lambda tokens, rows: 2.0 * tokens[:, 0]),
+    )
 
     class Resting:
         def propose(self, observation, draws, given):

@@ -9,7 +9,7 @@ import torch
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE, Threshold
+from samplers.heuristics import UNMASKING_RULES, Threshold
 from samplers.loop import Strategy, TeacherForced, sample
 from tests.enumerable import RandomLM, dependent_joint, exact_law, from_joint, inconsistent
 
@@ -28,7 +28,7 @@ TEXTS = torch.tensor(list(product(range(3), repeat=4)))
 def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
     """`text` revealed by the rule `name`, and log p of what was written: of each recorded step, and summed over the row."""
     canvas = torch.full_like(text, model.mask_id) if canvas is None else canvas
-    strategy = TeacherForced(WHERE[name](**SETTINGS.get(name, {})), text)
+    strategy = TeacherForced(UNMASKING_RULES[name](**SETTINGS.get(name, {})), text)
     samples = sample(
         UnmaskingEnvironment(model, DecodeOptions(steps, block)),
         strategy,
@@ -40,7 +40,7 @@ def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
     return samples, torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", UNMASKING_RULES)
 @pytest.mark.parametrize("block", [None, 2])
 def test_the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_tokens(name, block):
     """Around a prompt that is not the text's, for all texts at once; step by step in plain numbers along `written_at`."""
@@ -144,7 +144,7 @@ def test_a_text_revealed_costs_what_the_same_rule_costs_a_sampler():
     canvas[[0, 1, 2], [0, 1, 2]] = 0  # no two rows share an evaluation
     for name, positions in (("confidence", 7 + 5 + 3 + 1), ("random", 7)):
         environment = UnmaskingEnvironment(RandomLM(4), DecodeOptions(4))
-        for strategy in (TeacherForced(WHERE[name](), text), Strategy(WHERE[name](), TokenRule())):
+        for strategy in (TeacherForced(UNMASKING_RULES[name](), text), Strategy(UNMASKING_RULES[name](), TokenRule())):
             samples = sample(environment, strategy, Prompts(canvas))
             assert samples.evaluations.tolist() == [4, 4, 4]
             assert environment.positions_read == 3 * positions

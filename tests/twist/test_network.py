@@ -10,7 +10,7 @@ from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE, Leftmost
+from samplers.heuristics import UNMASKING_RULES, Leftmost
 from samplers.smc import particle_filter
 from samplers.twisted import TwistedTokens
 from tests.enumerable import random_radd, random_sedd
@@ -197,7 +197,7 @@ def test_masked_models_read_the_twist_beside_the_model(trunk):
     potential = TwistPotential(twist, RewardTarget(token_sum), particles=4)
     canvas = torch.full((2, 6), model.mask_id)
     for steps, reads_state in ((6, False), (2, True)):
-        proposal = TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt, reads_state)
+        proposal = TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.tilt, reads_state)
         environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(steps))
         found = particle_filter(environment, proposal, potential, Prompts(canvas), 4, "never")
         tokens, written_at = found.samples.tokens, found.samples.written_at
@@ -242,7 +242,7 @@ def test_what_is_refused():
         TwistModel(random_sedd(), trunk="lora")
     potential = TwistPotential(twist_on(masked), RewardTarget(token_sum), particles=2)
     with pytest.raises(ValueError, match="commits 3 at once; use as many steps as there are masks"):
-        particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(WHERE["random"](), TokenRule(), potential.tilt),
+        particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.tilt),
                         potential, Prompts(torch.full((1, 6), masked.mask_id)), 2)  # fmt: skip
     with pytest.raises(ValueError, match="temperature 0"):
         TwistedTokens(Leftmost(), TokenRule(0), potential.tilt)

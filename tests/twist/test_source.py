@@ -13,7 +13,7 @@ from dlm.causal_lm import CausalLM
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.heuristics import WHERE
+from samplers.heuristics import UNMASKING_RULES
 from samplers.smc import Trajectories, particle_filter
 from samplers.twisted import TwistedTokens
 from tests.enumerable import dependent_joint, from_joint, inconsistent, random_radd
@@ -160,7 +160,7 @@ def test_rows_do_not_depend_on_who_draws_them():
 )
 def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypatch):
     model, twist, name, steps, _ = case(kind)
-    proposal = TwistedTokens(WHERE[name](), TokenRule(), twist.tilt, exponent=0.0)
+    proposal = TwistedTokens(UNMASKING_RULES[name](), TokenRule(), twist.tilt, exponent=0.0)
     law = paths(model, name, steps)
     z = exp(log_z_of(model, twist, law))
 
