@@ -68,7 +68,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("observation.log_prob(order > 0, text)", "observation.log_prob(observation.writable, text)",
          FORCED + "the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_tokens"),
         ("draws = replace(draws, start=observation.start)", "pass", PADDED),
-        ("log_where.masked_fill(last, 0.0)", "log_where", BUDGET + "the_last_evaluation_leaves_no_choice_of_positions"),
+        ("log_positions.masked_fill(last, 0.0)", "log_positions", BUDGET + "the_last_evaluation_leaves_no_choice_of_positions"),
         ("chose = ~observation.last", "chose = observation.left > 0",
          BUDGET + "only_steps_with_a_choice_are_recorded_and_their_likelihood_is_replayed"),
         ("place = place[going_on]", "place = place[: len(going_on)]", INVARIANCE + "finished_rows_leave"),

@@ -126,7 +126,7 @@ def bound(model: MaskedLM, rule: Unmasker, text: Int[Tensor, "row position"], st
     samples = TeacherForced(rule, text).decode(model, blank, DecodeOptions(steps), record=lambda observation: {})
     trajectory = samples.trajectory
     assert trajectory is not None
-    total = torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
+    total = torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_tokens)
     return -total / text.shape[1]
 
 

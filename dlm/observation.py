@@ -66,14 +66,14 @@ class Readable(Protocol):
 class Decision:
     """Positions to commit, and their tokens.
 
-    order: rank of each selected position from 1, 0 elsewhere; tokens: valid at the selected positions; log_where, log_what:
+    order: rank of each selected position from 1, 0 elsewhere; tokens: valid at the selected positions; log_positions, log_tokens:
     log-probability of the choice of positions and of the tokens, 0 for deterministic choices.
     """
 
     order: Int[Tensor, "row position"]
     tokens: Int[Tensor, "row position"]
-    log_where: Float[Tensor, "row"]
-    log_what: Float[Tensor, "row"]
+    log_positions: Float[Tensor, "row"]
+    log_tokens: Float[Tensor, "row"]
 
 
 @dataclass
@@ -180,8 +180,8 @@ class Response:
     def draw(
         self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        tokens, log_what = self.whole.draw(self._whole(where), rule, draws)
-        return tokens[:, self.first :], log_what
+        tokens, log_tokens = self.whole.draw(self._whole(where), rule, draws)
+        return tokens[:, self.first :], log_tokens
 
     def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
         return self.whole.log_prob(self._whole(where), F.pad(text, (self.first, 0)))

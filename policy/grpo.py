@@ -59,7 +59,7 @@ class GRPO:
         if steps.expert is not None and bool(steps.expert.any()):
             index = steps.expert.nonzero().squeeze(1)
             log_prob, _ = recomputed(network, law, steps.trajectory.take(index), chunk)
-            steps.trajectory.log_where[index] = with_expert(log_prob, group, len(experts))
+            steps.trajectory.log_positions[index] = with_expert(log_prob, group, len(experts))
         return steps
 
     def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
@@ -70,7 +70,7 @@ class GRPO:
             mixed = with_expert(log_prob, self.algorithm.group_size, len(self.algorithm.experts.thresholds))
             compared, own = torch.where(steps.expert, mixed, log_prob), steps.weight.masked_fill(steps.expert, 0.0)
         loss = clipped_policy_loss(
-            compared, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
+            compared, steps.trajectory.log_positions, steps.advantage, steps.weight, self.algorithm.clip
         )
         if self.reference is not None:  # an expert's actions are not drawn from the policy
             with torch.no_grad():

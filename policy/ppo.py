@@ -35,8 +35,8 @@ class PPO:
         if reward.failed:  # rows without a reward teach nothing
             trajectory = trajectory.take((~reward.total.isnan())[trajectory.row].nonzero().squeeze(1))
         if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
-            self.processes.moments(trajectory.log_where)
-            return Steps(trajectory, trajectory.log_where, trajectory.log_where, trajectory.log_where)
+            self.processes.moments(trajectory.log_positions)
+            return Steps(trajectory, trajectory.log_positions, trajectory.log_positions, trajectory.log_positions)
         _, value = recomputed(network, law, trajectory, chunk, value=True)
         assert value is not None
         earned = reward.steps
@@ -54,6 +54,6 @@ class PPO:
         log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
         assert value is not None and steps.target is not None
         policy = clipped_policy_loss(
-            log_prob, steps.trajectory.log_where, steps.advantage, steps.weight, self.algorithm.clip
+            log_prob, steps.trajectory.log_positions, steps.advantage, steps.weight, self.algorithm.clip
         )
         return policy + self.algorithm.value_weight * value_loss(value, steps.target, steps.weight)

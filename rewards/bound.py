@@ -26,7 +26,7 @@ class RevealedText(Protocol):
     """The used fields of a trajectory: the row of each step, and the log-probability of the tokens committed in it."""
 
     row: Int[Tensor, " N"]
-    log_what: Float[Tensor, " N"]
+    log_tokens: Float[Tensor, " N"]
 
 
 @runtime_checkable
@@ -50,6 +50,6 @@ class BoundReward(Reward):
         if trajectory is None:
             raise ValueError("reward=bound reads a recorded trajectory; roll out with record=True")
         length = (~samples.prompt).sum(1).clamp(min=1)
-        steps = trajectory.log_what / length[trajectory.row]
+        steps = trajectory.log_tokens / length[trajectory.row]
         total = torch.zeros(len(length), device=steps.device).index_add_(0, trajectory.row, steps)
         return RewardOutput(total, {"nats_per_token": -total}, steps)

@@ -54,9 +54,9 @@ class CheckedRule:
         found: Any = self.rule.choose(observation, draws)
         if not isinstance(found, tuple) or len(found) != 2:
             raise ValueError(f"`choose` of {name} returned {type(found).__name__}; return ranks and log-probabilities")
-        order, log_where = found
+        order, log_positions = found
         check_order(order, observation, name)
-        return order.to(torch.long), log_where
+        return order.to(torch.long), log_positions
 
 
 @dataclass

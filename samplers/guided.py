@@ -316,16 +316,16 @@ class Guided(RewardGuided):
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
-        log_what = torch.zeros(len(order), device=order.device)
+        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        log_tokens = torch.zeros(len(order), device=order.device)
         row, position = (order > 0).nonzero().unbind(1)
         if len(row) == 0:
-            return Decision(order, observation.tokens, log_where, log_what)
+            return Decision(order, observation.tokens, log_positions, log_tokens)
         best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
         tokens = observation.tokens.clone()
         chosen, log_q = drawn(scores, self.temperature, observation, draws, row, own(observation, row, position), best)
         tokens[row, position] = best.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        return Decision(order, tokens, log_where, log_what.index_add(0, row, log_q))
+        return Decision(order, tokens, log_positions, log_tokens.index_add(0, row, log_q))
 
 
 @dataclass
@@ -344,7 +344,7 @@ class GuidedPair(RewardGuided):
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_where = self.where.choose(observation, draws)
+        order, log_positions = self.where.choose(observation, draws)
         row, position = (order > 0).nonzero().unbind(1)
         best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
         rows, length = order.shape
@@ -363,14 +363,14 @@ class GuidedPair(RewardGuided):
         tokens, one = observation.tokens.clone(), torch.zeros_like(order)
         tokens[picked, where] = observation.read(order > 0, self.k).top_tokens[picked, where, which]
         one[picked, where] = 1
-        return Decision(one, tokens, log_where, torch.zeros(rows, device=scores.device).index_add(0, picked, log_q))
+        return Decision(one, tokens, log_positions, torch.zeros(rows, device=scores.device).index_add(0, picked, log_q))
 
 
 @dataclass
 class JointProposals(RewardGuided):
     """Draw `count` proposals for all selected positions from the model and keep one with probability softmax(beta * r).
 
-    As count grows, this converges to the joint distribution p * exp(beta * r). log_what is NaN: the probability of the kept
+    As count grows, this converges to the joint distribution p * exp(beta * r). log_tokens is NaN: the probability of the kept
     proposal has no closed form.
     """
 
@@ -383,14 +383,14 @@ class JointProposals(RewardGuided):
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
         seeds = (replace(draws, seed=draws.seed + number * PROPOSAL) for number in range(self.count))
         proposals = torch.stack([observation.draw(order > 0, self.what, one)[0] for one in seeds], 1)
         found = self.values.of_canvases(observation, proposals.flatten(0, 1)).view(proposals.shape[:2])
         scores = self.beta * finite(found)
         row = torch.arange(len(order), device=order.device)
         chosen, _ = drawn(scores, self.temperature, observation, draws, row, torch.full_like(row, CHOICE), None)
-        return Decision(order, proposals[row, chosen], log_where, torch.full_like(log_where, torch.nan))
+        return Decision(order, proposals[row, chosen], log_positions, torch.full_like(log_positions, torch.nan))
 
 
 def tilted(

@@ -88,13 +88,13 @@ class Unmasker(Protocol):
 
 
 def all_at_last(
-    observation: Observation, order: Int[Tensor, "row position"], log_where: Float[Tensor, "row"]
+    observation: Observation, order: Int[Tensor, "row position"], log_positions: Float[Tensor, "row"]
 ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
     """Commit all open positions of rows on their last allowed evaluation, with probability one, whatever the rule chose."""
     if observation.environment.options.budget is None:
-        return order, log_where
+        return order, log_positions
     last = observation.last
-    return torch.where(last[:, None], observation.writable.long(), order), log_where.masked_fill(last, 0.0)
+    return torch.where(last[:, None], observation.writable.long(), order), log_positions.masked_fill(last, 0.0)
 
 
 @dataclass
@@ -105,16 +105,16 @@ class Strategy(StepDecoder):
     what: TokenRule
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
-        tokens, log_what = observation.draw(order > 0, self.what, draws)
-        return Decision(order, tokens, log_where, log_what)
+        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        tokens, log_tokens = observation.draw(order > 0, self.what, draws)
+        return Decision(order, tokens, log_positions, log_tokens)
 
 
 @dataclass
 class TeacherForced(StepDecoder):
     """An unmasking rule that reveals given texts in its own order. `row_id` is the number of a row's text.
 
-    The mean over the rule of the sum of `log_what` is a lower bound on log p(text) of the sampler that consists of rule and
+    The mean over the rule of the sum of `log_tokens` is a lower bound on log p(text) of the sampler that consists of rule and
     model.
     """
 
@@ -122,9 +122,9 @@ class TeacherForced(StepDecoder):
     text: Int[Tensor, "row position"]
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
         text = self.text[observation.row_id]
-        return Decision(order, text, log_where, observation.log_prob(order > 0, text))
+        return Decision(order, text, log_positions, observation.log_prob(order > 0, text))
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ class Recorder:
         """Add one decision. Rows on their last allowed evaluation had no choice and are left out."""
         step = {
             "row": place, "step": observation.row_step, "writable": observation.writable[:, self.first :],
-            "order": decision.order[:, self.first :], "log_where": decision.log_where, "log_what": decision.log_what,
+            "order": decision.order[:, self.first :], "log_positions": decision.log_positions, "log_tokens": decision.log_tokens,
             **self.record(observation.response()),
         }  # fmt: skip
         chose = ~observation.last
@@ -199,5 +199,5 @@ class Recorder:
         if not self.steps:
             return None
         whole = {name: torch.cat([step[name] for step in self.steps]) for name in self.steps[0]}
-        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_where", "log_what")}
+        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_positions", "log_tokens")}
         return Trajectory(**fixed, inputs=whole)

@@ -38,8 +38,8 @@ class Trajectory:
     step: Int[Tensor, "N"]
     writable: Bool[Tensor, "N position"]
     order: Int[Tensor, "N position"]
-    log_where: Float[Tensor, "N"]
-    log_what: Float[Tensor, "N"]
+    log_positions: Float[Tensor, "N"]
+    log_tokens: Float[Tensor, "N"]
     inputs: dict[str, Tensor]
 
     def take(self, index: Int[Tensor, "kept"]) -> Trajectory:
@@ -47,7 +47,7 @@ class Trajectory:
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return Trajectory(
             self.row[index], self.step[index], self.writable[index], self.order[index],
-            self.log_where[index], self.log_what[index], inputs,
+            self.log_positions[index], self.log_tokens[index], inputs,
         )  # fmt: skip
 
 

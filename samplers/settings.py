@@ -216,7 +216,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
 def guided_rule(name: str | None, model: MaskedLM) -> str:
     """Return the unmasking rule of a guided decoder: leftmost for a causal model, else `name`, by default confidence."""
     if name is not None and name not in UNMASKING_RULES:
-        raise ValueError(f"unmask={name!r} is unknown; use one of {', '.join(WHERE)}")
+        raise ValueError(f"unmask={name!r} is unknown; use one of {', '.join(UNMASKING_RULES)}")
     if model.causal and name not in (None, "leftmost"):
         raise ValueError(f"unmask={name} needs a masked model and this one is causal; leave it out")
     return name or ("leftmost" if model.causal else "confidence")

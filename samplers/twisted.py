@@ -107,7 +107,7 @@ class TwistedTokens:
         refuse_greedy(self.what)
 
     def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
-        order, log_where = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
         picked = order > 0
@@ -119,7 +119,7 @@ class TwistedTokens:
         place, rows = picked.nonzero(), len(order)
         if len(place) == 0:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
-            decision = Decision(order, observation.tokens, log_where, zeros.float())
+            decision = Decision(order, observation.tokens, log_positions, zeros.float())
             return Proposed(decision, zeros, None if self.reads_state else zeros)
         bent = bend(observation, place, self.what, self.tilt, draws, given, self.exponent)
         tokens = observation.tokens.clone()
@@ -128,7 +128,7 @@ class TwistedTokens:
         log_ratio = torch.zeros_like(log_psi)
         if self.exponent:
             log_ratio = _of_rows(bent.log_mass - self.exponent * bent.log_psi, place[:, 0], rows)
-        decision = Decision(order, tokens, log_where, torch.zeros_like(log_where))
+        decision = Decision(order, tokens, log_positions, torch.zeros_like(log_positions))
         return Proposed(decision, log_ratio, None if self.reads_state else log_psi)
 
 

@@ -113,7 +113,7 @@ def test_recorded_log_probabilities_are_found_again(models):
     trajectory = sample(environment, Strategy(unmasker, TokenRule()), Prompts(canvas), record=network.inputs).trajectory
     assert trajectory is not None
     again, _ = policy_log_probs(network, unmasker.law, trajectory)
-    torch.testing.assert_close(again, trajectory.log_where, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, trajectory.log_positions, atol=1e-4, rtol=1e-4)
 
 
 def test_an_iteration_of_grpo_on_puzzles(tmp_path):

@@ -234,7 +234,7 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
         UnmaskingEnvironment(model, DecodeOptions(5)), strategy, Prompts(canvas), seed=3, record=lambda observation: {}
     )
     assert samples.trajectory is not None
-    due = torch.zeros(6).index_add_(0, samples.trajectory.row, samples.trajectory.log_what)
+    due = torch.zeros(6).index_add_(0, samples.trajectory.row, samples.trajectory.log_tokens)
     estimator = ReplayedTrajectory(temperature)
     views = estimator.views(canvas == model.mask_id, Draws(0), samples.written_at)
     assert len(views) == int(samples.evaluations.sum())  # one for each evaluation

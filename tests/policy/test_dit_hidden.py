@@ -116,4 +116,4 @@ def test_hidden_states_are_kept_of_active_rows_behind_the_prompt_in_the_models_p
     assert samples.steps.unique().numel() > 1  # rows leave at different steps
     with torch.no_grad():
         again, _ = policy_log_probs(policy, unmasker.law, trajectory)
-    torch.testing.assert_close(again, trajectory.log_where, atol=2e-5, rtol=0)
+    torch.testing.assert_close(again, trajectory.log_positions, atol=2e-5, rtol=0)

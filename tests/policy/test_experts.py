@@ -164,8 +164,8 @@ def test_the_first_update_has_ratio_one_and_the_formulas_gradient_whatever_the_c
     steps = algorithm.prepare(*own, network, law, chunk=chunk, experts=experts)
     log_prob, _ = policy_log_probs(network, law, steps.trajectory)
     mixed = torch.where(steps.expert, torch.log(GROUP / 5 * log_prob.exp() + 1 / 5), log_prob)
-    torch.testing.assert_close(mixed, steps.trajectory.log_where, atol=1e-5, rtol=1e-5)
-    assert (steps.trajectory.log_where[steps.expert] >= log(1 / 5) - 1e-5).all()
+    torch.testing.assert_close(mixed, steps.trajectory.log_positions, atol=1e-5, rtol=1e-5)
+    assert (steps.trajectory.log_positions[steps.expert] >= log(1 / 5) - 1e-5).all()
     expected = torch.autograd.grad(
         clipped_policy_loss(mixed, mixed.detach(), steps.advantage, steps.weight, 0.2), network.output_proj.weight
     )[0]

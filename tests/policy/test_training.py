@@ -112,12 +112,12 @@ def test_replay_has_the_log_probability_it_had(kind, action):
     trajectory = samples.trajectory
     assert len(trajectory.row) == int(samples.steps.sum())
     again, _ = policy_log_probs(network, law, trajectory)
-    torch.testing.assert_close(again.detach(), trajectory.log_where, atol=2e-6, rtol=0)
+    torch.testing.assert_close(again.detach(), trajectory.log_positions, atol=2e-6, rtol=0)
     if kind == "dit_confidence":  # the value head reads the same trunk
         with_value, value = policy_log_probs(network, law, trajectory, value=True)
         torch.testing.assert_close(with_value, again)
         assert value.shape == again.shape
-    assert not trajectory.writable[:, 2].any() and trajectory.log_where.isfinite().all()
+    assert not trajectory.writable[:, 2].any() and trajectory.log_positions.isfinite().all()
 
 
 @pytest.mark.parametrize("steps", [2, 3])
@@ -126,7 +126,7 @@ def test_replay_of_picks_that_repel_has_the_log_probability_it_had(steps):
     network, law, samples, _ = rolled_out("repelled", "fixed", steps=steps)
     trajectory = samples.trajectory
     again, _ = policy_log_probs(network, law, trajectory)
-    assert torch.exp(again.detach() - trajectory.log_where).sub(1).abs().max() < 5e-6
+    assert torch.exp(again.detach() - trajectory.log_positions).sub(1).abs().max() < 5e-6
     repulsion, network.repulsion = network.repulsion, None
     without, _ = policy_log_probs(network, law, trajectory)
     several = (trajectory.order > 0).sum(1) > 1

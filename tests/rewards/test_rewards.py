@@ -159,10 +159,10 @@ def test_likelihood_reward_penalises_repetition_and_slowness():
 # ---------------------------------------------------------------------------------------- the bound
 
 
-def revealed(prompt, row, log_what):
+def revealed(prompt, row, log_tokens):
     """Texts of which `prompt` was given, revealed in recorded steps of these rows."""
     return SimpleNamespace(
-        prompt=prompt, trajectory=SimpleNamespace(row=torch.tensor(row), log_what=torch.tensor(log_what))
+        prompt=prompt, trajectory=SimpleNamespace(row=torch.tensor(row), log_tokens=torch.tensor(log_tokens))
     )
 
 

@@ -66,7 +66,7 @@ def test_the_last_evaluation_leaves_no_choice_of_positions():
     observation = environment.reset(Prompts(BLANK[:2]))
     decision = Strategy(PolicyUnmasker(policy(), "bernoulli"), TokenRule()).decide(observation, Draws(0))
     assert (decision.order[0] > 0).all() and not (decision.order[1] > 0).all()
-    assert decision.log_where[0] == 0 and decision.log_where[1] < 0 and (decision.log_what < 0).all()
+    assert decision.log_positions[0] == 0 and decision.log_positions[1] < 0 and (decision.log_tokens < 0).all()
 
 
 def test_an_evaluation_that_wrote_nothing_is_at_hand_still():
@@ -74,8 +74,8 @@ def test_an_evaluation_that_wrote_nothing_is_at_hand_still():
 
     class PausesOnce:
         def choose(self, observation, draws):
-            order, log_where = ONE_BY_ONE.choose(observation, draws)
-            return order * (observation.row_step > 0).unsqueeze(1), log_where
+            order, log_positions = ONE_BY_ONE.choose(observation, draws)
+            return order * (observation.row_step > 0).unsqueeze(1), log_positions
 
     seen = []
     look = lambda observation: seen.append((int(observation.left), float(observation.time))) or {}
@@ -156,7 +156,7 @@ def test_only_steps_with_a_choice_are_recorded_and_their_likelihood_is_replayed(
     assert not (samples.tokens == MODEL.mask_id).any()
     with torch.no_grad():
         again, _ = policy_log_probs(network, unmasker.law, trajectory)
-    torch.testing.assert_close(again, trajectory.log_where, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again, trajectory.log_positions, atol=1e-5, rtol=0)
 
 
 def test_what_a_budget_does_not_go_with_is_refused():

@@ -286,16 +286,16 @@ def test_best_takes_nothing_where_the_count_is_zero():
 
 
 def test_the_decision_carries_the_density_of_its_tokens():
-    """log_what is the log-probability of the tokens drawn, under the rule that drew them; greedy has none."""
+    """log_tokens is the log-probability of the tokens drawn, under the rule that drew them; greedy has none."""
     canvas, everywhere = torch.full((3, 5), 4), torch.ones(3, 5, dtype=torch.bool)
     rule = TokenRule(0.7, 0.9, 3)
-    tokens, log_what = (
+    tokens, log_tokens = (
         UnmaskingEnvironment(MASKED, DecodeOptions(1)).reset(Prompts(canvas)).draw(everywhere, rule, Draws(0))
     )
     log_probs = rule(MASKED.log_probs(canvas).flatten(0, 1)).log_softmax(-1).view(3, 5, -1)
     expected = log_probs.gather(2, tokens.unsqueeze(2)).sum((1, 2))
-    assert torch.allclose(log_what, expected, atol=1e-5)
-    assert (log_what < 0).all()
+    assert torch.allclose(log_tokens, expected, atol=1e-5)
+    assert (log_tokens < 0).all()
     greedy, nothing = (
         UnmaskingEnvironment(MASKED, DecodeOptions(1)).reset(Prompts(canvas)).draw(everywhere, TokenRule(0.0), Draws(0))
     )

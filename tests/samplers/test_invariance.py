@@ -206,9 +206,9 @@ class EverySecondStep:
     """Looks at every step; rows of an odd number write at odd steps only: what a learned Bernoulli rule may do."""
 
     def choose(self, observation, draws):
-        order, log_where = Threshold(0.5).choose(observation, draws)
+        order, log_positions = Threshold(0.5).choose(observation, draws)
         waits = (observation.row_id % 2 == 1) & (observation.row_step % 2 == 0)
-        return order.masked_fill(waits.unsqueeze(1), 0), log_where
+        return order.masked_fill(waits.unsqueeze(1), 0), log_positions
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

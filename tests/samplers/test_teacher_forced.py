@@ -37,7 +37,7 @@ def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
         record=lambda observation: {},
     )
     trajectory = samples.trajectory
-    return samples, torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_what)
+    return samples, torch.zeros(len(text)).index_add_(0, trajectory.row, trajectory.log_tokens)
 
 
 @pytest.mark.parametrize("name", UNMASKING_RULES)
@@ -49,7 +49,7 @@ def test_the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_to
     assert torch.equal(samples.tokens, torch.where(prompt == 3, TEXTS, prompt))
     table = INCONSISTENT.table.detach().double()
     steps = {(int(r), int(t)): float(v) for r, t, v in zip(
-        samples.trajectory.row, samples.trajectory.step, samples.trajectory.log_what, strict=True
+        samples.trajectory.row, samples.trajectory.step, samples.trajectory.log_tokens, strict=True
     )}  # fmt: skip
     assert len(steps) == int(samples.steps.sum())
     for row, text in enumerate(TEXTS.tolist()):
