@@ -77,7 +77,7 @@ def distinct_trigrams(texts: list[str]) -> float:
 def kl(model: MaskedLM, reference: MaskedLM, samples: Samples) -> float:
     """Nats an answer between the two samplers, over answers of `model`."""
     estimator, free = ReplayedTrajectory(), ~samples.prompt
-    views = estimator.views(free, Draws(0), samples.written_at)
+    views = estimator.views(free, Draws(0), samples.unmasked_at)
     ours, theirs = (log_likelihood(m, estimator, samples.tokens, views, 256).sum(1) for m in (model, reference))
     return float((ours - theirs).mean())
 

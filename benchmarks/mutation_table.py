@@ -437,7 +437,7 @@ RL: dict[str, list[Row]] = {
         ("return self.advantage < 0", "return self.advantage > 0", ROLLOUTS + "rows_below_their_group_are_pushed_down"),
         ("views.take(self.valid[views.row].nonzero().squeeze(1))", "views",
          ROLLOUTS + "rows_without_a_reward_have_no_canvases"),
-        ("self.written_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)", "self.free",
+        ("self.unmasked_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)", "self.free",
          ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),
         ("views.masked | (self.free & ~decided)[views.row]", "views.masked",
          ROLLOUTS + "a_likelihood_is_of_the_answer_and_its_end_and_not_of_what_fills_the_canvas"),

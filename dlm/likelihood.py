@@ -69,14 +69,14 @@ class Estimator:
     temperature: float | int = 1.0  # of the tokens
 
     def views(
-        self, free: Bool[Tensor, "row position"], draws: Draws, written_at: Int[Tensor, "row position"] | None = None
+        self, free: Bool[Tensor, "row position"], draws: Draws, unmasked_at: Int[Tensor, "row position"] | None = None
     ) -> Views:
         """Draw the masks.
 
         Args:
             free: positions behind the prompt, which may be masked.
             draws: of the masks; those of a row are a function of its number.
-            written_at: the step at which each position was sampled (-1: the prompt).
+            unmasked_at: the step at which each position was sampled (-1: the prompt).
         """
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class Elbo(Estimator):
             drawn = torch.where(mirrored[:, None], 1 - drawn.flip(1), drawn)
         return ((number + drawn[..., 0]) / self.samples).flatten(), drawn[..., 1:].flatten(0, 1)
 
-    def views(self, free, draws, written_at=None):
+    def views(self, free, draws, unmasked_at=None):
         time, keys = self.times(free, draws)
         row = torch.arange(len(free), device=free.device).repeat_interleave(self.samples)
         among = free[row]
@@ -169,7 +169,7 @@ class MeanField(Estimator):
     samples: int = 1
     prompt_mask: float = 0.0
 
-    def views(self, free, draws, written_at=None):
+    def views(self, free, draws, unmasked_at=None):
         samples = self.samples if self.prompt_mask else 1
         row = torch.arange(len(free), device=free.device).repeat_interleave(samples)
         hidden = uniforms(free, samples, draws)[..., 1:].flatten(0, 1) < self.prompt_mask
@@ -190,7 +190,7 @@ class Coupled(Estimator):
     low: float = 0.2
     high: float = 0.8
 
-    def views(self, free, draws, written_at=None):
+    def views(self, free, draws, unmasked_at=None):
         drawn = uniforms(free, self.samples, draws).flatten(0, 1)
         everything = torch.arange(len(free), device=free.device)
         row = everything.repeat_interleave(self.samples)
@@ -215,7 +215,7 @@ class ScoreEntropy(Elbo):
     noise: Noise = field(default_factory=LogLinearNoise)
     scores = True
 
-    def views(self, free, draws, written_at=None):
+    def views(self, free, draws, unmasked_at=None):
         time, keys = self.times(free, draws)
         sigma, rate = self.noise(time)
         row = torch.arange(len(free), device=free.device).repeat_interleave(self.samples)
@@ -273,11 +273,11 @@ class ReplayedTrajectory(Estimator):
     steps: int | None = None
     replays = True
 
-    def views(self, free, draws, written_at=None):
-        assert written_at is not None, "a trajectory is of rows that were sampled"
-        steps = int(written_at.max()) + 1
+    def views(self, free, draws, unmasked_at=None):
+        assert unmasked_at is not None, "a trajectory is of rows that were sampled"
+        steps = int(unmasked_at.max()) + 1
         wrote = torch.zeros(len(free), steps + 1, dtype=torch.bool, device=free.device)
-        wrote.scatter_(1, torch.where(written_at < 0, steps, written_at), True)
+        wrote.scatter_(1, torch.where(unmasked_at < 0, steps, unmasked_at), True)
         wrote = wrote[:, :steps]
         weight = torch.ones(len(free), device=free.device)
         if self.steps is not None:
@@ -289,7 +289,7 @@ class ReplayedTrajectory(Estimator):
             wrote = wrote & ((after > before) | (rate == 1).unsqueeze(1))
             weight = (1 / rate).float()
         row, step = wrote.nonzero().unbind(1)
-        when = written_at[row]
+        when = unmasked_at[row]
         masked = free[row] & ((when >= step.unsqueeze(1)) | (when < 0))
         return Views(row, masked, when == step.unsqueeze(1), weight[row])
 
@@ -298,7 +298,7 @@ class ReplayedTrajectory(Estimator):
 class Published(Estimator):
     """Degenerate estimator of SEDD-LaTeX-RLHF: always 0, with zero gradient. Kept as a baseline."""
 
-    def views(self, free, draws, written_at=None):
+    def views(self, free, draws, unmasked_at=None):
         nothing = torch.zeros_like(free[:0])
         return Views(torch.arange(0, device=free.device), nothing, nothing, torch.zeros(0, device=free.device))
 

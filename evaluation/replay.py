@@ -25,7 +25,7 @@ class Replayable(Protocol):
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
-    written_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
+    unmasked_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
 
 
 def replay_html(
@@ -87,13 +87,13 @@ def _check(
 
 
 def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
-    return samples.prompt | (samples.written_at >= 0)
+    return samples.prompt | (samples.unmasked_at >= 0)
 
 
 def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
     """Of each row the tokens by their place in "texts" (null: never written) and the step of each (-1: given)."""
-    written_at = samples.written_at.masked_fill(samples.prompt, -1).tolist()
-    rows = zip(samples.tokens.tolist(), written_at, _filled(samples).tolist(), strict=True)
+    unmasked_at = samples.unmasked_at.masked_fill(samples.prompt, -1).tolist()
+    rows = zip(samples.tokens.tolist(), unmasked_at, _filled(samples).tolist(), strict=True)
     return [
         {"tokens": [place[token] if full else None for token, full in zip(tokens, filled, strict=True)], "at": at}
         for tokens, at, filled in rows

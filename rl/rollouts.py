@@ -30,7 +30,7 @@ from training.processes import Processes
 class Batch:
     """Finished rows to learn from, B of them in this process.
 
-    free: generated positions; written_at: the step of each commit, -1 for the prompt; start: column where each row begins
+    free: generated positions; unmasked_at: the step of each commit, -1 for the prompt; start: column where each row begins
     behind its padding; valid: rows with a reward; old, reference: estimates under the weights that drew the rows and under
     the reference (None: no KL), on the canvases of `views`; seed: of the masks; first_row: number of the first row in the
     whole batch; ends: tokens that end an answer (dlm/ends.py).
@@ -38,7 +38,7 @@ class Batch:
 
     tokens: Int[Tensor, "row position"]
     free: Bool[Tensor, "row position"]
-    written_at: Int[Tensor, "row position"]
+    unmasked_at: Int[Tensor, "row position"]
     start: Int[Tensor, "row"] | None
     advantage: Float[Tensor, "row"]
     valid: Bool[Tensor, "row"]
@@ -53,14 +53,14 @@ class Batch:
 
         The fill behind them was not drawn from the model. A replayed trajectory covers every token that was drawn.
         """
-        return self.written_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)
+        return self.unmasked_at >= 0 if estimator.replays else with_end(self.tokens, self.free, self.ends)
 
     def views(self, estimator: Estimator) -> Views:
         """Return the masked copies of the valid rows, the same at every call. Positions that were not decided stay masked
         on all of them.
         """
         decided = self.decided(estimator)
-        views = estimator.views(decided, Draws(self.seed, first=self.first_row), self.written_at)
+        views = estimator.views(decided, Draws(self.seed, first=self.first_row), self.unmasked_at)
         views = replace(views, masked=views.masked | (self.free & ~decided)[views.row])
         return views.take(self.valid[views.row].nonzero().squeeze(1))
 

@@ -130,7 +130,7 @@ class Rollouts(ModelLearning):
             self.say(f"step {step + 1}: no reward for {failure}; dropped")
         advantage = self.advantages(scored.total, scored.valid, metrics["reward"])
         batch = Batch(
-            samples.tokens, ~samples.prompt, samples.written_at, prompts.start, advantage, scored.valid, seed, prompts.first_row,
+            samples.tokens, ~samples.prompt, samples.unmasked_at, prompts.start, advantage, scored.valid, seed, prompts.first_row,
             ends=samples.ends,
         )  # fmt: skip
         views = batch.views(self.estimator)

@@ -141,7 +141,7 @@ def sample(
     draws, stopwatch = Draws(seed, first=prompts.first_row), Stopwatch()
     observation = environment.reset(prompts, row_id)
     prompt, tokens = ~observation.masked, observation.tokens.clone()
-    written_at = torch.full_like(tokens, -1)
+    unmasked_at = torch.full_like(tokens, -1)
     evaluations = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     steps = torch.zeros_like(evaluations)
     place = torch.arange(len(tokens), device=tokens.device)  # of each active row among the prompts
@@ -160,12 +160,12 @@ def sample(
         decision = decoder.decide(observation, draws)
         if recorder is not None:
             recorder.add(observation, decision, place)
-        written_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), written_at[place])
+        unmasked_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), unmasked_at[place])
         observation = environment.step(decision)
         if on_step is not None:
             on_step(observation, place)
     return Samples(
-        tokens, prompt, written_at, evaluations, steps, environment.forwards, environment.rows_evaluated,
+        tokens, prompt, unmasked_at, evaluations, steps, environment.forwards, environment.rows_evaluated,
         *stopwatch.seconds(environment.measuring), None if recorder is None else recorder.trajectory(),
         environment.options.ends, exact=environment.exact, drift=environment.drift,
     )  # fmt: skip

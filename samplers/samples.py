@@ -76,7 +76,7 @@ class ParticleFigures:
 class Samples:
     """Decoded rows and their cost.
 
-    tokens: the canvases; prompt: given positions; written_at: step of the row at which each position was committed, -1 for
+    tokens: the canvases; prompt: given positions; unmasked_at: step of the row at which each position was committed, -1 for
     the prompt; evaluations: NFE of each row; steps: decoding steps of each row; generated: number of committed tokens;
     forwards: model calls; rows_evaluated: rows in all model calls together; seconds, cpu_seconds: wall-clock time of
     decoding and CPU time of this process (model, policy and rewards), without the measurement of drift; ends: tokens that
@@ -87,7 +87,7 @@ class Samples:
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]
-    written_at: Int[Tensor, "row position"]
+    unmasked_at: Int[Tensor, "row position"]
     evaluations: Int[Tensor, "row"]
     steps: Int[Tensor, "row"]
     forwards: int
@@ -103,7 +103,7 @@ class Samples:
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Return some of the rows, without the trajectory. Counts of the whole batch stay as they are."""
-        kept = ("tokens", "prompt", "written_at", "evaluations", "steps")
+        kept = ("tokens", "prompt", "unmasked_at", "evaluations", "steps")
         particles = None if self.particles is None else self.particles.take(index)
         rows = {name: getattr(self, name)[index] for name in kept}
         return replace(self, trajectory=None, particles=particles, **rows)
@@ -129,7 +129,7 @@ class Samples:
 
     @property
     def generated(self) -> Int[Tensor, "row"]:
-        return (self.written_at >= 0).sum(1)
+        return (self.unmasked_at >= 0).sum(1)
 
     @property
     def tokens_per_second(self) -> float:
@@ -141,7 +141,7 @@ def joined(batches: Sequence[Samples]) -> Samples:
 
     Counts of whole batches are added up; the trajectory is dropped; drift is the mean over the batches that measured it.
     """
-    first, rows = batches[0], ("tokens", "prompt", "written_at", "evaluations", "steps")
+    first, rows = batches[0], ("tokens", "prompt", "unmasked_at", "evaluations", "steps")
     totals = ("forwards", "rows_evaluated", "seconds", "cpu_seconds", "reward_rows")
     measured = [batch.drift for batch in batches if batch.drift is not None]
     figures = [batch.particles for batch in batches if batch.particles is not None]

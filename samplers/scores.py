@@ -139,11 +139,11 @@ class ScoreDecoder:
         row_id = torch.arange(rows, device=canvas.device) if row_id is None else row_id
         to_write, tokens = prompts.open_positions(model.mask_id), canvas.clone()
         evaluations = torch.zeros(rows, dtype=torch.long, device=canvas.device)
-        written_at = torch.full_like(canvas, -1)
+        unmasked_at = torch.full_like(canvas, -1)
         if not absorbing:  # all noise: any token
             uniforms = draws.uniform("noise", row_id, evaluations, length)
             tokens = torch.where(to_write, (uniforms * model.vocab_size).long(), tokens)
-            written_at = written_at.masked_fill(to_write, 0)
+            unmasked_at = unmasked_at.masked_fill(to_write, 0)
         forwards = rows_evaluated = 0
         for step in noise_steps(model.noise, self.predictor, options.steps):
             changeable = to_write & (tokens == model.mask_id) if absorbing else to_write
@@ -153,8 +153,8 @@ class ScoreDecoder:
             changed = changes(
                 model, step, tokens[active], changeable[active], row_id[active], evaluations[active], draws
             )
-            written_at[active] = torch.where(
-                changed != tokens[active], evaluations[active].unsqueeze(1), written_at[active]
+            unmasked_at[active] = torch.where(
+                changed != tokens[active], evaluations[active].unsqueeze(1), unmasked_at[active]
             )
             tokens[active] = changed
             evaluations[active] += 1
@@ -163,7 +163,7 @@ class ScoreDecoder:
                 masked = changed == model.mask_id
                 on_step(Seen(changed, masked, evaluations[active], evaluations[active]), active)
         return Samples(
-            tokens, ~to_write, written_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
+            tokens, ~to_write, unmasked_at, evaluations, evaluations.clone(), forwards, rows_evaluated,
             *stopwatch.seconds(),
         )  # fmt: skip
 

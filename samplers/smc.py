@@ -52,13 +52,13 @@ class Trajectories:
     """One finished path per sample: its tokens, and the step at which each was committed (-1: prompt)."""
 
     tokens: Int[Tensor, "filter position"]
-    written_at: Int[Tensor, "filter position"]
+    unmasked_at: Int[Tensor, "filter position"]
 
     def at(self, step: int, particles: int) -> Given:
         """Return the commits of one step, for the first particle of each sample."""
         slot = torch.arange(len(self.tokens) * particles, device=self.tokens.device)
         each = slot // particles
-        return Given(slot % particles == 0, (self.written_at[each] == step).long(), self.tokens[each])
+        return Given(slot % particles == 0, (self.unmasked_at[each] == step).long(), self.tokens[each])
 
 
 @dataclass
@@ -285,7 +285,7 @@ def particle_filter(
     every = torch.arange(len(slots), device=device)
     observation = environment.reset(prompts.repeat(particles), slots)
     prompt = ~observation.masked
-    written_at = torch.full_like(observation.tokens, -1)
+    unmasked_at = torch.full_like(observation.tokens, -1)
     weights = Weights.even(filters, particles, device)
     log_psi = torch.zeros(len(slots), dtype=torch.float64, device=device)
     known = log_psi  # log psi of the state, if the proposal knows it
@@ -295,7 +295,7 @@ def particle_filter(
         steps = torch.where(observation.done, steps, number + 1)
         proposed = proposal.propose(observation, draws, None if given is None else given.at(number, particles))
         picked = proposed.decision.order > 0
-        written_at = torch.where(picked, number, written_at)
+        unmasked_at = torch.where(picked, number, unmasked_at)
         observation = environment.step(proposed.decision)
         ended, factor = bool(observation.done.all()), proposed.log_ratio
         number += 1
@@ -322,11 +322,11 @@ def particle_filter(
             observation = environment.select(index, slots)
             potential.select(index)
             log_psi, known, finished = log_psi[index], known[index], finished[index]
-            written_at, steps = written_at[index], steps[index]
+            unmasked_at, steps = unmasked_at[index], steps[index]
         if on_step is not None:
             on_step(observation, every)
     samples = Samples(
-        observation.tokens, prompt, written_at, observation.evaluations, steps,
+        observation.tokens, prompt, unmasked_at, observation.evaluations, steps,
         environment.forwards, environment.rows_evaluated, *stopwatch.seconds(environment.measuring),
         exact=environment.exact, drift=environment.drift,
     )  # fmt: skip

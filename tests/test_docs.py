@@ -180,10 +180,10 @@ def test_the_rule_writes_from_both_ends():
     canvas[1, 0] = 3
     strategy = Strategy(example("leftright_alternating").LeftRight(), TokenRule())
     one = sample(UnmaskingEnvironment(model, DecodeOptions(steps=7)), strategy, Prompts(canvas))
-    assert one.written_at[0].tolist() == [0, 2, 4, 6, 5, 3, 1]
-    assert one.written_at[1].tolist() == [-1, 0, 2, 4, 5, 3, 1]
+    assert one.unmasked_at[0].tolist() == [0, 2, 4, 6, 5, 3, 1]
+    assert one.unmasked_at[1].tolist() == [-1, 0, 2, 4, 5, 3, 1]
     few = sample(UnmaskingEnvironment(model, DecodeOptions(steps=3)), strategy, Prompts(canvas))
-    assert few.written_at[0].tolist() == [0, 0, 1, 2, 2, 1, 0]
+    assert few.unmasked_at[0].tolist() == [0, 0, 1, 2, 2, 1, 0]
     assert few.evaluations.tolist() == [3, 3] and (few.tokens < 5).all() and few.tokens[1, 0] == 3
 
 

@@ -73,7 +73,7 @@ def test_the_block_of_a_method_runs(page, tmp_path, monkeypatch):
     (source,) = blocks(page)
     names = run(source, tmp_path, monkeypatch)
     samples = names["samples"] if page == "docs/sampling.md" else names["found"].samples
-    assert (samples.written_at >= 0).all() and len(samples.tokens) == (4 if page == "docs/sampling.md" else 32)
+    assert (samples.unmasked_at >= 0).all() and len(samples.tokens) == (4 if page == "docs/sampling.md" else 32)
 
 
 def test_the_page_on_policies_saves_loads_and_decodes(tmp_path, monkeypatch):

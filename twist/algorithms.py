@@ -213,7 +213,7 @@ class TwistLearning:
             if exact is None:
                 return Rows(rows_of(self.exact(step, self.config.training.batch_size), self.part), self.even)
             each = torch.arange(len(exact.tokens), device=exact.tokens.device).repeat_interleave(self.particles)
-            return Rows(Trajectories(exact.tokens[each], exact.written_at[each]), self.even)
+            return Rows(Trajectories(exact.tokens[each], exact.unmasked_at[each]), self.even)
         seed, pinned = self.seed(step, "target"), self.positives == "csmc"
         if given is None:  # resampling mixes all rows: every process runs the whole filter, and learns from its part
             pin = self.exact(step, 1) if pinned else None

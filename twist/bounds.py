@@ -210,7 +210,7 @@ class Posterior:
     """
 
     tokens: Int[Tensor, "sample position"]
-    written_at: Int[Tensor, "sample position"]
+    unmasked_at: Int[Tensor, "sample position"]
     given: Int[Tensor, "sample *condition"] | None
     tried: int
 
@@ -219,11 +219,11 @@ class Posterior:
 
     def rows(self, index: Tensor | slice) -> Posterior:
         given = None if self.given is None else self.given[index]
-        return Posterior(self.tokens[index], self.written_at[index], given, self.tried)
+        return Posterior(self.tokens[index], self.unmasked_at[index], given, self.tried)
 
     def save(self, file: Path, origin: Origin) -> None:
         """Write the file; it is moved into place when complete."""
-        tensors = {"tokens": self.tokens.cpu().contiguous(), "written_at": self.written_at.cpu().contiguous()}
+        tensors = {"tokens": self.tokens.cpu().contiguous(), "written_at": self.unmasked_at.cpu().contiguous()}
         if self.given is not None:
             tensors["given"] = self.given.cpu().contiguous()
         about = {"prompt": list(origin.prompt), "length": origin.length, "model": origin.model, "target": origin.target}

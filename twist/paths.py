@@ -22,25 +22,25 @@ from twist.objectives import Densities
 
 def joined(*paths: Trajectories) -> Trajectories:
     """Concatenate the rows of several paths."""
-    return Trajectories(torch.cat([path.tokens for path in paths]), torch.cat([path.written_at for path in paths]))
+    return Trajectories(torch.cat([path.tokens for path in paths]), torch.cat([path.unmasked_at for path in paths]))
 
 
 def rows_of(path: Trajectories, rows: slice) -> Trajectories:
     """Some rows of trajectories."""
-    return Trajectories(path.tokens[rows], path.written_at[rows])
+    return Trajectories(path.tokens[rows], path.unmasked_at[rows])
 
 
 def canvases(path: Trajectories, mask_id: int, first: int, last: int) -> Int[Tensor, "state position"]:
     """Return each row after `first`, ... `last` - 1 steps, one after the other."""
     steps = torch.arange(first, last, device=path.tokens.device)
-    known = path.written_at.unsqueeze(1) < steps.view(1, -1, 1)
+    known = path.unmasked_at.unsqueeze(1) < steps.view(1, -1, 1)
     return path.tokens.unsqueeze(1).where(known, mask_id).flatten(0, 1)
 
 
 def picks(path: Trajectories, steps: int) -> Int[Tensor, "state position"]:
     """Return 1 at the position that each of `steps` steps committed, 0 elsewhere."""
     step = torch.arange(steps, device=path.tokens.device)
-    return (path.written_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
+    return (path.unmasked_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
 
 
 def reordered(path: Trajectories, seed: int, first_row: int = 0) -> Trajectories:
@@ -50,10 +50,10 @@ def reordered(path: Trajectories, seed: int, first_row: int = 0) -> Trajectories
     This is the distribution of the paths of a text if the conditionals belong to one joint distribution and a step commits
     one position. first_row: number of the first row in the batch.
     """
-    given, number = path.written_at < 0, first_row + torch.arange(len(path.tokens), device=path.tokens.device)
+    given, number = path.unmasked_at < 0, first_row + torch.arange(len(path.tokens), device=path.tokens.device)
     drawn = Draws(seed).uniform("order", number, torch.zeros_like(number), path.tokens.shape[1])
     rank = drawn.masked_fill(given, 2.0).argsort(1).argsort(1)
-    return Trajectories(path.tokens, torch.where(given, path.written_at, rank))
+    return Trajectories(path.tokens, torch.where(given, path.unmasked_at, rank))
 
 
 def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float[Tensor, "state given"] | None:

@@ -100,7 +100,7 @@ class Source:
         steps = self.length + (self.condition if self.model.causal else 0)
         prompts = Prompts(canvas, first_row=first_row)
         samples = self.reference.decode(self.model, prompts, DecodeOptions(steps), seed)
-        return Trajectories(samples.tokens, samples.written_at)
+        return Trajectories(samples.tokens, samples.unmasked_at)
 
     def prior(self, rows: int, seed: int, first_row: int = 0) -> Trajectories:
         """Draw samples of p."""
@@ -127,7 +127,7 @@ class Source:
             return path, revealed.tokens[:, -self.condition :]
         whole = self.completed(self.blank(rows, self.length + self.condition), seed, first_row)
         end = -self.condition
-        return Trajectories(whole.tokens[:, :end], whole.written_at[:, :end]), whole.tokens[:, end:]
+        return Trajectories(whole.tokens[:, :end], whole.unmasked_at[:, :end]), whole.tokens[:, end:]
 
     def log_phi(self, canvas: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]:
         """Return log phi of finished rows. FloatingPointError if it is NaN, or 0 potential everywhere."""
@@ -185,7 +185,7 @@ class Source:
         )  # fmt: skip
         if scored and bool(found.dead.all()):
             self._refuse_dead(found.weights.log.flatten())
-        path = Trajectories(found.samples.tokens, found.samples.written_at)
+        path = Trajectories(found.samples.tokens, found.samples.unmasked_at)
         before_last = torch.stack(weights, 1)[:, :-1]
         return Swept(path, before_last, found.weights.log.flatten(), found.log_phi, found.log_z)
 
@@ -194,7 +194,7 @@ class Source:
         device = self.prompt.device
         rows, none = self.prompt.expand(len(posterior), -1), torch.full((len(posterior), self.first), -1, device=device)
         path = Trajectories(
-            torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.written_at.to(device)), 1)
+            torch.cat((rows, posterior.tokens.to(device)), 1), torch.cat((none, posterior.unmasked_at.to(device)), 1)
         )
         return path, None if posterior.given is None else posterior.given.to(device)
 
@@ -222,11 +222,11 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
                 number = torch.arange(tried, tried + batch, device=device)
                 uniform = Draws(seed).uniform("pick", number, torch.zeros_like(number), 1).squeeze(1)
                 kept_rows = accepted(source.target.log_phi(path.tokens), uniform)
-                path = Trajectories(path.tokens[kept_rows], path.written_at[kept_rows])
+                path = Trajectories(path.tokens[kept_rows], path.unmasked_at[kept_rows])
                 if kept + len(path.tokens) >= count:  # those behind the last one were not needed
                     batch = int(kept_rows.nonzero()[count - kept - 1]) + 1
             paths.append(path)
             kept, tried = kept + len(path.tokens), tried + batch
             advance(len(path.tokens))
-    tokens, written_at = (whole[:count, source.first :] for whole in vars(joined(*paths)).values())
-    return Posterior(tokens, written_at, torch.cat(given)[:count] if given else None, tried)
+    tokens, unmasked_at = (whole[:count, source.first :] for whole in vars(joined(*paths)).values())
+    return Posterior(tokens, unmasked_at, torch.cat(given)[:count] if given else None, tried)

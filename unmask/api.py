@@ -133,7 +133,7 @@ class Generation:
     @property
     def unmasked_at(self) -> Int[Tensor, "sample position"]:
         """The decoding step at which each position was committed; -1 for the prompt and for positions that never were."""
-        return self.samples.written_at
+        return self.samples.unmasked_at
 
     @property
     def nfe(self) -> Int[Tensor, "sample"]:

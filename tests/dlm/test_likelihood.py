@@ -236,7 +236,7 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
     assert samples.trajectory is not None
     due = torch.zeros(6).index_add_(0, samples.trajectory.row, samples.trajectory.log_tokens)
     estimator = ReplayedTrajectory(temperature)
-    views = estimator.views(canvas == model.mask_id, Draws(0), samples.written_at)
+    views = estimator.views(canvas == model.mask_id, Draws(0), samples.unmasked_at)
     assert len(views) == int(samples.evaluations.sum())  # one for each evaluation
     found = log_likelihood(model, estimator, samples.tokens, views).sum(1)
     torch.testing.assert_close(found, due, atol=1e-4, rtol=1e-4)
@@ -244,12 +244,12 @@ def test_a_replayed_trajectory_has_the_log_probability_it_had(rule, temperature)
 
 def test_some_steps_of_a_trajectory_stand_for_all_of_them(model):
     many, length = 4000, 3
-    tokens, written_at = torch.tensor([ROW]).repeat(many, 1), torch.tensor([[0, 2, 1]]).repeat(many, 1)
+    tokens, unmasked_at = torch.tensor([ROW]).repeat(many, 1), torch.tensor([[0, 2, 1]]).repeat(many, 1)
     free = torch.ones(many, length, dtype=torch.bool)
 
     def estimated(steps):
         estimator = ReplayedTrajectory(steps=steps)
-        views = estimator.views(free, Draws(3), written_at)
+        views = estimator.views(free, Draws(3), unmasked_at)
         return log_likelihood(model, estimator, tokens, views, 100_000).sum(1).double(), views
 
     exact, _ = estimated(None)

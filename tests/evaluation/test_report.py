@@ -60,7 +60,7 @@ def test_table_and_files_read_back(tmp_path):
 class Written:
     tokens: torch.Tensor
     prompt: torch.Tensor
-    written_at: torch.Tensor
+    unmasked_at: torch.Tensor
 
 
 class Page(HTMLParser):
@@ -107,7 +107,7 @@ def test_replay_holds_every_token_and_no_token_escapes():
 def test_replay_never_decodes_what_was_never_written():
     samples = written()
     samples.tokens = samples.tokens.clone().masked_fill_(torch.arange(9) > 6, 99)  # 99: a mask id past the vocabulary
-    samples.written_at[:, 7:] = -1
+    samples.unmasked_at[:, 7:] = -1
     content = json.loads(Page(replay_html({"a": samples}, ["a", "b", "c", "d"].__getitem__)).texts["data"])
     row = content["groups"][0]["rows"][0]
     assert row["tokens"] == [0, 1, 2, 3, 0, 1, 2, None, None]

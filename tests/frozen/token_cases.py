@@ -291,8 +291,8 @@ def rows(values: torch.Tensor) -> list[str]:
 def recorded(samples: list[Samples], record: dict[str, Any]) -> dict[str, Any]:
     """What is pinned: integers exactly, log Z to 4 decimals."""
     joined = {name: torch.cat([getattr(batch, name) for batch in samples])
-              for name in ("tokens", "written_at", "evaluations", "steps")}  # fmt: skip
-    found: dict[str, Any] = {"tokens": rows(joined["tokens"]), "written_at": rows(joined["written_at"]),
+              for name in ("tokens", "unmasked_at", "evaluations", "steps")}  # fmt: skip
+    found: dict[str, Any] = {"tokens": rows(joined["tokens"]), "written_at": rows(joined["unmasked_at"]),
                              "evaluations": joined["evaluations"].tolist(), "steps": joined["steps"].tolist()}  # fmt: skip
     found |= {name: record[name] for name in ("reward_rows", "resamplings") if name in record}
     if "log_z" in record:

@@ -87,7 +87,7 @@ def test_an_untrained_policy_is_the_threshold_rule():
             sample(UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH)), Strategy(rule, TokenRule(0.0)), Prompts(canvas))
             for rule in (PolicyUnmasker(policy(), "threshold", threshold=threshold), Threshold(threshold))
         )
-        assert torch.equal(ours.written_at, rules.written_at) and torch.equal(ours.tokens, rules.tokens)
+        assert torch.equal(ours.unmasked_at, rules.unmasked_at) and torch.equal(ours.tokens, rules.tokens)
 
 
 def test_without_a_budget_time_is_nothing():

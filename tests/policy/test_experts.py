@@ -196,7 +196,7 @@ def test_experts_write_in_blocks_while_every_mask_counts_and_a_step_costs_one_ev
         assert torch.equal(samples.evaluations, samples.steps)
         trajectory = samples.trajectory
         assert torch.equal(trajectory.writable, trajectory.inputs["masked"])
-        blocks = samples.written_at[:, PROMPT:].unflatten(1, (-1, 4))
+        blocks = samples.unmasked_at[:, PROMPT:].unflatten(1, (-1, 4))
         assert (blocks[:, 1].amin(1) > blocks[:, 0].amax(1)).all()
         expected = trajectory.step.float() / LENGTH
         torch.testing.assert_close(trajectory.inputs["time"], expected)
@@ -228,7 +228,7 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
     })  # fmt: skip
     in_blocks = SamplesReward(
         lambda samples, rows: RewardOutput(
-            (samples.written_at[:, PROMPT + 4 :].amin(1) > samples.written_at[:, PROMPT : PROMPT + 4].amax(1)).float()
+            (samples.unmasked_at[:, PROMPT + 4 :].amin(1) > samples.unmasked_at[:, PROMPT : PROMPT + 4].amax(1)).float()
         )
     )
     made = loops.GRPOLearning(MODEL, learner, PromptTask(), in_blocks, config)

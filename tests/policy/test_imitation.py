@@ -70,7 +70,7 @@ def test_the_teacher_writes_right_tokens_while_there_is_one_and_finishes_every_c
         for step in range(int(samples.steps[row])):
             probabilities = table[int(MODEL.state(canvas[None]))]
             best, masked = probabilities.argmax(-1), canvas == V
-            right, picks = masked & (best == text), samples.written_at[row] == step
+            right, picks = masked & (best == text), samples.unmasked_at[row] == step
             if right.any():
                 assert picks.any() and not (picks & ~right).any()
                 written["all" if torch.equal(picks, right) else "some"] += int(right.sum()) >= 3
@@ -88,7 +88,7 @@ def test_what_is_recorded_says_which_best_tokens_are_right():
     trajectory = samples.trajectory
     assert len(trajectory.row) == int(samples.steps.sum())
     for index, (row, step) in enumerate(zip(trajectory.row, trajectory.step, strict=True)):
-        before = (samples.written_at[row] >= 0) & (samples.written_at[row] < step)
+        before = (samples.unmasked_at[row] >= 0) & (samples.unmasked_at[row] < step)
         canvas = torch.where(before, samples.tokens[row], prompts.canvas[row])
         best = MODEL.table.detach()[int(MODEL.state(canvas[None]))].argmax(-1)
         assert torch.equal(trajectory.writable[index], canvas == V)
@@ -208,7 +208,7 @@ def test_a_rule_held_to_blocks_writes_one_after_the_other_while_everything_is_wr
     environment = UnmaskingEnvironment(MODEL, DecodeOptions(LENGTH))
     strategy = Strategy(InBlocks(Threshold(0.3), 2), TokenRule(0.0))
     samples = sample(environment, strategy, Prompts(canvas, prompt_length=first), record=lambda seen: {})
-    blocks = samples.written_at[:, first:].unflatten(1, (-1, 2))
+    blocks = samples.unmasked_at[:, first:].unflatten(1, (-1, 2))
     assert (blocks[:, 1:].amin(2) > blocks[:, :-1].amax(2)).all()
     assert samples.trajectory.writable.shape[1] == LENGTH - first
     assert (samples.trajectory.writable.sum(1) > 2).any()

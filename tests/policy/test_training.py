@@ -151,7 +151,7 @@ def test_what_is_recorded_rebuilds_the_rollout():
         mine = trajectory.row == row
         assert trajectory.step[mine].tolist() == list(range(int(samples.steps[row])))
         for step, order in zip(trajectory.step[mine].tolist(), trajectory.order[mine], strict=True):
-            assert torch.equal(order > 0, samples.written_at[row] == step)
+            assert torch.equal(order > 0, samples.unmasked_at[row] == step)
 
 
 # ---------------------------------------------------------------------------------------- GRPO

@@ -14,7 +14,7 @@ from tests.enumerable import inconsistent, random_radd
 
 
 def trajectories(model):
-    """[(tokens, written_at)] of every order and text, one position a step, the order uniform."""
+    """[(tokens, unmasked_at)] of every order and text, one position a step, the order uniform."""
     length, vocabulary = model.length, model.mask_id
     return [
         (text, order) for order in permutations(range(length)) for text in product(range(vocabulary), repeat=length)
@@ -49,11 +49,11 @@ def test_the_expected_grpo_gradient_is_that_of_the_expected_reward(ratio):
     estimator, rows = ReplayedTrajectory(), len(every)
     pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(rows))
     tokens = torch.tensor([every[i][0] for i in pairs.flatten().tolist()])
-    written_at = torch.tensor([every[i][1] for i in pairs.flatten().tolist()])
+    unmasked_at = torch.tensor([every[i][1] for i in pairs.flatten().tolist()])
     free = torch.ones_like(tokens, dtype=torch.bool)
     advantage = group_advantages(reward[pairs], False).flatten()
     weight = (chance[pairs].prod(1) / 2).repeat_interleave(2)
-    views = estimator.views(free, Draws(0), written_at)
+    views = estimator.views(free, Draws(0), unmasked_at)
     old = log_likelihood(model, estimator, tokens, views)
     torch.testing.assert_close(old.sum(1)[::2][: len(pairs)].exp() / 2, chance[pairs[:, 0]], atol=1e-5, rtol=1e-4)
     model.zero_grad()

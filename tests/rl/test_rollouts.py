@@ -43,11 +43,11 @@ def test_rows_without_a_reward_have_no_canvases():
     assert views.row.tolist() == [0, 0, 2, 2]
 
 
-def ended_rows(tokens, written_at):
+def ended_rows(tokens, unmasked_at):
     """Rows whose answer ends at token 1; -1: filled up behind it."""
-    tokens, written_at = torch.tensor(tokens), torch.tensor(written_at)
+    tokens, unmasked_at = torch.tensor(tokens), torch.tensor(unmasked_at)
     rows = len(tokens)
-    return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), written_at, None, torch.zeros(rows),
+    return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), unmasked_at, None, torch.zeros(rows),
                  torch.ones(rows, dtype=torch.bool), 0, 0, ends=(1,))  # fmt: skip
 
 
@@ -158,9 +158,9 @@ def test_the_loss_of_pairs_is_that_of_the_definition(step):
     pairs, seeds = Pairs(chosen, rejected, free), []
 
     class Noted(MeanField):
-        def views(self, free, draws, written_at=None):
+        def views(self, free, draws, unmasked_at=None):
             seeds.append(draws.seed)
-            return super().views(free, draws, written_at)
+            return super().views(free, draws, unmasked_at)
 
     first = random_radd()  # the model that training started from
     first.backbone.output_layer.linear.weight += torch.randn(first.backbone.output_layer.linear.weight.shape) / 3

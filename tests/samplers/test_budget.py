@@ -56,7 +56,7 @@ def test_the_last_evaluation_writes_all_that_is_left():
         UnmaskingEnvironment(MODEL, DecodeOptions(12, budget=4)), Strategy(ONE_BY_ONE, TokenRule(0.0)), Prompts(BLANK)
     )
     assert samples.evaluations.tolist() == [4] * 6
-    counts = torch.stack([(samples.written_at == step).sum(1) for step in range(4)], 1)
+    counts = torch.stack([(samples.unmasked_at == step).sum(1) for step in range(4)], 1)
     assert counts.tolist() == [[1, 1, 1, 9]] * 6
 
 
@@ -92,7 +92,7 @@ def test_rules_of_a_fixed_count_spread_their_masks_over_the_budget(name):
         Strategy(UNMASKING_RULES[name](), TokenRule(0.0)),
         Prompts(BLANK),
     )
-    counts = torch.stack([(samples.written_at == step).sum(1) for step in range(5)], 1)
+    counts = torch.stack([(samples.unmasked_at == step).sum(1) for step in range(5)], 1)
     assert counts.tolist() == [[3, 3, 2, 2, 2]] * 6
     few = sample(
         UnmaskingEnvironment(MODEL, DecodeOptions(3, budget=5)),

@@ -52,9 +52,9 @@ def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what,
     assert torch.equal(samples.tokens[given_], canvas[given_])
     assert ((samples.tokens >= 0) & (samples.tokens < 4)).all()
     assert torch.equal(samples.prompt, given_)
-    assert torch.equal(samples.written_at >= 0, masked)
+    assert torch.equal(samples.unmasked_at >= 0, masked)
     assert torch.equal(samples.generated, masked.sum(1))
-    assert torch.equal(samples.steps, samples.written_at.amax(1) + 1)
+    assert torch.equal(samples.steps, samples.unmasked_at.amax(1) + 1)
     assert (samples.evaluations <= samples.steps).all()
     assert (samples.evaluations <= masked.sum(1)).all()
 
@@ -67,10 +67,10 @@ def test_fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for(can
         Strategy(UNMASKING_RULES[name](), TokenRule()),
         Prompts(canvas),
     )
-    for written_at, masks, evaluations in zip(
-        samples.written_at, (canvas == 4).sum(1), samples.evaluations, strict=True
+    for unmasked_at, masks, evaluations in zip(
+        samples.unmasked_at, (canvas == 4).sum(1), samples.evaluations, strict=True
     ):
-        counts = torch.bincount(written_at[written_at >= 0], minlength=min(steps, int(masks)))
+        counts = torch.bincount(unmasked_at[unmasked_at >= 0], minlength=min(steps, int(masks)))
         assert int(counts.sum()) == int(masks)
         if masks:
             assert int(counts.max() - counts.min()) <= 1
@@ -90,7 +90,7 @@ def test_blocks_are_filled_in_order_in_no_more_than_their_steps(canvas, name, bl
     model, length = (CAUSAL if causal else MASKED), canvas.shape[1]
     environment = UnmaskingEnvironment(model, DecodeOptions(blocks * each, length // blocks))
     samples = sample(environment, Strategy(UNMASKING_RULES[name](), TokenRule()), Prompts(canvas))
-    for row in samples.written_at:
+    for row in samples.unmasked_at:
         steps = [block[block >= 0] for block in row.view(blocks, -1)]
         steps = [block for block in steps if len(block)]
         assert all(int(one.max()) < int(next_.min()) for one, next_ in zip(steps, steps[1:], strict=False))
@@ -106,7 +106,7 @@ def test_a_causal_model_writes_strictly_from_the_left(canvas, name, steps):
         Strategy(UNMASKING_RULES[name](), TokenRule()),
         Prompts(canvas),
     )  # CAUSAL checks reads
-    for row in samples.written_at:
+    for row in samples.unmasked_at:
         order = row[row >= 0]
         assert (order.diff() > 0).all()
 
@@ -173,7 +173,7 @@ def test_the_expected_evaluations_of_direct():
     expected = steps * (1 - (1 - 1 / steps) ** length)
     spent = samples.evaluations.double()
     assert abs(float(spent.mean()) - expected) < 4.5 * float(spent.std()) / rows**0.5
-    uniform = torch.bincount(samples.written_at.flatten(), minlength=steps).double()  # every step is equally likely
+    uniform = torch.bincount(samples.unmasked_at.flatten(), minlength=steps).double()  # every step is equally likely
     assert (
         (uniform - rows * length / steps) ** 2 / (rows * length / steps)
     ).sum() < 50  # chi-square, 15 degrees: p = 1e-5
@@ -192,8 +192,8 @@ def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     samples = sample(
         UnmaskingEnvironment(TIED, DecodeOptions(4)), Strategy(where, TokenRule()), Prompts(torch.full((6000, 4), 3))
     )
-    orders = samples.written_at.argsort(1)
-    assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).expand(6000, 4))
+    orders = samples.unmasked_at.argsort(1)
+    assert torch.equal(samples.unmasked_at.sort(1).values, torch.arange(4).expand(6000, 4))
     pairs = {(i, j): 1 / 12 for i in range(4) for j in range(4) if i != j}
     fits(orders[:, :2], pairs)
 
@@ -206,8 +206,8 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
         Strategy(UNMASKING_RULES["dilated"](), TokenRule()),
         Prompts(torch.full((rows, 16), 4)),
     )
-    places = samples.written_at.argsort(dim=1, stable=True).view(rows, 4, 4)  # of each step, from the left
-    assert torch.equal(samples.written_at.sort(1).values, torch.arange(4).repeat_interleave(4).expand(rows, -1))
+    places = samples.unmasked_at.argsort(dim=1, stable=True).view(rows, 4, 4)  # of each step, from the left
+    assert torch.equal(samples.unmasked_at.sort(1).values, torch.arange(4).repeat_interleave(4).expand(rows, -1))
     assert (places.diff(dim=2) == 4).all()
     offset = places[:, :, 0]
     assert torch.equal(offset, (offset[:, :1] + torch.tensor([0, 2, 1, 3])) % 4)
@@ -217,12 +217,12 @@ def test_dilated_picks_are_as_far_apart_as_can_be_and_the_next_lie_half_way_betw
 def test_ties_are_drawn_apart_from_the_offset_of_dilated():
     """Five positions in 4 steps, two at the first one: from offset 2 it is position 2 and, evenly, 0 or 4, which tie."""
     canvas = torch.full((4000, 5), 4)
-    written_at = sample(
+    unmasked_at = sample(
         UnmaskingEnvironment(MASKED, DecodeOptions(4)),
         Strategy(UNMASKING_RULES["dilated"](), TokenRule()),
         Prompts(canvas),
-    ).written_at
-    first = (written_at == 0).long().sort(dim=1, descending=True, stable=True).indices[:, :2]
+    ).unmasked_at
+    first = (unmasked_at == 0).long().sort(dim=1, descending=True, stable=True).indices[:, :2]
     fits(first, {(0, 4): 1 / 4, (1, 3): 1 / 2, (0, 2): 1 / 8, (2, 4): 1 / 8})
 
 
@@ -258,10 +258,10 @@ def test_window_is_a_threshold_among_the_leftmost_masks_of_each_row(threshold, w
     canvas[1, 0], canvas[2, 3:6], canvas[3, [0, 2, 4, 6]], canvas[4, 8] = 1, 2, 0, 3
     rule = UNMASKING_RULES["window"](threshold, width)
     samples = sample(UnmaskingEnvironment(model, DecodeOptions(9)), Strategy(rule, TokenRule(0.0)), Prompts(canvas))
-    for tokens, written_at, row in zip(samples.tokens, samples.written_at, canvas, strict=True):
+    for tokens, unmasked_at, row in zip(samples.tokens, samples.unmasked_at, canvas, strict=True):
         expected, order = window_by_a_plain_loop(model, row, threshold, width)
         assert torch.equal(tokens, expected)
-        assert torch.equal(written_at, order)
+        assert torch.equal(unmasked_at, order)
 
 
 def test_scores_within_1e_5_tie_and_others_do_not():

@@ -184,7 +184,7 @@ def test_tokens_do_not_depend_on_the_batch_in_100_random_cases():
         whole = decode(torch.arange(rows))
         places = torch.randperm(rows, generator=generator)[: max(1, rows - 1)]
         others = decode(places)
-        for name in ("tokens", "written_at", "evaluations"):
+        for name in ("tokens", "unmasked_at", "evaluations"):
             assert torch.equal(getattr(whole, name)[places], getattr(others, name)), (case, name)
         assert (whole.tokens != model.mask_id).all() and torch.equal(whole.tokens[:, :given], canvas[:, :given])
         seen.add((type(strategy).__name__, reward.kind, causal))

@@ -21,7 +21,7 @@ from tests.enumerable import RandomLM, random_radd
 CASES = 1000
 LOOK = ("confidence", "confidence_noisy", "top_prob", "entropy", "threshold", "window", "factor", "entropy_bound")
 BLIND = ("direct", "first_hitting", "random", "dilated", "leftmost")
-BY_ROW = ("tokens", "prompt", "written_at", "evaluations", "steps")
+BY_ROW = ("tokens", "prompt", "unmasked_at", "evaluations", "steps")
 
 
 def canvases(rows, length, vocabulary, mask, generator, share=0.7):
@@ -94,7 +94,7 @@ def test_other_rows_other_steps_and_other_seeds_draw_differently():
     first = decode(0, 0)
     assert not torch.equal(first.tokens, decode(1, 0).tokens)
     assert not torch.equal(first.tokens, decode(0, 1).tokens)
-    assert not torch.equal(first.written_at, decode(0, 1).written_at)
+    assert not torch.equal(first.unmasked_at, decode(0, 1).unmasked_at)
 
 
 # --------------------------------------------------------------------------------------------------------- (b) float32
@@ -174,7 +174,7 @@ def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, what):
     asked, model.asked = model.asked, []
     plain = sample(Forgetful(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
     assert torch.equal(ours.tokens, plain.tokens)
-    assert torch.equal(ours.written_at, plain.written_at)
+    assert torch.equal(ours.unmasked_at, plain.unmasked_at)
     assert ours.rows_evaluated == len(asked)
     assert len(asked) < len(model.asked) or name in ("threshold", "window", "factor", "entropy_bound")
     assert all(model.mask_id in row for row, _ in asked), "a finished row was evaluated"
@@ -191,7 +191,7 @@ def test_a_row_that_did_not_change_is_not_evaluated_again():
             Strategy(UNMASKING_RULES["direct"](), TokenRule(temperature)),
             Prompts(canvas),
         )
-        writes = len(samples.written_at.unique())
+        writes = len(samples.unmasked_at.unique())
         assert (
             len(model.asked)
             == len({row for row, _ in model.asked})
@@ -220,7 +220,7 @@ def test_a_row_that_was_looked_at_and_waited_is_not_evaluated_again(temperature)
         Strategy(EverySecondStep(), TokenRule(temperature)),
         Prompts(canvas),
     )
-    writes = [len(row[row >= 0].unique()) for row in samples.written_at]
+    writes = [len(row[row >= 0].unique()) for row in samples.unmasked_at]
     assert samples.evaluations.tolist() == writes
     assert samples.steps.tolist() == [writes[0], 2 * writes[1], writes[2], 2 * writes[3]]
     assert len(model.asked) == len({row for row, _ in model.asked}) == sum(writes)

@@ -184,8 +184,8 @@ def test_untrained_sums_are_those_of_exact_scores(predictor):
     drifted.head = lambda hidden: exact.head(hidden) + 3.0
     blank = torch.full((2_000, 1), exact.mask_id)
     expected = ScoreDecoder(predictor).decode(exact, Prompts(blank), DecodeOptions(8))
-    early = ScoreDecoder(predictor).decode(drifted, Prompts(blank), DecodeOptions(8)).written_at.double().mean()
-    assert early < 0.8 * expected.written_at.double().mean()
+    early = ScoreDecoder(predictor).decode(drifted, Prompts(blank), DecodeOptions(8)).unmasked_at.double().mean()
+    assert early < 0.8 * expected.unmasked_at.double().mean()
     drifted.has_sums = False
     assert torch.equal(
         ScoreDecoder(predictor).decode(drifted, Prompts(blank), DecodeOptions(8)).tokens, expected.tokens
@@ -198,7 +198,7 @@ def test_the_shipped_models_write_step_by_step(name, predictor):
     """On the log-linear schedule each of 8 analytic steps writes an eighth of the canvas, on average."""
     model = load_model(Path(__file__).parents[2] / "example" / name)[0]
     written = (
-        ScoreDecoder(predictor).decode(model, Prompts(torch.full((8, 64), model.mask_id)), DecodeOptions(8)).written_at
+        ScoreDecoder(predictor).decode(model, Prompts(torch.full((8, 64), model.mask_id)), DecodeOptions(8)).unmasked_at
     )
     shares = torch.bincount(written.flatten(), minlength=9) / written.numel()
     assert float(shares.max()) < (0.2 if predictor == "analytic" else 0.4)
@@ -213,7 +213,7 @@ def test_prompts_stay_and_a_row_does_not_depend_on_its_batch(graph, predictor):
     whole = ScoreDecoder(predictor).decode(model, Prompts(canvas), DecodeOptions(6), seed=3)
     written = canvas == model.mask_id
     assert torch.equal(whole.tokens[~written], canvas[~written]) and torch.equal(whole.prompt, ~written)
-    assert int(whole.tokens.max()) < 9 and torch.equal(whole.written_at >= 0, written)
+    assert int(whole.tokens.max()) < 9 and torch.equal(whole.unmasked_at >= 0, written)
     parts = [
         ScoreDecoder(predictor).decode(model, Prompts(canvas[i]), DecodeOptions(6), seed=3, row_id=torch.tensor(i))
         for i in ([0], [4, 2], [1, 3])
@@ -230,7 +230,7 @@ def test_rows_whose_last_mask_is_gone_are_not_evaluated():
     samples = ScoreDecoder("analytic").decode(model, Prompts(canvas), DecodeOptions(50))
     assert samples.evaluations[0] == 0 and samples.rows_evaluated == int(samples.evaluations.sum())
     assert samples.evaluations.float().mean() < 48
-    assert torch.equal(samples.written_at.amax(1)[1:] + 1, samples.evaluations[1:])
+    assert torch.equal(samples.unmasked_at.amax(1)[1:] + 1, samples.evaluations[1:])
 
 
 def test_what_cannot_be_sampled_is_refused():

@@ -74,7 +74,7 @@ class TableTwist:
 
 
 def paths(model, name, steps):
-    """{(tokens, written_at): probability} of the rule `name`, of models whose rules write without a tie."""
+    """{(tokens, unmasked_at): probability} of the rule `name`, of models whose rules write without a tie."""
     mask, length = model.mask_id, model.length
     found, alive = {}, {((mask,) * length, (-1,) * length): 1.0}
     for step in range(length):
@@ -192,9 +192,9 @@ def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, 
     law = paths(model, name, steps)
     truth = exp(log_z_of(model, twist, law))
     total = 0.0
-    for (tokens, written_at), p in law.items():
+    for (tokens, unmasked_at), p in law.items():
         sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / truth
-        given = Trajectories(torch.tensor([tokens]), torch.tensor([written_at]))
+        given = Trajectories(torch.tensor([tokens]), torch.tensor([unmasked_at]))
 
         def run(draws, given=given):
             environment = UnmaskingEnvironment(model, DecodeOptions(steps))
@@ -212,7 +212,7 @@ def test_the_estimate_of_one_over_z_is_unbiased_with_a_path_of_the_target(kind, 
 
         runs = every_run(run, monkeypatch, pinned=True)
         assert all(torch.equal(found.samples.tokens[0], given.tokens[0]) for _, found in runs)
-        assert all(torch.equal(found.samples.written_at[0], given.written_at[0]) for _, found in runs)
+        assert all(torch.equal(found.samples.unmasked_at[0], given.unmasked_at[0]) for _, found in runs)
         total += sigma * sum(q * exp(-float(found.log_z)) for q, found in runs)
     assert abs(total - 1 / truth) < 1e-12 / truth
 
@@ -237,7 +237,7 @@ def test_a_tempered_proposal_is_as_unbiased(kind, resample, exponent, monkeypatc
     assert abs(sum(p for p, _ in runs) - 1) < 1e-12
     assert abs(sum(p * exp(float(found.log_z)) for p, found in runs) - truth) < 1e-12
     for q, found in every_run(lambda draws: run(draws, 1), monkeypatch):
-        key = tuple(found.samples.tokens[0].tolist()), tuple(found.samples.written_at[0].tolist())
+        key = tuple(found.samples.tokens[0].tolist()), tuple(found.samples.unmasked_at[0].tolist())
         if resample == "never":
             weight = exp(float(found.weights.log)) * q
             assert weight == pytest.approx(
@@ -374,7 +374,7 @@ def test_any_strategy_of_the_core_is_wrapped(name, steps):
     z = found.log_z.exp()
     assert abs(float(z.mean()) - truth) < 4.5 * float(z.std()) / 3000**0.5
     assert (found.samples.tokens != model.mask_id).all()
-    assert torch.equal(found.samples.written_at.amax(1) + 1, found.samples.steps)
+    assert torch.equal(found.samples.unmasked_at.amax(1) + 1, found.samples.steps)
     drawn = found.samples.tokens[found.drawn(Draws(0))]
     for tokens, p in law.items():  # Zhat times what is drawn has no bias, for any number of particles
         each = z * (drawn == torch.tensor(tokens)).all(1)
@@ -484,7 +484,7 @@ def test_a_given_path_is_never_replaced_by_a_likelier_one():
     potential.log_psi = lambda observation: (observation.tokens * ~observation.masked).sum(1).float()
     given = Trajectories(torch.zeros(50, 4, dtype=torch.long), torch.arange(4).expand(50, -1))
     samples = filtered(potential, 50, 4, scheme="multinomial", given=given).samples
-    assert torch.equal(samples.tokens[::4], given.tokens) and torch.equal(samples.written_at[::4], given.written_at)
+    assert torch.equal(samples.tokens[::4], given.tokens) and torch.equal(samples.unmasked_at[::4], given.unmasked_at)
     assert (samples.tokens.view(50, 4, 4)[:, 1:] > 0).any(2).float().mean() > 0.5
 
 

@@ -43,7 +43,7 @@ def revealed(model, name, text, steps, canvas=None, block=None, seed=0):
 @pytest.mark.parametrize("name", UNMASKING_RULES)
 @pytest.mark.parametrize("block", [None, 2])
 def test_the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_tokens(name, block):
-    """Around a prompt that is not the text's, for all texts at once; step by step in plain numbers along `written_at`."""
+    """Around a prompt that is not the text's, for all texts at once; step by step in plain numbers along `unmasked_at`."""
     prompt = torch.tensor([[3, 0, 3, 3]]).expand_as(TEXTS)
     samples, total = revealed(INCONSISTENT, name, TEXTS, 2, prompt, block)
     assert torch.equal(samples.tokens, torch.where(prompt == 3, TEXTS, prompt))
@@ -56,7 +56,7 @@ def test_the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_to
         canvas, sums = prompt[row].tolist(), 0.0
         for step in range(int(samples.steps[row])):
             state = int(INCONSISTENT.state(torch.tensor([canvas])))
-            picks = [i for i in range(4) if int(samples.written_at[row, i]) == step]
+            picks = [i for i in range(4) if int(samples.unmasked_at[row, i]) == step]
             expected = sum(float(table[state, i, text[i]]) for i in picks)
             assert steps[row, step] == pytest.approx(expected, abs=1e-5)
             for i in picks:
@@ -70,8 +70,8 @@ def test_one_position_a_step_with_exact_conditionals_is_the_probability_of_the_t
     joint = dependent_joint(vocabulary=3, length=4, seed=4)
     samples, total = revealed(from_joint(joint), name, TEXTS, steps=4)
     torch.testing.assert_close(total.double(), joint[tuple(TEXTS.T)].log(), atol=2e-5, rtol=0)
-    assert (samples.written_at.sort(1).values == torch.arange(4)).all()
-    orders = len(samples.written_at.unique(dim=0))
+    assert (samples.unmasked_at.sort(1).values == torch.arange(4)).all()
+    orders = len(samples.unmasked_at.unique(dim=0))
     assert orders == 1 if name == "leftmost" else orders >= 4
 
 

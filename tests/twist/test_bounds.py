@@ -184,7 +184,7 @@ def test_exact_samples_come_back(file):
         and again.given.tolist() == [[7], [8]]
         and again.tried == 50
     )
-    assert again.written_at.tolist() == [[0, 1, 2, 3]] * 2
+    assert again.unmasked_at.tolist() == [[0, 1, 2, 3]] * 2
     assert len(again) == 2 and again.rows(slice(1, 2)).given.tolist() == [[8]]
 
 

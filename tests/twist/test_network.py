@@ -200,13 +200,13 @@ def test_masked_models_read_the_twist_beside_the_model(trunk):
         proposal = TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.tilt, reads_state)
         environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(steps))
         found = particle_filter(environment, proposal, potential, Prompts(canvas), 4, "never")
-        tokens, written_at = found.samples.tokens, found.samples.written_at
+        tokens, unmasked_at = found.samples.tokens, found.samples.unmasked_at
         assert environment.forwards == steps
         total = token_sum(tokens)
         with torch.no_grad():
             for step in range(steps):
-                state = tokens.masked_fill(written_at >= step, model.mask_id)
-                order = (written_at == step).long()
+                state = tokens.masked_fill(unmasked_at >= step, model.mask_id)
+                order = (unmasked_at == step).long()
                 if reads_state:
                     hidden = twist.reader.hidden(state, order > 0)
                     index = tokens[order > 0]
@@ -222,7 +222,7 @@ def test_masked_models_read_the_twist_beside_the_model(trunk):
                     total = total + (model.log_probs(state)[row, position] + head).logsumexp(1) - log_psi
         assert torch.allclose(found.weights.log.flatten().float(), total, atol=1e-3)
         if reads_state:
-            some = tokens.masked_fill(written_at >= 1, model.mask_id)
+            some = tokens.masked_fill(unmasked_at >= 1, model.mask_id)
             with torch.no_grad():
                 assert len(twist.of_states(some).unique()) > 1
 

@@ -116,7 +116,7 @@ def test_densities_are_those_of_the_law_written_out(kind):
     source = new_source(kind, spread=1.0)
     exact_kls(source)
     path = all_paths(source)
-    path = Trajectories(path.tokens[::7], path.written_at[::7])
+    path = Trajectories(path.tokens[::7], path.unmasked_at[::7])
     with torch.no_grad():
         seen, psi = path_densities(source.twist, path, 3), path_log_psi(source.twist, path, 3)
         torch.testing.assert_close(seen.log_psi, psi, atol=1e-5, rtol=1e-5)
@@ -175,9 +175,9 @@ def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypat
     if kind != "causal twisted" or resample != "every":
         return
     inverse = 0.0
-    for (tokens, written_at), p in law.items():
+    for (tokens, unmasked_at), p in law.items():
         sigma = p * exp(float(twist.psi[model.state(torch.tensor([tokens]))])) / z
-        given = Trajectories(torch.tensor([tokens]), torch.tensor([written_at]))
+        given = Trajectories(torch.tensor([tokens]), torch.tensor([unmasked_at]))
         pinned = every_run(lambda draws, own=given: run(draws, own, "multinomial"), monkeypatch, pinned=True)
         inverse += sigma * sum(q * exp(-float(found.log_z)) for q, found in pinned)
     assert abs(inverse - 1 / z) < 1e-12 / z
@@ -424,7 +424,7 @@ def test_orders_are_drawn_anew_and_texts_stay():
     tokens = torch.randint(4, (3000, 5))
     path = Trajectories(tokens, torch.tensor([-1, -1, 2, 0, 1]).expand(3000, -1))
     again = reordered(path, 0)
-    assert torch.equal(again.tokens, tokens) and (again.written_at[:, :2] == -1).all()
-    assert torch.equal(again.written_at[:, 2:].sort(1).values, torch.arange(3).expand(3000, -1))
-    _, counts = torch.unique(again.written_at[:, 2:], dim=0, return_counts=True)
+    assert torch.equal(again.tokens, tokens) and (again.unmasked_at[:, :2] == -1).all()
+    assert torch.equal(again.unmasked_at[:, 2:].sort(1).values, torch.arange(3).expand(3000, -1))
+    _, counts = torch.unique(again.unmasked_at[:, 2:], dim=0, return_counts=True)
     assert len(counts) == 6 and (counts - 500).abs().max() < 90

@@ -331,9 +331,9 @@ class SampleFiles:
 
     def add(self, batch: Samples, texts: list[str]) -> None:
         """Write a batch. Raises Unwritable; earlier samples stay."""
-        columns = (getattr(batch, name).tolist() for name in ("tokens", "written_at", "evaluations"))
-        for text, tokens, written_at, nfe in zip(texts, *columns, strict=True):
-            row = {"sample": self.count, "text": text, "tokens": tokens, "written_at": written_at, "nfe": nfe}
+        columns = (getattr(batch, name).tolist() for name in ("tokens", "unmasked_at", "evaluations"))
+        for text, tokens, unmasked_at, nfe in zip(texts, *columns, strict=True):
+            row = {"sample": self.count, "text": text, "tokens": tokens, "written_at": unmasked_at, "nfe": nfe}
             append_line(self.lines, json.dumps(row, ensure_ascii=False))
             write_text(self.directory / f"sample_{self.count}.txt", text + "\n")
             self.count += 1
@@ -485,13 +485,13 @@ def sample_prompts(config: DictConfig, file: Path) -> None:
             made.texts,
             made.responses,
             batch.tokens.tolist(),
-            batch.written_at.tolist(),
+            batch.unmasked_at.tolist(),
             batch.evaluations.tolist(),
         )
-        for number, text, response, tokens, written_at, nfe in zip(numbers.tolist(), *columns, strict=True):
+        for number, text, response, tokens, unmasked_at, nfe in zip(numbers.tolist(), *columns, strict=True):
             where = {"sample": number, "prompt": number // copies}
             records[number] = where | {"text": text, "response": response, "nfe": nfe}
-            records[number] |= {} if out is None else {"tokens": tokens, "written_at": written_at}
+            records[number] |= {} if out is None else {"tokens": tokens, "written_at": unmasked_at}
     lines = [json.dumps(records[number], ensure_ascii=out is None) for number in sorted(records)]
     record = {"model": str(config.dlm.path), "strategy": settings.strategy, "samples": len(lines), **cost(batches)}
     if config.json not in (None, "-"):

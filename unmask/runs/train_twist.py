@@ -167,7 +167,7 @@ def seed_of(purpose: str, seed: int) -> int:
 
 def rows_digest(posterior: Posterior) -> str:
     """Of the samples alone, however many of the model they took."""
-    tensors = {"tokens": posterior.tokens, "written_at": posterior.written_at}
+    tensors = {"tokens": posterior.tokens, "written_at": posterior.unmasked_at}
     return samples_digest({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, 0)
 
 
