@@ -148,8 +148,8 @@ class Planned:
 
     def choose(self, observation, draws):
         behind = torch.nn.functional.pad(self.first, (observation.tokens.shape[1] - len(self.first), 0))
-        picked = observation.writable & (behind | (observation.row_step > 0).unsqueeze(1))
-        return picked.long(), nothing(observation)
+        selected = observation.writable & (behind | (observation.row_step > 0).unsqueeze(1))
+        return selected.long(), nothing(observation)
 
 
 def climbed(model: MaskedLM, tuning: Chains, starts: int) -> tuple[dict, Setting]:

@@ -56,8 +56,8 @@ def commit(
         best = logits.argmax(-1)
         probability = logits.double().softmax(-1).gather(-1, best.unsqueeze(-1)).squeeze(-1)
     confidence = probability.masked_fill(~open_, -torch.inf)
-    picks = (confidence >= threshold).scatter(1, confidence.argmax(1, keepdim=True), True) & open_
-    tokens[picks] = best[picks]
+    selected = (confidence >= threshold).scatter(1, confidence.argmax(1, keepdim=True), True) & open_
+    tokens[selected] = best[selected]
 
 
 @torch.no_grad()

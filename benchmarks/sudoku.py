@@ -195,7 +195,7 @@ def contest(
     model: MaskedLM, tuned: list[tuple[dict, Setting]], sides: list[str], on: Puzzles, repeats: int
 ) -> dict[str, list[dict]]:
     """Tables at equal solve rate, evaluations and budget: a record for each side and target."""
-    picks: list[tuple[str, float, str, Setting | None]] = []
+    entries: list[tuple[str, float, str, Setting | None]] = []
     kinds: list[tuple[str, float, Callable[[dict, Setting], bool], Callable[[dict], float]]] = [
         *(("rate", t, lambda r, _, t=t: r["solved"] >= t, lambda r: -r["equivalent"]) for t in TARGETS),
         *(("evaluations", k, lambda r, _, k=k: r["nfe"] <= k, lambda r: r["solved"]) for k in BUDGETS),
@@ -203,11 +203,11 @@ def contest(
     ]
     for kind, target, fits, worth in kinds:
         found = chosen(tuned, sides, fits, worth)
-        picks += [(kind, target, side, one) for side, one in zip(sides, found, strict=True)]
-    settings = list(dict.fromkeys(one for *_, one in picks if one is not None))
+        entries += [(kind, target, side, one) for side, one in zip(sides, found, strict=True)]
+    settings = list(dict.fromkeys(one for *_, one in entries if one is not None))
     records = dict(zip(settings, measure(model, settings, on, repeats), strict=True))
     tables: dict[str, list[dict]] = {"at_equal_rate": [], "at_equal_evaluations": [], "at_equal_budget": []}
-    for kind, target, side, one in picks:
+    for kind, target, side, one in entries:
         if one is not None:
             tables[f"at_equal_{kind}"].append({"target": target, "side": side, **records[one]})
     return tables

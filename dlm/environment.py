@@ -139,15 +139,15 @@ class UnmaskingEnvironment:
 
     def step(self, decision: Decision) -> Observation:
         """Commit the decision and invalidate the outputs of the rows that changed (with a cache, of their window)."""
-        picked = decision.order > 0
-        self.tokens = torch.where(picked, decision.tokens, self.tokens)
-        self.open = self.open & ~picked
+        selected = decision.order > 0
+        self.tokens = torch.where(selected, decision.tokens, self.tokens)
+        self.open = self.open & ~selected
         self.row_step = self.row_step + 1
         self.block_step = self.block_step + 1
         self._move_on()
-        unknown = picked.any(1, keepdim=True).expand_as(picked)
+        unknown = selected.any(1, keepdim=True).expand_as(selected)
         if self.cache is not None and self.cache.kind != "causal":
-            place = torch.arange(picked.shape[1], device=picked.device)
+            place = torch.arange(selected.shape[1], device=selected.device)
             first = self.block_start().unsqueeze(1)
             window = place >= first
             if self.cache.kind == "dual":

@@ -44,7 +44,7 @@ class Bernoulli:
         uniforms: Float64[Tensor, "row position"],
     ) -> Int[Tensor, "row position"]:
         """Draw a set. Every selected position has rank 1."""
-        return _bernoulli_picks(self, logits, writable, uniforms).long()
+        return _bernoulli_selected(self, logits, writable, uniforms).long()
 
     def log_prob(
         self,
@@ -53,7 +53,7 @@ class Bernoulli:
         order: Int[Tensor, "row position"],
     ) -> Float[Tensor, "row"]:
         terms = _bernoulli_log_terms(self, logits, writable, order)
-        return _forbid(terms.sum(dim=-1), _picks_outside(order, writable))
+        return _forbid(terms.sum(dim=-1), _selected_outside(order, writable))
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class BernoulliForced:
         """Draw a set. Every selected position has rank 1; at least one position is selected in every row with a selectable
         position.
         """
-        picked = _bernoulli_picks(self, logits, writable, uniforms)
-        return torch.where(picked.any(dim=-1, keepdim=True), picked, _best(logits, writable)).long()
+        selected = _bernoulli_selected(self, logits, writable, uniforms)
+        return torch.where(selected.any(dim=-1, keepdim=True), selected, _best(logits, writable)).long()
 
     def log_prob(
         self,
@@ -90,11 +90,11 @@ class BernoulliForced:
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
     ) -> Float[Tensor, "row"]:
-        picked, best = order > 0, _best(logits, writable)
-        only_best = (picked == best).all(dim=-1, keepdim=True)
+        selected, best = order > 0, _best(logits, writable)
+        only_best = (selected == best).all(dim=-1, keepdim=True)
         terms = _bernoulli_log_terms(self, logits, writable, order).masked_fill(only_best & best, 0.0)
-        nothing = writable.any(dim=-1) & ~picked.any(dim=-1)
-        return _forbid(terms.sum(dim=-1), nothing | _picks_outside(order, writable))
+        nothing = writable.any(dim=-1) & ~selected.any(dim=-1)
+        return _forbid(terms.sum(dim=-1), nothing | _selected_outside(order, writable))
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Trust:
         """Select a set. Every selected position has rank 1; at least one position is selected in every row with a
         selectable position.
         """
-        picked = torch.sigmoid(logits.double() / self.temperature) >= self.threshold
-        return ((picked & writable) | _best(logits, writable)).long()
+        selected = torch.sigmoid(logits.double() / self.temperature) >= self.threshold
+        return ((selected & writable) | _best(logits, writable)).long()
 
     def log_prob(
         self,
@@ -169,8 +169,8 @@ class PlackettLuceStop:
         keys = _gumbel_keys(utilities, uniforms)
         reach = F.softplus(utilities.logsumexp(dim=-1, keepdim=True) - self.stop_logit, threshold=700.0)
         # Written as a sum: a row with nothing writable compares -inf with -inf, and the second factor empties it.
-        picked = (keys + reach >= keys.amax(dim=-1, keepdim=True)) & writable
-        return _ranks(keys).masked_fill(~picked, 0)
+        selected = (keys + reach >= keys.amax(dim=-1, keepdim=True)) & writable
+        return _ranks(keys).masked_fill(~selected, 0)
 
     def log_prob(
         self,
@@ -182,12 +182,12 @@ class PlackettLuceStop:
         stop = torch.full_like(remaining[:, :1], self.stop_logit)
         with_stop = torch.logaddexp(remaining, stop)
         denominator = torch.cat([remaining[:, :1], with_stop[:, 1:-1]], dim=-1)  # no STOP before the first selection
-        picks = torch.where(in_order, chosen - denominator, 0.0).sum(dim=-1)
+        log_selected = torch.where(in_order, chosen - denominator, 0.0).sum(dim=-1)
         count = in_order.sum(dim=-1, keepdim=True)
         stopped = (stop - with_stop.gather(-1, count)).squeeze(-1)
-        log_prob = torch.where(writable.any(dim=-1), picks + stopped, 0.0)
+        log_prob = torch.where(writable.any(dim=-1), log_selected + stopped, 0.0)
         nothing = writable.any(dim=-1) & (count.squeeze(-1) == 0)
-        return _forbid(log_prob, nothing | _picks_outside(order, writable))
+        return _forbid(log_prob, nothing | _selected_outside(order, writable))
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ class FixedCount:
         times = torch.cat([first.values for first in arrivals], dim=-1)
         places = torch.cat([first.indices for first in arrivals], dim=-1)
         rank = torch.arange(1, len(arrivals) + 1, device=order.device)
-        picked = (times < NEVER / 2) & (rank <= count[:, None])
-        return order.scatter_add(-1, places, rank * picked)
+        selected = (times < NEVER / 2) & (rank <= count[:, None])
+        return order.scatter_add(-1, places, rank * selected)
 
     def log_prob(
         self,
@@ -251,8 +251,8 @@ class FixedCount:
         if repulsion is not None:
             return self._log_prob_repelled(logits, writable, order, repulsion)
         chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
-        picks = torch.where(in_order, chosen - remaining[:, :-1], 0.0).sum(dim=-1)
-        return _forbid(picks, _picks_outside(order, writable))
+        log_selected = torch.where(in_order, chosen - remaining[:, :-1], 0.0).sum(dim=-1)
+        return _forbid(log_selected, _selected_outside(order, writable))
 
     def _log_prob_repelled(
         self,
@@ -262,18 +262,18 @@ class FixedCount:
         repulsion: Float[Tensor, "distance"],
     ) -> Float[Tensor, "row"]:
         """Compute it from one [row, selection, position] tensor: the utilities before each selection."""
-        picked = (order > 0).sum(dim=-1)
-        picks = int(picked.max()) if len(order) else 0
+        count = (order > 0).sum(dim=-1)
+        most = int(count.max()) if len(order) else 0
         places = torch.where(order > 0, order, order.shape[-1] + 1).argsort(dim=-1, stable=True)
-        turn, places = places.argsort(dim=-1), places[:, :picks]
-        rank = torch.arange(picks, device=order.device)
-        in_order = rank < picked[:, None]
+        rank_of, places = places.argsort(dim=-1), places[:, :most]
+        rank = torch.arange(most, device=order.device)
+        in_order = rank < count[:, None]
         cost = _by_distance(repulsion.float(), order.shape[-1])[places].masked_fill(~in_order[..., None], 0.0)
         before = cost.cumsum(dim=1) - cost
-        left = writable[:, None] & (turn[:, None] >= rank[:, None])
+        left = writable[:, None] & (rank_of[:, None] >= rank[:, None])
         utilities = ((logits.float() / self.temperature)[:, None] - before).masked_fill(~left, FLOOR)
         log_pick = utilities.gather(-1, places[..., None]).squeeze(-1) - utilities.logsumexp(dim=-1)
-        return _forbid(torch.where(in_order, log_pick, 0.0).sum(dim=-1), _picks_outside(order, writable))
+        return _forbid(torch.where(in_order, log_pick, 0.0).sum(dim=-1), _selected_outside(order, writable))
 
 
 ACTIONS = {
@@ -291,7 +291,9 @@ def _require_positive(**settings: float | int) -> None:
             raise ValueError(f"{name} {value} must be above 0; give a positive number")
 
 
-def _picks_outside(order: Int[Tensor, "row position"], writable: Bool[Tensor, "row position"]) -> Bool[Tensor, "row"]:
+def _selected_outside(
+    order: Int[Tensor, "row position"], writable: Bool[Tensor, "row position"]
+) -> Bool[Tensor, "row"]:
     return ((order > 0) & ~writable).any(dim=-1)
 
 
@@ -302,7 +304,7 @@ def _forbid(log_prob: Float[Tensor, "row"], impossible: Bool[Tensor, "row"]) -> 
 # ------------------------------------------------------------------------------------------------- Bernoulli
 
 
-def _bernoulli_picks(
+def _bernoulli_selected(
     law: Bernoulli | BernoulliForced,
     logits: Float[Tensor, "row position"],
     writable: Bool[Tensor, "row position"],

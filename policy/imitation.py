@@ -103,7 +103,7 @@ class Expert:
         return self.rule.choose(observation, draws)
 
 
-def learn_picks(network: PolicyNetwork, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
+def learn_selected(network: PolicyNetwork, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
     """Return the negative log-likelihood of the rule's selections, a mean over `steps` steps."""
     return -policy_log_probs(network, law, part)[0].sum() / steps
 
@@ -166,7 +166,7 @@ def teacher_loss(
         if teaching.expert == "answers":
             loss = learn_answers(network, part, counts["masks"], float(teaching.setting))
         else:
-            loss = learn_picks(network, law, part, counts["steps"])
+            loss = learn_selected(network, law, part, counts["steps"])
         loss.backward()
         total += float(loss.detach())
     return total

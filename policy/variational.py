@@ -73,8 +73,8 @@ def masking_path(
         observation.to_write, observation.time = total, ((steps - k) / total.clamp(min=1)).clamp(max=1)
         inputs.append(network.inputs(observation, everywhere=True))
         if order is not None:
-            picked = order > 0
-            log_tokens.append(observation.log_prob(picked, tokens))
+            selected = order > 0
+            log_tokens.append(observation.log_prob(selected, tokens))
         if k == steps:
             break
         eligible = (canvas != model.mask_id) & ~given

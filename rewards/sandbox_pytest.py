@@ -505,8 +505,8 @@ class ModuleRun:
             if self.skips([mark for _, marks in chosen for mark in marks]):
                 continue
             parameters = {name: value for values, _ in chosen for name, value in values.items()}
-            for picked in itertools.product(*indices):
-                self.case(item, parameters, dict(picked))
+            for combination in itertools.product(*indices):
+                self.case(item, parameters, dict(combination))
 
     def indices(self, item: Item, given: set[str]) -> list[list[tuple[str, int]]]:
         """For each fixture with parameters that a test uses, its name with the number of each parameter."""

@@ -354,16 +354,16 @@ class GuidedPair(RewardGuided):
         names[row, position] = (
             own(observation, row, position).unsqueeze(1) * observation.environment.model.vocab_size + best
         )
-        picked = (order > 0).any(1).nonzero().squeeze(1)
-        place = torch.full_like(picked, CHOICE)
+        active = (order > 0).any(1).nonzero().squeeze(1)
+        place = torch.full_like(active, CHOICE)
         chosen, log_q = drawn(
-            spread.flatten(1)[picked], self.temperature, observation, draws, picked, place, names.flatten(1)[picked]
+            spread.flatten(1)[active], self.temperature, observation, draws, active, place, names.flatten(1)[active]
         )
         where, which = chosen // self.k, chosen % self.k
         tokens, one = observation.tokens.clone(), torch.zeros_like(order)
-        tokens[picked, where] = observation.read(order > 0, self.k).top_tokens[picked, where, which]
-        one[picked, where] = 1
-        return Decision(one, tokens, log_positions, torch.zeros(rows, device=scores.device).index_add(0, picked, log_q))
+        tokens[active, where] = observation.read(order > 0, self.k).top_tokens[active, where, which]
+        one[active, where] = 1
+        return Decision(one, tokens, log_positions, torch.zeros(rows, device=scores.device).index_add(0, active, log_q))
 
 
 @dataclass

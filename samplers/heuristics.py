@@ -64,8 +64,8 @@ class Direct:
     def choose(self, observation, draws):
         left = (observation.steps - observation.block_step).clamp(min=1)
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
-        picked = (uniforms < 1 / left.double().unsqueeze(1)) & observation.writable
-        return picked.long(), nothing(observation)
+        selected = (uniforms < 1 / left.double().unsqueeze(1)) & observation.writable
+        return selected.long(), nothing(observation)
 
 
 @dataclass
@@ -177,7 +177,10 @@ class ConfidentNoisy:
 
 
 def at_least_one(
-    picked: Bool[Tensor, "row position"], scores: Float[Tensor, "row position"], observation: Observation, draws: Draws
+    selected: Bool[Tensor, "row position"],
+    scores: Float[Tensor, "row position"],
+    observation: Observation,
+    draws: Draws,
 ) -> Int[Tensor, "row position"]:
     """Return the ranks of the selected positions, with the best position added to rows that selected none.
 
@@ -185,8 +188,8 @@ def at_least_one(
     """
     one, ties = torch.ones_like(observation.row_step), by_ties(observation, draws)
     first = best(scores, observation.writable, one, ties) > 0
-    picks = (picked & observation.writable) | first
-    return best(torch.zeros_like(ties), picks, picks.sum(1), ties)
+    selected = (selected & observation.writable) | first
+    return best(torch.zeros_like(ties), selected, selected.sum(1), ties)
 
 
 @dataclass

@@ -294,13 +294,13 @@ def particle_filter(
     while not bool(observation.done.all()):
         steps = torch.where(observation.done, steps, number + 1)
         proposed = proposal.propose(observation, draws, None if given is None else given.at(number, particles))
-        picked = proposed.decision.order > 0
-        unmasked_at = torch.where(picked, number, unmasked_at)
+        selected = proposed.decision.order > 0
+        unmasked_at = torch.where(selected, number, unmasked_at)
         observation = environment.step(proposed.decision)
         ended, factor = bool(observation.done.all()), proposed.log_ratio
         number += 1
         if proposed.log_psi is not None:
-            known = torch.where(picked.any(1), proposed.log_psi, known)
+            known = torch.where(selected.any(1), proposed.log_psi, known)
         if ended or number % interval == 0:
             said = None if proposed.log_psi is None else known
             new = _log_psi(potential, observation, log_psi, said, finished, ended)

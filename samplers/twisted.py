@@ -110,13 +110,13 @@ class TwistedTokens:
         order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
-        picked = order > 0
-        if not self.reads_state and bool((picked.sum(1) > 1).any()):
+        selected = order > 0
+        if not self.reads_state and bool((selected.sum(1) > 1).any()):
             raise ValueError(
-                f"this twist values one more token, and a step commits {int(picked.sum(1).max())} at once; use as many steps as "
-                "there are masks, or a twist with a state head"
+                f"this twist values one more token, and a step commits {int(selected.sum(1).max())} at once; use as many steps "
+                "as there are masks, or a twist with a state head"
             )
-        place, rows = picked.nonzero(), len(order)
+        place, rows = selected.nonzero(), len(order)
         if len(place) == 0:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
             decision = Decision(order, observation.tokens, log_positions, zeros.float())

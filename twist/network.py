@@ -251,11 +251,11 @@ class TwistModel(nn.Module):
         """For a masked model: return log psi of each canvas with one token committed at the position in `order` (0 if
         there is none).
         """
-        picked = order > 0
-        row = picked.nonzero()[:, 0]
+        selected = order > 0
+        row = selected.nonzero()[:, 0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk is not None):
-            hidden = self.reader.hidden(canvas, picked)
-        value = self.head.of(hidden.float(), tokens[picked], None if condition is None else condition[row])
+            hidden = self.reader.hidden(canvas, selected)
+        value = self.head.of(hidden.float(), tokens[selected], None if condition is None else condition[row])
         return torch.zeros(len(canvas), dtype=value.dtype, device=value.device).index_add(0, row, value)
 
     def of_states(

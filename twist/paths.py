@@ -37,7 +37,7 @@ def canvases(path: Trajectories, mask_id: int, first: int, last: int) -> Int[Ten
     return path.tokens.unsqueeze(1).where(known, mask_id).flatten(0, 1)
 
 
-def picks(path: Trajectories, steps: int) -> Int[Tensor, "state position"]:
+def step_orders(path: Trajectories, steps: int) -> Int[Tensor, "state position"]:
     """Return 1 at the position that each of `steps` steps committed, 0 elsewhere."""
     step = torch.arange(steps, device=path.tokens.device)
     return (path.unmasked_at.unsqueeze(1) == step.view(1, -1, 1)).long().flatten(0, 1)
@@ -68,7 +68,7 @@ def path_log_psi(
     if twist.model.causal:
         return twist.log_psi_all(path.tokens, path.tokens.shape[1] - steps, condition)
     before, tokens = canvases(path, twist.model.mask_id, 0, steps), path.tokens.repeat_interleave(steps, 0)
-    return twist.of_writes(before, picks(path, steps), tokens, each_step(condition, steps)).view(-1, steps)
+    return twist.of_writes(before, step_orders(path, steps), tokens, each_step(condition, steps)).view(-1, steps)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def path_densities(
     if twist.model.causal:
         return Densities(*densities(twist, path.tokens, path.tokens.shape[1] - steps, condition, hidden))
     before, tokens = canvases(path, twist.model.mask_id, 0, steps), path.tokens.repeat_interleave(steps, 0)
-    masks, picked = before == twist.model.mask_id, picks(path, steps) > 0
+    masks, selected = before == twist.model.mask_id, step_orders(path, steps) > 0
     own = hidden
     if twist.trunk is not None:
         own = twist.reader.hidden(before, masks)
@@ -139,7 +139,7 @@ def path_densities(
         learns = torch.is_grad_enabled()
         found.append(checkpoint(of_chunk, *part, use_reentrant=False) if learns else of_chunk(*part))
     log_p, log_psi, mass = torch.cat(found, 1).unbind(0)
-    written, many = picked[masks], masks.sum(1).log()
+    written, many = selected[masks], masks.sum(1).log()
     over_positions = torch.full(masks.shape, -torch.inf, device=mass.device, dtype=mass.dtype).masked_scatter(
         masks, mass
     )

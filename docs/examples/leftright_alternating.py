@@ -28,5 +28,5 @@ class LeftRight:
         from_right = writable.flip(1).cumsum(1).flip(1)
         right_first = ((observation.block_masks - writable.sum(1)) % 2).unsqueeze(1)  # an odd number is written
         turn = torch.minimum(2 * from_left - 1 + right_first, 2 * from_right - right_first)
-        picked = writable & (turn <= observation.count().unsqueeze(1))
-        return torch.where(picked, turn, 0), nothing(observation)
+        selected = writable & (turn <= observation.count().unsqueeze(1))
+        return torch.where(selected, turn, 0), nothing(observation)

@@ -210,8 +210,8 @@ def test_the_next_token_loss_counts_answers_only():
     tokens = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2]])
     given = torch.arange(5) < torch.tensor([[2], [4]])
     log_prob = logits.log_softmax(-1)
-    picked = [log_prob[0, 1, 2], log_prob[0, 2, 3], log_prob[0, 3, 4], log_prob[1, 3, 2]]
-    assert float(next_token_loss(logits, tokens, given)) == pytest.approx(-float(sum(picked)) / 4, rel=1e-6)
+    log_probs = [log_prob[0, 1, 2], log_prob[0, 2, 3], log_prob[0, 3, 4], log_prob[1, 3, 2]]
+    assert float(next_token_loss(logits, tokens, given)) == pytest.approx(-float(sum(log_probs)) / 4, rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ the commands

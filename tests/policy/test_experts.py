@@ -128,10 +128,10 @@ def test_the_gradient_of_an_experts_row_by_hand():
         mine = samples.trajectory.row == row % 2
         steps = int(mine.sum())
         for writable, order in zip(samples.trajectory.writable[mine], samples.trajectory.order[mine], strict=True):
-            picked, left = int((order > 0).sum()), int(writable.sum() - (order > 0).sum())
-            p = s**picked * (1 - s) ** left
+            selected, left = int((order > 0).sum()), int(writable.sum() - (order > 0).sum())
+            p = s**selected * (1 - s) ** left
             share = 2 * p / (2 * p + 1) if row == 2 else 1.0
-            d -= (reward - 0.5) / 3 / steps * share * (picked * (1 - s) - left * s)
+            d -= (reward - 0.5) / 3 / steps * share * (selected * (1 - s) - left * s)
     assert abs(d) > 1e-3 and network.logit.grad.item() == pytest.approx(d, rel=1e-4)
 
 

@@ -91,7 +91,7 @@ def every_path(model, network, tokens, given, steps):
     return MaskingPath(inputs, orders, eligibles, torch.stack(log_tokens, 1)), given.expand(len(paths), -1)
 
 
-def picked(scores, positions, left):
+def log_selected(scores, positions, left):
     """log P of picking `positions` in order without replacement among `left`, one at a time."""
     total, left = scores.new_zeros(()), list(left)
     for i in positions:
@@ -111,9 +111,9 @@ def terms(path, network, steps):
             picks = path.order[k][row]
             order = picks.argsort()[(picks == 0).sum() :].tolist()
             eligible = path.eligible[k][row].nonzero().flatten().tolist()
-            q = q + picked(scores[k][row, :, 0], order, eligible)
+            q = q + log_selected(scores[k][row, :, 0], order, eligible)
             masked = masked + order
-            p = p + picked(scores[k + 1][row, :, 1], order[::-1], masked)
+            p = p + log_selected(scores[k + 1][row, :, 1], order[::-1], masked)
         log_q.append(q)
         log_p.append(p)
     return torch.stack(log_q), torch.stack(log_p)
