@@ -228,7 +228,7 @@ def rollouts(model: LlamaLM, shape: Shape, device: torch.device, rows: int = 32)
         from_here(device)
         steps = torch.arange(len(trajectory.row), device=device)
         for index in steps.split(CHUNK):
-            log_probs, _ = policy_log_probs(network, unmasker.law, trajectory.take(index))
+            log_probs, _ = policy_log_probs(network, unmasker.distribution, trajectory.take(index))
             (-log_probs.sum() / len(steps)).backward()
         records.append({
             "block": block, "cache": str(cache).lower(), "rows": rows, "evaluations": samples.evaluations.float().mean().item(),

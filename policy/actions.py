@@ -305,26 +305,26 @@ def _forbid(log_prob: Float[Tensor, "row"], impossible: Bool[Tensor, "row"]) -> 
 
 
 def _bernoulli_selected(
-    law: Bernoulli | BernoulliForced,
+    distribution: Bernoulli | BernoulliForced,
     logits: Float[Tensor, "row position"],
     writable: Bool[Tensor, "row position"],
     uniforms: Float64[Tensor, "row position"],
 ) -> Bool[Tensor, "row position"]:
-    return (uniforms < law.beta * torch.sigmoid(logits.double() / law.temperature)) & writable
+    return (uniforms < distribution.beta * torch.sigmoid(logits.double() / distribution.temperature)) & writable
 
 
 def _bernoulli_log_terms(
-    law: Bernoulli | BernoulliForced,
+    distribution: Bernoulli | BernoulliForced,
     logits: Float[Tensor, "row position"],
     writable: Bool[Tensor, "row position"],
     order: Int[Tensor, "row position"],
 ) -> Float[Tensor, "row position"]:
     """Return log p at selected positions, log(1 - p) at other selectable positions, 0 elsewhere."""
-    scaled = logits.float() / law.temperature
-    if law.beta == 1.0:
+    scaled = logits.float() / distribution.temperature
+    if distribution.beta == 1.0:
         log_pick, log_leave = F.logsigmoid(scaled), F.logsigmoid(-scaled)
     else:
-        log_pick = (F.logsigmoid(scaled) + math.log(law.beta)).clamp(max=0.0)
+        log_pick = (F.logsigmoid(scaled) + math.log(distribution.beta)).clamp(max=0.0)
         certain = log_pick == 0.0
         # The inner fill keeps the gradient finite where the selection is certain.
         log_leave = torch.log(-torch.expm1(log_pick.masked_fill(certain, -1.0))).masked_fill(certain, -torch.inf)

@@ -35,7 +35,7 @@ class GRPO:
         self.reference = copy.deepcopy(network).requires_grad_(False) if algorithm.kl else None
 
     def prepare(
-        self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024,
+        self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, distribution, chunk: int = 1024,
         experts: Sequence[Rollouts] = (),
     ) -> Steps:  # fmt: skip
         """Return the steps to learn from, with advantage and weight.
@@ -58,13 +58,13 @@ class GRPO:
         steps = steps if self.algorithm.kl else steps.take(advantage.nonzero().squeeze(1))
         if steps.expert is not None and bool(steps.expert.any()):
             index = steps.expert.nonzero().squeeze(1)
-            log_prob, _ = recomputed(network, law, steps.trajectory.take(index), chunk)
+            log_prob, _ = recomputed(network, distribution, steps.trajectory.take(index), chunk)
             steps.trajectory.log_positions[index] = with_expert(log_prob, group, len(experts))
         return steps
 
-    def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
+    def loss(self, network: PolicyNetwork, distribution, steps: Steps) -> torch.Tensor:
         """Return the loss of one chunk of steps. Chunks add up to the loss of the batch."""
-        log_prob, _ = policy_log_probs(network, law, steps.trajectory)
+        log_prob, _ = policy_log_probs(network, distribution, steps.trajectory)
         compared, own = log_prob, steps.weight
         if steps.expert is not None:
             mixed = with_expert(log_prob, self.algorithm.group_size, len(self.algorithm.experts.thresholds))
@@ -74,6 +74,6 @@ class GRPO:
         )
         if self.reference is not None:  # an expert's actions are not drawn from the policy
             with torch.no_grad():
-                reference, _ = policy_log_probs(self.reference, law, steps.trajectory)
+                reference, _ = policy_log_probs(self.reference, distribution, steps.trajectory)
             loss = loss + self.algorithm.kl * (own * kl_to_reference(log_prob, reference)).sum()
         return loss

@@ -103,9 +103,9 @@ class Expert:
         return self.rule.choose(observation, draws)
 
 
-def learn_selected(network: PolicyNetwork, law, part: Trajectory, steps: float) -> Float[Tensor, ""]:
+def learn_selected(network: PolicyNetwork, distribution, part: Trajectory, steps: float) -> Float[Tensor, ""]:
     """Return the negative log-likelihood of the rule's selections, a mean over `steps` steps."""
-    return -policy_log_probs(network, law, part)[0].sum() / steps
+    return -policy_log_probs(network, distribution, part)[0].sum() / steps
 
 
 def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
@@ -159,14 +159,14 @@ def teacher_loss(
     if len(trajectory.row) == 0:
         return 0.0
     assert isinstance(config.algorithm, DrawnSettings)
-    law = PolicyUnmasker(network, config.algorithm.action).law
+    distribution = PolicyUnmasker(network, config.algorithm.action).distribution
     total = 0.0
     for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(config.training.chunk):
         part = trajectory.take(index)
         if teaching.expert == "answers":
             loss = learn_answers(network, part, counts["masks"], float(teaching.setting))
         else:
-            loss = learn_selected(network, law, part, counts["steps"])
+            loss = learn_selected(network, distribution, part, counts["steps"])
         loss.backward()
         total += float(loss.detach())
     return total

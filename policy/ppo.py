@@ -25,7 +25,9 @@ class PPO:
             raise ValueError("algorithm=ppo needs a value head; use policy=dit_confidence, whose value_head it sets")
         self.algorithm, self.processes = algorithm, processes
 
-    def prepare(self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, law, chunk: int = 1024) -> Steps:
+    def prepare(
+        self, samples: Samples, reward: RewardOutput, network: PolicyNetwork, distribution, chunk: int = 1024
+    ) -> Steps:
         """Return all steps, with advantage, value target and weight.
 
         Values are those of the network before its update, computed `chunk` steps at a time.
@@ -37,7 +39,7 @@ class PPO:
         if len(trajectory.row) == 0:  # every row was written in the one evaluation that it had
             self.processes.moments(trajectory.log_positions)
             return Steps(trajectory, trajectory.log_positions, trajectory.log_positions, trajectory.log_positions)
-        _, value = recomputed(network, law, trajectory, chunk, value=True)
+        _, value = recomputed(network, distribution, trajectory, chunk, value=True)
         assert value is not None
         earned = reward.steps
         if earned is None:
@@ -49,9 +51,9 @@ class PPO:
         advantage = over_deviation(advantage - mean, deviation, mean.abs())
         return Steps(trajectory, advantage, torch.full_like(advantage, 1 / count), target)
 
-    def loss(self, network: PolicyNetwork, law, steps: Steps) -> torch.Tensor:
+    def loss(self, network: PolicyNetwork, distribution, steps: Steps) -> torch.Tensor:
         """Return the loss of one chunk of steps. Chunks add up to the loss of the batch."""
-        log_prob, value = policy_log_probs(network, law, steps.trajectory, value=True)
+        log_prob, value = policy_log_probs(network, distribution, steps.trajectory, value=True)
         assert value is not None and steps.target is not None
         policy = clipped_policy_loss(
             log_prob, steps.trajectory.log_positions, steps.advantage, steps.weight, self.algorithm.clip

@@ -18,7 +18,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
-from policy.unmasker import law_settings
+from policy.unmasker import distribution_settings
 from rewards.rules import Reward, RewardOutput
 from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
@@ -83,7 +83,7 @@ class Steps:
 
 
 def policy_log_probs(
-    network: PolicyNetwork, law, trajectory: Trajectory, value: bool = False
+    network: PolicyNetwork, distribution, trajectory: Trajectory, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
     """Return the log-probability of the recorded actions under the current network (and its values)."""
     values = None
@@ -91,17 +91,17 @@ def policy_log_probs(
         scores, values = network.forward_with_value(**trajectory.inputs)
     else:
         scores = network.scores(**trajectory.inputs)
-    learned = law_settings(network)
-    return law.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
+    learned = distribution_settings(network)
+    return distribution.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
 
 
 @torch.no_grad()
 def recomputed(
-    network: PolicyNetwork, law, trajectory: Trajectory, chunk: int, value: bool = False
+    network: PolicyNetwork, distribution, trajectory: Trajectory, chunk: int, value: bool = False
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"] | None]:
     """Return `policy_log_probs` before an update, `chunk` steps at a time to save memory."""
     parts = [
-        policy_log_probs(network, law, trajectory.take(index), value)
+        policy_log_probs(network, distribution, trajectory.take(index), value)
         for index in torch.arange(len(trajectory.row), device=trajectory.row.device).split(chunk)
     ]
     log_probs, values = zip(*parts, strict=True)

@@ -213,9 +213,9 @@ class ClippedLearning(PolicyLearning):
         """Return rollouts of rules that join those of the policy: one of each rule for each prompt."""
         return []
 
-    def prepare(self, samples: Samples, scored: RewardOutput, law, experts: Sequence[Rollouts]) -> Steps:
+    def prepare(self, samples: Samples, scored: RewardOutput, distribution, experts: Sequence[Rollouts]) -> Steps:
         """Return the decoding steps to learn from, with their advantages."""
-        return self.objective.prepare(samples, scored, self.network, law, self.config.training.chunk)
+        return self.objective.prepare(samples, scored, self.network, distribution, self.config.training.chunk)
 
     def warm_start(self) -> None:
         """Learn from a teacher before the first reward. Its updates have numbers below 0."""
@@ -241,12 +241,12 @@ class ClippedLearning(PolicyLearning):
         experts = self.experts(batch)
         if experts:
             metrics |= expert_metrics(experts, scored)
-        steps = self.prepare(samples, scored, unmasker.law, experts)
+        steps = self.prepare(samples, scored, unmasker.distribution, experts)
         learns = self.processes.mean({"steps": float(len(steps))})["steps"] > 0
         for _ in range(self.algorithm.inner_updates if learns else 0):
             total = 0.0
             for index in torch.arange(len(steps), device=self.processes.device).split(config.training.chunk):
-                loss = self.objective.loss(self.network, unmasker.law, steps.take(index))
+                loss = self.objective.loss(self.network, unmasker.distribution, steps.take(index))
                 loss.backward()
                 total += float(loss.detach())
             metrics.update({"loss": total, **self.learner.update()})
@@ -292,8 +292,8 @@ class GRPOLearning(ClippedLearning):
             self.options(batch.budget),
         )  # fmt: skip
 
-    def prepare(self, samples: Samples, scored: RewardOutput, law, experts: Sequence[Rollouts]) -> Steps:
-        return self.objective.prepare(samples, scored, self.network, law, self.config.training.chunk, experts)
+    def prepare(self, samples: Samples, scored: RewardOutput, distribution, experts: Sequence[Rollouts]) -> Steps:
+        return self.objective.prepare(samples, scored, self.network, distribution, self.config.training.chunk, experts)
 
     def state_dict(self) -> dict[str, Any]:
         reference = self.objective.reference

@@ -30,8 +30,8 @@ def check_alpha(network: PolicyNetwork | None, alpha: object) -> None:
         )
 
 
-def law_settings(network: PolicyNetwork) -> dict[str, Tensor]:
-    """What of the action law the network has learned: the repulsion between picks of a step, where it has one."""
+def distribution_settings(network: PolicyNetwork) -> dict[str, Tensor]:
+    """Return the learned parameters of the action distribution: the repulsion between selections of a step, if it has one."""
     return {} if network.repulsion is None else {"repulsion": REPULSION_UNIT * network.repulsion}
 
 
@@ -55,19 +55,21 @@ class PolicyUnmasker:
             raise ValueError(f"policy.action={self.action!r} is unknown; use one of {', '.join(FOR_SAMPLING)}")
         if self.beta != 1.0 and not self.action.startswith("bernoulli"):
             raise ValueError(f"policy.beta={self.beta} scales Bernoulli probabilities; action {self.action!r} has none")
-        if self.action != "fixed" and law_settings(self.network):
-            raise ValueError(f"this policy's picks repel each other, which action {self.action!r} cannot; use fixed")
+        if self.action != "fixed" and distribution_settings(self.network):
+            raise ValueError(
+                f"the positions that this policy selects repel each other, and action {self.action!r} has no repulsion; use fixed"
+            )
         settings = {"beta": self.beta} if self.action.startswith("bernoulli") else {}
         if self.action == "threshold":
             settings = {"threshold": self.threshold}
-        self.law = FOR_SAMPLING[self.action](temperature=self.temperature, **settings)
+        self.distribution = FOR_SAMPLING[self.action](temperature=self.temperature, **settings)
 
     def choose(self, observation, draws):
         seen = observation.response()
         scores = self.network.scores(**self.network.inputs(seen))
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
         prompt = observation.tokens.shape[1] - scores.shape[1]
-        count = {"count": observation.count()} if isinstance(self.law, FixedCount) else {}
-        learned = law_settings(self.network)
-        order = self.law.sample(scores, seen.writable, uniforms[:, prompt:], **count, **learned)
-        return F.pad(order, (prompt, 0)), self.law.log_prob(scores, seen.writable, order, **learned)
+        count = {"count": observation.count()} if isinstance(self.distribution, FixedCount) else {}
+        learned = distribution_settings(self.network)
+        order = self.distribution.sample(scores, seen.writable, uniforms[:, prompt:], **count, **learned)
+        return F.pad(order, (prompt, 0)), self.distribution.log_prob(scores, seen.writable, order, **learned)

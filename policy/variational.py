@@ -25,7 +25,7 @@ from losses import variational_loss
 from policy.actions import FixedCount
 from policy.base import PolicyNetwork
 from policy.networks import HiddenMLP
-from policy.unmasker import law_settings
+from policy.unmasker import distribution_settings
 
 
 @dataclass
@@ -105,13 +105,13 @@ def bound_loss(
     Args:
         everywhere: see `variational_loss`.
     """
-    law = FixedCount()
+    distribution = FixedCount()
     log_mask, log_unmask = [], []
     for k, (order, eligible) in enumerate(zip(path.order, path.eligible, strict=True)):
-        log_mask.append(law.log_prob(masking_scores(network, path.inputs[k]), eligible, order))
+        log_mask.append(distribution.log_prob(masking_scores(network, path.inputs[k]), eligible, order))
         masked_after = (~eligible & ~given) | (order > 0)
         scores = network.scores(**path.inputs[k + 1])
-        log_unmask.append(law.log_prob(scores, masked_after, reverse(order), **law_settings(network)))
+        log_unmask.append(distribution.log_prob(scores, masked_after, reverse(order), **distribution_settings(network)))
     length = (~given).sum(1).clamp(min=1)
     return variational_loss(
         path.log_token, torch.stack(log_unmask, 1), torch.stack(log_mask, 1), length, reinforce, everywhere

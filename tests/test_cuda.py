@@ -112,7 +112,7 @@ def test_recorded_log_probabilities_are_found_again(models):
     environment = UnmaskingEnvironment(model, DecodeOptions(8, patience=4))
     trajectory = sample(environment, Strategy(unmasker, TokenRule()), Prompts(canvas), record=network.inputs).trajectory
     assert trajectory is not None
-    again, _ = policy_log_probs(network, unmasker.law, trajectory)
+    again, _ = policy_log_probs(network, unmasker.distribution, trajectory)
     torch.testing.assert_close(again, trajectory.log_positions, atol=1e-4, rtol=1e-4)
 
 

@@ -47,31 +47,31 @@ LOGITS = torch.tensor([0.4, -1.0, 9.0, 1.3])  # the largest is not writable
 WRITABLE = torch.tensor([True, True, False, True])
 
 
-def outcomes(law, writable):
+def outcomes(distribution, writable):
     """Every order that the law can give on a row: Int[outcome, position]."""
     places = writable.nonzero().flatten().tolist()
-    if isinstance(law, Bernoulli | BernoulliForced):
+    if isinstance(distribution, Bernoulli | BernoulliForced):
         picks = [subset for size in range(len(places) + 1) for subset in combinations(places, size)]
-    elif isinstance(law, FixedCount):
+    elif isinstance(distribution, FixedCount):
         picks = list(permutations(places, min(COUNT, len(places))))
     else:
         picks = [pick for size in range(len(places) + 1) for pick in permutations(places, size)]
     orders = torch.zeros(len(picks), len(writable), dtype=torch.long)
     for order, pick in zip(orders, picks, strict=True):
         for rank, place in enumerate(pick, start=1):
-            order[place] = 1 if isinstance(law, Bernoulli | BernoulliForced) else rank
+            order[place] = 1 if isinstance(distribution, Bernoulli | BernoulliForced) else rank
     return orders
 
 
-def log_probs_of_all(law, logits, writable):
-    orders = outcomes(law, writable)
-    return orders, law.log_prob(logits.expand(len(orders), -1), writable.expand(len(orders), -1), orders)
+def log_probs_of_all(distribution, logits, writable):
+    orders = outcomes(distribution, writable)
+    return orders, distribution.log_prob(logits.expand(len(orders), -1), writable.expand(len(orders), -1), orders)
 
 
-def draw(law, logits, writable, rows, seed=0):
+def draw(distribution, logits, writable, rows, seed=0):
     uniforms = torch.rand(rows, len(logits), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    more = (torch.full((rows,), COUNT),) if isinstance(law, FixedCount) else ()
-    return law.sample(logits.expand(rows, -1), writable.expand(rows, -1), uniforms, *more)
+    more = (torch.full((rows,), COUNT),) if isinstance(distribution, FixedCount) else ()
+    return distribution.sample(logits.expand(rows, -1), writable.expand(rows, -1), uniforms, *more)
 
 
 def picks_of(order):
@@ -126,32 +126,32 @@ def test_plackett_luce_equals_the_published_likelihood():
         picks = picks[picks >= 0]
         order[row, picks] = torch.arange(1, len(picks) + 1)
     assert torch.equal(order > 0, expected["dpls_chosen"])
-    law = PlackettLuceStop(stop_logit=expected["dpls_stop_logit"].item())
-    log_prob = law.log_prob(expected["utilities"], expected["eligible"], order)
+    distribution = PlackettLuceStop(stop_logit=expected["dpls_stop_logit"].item())
+    log_prob = distribution.log_prob(expected["utilities"], expected["eligible"], order)
     torch.testing.assert_close(log_prob.double(), expected["dpls_loglik"], atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------- exactness
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
 @settings(max_examples=20, deadline=None)
 @given(
     logits=st.lists(st.floats(-12, 12, width=32), min_size=4, max_size=4),
     writable=st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_probabilities_of_all_outcomes_sum_to_one(law, logits, writable):
-    _, log_probs = log_probs_of_all(law, torch.tensor(logits), torch.tensor(writable))
+def test_probabilities_of_all_outcomes_sum_to_one(distribution, logits, writable):
+    _, log_probs = log_probs_of_all(distribution, torch.tensor(logits), torch.tensor(writable))
     assert not log_probs.isnan().any()
     torch.testing.assert_close(log_probs.exp().sum(), torch.tensor(1.0), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-def test_frequencies_are_the_probabilities(law):
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
+def test_frequencies_are_the_probabilities(distribution):
     rows = 40_000
-    orders, log_probs = log_probs_of_all(law, LOGITS, WRITABLE)
+    orders, log_probs = log_probs_of_all(distribution, LOGITS, WRITABLE)
     base = torch.tensor([1, 5, 25, 125])
-    drawn = (draw(law, LOGITS, WRITABLE, rows) * base).sum(-1)
+    drawn = (draw(distribution, LOGITS, WRITABLE, rows) * base).sum(-1)
     probability = log_probs.double().exp()
     frequency = torch.stack([(drawn == code).double().mean() for code in (orders * base).sum(-1)])
     error = (probability * (1 - probability) / rows).sqrt()
@@ -168,12 +168,12 @@ def test_vectorised_plackett_luce_and_its_gradient_equal_the_formula(seed, stop_
     writable[:, 2] = True
     uniforms = torch.rand(4, 6, dtype=torch.float64, generator=generator)
     if stop_logit is None:
-        law = FixedCount()
-        order = law.sample(logits, writable, uniforms, torch.tensor([0, 1, 3, 6]))
+        distribution = FixedCount()
+        order = distribution.sample(logits, writable, uniforms, torch.tensor([0, 1, 3, 6]))
     else:
-        law = PlackettLuceStop(stop_logit=stop_logit)
-        order = law.sample(logits, writable, uniforms)
-    log_prob = law.log_prob(logits, writable, order)
+        distribution = PlackettLuceStop(stop_logit=stop_logit)
+        order = distribution.sample(logits, writable, uniforms)
+    log_prob = distribution.log_prob(logits, writable, order)
     naive = torch.stack([naive_plackett_luce(*row, stop_logit) for row in zip(logits, writable, order, strict=True)])
     torch.testing.assert_close(log_prob, naive, atol=2e-5, rtol=1e-5)
     ours, theirs = (torch.autograd.grad(value.sum(), logits)[0] for value in (log_prob, naive))
@@ -203,16 +203,16 @@ def orders_of(count, writable):
     return orders
 
 
-def check_frequencies(law, logits, writable, counts, rows=40_000):
+def check_frequencies(distribution, logits, writable, counts, rows=40_000):
     """`rows` rows of each count, in one batch, against exp(log_prob) of every order that count allows."""
     count = torch.tensor(counts).repeat(rows)
     uniforms = torch.rand(len(count), len(logits), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shape = len(count), -1
-    drawn = law.sample(logits.expand(shape), writable.expand(shape), uniforms, count)
+    drawn = distribution.sample(logits.expand(shape), writable.expand(shape), uniforms, count)
     base = (len(logits) + 1) ** torch.arange(len(logits))
     for size in counts:
         orders = orders_of(size, writable)
-        probability = law.log_prob(logits.expand(len(orders), -1), writable.expand(len(orders), -1), orders)
+        probability = distribution.log_prob(logits.expand(len(orders), -1), writable.expand(len(orders), -1), orders)
         probability = probability.double().exp()
         codes = (drawn[count == size] * base).sum(-1)
         frequency = torch.stack([(codes == code).double().mean() for code in (orders * base).sum(-1)])
@@ -265,9 +265,9 @@ def test_vectorised_repulsion_and_its_gradients_equal_the_formula(seed, reach, t
     writable = torch.rand(5, 6, generator=generator) < 0.7
     writable[:, 2] = True
     uniforms = torch.rand(5, 6, dtype=torch.float64, generator=generator)
-    law = FixedCount(temperature)
-    order = law.sample(logits, writable, uniforms, torch.tensor([0, 1, 2, 3, 6]), repulsion)
-    log_prob = law.log_prob(logits, writable, order, repulsion)
+    distribution = FixedCount(temperature)
+    order = distribution.sample(logits, writable, uniforms, torch.tensor([0, 1, 2, 3, 6]), repulsion)
+    log_prob = distribution.log_prob(logits, writable, order, repulsion)
     exact = logits.detach().double().requires_grad_(), repulsion.detach().double().requires_grad_()
     naive = torch.stack([
         naive_repelled(exact[0][row], writable[row], order[row], exact[1], temperature) for row in range(5)
@@ -282,13 +282,13 @@ def test_vectorised_repulsion_and_its_gradients_equal_the_formula(seed, reach, t
 def test_gradients_of_repelled_picks_equal_finite_differences():
     logits, repulsion = FIVE[None].clone(), torch.tensor([0.9, -0.4])
     writable, order = torch.tensor([[True, True, True, False, True]]), torch.tensor([[3, 0, 1, 0, 2]])
-    law, width = FixedCount(temperature=0.8), 0.03
+    distribution, width = FixedCount(temperature=0.8), 0.03
 
     def value(shift_logits, shift_repulsion):
-        return float(law.log_prob(logits + shift_logits, writable, order, repulsion + shift_repulsion))
+        return float(distribution.log_prob(logits + shift_logits, writable, order, repulsion + shift_repulsion))
 
     leaves = logits.clone().requires_grad_(), repulsion.clone().requires_grad_()
-    ours = torch.autograd.grad(law.log_prob(leaves[0], writable, order, leaves[1]).sum(), leaves)
+    ours = torch.autograd.grad(distribution.log_prob(leaves[0], writable, order, leaves[1]).sum(), leaves)
     along_logits = [(value(width * e, 0) - value(-width * e, 0)) / (2 * width) for e in torch.eye(5)]
     along_repulsion = [(value(0, width * e) - value(0, -width * e)) / (2 * width) for e in torch.eye(2)]
     torch.testing.assert_close(ours[0][0], torch.tensor(along_logits), atol=2e-3, rtol=0)
@@ -308,11 +308,11 @@ def random_rows(rows=300, length=7, scale=3.0):
 @pytest.mark.parametrize("reach", [1, 4, 20])
 def test_a_repulsion_of_zero_is_none(scale, reach):
     logits, writable, uniforms, count = random_rows(scale=scale)
-    law, zeros = FixedCount(temperature=0.7), torch.zeros(reach)
-    order = law.sample(logits, writable, uniforms, count)
-    assert torch.equal(law.sample(logits, writable, uniforms, count, zeros), order)
-    plain = law.log_prob(logits, writable, order)
-    torch.testing.assert_close(law.log_prob(logits, writable, order, zeros), plain, atol=2e-5, rtol=1e-5)
+    distribution, zeros = FixedCount(temperature=0.7), torch.zeros(reach)
+    order = distribution.sample(logits, writable, uniforms, count)
+    assert torch.equal(distribution.sample(logits, writable, uniforms, count, zeros), order)
+    plain = distribution.log_prob(logits, writable, order)
+    torch.testing.assert_close(distribution.log_prob(logits, writable, order, zeros), plain, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("repulsion", [(0.0,), (1.0, -0.5)], ids=str)
@@ -331,12 +331,12 @@ def test_picks_that_all_have_rank_1_count_from_the_left(repulsion):
 
 def test_a_single_pick_is_repelled_by_nothing():
     logits, writable, uniforms, _ = random_rows()
-    law, repulsion = FixedCount(), torch.tensor([5.0, -3.0], requires_grad=True)
+    distribution, repulsion = FixedCount(), torch.tensor([5.0, -3.0], requires_grad=True)
     one = torch.ones(len(logits), dtype=torch.long)
-    order = law.sample(logits, writable, uniforms, one)
-    assert torch.equal(law.sample(logits, writable, uniforms, one, repulsion), order)
-    log_prob = law.log_prob(logits, writable, order, repulsion)
-    torch.testing.assert_close(log_prob, law.log_prob(logits, writable, order), atol=2e-5, rtol=1e-5)
+    order = distribution.sample(logits, writable, uniforms, one)
+    assert torch.equal(distribution.sample(logits, writable, uniforms, one, repulsion), order)
+    log_prob = distribution.log_prob(logits, writable, order, repulsion)
+    torch.testing.assert_close(log_prob, distribution.log_prob(logits, writable, order), atol=2e-5, rtol=1e-5)
     assert (torch.autograd.grad(log_prob.sum(), repulsion)[0] == 0).all()
 
 
@@ -360,60 +360,60 @@ def test_extreme_logits_write_their_count_however_strong_the_repulsion(strength)
 # ---------------------------------------------------------------------------------------- what always holds
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-def test_only_writable_positions_and_ranks_without_gaps(law):
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
+def test_only_writable_positions_and_ranks_without_gaps(distribution):
     generator = torch.Generator().manual_seed(1)
     logits = 4 * torch.randn(500, 6, generator=generator)
     writable = torch.rand(500, 6, generator=generator) < 0.5
     uniforms = torch.rand(500, 6, dtype=torch.float64, generator=generator)
-    more = (torch.randint(0, 7, (500,), generator=generator),) if isinstance(law, FixedCount) else ()
-    order = law.sample(logits, writable, uniforms, *more)
+    more = (torch.randint(0, 7, (500,), generator=generator),) if isinstance(distribution, FixedCount) else ()
+    order = distribution.sample(logits, writable, uniforms, *more)
     assert order.dtype == torch.long and (order[~writable] == 0).all()
     size, any_writable = (order > 0).sum(-1), writable.any(-1)
-    if isinstance(law, FixedCount):
+    if isinstance(distribution, FixedCount):
         assert torch.equal(size, torch.minimum(more[0], writable.sum(-1)))
-    elif not isinstance(law, Bernoulli):
+    elif not isinstance(distribution, Bernoulli):
         assert (size[any_writable] > 0).all()
-    highest = (size > 0).long() if isinstance(law, Bernoulli | BernoulliForced) else size
+    highest = (size > 0).long() if isinstance(distribution, Bernoulli | BernoulliForced) else size
     assert torch.equal(order.amax(-1), highest)
-    log_prob = law.log_prob(logits, writable, order)
+    log_prob = distribution.log_prob(logits, writable, order)
     assert log_prob.dtype == torch.float32 and log_prob.isfinite().all() and (log_prob <= 1e-5).all()
     assert (log_prob[~any_writable] == 0).all()
 
     permutation = torch.randperm(500, generator=generator)  # a row does not know its batch
     more = tuple(extra[permutation] for extra in more)
-    again = law.sample(logits[permutation], writable[permutation], uniforms[permutation], *more)
+    again = distribution.sample(logits[permutation], writable[permutation], uniforms[permutation], *more)
     assert torch.equal(again, order[permutation])
-    assert torch.equal(law.log_prob(logits[permutation], writable[permutation], again), log_prob[permutation])
+    assert torch.equal(distribution.log_prob(logits[permutation], writable[permutation], again), log_prob[permutation])
     for row in range(0, 500, 25):
         alone = slice(row, row + 1)
-        single = law.sample(logits[permutation][alone], writable[permutation][alone], uniforms[permutation][alone],
+        single = distribution.sample(logits[permutation][alone], writable[permutation][alone], uniforms[permutation][alone],
                             *(extra[alone] for extra in more))  # fmt: skip
         assert torch.equal(single, again[alone])
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-def test_no_rows_have_no_log_probabilities(law):
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
+def test_no_rows_have_no_log_probabilities(distribution):
     """What a process of several has when none of its steps teaches anything; it must still join the others."""
     nothing = torch.zeros(0, 4)
-    assert law.log_prob(nothing, nothing > 0, nothing.long()).shape == (0,)
+    assert distribution.log_prob(nothing, nothing > 0, nothing.long()).shape == (0,)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 80.0])
-def test_gradients_are_finite(law, scale):
+def test_gradients_are_finite(distribution, scale):
     logits = (scale * torch.tensor([[1.0, -1.0, 0.5], [0.1, 0.2, 0.3], [1.0, 2.0, 3.0]])).requires_grad_()
     writable = torch.tensor([[True, True, True], [False, False, False], [False, True, False]])
     uniforms = torch.full((3, 3), 0.3, dtype=torch.float64)
-    more = (torch.tensor([2, 2, 2]),) if isinstance(law, FixedCount) else ()
-    law.log_prob(logits, writable, law.sample(logits, writable, uniforms, *more)).sum().backward()
+    more = (torch.tensor([2, 2, 2]),) if isinstance(distribution, FixedCount) else ()
+    distribution.log_prob(logits, writable, distribution.sample(logits, writable, uniforms, *more)).sum().backward()
     assert logits.grad.isfinite().all() and (logits.grad[~writable] == 0).all()
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
-def test_a_pick_outside_is_impossible(law):
+@pytest.mark.parametrize("distribution", LAWS, ids=str)
+def test_a_pick_outside_is_impossible(distribution):
     order = torch.tensor([[0, 0, 1, 0]])
-    assert law.log_prob(LOGITS[None], WRITABLE[None], order) == -torch.inf
+    assert distribution.log_prob(LOGITS[None], WRITABLE[None], order) == -torch.inf
 
 
 def test_saturated_logits_keep_their_tails():
@@ -423,16 +423,16 @@ def test_saturated_logits_keep_their_tails():
 
 
 def test_beta_above_one_makes_picks_certain():
-    law, row = Bernoulli(beta=4.0), (torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-    assert law.log_prob(*row, torch.tensor([[1]])) == 0
-    assert law.log_prob(*row, torch.tensor([[0]])) == -torch.inf
+    distribution, row = Bernoulli(beta=4.0), (torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert distribution.log_prob(*row, torch.tensor([[1]])) == 0
+    assert distribution.log_prob(*row, torch.tensor([[0]])) == -torch.inf
 
 
-@pytest.mark.parametrize("law", ACTIONS.values())
+@pytest.mark.parametrize("distribution", ACTIONS.values())
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_temperatures_must_be_positive(law, temperature):
+def test_temperatures_must_be_positive(distribution, temperature):
     with pytest.raises(ValueError, match=f"temperature {temperature} must be above 0"):
-        law(temperature=temperature)
+        distribution(temperature=temperature)
 
 
 # ---------------------------------------------------------------------------------------- what a policy trusts
@@ -453,9 +453,9 @@ def test_trust_writes_all_above_its_threshold_and_always_the_best():
 
 
 def test_trust_has_probability_one_where_it_picks_and_none_elsewhere():
-    law, writable = Trust(), torch.tensor([[True, True]] * 2)
+    distribution, writable = Trust(), torch.tensor([[True, True]] * 2)
     logits = torch.tensor([[1.0, -1.0]] * 2)
-    assert law.log_prob(logits, writable, torch.tensor([[1, 0], [1, 1]])).tolist() == [0.0, -float("inf")]
+    assert distribution.log_prob(logits, writable, torch.tensor([[1, 0], [1, 1]])).tolist() == [0.0, -float("inf")]
     with pytest.raises(ValueError, match="threshold 1.5"):
         Trust(threshold=1.5)
 

@@ -115,5 +115,5 @@ def test_hidden_states_are_kept_of_active_rows_behind_the_prompt_in_the_models_p
     assert hidden.shape == (int(samples.steps.sum()), 9, 32) and hidden.dtype == getattr(torch, dtype)
     assert samples.steps.unique().numel() > 1  # rows leave at different steps
     with torch.no_grad():
-        again, _ = policy_log_probs(policy, unmasker.law, trajectory)
+        again, _ = policy_log_probs(policy, unmasker.distribution, trajectory)
     torch.testing.assert_close(again, trajectory.log_positions, atol=2e-5, rtol=0)

@@ -59,7 +59,7 @@ def groups(network, settings=SETTINGS, prompts=2):
     experts = expert_rollouts(
         MODEL, network, ExpertsSettings(**settings["experts"]), TokenRule(0.0), asked, some_reward, 1, DecodeOptions(1)
     )
-    return unmasker.law, own, experts
+    return unmasker.distribution, own, experts
 
 
 # ---------------------------------------------------------------------------------------- the mixture
@@ -109,7 +109,7 @@ def test_the_gradient_of_an_experts_row_by_hand():
     d loss / d logit = -1/3 sum over rows of A / steps * sum over its steps of c * d log p / d logit, with c = 1 for the policy's
     own and 2 p / (2 p + 1) for the expert's."""
     model, s = RandomLM(5, max_length=2), 1 / (1 + exp(-0.4))
-    network, law = OneLogit(0.4), Bernoulli()
+    network, distribution = OneLogit(0.4), Bernoulli()
     settings = {**SETTINGS, "group_size": 2, "experts": {"thresholds": [1.0], "block_length": 1}}
     asked, unmasker = Prompts(torch.full((1, 2), 5), {}), PolicyUnmasker(network, "bernoulli")
     own = rollout(model, unmasker, TokenRule(0.0), asked.repeat(2), DecodeOptions(1), some_reward, 3, True)
@@ -122,7 +122,7 @@ def test_the_gradient_of_an_experts_row_by_hand():
     )
     assert experts[0][0].steps.tolist() == [2]
     algorithm = GRPO(GRPOSettings.of(settings), network)
-    algorithm.loss(network, law, algorithm.prepare(*own, network, law, experts=experts)).backward()
+    algorithm.loss(network, distribution, algorithm.prepare(*own, network, distribution, experts=experts)).backward()
     d = 0.0
     for row, (samples, reward) in enumerate([(own[0], 0.1), (own[0], 0.5), (experts[0][0], 0.9)]):
         mine = samples.trajectory.row == row % 2
@@ -140,7 +140,7 @@ def test_the_gradient_of_an_experts_row_by_hand():
 
 def test_groups_are_joined_in_order_and_advantages_are_over_all_members():
     network = network_of()
-    law, own, experts = groups(network)
+    distribution, own, experts = groups(network)
     trajectory, total, expert = joined(own, experts, GROUP)
     assert total.tolist() == [
         float(reward)
@@ -149,7 +149,7 @@ def test_groups_are_joined_in_order_and_advantages_are_over_all_members():
     ]
     members = GROUP + len(experts)
     assert set(trajectory.row[expert].tolist()) == {3, 4, 8, 9} and set(trajectory.row.tolist()) == set(range(10))
-    steps = GRPO(GRPOSettings.of(SETTINGS), network).prepare(*own, network, law, experts=experts)
+    steps = GRPO(GRPOSettings.of(SETTINGS), network).prepare(*own, network, distribution, experts=experts)
     mean = total.view(2, members).mean(1).repeat_interleave(members)
     torch.testing.assert_close(steps.advantage, (total - mean)[steps.trajectory.row])
     counts = torch.bincount(trajectory.row)
@@ -159,10 +159,10 @@ def test_groups_are_joined_in_order_and_advantages_are_over_all_members():
 @pytest.mark.parametrize("chunk", [1000, 3])
 def test_the_first_update_has_ratio_one_and_the_formulas_gradient_whatever_the_chunk(chunk):
     network = network_of()
-    law, own, experts = groups(network)
+    distribution, own, experts = groups(network)
     algorithm = GRPO(GRPOSettings.of(SETTINGS), network)
-    steps = algorithm.prepare(*own, network, law, chunk=chunk, experts=experts)
-    log_prob, _ = policy_log_probs(network, law, steps.trajectory)
+    steps = algorithm.prepare(*own, network, distribution, chunk=chunk, experts=experts)
+    log_prob, _ = policy_log_probs(network, distribution, steps.trajectory)
     mixed = torch.where(steps.expert, torch.log(GROUP / 5 * log_prob.exp() + 1 / 5), log_prob)
     torch.testing.assert_close(mixed, steps.trajectory.log_positions, atol=1e-5, rtol=1e-5)
     assert (steps.trajectory.log_positions[steps.expert] >= log(1 / 5) - 1e-5).all()
@@ -170,21 +170,21 @@ def test_the_first_update_has_ratio_one_and_the_formulas_gradient_whatever_the_c
         clipped_policy_loss(mixed, mixed.detach(), steps.advantage, steps.weight, 0.2), network.output_proj.weight
     )[0]
     for index in torch.arange(len(steps)).split(chunk):
-        algorithm.loss(network, law, steps.take(index)).backward()
+        algorithm.loss(network, distribution, steps.take(index)).backward()
     torch.testing.assert_close(network.output_proj.weight.grad, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_a_kl_leaves_experts_out():
     network = network_of()
-    law, own, experts = groups(network)
+    distribution, own, experts = groups(network)
     algorithm = GRPO(GRPOSettings.of(SETTINGS | {"kl": 0.5}), network)
     with torch.no_grad():
         network.output_proj.bias.add_(0.3)
-    steps = algorithm.prepare(*own, network, law, experts=experts)
+    steps = algorithm.prepare(*own, network, distribution, experts=experts)
     without = GRPO(GRPOSettings.of(SETTINGS), network)
     own_steps = steps.take((~steps.expert).nonzero().squeeze(1))
-    extra = algorithm.loss(network, law, steps) - without.loss(network, law, steps)
-    expected = algorithm.loss(network, law, own_steps) - without.loss(network, law, own_steps)
+    extra = algorithm.loss(network, distribution, steps) - without.loss(network, distribution, steps)
+    expected = algorithm.loss(network, distribution, own_steps) - without.loss(network, distribution, own_steps)
     torch.testing.assert_close(extra, expected, atol=1e-6, rtol=1e-4)
     assert float(extra.detach()) > 1e-3
 

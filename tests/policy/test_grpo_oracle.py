@@ -22,7 +22,7 @@ from policy.base import PolicyNetwork
 from policy.grpo import GRPO
 from policy.rollout import rollout
 from policy.settings import GRPOSettings
-from policy.unmasker import PolicyUnmasker, law_settings
+from policy.unmasker import PolicyUnmasker, distribution_settings
 from rewards.bound import BoundReward
 from rewards.rules import RewardOutput, speed_factor
 from samplers.heuristics import Confident, Threshold
@@ -128,8 +128,8 @@ def best_heuristic(instance):
     return max(rewards)
 
 
-def expected_reward(instance, network, law, negligible=1e-9):
-    """Exactly, over every action of `law`, a law that always writes something; branches below `negligible` count as 0."""
+def expected_reward(instance, network, distribution, negligible=1e-9):
+    """Exactly, over every action of `distribution`, a law that always writes something; branches below `negligible` count as 0."""
 
     def value(canvas, masked, spent, probability):
         if not masked or probability < negligible:
@@ -141,7 +141,7 @@ def expected_reward(instance, network, law, negligible=1e-9):
         writable = torch.zeros(instance.length, dtype=torch.bool)
         writable[list(masked)] = True
         logits = network.logits[canvas].detach().expand(len(choices), -1)
-        shares = law.log_prob(logits, writable.expand(len(choices), -1), order).exp().tolist()
+        shares = distribution.log_prob(logits, writable.expand(len(choices), -1), order).exp().tolist()
         return sum(
             share
             * value(
@@ -177,9 +177,9 @@ def train(instance, seed, iterations=ITERATIONS):
             10_000 * seed + step,
             record=True,
         )
-        steps = algorithm.prepare(samples, reward, network, unmasker.law)
+        steps = algorithm.prepare(samples, reward, network, unmasker.distribution)
         for _ in range(SETTINGS["inner_updates"] if len(steps) else 0):
-            algorithm.loss(network, unmasker.law, steps).backward()
+            algorithm.loss(network, unmasker.distribution, steps).backward()
             optimiser.step(0)
     return network
 
@@ -241,8 +241,8 @@ class Scripted:
     def choose(self, observation, draws):
         order = self.script[observation.row_id, observation.row_step]
         scores = self.unmasker.network.scores(**self.unmasker.network.inputs(observation))
-        learned = law_settings(self.unmasker.network)
-        return order, self.unmasker.law.log_prob(scores, observation.writable, order, **learned)
+        learned = distribution_settings(self.unmasker.network)
+        return order, self.unmasker.distribution.log_prob(scores, observation.writable, order, **learned)
 
 
 def path_log_prob(instance, logits, path):
@@ -291,10 +291,10 @@ def test_expected_gradient_is_the_analytic_one(group, length):
     analytic = -torch.autograd.grad(objective, logits)[0]
 
     algorithm = GRPO(GRPOSettings(**SETTINGS | {"group_size": group}), network)
-    learned = algorithm.prepare(samples, reward, network, scripted.unmasker.law)
+    learned = algorithm.prepare(samples, reward, network, scripted.unmasker.distribution)
     weight = probability.detach()[torch.tensor(members)].prod(1) * len(members)  # a batch counts every group the same
     learned.weight = learned.weight * weight[learned.trajectory.row // group].float()
-    algorithm.loss(network, scripted.unmasker.law, learned).backward()
+    algorithm.loss(network, scripted.unmasker.distribution, learned).backward()
     assert float(analytic.abs().max()) > 0.01
     torch.testing.assert_close(network.logits.grad.double(), analytic, atol=2e-6, rtol=1e-4)
 
@@ -317,7 +317,7 @@ def ordered_paths(length, counts):
 
 def revealed_path(model, network, text, path):
     """(log-probability of the picks by the formula of `FixedCount`, log p of the tokens revealed), in float64."""
-    table, repulsion = model.table.detach().double(), law_settings(network)["repulsion"]
+    table, repulsion = model.table.detach().double(), distribution_settings(network)["repulsion"]
     canvas = [model.mask_id] * len(text)
     log_picks, log_text = network.logits.new_zeros(()), 0.0
     for picks in path:
@@ -369,10 +369,10 @@ def test_expected_gradient_from_a_reward_a_step_is_that_of_the_bound():
     analytic = [-(1 - 1 / group) / len(counts) * parameter.grad for parameter in (exact.logits, exact.repulsion)]
 
     algorithm = GRPO(GRPOSettings(**SETTINGS | {"group_size": group}), network)
-    learned = algorithm.prepare(samples, reward, network, scripted.unmasker.law)
+    learned = algorithm.prepare(samples, reward, network, scripted.unmasker.distribution)
     weight = probability.detach()[torch.tensor(members)].prod(1) * len(members)  # a batch counts every group the same
     learned.weight = learned.weight * weight[learned.trajectory.row // group].float()
-    algorithm.loss(network, scripted.unmasker.law, learned).backward()
+    algorithm.loss(network, scripted.unmasker.distribution, learned).backward()
     for ours, theirs in zip((network.logits.grad, network.repulsion.grad), analytic, strict=True):
         assert float(theirs.abs().max()) > 1e-3
         torch.testing.assert_close(ours.double(), theirs, atol=2e-6, rtol=1e-4)

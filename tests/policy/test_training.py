@@ -14,7 +14,7 @@ from policy.networks import DitConfidence, HiddenMLP
 from policy.ppo import PPO
 from policy.rollout import policy_log_probs, rollout
 from policy.settings import GRPOSettings, PolicyTrainingSettings, PPOSettings
-from policy.unmasker import PolicyUnmasker, law_settings
+from policy.unmasker import PolicyUnmasker, distribution_settings
 from rewards.rules import RewardOutput
 from tests.enumerable import RandomLM
 from tests.helpers.rewards import SamplesReward
@@ -86,7 +86,7 @@ def rolled_out(kind, action, rows=16, reward=some_reward, steps=4):
     samples, scored = rollout(
         MODEL, unmasker, TokenRule(), Prompts(canvas, {}), DecodeOptions(steps), reward, seed=1, record=True
     )
-    return network, unmasker.law, samples, scored
+    return network, unmasker.distribution, samples, scored
 
 
 def gradient(network, losses):
@@ -108,13 +108,13 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_replay_has_the_log_probability_it_had(kind, action):
-    network, law, samples, _ = rolled_out(kind, action)
+    network, distribution, samples, _ = rolled_out(kind, action)
     trajectory = samples.trajectory
     assert len(trajectory.row) == int(samples.steps.sum())
-    again, _ = policy_log_probs(network, law, trajectory)
+    again, _ = policy_log_probs(network, distribution, trajectory)
     torch.testing.assert_close(again.detach(), trajectory.log_positions, atol=2e-6, rtol=0)
     if kind == "dit_confidence":  # the value head reads the same trunk
-        with_value, value = policy_log_probs(network, law, trajectory, value=True)
+        with_value, value = policy_log_probs(network, distribution, trajectory, value=True)
         torch.testing.assert_close(with_value, again)
         assert value.shape == again.shape
     assert not trajectory.writable[:, 2].any() and trajectory.log_positions.isfinite().all()
@@ -123,12 +123,12 @@ def test_replay_has_the_log_probability_it_had(kind, action):
 @pytest.mark.parametrize("steps", [2, 3])
 def test_replay_of_picks_that_repel_has_the_log_probability_it_had(steps):
     """Three or two picks a step, of five positions; without the repulsion it is another one."""
-    network, law, samples, _ = rolled_out("repelled", "fixed", steps=steps)
+    network, distribution, samples, _ = rolled_out("repelled", "fixed", steps=steps)
     trajectory = samples.trajectory
-    again, _ = policy_log_probs(network, law, trajectory)
+    again, _ = policy_log_probs(network, distribution, trajectory)
     assert torch.exp(again.detach() - trajectory.log_positions).sub(1).abs().max() < 5e-6
     repulsion, network.repulsion = network.repulsion, None
-    without, _ = policy_log_probs(network, law, trajectory)
+    without, _ = policy_log_probs(network, distribution, trajectory)
     several = (trajectory.order > 0).sum(1) > 1
     assert several.any() and ((without - again).abs() > 1e-3)[several & (trajectory.step == 0)].all()
     network.repulsion = repulsion
@@ -159,43 +159,45 @@ def test_what_is_recorded_rebuilds_the_rollout():
 
 @pytest.mark.parametrize("kind", ["hidden_mlp", "dit_confidence"])
 def test_chunks_and_dropped_rows_leave_the_gradient(kind):
-    network, law, samples, scored = rolled_out(kind, "bernoulli")
+    network, distribution, samples, scored = rolled_out(kind, "bernoulli")
     algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
-    steps = algorithm.prepare(samples, scored, network, law)
+    steps = algorithm.prepare(samples, scored, network, distribution)
     assert set(steps.trajectory.row.tolist()) == set(range(4, 16))  # the group that agrees teaches nothing
-    whole = gradient(network, [algorithm.loss(network, law, steps)])
+    whole = gradient(network, [algorithm.loss(network, distribution, steps)])
     chunks = [steps.take(index) for index in torch.arange(len(steps)).split(7)]
-    assert_same(gradient(network, [algorithm.loss(network, law, chunk) for chunk in chunks]), whole)
+    assert_same(gradient(network, [algorithm.loss(network, distribution, chunk) for chunk in chunks]), whole)
     everything = GRPO(GRPOSettings.of(GRPO_SETTINGS | {"kl": 1e-30}), network)  # a KL keeps every step
-    all_steps = everything.prepare(samples, scored, network, law)
+    all_steps = everything.prepare(samples, scored, network, distribution)
     assert len(all_steps) == len(samples.trajectory.row) > len(steps)
-    assert_same(gradient(network, [everything.loss(network, law, all_steps)]), whole)
+    assert_same(gradient(network, [everything.loss(network, distribution, all_steps)]), whole)
 
 
 def test_grpo_gradient_from_the_formula():
     """-1/rows sum over rows of A / steps * grad log-probability of the row's picks, A = R - mean R of the group."""
-    network, law, samples, scored = rolled_out("dit_confidence", "plackett_luce")
+    network, distribution, samples, scored = rolled_out("dit_confidence", "plackett_luce")
     algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
-    ours = gradient(network, [algorithm.loss(network, law, algorithm.prepare(samples, scored, network, law))])
+    ours = gradient(
+        network, [algorithm.loss(network, distribution, algorithm.prepare(samples, scored, network, distribution))]
+    )
     reward = scored.total.view(4, 4)
     advantage = (reward - reward.mean(1, keepdim=True)).flatten()
-    log_prob, _ = policy_log_probs(network, law, samples.trajectory)
+    log_prob, _ = policy_log_probs(network, distribution, samples.trajectory)
     per_row = torch.zeros(16).index_add_(0, samples.trajectory.row, log_prob)
     assert_same(ours, gradient(network, [-(advantage * per_row / samples.steps).mean()]))
 
 
 def test_kl_is_to_the_policy_that_training_starts_from():
-    network, law, samples, scored = rolled_out("hidden_mlp", "bernoulli")
+    network, distribution, samples, scored = rolled_out("hidden_mlp", "bernoulli")
     algorithm = GRPO(GRPOSettings.of(GRPO_SETTINGS | {"kl": 0.5}), network)
     without = GRPO(GRPOSettings.of(GRPO_SETTINGS), network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05)
     assert all(not p.requires_grad for p in algorithm.reference.parameters())
-    steps = algorithm.prepare(samples, scored, network, law)
-    extra = algorithm.loss(network, law, steps) - without.loss(network, law, steps)
-    new, _ = policy_log_probs(network, law, steps.trajectory)
-    old, _ = policy_log_probs(algorithm.reference, law, steps.trajectory)
+    steps = algorithm.prepare(samples, scored, network, distribution)
+    extra = algorithm.loss(network, distribution, steps) - without.loss(network, distribution, steps)
+    new, _ = policy_log_probs(network, distribution, steps.trajectory)
+    old, _ = policy_log_probs(algorithm.reference, distribution, steps.trajectory)
     expected = 0.5 * (steps.weight * (torch.exp(old - new) - 1 - (old - new))).sum()
     torch.testing.assert_close(extra, expected, atol=1e-6, rtol=1e-4)
 
@@ -209,8 +211,8 @@ def test_a_group_needs_two():
 
 
 def test_ppo_advantages_and_targets_are_those_of_a_plain_loop():
-    network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
-    steps = PPO(PPOSettings.of(PPO_SETTINGS), network).prepare(samples, scored, network, law)
+    network, distribution, samples, scored = rolled_out("dit_confidence", "bernoulli")
+    steps = PPO(PPOSettings.of(PPO_SETTINGS), network).prepare(samples, scored, network, distribution)
     trajectory = samples.trajectory
     value = network.forward_with_value(**trajectory.inputs)[1].detach()
     advantage = torch.zeros_like(value)
@@ -229,14 +231,14 @@ def test_ppo_advantages_and_targets_are_those_of_a_plain_loop():
 
 
 def test_ppo_gradient_from_the_formula():
-    network, law, samples, scored = rolled_out("dit_confidence", "bernoulli")
+    network, distribution, samples, scored = rolled_out("dit_confidence", "bernoulli")
     algorithm = PPO(PPOSettings.of(PPO_SETTINGS), network)
-    steps = algorithm.prepare(samples, scored, network, law)
-    whole = gradient(network, [algorithm.loss(network, law, steps)])
+    steps = algorithm.prepare(samples, scored, network, distribution)
+    whole = gradient(network, [algorithm.loss(network, distribution, steps)])
     assert (network.value_proj.weight.grad != 0).any()
     chunks = [steps.take(index) for index in torch.arange(len(steps)).split(11)]
-    assert_same(gradient(network, [algorithm.loss(network, law, chunk) for chunk in chunks]), whole)
-    log_prob, value = policy_log_probs(network, law, samples.trajectory, value=True)
+    assert_same(gradient(network, [algorithm.loss(network, distribution, chunk) for chunk in chunks]), whole)
+    log_prob, value = policy_log_probs(network, distribution, samples.trajectory, value=True)
     formula = -(steps.advantage * log_prob).mean() + 0.5 * 0.5 * ((value - steps.target) ** 2).mean()
     assert_same(gradient(network, [formula]), whole)
 
@@ -477,10 +479,10 @@ def test_the_moving_average_follows_every_update():
 
 
 def test_the_temperature_divides_the_scores():
-    seen = [PolicyUnmasker(network_of("hidden_mlp"), action, 0.25).law.temperature for action in FOR_SAMPLING]
+    seen = [PolicyUnmasker(network_of("hidden_mlp"), action, 0.25).distribution.temperature for action in FOR_SAMPLING]
     assert seen == [0.25] * len(FOR_SAMPLING)
 
 
 def test_repulsion_is_in_units_of_twenty_nats():
     network = network_of("repelled")
-    torch.testing.assert_close(law_settings(network)["repulsion"], 20 * network.repulsion)
+    torch.testing.assert_close(distribution_settings(network)["repulsion"], 20 * network.repulsion)

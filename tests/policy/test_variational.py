@@ -170,16 +170,19 @@ def test_that_likelihood_is_how_often_the_sampler_writes_the_row(steps, given):
     model, network = WideLM(3), policy()
     fixed = torch.zeros(3, dtype=torch.bool)
     fixed[given] = True
-    law = {}
+    distribution = {}
     for row in product(range(V), repeat=3):
         tokens = torch.tensor(row)
         if (tokens[fixed] == 0).all():
             path, _ = every_path(model, network, tokens, fixed, steps)
-            law[row] = float((path.log_token.sum(1) + terms(path, network, steps)[1].detach()).exp().sum())
-    assert sum(law.values()) == pytest.approx(1, abs=1e-5)
+            distribution[row] = float((path.log_token.sum(1) + terms(path, network, steps)[1].detach()).exp().sum())
+    assert sum(distribution.values()) == pytest.approx(1, abs=1e-5)
     canvas = torch.full((20_000, 3), model.mask_id).masked_fill(fixed, 0)
     strategy = Strategy(PolicyUnmasker(network, "fixed"), TokenRule())
-    fits(sample(UnmaskingEnvironment(model, DecodeOptions(steps)), strategy, Prompts(canvas), seed=3).tokens, law)
+    fits(
+        sample(UnmaskingEnvironment(model, DecodeOptions(steps)), strategy, Prompts(canvas), seed=3).tokens,
+        distribution,
+    )
 
 
 @pytest.mark.parametrize("length, steps, given", CASES)

@@ -155,7 +155,7 @@ def test_only_steps_with_a_choice_are_recorded_and_their_likelihood_is_replayed(
     assert 0 not in trajectory.row.tolist()  # its one evaluation was no choice
     assert not (samples.tokens == MODEL.mask_id).any()
     with torch.no_grad():
-        again, _ = policy_log_probs(network, unmasker.law, trajectory)
+        again, _ = policy_log_probs(network, unmasker.distribution, trajectory)
     torch.testing.assert_close(again, trajectory.log_positions, atol=1e-5, rtol=0)
 
 
