@@ -55,7 +55,7 @@ def denoising_loss(
 
 def score_entropy_loss(
     log_prob: Float[Tensor, "masked"],
-    log_mass: Float[Tensor, "masked"],
+    log_normalizer: Float[Tensor, "masked"],
     row: Int[Tensor, "masked"],
     weight: Float[Tensor, "row"],
     sigma: Float[Tensor, "row"],
@@ -64,15 +64,15 @@ def score_entropy_loss(
     """Return the denoising score entropy of the absorbing graph, averaged over rows * length: nats per token.
 
     At each masked position it is sigma' times (sum_v s_v - r log s_token + r (log r - 1)), with r = 1 / (e^sigma - 1) and
-    weight = sigma' r. It is computed as weight * (e^excess - 1 - excess - log_prob) with excess = log_mass - log r: the
+    weight = sigma' r. It is computed as weight * (e^excess - 1 - excess - log_prob) with excess = log_normalizer - log r: the
     t-DCE loss, and a penalty that is zero, with zero gradient, where the scores have the right sum. All terms are of
     moderate size, unlike the published terms at small sigma.
 
     Args:
         log_prob: log-probability of the token under the normalized scores.
-        log_mass: log sum_v s_v, the log-normalizer.
+        log_normalizer: log sum_v s_v, the log-normalizer.
     """
-    excess = log_mass + torch.expm1(sigma).log()[row].float()
+    excess = log_normalizer + torch.expm1(sigma).log()[row].float()
     return denoising_loss(log_prob - (torch.expm1(excess) - excess), row, weight, length)
 
 

@@ -112,7 +112,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("scores = self.beta * finite(found)", "scores = finite(found)", GUIDED + "joint_proposals"),
     ],
     "samplers/twisted.py": [
-        ("bent.log_mass - self.exponent * bent.log_psi", "bent.log_mass - bent.log_psi",
+        ("bent.log_normalizer - self.exponent * bent.log_psi", "bent.log_normalizer - bent.log_psi",
          SMC + "a_tempered_proposal_is_as_unbiased"),
         (" - writable[active].sum(1).double().log()", "", UNBIASED, SMC + "a_tempered_proposal_is_as_unbiased"),
         ("logits.add_(log_psi, alpha=exponent)", "logits.add_(log_psi)", SMC + "a_tempered_proposal_is_as_unbiased"),
@@ -296,10 +296,10 @@ POLICY: dict[str, list[Row]] = {
          ACTIONS + "trust_writes_all_above_its_threshold_and_always_the_best"),
         ("remaining[:, :1], with_stop[:, 1:-1]", "with_stop[:, :1], with_stop[:, 1:-1]",
          ACTIONS + "probabilities_of_all_outcomes_sum_to_one"),
-        ("distribution.beta * torch.sigmoid(logits.double() / distribution.temperature)", "distribution.beta * torch.sigmoid(logits.double())",
+        ("torch.sigmoid(logits.double() / distribution.temperature)", "torch.sigmoid(logits.double())",
          ACTIONS + "frequencies_are_the_probabilities"),
-        ("scaled = logits.float() / distribution.temperature", "scaled = logits.float()", ACTIONS + "frequencies_are_the_probabilities",
-         ACTIONS + "bernoulli_equals_the_published_likelihood"),
+        ("scaled = logits.float() / distribution.temperature", "scaled = logits.float()",
+         ACTIONS + "frequencies_are_the_probabilities", ACTIONS + "bernoulli_equals_the_published_likelihood"),
         ("(ranks > count[:, None])", "(ranks >= count[:, None])", ACTIONS + "frequencies_are_the_probabilities"),
         ("before = cost.cumsum(dim=1) - cost", "before = cost.cumsum(dim=1)",
          ACTIONS + "vectorised_repulsion_and_its_gradients_equal_the_formula"),
@@ -384,13 +384,13 @@ TWIST: dict[str, list[Row]] = {
          "the_gradient_of_ctl_is_that_of_the_kls_of_all_prefixes"),
         ("(log_p - log_q).cumsum(1) + log_psi", "(log_p - log_q).cumsum(1)", LEARNING +
          "the_gradient_of_ctl_is_that_of_the_kls_of_all_prefixes"),
-        ("(log_psi - log_mass)).sum(0)", "log_psi).sum(0)", LEARNING + "dpg_is_the_published_estimator"),
+        ("(log_psi - log_normalizer)).sum(0)", "log_psi).sum(0)", LEARNING + "dpg_is_the_published_estimator"),
         ("(1 - label) * no", "no", LEARNING + "what_each_rule_identifies"),
         (" / groups).flatten(0, 1)", ").flatten(0, 1)", LEARNING + "conditions_have_equal_shares"),
         ("F.logsigmoid(-negative)", "F.logsigmoid(negative)", LEARNING + "what_each_rule_identifies"),
     ],
     "twist/algorithms.py": [
-        ("psi - seen.log_mass[:, 1:]", "psi - seen.log_mass[:, :-1]",
+        ("psi - seen.log_normalizer[:, 1:]", "psi - seen.log_normalizer[:, :-1]",
          SWEEPS + "a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state"),
     ],
     "twist/bounds.py": [

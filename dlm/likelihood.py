@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
+from dlm.masked_lm import MaskedLM, SeddLM, log_normalizer_and_logit
 from dlm.noise import LogLinearNoise, Noise
 
 
@@ -81,12 +81,12 @@ class Estimator:
         raise NotImplementedError
 
     def term(
-        self, mass: Float[Tensor, "read"], logit: Float[Tensor, "read"], sigma: Float[Tensor, "read"] | None
+        self, log_normalizer: Float[Tensor, "read"], logit: Float[Tensor, "read"], sigma: Float[Tensor, "read"] | None
     ) -> Float[Tensor, "read"]:
-        """Return the unweighted contribution of each scored token: log p(token | canvas). mass: log-normalizer of the
+        """Return the unweighted contribution of each scored token: log p(token | canvas). log_normalizer: of the
         logits.
         """
-        return logit - mass
+        return logit - log_normalizer
 
     def combine(
         self,
@@ -223,16 +223,16 @@ class ScoreEntropy(Elbo):
         weight = rate.float() / self.samples
         return Views(row, masked, masked, weight, sigma.float(), free[row].sum(1)).with_something_to_read()
 
-    def term(self, mass, logit, sigma):
+    def term(self, log_normalizer, logit, sigma):
         """Return -(sum of scores - r log score(token) + r (log r - 1)), where r = 1 / (e^sigma - 1) is the exact score of
         the token.
 
-        mass and logit are those of log-scores.
+        log_normalizer and logit are those of log-scores.
         """
         assert sigma is not None
         log_ratio = -torch.expm1(sigma).log()
         ratio = log_ratio.exp()
-        return ratio * logit - mass.exp() - ratio * (log_ratio - 1)
+        return ratio * logit - log_normalizer.exp() - ratio * (log_ratio - 1)
 
 
 @dataclass
@@ -252,8 +252,8 @@ class Sandwich(Elbo):
         lower = super().combine(terms, views, rows)
         if push_down is None or not bool(push_down.any()):
             return lower
-        masses = (self.beta * terms + views.weight.log().unsqueeze(1)).exp().masked_fill(~views.read, 0.0)
-        total = torch.zeros_like(lower).index_add(0, views.row, masses)
+        weighted = (self.beta * terms + views.weight.log().unsqueeze(1)).exp().masked_fill(~views.read, 0.0)
+        total = torch.zeros_like(lower).index_add(0, views.row, weighted)
         seen = total > 0
         upper = torch.where(seen, total.masked_fill(~seen, 1.0).log() / self.beta, 0.0)
         return torch.where(push_down.unsqueeze(1), self.mix * upper + (1 - self.mix) * lower, lower)
@@ -353,11 +353,11 @@ def terms(
         told = model.sigma_of(share)
         sigma = views.sigma[views.read.nonzero()[:, 0]]
     hidden = model.hidden(canvas, views.read, told, begins)
-    mass, logit = mass_and_logit(model, hidden, whole[views.read], estimator.temperature)
+    log_normalizer, logit = log_normalizer_and_logit(model, hidden, whole[views.read], estimator.temperature)
     if sigma is not None:
         scale = model.log_scale(sigma)
-        mass, logit = mass + scale, logit + scale
-    return out.masked_scatter(views.read, estimator.term(mass, logit, sigma))
+        log_normalizer, logit = log_normalizer + scale, logit + scale
+    return out.masked_scatter(views.read, estimator.term(log_normalizer, logit, sigma))
 
 
 @torch.no_grad()

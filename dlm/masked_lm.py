@@ -320,7 +320,7 @@ class LlamaLM(MaskedLM):
         return hidden[number[row, torch.maximum(position - 1, pad[row])]]
 
 
-def mass_and_logit(
+def log_normalizer_and_logit(
     model: MaskedLM, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"], temperature: float | int = 1.0
 ) -> tuple[Float[Tensor, "read"], Float[Tensor, "read"]]:
     """Return the log-normalizer of the head's logits at a temperature, and the logit of `tokens`.
@@ -335,12 +335,12 @@ def mass_and_logit(
 
     chunk = model.chunk(hidden.device)
     if len(hidden) <= chunk:
-        mass, logit = of_chunk(hidden, tokens)
-        return mass, logit
+        log_normalizer, logit = of_chunk(hidden, tokens)
+        return log_normalizer, logit
     pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
     parts = [checkpoint(of_chunk, *piece, use_reentrant=False) for piece in pieces]
-    mass, logit = torch.cat(parts, 1)
-    return mass, logit
+    log_normalizer, logit = torch.cat(parts, 1)
+    return log_normalizer, logit
 
 
 def groups(*keys: Int[Tensor, "row"]) -> Iterator[tuple[tuple[int, ...], Int[Tensor, "group"]]]:

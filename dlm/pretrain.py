@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlm.adapt import ahead_at
 from dlm.causal_lm import CausalLM
-from dlm.masked_lm import MaskedLM, SeddLM, mass_and_logit
+from dlm.masked_lm import MaskedLM, SeddLM, log_normalizer_and_logit
 from dlm.noise import Noise
 from dlm.settings import PretrainingSettings
 from losses import denoising_loss, low_discrepancy_times, mask_exactly, next_token_loss, score_entropy_loss
@@ -124,12 +124,14 @@ def loss_of(
         free = 1.0 if given is None else 1 - given[part].double().mean(1).to(tokens.device)
         sigma = model.sigma_of(share * free)
     hidden = model.hidden(tokens.masked_fill(masked, model.mask_id), masked, sigma)
-    mass, logit = mass_and_logit(model, hidden, tokens[masked])
+    log_normalizer, logit = log_normalizer_and_logit(model, hidden, tokens[masked])
     if loss != "DSE":
-        return denoising_loss(logit - mass, row, weight, length)
+        return denoising_loss(logit - log_normalizer, row, weight, length)
     assert isinstance(model, SeddLM)
     own = -torch.log1p(-share)
-    return score_entropy_loss(logit - mass, mass + model.log_scale(own)[row].float(), row, weight, own, length)
+    return score_entropy_loss(
+        logit - log_normalizer, log_normalizer + model.log_scale(own)[row].float(), row, weight, own, length
+    )
 
 
 @torch.no_grad()

@@ -192,8 +192,8 @@ class Particles:
         number = torch.arange(filters, device=self.weights.log.device)
         zero = torch.zeros_like(number)
         own = number if sample_id is None else sample_id
-        law = self.weights.log.masked_fill(self.dead.unsqueeze(1), 0.0)
-        return draws.categorical(law, own, zero, zero, stream="pick") + number * particles
+        log_weights = self.weights.log.masked_fill(self.dead.unsqueeze(1), 0.0)
+        return draws.categorical(log_weights, own, zero, zero, stream="pick") + number * particles
 
 
 def draw_ancestors(

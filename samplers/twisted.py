@@ -43,7 +43,7 @@ class Bent:
 
     token: Int[Tensor, "read"]
     log_psi: Float64[Tensor, "read"]
-    log_mass: Float64[Tensor, "read"]
+    log_normalizer: Float64[Tensor, "read"]
 
 
 def bend(
@@ -65,19 +65,20 @@ def bend(
         logits = rule(environment.logits(states))
         log_psi = tilt(states, row)
         log_total = logits.logsumexp(1)
-        law = logits.add_(log_psi, alpha=exponent) if exponent else logits  # 0 times a log psi of -inf is no number
-        log_mass = (law.logsumexp(1) - log_total).double()
-        dead = log_mass == -torch.inf
+        # Without the condition, exponent 0 times a log psi of -inf would be NaN.
+        biased_logits = logits.add_(log_psi, alpha=exponent) if exponent else logits
+        log_normalizer = (biased_logits.logsumexp(1) - log_total).double()
+        dead = log_normalizer == -torch.inf
         if draws is None:
-            token, chosen = torch.zeros_like(row), torch.zeros_like(log_mass)
+            token, chosen = torch.zeros_like(row), torch.zeros_like(log_normalizer)
         else:
             if bool(dead.any()):
-                law[dead] = rule(environment.logits(states[dead]))
-            token = draws.categorical(law, observation.row_id[row], observation.row_step[row], position)
+                biased_logits[dead] = rule(environment.logits(states[dead]))
+            token = draws.categorical(biased_logits, observation.row_id[row], observation.row_step[row], position)
             if given is not None:
                 token = torch.where(given.rows[row], given.tokens[row, position], token)
             chosen = log_psi.gather(1, token.unsqueeze(1)).squeeze(1).double().masked_fill(dead, 0.0)
-        found.append((token, chosen, log_mass))
+        found.append((token, chosen, log_normalizer))
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     return Bent(*columns)
 
@@ -127,7 +128,7 @@ class TwistedTokens:
         log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
         log_ratio = torch.zeros_like(log_psi)
         if self.exponent:
-            log_ratio = _of_rows(bent.log_mass - self.exponent * bent.log_psi, place[:, 0], rows)
+            log_ratio = _of_rows(bent.log_normalizer - self.exponent * bent.log_psi, place[:, 0], rows)
         decision = Decision(order, tokens, log_positions, torch.zeros_like(log_positions))
         return Proposed(decision, log_ratio, None if self.reads_state else log_psi)
 
@@ -147,14 +148,16 @@ class TwistedJoint:
 
     def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
         writable = observation.writable
-        mass = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
+        log_normalizers = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
         every = writable.nonzero()
-        mass[writable] = bend(observation, every, self.what, self.tilt, None, exponent=self.exponent).log_mass
+        bent = bend(observation, every, self.what, self.tilt, None, exponent=self.exponent)
+        log_normalizers[writable] = bent.log_normalizer
         active = writable.any(1).nonzero().squeeze(1)
-        law = mass[active]
-        law = torch.where((law == -torch.inf).all(1, keepdim=True) & writable[active], 0.0, law)  # dead: any position
+        log_weights = log_normalizers[active]
+        dead = (log_weights == -torch.inf).all(1, keepdim=True)
+        log_weights = torch.where(dead & writable[active], 0.0, log_weights)  # dead: any position
         position = draws.categorical(
-            law,
+            log_weights,
             observation.row_id[active],
             observation.row_step[active],
             torch.zeros_like(active),
@@ -169,8 +172,8 @@ class TwistedJoint:
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], len(order))
-        log_mass = mass[active].logsumexp(1) - writable[active].sum(1).double().log()
-        log_ratio = _of_rows(log_mass, active, len(order))
+        log_normalizer = log_normalizers[active].logsumexp(1) - writable[active].sum(1).double().log()
+        log_ratio = _of_rows(log_normalizer, active, len(order))
         if self.exponent:
             log_ratio = log_ratio - self.exponent * log_psi
         zeros = torch.zeros(len(order), device=order.device)

@@ -273,7 +273,7 @@ class TwistLearning:
         states = canvases(path, self.source.model.mask_id, 1, self.source.length)
         condition = each_step(self.encoded(given), self.source.length - 1)
         psi = self.twist.of_states(states, condition).view(len(path.tokens), -1)
-        return (psi - seen.log_mass[:, 1:]).square().mean()
+        return (psi - seen.log_normalizer[:, 1:]).square().mean()
 
     def ctl(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, self.positives == "sis")
@@ -311,13 +311,13 @@ class TwistLearning:
         self.finite_phi(drawn.log_phi)
         if self.positives == "none":
             (seen,) = self.seen(given, drawn.path)
-            return soft_q_loss(seen.log_psi, seen.log_mass, drawn.log_phi.float(), self.even)
+            return soft_q_loss(seen.log_psi, seen.log_normalizer, drawn.log_phi.float(), self.even)
         positive = self.target(step, given, exact, drawn)
         each = None if given is None else given.repeat_interleave(self.particles, 0)
         of_q, of_target = self.seen(given, drawn.path, positive.path)
-        loss = soft_q_loss(of_q.log_psi, of_q.log_mass, drawn.log_phi.float(), self.even)
+        loss = soft_q_loss(of_q.log_psi, of_q.log_normalizer, drawn.log_phi.float(), self.even)
         log_phi = self.source.log_phi(positive.path.tokens, each)
-        return loss + soft_q_loss(of_target.log_psi, of_target.log_mass, log_phi, positive.weight)
+        return loss + soft_q_loss(of_target.log_psi, of_target.log_normalizer, log_phi, positive.weight)
 
     def sixo(self, step: int, given: Tensor | None, exact: Trajectories | None) -> Tensor:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
@@ -365,7 +365,7 @@ class TwistLearning:
         drawn = self.proposed(step, given, True) if self.positives == "sis" else None
         positive = self.target(step, given, exact, drawn)
         (seen,) = self.seen(given, positive.path)
-        return dpg_loss(seen.log_psi, seen.log_mass, positive.weight)
+        return dpg_loss(seen.log_psi, seen.log_normalizer, positive.weight)
 
     def ppo(self, step: int, given: Tensor | None) -> dict[str, float]:
         """Make clipped updates on one set of samples, with advantages by a value head. Every step earns log p - log q, the

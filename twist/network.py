@@ -350,8 +350,8 @@ def densities(
     found = []
     for part in zip(*(column.split(model.chunk(tokens.device)) for column in columns), strict=True):
         found.append(checkpoint(of_chunk, *part, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*part))
-    log_p, log_psi, log_mass = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
-    return log_p.detach(), log_psi, log_mass
+    log_p, log_psi, log_normalizer = torch.cat(found, 1).unflatten(1, targets.shape).unbind(0)
+    return log_p.detach(), log_psi, log_normalizer
 
 
 def save_twist(twist: TwistModel, directory: str | Path, about: dict) -> None:

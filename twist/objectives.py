@@ -1,12 +1,12 @@
 """Objectives of twists: CTL, RL (soft Q), SIXO, FUDGE, DPG and PPO as pure functions of tensors.
 
 Notation of Zhao et al. (2404.17546). p: the frozen model; phi: the potential of a whole sequence s_1:T; sigma: p phi / Z,
-the target; psi_t(s_1:t): the twists; q_t(v | s_<t) = p(v | s_<t) psi_t(s_<t, v) / mass_t(s_<t): the proposal, where mass_t,
-the sum over v, is its normalizer. Everything is in logs. For each position only log p, log psi (of the token there) and log
-mass are needed. One teacher-forced pass over finished sequences gives them, whatever distribution drew the sequences.
+the target; psi_t(s_1:t): the twists; q_t(v | s_<t) = p(v | s_<t) psi_t(s_<t, v) / N_t(s_<t): the proposal, where N_t, the
+sum over v, is its normalizer. Everything is in logs. For each position only log p, log psi (of the token there) and log N
+are needed. One teacher-forced pass over finished sequences gives them, whatever distribution drew the sequences.
 
 Losses are means over positions, as in the published code. What differs: DPG's expectation under q over the vocabulary is
-the gradient of log mass, so DPG is the likelihood of weighted sequences under q; probabilities never leave log space;
+the gradient of log N, so DPG is the likelihood of weighted sequences under q; probabilities never leave log space;
 labels of FUDGE on target samples (`prefix_labels`) include the scored token, where the published ones stop before it.
 """
 
@@ -42,18 +42,18 @@ def check_resampling(method: str, twist: str) -> None:
 
 @dataclass(frozen=True)
 class Densities:
-    """Results of a teacher-forced pass: log p(s_t | s_<t), log psi_t(s_1:t), log mass_t(s_<t) (the log-normalizer)."""
+    """Results of a teacher-forced pass: log p(s_t | s_<t), log psi_t(s_1:t), log N_t(s_<t) (the log-normalizer)."""
 
     log_p: Float[Tensor, "row position"]
     log_psi: Float[Tensor, "row position"]
-    log_mass: Float[Tensor, "row position"]
+    log_normalizer: Float[Tensor, "row position"]
 
     @property
     def log_q(self) -> Float[Tensor, "row position"]:
-        return self.log_p + self.log_psi - self.log_mass
+        return self.log_p + self.log_psi - self.log_normalizer
 
     def take(self, rows: slice) -> Densities:
-        return Densities(self.log_p[rows], self.log_psi[rows], self.log_mass[rows])
+        return Densities(self.log_p[rows], self.log_psi[rows], self.log_normalizer[rows])
 
 
 # ------------------------------------------------------------------------------------------------------------------ weights
@@ -106,16 +106,16 @@ def contrastive_loss(
 
 def soft_q_loss(
     log_psi: Float[Tensor, "row position"],
-    log_mass: Float[Tensor, "row position"],
+    log_normalizer: Float[Tensor, "row position"],
     log_phi: Float[Tensor, "row"],
     weight: Float[Tensor, "row"],
 ) -> Float[Tensor, ""]:
-    """RL: squared distance of log psi_t(s_1:t) to log mass_{t+1}(s_1:t), without a gradient through the latter; at the end
+    """RL: squared distance of log psi_t(s_1:t) to log N_{t+1}(s_1:t), without a gradient through the latter; at the end
     to log phi.
 
     Sequences may come from any distribution.
     """
-    target = torch.cat((log_mass[:, 1:], log_phi.unsqueeze(1)), 1).detach()
+    target = torch.cat((log_normalizer[:, 1:], log_phi.unsqueeze(1)), 1).detach()
     return (weight.unsqueeze(1) * (log_psi - target).square()).sum(0).mean()
 
 
@@ -143,10 +143,10 @@ def fudge_loss(
 
 
 def dpg_loss(
-    log_psi: Float[Tensor, "row position"], log_mass: Float[Tensor, "row position"], weight: Float[Tensor, "row"]
+    log_psi: Float[Tensor, "row position"], log_normalizer: Float[Tensor, "row position"], weight: Float[Tensor, "row"]
 ) -> Float[Tensor, ""]:
     """DPG: -E_sigma[log q], without its constant part. weight: of the sequences in the target."""
-    return -(weight.unsqueeze(1) * (log_psi - log_mass)).sum(0).mean()
+    return -(weight.unsqueeze(1) * (log_psi - log_normalizer)).sum(0).mean()
 
 
 def ppo_rewards(

@@ -2,7 +2,7 @@
 
 For a causal model the path is the text, and one teacher-forced pass gives all values. For a masked model every step has its
 own canvas. The reference p commits one position per step, any masked one with equal probability, so position and token are
-proposed together: q(i, v | z) = p(v | z, i) psi(z with v at i) / (number of masks * mass).
+proposed together: q(i, v | z) = p(v | z, i) psi(z with v at i) / (number of masks * normalizer(z, i)).
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ def path_densities(
     for part in zip(*(column.split(twist.model.chunk(masks.device)) for column in columns), strict=True):
         learns = torch.is_grad_enabled()
         found.append(checkpoint(of_chunk, *part, use_reentrant=False) if learns else of_chunk(*part))
-    log_p, log_psi, mass = torch.cat(found, 1).unbind(0)
+    log_p, log_psi, log_normalizer = torch.cat(found, 1).unbind(0)
     written, many = selected[masks], masks.sum(1).log()
-    over_positions = torch.full(masks.shape, -torch.inf, device=mass.device, dtype=mass.dtype).masked_scatter(
-        masks, mass
-    )
+    over_positions = torch.full(
+        masks.shape, -torch.inf, device=log_normalizer.device, dtype=log_normalizer.dtype
+    ).masked_scatter(masks, log_normalizer)
     shape = (-1, steps)
     return Densities(
         (log_p[written] - many).view(shape),

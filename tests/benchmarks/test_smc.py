@@ -20,8 +20,8 @@ def test_the_plain_loop_weighs_and_learns_as_one_teacher_forced_pass_does(growin
     plain_smc.contrastive(plain).backward()
     gradients = {name: value.grad.clone() for name, value in case.twist.named_parameters() if value.grad is not None}
     case.twist.zero_grad()
-    log_p, log_psi, log_mass = densities(case.twist, plain.tokens, 2)
-    log_q = (log_p + log_psi - log_mass).detach()
+    log_p, log_psi, log_normalizer = densities(case.twist, plain.tokens, 2)
+    log_q = (log_p + log_psi - log_normalizer).detach()
     assert torch.allclose(plain.log_weight, (log_p - log_q).sum(1) + case.log_phi(plain.tokens), atol=1e-4)
     prefix = ((log_p - log_q).cumsum(1) + log_psi).detach()
     assert torch.allclose(plain.log_prefix, prefix, atol=1e-4)
@@ -38,8 +38,8 @@ def test_our_update_has_the_gradient_of_its_own_samples():
     loss = smc.our_update(case, seed=3)
     found = smc.our_sweep(case, "never", seed=3)
     with torch.no_grad():
-        log_p, log_psi, log_mass = densities(case.twist, found.samples.tokens, 2)
-    log_q = log_p + log_psi - log_mass
+        log_p, log_psi, log_normalizer = densities(case.twist, found.samples.tokens, 2)
+    log_q = log_p + log_psi - log_normalizer
     weight = (log_p - log_q).sum(1) + case.log_phi(found.samples.tokens)
     expected = plain_smc.contrast(log_psi, weight, (log_p - log_q).cumsum(1) + log_psi)
     assert float(loss) == pytest.approx(float(expected), abs=1e-4)

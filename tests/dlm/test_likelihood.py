@@ -183,15 +183,15 @@ def test_the_sandwich_encloses():
     near(lower, float(joint[ROW].log()))
     exact = 0.0
     for i in range(3):
-        mass = 0.0
+        total = 0.0
         for masked in product((False, True), repeat=3):
             if not masked[i]:
                 continue
             canvas = [model.mask_id if m else t for m, t in zip(masked, ROW, strict=True)]
             k = sum(masked)
             share = {1: 1 / 3, 2: 1 / 6, 3: 1 / 3}[k]  # B(k, n - k + 1): the integral of t^(k-1) (1-t)^(n-k)
-            mass += share * torch.tensor(log_p(model, canvas, i, ROW[i])).double().exp()
-        exact += float(torch.as_tensor(mass).log())
+            total += share * torch.tensor(log_p(model, canvas, i, ROW[i])).double().exp()
+        exact += float(torch.as_tensor(total).log())
     assert exact > float(joint[ROW].log())
     many = estimates(model, Sandwich(2000, mix=1.0), many=20, push_down=True)
     assert float(many.mean()) == pytest.approx(exact, abs=0.01)

@@ -200,8 +200,8 @@ def test_DSE_of_normalised_scores_is_t_DCE(noise):
     target = torch.tensor([0, 1, 2, 3, 4, 8])
     log_prob = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
     ratio = -torch.expm1(sigma).log()
-    log_mass = (logits.log_softmax(1) + ratio[row, None]).logsumexp(1)
-    score = score_entropy_loss(log_prob, log_mass, row, weight, sigma, 3)
+    log_normalizer = (logits.log_softmax(1) + ratio[row, None]).logsumexp(1)
+    score = score_entropy_loss(log_prob, log_normalizer, row, weight, sigma, 3)
     cross = denoising_loss(log_prob, row, weight, 3)
     assert torch.allclose(score, cross)
     grads = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (score, cross)]

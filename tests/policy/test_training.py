@@ -138,7 +138,9 @@ def test_replay_of_picks_that_repel_has_the_log_probability_it_had(steps):
 
 @pytest.mark.parametrize("action", sorted(ACTIONS.keys() - {"fixed"}))
 def test_picks_that_repel_each_other_need_a_fixed_count(action):
-    message = f"this policy's picks repel each other, which action '{action}' cannot; use fixed"
+    message = (
+        f"the positions that this policy selects repel each other, and action '{action}' has no repulsion; use fixed"
+    )
     with pytest.raises(ValueError, match=message):
         PolicyUnmasker(network_of("repelled"), action)
 

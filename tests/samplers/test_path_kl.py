@@ -64,8 +64,8 @@ class Exact:
 
     def twisted(self, state, subset):
         """The law of the tokens at `subset`, all of them together."""
-        mass = {tokens: p * self.psi(new) for tokens, (p, new) in self.writes(state, subset).items()}
-        return {tokens: m / sum(mass.values()) for tokens, m in mass.items()}
+        weights = {tokens: p * self.psi(new) for tokens, (p, new) in self.writes(state, subset).items()}
+        return {tokens: m / sum(weights.values()) for tokens, m in weights.items()}
 
     def marginal(self, state, subset, position):
         law, at = self.twisted(state, subset), subset.index(position)

@@ -53,8 +53,10 @@ class Chain:
     def densities(self, log_psi, tokens=None):
         """log_psi: [V^t] for t = 1..T."""
         tables = [table.view(-1, self.vocabulary) for table in log_psi]
-        mass = [(p + psi).logsumexp(1, keepdim=True).expand_as(p) for p, psi in zip(self.log_p, tables, strict=True)]
-        return Densities(*(self.of_tables(x, tokens) for x in (self.log_p, tables, mass)))
+        log_normalizer = [
+            (p + psi).logsumexp(1, keepdim=True).expand_as(p) for p, psi in zip(self.log_p, tables, strict=True)
+        ]
+        return Densities(*(self.of_tables(x, tokens) for x in (self.log_p, tables, log_normalizer)))
 
     def new_twists(self, seed=None, spread=0.3):
         """Twists to learn; all zero without a seed."""

@@ -129,7 +129,7 @@ def test_states_that_are_there_already_change_nothing(kind, trunk):
     states = path_states(twist, path, 3)
     with torch.no_grad():
         fresh, shared = path_densities(twist, path, 3), path_densities(twist, path, 3, None, states)
-    for name in ("log_p", "log_psi", "log_mass"):
+    for name in ("log_p", "log_psi", "log_normalizer"):
         assert torch.equal(getattr(fresh, name), getattr(shared, name))
     assert torch.equal(path_features(twist, path, 3), path_features(twist, path, 3, states))
 

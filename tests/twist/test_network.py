@@ -64,16 +64,16 @@ def test_one_pass_says_what_the_filter_found_step_by_step(settings):
         found = particle_filter(environment, proposal, potential, Prompts(canvas), 5, resample)
         tokens = found.samples.tokens
         with torch.no_grad():
-            log_p, log_psi, log_mass = densities(twist, tokens, prompt)
+            log_p, log_psi, log_normalizer = densities(twist, tokens, prompt)
             assert torch.allclose(twist.log_psi_all(tokens, prompt), log_psi, atol=1e-5)
-        log_q = log_p + log_psi - log_mass
+        log_q = log_p + log_psi - log_normalizer
         assert torch.allclose(found.log_phi.float(), token_sum(tokens))
         if resample == "never":
             assert torch.allclose(
                 found.weights.log.flatten().float(), (log_p - log_q).sum(1) + token_sum(tokens), atol=1e-4
             )
         else:  # the last weights alone: log mass_T - log psi_T-1 + log phi - log psi_T, whoever the ancestors are
-            last = log_mass[:, -1] - log_psi[:, -2] + token_sum(tokens) - log_psi[:, -1]
+            last = log_normalizer[:, -1] - log_psi[:, -2] + token_sum(tokens) - log_psi[:, -1]
             assert torch.allclose(found.weights.log.flatten().float(), last, atol=1e-4)
         by_model = model.log_probs(tokens)[:, prompt:].gather(2, tokens[:, prompt:, None]).squeeze(2)
         assert torch.allclose(by_model, log_p, atol=1e-4)
@@ -161,8 +161,8 @@ def test_a_trained_trunk_learns_and_the_model_stays():
     for settings in SETTINGS:
         twist = twist_on(model, **settings)
         names = dict(twist.named_parameters())
-        log_p, log_psi, log_mass = densities(twist, tokens, 2)
-        (log_psi.mean() + log_mass.mean()).backward()
+        log_p, log_psi, log_normalizer = densities(twist, tokens, 2)
+        (log_psi.mean() + log_normalizer.mean()).backward()
         trained = [name for name, parameter in names.items() if parameter.requires_grad]
         assert all(names[name].grad is not None for name in trained), [n for n in trained if names[n].grad is None]
         assert any("trunk" in name for name in trained) == ("trunk" in settings)

@@ -47,13 +47,13 @@ def exact_loss(method, chain, twists):
         weights = normalised(prefix_log_weights(seen.log_p, seen.log_q, seen.log_psi) + drawn.unsqueeze(1))
         return contrastive_loss(seen.log_psi, target, seen.log_psi, weights)
     if method == "rl":
-        return soft_q_loss(seen.log_psi, seen.log_mass, phi, everywhere)
+        return soft_q_loss(seen.log_psi, seen.log_normalizer, phi, everywhere)
     if method == "sixo":
         return sixo_loss(seen.log_psi, target, seen.log_psi, everywhere)
     if method == "fudge":
         return fudge_loss(seen.log_psi, phi.unsqueeze(1).expand_as(seen.log_psi), everywhere)
     if method == "dpg":
-        return dpg_loss(seen.log_psi, seen.log_mass, target)
+        return dpg_loss(seen.log_psi, seen.log_normalizer, target)
     return -(
         drawn.exp().detach() * (ppo_rewards(seen.log_p, seen.log_q, phi).sum(1) * drawn)
     ).sum()  # the score function
@@ -173,7 +173,7 @@ def test_the_gradients_of_dpg_and_ppo_are_those_of_the_two_kls(method, which, ch
 
 
 def test_dpg_is_the_published_estimator(chain):
-    """sum_v sg(q(v)) log psi(v), over the vocabulary, has the gradient of the log mass."""
+    """sum_v sg(q(v)) log psi(v), over the vocabulary, has the gradient of the log-normalizer."""
     twists = chain.new_twists(seed=2)
     weight = torch.rand(len(chain.sequences), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seen = chain.densities(twists)
@@ -181,7 +181,7 @@ def test_dpg_is_the_published_estimator(chain):
     expected = [((p + t).log_softmax(1).exp().detach() * t).sum(1, keepdim=True).expand_as(t)
                 for p, t in zip(chain.log_p, tables, strict=True)]  # fmt: skip
     published = -(weight.unsqueeze(1) * (seen.log_psi - chain.of_tables(expected))).sum(0).mean()
-    ours = dpg_loss(seen.log_psi, seen.log_mass, weight)
+    ours = dpg_loss(seen.log_psi, seen.log_normalizer, weight)
     close(gradients(ours, twists), gradients(published, twists))
 
 
@@ -202,7 +202,7 @@ def test_a_factor_a_prefix_changes_the_weights_of_particles_and_not_the_proposal
     assert float((weights[0] - weights[1]).abs().max()) > 1e-3
     target = chain.log_sigma().exp()
     for c, d in ((one, other),):
-        close(dpg_loss(c.log_psi, c.log_mass, target), dpg_loss(d.log_psi, d.log_mass, target))
+        close(dpg_loss(c.log_psi, c.log_normalizer, target), dpg_loss(d.log_psi, d.log_normalizer, target))
 
 
 def test_a_group_of_weight_0_teaches_nothing_and_leaves_the_others_as_they_are():
@@ -213,13 +213,13 @@ def test_a_group_of_weight_0_teaches_nothing_and_leaves_the_others_as_they_are()
 
 
 def test_the_targets_of_soft_q_stand_still():
-    """The gradient goes into log psi alone: with the mass of the next position learnt too, both would move together."""
-    log_psi, log_mass = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    """The gradient goes into log psi alone: with the log-normalizer of the next position learnt too, both would move together."""
+    log_psi, log_normalizer = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     phi = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    soft_q_loss(log_psi, log_mass, phi, weight).backward()
-    assert log_mass.grad is None and phi.grad is None
-    target = torch.cat((log_mass[:, 1:], phi.unsqueeze(1)), 1).detach()
+    soft_q_loss(log_psi, log_normalizer, phi, weight).backward()
+    assert log_normalizer.grad is None and phi.grad is None
+    target = torch.cat((log_normalizer[:, 1:], phi.unsqueeze(1)), 1).detach()
     close(log_psi.grad, 2 * weight.unsqueeze(1) * (log_psi.detach() - target) / 4)
 
 
@@ -234,10 +234,10 @@ def test_labels_of_prefixes_and_of_rows():
 def completions(chain, t):
     """[V^t prefixes, V^T sequences]: probability of each sequence given its first t tokens."""
     log_prior, prefix = chain.log_prior(), chain.number[t]
-    mass = torch.zeros(chain.vocabulary**t, dtype=torch.float64).index_add(0, prefix, log_prior.exp())
-    law = torch.zeros(chain.vocabulary**t, len(log_prior), dtype=torch.float64)
-    law[prefix, torch.arange(len(log_prior))] = log_prior.exp() / mass[prefix]
-    return law
+    prior = torch.zeros(chain.vocabulary**t, dtype=torch.float64).index_add(0, prefix, log_prior.exp())
+    conditional = torch.zeros(chain.vocabulary**t, len(log_prior), dtype=torch.float64)
+    conditional[prefix, torch.arange(len(log_prior))] = log_prior.exp() / prior[prefix]
+    return conditional
 
 
 @pytest.mark.parametrize("early", [0, 1])
@@ -292,14 +292,14 @@ def sampled_loss(method, chain, twists, rows, generator):
         weights = normalised(prefix_log_weights(seen.log_p, seen.log_q, seen.log_psi))
         return contrastive_loss(seen.log_psi, target, seen.log_psi, weights)
     if method == "rl":
-        return soft_q_loss(seen.log_psi, seen.log_mass, phi, even)
+        return soft_q_loss(seen.log_psi, seen.log_normalizer, phi, even)
     if method == "sixo":
         other = chain.densities(twists, chain.sequences[chain.draw(chain.log_prior(), rows, generator)])
         return sixo_loss(seen.log_psi, target, other.log_psi, even)
     if method == "fudge":
         return fudge_loss(seen.log_psi, phi.unsqueeze(1).expand_as(seen.log_psi), even)
     if method == "dpg":
-        return dpg_loss(seen.log_psi, seen.log_mass, target)
+        return dpg_loss(seen.log_psi, seen.log_normalizer, target)
     rewards = ppo_rewards(seen.log_p, seen.log_q, phi)
     row = torch.arange(rows).repeat_interleave(chain.length)
     step = torch.arange(chain.length).repeat(rows)

@@ -112,7 +112,7 @@ def test_states_of_a_path():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_densities_are_those_of_the_law_written_out(kind):
-    """Over all that a state can become q sums to one (`exact_kls`), and the mass is the sum of p psi."""
+    """Over all that a state can become q sums to one (`exact_kls`), and the normalizer is the sum of p psi."""
     source = new_source(kind, spread=1.0)
     exact_kls(source)
     path = all_paths(source)
@@ -120,8 +120,8 @@ def test_densities_are_those_of_the_law_written_out(kind):
     with torch.no_grad():
         seen, psi = path_densities(source.twist, path, 3), path_log_psi(source.twist, path, 3)
         torch.testing.assert_close(seen.log_psi, psi, atol=1e-5, rtol=1e-5)
-        mass = log_masses(source, canvases(path, source.model.mask_id, 0, 3))
-    torch.testing.assert_close(seen.log_mass.flatten(), mass, atol=1e-5, rtol=1e-5)
+        log_normalizer = log_normalizers(source, canvases(path, source.model.mask_id, 0, 3))
+    torch.testing.assert_close(seen.log_normalizer.flatten(), log_normalizer, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "condition"), [("causal", 0), ("causal", 1), ("masked", 0)])
@@ -365,11 +365,11 @@ def test_a_state_head_learns_what_the_twist_of_the_tokens_expects_of_a_state():
     path = source.prior(64, 0)
     with torch.no_grad():
         states = canvases(path, source.model.mask_id, 1, 3)  # with one token written, and with two
-        squared = (twist.of_states(states) - log_masses(source, states)).square().mean()
+        squared = (twist.of_states(states) - log_normalizers(source, states)).square().mean()
         torch.testing.assert_close(learning.state_loss(None, path), squared, atol=1e-6, rtol=1e-4)
 
 
-def log_masses(source, canvas):
+def log_normalizers(source, canvas):
     """log of the mean over masked positions of sum p psi, by the twist of the tokens."""
     masks = canvas == source.model.mask_id
     if source.model.causal:
