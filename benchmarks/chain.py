@@ -265,10 +265,10 @@ def summary(contest: list[dict], names: set[str]) -> dict[str, float | int | Non
     for count in COUNTS:
         here = {record["side"]: record for record in contest if record["count"] == count}
         theirs, ours = here.get(rule), [record for side, record in here.items() if side in sides]
-        mine = max(ours, key=lambda record: record["right"], default=None)
+        best_policy = max(ours, key=lambda record: record["right"], default=None)
         found[f"heuristic_{count}"] = theirs["right"] if theirs else None
-        found[f"policy_{count}"] = mine["right"] if mine else None
-        won += bool(mine and (theirs is None or mine["low"] > theirs["high"]))
+        found[f"policy_{count}"] = best_policy["right"] if best_policy else None
+        won += bool(best_policy and (theirs is None or best_policy["low"] > theirs["high"]))
     return found | {"counts_won": won}
 
 

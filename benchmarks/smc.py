@@ -81,7 +81,7 @@ def our_sweep(
     potential = TwistPotential(case.twist, RewardTarget(case.log_phi), len(case.prompt))
     environment = UnmaskingEnvironment(case.twist.sampled(), DecodeOptions(case.length))
     canvas = torch.nn.functional.pad(case.prompt[:1], (0, case.length), value=case.model.mask_id)
-    proposal = TwistedTokens(Leftmost(), TokenRule(), potential.tilt)
+    proposal = TwistedTokens(Leftmost(), TokenRule(), potential.logit_bias)
     return particle_filter(
         environment,
         proposal,

@@ -92,9 +92,9 @@ def policy_loss(
     loss = clipped_policy_loss(flat(new), flat(old), flat(spread), flat(each), clip)
     change = (flat(new) - flat(old)).detach().exp()
     beyond = ((change - 1).abs() > clip).float()
-    shown = {"clipped": float((beyond * flat(each)).sum())}
+    figures = {"clipped": float((beyond * flat(each)).sum())}
     if reference is not None:
         kl = (flat(each) * kl_to_reference(flat(new), flat(reference))).sum()
-        shown["kl"] = float(kl.detach())
+        figures["kl"] = float(kl.detach())
         loss = loss + kl_beta * kl
-    return loss, shown
+    return loss, figures

@@ -64,26 +64,26 @@ class Preferences(ModelLearning):
         both = replace(twice, row=torch.cat((views.row, views.row + len(pairs))))
         return torch.cat((pairs.chosen, pairs.rejected)), both
 
-    def said(self, model: MaskedLM, tokens: Tensor, views: Views) -> Tensor:
+    def log_likelihoods(self, model: MaskedLM, tokens: Tensor, views: Views) -> Tensor:
         return log_likelihood(model, self.estimator, tokens, views, self.config.training.chunk)
 
     def iteration(self, step: int) -> dict[str, float]:
         """Make one update."""
         size, beta = self.config.rl.batch_size, self.config.rl.kl_beta
         part = self.processes.part(size)
-        mine = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
-        tokens, views = self.rows(mine, step_seed(self.config.seed, step), part.start)
+        local = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
+        tokens, views = self.rows(local, step_seed(self.config.seed, step), part.start)
         with self.reference() as reference:
-            before = self.said(reference, tokens, views)
-        shown: dict[str, float] = {}
+            before = self.log_likelihoods(reference, tokens, views)
+        measured: dict[str, float] = {}
 
         def loss_of(new):
             margin = margins(new, before)
-            shown.update(self.measures(margin.detach()))
+            measured.update(self.measures(margin.detach()))
             return -F.logsigmoid(beta * margin).mean()
 
         loss = backward(self.model, self.estimator, tokens, views, loss_of, self.config.training.chunk)
-        return {"loss": loss, **shown, **self.learner.update()}
+        return {"loss": loss, **measured, **self.learner.update()}
 
     @staticmethod
     def measures(margin: Float[Tensor, "pair"]) -> dict[str, float]:
@@ -98,8 +98,8 @@ class Preferences(ModelLearning):
             self.held_out.take(torch.arange(len(self.held_out))[: self.config.eval.batch_size]), 0
         )
         with self.reference() as reference:
-            before = self.said(reference, tokens, views)
-        measures = self.measures(margins(self.said(self.model, tokens, views), before))
+            before = self.log_likelihoods(reference, tokens, views)
+        measures = self.measures(margins(self.log_likelihoods(self.model, tokens, views), before))
         return {f"eval_{name}": value for name, value in measures.items()}, []
 
     def progress(self) -> dict[str, Any]:

@@ -120,9 +120,9 @@ class Rollouts(ModelLearning):
     def draw(self, step: int) -> tuple[Batch, torch.Tensor, dict[str, float]]:
         """Draw rollouts of the current weights. Returns the batch, its `known_terms`, and metrics."""
         seed, group = step_seed(self.config.seed, step), self.config.rl.group_size
-        everybody = self.processes.world * self.rows // group
-        asked = self.task.prompts(everybody, seed).share(self.processes.part(everybody)).to(self.processes.device)
-        prompts = asked.repeat(group)
+        global_prompts = self.processes.world * self.rows // group
+        local = self.processes.part(global_prompts)
+        prompts = self.task.prompts(global_prompts, seed).share(local).to(self.processes.device).repeat(group)
         samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, seed)
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
@@ -134,15 +134,15 @@ class Rollouts(ModelLearning):
             ends=samples.ends,
         )  # fmt: skip
         views = batch.views(self.estimator)
-        said = self.said(self.model, batch, views)
-        batch.old = self.estimator.combine(said, views, len(batch.tokens), batch.push_down)
+        log_likelihoods = self.log_likelihoods(self.model, batch, views)
+        batch.old = self.estimator.combine(log_likelihoods, views, len(batch.tokens), batch.push_down)
         if self.reference is not None:
             with self.reference() as reference:
-                of_reference = self.said(reference, batch, views)
+                of_reference = self.log_likelihoods(reference, batch, views)
             batch.reference = self.estimator.combine(of_reference, views, len(batch.tokens), batch.push_down)
-        return batch, said, metrics
+        return batch, log_likelihoods, metrics
 
-    def said(self, model: MaskedLM, batch: Batch, views) -> torch.Tensor:
+    def log_likelihoods(self, model: MaskedLM, batch: Batch, views) -> torch.Tensor:
         """Return `known_terms` of the batch."""
         return known_terms(model, self.estimator, batch.tokens, views, self.config.training.chunk, batch.start)
 
@@ -166,9 +166,9 @@ class Rollouts(ModelLearning):
 
     def iteration(self, step: int) -> dict[str, float]:
         """Make rl.ppo_epochs updates, on new rollouts every rl.reward_freq iterations."""
-        rl, metrics, said = self.config.rl, {}, None
+        rl, metrics, log_likelihoods = self.config.rl, {}, None
         if self.batch is None or step % rl.reward_freq == 0:
-            self.batch, said, metrics = self.draw(step)
+            self.batch, log_likelihoods, metrics = self.draw(step)
         batch = self.batch
         assert batch.old is not None
         old, reference = batch.old, batch.reference
@@ -177,24 +177,24 @@ class Rollouts(ModelLearning):
         views = batch.views(self.estimator)
         if self.reference is None:  # rows without an advantage have no gradient
             index = batch.advantage[views.row].nonzero().squeeze(1)
-            views, said = views.take(index), None if said is None else said[index]
-        shown: dict[str, float] = {}
+            views, log_likelihoods = views.take(index), None if log_likelihoods is None else log_likelihoods[index]
+        figures: dict[str, float] = {}
         decided = batch.decided(self.estimator)
 
         def loss_of(new):
             loss, seen = policy_loss(
                 new, old, reference, decided, batch.advantage, weight, rl.ratio, rl.ppo_clip, rl.kl_beta
             )
-            shown.update(seen)
+            figures.update(seen)
             return loss
 
         for epoch in range(rl.ppo_epochs):
-            known = said if epoch == 0 else None
+            known = log_likelihoods if epoch == 0 else None
             loss = backward(
                 self.model, self.estimator, batch.tokens, views, loss_of, self.config.training.chunk, batch.push_down,
                 batch.start, known,
             )  # fmt: skip
-            metrics |= {"loss": loss, **shown, **self.learner.update()}
+            metrics |= {"loss": loss, **figures, **self.learner.update()}
         return metrics
 
     @torch.no_grad()

@@ -177,9 +177,9 @@ class HeadTraining(Algorithm):
     def iteration(self, step: int) -> dict[str, float]:
         size = self.config.training.batch_size
         part = self.processes.part(size)
-        mine = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
-        found, _ = self.entries(mine, step_seed(self.config.seed, step), part.start)
-        margin = margins(found, len(mine), self.causal)
+        local = self.pairs.batch(size, step, self.config.seed).take(torch.arange(size)[part])
+        found, _ = self.entries(local, step_seed(self.config.seed, step), part.start)
+        margin = margins(found, len(local), self.causal)
         loss = -F.logsigmoid(margin).mean()
         loss.backward()
         accuracy = float((margin > 0).float().mean())

@@ -321,7 +321,7 @@ class Guided(RewardGuided):
         row, position = (order > 0).nonzero().unbind(1)
         if len(row) == 0:
             return Decision(order, observation.tokens, log_positions, log_tokens)
-        best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
+        best, scores = guided_logits(observation, row, position, self.k, self.beta, self.values)
         tokens = observation.tokens.clone()
         chosen, log_q = drawn(scores, self.temperature, observation, draws, row, own(observation, row, position), best)
         tokens[row, position] = best.gather(1, chosen.unsqueeze(1)).squeeze(1)
@@ -346,7 +346,7 @@ class GuidedPair(RewardGuided):
         self.values.read_ahead(observation)
         order, log_positions = self.where.choose(observation, draws)
         row, position = (order > 0).nonzero().unbind(1)
-        best, scores = tilted(observation, row, position, self.k, self.beta, self.values)
+        best, scores = guided_logits(observation, row, position, self.k, self.beta, self.values)
         rows, length = order.shape
         spread = torch.full((rows, length, self.k), -torch.inf, device=scores.device)
         names = torch.zeros(rows, length, self.k, dtype=torch.long, device=scores.device)
@@ -393,7 +393,7 @@ class JointProposals(RewardGuided):
         return Decision(order, proposals[row, chosen], log_positions, torch.full_like(log_positions, torch.nan))
 
 
-def tilted(
+def guided_logits(
     observation: Observation, row: Int[Tensor, "n"], position: Int[Tensor, "n"], k: int, beta: float, values: Values
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Return the k best tokens at each place and log p + beta * r of them, -inf for tokens that are never committed.

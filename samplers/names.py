@@ -19,8 +19,8 @@ RULES = (  # unmasking rules that learn nothing
 )
 STRATEGIES = (*RULES, "policy")  # an unmasking rule and a token sampler
 PREDICTORS = ("euler", "analytic")  # of a SEDD
-TILTED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head")  # guided step by step by a reward
-GUIDED = (*TILTED, "best_of_n", "top_k")  # guided by a reward
+STEPWISE_GUIDED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head")  # guided step by step by a reward
+GUIDED = (*STEPWISE_GUIDED, "best_of_n", "top_k")  # guided by a reward
 FILTERS = ("twisted_smc", "fk")  # by particles
 EVERY_STRATEGY = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
 CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences

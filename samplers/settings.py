@@ -19,8 +19,8 @@ from samplers.names import (
     POSITIONS,
     PREDICTORS,
     RULES,
+    STEPWISE_GUIDED,
     STRATEGIES,
-    TILTED,
 )
 from samplers.particles import RESAMPLE, SCHEMES
 from training.fields import Settings, section, setting
@@ -165,13 +165,13 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sampler.window", ("window",)),
     ("sampler.steps", (*IN_STEPS, "policy", *PREDICTORS, *GUIDED, *FILTERS)),
     ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", *GUIDED, *FILTERS)),
-    ("sampler.top_k", (*STRATEGIES, *PREDICTORS, *TILTED, *FILTERS)),  # best_of_n and top_k read guide.k in its place
+    ("sampler.top_k", (*STRATEGIES, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),  # best_of_n and top_k read guide.k in its place
     ("sampler.policy", ("policy",)),
-    ("sampler.guide.reward", (*TILTED, "best_of_n", "fk")),
+    ("sampler.guide.reward", (*STEPWISE_GUIDED, "best_of_n", "fk")),
     ("sampler.guide.samples", ("best_of_n",)),
     ("sampler.guide.k", GUIDED),
     ("sampler.guide.unmask", GUIDED),
-    ("sampler.guide", TILTED),
+    ("sampler.guide", STEPWISE_GUIDED),
     *((f"sampler.smc.{key}", ("twisted_smc",)) for key in ("twist", "proposal", "exponent", "label")),
     *((f"sampler.smc.{key}", ("fk",)) for key in ("potential", "scale", "completions")),
     ("sampler.smc", FILTERS),
@@ -183,7 +183,7 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] 
     ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
     ("sampler.policy.threshold", ("policy",), "sampler.policy.action", ("threshold",)),
     ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
-    ("sampler.guide.proposals", TILTED, "sampler.guide.positions", ("joint",)),
+    ("sampler.guide.proposals", STEPWISE_GUIDED, "sampler.guide.positions", ("joint",)),
     *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))
       for key in ("scheme", "interval", "potential", "completions")),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from samplers.loop import Unmasker, all_at_last
 from samplers.smc import Given, Proposed
 
 # log psi of the state with each token written, from the hidden states read and the rows that they are of
-Tilt = Callable[[Float[Tensor, "read width"], Int[Tensor, "read"]], Float[Tensor, "read vocabulary"]]
+LogitBias = Callable[[Float[Tensor, "read width"], Int[Tensor, "read"]], Float[Tensor, "read vocabulary"]]
 
 
 def refuse_greedy(rule: TokenRule) -> None:
@@ -47,7 +47,7 @@ class Bent:
 
 
 def bend(
-    observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, tilt: Tilt, draws: Draws | None,
+    observation: Observation, place: Int[Tensor, "read two"], rule: TokenRule, logit_bias: LogitBias, draws: Draws | None,
     given: Given | None = None, exponent: float = 1.0,
 ) -> Bent:  # fmt: skip
     """Draw a token at each place from p psi^exponent.
@@ -63,7 +63,7 @@ def bend(
     for part, states in zip(place.split(environment.chunk), hidden.split(environment.chunk), strict=True):
         row, position = part.unbind(1)
         logits = rule(environment.logits(states))
-        log_psi = tilt(states, row)
+        log_psi = logit_bias(states, row)
         log_total = logits.logsumexp(1)
         # Without the condition, exponent 0 times a log psi of -inf would be NaN.
         biased_logits = logits.add_(log_psi, alpha=exponent) if exponent else logits
@@ -100,7 +100,7 @@ class TwistedTokens:
 
     where: Unmasker
     what: TokenRule
-    tilt: Tilt
+    logit_bias: LogitBias
     reads_state: bool = False
     exponent: float = 1.0
 
@@ -122,7 +122,7 @@ class TwistedTokens:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
             decision = Decision(order, observation.tokens, log_positions, zeros.float())
             return Proposed(decision, zeros, None if self.reads_state else zeros)
-        bent = bend(observation, place, self.what, self.tilt, draws, given, self.exponent)
+        bent = bend(observation, place, self.what, self.logit_bias, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
@@ -140,7 +140,7 @@ class TwistedJoint:
     """
 
     what: TokenRule
-    tilt: Tilt
+    logit_bias: LogitBias
     exponent: float = 1.0
 
     def __post_init__(self):
@@ -150,7 +150,7 @@ class TwistedJoint:
         writable = observation.writable
         log_normalizers = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
         every = writable.nonzero()
-        bent = bend(observation, every, self.what, self.tilt, None, exponent=self.exponent)
+        bent = bend(observation, every, self.what, self.logit_bias, None, exponent=self.exponent)
         log_normalizers[writable] = bent.log_normalizer
         active = writable.any(1).nonzero().squeeze(1)
         log_weights = log_normalizers[active]
@@ -168,7 +168,7 @@ class TwistedJoint:
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
         place = (order > 0).nonzero()
-        bent = bend(observation, place, self.what, self.tilt, draws, given, self.exponent)
+        bent = bend(observation, place, self.what, self.logit_bias, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], len(order))

@@ -39,8 +39,8 @@ class MovingAverage:
 
     def load_state_dict(self, state: dict) -> None:
         self.decay, self.num_updates = state["decay"], state["num_updates"]
-        for mine, saved in zip(self.shadow_params, state["shadow_params"], strict=True):
-            mine.copy_(saved)
+        for average, saved in zip(self.shadow_params, state["shadow_params"], strict=True):
+            average.copy_(saved)
 
 
 class Optimiser:

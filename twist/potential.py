@@ -31,7 +31,9 @@ class TwistPotential:
             with torch.no_grad():  # once a sample: its particles share it
                 self._condition = self.twist.encode(self.given).repeat_interleave(self.particles, 0)
 
-    def tilt(self, hidden: Float[Tensor, "read width"], row: Int[Tensor, "read"]) -> Float[Tensor, "read vocabulary"]:
+    def logit_bias(
+        self, hidden: Float[Tensor, "read width"], row: Int[Tensor, "read"]
+    ) -> Float[Tensor, "read vocabulary"]:
         condition = None if self._condition is None else self._condition[row]
         return self.twist.log_psi_next(self.twist.own(hidden), condition)
 

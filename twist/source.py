@@ -168,10 +168,12 @@ class Source:
         """
         kind = TwistPotential if scored else Unscored
         potential = kind(self.twist, self.target, particles, given)
-        tilt, rule = potential.tilt, TokenRule()
-        one_at_a_time = TwistedTokens(self.reference.where, rule, tilt, exponent=1.0 if proposal == "twist" else 0.0)
+        logit_bias, rule = potential.logit_bias, TokenRule()
+        one_at_a_time = TwistedTokens(
+            self.reference.where, rule, logit_bias, exponent=1.0 if proposal == "twist" else 0.0
+        )
         joint = proposal == "twist" and not self.model.causal  # position and token together
-        chosen: Proposal = TwistedJoint(rule, tilt) if joint else one_at_a_time
+        chosen: Proposal = TwistedJoint(rule, logit_bias) if joint else one_at_a_time
         weights: list[Float64[Tensor, "row"]] = []
 
         def keep(step: FilterStep) -> None:

@@ -567,11 +567,11 @@ def build_twisted(
         own = None if given is None else given.expand(samples, *given.shape)
         potential = TwistPotential(twist, target, smc.particles, own)
         if kind == "joint":
-            return TwistedJoint(strategy.what, potential.tilt, float(smc.exponent)), potential
+            return TwistedJoint(strategy.what, potential.logit_bias, float(smc.exponent)), potential
         if kind == "base" and of_state:
             return Plain(strategy), potential
         exponent = 0.0 if kind == "base" else float(smc.exponent)
-        return TwistedTokens(strategy.where, strategy.what, potential.tilt, of_state, exponent), potential
+        return TwistedTokens(strategy.where, strategy.what, potential.logit_bias, of_state, exponent), potential
 
     parts(1)  # refuses what does not fit
     return particle_decoder(smc, parts, twist.sampled())

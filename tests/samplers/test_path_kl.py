@@ -170,7 +170,7 @@ def best_independent(exact):
     def proposal(order):
         where = InOrder(order)
 
-        def tilt(hidden, row):
+        def logit_bias(hidden, row):
             state, position = hidden.long().unbind(1)
             found = []
             for number, at in zip(state.tolist(), position.tolist(), strict=True):
@@ -179,7 +179,7 @@ def best_independent(exact):
                 found.append(wanted.log() - exact.model.table[number, at])
             return torch.nn.functional.pad(torch.stack(found), (0, 1))  # the mask is never drawn
 
-        return TwistedTokens(where, TokenRule(), tilt, reads_state=True)
+        return TwistedTokens(where, TokenRule(), logit_bias, reads_state=True)
 
     return proposal
 
@@ -202,6 +202,6 @@ def test_divergences_of_paths_at_the_optimal_twist(consistent, at_once, seed):
     exact.set_optimal()
     assert exact.filtered(best_independent(exact)) == pytest.approx(alone, abs=1e-12)
     if at_once == 1:
-        twisted_tokens = lambda order: TwistedTokens(InOrder(order), TokenRule(), exact.twist.tilt)
+        twisted_tokens = lambda order: TwistedTokens(InOrder(order), TokenRule(), exact.twist.logit_bias)
         assert exact.filtered(twisted_tokens) == pytest.approx(together, abs=1e-12)
-        assert max(map(abs, exact.filtered(lambda order: TwistedJoint(TokenRule(), exact.twist.tilt)))) < 1e-12
+        assert max(map(abs, exact.filtered(lambda order: TwistedJoint(TokenRule(), exact.twist.logit_bias)))) < 1e-12

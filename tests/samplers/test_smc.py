@@ -60,7 +60,7 @@ class TableTwist:
         tokens = torch.arange(self.model.vocab_size)
         return self.psi[(state - mask * weight).unsqueeze(1) + tokens.clamp(max=mask - 1) * weight.unsqueeze(1)]
 
-    def tilt(self, hidden, row):
+    def logit_bias(self, hidden, row):
         return self.with_token(hidden)
 
     def log_psi(self, observation):
@@ -123,7 +123,7 @@ def case(kind, seed=0, exponent=1.0):
             twist,
             "leftmost",
             length,
-            TwistedTokens(UNMASKING_RULES["leftmost"](), rule, twist.tilt, False, exponent),
+            TwistedTokens(UNMASKING_RULES["leftmost"](), rule, twist.logit_bias, False, exponent),
         )
     if kind == "masked confidence":
         return model, twist, "confidence", length, Plain(Strategy(UNMASKING_RULES["confidence"](), rule))
@@ -133,7 +133,7 @@ def case(kind, seed=0, exponent=1.0):
             twist,
             "confidence",
             1,
-            TwistedTokens(UNMASKING_RULES["confidence"](), rule, twist.tilt, True, exponent),
+            TwistedTokens(UNMASKING_RULES["confidence"](), rule, twist.logit_bias, True, exponent),
         )
     if kind == "masked any order":
         return (
@@ -141,9 +141,9 @@ def case(kind, seed=0, exponent=1.0):
             twist,
             "first_hitting",
             length,
-            TwistedTokens(UNMASKING_RULES["first_hitting"](), rule, twist.tilt, False, exponent),
+            TwistedTokens(UNMASKING_RULES["first_hitting"](), rule, twist.logit_bias, False, exponent),
         )
-    return model, twist, "first_hitting", length, TwistedJoint(rule, twist.tilt, exponent)
+    return model, twist, "first_hitting", length, TwistedJoint(rule, twist.logit_bias, exponent)
 
 
 KINDS = ("causal base", "causal twisted", "masked confidence", "masked all at once", "masked any order", "masked joint")
@@ -311,7 +311,7 @@ def test_base_positions_are_optimal_for_the_conditionals_of_one_joint_alone():
         twist = TableTwist(model, psi)
         truth = log_z_of(model, twist, paths(model, "first_hitting", 2))
         twist.psi = optimal(model, psi, any_order=True)
-        proposal = TwistedTokens(UNMASKING_RULES["first_hitting"](), TokenRule(), twist.tilt)
+        proposal = TwistedTokens(UNMASKING_RULES["first_hitting"](), TokenRule(), twist.logit_bias)
         found = particle_filter(
             UnmaskingEnvironment(model, DecodeOptions(2)), proposal, twist, Prompts(blank(model, 50)), 3, "every"
         )

@@ -58,7 +58,7 @@ def test_one_pass_says_what_the_filter_found_step_by_step(settings):
     potential = TwistPotential(twist, RewardTarget(token_sum), particles=5)
     canvas = torch.tensor([[4, 1, 7]]).repeat(2, 1)
     canvas = torch.nn.functional.pad(canvas, (0, written), value=model.mask_id)
-    proposal = TwistedTokens(Leftmost(), TokenRule(), potential.tilt)
+    proposal = TwistedTokens(Leftmost(), TokenRule(), potential.logit_bias)
     for resample in ("never", "every"):
         environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(written))
         found = particle_filter(environment, proposal, potential, Prompts(canvas), 5, resample)
@@ -86,7 +86,12 @@ def test_particles_that_coincide_share_evaluations():
     environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(4))
     canvas = torch.full((1, 4), model.mask_id)
     particle_filter(
-        environment, TwistedTokens(Leftmost(), TokenRule(), potential.tilt), potential, Prompts(canvas), 64, "every"
+        environment,
+        TwistedTokens(Leftmost(), TokenRule(), potential.logit_bias),
+        potential,
+        Prompts(canvas),
+        64,
+        "every",
     )
     assert environment.forwards == 4
     assert environment.rows_evaluated <= 1 + 13 + 64 + 64
@@ -197,7 +202,7 @@ def test_masked_models_read_the_twist_beside_the_model(trunk):
     potential = TwistPotential(twist, RewardTarget(token_sum), particles=4)
     canvas = torch.full((2, 6), model.mask_id)
     for steps, reads_state in ((6, False), (2, True)):
-        proposal = TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.tilt, reads_state)
+        proposal = TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.logit_bias, reads_state)
         environment = UnmaskingEnvironment(twist.sampled(), DecodeOptions(steps))
         found = particle_filter(environment, proposal, potential, Prompts(canvas), 4, "never")
         tokens, unmasked_at = found.samples.tokens, found.samples.unmasked_at
@@ -242,7 +247,7 @@ def test_what_is_refused():
         TwistModel(random_sedd(), trunk="lora")
     potential = TwistPotential(twist_on(masked), RewardTarget(token_sum), particles=2)
     with pytest.raises(ValueError, match="commits 3 at once; use as many steps as there are masks"):
-        particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.tilt),
+        particle_filter(UnmaskingEnvironment(masked, DecodeOptions(2)), TwistedTokens(UNMASKING_RULES["random"](), TokenRule(), potential.logit_bias),
                         potential, Prompts(torch.full((1, 6), masked.mask_id)), 2)  # fmt: skip
     with pytest.raises(ValueError, match="temperature 0"):
-        TwistedTokens(Leftmost(), TokenRule(0), potential.tilt)
+        TwistedTokens(Leftmost(), TokenRule(0), potential.logit_bias)

@@ -160,7 +160,7 @@ def test_rows_do_not_depend_on_who_draws_them():
 )
 def test_the_base_proposal_is_unbiased_over_every_draw(kind, resample, monkeypatch):
     model, twist, name, steps, _ = case(kind)
-    proposal = TwistedTokens(UNMASKING_RULES[name](), TokenRule(), twist.tilt, exponent=0.0)
+    proposal = TwistedTokens(UNMASKING_RULES[name](), TokenRule(), twist.logit_bias, exponent=0.0)
     law = paths(model, name, steps)
     z = exp(log_z_of(model, twist, law))
 
