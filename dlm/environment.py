@@ -180,9 +180,9 @@ class UnmaskingEnvironment:
             )
         return self._observe()
 
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        """Return hidden states of the current canvases, valid at `where` and at other positions evaluated before."""
-        needed = where & ~self._known
+    def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        """Return hidden states of the current canvases, valid at `positions` and at other positions evaluated before."""
+        needed = positions & ~self._known
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
             return self._hidden
@@ -337,8 +337,8 @@ class UnmaskingEnvironment:
         return logits
 
     @torch.no_grad()
-    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
-        """Return the k best tokens and the entropy at `where`. Logits exist for a chunk of positions at a time."""
+    def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+        """Return the k best tokens and the entropy at `positions`. Logits exist for a chunk of positions at a time."""
         old = self._readout
         if old is None or old.top_tokens.shape[-1] < best or (entropy and old.entropy is None):
             shape = (*self.tokens.shape, best)
@@ -348,11 +348,11 @@ class UnmaskingEnvironment:
                 torch.zeros(shape, device=self.tokens.device),
                 torch.zeros(self.tokens.shape, device=self.tokens.device) if entropy else None,
             )
-        needed = where & ~self._readout_known
+        needed = positions & ~self._readout_known
         index = needed.nonzero()
         if len(index) == 0:
             return old.cut(best)
-        hidden = self.hidden(where)[needed]
+        hidden = self.hidden(positions)[needed]
         columns = old.top_tokens.shape[-1]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
@@ -387,16 +387,16 @@ class UnmaskingEnvironment:
 
     @torch.no_grad()
     def draw(
-        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+        self, positions: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        """Draw tokens for the positions `where`. Returns them and the log-probability of each row's draws (0 for greedy)."""
+        """Draw tokens at `positions`. Returns them and the log-probability of each row's draws (0 for greedy)."""
         tokens, log_q = self.tokens.clone(), torch.zeros(len(self.tokens), device=self.tokens.device)
         if rule.temperature == 0:
-            return torch.where(where, self.read(where, 1, False).top_tokens[..., 0], tokens), log_q
-        index = where.nonzero()
+            return torch.where(positions, self.read(positions, 1, False).top_tokens[..., 0], tokens), log_q
+        index = positions.nonzero()
         if len(index) == 0:
             return tokens, log_q
-        hidden = self.hidden(where)[where]
+        hidden = self.hidden(positions)[positions]
         for place, part in zip(index.split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
             logits = rule(self.logits(part))
@@ -408,11 +408,13 @@ class UnmaskingEnvironment:
         return tokens, log_q
 
     @torch.no_grad()
-    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        """Return log p(text at `where` | canvas) of each row: the sum over positions, each predicted separately."""
+    def log_prob(
+        self, positions: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]:
+        """Return log p(text at `positions` | canvas) of each row: the sum over positions, each predicted separately."""
         total = torch.zeros(len(text), device=text.device)
-        hidden = self.hidden(where)[where]
-        for place, part in zip(where.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
+        hidden = self.hidden(positions)[positions]
+        for place, part in zip(positions.nonzero().split(self.chunk), hidden.split(self.chunk), strict=True):
             row, position = place.unbind(1)
             logits = self.logits(part)
             token = text[row, position].unsqueeze(1)

@@ -40,12 +40,12 @@ class Readable(Protocol):
     options: DecodeOptions
     prompt_length: int
 
-    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
+    def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
 
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]: ...
+    def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]: ...
 
     def draw(
-        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+        self, positions: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]: ...
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]: ...
@@ -58,7 +58,7 @@ class Readable(Protocol):
     def chunk(self) -> int: ...
 
     def log_prob(
-        self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
+        self, positions: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
     ) -> Float[Tensor, "row"]: ...
 
 
@@ -119,21 +119,25 @@ class Observation:
             masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
         )  # fmt: skip
 
-    def read(self, where: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
-        return self.environment.read(where, best, entropy)
+    def read(self, positions: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
+        return self.environment.read(positions, best, entropy)
 
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+    def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
         """Return hidden states at the requested positions, zero elsewhere."""
-        known = self.environment.hidden(where)[..., : self.environment.model.hidden_size]  # guided: the prompted half
-        return known.masked_fill(~where.unsqueeze(-1), 0.0)
+        known = self.environment.hidden(positions)[
+            ..., : self.environment.model.hidden_size
+        ]  # guided: the prompted half
+        return known.masked_fill(~positions.unsqueeze(-1), 0.0)
 
     def draw(
-        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+        self, positions: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        return self.environment.draw(where, rule, draws)
+        return self.environment.draw(positions, rule, draws)
 
-    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        return self.environment.log_prob(where, text)
+    def log_prob(
+        self, positions: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]:
+        return self.environment.log_prob(positions, text)
 
     def count(self) -> Int[Tensor, "row"]:
         """Return the number of positions to commit now, for `steps` equal steps per block. The remainder goes to the first
@@ -153,16 +157,16 @@ class Response:
         self.whole, self.first = environment, first
         self.model, self.options, self.prompt_length = environment.model, environment.options, 0
 
-    def _whole(self, where: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
-        return F.pad(where, (self.first, 0))
+    def _whole(self, positions: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
+        return F.pad(positions, (self.first, 0))
 
-    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
-        whole = self.whole.read(self._whole(where), best, entropy)
+    def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+        whole = self.whole.read(self._whole(positions), best, entropy)
         entropies = None if whole.entropy is None else whole.entropy[:, self.first :]
         return Readout(whole.top_tokens[:, self.first :], whole.top_log_probs[:, self.first :], entropies)
 
-    def hidden(self, where: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
-        return self.whole.hidden(self._whole(where))[:, self.first :]
+    def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        return self.whole.hidden(self._whole(positions))[:, self.first :]
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         return self.whole.logits(hidden)
@@ -178,10 +182,12 @@ class Response:
         return self.whole.chunk
 
     def draw(
-        self, where: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
+        self, positions: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        tokens, log_tokens = self.whole.draw(self._whole(where), rule, draws)
+        tokens, log_tokens = self.whole.draw(self._whole(positions), rule, draws)
         return tokens[:, self.first :], log_tokens
 
-    def log_prob(self, where: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        return self.whole.log_prob(self._whole(where), F.pad(text, (self.first, 0)))
+    def log_prob(
+        self, positions: Bool[Tensor, "row position"], text: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row"]:
+        return self.whole.log_prob(self._whole(positions), F.pad(text, (self.first, 0)))

@@ -88,7 +88,7 @@ class Agreement(PolicyNetwork):
                 f"this policy was trained on {self.length} positions and the canvas has {masked.shape[1]} to decode; "
                 f"use length={self.length}, or another policy"
             )
-        readout = observation.read(where=masked, best=self.top_k)
+        readout = observation.read(positions=masked, best=self.top_k)
         # At a committed position all probability is on its token.
         committed = F.one_hot(torch.zeros_like(observation.tokens), self.top_k).float()
         probabilities = torch.where(masked[..., None], readout.top_log_probs.float().exp(), committed)

@@ -139,12 +139,12 @@ class DitConfidence(PolicyNetwork):
         everywhere: for networks with a masking channel; this one has none, so it changes nothing.
         """
         everything = torch.ones_like(observation.masked)
-        where = everything if self.read_all else observation.masked
+        positions = everything if self.read_all else observation.masked
         # Requested first, so that confidences come from the same evaluation.
         hidden = {"hidden": observation.hidden(everything)} if self.hidden_size else {}
-        readout = observation.read(where=where, best=self.confidences_top_p)
-        # A readout holds anything outside `where`.
-        confidences = readout.top_log_probs.float().exp().masked_fill(~where[..., None], 0.0)
+        readout = observation.read(positions=positions, best=self.confidences_top_p)
+        # A readout holds anything outside `positions`.
+        confidences = readout.top_log_probs.float().exp().masked_fill(~positions[..., None], 0.0)
         alpha = alpha_input(self, observation)
         return {"masked": observation.masked, "confidences": confidences, "time": observation.time} | hidden | alpha
 
@@ -227,8 +227,8 @@ class HiddenMLP(PolicyNetwork):
         """
         masks_left = observation.masked.sum(1) / observation.to_write.clamp(min=1)
         time = (masks_left * observation.steps / (observation.steps + 1)) ** self.time_exponent
-        where = torch.ones_like(observation.masked) if everywhere else observation.masked
-        return {"hidden": observation.hidden(where), "time": time}
+        positions = torch.ones_like(observation.masked) if everywhere else observation.masked
+        return {"hidden": observation.hidden(positions), "time": time}
 
     def forward(
         self, hidden: Float[Tensor, "row position width"], time: Float[Tensor, "row"]
@@ -320,7 +320,7 @@ class HiddenBlocks(PolicyNetwork):
         hidden = observation.hidden(
             torch.ones_like(observation.masked)
         )  # first: confidences are of the same evaluation
-        readout = observation.read(where=observation.masked, best=1)
+        readout = observation.read(positions=observation.masked, best=1)
         confidences = readout.top_log_probs[..., 0].float().exp().masked_fill(~observation.masked, 0.0)
         inputs = {"masked": observation.masked, "confidences": confidences, "time": observation.time, "hidden": hidden}
         return inputs | alpha_input(self, observation)

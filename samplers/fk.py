@@ -44,7 +44,7 @@ class Steering:
     scale: float = 1.0
     potential: str = "difference"
     completions: int = 4
-    what: TokenRule = field(default_factory=TokenRule)
+    token_sampler: TokenRule = field(default_factory=TokenRule)
     seed: int = 0
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class Steering:
         rewards = []
         for number in range(self.completions):
             draws = Draws(-1 - self.seed * self.completions - number)
-            rewards.append(self._scored(observation.draw(masked, self.what, draws)[0]))
+            rewards.append(self._scored(observation.draw(masked, self.token_sampler, draws)[0]))
         return torch.stack(rewards).logsumexp(0) - math.log(self.completions)
 
     def _scored(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:

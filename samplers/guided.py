@@ -270,9 +270,9 @@ class HeadValues(Values):
         self.head = head
 
     def __call__(self, observation, row, position, tokens):
-        where = torch.zeros_like(observation.masked)
-        where[row, position] = True
-        hidden = observation.hidden(where)[row, position]
+        positions = torch.zeros_like(observation.masked)
+        positions[row, position] = True
+        hidden = observation.hidden(positions)[row, position]
         chunk = observation.environment.model.chunk(hidden.device)
         pieces = zip(hidden.split(chunk), tokens.split(chunk), strict=True)
         return torch.cat([self.head(states).gather(1, few).float() for states, few in pieces])
@@ -308,7 +308,7 @@ class Guided(RewardGuided):
     others.
     """
 
-    where: Unmasker
+    rule: Unmasker
     values: Values
     beta: float | int
     k: int
@@ -316,7 +316,7 @@ class Guided(RewardGuided):
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
         log_tokens = torch.zeros(len(order), device=order.device)
         row, position = (order > 0).nonzero().unbind(1)
         if len(row) == 0:
@@ -336,7 +336,7 @@ class GuidedPair(RewardGuided):
     committed.
     """
 
-    where: Unmasker
+    rule: Unmasker
     values: Values
     beta: float | int
     k: int
@@ -344,7 +344,7 @@ class GuidedPair(RewardGuided):
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_positions = self.where.choose(observation, draws)
+        order, log_positions = self.rule.choose(observation, draws)
         row, position = (order > 0).nonzero().unbind(1)
         best, scores = guided_logits(observation, row, position, self.k, self.beta, self.values)
         rows, length = order.shape
@@ -359,10 +359,10 @@ class GuidedPair(RewardGuided):
         chosen, log_q = drawn(
             spread.flatten(1)[active], self.temperature, observation, draws, active, place, names.flatten(1)[active]
         )
-        where, which = chosen // self.k, chosen % self.k
+        at, which = chosen // self.k, chosen % self.k
         tokens, one = observation.tokens.clone(), torch.zeros_like(order)
-        tokens[active, where] = observation.read(order > 0, self.k).top_tokens[active, where, which]
-        one[active, where] = 1
+        tokens[active, at] = observation.read(order > 0, self.k).top_tokens[active, at, which]
+        one[active, at] = 1
         return Decision(one, tokens, log_positions, torch.zeros(rows, device=scores.device).index_add(0, active, log_q))
 
 
@@ -374,18 +374,18 @@ class JointProposals(RewardGuided):
     proposal has no closed form.
     """
 
-    where: Unmasker
+    rule: Unmasker
     values: Values
     beta: float | int
     count: int
-    what: TokenRule = field(default_factory=TokenRule)
+    token_sampler: TokenRule = field(default_factory=TokenRule)
     temperature: float | int = 1.0
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         self.values.read_ahead(observation)
-        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
         seeds = (replace(draws, seed=draws.seed + number * PROPOSAL) for number in range(self.count))
-        proposals = torch.stack([observation.draw(order > 0, self.what, one)[0] for one in seeds], 1)
+        proposals = torch.stack([observation.draw(order > 0, self.token_sampler, one)[0] for one in seeds], 1)
         found = self.values.of_canvases(observation, proposals.flatten(0, 1)).view(proposals.shape[:2])
         scores = self.beta * finite(found)
         row = torch.arange(len(order), device=order.device)
@@ -401,9 +401,9 @@ def guided_logits(
     Raises:
         FloatingPointError: the reward of another token is NaN.
     """
-    where = torch.zeros_like(observation.masked)
-    where[row, position] = True
-    top = observation.read(where, k)
+    positions = torch.zeros_like(observation.masked)
+    positions[row, position] = True
+    top = observation.read(positions, k)
     best, log_probs = top.top_tokens[row, position], top.top_log_probs[row, position]
     rewards = values(observation, row, position, best).masked_fill(log_probs == -torch.inf, 0.0)
     return best, log_probs + beta * finite(rewards)

@@ -262,23 +262,23 @@ class Sampled(Response):
     Rules that request two tokens (margin) or the entropy get those of the distribution. Nothing is cached between steps.
     """
 
-    def __init__(self, observation: Observation, what: TokenRule, draws: Draws):
+    def __init__(self, observation: Observation, token_sampler: TokenRule, draws: Draws):
         super().__init__(observation.environment, 0)
-        self.observation, self.what, self.draws = observation, what, draws
+        self.observation, self.token_sampler, self.draws = observation, token_sampler, draws
 
-    def read(self, where: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
+    def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout:
         seen, whole = self.observation, self.whole
         found = Readout(
-            torch.zeros(*where.shape, best, dtype=torch.long, device=where.device),
-            torch.zeros(*where.shape, best, device=where.device),
-            torch.zeros(where.shape, device=where.device) if entropy else None,
+            torch.zeros(*positions.shape, best, dtype=torch.long, device=positions.device),
+            torch.zeros(*positions.shape, best, device=positions.device),
+            torch.zeros(positions.shape, device=positions.device) if entropy else None,
         )
-        hidden, place = whole.hidden(where)[where], where.nonzero()
+        hidden, place = whole.hidden(positions)[positions], positions.nonzero()
         for part, states in zip(place.split(whole.chunk), hidden.split(whole.chunk), strict=True):
             row, position = part.unbind(1)
-            logits = self.what(whole.logits(states))
+            logits = self.token_sampler(whole.logits(states))
             drawn = None
-            if best == 1 and self.what.temperature > 0:
+            if best == 1 and self.token_sampler.temperature > 0:
                 own = position if seen.start is None else position - seen.start[row]
                 drawn = self.draws.categorical(logits, seen.row_id[row], seen.row_step[row], own).unsqueeze(1)
                 log_prob = logits.gather(1, drawn) - logits.logsumexp(1, keepdim=True)
@@ -298,12 +298,12 @@ class AsSampled:
     of the model's at temperature 1.
     """
 
-    where: Unmasker
-    what: TokenRule
+    rule: Unmasker
+    token_sampler: TokenRule
 
     def choose(self, observation, draws):
-        seen = replace(observation, environment=Sampled(observation, self.what, draws))
-        return self.where.choose(seen, draws)
+        seen = replace(observation, environment=Sampled(observation, self.token_sampler, draws))
+        return self.rule.choose(seen, draws)
 
 
 CONFIDENT = (

@@ -101,12 +101,12 @@ def all_at_last(
 class Strategy(StepDecoder):
     """An unmasking rule and a token sampler."""
 
-    where: Unmasker
-    what: TokenRule
+    rule: Unmasker
+    token_sampler: TokenRule
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
-        tokens, log_tokens = observation.draw(order > 0, self.what, draws)
+        order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
+        tokens, log_tokens = observation.draw(order > 0, self.token_sampler, draws)
         return Decision(order, tokens, log_positions, log_tokens)
 
 
@@ -118,11 +118,11 @@ class TeacherForced(StepDecoder):
     model.
     """
 
-    where: Unmasker
+    rule: Unmasker
     text: Int[Tensor, "row position"]
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
         text = self.text[observation.row_id]
         return Decision(order, text, log_positions, observation.log_prob(order > 0, text))
 

@@ -57,9 +57,9 @@ def bend(
         given: rows whose tokens are given.
     """
     environment, found = observation.environment, []
-    where = torch.zeros_like(observation.masked)
-    where[place[:, 0], place[:, 1]] = True
-    hidden = environment.hidden(where)[where]  # of a pair of networks both halves
+    positions = torch.zeros_like(observation.masked)
+    positions[place[:, 0], place[:, 1]] = True
+    hidden = environment.hidden(positions)[positions]  # of a pair of networks both halves
     for part, states in zip(place.split(environment.chunk), hidden.split(environment.chunk), strict=True):
         row, position = part.unbind(1)
         logits = rule(environment.logits(states))
@@ -89,7 +89,7 @@ def _of_rows(values: Float64[Tensor, "read"], row: Int[Tensor, "read"], rows: in
 
 @dataclass
 class TwistedTokens:
-    """Positions by the rule `where`, tokens from their twisted distributions.
+    """Positions by an unmasking rule, tokens from their twisted distributions.
 
     Args:
         reads_state: the potential gives psi of the new state. Otherwise it is the twist of the committed token, which
@@ -98,17 +98,17 @@ class TwistedTokens:
             weights.
     """
 
-    where: Unmasker
-    what: TokenRule
+    rule: Unmasker
+    token_sampler: TokenRule
     logit_bias: LogitBias
     reads_state: bool = False
     exponent: float = 1.0
 
     def __post_init__(self):
-        refuse_greedy(self.what)
+        refuse_greedy(self.token_sampler)
 
     def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
-        order, log_positions = all_at_last(observation, *self.where.choose(observation, draws))
+        order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
         selected = order > 0
@@ -122,7 +122,7 @@ class TwistedTokens:
             zeros = torch.zeros(rows, dtype=torch.float64, device=order.device)
             decision = Decision(order, observation.tokens, log_positions, zeros.float())
             return Proposed(decision, zeros, None if self.reads_state else zeros)
-        bent = bend(observation, place, self.what, self.logit_bias, draws, given, self.exponent)
+        bent = bend(observation, place, self.token_sampler, self.logit_bias, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], rows)
@@ -139,18 +139,18 @@ class TwistedJoint:
     selectable positions.
     """
 
-    what: TokenRule
+    token_sampler: TokenRule
     logit_bias: LogitBias
     exponent: float = 1.0
 
     def __post_init__(self):
-        refuse_greedy(self.what)
+        refuse_greedy(self.token_sampler)
 
     def propose(self, observation: Observation, draws: Draws, given: Given | None = None) -> Proposed:
         writable = observation.writable
         log_normalizers = torch.full(writable.shape, -torch.inf, dtype=torch.float64, device=writable.device)
         every = writable.nonzero()
-        bent = bend(observation, every, self.what, self.logit_bias, None, exponent=self.exponent)
+        bent = bend(observation, every, self.token_sampler, self.logit_bias, None, exponent=self.exponent)
         log_normalizers[writable] = bent.log_normalizer
         active = writable.any(1).nonzero().squeeze(1)
         log_weights = log_normalizers[active]
@@ -168,7 +168,7 @@ class TwistedJoint:
         if given is not None:
             order = torch.where(given.rows.unsqueeze(1), given.order, order)
         place = (order > 0).nonzero()
-        bent = bend(observation, place, self.what, self.logit_bias, draws, given, self.exponent)
+        bent = bend(observation, place, self.token_sampler, self.logit_bias, draws, given, self.exponent)
         tokens = observation.tokens.clone()
         tokens[place[:, 0], place[:, 1]] = bent.token
         log_psi = _of_rows(bent.log_psi, place[:, 0], len(order))

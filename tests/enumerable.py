@@ -211,14 +211,17 @@ def where_law(name, canvas_log_probs, count, left, **settings):
     raise ValueError(name)
 
 
-def exact_law(model, name, steps, canvas=None, block=None, what=None, **settings):
+def exact_law(model, name, steps, canvas=None, block=None, token_sampler=None, **settings):
     """{finished canvas: probability} of decoding `canvas` (default: all masked) with the rule `name`, by enumeration."""
     mask, length = model.mask_id, model.length
     block = block or length
     per_block = max(1, steps // (length // block))
     if name == "dilated" and "offset" not in settings:  # drawn once a row
         offsets = range(2 ** (per_block - 1).bit_length())
-        laws = [exact_law(model, name, steps, canvas, block, what, offset=o, steps_a_block=per_block) for o in offsets]
+        laws = [
+            exact_law(model, name, steps, canvas, block, token_sampler, offset=o, steps_a_block=per_block)
+            for o in offsets
+        ]
         return {row: sum(law.get(row, 0.0) for law in laws) / len(laws) for row in set().union(*laws)}
     table = model.table.detach().double()
     start = tuple(canvas or [mask] * length)
@@ -240,7 +243,8 @@ def exact_law(model, name, steps, canvas=None, block=None, what=None, **settings
                 if share == 0:
                     continue
                 choices = [
-                    [(v, p) for v, p in enumerate(tokens_law(log_probs[i], **(what or {}))) if p > 0] for i in subset
+                    [(v, p) for v, p in enumerate(tokens_law(log_probs[i], **(token_sampler or {}))) if p > 0]
+                    for i in subset
                 ]
                 for tokens in product(*choices):
                     filled, chance = list(state), weight * share

@@ -64,12 +64,12 @@ def test_tokens_agree_until_a_close_call(models, name):
     results = []
     for model in (*models, slightly_other(models[0])):
         device = next(model.parameters()).device
-        where = (
+        rule = (
             PolicyUnmasker(copy.deepcopy(network).to(device), "fixed") if name == "policy" else UNMASKING_RULES[name]()
         )
         environment = UnmaskingEnvironment(model, DecodeOptions(8))
         results.append(
-            sample(environment, Strategy(where, TokenRule()), Prompts(canvas.to(device)), seed=3).tokens.cpu()
+            sample(environment, Strategy(rule, TokenRule()), Prompts(canvas.to(device)), seed=3).tokens.cpu()
         )
     as_on_the_gpu, by_other_weights = (int((results[0] == other).all(1).sum()) for other in results[1:])
     assert as_on_the_gpu >= min(18, by_other_weights)

@@ -48,10 +48,10 @@ def test_reading_some_positions_is_reading_all_and_taking_those(directory, read)
     model, _ = load_model(directory)
     tokens = expected(directory)["tokens"]
     everywhere = model.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool)).view(*tokens.shape, -1)
-    where = torch.zeros_like(tokens, dtype=torch.bool)
-    where[1, read] = True
-    where[2, read[:1]] = True
-    assert torch.allclose(model.hidden(tokens, where), everywhere[where], atol=1e-5)
+    positions = torch.zeros_like(tokens, dtype=torch.bool)
+    positions[1, read] = True
+    positions[2, read[:1]] = True
+    assert torch.allclose(model.hidden(tokens, positions), everywhere[positions], atol=1e-5)
 
 
 def test_mdlm_folds_into_radd():

@@ -170,7 +170,7 @@ class Source:
         potential = kind(self.twist, self.target, particles, given)
         logit_bias, rule = potential.logit_bias, TokenRule()
         one_at_a_time = TwistedTokens(
-            self.reference.where, rule, logit_bias, exponent=1.0 if proposal == "twist" else 0.0
+            self.reference.rule, rule, logit_bias, exponent=1.0 if proposal == "twist" else 0.0
         )
         joint = proposal == "twist" and not self.model.causal  # position and token together
         chosen: Proposal = TwistedJoint(rule, logit_bias) if joint else one_at_a_time

@@ -536,7 +536,7 @@ def build_steering(
     def parts(samples: int) -> tuple[Proposal, Potential]:
         if smc.resample == "never":  # no state is weighed
             return Plain(strategy), Finish(lambda tokens, rows: scale * score(tokens))
-        return Plain(strategy), Steering(score, scale, smc.potential, smc.completions, strategy.what, seed)
+        return Plain(strategy), Steering(score, scale, smc.potential, smc.completions, strategy.token_sampler, seed)
 
     Steering(score, scale, smc.potential, smc.completions)  # refuses an unknown potential
     return particle_decoder(smc, parts, model)
@@ -567,11 +567,11 @@ def build_twisted(
         own = None if given is None else given.expand(samples, *given.shape)
         potential = TwistPotential(twist, target, smc.particles, own)
         if kind == "joint":
-            return TwistedJoint(strategy.what, potential.logit_bias, float(smc.exponent)), potential
+            return TwistedJoint(strategy.token_sampler, potential.logit_bias, float(smc.exponent)), potential
         if kind == "base" and of_state:
             return Plain(strategy), potential
         exponent = 0.0 if kind == "base" else float(smc.exponent)
-        return TwistedTokens(strategy.where, strategy.what, potential.logit_bias, of_state, exponent), potential
+        return TwistedTokens(strategy.rule, strategy.token_sampler, potential.logit_bias, of_state, exponent), potential
 
     parts(1)  # refuses what does not fit
     return particle_decoder(smc, parts, twist.sampled())

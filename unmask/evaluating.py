@@ -192,7 +192,7 @@ def candidates_of(strategy: Any, request: EvaluationRequest, model: MaskedLM) ->
         settings = SamplerSettings.of({"strategy": strategy}) if isinstance(strategy, str) else strategy
         name = settings.strategy or "direct"
         value = getattr(settings, RULE_SETTINGS[name]) if name in RULE_SETTINGS else None
-        rule = build_rule_decoder(settings, model).where
+        rule = build_rule_decoder(settings, model).rule
         label = name if value is None else f"{name}-{value:g}"
         return [Candidate(label, name, rule, setting=value, budget=settings.budget, alpha=settings.alpha)]
     name = type(strategy).__name__
@@ -202,7 +202,7 @@ def candidates_of(strategy: Any, request: EvaluationRequest, model: MaskedLM) ->
     if isinstance(strategy, Unmasker):
         return [Candidate(name, name, own_rule(strategy))]
     if isinstance(strategy, Strategy):
-        return [Candidate(type(strategy.where).__name__, name, strategy.where)]
+        return [Candidate(type(strategy.rule).__name__, name, strategy.rule)]
     raise ValueError(
         f"strategy={strategy!r} is of type {name}, which has no `choose` (an unmasking rule); give a name, settings, "
         "a policy, or an object with this method"

@@ -283,8 +283,8 @@ class UnmaskLM(TemplateLM):
         """By the strategy; rows: the requests' numbers, so that a request's draws do not hang on its batch."""
         prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
         options = self._decoding(length, blocks).options(self.model)
-        where, what = self.strategy.where, replace(self.strategy.what, temperature=temperature)
-        strategy = Strategy(replace(where, what=what) if isinstance(where, AsSampled) else where, what)
+        rule, sampler = self.strategy.rule, replace(self.strategy.token_sampler, temperature=temperature)
+        strategy = Strategy(replace(rule, token_sampler=sampler) if isinstance(rule, AsSampled) else rule, sampler)
         return strategy.decode(self.model, prompts, options, self.seed, row_id)
 
 

@@ -347,9 +347,11 @@ def test_settings_of_an_adapter_that_cannot_be():
 def test_every_rule_and_every_cache_writes_on_an_adapted_model(bases, cache):
     model = random_adapter(bases["qwen2-tied"][0]).merged()
     for name, rule in UNMASKING_RULES.items():
-        where = rule(0.5) if name in RULE_SETTINGS else rule()
+        unmasking = rule(0.5) if name in RULE_SETTINGS else rule()
         environment = UnmaskingEnvironment(model, DecodeOptions(6, 4 if cache else None, cache=cache))
-        written = sample(environment, Strategy(where, TokenRule()), Prompts(torch.full((2, 12), model.mask_id))).tokens
+        written = sample(
+            environment, Strategy(unmasking, TokenRule()), Prompts(torch.full((2, 12), model.mask_id))
+        ).tokens
         assert (written < 40).all(), name
 
 

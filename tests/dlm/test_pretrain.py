@@ -34,11 +34,11 @@ def test_every_denoising_loss_is_the_any_order_bound(loss, noise, given):
     everything being masked: at most 3e-3 of the bound is never sampled."""
     generator = torch.Generator().manual_seed(0)
     batch = ROWS.repeat(400, 1)[torch.randperm(1200, generator=generator)]
-    where = torch.zeros_like(batch, dtype=torch.bool)
-    where[:, given] = True
+    positions = torch.zeros_like(batch, dtype=torch.bool)
+    positions[:, given] = True
     with torch.no_grad():
         values = torch.stack(
-            [loss_of(MODEL, batch, loss, noise, generator, where if given else None) for _ in range(60)]
+            [loss_of(MODEL, batch, loss, noise, generator, positions if given else None) for _ in range(60)]
         ).double()
     expected, error = bound(given), float(values.std()) / len(values) ** 0.5
     assert error < 0.02 * expected  # else the comparison says nothing

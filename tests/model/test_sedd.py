@@ -62,10 +62,10 @@ def test_the_published_sizes(shape, tensors, parameters):
 def test_reading_some_positions_is_reading_all_and_taking_those(tiny, expected, read):
     tokens, sigma = expected["tokens"], expected["sigma"]
     everywhere = tiny.hidden(tokens, torch.ones_like(tokens, dtype=torch.bool), sigma).view(*tokens.shape, -1)
-    where = torch.zeros_like(tokens, dtype=torch.bool)
-    where[1, read] = True
-    where[2, read[:1]] = True
-    assert torch.allclose(tiny.hidden(tokens, where, sigma), everywhere[where], atol=1e-5)
+    positions = torch.zeros_like(tokens, dtype=torch.bool)
+    positions[1, read] = True
+    positions[2, read[:1]] = True
+    assert torch.allclose(tiny.hidden(tokens, positions, sigma), everywhere[positions], atol=1e-5)
 
 
 def test_the_sigma_of_a_canvas_is_that_of_its_masked_share(tiny, expected):

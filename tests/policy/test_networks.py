@@ -161,14 +161,14 @@ class FakeObservation:
     def to_write(self):
         return torch.full((len(self.masked),), 3)
 
-    def read(self, where, best):
-        self.asked = where
-        log_probs = torch.full((*where.shape, best), 0.5).log()
-        return SimpleNamespace(top_log_probs=log_probs.masked_fill(~where[..., None], torch.nan))
+    def read(self, positions, best):
+        self.asked = positions
+        log_probs = torch.full((*positions.shape, best), 0.5).log()
+        return SimpleNamespace(top_log_probs=log_probs.masked_fill(~positions[..., None], torch.nan))
 
-    def hidden(self, where):
-        self.asked = where
-        return where[..., None].expand(-1, -1, 6).float()
+    def hidden(self, positions):
+        self.asked = positions
+        return positions[..., None].expand(-1, -1, 6).float()
 
 
 @pytest.mark.parametrize("read_all", [False, True])
@@ -176,9 +176,9 @@ def test_confidences_of_written_positions_are_zero_unless_read_all(read_all):
     observation = FakeObservation(torch.tensor([[True, False, True]]), torch.tensor([0.5]))
     policy = DitConfidence(hidden_dim=8, confidences_top_p=2, read_all=read_all)
     inputs = policy.inputs(observation)
-    where = torch.ones(1, 3, dtype=torch.bool) if read_all else observation.masked
-    assert torch.equal(observation.asked, where)
-    assert torch.equal(inputs["confidences"], where[..., None].expand(-1, -1, 2) * 0.5)
+    positions = torch.ones(1, 3, dtype=torch.bool) if read_all else observation.masked
+    assert torch.equal(observation.asked, positions)
+    assert torch.equal(inputs["confidences"], positions[..., None].expand(-1, -1, 2) * 0.5)
     assert policy.scores(**inputs).isfinite().all()
 
 

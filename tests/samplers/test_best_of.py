@@ -17,9 +17,9 @@ def rewards(tokens, start):
     return (tokens * 7 ** torch.arange(tokens.shape[1])).sum(1).float()
 
 
-def decode(model, count, rows=(0, 1, 2), seed=0, what=None, reward=rewards):
+def decode(model, count, rows=(0, 1, 2), seed=0, token_sampler=None, reward=rewards):
     canvas = torch.full((len(rows), 5), model.mask_id)
-    strategy = Strategy(UNMASKING_RULES["leftmost" if model.causal else "random"](), what or TokenRule())
+    strategy = Strategy(UNMASKING_RULES["leftmost" if model.causal else "random"](), token_sampler or TokenRule())
     arguments = model, Prompts(canvas), DecodeOptions(5), seed, torch.tensor(rows)
     decoder = BestOf(strategy, count, reward)
     return decoder.decode(*arguments), decoder.candidates(*arguments)[1]
@@ -48,7 +48,7 @@ def test_ten_samples_differ_and_the_best_is_kept(causal):
 def test_a_nucleus_of_nothing_would_be_greedy_and_is_refused():
     with pytest.raises(ValueError, match="top_p=0.0 must be in"):
         TokenRule(1.0, 0.0, 10)
-    seen = decode(RandomLM(6, spread=0.5), 10, what=TokenRule(top_k=4))[1]
+    seen = decode(RandomLM(6, spread=0.5), 10, token_sampler=TokenRule(top_k=4))[1]
     assert all(len(row.unique()) >= 6 for row in seen)
 
 

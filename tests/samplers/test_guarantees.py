@@ -17,7 +17,9 @@ from tests.enumerable import RandomLM, TableLM, fits
 FIXED_COUNT = ("random", "dilated", "confidence", "confidence_noisy", "top_prob", "entropy", "leftmost")
 few = settings(max_examples=30, deadline=None, derandomize=True)
 rules = st.sampled_from(sorted(UNMASKING_RULES))
-whats = st.builds(TokenRule, st.sampled_from([0.0, 1.0, 1.5]), st.sampled_from([0.5, 1.0]), st.sampled_from([0, 1, 2]))
+token_samplers = st.builds(
+    TokenRule, st.sampled_from([0.0, 1.0, 1.5]), st.sampled_from([0.5, 1.0]), st.sampled_from([0, 1, 2])
+)
 
 
 @st.composite
@@ -35,16 +37,16 @@ MASKED, CAUSAL = RandomLM(4), RandomLM(4, causal=True)
 @given(
     canvas=canvases(4, 4),
     name=rules,
-    what=whats,
+    token_sampler=token_samplers,
     steps=st.integers(1, 20),
     causal=st.booleans(),
     seed=st.integers(0, 2**62),
 )
-def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, what, steps, causal, seed):
+def test_prompts_stay_masks_go_and_the_mask_is_never_written(canvas, name, token_sampler, steps, causal, seed):
     model = CAUSAL if causal else MASKED
     samples = sample(
         UnmaskingEnvironment(model, DecodeOptions(steps)),
-        Strategy(UNMASKING_RULES[name](), what),
+        Strategy(UNMASKING_RULES[name](), token_sampler),
         Prompts(canvas),
         seed,
     )
@@ -188,9 +190,11 @@ TIED = TableLM(torch.zeros(4**4, 4, 3) + torch.tensor([0.3, 0.0, -0.2]))
 def test_a_wholly_tied_canvas_is_ordered_by_the_tie_stream(name):
     """Every position is equally often first, and every pair of first and second."""
     settings_ = {"threshold": 0.99} if name == "threshold" else {"factor": 0.01} if name == "factor" else {}
-    where = UNMASKING_RULES[name](bound=0.0) if name == "entropy_bound" else UNMASKING_RULES[name](**settings_)
+    rule = UNMASKING_RULES[name](bound=0.0) if name == "entropy_bound" else UNMASKING_RULES[name](**settings_)
     samples = sample(
-        UnmaskingEnvironment(TIED, DecodeOptions(4)), Strategy(where, TokenRule()), Prompts(torch.full((6000, 4), 3))
+        UnmaskingEnvironment(TIED, DecodeOptions(4)),
+        Strategy(rule, TokenRule()),
+        Prompts(torch.full((6000, 4), 3)),
     )
     orders = samples.unmasked_at.argsort(1)
     assert torch.equal(samples.unmasked_at.sort(1).values, torch.arange(4).expand(6000, 4))

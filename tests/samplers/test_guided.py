@@ -152,15 +152,15 @@ def test_without_weight_and_with_every_token_the_samples_are_the_unguided_ones(m
 
 
 def strategy_of(rng, model, reward):
-    where = UNMASKING_RULES[
+    unmasking = UNMASKING_RULES[
         "leftmost" if model.causal else rng.choice(["random", "confidence", "entropy", "leftmost"])
     ]()
     k, beta, temperature = rng.choice([1, 2, 3]), rng.choice([0.5, 2.0]), rng.choice([0.0, 0.7, 1.0])
-    kinds = [Guided(where, Canvases(reward), beta, k, temperature)]
+    kinds = [Guided(unmasking, Canvases(reward), beta, k, temperature)]
     if not model.causal:
         kinds += [
-            GuidedPair(where, Canvases(reward), beta, k, temperature),
-            JointProposals(where, Canvases(reward), beta, 3),
+            GuidedPair(unmasking, Canvases(reward), beta, k, temperature),
+            JointProposals(unmasking, Canvases(reward), beta, 3),
         ]
     return rng.choice(kinds)
 

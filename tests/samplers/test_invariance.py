@@ -75,7 +75,7 @@ def test_tokens_do_not_depend_on_the_batch_in_1000_random_cases():
         whole = decode(torch.arange(rows))
         others = torch.randperm(rows, generator=generator)[: 1 if case % 2 else max(2, rows - 1)]
         same(decode(others), torch.arange(len(others)), whole, others)
-        seen.add((name, strategy.what.temperature == 0, causal, block is None))
+        seen.add((name, strategy.token_sampler.temperature == 0, causal, block is None))
     assert len(seen) > 60, "the cases are not varied"  # of 12 rules x greedy x causal x blocks = 96
     print(f"{CASES} cases, all equal")
 
@@ -145,15 +145,15 @@ class Counting(RandomLM):
         self.asked = []
 
     def hidden_rows(self, tokens, read, sigma):
-        for row, where in zip(tokens, read, strict=True):
-            self.asked.append((tuple(row.tolist()), tuple(where.nonzero().flatten().tolist())))
+        for row, positions in zip(tokens, read, strict=True):
+            self.asked.append((tuple(row.tolist()), tuple(positions.nonzero().flatten().tolist())))
         return super().hidden_rows(tokens, read, sigma)
 
 
 class Forgetful(UnmaskingEnvironment):
     """The plain loop: every row at every position at every step, each by itself; nothing kept, nothing shared."""
 
-    def hidden(self, where):
+    def hidden(self, positions):
         everywhere = torch.ones_like(self.tokens[:1], dtype=torch.bool)
         return torch.stack([self.model.hidden(row.unsqueeze(0), everywhere) for row in self.tokens])
 
@@ -164,12 +164,12 @@ class Forgetful(UnmaskingEnvironment):
 
 
 @pytest.mark.parametrize("name", UNMASKING_RULES)
-@pytest.mark.parametrize("what", [TokenRule(), TokenRule(0.0)], ids=["categorical", "greedy"])
-def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, what):
+@pytest.mark.parametrize("token_sampler", [TokenRule(), TokenRule(0.0)], ids=["categorical", "greedy"])
+def test_reuse_gives_the_tokens_of_a_loop_that_reuses_nothing(name, token_sampler):
     model = Counting(5)
     canvas = canvases(6, 8, 5, model.mask_id, torch.Generator().manual_seed(3))
     canvas[3] = canvas[0]
-    strategy = Strategy(UNMASKING_RULES[name](), what)
+    strategy = Strategy(UNMASKING_RULES[name](), token_sampler)
     ours = sample(UnmaskingEnvironment(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
     asked, model.asked = model.asked, []
     plain = sample(Forgetful(model, DecodeOptions(16 if name == "direct" else 4)), strategy, Prompts(canvas))
@@ -274,12 +274,12 @@ def test_identical_rows_that_read_elsewhere_share_and_are_not_mixed_up():
     model = Counting(5)
     environment = UnmaskingEnvironment(model, DecodeOptions(1))
     observation = environment.reset(Prompts(torch.full((4, 5), model.mask_id)))
-    where = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    hidden = observation.hidden(where)
+    positions = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    hidden = observation.hidden(positions)
     assert model.asked == [((5, 5, 5, 5, 5), (0, 2, 3))]
     assert environment.evaluations.tolist() == [1, 1, 1, 0]
-    expected = model.hidden(environment.tokens, torch.ones_like(where)).view(4, 5, 1)
-    assert torch.equal(hidden, expected.masked_fill(~where.unsqueeze(-1), 0))
+    expected = model.hidden(environment.tokens, torch.ones_like(positions)).view(4, 5, 1)
+    assert torch.equal(hidden, expected.masked_fill(~positions.unsqueeze(-1), 0))
 
 
 def test_select_copies_drops_and_reorders_everything_of_a_row():

@@ -25,11 +25,14 @@ BLANK = torch.tensor([[0.6, 0.39, 0.01], [0.225, 0.55, 0.225], [0.001, 0.409, 0.
 INCONSISTENT.table.data[-1] = BLANK.log()
 
 
-def sampled(model, name, steps, canvas=None, block=None, what=None, rows=ROWS, seed=0, **settings):
+def sampled(model, name, steps, canvas=None, block=None, token_sampler=None, rows=ROWS, seed=0, **settings):
     start = torch.tensor(canvas or [model.mask_id] * model.length).expand(rows, -1)
     environment = UnmaskingEnvironment(model, DecodeOptions(steps, block))
     return sample(
-        environment, Strategy(UNMASKING_RULES[name](**settings), TokenRule(**(what or {}))), Prompts(start), seed
+        environment,
+        Strategy(UNMASKING_RULES[name](**settings), TokenRule(**(token_sampler or {}))),
+        Prompts(start),
+        seed,
     ).tokens
 
 
@@ -58,7 +61,7 @@ def test_one_position_an_evaluation_samples_the_joint_itself(name):
 
 
 @pytest.mark.parametrize(
-    "what",
+    "token_sampler",
     [
         {"temperature": 0.6},
         {"temperature": 1.7},
@@ -71,9 +74,9 @@ def test_one_position_an_evaluation_samples_the_joint_itself(name):
     ids=str,
 )
 @pytest.mark.parametrize("name", ["random", "confidence"])
-def test_token_rules_sample_the_transformed_law(name, what):
+def test_token_rules_sample_the_transformed_law(name, token_sampler):
     model = inconsistent(vocabulary=4, length=2, seed=5)
-    fits(sampled(model, name, 2, what=what), exact_law(model, name, 2, what=what))
+    fits(sampled(model, name, 2, token_sampler=token_sampler), exact_law(model, name, 2, token_sampler=token_sampler))
 
 
 def test_the_laws_of_the_rules_differ():

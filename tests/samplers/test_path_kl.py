@@ -168,18 +168,18 @@ def best_independent(exact):
     """Independent tokens with sigma's marginals given the positions of the step, which a head of the state cannot know."""
 
     def proposal(order):
-        where = InOrder(order)
+        rule = InOrder(order)
 
         def logit_bias(hidden, row):
             state, position = hidden.long().unbind(1)
             found = []
             for number, at in zip(state.tolist(), position.tolist(), strict=True):
                 canvas = next(s for s in product(range(V + 1), repeat=L) if exact.place(s) == number)
-                wanted = torch.tensor(exact.marginal(canvas, where.subset, at), dtype=torch.float64)
+                wanted = torch.tensor(exact.marginal(canvas, rule.subset, at), dtype=torch.float64)
                 found.append(wanted.log() - exact.model.table[number, at])
             return torch.nn.functional.pad(torch.stack(found), (0, 1))  # the mask is never drawn
 
-        return TwistedTokens(where, TokenRule(), logit_bias, reads_state=True)
+        return TwistedTokens(rule, TokenRule(), logit_bias, reads_state=True)
 
     return proposal
 

@@ -328,9 +328,9 @@ def test_guidance_is_the_formula_and_costs_two_evaluations():
     mixed = without + (weight + 1) * (logits - without)
     mixed[..., model.mask_id] = -torch.inf
     best = mixed.log_softmax(-1).max(-1)
-    where = observation.writable
-    assert torch.equal(readout.top_tokens[..., 0][where], best.indices[where])
-    assert torch.allclose(readout.top_log_probs[..., 0][where], best.values[where], atol=1e-4)
+    positions = observation.writable
+    assert torch.equal(readout.top_tokens[..., 0][positions], best.indices[positions])
+    assert torch.allclose(readout.top_log_probs[..., 0][positions], best.values[positions], atol=1e-4)
     assert environment.evaluations.tolist() == [2, 2]
 
 

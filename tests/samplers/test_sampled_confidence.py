@@ -65,59 +65,65 @@ def published(logits, temperature, top_p, top_k, x0, alg):
 ALGORITHMS = {"maskgit_plus": "top_prob", "topk_margin": "margin", "entropy": "entropy"}
 
 
-@pytest.mark.parametrize("what", RULES, ids=str)
+@pytest.mark.parametrize("token_sampler", RULES, ids=str)
 @pytest.mark.parametrize("alg", ALGORITHMS)
-def test_confidences_are_those_of_dreams_own_code(alg, what, model):
+def test_confidences_are_those_of_dreams_own_code(alg, token_sampler, model):
     observation = UnmaskingEnvironment(model, DecodeOptions(4)).reset(Prompts(canvases(model)))
     draws = Draws(5)
-    tokens, _ = observation.draw(observation.masked, what, draws)
+    tokens, _ = observation.draw(observation.masked, token_sampler, draws)
     logits = model.head(model.hidden(observation.tokens, observation.masked))
-    confidence, x0 = published(logits, what.temperature, what.top_p, what.top_k, tokens[observation.masked], alg)
-    seen = replace(observation, environment=Sampled(observation, what, draws))
+    confidence, x0 = published(
+        logits, token_sampler.temperature, token_sampler.top_p, token_sampler.top_k, tokens[observation.masked], alg
+    )
+    seen = replace(observation, environment=Sampled(observation, token_sampler, draws))
     found = SCORES[ALGORITHMS[alg]](seen)[observation.masked]
     torch.testing.assert_close(found, confidence, atol=1e-5, rtol=1e-5)
     assert torch.equal(tokens[observation.masked], x0)
     at_one = SCORES[ALGORITHMS[alg]](observation)[observation.masked]
-    assert torch.allclose(at_one, confidence, atol=1e-3) == (what == TokenRule() and alg != "maskgit_plus")
+    assert torch.allclose(at_one, confidence, atol=1e-3) == (token_sampler == TokenRule() and alg != "maskgit_plus")
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_decoding_writes_what_dreams_loop_writes(alg, model):
     """A step: confidences and tokens everywhere, the most confident positions keep theirs."""
-    what, steps, canvas = (
+    token_sampler, steps, canvas = (
         TokenRule(3.0, 0.95),
         4,
         canvases(model, length=11),
     )  # warm: no two confidences are within a tie
-    rule = AsSampled(UNMASKING_RULES[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), what)
+    rule = AsSampled(UNMASKING_RULES[{"topk_margin": "confidence"}.get(alg, ALGORITHMS[alg])](), token_sampler)
     found = sample(
-        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(rule, what), Prompts(canvas), seed=3
+        UnmaskingEnvironment(model, DecodeOptions(steps)), Strategy(rule, token_sampler), Prompts(canvas), seed=3
     ).tokens
     x, draws, rows = canvas.clone(), Draws(3), torch.arange(len(canvas))
     for step in range(steps):
         observation = UnmaskingEnvironment(model, DecodeOptions(steps)).reset(Prompts(x))
         observation.environment.row_step = torch.full_like(rows, step)
-        drawn, _ = observation.environment.draw(observation.masked, what, draws)
+        drawn, _ = observation.environment.draw(observation.masked, token_sampler, draws)
         for row in rows.tolist():
-            where = (x[row] == model.mask_id).nonzero().squeeze(1)
+            positions = (x[row] == model.mask_id).nonzero().squeeze(1)
             mask = torch.zeros_like(x[row : row + 1], dtype=torch.bool)
-            mask[0, where] = True
+            mask[0, positions] = True
             logits = model.head(model.hidden(x[row : row + 1], mask))
-            confidence, x0 = published(logits, 3.0, 0.95, 0, drawn[row, where], alg)
+            confidence, x0 = published(logits, 3.0, 0.95, 0, drawn[row, positions], alg)
             count = 8 // steps
             chosen = confidence.topk(count).indices
-            x[row, where[chosen]] = x0[chosen]
+            x[row, positions[chosen]] = x0[chosen]
     assert torch.equal(found, x)
 
 
 def test_the_setting_is_of_rules_that_read_confidences(model):
     settings = SamplerSettings(strategy="entropy", confidence="sampling", temperature=0.2)
     strategy = build_rule_decoder(settings, model)
-    assert isinstance(strategy.where, AsSampled) and strategy.where.what == strategy.what == TokenRule(0.2)
+    assert isinstance(strategy.rule, AsSampled) and strategy.rule.token_sampler == strategy.token_sampler == TokenRule(
+        0.2
+    )
     settings.strategy = "threshold"
-    assert build_rule_decoder(settings, model).where == AsSampled(UNMASKING_RULES["threshold"](0.9), strategy.what)
+    assert build_rule_decoder(settings, model).rule == AsSampled(
+        UNMASKING_RULES["threshold"](0.9), strategy.token_sampler
+    )
     settings.confidence = "model"
-    assert build_rule_decoder(settings, model).where == UNMASKING_RULES["threshold"](0.9)
+    assert build_rule_decoder(settings, model).rule == UNMASKING_RULES["threshold"](0.9)
     for name, confidence, message in (
         ("random", "sampling", "random reads none"),
         ("entropy", "mine", "'mine' is unknown"),
@@ -129,10 +135,10 @@ def test_the_setting_is_of_rules_that_read_confidences(model):
 
 def test_ends_that_are_written_last_stay_last(model):
     """Of the token that is drawn, as of the best one."""
-    canvas, what = canvases(model, 8), TokenRule(1.0)
+    canvas, token_sampler = canvases(model, 8), TokenRule(1.0)
     ends = tuple(range(0, 60))
     observation = UnmaskingEnvironment(model, DecodeOptions(4, last_tokens=ends)).reset(Prompts(canvas))
-    seen = replace(observation, environment=Sampled(observation, what, Draws(2)))
+    seen = replace(observation, environment=Sampled(observation, token_sampler, Draws(2)))
     readout = seen.read(observation.masked, 1)
     drawn = readout.top_tokens[..., 0][observation.masked]
     demoted = readout.top_log_probs[..., 0][observation.masked] < -1e3

@@ -123,17 +123,17 @@ def test_log_prob_sums_over_the_positions_asked_for_and_evaluates_no_row_that_as
     model = kind(4)
     canvas = torch.tensor([[4, 1, 4, 4, 0], [4, 4, 4, 4, 4], [4, 1, 4, 4, 0]])
     text = torch.tensor([[2, 3, 0, 1, 1], [0, 1, 2, 3, 0], [3, 3, 3, 3, 3]])
-    where = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
+    positions = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
     observation = UnmaskingEnvironment(model, DecodeOptions(3)).reset(Prompts(canvas))
-    log_prob = observation.log_prob(where, text)
+    log_prob = observation.log_prob(positions, text)
     dense = RandomLM(4).log_probs(canvas).gather(2, text.unsqueeze(2)).squeeze(2)
-    torch.testing.assert_close(log_prob, dense.masked_fill(~where, 0.0).sum(1))
+    torch.testing.assert_close(log_prob, dense.masked_fill(~positions, 0.0).sum(1))
     assert log_prob[1] == 0
     environment = observation.environment
     assert (
         environment.evaluations.tolist() == [1, 0, 1] and environment.rows_evaluated == 1
     )  # rows 0 and 2 are one canvas
-    assert torch.equal(observation.log_prob(torch.zeros_like(where), text), torch.zeros(3))
+    assert torch.equal(observation.log_prob(torch.zeros_like(positions), text), torch.zeros(3))
     assert environment.forwards == 1
 
 

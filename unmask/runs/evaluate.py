@@ -153,8 +153,8 @@ def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> lis
 
 def strategy_of(job: Job, arguments: EvaluationRequest) -> Strategy:
     """Return the rule or policy of a job, with its token sampler."""
-    rule, what = job.candidate.rule, TokenRule(arguments.token_temperature)
-    return Strategy(AsSampled(rule, what) if arguments.confidence == "sampling" else rule, what)
+    rule, token_sampler = job.candidate.rule, TokenRule(arguments.token_temperature)
+    return Strategy(AsSampled(rule, token_sampler) if arguments.confidence == "sampling" else rule, token_sampler)
 
 
 def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: EvaluationRequest) -> float:
