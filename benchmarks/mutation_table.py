@@ -95,7 +95,7 @@ SAMPLERS: dict[str, list[Row]] = {
         (".contiguous(), right=True)", ".contiguous())", PARTICLES + "the_dead_never_have_children"),
         ("left = expected - expected.floor()", "left = expected",
          PARTICLES + "a_particle_of_probability_w_has_k_w_children_on_average"),
-        ("torch.where(chosen, self.log_normaliser, self.log_z)", "self.log_normaliser",
+        ("torch.where(chosen, self.log_normalizer, self.log_z)", "self.log_normalizer",
          PARTICLES + "weights_estimate_z_across_resampling"),
     ],
     "samplers/guided.py": [

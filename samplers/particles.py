@@ -57,14 +57,14 @@ class Weights:
         return self.probability.square().sum(1).reciprocal().masked_fill(self.dead, 0.0)
 
     @property
-    def log_normaliser(self) -> Float64[Tensor, "filter"]:
+    def log_normalizer(self) -> Float64[Tensor, "filter"]:
         """Return the estimate of log Z. Its exponential is unbiased."""
         return self.log_z + self.log.logsumexp(1) - math.log(self.log.shape[1])
 
     def resampled(self, chosen: Bool[Tensor, "filter"]) -> Weights:
         """Reset the weights of the chosen filters to equal ones, and move their mean into `log_z`."""
         return Weights(
-            self.log.masked_fill(chosen.unsqueeze(1), 0.0), torch.where(chosen, self.log_normaliser, self.log_z)
+            self.log.masked_fill(chosen.unsqueeze(1), 0.0), torch.where(chosen, self.log_normalizer, self.log_z)
         )
 
     def check(self, step: int) -> None:

@@ -144,13 +144,13 @@ class Diagnostics:
     """A collector of the effective sample size and of the number of particles that have children, per step."""
 
     effective: list[Float64[Tensor, "filter"]] = field(default_factory=list)
-    log_normaliser: list[Float64[Tensor, "filter"]] = field(default_factory=list)
+    log_normalizer: list[Float64[Tensor, "filter"]] = field(default_factory=list)
     resampled: list[Bool[Tensor, "filter"]] = field(default_factory=list)
     parents: list[Int[Tensor, "filter"]] = field(default_factory=list)
 
     def __call__(self, step: FilterStep) -> None:
         self.effective.append(step.weights.effective)
-        self.log_normaliser.append(step.weights.log_normaliser)
+        self.log_normalizer.append(step.weights.log_normalizer)
         self.resampled.append(step.resampled)
         ordered = step.ancestors.sort(1).values
         self.parents.append(1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1))
@@ -170,7 +170,7 @@ class Particles:
 
     @property
     def log_z(self) -> Float64[Tensor, "filter"]:
-        return self.weights.log_normaliser
+        return self.weights.log_normalizer
 
     @property
     def dead(self) -> Bool[Tensor, "filter"]:

@@ -49,14 +49,14 @@ def test_the_dead_never_have_children(log, uniform, name):
 
 def test_weights_estimate_z_across_resampling():
     before = weights([0.0, math.log(3)], [-math.inf, math.log(4)])
-    assert torch.allclose(before.log_normaliser.exp(), torch.tensor([2.0, 2.0], dtype=torch.float64))
+    assert torch.allclose(before.log_normalizer.exp(), torch.tensor([2.0, 2.0], dtype=torch.float64))
     after = before.resampled(torch.tensor([True, False]))
     assert torch.equal(after.log[0], torch.zeros(2, dtype=torch.float64))
     assert torch.equal(after.log[1], before.log[1])
-    assert torch.allclose(after.log_normaliser, before.log_normaliser)
+    assert torch.allclose(after.log_normalizer, before.log_normalizer)
     again = after.times(torch.tensor([[math.log(5), math.log(5)], [torch.nan, 0.0]], dtype=torch.float64))
     assert torch.allclose(
-        again.log_normaliser.exp(), torch.tensor([10.0, 2.0], dtype=torch.float64)
+        again.log_normalizer.exp(), torch.tensor([10.0, 2.0], dtype=torch.float64)
     )  # the dead stay dead
     assert torch.equal(before.effective, torch.tensor([1.6, 1.0], dtype=torch.float64))
 
@@ -65,7 +65,7 @@ def test_a_dead_filter_is_worth_nothing_and_changes_no_other():
     both = weights([0.0, math.log(3)], [-math.inf, -math.inf])
     both.check(3)
     assert both.dead.tolist() == [False, True]
-    assert both.log_normaliser.exp().tolist() == pytest.approx([2, 0]) and both.effective.tolist() == [1.6, 0]
+    assert both.log_normalizer.exp().tolist() == pytest.approx([2, 0]) and both.effective.tolist() == [1.6, 0]
     assert both.probability.tolist() == [pytest.approx([0.25, 0.75]), [0.5, 0.5]]
     assert due(weights([0.0, -9.0, -9.0], [-math.inf] * 3), "ess").tolist() == [True, False]
     assert due(both, "every").tolist() == [True, False]

@@ -300,7 +300,7 @@ def test_optimal_twists_leave_no_variance(kind):
     )
     assert (found.log_z - truth).abs().max() < 1e-12
     assert (torch.stack(seen.effective) - 3).abs().max() < 1e-12
-    assert (seen.log_normaliser[0] - truth).abs().max() < 1e-12  # w_1 = Z, and 1 from then on
+    assert (seen.log_normalizer[0] - truth).abs().max() < 1e-12  # w_1 = Z, and 1 from then on
 
 
 def test_base_positions_are_optimal_for_the_conditionals_of_one_joint_alone():
