@@ -26,7 +26,7 @@ from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.network import TwistModel
 from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
-from twist.paths import canvases, path_densities, path_log_psi, picks, reordered
+from twist.paths import canvases, path_densities, path_log_psi, step_orders, reordered
 from twist.settings import TwistTrainingSettings
 from twist.source import Source, collect_posterior
 from twist.targets import ClassTarget
@@ -107,7 +107,7 @@ def test_states_of_a_path():
     path = Trajectories(torch.tensor([[7, 1, 2, 3]]), torch.tensor([[-1, 2, 0, 1]]))
     assert canvases(path, 9, 0, 3).tolist() == [[7, 9, 9, 9], [7, 9, 2, 9], [7, 9, 2, 3]]
     assert canvases(path, 9, 1, 3).tolist() == [[7, 9, 2, 9], [7, 9, 2, 3]]
-    assert picks(path, 3).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    assert step_orders(path, 3).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
