@@ -26,7 +26,7 @@ from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.network import TwistModel
 from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
-from twist.paths import canvases, path_densities, path_log_psi, step_orders, reordered
+from twist.paths import canvases, path_densities, path_log_psi, reordered, step_orders
 from twist.settings import TwistTrainingSettings
 from twist.source import Source, collect_posterior
 from twist.targets import ClassTarget
