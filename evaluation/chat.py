@@ -31,7 +31,8 @@ class JudgeUnreachable(Exception):
 
 @dataclass
 class Judgement:
-    """One pair in one order. blue: place of blue's answer, 1 or 2; told: the reply; scores: None if the reply has none."""
+    """One pair in one order. blue: place of blue's answer, 1 or 2; told: text of the reply; scores: None if the reply has
+    none."""
 
     row: int
     blue: int

@@ -1,13 +1,8 @@
-"""Two evaluations of the same questions against each other: is the difference more than chance?
+"""Compare two evaluations of the same questions, for `unmask compare` and `unmask.compare`.
 
-    python -m unmask compare DIR_A DIR_B
-
-Each DIR is one that unmask evaluate wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
-generations. For each data set that both hold: the difference of accuracy and of evaluations (A - B) with a 95 % paired bootstrap
-interval over questions, seeds averaged; and McNemar's exact test (1947; two-sided): of the questions that only one of them got
-right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often,
-in as many seeds as both have: a mean over more seeds than the other's differs from it without being worse.
-Prints a table, then one line of JSON.
+Accuracies and network evaluations are compared question by question, averaged over seeds, with paired bootstrap intervals and
+McNemar's exact test (1947). With several seeds a question counts for the evaluation that answered it right more often, over as
+many seeds as both evaluations have.
 """
 
 from __future__ import annotations

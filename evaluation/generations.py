@@ -1,8 +1,8 @@
-"""The files of one evaluation: a line of JSON a sample, so that an evaluation that was killed goes on where it stopped.
+"""The files of one evaluation: one line of JSON per sample, so that a killed evaluation can be resumed.
 
-DIR/settings.json               what decides the samples; an evaluation of other settings is refused there
-DIR/generations.jsonl           a line a sample; by question once all are there
-DIR/generations.rankN.jsonl     the lines of one of several processes, until the first one merges them
+DIR/settings.json settings that decide the samples; an evaluation with other settings is refused in DIR DIR/generations.jsonl one
+line per sample, sorted by question at the end DIR/generations.rankN.jsonl lines of process N; the first process merges them at
+the end
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def shard(directory: Path, group: Processes) -> Path:
 
 
 def merge(directory: Path) -> list[dict]:
-    """Merge everything into generations.jsonl, by question, and return the records. A kill at any moment loses nothing."""
+    """Merge all lines into generations.jsonl, sorted by question, and return the records. A kill at any moment loses none."""
     records = read_records(directory)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(directory / "generations.jsonl", lines, durable=True)

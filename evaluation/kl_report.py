@@ -98,7 +98,8 @@ def gap_of(bounds: dict) -> float:
 
 
 def known_to(bounds: dict) -> float:
-    """Return the uncertainty of log Z for the midpoint of two bounds: half of the gap, and the midpoint's interval.
+    """Return the uncertainty of log Z if it is the midpoint of two bounds: half of their gap, and half of the midpoint's
+    interval.
 
     Older records have only the bounds' interval, over the same repetitions.
     """

@@ -21,7 +21,7 @@ PAGE = Path(__file__).with_name("replay.html")
 
 @runtime_checkable
 class Replayable(Protocol):
-    """What of `Samples` the page needs."""
+    """The attributes of `Samples` that the page needs."""
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
@@ -91,7 +91,7 @@ def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
 
 
 def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
-    """Of each row the tokens by their place in "texts" (null: never written) and the step of each (-1: given)."""
+    """Return for each row its tokens, as indices into "texts" (null: still masked), and the decoding step of each (-1: given)."""
     unmasked_at = samples.unmasked_at.masked_fill(samples.prompt, -1).tolist()
     rows = zip(samples.tokens.tolist(), unmasked_at, _filled(samples).tolist(), strict=True)
     return [

@@ -1,4 +1,4 @@
-"""What an evaluation on questions is asked for: the flags of `evaluate`, each with its default."""
+"""Settings of an evaluation on questions: the flags of `evaluate` with their defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from evaluation.names import ALIASES
 
 @dataclass
 class EvaluationRequest:
-    """Exactly one of run, policy_path and strategy says what is evaluated; flags of lists are texts such as "0.5,0.9".
+    """Settings of `evaluate`. Exactly one of run, policy_path and strategy names what is evaluated. Lists are texts such as
+    "0.5,0.9".
 
     `python -m unmask evaluate --help` describes each field.
     """
@@ -53,7 +54,7 @@ class EvaluationRequest:
 
     @property
     def rule(self) -> str | None:
-        """Our name of the unmasking rule, which may be given by a published one; None: a policy."""
+        """Return Unmask's name of the unmasking rule, which may have been given by a published name; None for a policy."""
         return None if self.strategy is None else ALIASES.get(self.strategy, self.strategy)
 
 

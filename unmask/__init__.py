@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, imported now."""
+    """Import and return a public name at its first use."""
     if name not in MODULES:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}; it has {', '.join(MODULES)}")
     value = getattr(import_module(MODULES[name]), name)

@@ -89,12 +89,12 @@ POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
 def read_settings(cls: type[S], config: DictConfig) -> S:
-    """The settings of a command. ValueError, before any work, for values that no run could have."""
+    """Return the settings of a command. ValueError, before any work, for values that cannot run."""
     return checked(cls, resolved(config))
 
 
 def started(cls: type[S], config: DictConfig, overrides: list[str]) -> tuple[S, DictConfig]:
-    """The settings of a training command, and its configuration, with a warm-up that the run outlasts.
+    """Return the settings of a training command, and its configuration with a warm-up that is shorter than the run.
 
     Raises:
         ValueError: for values that no run could have, before any work.
@@ -105,7 +105,7 @@ def started(cls: type[S], config: DictConfig, overrides: list[str]) -> tuple[S, 
 
 
 def check_epochs(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse training.epochs on a command line where training.n_iters, of an experiment say, decides how long a run is."""
+    """Refuse training.epochs on a command line if training.n_iters (of an experiment, for example) sets the length of the run."""
     asked = [word for word in overrides if word.lstrip("+").startswith("training.epochs=")]
     if asked and not config.resume and config.training.n_iters is not None:
         raise ValueError(
@@ -115,7 +115,7 @@ def check_epochs(config: DictConfig, overrides: list[str]) -> None:
 
 
 def updates_of(config: DictConfig) -> int | None:
-    """The updates of a run by its configuration; None where its data decide how many there are."""
+    """Return the number of updates of a run by its configuration; None if the data decide it."""
     training = config.training
     if "updates_per_epoch" in training:
         return 2**training.epochs if training.schedule == "exp2" else training.epochs * training.updates_per_epoch
@@ -125,14 +125,14 @@ def updates_of(config: DictConfig) -> int | None:
 
 
 def with_fitting_warmup(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration with a warm-up that the run outlasts.
+    """Return the configuration with a warm-up that is shorter than the run.
 
-    A warm-up on the command line stays, or is refused. One of an experiment or a default is made for the length beside it: where
-    the command line leaves a run of less than five times the warm-up, it becomes a twentieth of the run, and a line on stderr
-    says so.
+    A warm-up on the command line is kept or refused. A warm-up of an experiment or a default belongs to the length of that
+    experiment. If the command line shortens the run to less than five times the warm-up, the warm-up becomes a twentieth of the
+    run, and a line on stderr reports it.
 
     Raises:
-        ValueError: a warm-up on the command line that the run does not outlast.
+        ValueError: a warm-up on the command line is not shorter than the run.
     """
     updates, warmup = updates_of(config), config.optim.warmup
     if config.resume or not updates or not warmup:
@@ -175,8 +175,8 @@ def build_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyNetwo
 
 
 def network_arguments(config: PolicyTrainingSettings, model: MaskedLM) -> dict[str, Any]:
-    """The arguments of a new policy network: its settings, and what the model and the algorithm add. ValueError for null where
-    the model does not decide."""
+    """Return the arguments of a new policy network: its settings, and the values that depend on the model and the algorithm.
+    ValueError for a null that the model does not determine."""
     given = config.policy
     settings = asdict(given)
     kind = settings.pop("policy_type")
@@ -329,7 +329,7 @@ def build_reward(
     group: Processes,
     given: TextReward | None = None,
 ) -> Reward:
-    """The reward of a configuration.
+    """Return the reward of a configuration.
 
     reward.name: puzzle (Sudoku solved, times a speed factor), right (functions of whether the answer is right), likelihood (under
     a causal judge on the same tokens), learned (rewards/models.py), latex (validity of formulas), bound.

@@ -1,18 +1,20 @@
-"""lm-evaluation-harness with our models: its own command line, with `unmask` among its models.
+"""lm-evaluation-harness with the models of Unmask: the command line of the harness, with the additional model `unmask`.
 
     python -m unmask.lm_eval --model unmask --model_args path=example/stories,strategy=confidence,steps=16 --tasks TASK
 
---model_args: path (all that load_model takes), dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
-block_length, cache, policy.path, policy.action, ...); samples, seed: of the likelihood bound;
-record=FILE: a line of JSON for each log-likelihood, with its standard error.
+--model_args: path (all that load_model takes) and dtype; every key of configs/sampler/default.yaml (strategy, steps, threshold,
+block_length, cache, policy.path, policy.action, ...); samples and seed of the likelihood bound; record=FILE, which gets a line of
+JSON for each log-likelihood with its standard error.
 
-* generate_until decodes by the strategy, one position a step unless steps= is given; text ends before the first stop string and
-  before the first end of sequence or of turn. Temperature: that of --model_args, else the task's.
-* loglikelihood, loglikelihood_rolling: exact for causal models, else a lower bound by Monte Carlo (evaluation/likelihood.py).
-  guidance=W is classifier-free guidance by the context, as LLaDA scores multiple choice (cfg=0.5): a score, no bound.
-  Bounds are looser or tighter from text to text: they rank choices only as well as the standard error and that slack allow.
-* is_greedy: whether decoding by the strategy at temperature 0, without blocks, writes exactly this text (the most likely next
-  tokens, for a causal model). It is what `acc` of LAMBADA and exact match of multiple choice read; greedy=false leaves it out.
+* generate_until decodes by the strategy, one position per step unless steps= is given. The text ends before the first stop string
+  and before the first end of sequence or of turn. The temperature is that of --model_args, otherwise that of the task.
+* loglikelihood and loglikelihood_rolling are exact for causal models, otherwise a Monte Carlo lower bound
+  (evaluation/likelihood.py). guidance=W is classifier-free guidance by the context, as LLaDA scores multiple choice (cfg=0.5).
+  The result is then a score and not a bound. The slack of the bound differs between texts, so bounds rank choices only up to this
+  slack and the standard error.
+* is_greedy states whether decoding by the strategy at temperature 0, without blocks, generates exactly this text (for a causal
+  model: whether its tokens are the most probable ones). `acc` of LAMBADA and exact match of multiple choice use it;
+  greedy=false skips it.
 
 What differs from the harness's own `hf`: a causal model always has its start token in front (`add_bos_token=True` there).
 """
@@ -63,13 +65,15 @@ RENDERED = "\U0010efff"  # in front of a text that the chat template made; priva
 
 
 def rows_of(batch_size: int | str) -> int:
-    """Return the number of rows of a batch; 32 for `auto`, which asks for as many as fit: memory is bounded in any case."""
+    """Return the number of rows of a batch. `auto` requests as many as fit into memory; it gives 32, because memory is bounded
+    in any case."""
     return int(batch_size) if isinstance(batch_size, int) or batch_size.isdigit() else 32
 
 
 @register_model("unmask")
 class UnmaskLM(TemplateLM):
-    """See the module. Every request's likelihood, with its standard error, is kept in `likelihoods`."""
+    """The model class of the harness (see the module). `likelihoods` keeps the likelihood of every request with its standard
+    error."""
 
     def __init__(
         self, path: str = "example/stories", dtype: str = "float32", device: str | None = None, batch_size: int | str = 32,
@@ -115,8 +119,8 @@ class UnmaskLM(TemplateLM):
         return self.model.model_id.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages in the tokenizer's chat template, behind `RENDERED`; names of special tokens in a message are hidden
-        (dlm/encoding.py), so that they stay text."""
+        """Return the messages in the tokenizer's chat template, behind the marker `RENDERED`. Names of special tokens in a
+        message are escaped (dlm/encoding.py), so that they stay text."""
         messages = [{**turn, "content": hidden_names(self.tokenizer, turn["content"])} for turn in chat_history]
         return RENDERED + self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt,
@@ -124,8 +128,8 @@ class UnmaskLM(TemplateLM):
         )  # fmt: skip
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text, or of what `apply_chat_template` returned, where the template alone writes special tokens. None stands
-        in front: the model adds its own start token.
+        """Return the ids of a text, or of a result of `apply_chat_template`, in which only the template yields special tokens. No
+        start token is added: the model adds its own.
 
         Raises:
             ValueError: the text holds the mask as a word of the vocabulary, or a token past the vocabulary.
@@ -138,7 +142,7 @@ class UnmaskLM(TemplateLM):
         return tokens
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness does; a continuation behind a rendered context stays text."""
+        """Encode context and continuation as the harness does. A continuation behind a chat template stays plain text."""
         is_rendered = context.startswith(RENDERED)
         return super()._encode_pair(
             context, hidden_names(self.tokenizer, continuation) if is_rendered else continuation
@@ -176,7 +180,8 @@ class UnmaskLM(TemplateLM):
         return log_likelihoods(self.model, texts, self.samples, self.seed, batch, guidance)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """A long text in windows of the model's length, one token of context each, the last with as much as there is room for."""
+        """Return the log-likelihood of each text. A long text is split into windows of the model's length with one token of
+        context each; the last window has as much context as there is room for."""
         texts, owner = [], []
         for number, (text,) in enumerate(arguments_of(requests)):
             tokens = self.tok_encode(text)
@@ -193,7 +198,7 @@ class UnmaskLM(TemplateLM):
         return sums
 
     def writes(self, texts: list[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether the strategy at temperature 0 writes each continuation behind its context."""
+        """Return whether the strategy at temperature 0 generates each continuation behind its context."""
         out = [True] * len(texts)
         by_length: dict[int, list[int]] = {}
         for number, (_, continuation) in enumerate(texts):
@@ -219,7 +224,7 @@ class UnmaskLM(TemplateLM):
             append_line(self.record, json.dumps(line, ensure_ascii=False))
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results."""
+        """Return the fields that the harness writes beside its results."""
         errors = [one.standard_error for one in self.likelihoods]
         info = {"model_id": self.model.model_id, "sampler": OmegaConf.to_container(self.config.sampler)}
         if not errors:
@@ -262,8 +267,8 @@ class UnmaskLM(TemplateLM):
         return out
 
     def _length(self, asked: int, context: int) -> int:
-        """Positions to write, in whole blocks: what the task asks for where it fits behind the context; of a long context the
-        left is cut off, so that half of the model is left to write."""
+        """Return the number of positions to generate, in whole blocks: the number that the task requests if it fits behind the
+        context. A long context loses its beginning, so that half of the model's length remains."""
         block = self.config.sampler.block_length or 1
         most = max(self.max_length - context, self.max_length // 2, block) // block * block
         return min(-(-asked // block) * block, most)
@@ -280,7 +285,8 @@ class UnmaskLM(TemplateLM):
     def _decode(
         self, prompts: Prompts, length: int, temperature: float, rows: list[int], blocks: bool = True
     ) -> Samples:
-        """By the strategy; rows: the requests' numbers, so that a request's draws do not hang on its batch."""
+        """Decode canvases by the strategy. rows: numbers of the requests, which make the random draws independent of the
+        batch."""
         prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
         options = self._decoding(length, blocks).options(self.model)
         rule, sampler = self.strategy.rule, replace(self.strategy.token_sampler, temperature=temperature)
@@ -289,14 +295,14 @@ class UnmaskLM(TemplateLM):
 
 
 def sampler_override(key: str, value: Any) -> str:
-    """One of --model_args as an override of configs/sampler/default.yaml. Text is taken as it is, whatever it holds."""
+    """Return one of --model_args as an override of configs/sampler/default.yaml. Text is taken literally."""
     if value is None or value == "null":
         return f"sampler.{key}=null"
     return override(f"sampler.{key}", value) if isinstance(value, str) else f"sampler.{key}={value}"
 
 
 def arguments_of(requests: list[Instance]) -> list[tuple[Any, ...]]:
-    """(context, continuation), (text,), or (context, settings of generation) of each request."""
+    """Return the arguments of each request: (context, continuation), (text,), or (context, settings of generation)."""
     return [tuple(request.args) for request in requests]
 
 

@@ -1,4 +1,4 @@
-"""The page docs/reference/settings.md, from the dataclasses of settings: `python -m unmask.reference` writes it."""
+"""Write docs/reference/settings.md from the dataclasses of settings: `python -m unmask.reference`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ generated from the dataclasses of settings by `python -m unmask.reference`.
 
 
 def row(key: str, entry: Field[Any], default: Any) -> str:
-    """One row of a table: key, default, allowed values, help."""
+    """Return one row of a table: key, default, allowed values, help."""
     cells = (f"`{key}`", f"`{shown(default)}`", entry.metadata["range"].allowed, entry.metadata["help"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -38,12 +38,12 @@ def rows(cls: type[Settings], prefix: str = "", changed: dict[str, Any] | None =
 
 
 def table(cls: type[Settings], prefix: str = "") -> list[str]:
-    """A table of the values of a class."""
+    """Return a table of the values of a class."""
     return ["", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |", *rows(cls, prefix)]
 
 
 def page() -> str:
-    """The text of the page: a section for each command, then one for each kind of a group of files."""
+    """Return the text of the page: a section for each command, then one for each kind of a group of files."""
     lines, groups = [BEGINNING.rstrip()], {}
     for name, cls in COMMANDS.items():
         lines += ["", f"## {name.replace('_', '-')}", *table(cls)]

@@ -82,7 +82,7 @@ class SampleSettings(Settings):
 
 @dataclass
 class PromptFileSettings(Settings):
-    """The prompts of guide."""
+    """Settings of guide for its prompts."""
 
     file: str = setting(REQUIRED, NAME, 'tldr, hh, or JSONL with a line {"prompt":, "label":} for each prompt')
     count: int | None = setting(None, Maybe(COUNT), "prompts; null: all")
@@ -103,14 +103,14 @@ class NamedRewards(Settings):
 
 @dataclass
 class MethodSettings(SamplerSettings):
-    """What one method of guide sets: keys of a decoder, and the model."""
+    """Settings of one method of guide: keys of a decoder, and the model."""
 
     path: str | None = setting(None, Maybe(NAME), "another model than dlm.path")
 
 
 @dataclass
 class GuideRunSettings(Settings):
-    """Settings of guide, without its methods: any name -> keys of configs/sampler/default.yaml."""
+    """Settings of guide without `methods`, a mapping of any name to keys of configs/sampler/default.yaml."""
 
     out: str = setting(REQUIRED, NAME, "directory; a run that was killed continues where it stopped")
     seed: int = setting(0, SEED, "of all random numbers")
@@ -137,7 +137,8 @@ S = TypeVar("S", bound=Settings)
 
 
 def ranges_of(name: str) -> dict[str, list[Range]]:
-    """The ranges of every key of the configuration `name` (train_dlm, sample, ...); several of a key that kinds share."""
+    """Return the ranges of every key of the configuration `name` (train_dlm, sample, ...). A key that several kinds share has
+    several."""
     found: dict[str, list[Range]] = {}
     for key, entry in leaves(COMMANDS[name]):
         found.setdefault(key, []).append(entry.metadata["range"])
@@ -145,7 +146,7 @@ def ranges_of(name: str) -> dict[str, list[Range]]:
 
 
 def checked(cls: type[S], values: Mapping[str, Any]) -> S:
-    """The settings of a command, refused before any work where no run could have them.
+    """Return the settings of a command. Settings that cannot run are refused before any work.
 
     Args:
         values: the configuration as nested dictionaries. Keys that the command does not read are left out.
@@ -166,7 +167,7 @@ def checked(cls: type[S], values: Mapping[str, Any]) -> S:
 
 
 def check_wandb(mode: str | None) -> None:
-    """Refuse to log online where no key is at hand: wandb would ask for one in the middle of the run, or fail."""
+    """Refuse to log online without an API key: wandb would request one in the middle of the run, or fail."""
     if mode != "online" or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
         return
     file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))

@@ -1,4 +1,4 @@
-"""What the training functions return."""
+"""The result of the training functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True, repr=False)
 class Trained(Generic[T]):
-    """A finished training run. Functions of `unmask` take it in place of its result.
+    """A finished training run. The functions of `unmask` accept it in place of its result.
 
     directory: of the run, with checkpoints, metrics and curves; result: the policy, model, reward or twist.
     """
@@ -24,7 +24,7 @@ class Trained(Generic[T]):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, in order."""
+        """Return the lines of metrics.jsonl, in order."""
         return [json.loads(line) for line in (self.directory / METRICS).read_text(encoding="utf-8").splitlines()]
 
     def __repr__(self) -> str:
@@ -38,6 +38,6 @@ class Trained(Generic[T]):
 
 
 def result_of(value: V | Trained[V]) -> V:
-    """The result of a finished run; any other object as it is."""
+    """Return the result of a finished run; any other object is returned unchanged."""
     result: Any = value.result if isinstance(value, Trained) else value
     return result

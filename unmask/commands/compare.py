@@ -1,13 +1,17 @@
-"""Two evaluations of the same questions against each other: is the difference more than chance?
+"""Compare two evaluations of the same questions: is their difference larger than chance?
 
     python -m unmask compare DIR_A DIR_B
 
-Each DIR is one that unmask evaluate wrote (--save_path, where it holds one rule; else --save_path/NAME), or one directory of
-generations. For each data set that both hold: the difference of accuracy and of evaluations (A - B) with a 95 % paired bootstrap
-interval over questions, seeds averaged; and McNemar's exact test (1947; two-sided): of the questions that only one of them got
-right, as many fall to each side if neither is better. With several seeds a question counts for the one that was right more often,
-in as many seeds as both have: a mean over more seeds than the other's differs from it without being worse.
-Prints a table, then one line of JSON.
+Each DIR is a directory that unmask evaluate wrote: --save_path if it holds one rule, otherwise --save_path/NAME, or one directory
+of generations. For each data set in both, the command prints a table and one line of JSON with:
+
+* the differences of accuracy and of network evaluations (A - B), averaged over seeds, with a 95 % paired bootstrap interval over
+  questions;
+* the p-value of McNemar's exact two-sided test (1947). The test uses the questions that only A or only B answered right. If A and
+  B are equally good, the two numbers are equal on average.
+
+With several seeds a question counts for the evaluation that answered it right more often. Both evaluations then contribute the
+same number of seeds, because a mean over more seeds differs from one over fewer seeds without being better.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from training.interrupt import imported
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,13 @@
-"""The whole main job, small: learn where to unmask, sample, compare, look.
+"""Train a policy, sample, and compare it with rules, in some minutes on a CPU.
 
     ./demo [--out output/demo] [--iterations 300] [--puzzles 200] [--stories 16]
 
-1. Trains an unmasking policy on the shipped Sudoku backbone, from random weights: which of the backbone's best tokens are right.
-2. Solves held-out puzzles and 3. writes stories with direct, confidence, threshold, dilated (which learns nothing) and policy.
-Prints one table of quality and cost; writes a Pareto plot, the samples, and an HTML page that replays the unmasking step by step.
+1. Train an unmasking policy from random weights on the shipped Sudoku model. It learns which of the model's best tokens are
+right. 2. Solve held-out puzzles with direct, confidence, threshold, dilated (which has no training) and the policy. 3. Generate
+stories with the same rules and a shipped policy.
+
+The command prints one table of quality and cost. It writes a Pareto plot, the samples, and HTML pages that replay the decoding
+step by step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from training.ranges import ROWS
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -8,9 +8,10 @@
     python -m unmask evaluate --task pairwise --help    two files of answers, by a judge
     python -m unmask evaluate --task text --help        texts by rules and policies, by a judge
 
-One line of DIR/NAME/generations.jsonl a sample, written as it finishes: an evaluation that was killed goes on where it
-stopped. At the end DIR has detailed_results.csv (a row a rule, data set and seed), summary_statistics.csv (mean, std, min, max of
-seeds), pareto.png. Ends with status 1 where every evaluation failed. What is not said is taken from the run's configuration.
+DIR/NAME/generations.jsonl gets one line per sample when the sample is finished, so that a killed evaluation can be resumed by the
+same command. At the end DIR has detailed_results.csv (one row per rule, data set and seed), summary_statistics.csv (mean,
+standard deviation, minimum and maximum over seeds) and pareto.png. The exit status is 1 if every evaluation failed. Flags that
+are not given have the values of the run's configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from training.ranges import ROWS, Number, Whole
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +130,7 @@ answer and a column a method.
 
 
 def reward_parser() -> argparse.ArgumentParser:
-    """Flags of --task reward."""
+    """Return the parser of --task reward."""
     made = argparse.ArgumentParser(
         prog="python -m unmask evaluate --task reward",
         description=REWARD,
@@ -167,7 +168,7 @@ published script draws one).
 
 
 def pairwise_parser() -> argparse.ArgumentParser:
-    """Flags of --task pairwise."""
+    """Return the parser of --task pairwise."""
     made = argparse.ArgumentParser(
         prog="python -m unmask evaluate --task pairwise",
         description=PAIRWISE,
@@ -186,7 +187,7 @@ def pairwise_parser() -> argparse.ArgumentParser:
 
 
 def request(arguments: Sequence[str]) -> EvaluationRequest:
-    """What the flags ask for."""
+    """Return the settings of the evaluation that the flags describe."""
     return EvaluationRequest(**vars(parser().parse_args(arguments)))
 
 
@@ -203,7 +204,7 @@ says nothing without the entropy beside it: repeated text has a low perplexity.
 
 
 def text_parser() -> argparse.ArgumentParser:
-    """Flags of --task text."""
+    """Return the parser of --task text."""
     made = argparse.ArgumentParser(
         prog="python -m unmask evaluate --task text",
         description=TEXT,
@@ -249,7 +250,7 @@ TASKS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate what the command line asks for; returns the exit status."""
+    """Evaluate with the flags of the command line; return the exit status."""
     if list(arguments[:1]) != ["--task"]:
         asked = request(arguments)  # --help and malformed values end here, before seconds of imports
         return imported("unmask.runs.evaluate").run(asked)

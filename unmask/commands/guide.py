@@ -1,11 +1,14 @@
-"""Decode every prompt of a file with every method, guided by rewards or not.
+"""Decode every prompt of a file with every method, guided by a reward or not.
 
     python -m unmask guide experiment=pargs_smollm2_decode out=output/guide
     python -m unmask guide dlm=stories prompts.file=prompts.jsonl out=DIR rewards.full=RUN rewards.partial=RUN sampler.steps=16
 
-DIR has generation_METHOD.json ([{"prompt", "result"}]) of each method, rewards.csv (a row a prompt, a column a method: reward
-under the selector) and costs.csv (a row a method: evaluations and reward rows a token, seconds). One line of
-DIR/METHOD/generations.jsonl a prompt, written as its batch finishes: what was killed goes on where it stopped.
+DIR gets these files:
+
+* generation_METHOD.json of each method: [{"prompt", "result"}];
+* rewards.csv: the reward under the selector, one row per prompt and one column per method;
+* costs.csv: network evaluations and reward rows per token, and seconds, one row per method;
+* METHOD/generations.jsonl: one line per prompt, written when its batch is finished. A killed command continues after these lines.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Make a corpus of LaTeX formulas with descriptions to learn from; offline and without end (data/formulas.py).
+"""Make a corpus of LaTeX formulas with descriptions for training; offline and of any size (data/formulas.py).
 
     python -m unmask make-formulas --rows 50000 --out output/formulas
     python -m unmask make-formulas --rows 50000 --out output/formulas --broken 0.3 --seed 1
 
-Writes train.jsonl and valid.jsonl, a {"question", "answer"} a line. `--broken` is the share of answers that are no valid
-formulas, so that there is something left to learn by reward. The same seed gives the same rows,
-and more of them begin with the same ones.
+The command writes train.jsonl and valid.jsonl, one {"question", "answer"} per line. `--broken` is the share of answers that are
+invalid formulas, so that a reward has something to improve. The same seed gives the same rows, and a larger corpus begins with
+the rows of a smaller one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.ranges import Number, Whole
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask make-formulas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,6 +32,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the formulas that the command line asks for."""
+    """Write the formulas with the settings of the command line."""
     given = parser().parse_args(arguments)
     imported("unmask.runs.make_formulas").run(given)

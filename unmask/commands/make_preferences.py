@@ -1,12 +1,13 @@
-"""Make preference pairs whose truth is known: continuations of plain prompts by a language model, ranked by a reward.
+"""Make preference pairs with a known ground truth: continuations of prompts by a language model, ranked by a reward.
 
     python -m unmask make-preferences --prefer vader --out output/preferences
     python -m unmask make-preferences --model smollm2 --prefer brevity --count 200 --out output/short
 
-A prompt is the beginning of a story; the model (causal or masked) writes `--samples` continuations of it, of which the best is
-preferred to the worst, the second best to the second worst, and so on. Pairs of equal texts, or scores, are dropped and
-counted. DIR/train.jsonl, judge.jsonl (for a held-out judge) and valid.jsonl are of different prompts; a line of JSON each:
-{"prompt", "chosen", "rejected", and of both _score, and _ends: whether it came to its end}. The same command writes the same.
+A prompt is the beginning of a story. The model (causal or masked) generates `--samples` continuations. The best is preferred to
+the worst, the second best to the second worst, and so on. Pairs of equal texts or equal scores are dropped and counted.
+DIR/train.jsonl, judge.jsonl (for a held-out judge) and valid.jsonl have different prompts. A line is JSON with "prompt",
+"chosen", "rejected", and for both answers their score (_score) and whether the text reached its end (_ends). The same command
+writes the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from training.ranges import ROWS, Number, Whole
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask make-preferences", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,6 +48,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the preferences that the command line asks for."""
+    """Write the preferences with the settings of the command line."""
     given = parser().parse_args(arguments)
     imported("unmask.runs.make_preferences").run(given)

@@ -1,12 +1,12 @@
-"""Make a corpus of short children's stories by sampling a causal language model; the shipped `data/stories` came from it.
+"""Make a corpus of short children's stories by sampling a causal language model, as for the shipped `data/stories`.
 
     python -m unmask make-stories --count 3000 --out stories.jsonl.gz
     python -m unmask make-stories --split stories.jsonl.gz --out data/stories
 
-The first command samples stories from SmolLM2-135M-Instruct (or `--model`) at temperature 0.6 and top-p 0.9, cuts each at
-its last full sentence, drops the repetitive ones and appends {prompt, text} line by line: started again with the same
-`--out` it goes on where it stopped. The second holds out every twelfth story or so, chosen by a hash of the text, and
-writes train.jsonl.gz and valid.jsonl.gz.
+The first command samples stories from SmolLM2-135M-Instruct (or `--model`) at temperature 0.6 and top-p 0.9. It cuts each story
+at its last full sentence, drops repetitive stories, and appends {prompt, text} line by line. With the same `--out` it continues
+where it stopped. The second command holds out about one story in twelve, chosen by a hash of the text, and writes train.jsonl.gz
+and valid.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.ranges import ROWS, Whole
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask make-stories", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Any-order zero-shot perplexity of a model on held-out text: exp of the bound on -log p, per token.
+"""Compute the zero-shot perplexity of a model on held-out text: exp of the bound on -log p per token.
 
     python -m unmask perplexity --model JingyangOu/radd-t-dce --data wikitext2 lambada ptb wikitext103 lm1b
     python -m unmask perplexity --model example/stories --data stories
 
-Masked models: Monte Carlo of the lambda-DCE bound with `--noises` low-discrepancy mask rates a row, with its standard error over
-rows; causal models: exact. A figure that is not a finite number (the error of a single row, say) is null. Text is packed into
-rows of the model's length, as in RADD's zero-shot table.
+For masked models the value is a Monte Carlo estimate of the lambda-DCE bound with `--noises` low-discrepancy mask rates per row,
+and its standard error over rows. For causal models it is exact. A value that is not a finite number (the standard error of a
+single row, for example) is null. Text is packed into rows of the model's length, as in RADD's zero-shot table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.ranges import ROWS, Whole
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask perplexity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

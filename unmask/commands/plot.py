@@ -1,9 +1,9 @@
-"""Draw the curves of training runs together: loss, reward, network evaluations (NFE) and the figures of the evaluations.
+"""Draw the curves of training runs together: loss, reward, network evaluations (NFE) and the values of the evaluations.
 
     python -m unmask plot output/2026.01.31/120000
     python -m unmask plot RUN OTHER_RUN --out comparison.png
 
-The picture is a PNG. A run has a colour; thin lines are training data, lines with dots are held-out data.
+The command writes a PNG. Each run has one colour. Thin lines are training data, lines with dots are held-out data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.curves import CURVES, METRICS, broken_line, curves, read_series, s
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         "python -m unmask plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def metrics_of(run: str) -> Path:
-    """The metrics of a run directory. ValueError where there are none, or a line is broken."""
+    """Return the metrics of a run directory. ValueError if it has none, or a line is not JSON."""
     directory = Path(run)
     if not (directory / ".hydra" / "config.yaml").is_file():
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Sample text or puzzles from a masked language model, and evaluate them.
+"""Sample text or puzzles from a masked language model, and evaluate the samples.
 
     python -m unmask sample --strategy direct --batch_size 1 --steps 16
     python -m unmask sample --strategy confidence --num_samples 64 --batch_size 16 --steps 32 --json record.json
     python -m unmask sample dlm=stories_causal --strategy pargs --reward RUN --prompt "One day" --num_samples 4 --batch_size 4
 
-Every flag is shorthand for a key of configs/sample.yaml; any other key is set Hydra's way: `sampler.temperature=0.9`.
+Every flag sets a key of configs/sample.yaml. Other keys are set as KEY=VALUE: `sampler.temperature=0.9`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ examples
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; `dest` is the key of the configuration that a flag sets."""
+    """Return the parser of the flags. `dest` of a flag is the key of the configuration that it sets."""
     parser = argparse.ArgumentParser(
         usage="python -m unmask sample [FLAGS] [KEY=VALUE ...]",
         description="Sample from a masked (or causal) language model; print generative perplexity, entropy, NFE, tokens/s.",
@@ -147,7 +147,7 @@ FILES = ("prompts", "html")  # flags that are no keys of the configuration
 
 
 def build_config(argv: list[str]) -> DictConfig:
-    """The configuration of one command line: configs/sample.yaml, the overrides, then the flags."""
+    """Return the configuration of a command line: configs/sample.yaml, changed by the overrides and then by the flags."""
     parsed, overrides = parser().parse_known_args(argv)
     flags = {key: value for key, value in vars(parsed).items() if key not in FILES}
     for unknown in overrides:
@@ -168,7 +168,7 @@ def build_config(argv: list[str]) -> DictConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sample, print and write what the command line asks for."""
+    """Sample with the settings of the command line; print and write the results."""
     parsed, _ = parser().parse_known_args(arguments)  # --help and malformed values end here, before seconds of imports
     files = {key: Path(value) for key, value in vars(parsed).items() if key in FILES}
     imported("unmask.runs.sample").run(build_config(list(arguments)), **files)

@@ -1,11 +1,11 @@
-"""Pre-train or fine-tune a backbone, or make a masked-diffusion model of a causal one.
+"""Pre-train or fine-tune a masked-diffusion model, or adapt a causal model to one.
 
     python -m unmask train-dlm experiment=stories
     python -m unmask train-dlm experiment=adapt_smollm2
     torchrun --nproc-per-node 8 -m unmask train-dlm experiment=radd_owt model.dtype=bfloat16
     python -m unmask train-dlm resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN/model is what load_model, unmask sample and save_pretrained users read.
+The command writes a run directory (training/run.py). load_model and `unmask sample --model` load its subdirectory RUN/model.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Learn where to unmask next, on a frozen masked-diffusion model.
+"""Train an unmasking policy on a frozen masked-diffusion model.
 
     torchrun --nproc-per-node 1 -m unmask train-policy training.accum=1 training.batch_size=8 sampling.discrete_steps=16
     python -m unmask train-policy experiment=sudoku6_budget
     python -m unmask train-policy experiment=llada_bl32 alpha_compute_reward=3
     python -m unmask train-policy resume=output/2026.01.31/120000
 
-The keys of "Learning Unmasking Policies" are taken too (training/published.py).
-Writes a run directory (see training/run.py); RUN/policy is what `unmask sample --strategy policy --policy RUN` reads.
+The command also accepts the keys of "Learning Unmasking Policies" (training/published.py). It writes a run directory
+(training/run.py). `unmask sample --strategy policy --policy RUN` loads the policy from RUN/policy.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Tune a causal model to preferences: DPO and KTO on pairs, RLOO on a reward; what guided decoding is compared with.
+"""Tune a causal model to preferences, as a baseline of guided decoding: DPO and KTO on pairs, RLOO on a reward.
 
     python -m unmask train-preference init=smollm2 data.train=output/preferences/train.jsonl
     python -m unmask train-preference init=smollm2 preference.algorithm=rloo preference.reward=vader data.train=pairs.jsonl
     python -m unmask train-preference resume=output/2026.01.31/120000
 
-By TRL, with LoRA by peft. Writes a run directory (see training/run.py); RUN/model, the updates merged in, is what load_model and
-`--model` read. RLOO (2402.14740) is REINFORCE with the mean of the other answers as baseline: it stands where PPO stood, which
-TRL has no more.
+TRL trains the model, with LoRA by peft. The command writes a run directory (training/run.py). RUN/model holds the model including
+the merged updates; load_model and `--model` load it. RLOO (2402.14740) is REINFORCE with the mean reward of the other answers as
+baseline. It replaces PPO, which TRL no longer has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learn a reward model from preference pairs: of whole answers, of prefixes, or of canvases with masks.
+"""Train a reward model on preference pairs: of whole answers, of prefixes, or of canvases with masks.
 
     python -m unmask make-preferences --prefer vader --out output/preferences
     python -m unmask train-reward data.train=output/preferences/train.jsonl reward.kind=mask
@@ -6,8 +6,8 @@
     python -m unmask train-reward reward.head=vocabulary init=example/stories reward.kind=mask data.train=pairs.jsonl
     python -m unmask train-reward resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN is what `reward=learned reward.model=RUN` reads. Sequence models learn by TRL's
-RewardTrainer, vocabulary heads by rl/vocabulary_head.py.
+The command writes a run directory (training/run.py); `reward=learned reward.model=RUN` loads it. TRL's RewardTrainer trains
+sequence models, and rl/vocabulary_head.py trains vocabulary heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reinforcement learning of a masked-diffusion model itself: PPO, GRPO, and Diffusion-DPO on preference pairs.
+"""Train a masked-diffusion model by reinforcement learning: PPO, GRPO, and Diffusion-DPO on preference pairs.
 
     python -m unmask train-rl experiment=chain_rl
     python -m unmask train-rl init=RUN rl.algorithm=ppo rl.batch_size=4 rl.kl_beta=0.1 rl.ppo_epochs=3 rl.reward_freq=10
@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 8 -m unmask train-rl init=RUN rl.batch_size=64
     python -m unmask train-rl resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN/model is what load_model, unmask sample and init= read.
+The command writes a run directory (training/run.py). load_model, `unmask sample --model` and `init=` load its subdirectory
+RUN/model.
 """
 
 from __future__ import annotations

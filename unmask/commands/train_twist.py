@@ -1,4 +1,4 @@
-"""Learn the twists of a causal or masked model, towards a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
+"""Train a twist of a causal or masked model for a target: CTL, RL, SIXO, FUDGE, DPG, PPO (Zhao et al., 2404.17546).
 
     python -m unmask train-twist method=ctl target=infilling training.particles=10
     python -m unmask train-twist experiment=tox_collect
@@ -7,8 +7,8 @@
     python -m unmask train-twist experiment=infill15_samples compare=[RUN,RUN,RUN]
     python -m unmask train-twist resume=output/2026.01.31/120000
 
-Writes a run directory (see training/run.py); RUN/twist is the twist, RUN/evaluations.json what `python -m evaluation.kl_report`
-reads.
+The command writes a run directory with the twist (RUN/twist) and its evaluations (RUN/evaluations.json), which `python -m
+evaluation.kl_report` reads.
 """
 
 from __future__ import annotations

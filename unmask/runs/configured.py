@@ -1,4 +1,4 @@
-"""Commands whose settings are a composed configuration: Hydra reads the command line, a module beside this one does the work."""
+"""Run commands that have a composed configuration: Hydra reads the command line, and a module of this package does the work."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from training.usage import CONFIGS, check_overrides, exit_on_bad_input
 
 
 def run_configured(name: str, arguments: list[str]) -> None:
-    """Run `unmask.runs.NAME` with configs/NAME.yaml and the overrides of the command line. Hydra's own flags (--help, --cfg)
-    are Hydra's.
+    """Run `unmask.runs.NAME` with configs/NAME.yaml and the overrides of the command line. Hydra handles its own flags (--help,
+    --cfg).
 
     Raises:
         ValueError: for an override that does not fit, or settings that no run could have.

@@ -1,4 +1,4 @@
-"""The work of `demo`: train a policy, solve puzzles, write stories, and draw what they cost."""
+"""The work of `demo`: train a policy, solve puzzles, generate stories, and plot quality against cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def learn(out: Path, iterations: int) -> Path:
 
 
 def each(rules: Sequence[Rule], title: str) -> Iterator[Rule]:
-    """The rules one after the other, with a progress bar."""
+    """Return the rules one after the other, under a progress bar."""
     with progress(title, len(rules)) as advance:
         for rule in rules:
             yield rule
@@ -62,7 +62,7 @@ def each(rules: Sequence[Rule], title: str) -> Iterator[Rule]:
 
 
 def puzzles(model: MaskedLM, policy: Path, prompts: Prompts) -> tuple[list[dict], list[dict], dict[str, Samples]]:
-    """(rows of the table, points of the plot, samples of a few rules)."""
+    """Solve held-out puzzles with every rule; return (rows of the table, points of the plot, samples of a few rules)."""
     count = len(prompts.canvas)
     network = load_policy(policy)
     cells = prompts.canvas.shape[1]
@@ -90,14 +90,14 @@ def puzzles(model: MaskedLM, policy: Path, prompts: Prompts) -> tuple[list[dict]
 
 
 def decoded(model: MaskedLM, steps: int, strategy: Strategy, prompts: Prompts) -> Samples:
-    """Samples of the prompts, with equal steps where the rule has them."""
+    """Decode the prompts with a rule; rules with a number of steps commit equal parts."""
     return strategy.decode(model, prompts, DecodeOptions(steps))
 
 
 def costs(
     model: MaskedLM, samples: Samples, decode: Callable[[Prompts], Samples], prompts: Prompts
 ) -> dict[str, float]:
-    """The columns of the table that say what a sample cost."""
+    """Return the columns of the table with the cost of a sample."""
     return {
         "NFE": round(float(samples.evaluations.float().mean()), 2),
         "equivalent": round(equivalent_evaluations(model, decode, prompts), 2),
@@ -107,7 +107,7 @@ def costs(
 
 
 def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict], dict[str, Samples]]:
-    """16 steps (the threshold rule takes as many as it needs), tokens drawn at temperature 1."""
+    """Generate stories with every rule in 16 steps (the threshold rule decides its number of steps) at token temperature 1."""
     network = load_policy(ROOT / "example/014609")
     prompts = Prompts(torch.full((count, model.max_length), model.mask_id))
     rules: list[tuple[str, str, Unmasker]] = [
@@ -132,7 +132,7 @@ def stories(model: MaskedLM, judge: Judge | None, count: int) -> tuple[list[dict
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the demo: train, measure, draw."""
+    """Run the demo: train, measure, plot."""
     started = time.perf_counter()
     check_place(arguments.out, f"--out {arguments.out}")
     judge = default_judge("cpu")  # a missing judge is reported before the work

@@ -193,9 +193,10 @@ def evaluate(
 
 
 class Writer:
-    """Writes a line for every row of a batch at the step at which it finishes.
+    """Writes one line for each row of a batch at the step at which the row finishes.
 
-    Its seconds (wall clock and CPU) are its share of the batch's: those of each step, divided by the number of active rows.
+    The seconds of a row (wall clock and CPU) are its share of the batch's: those of each step, divided by the number of active
+    rows.
     """
 
     def __init__(
@@ -307,7 +308,10 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
 
 @dataclass
 class Setup:
-    """An evaluation whose model is loaded. path, dtype: as the records name them; questions: data sets of the caller, by name."""
+    """An evaluation with its loaded model.
+
+    path, dtype: name and precision of the model in the records; questions: data sets of the Python caller, by name.
+    """
 
     request: EvaluationRequest
     model: MaskedLM
@@ -331,7 +335,7 @@ class Setup:
         return jobs
 
     def asked(self, job: Job) -> list[Question]:
-        """The questions of a job."""
+        """Return the questions of a job."""
         if job.dataset not in self.questions:
             return questions_of(job, self.model, self.request)
         check_questions(self.model, self.questions[job.dataset], job.decoding.length)
@@ -339,7 +343,7 @@ class Setup:
 
 
 def run(arguments: EvaluationRequest) -> int:
-    """Run every job; returns the exit status."""
+    """Run every job and return the exit status."""
     names, seeds = check(arguments)
     config = configuration(arguments)
     known = OmegaConf.create() if config is None else config
@@ -357,7 +361,8 @@ def run(arguments: EvaluationRequest) -> int:
 
 
 def answer(setup: Setup, group: Processes) -> tuple[Results, int]:
-    """The results of all jobs that could run, on the first process, and how many could. The others are named on stderr."""
+    """Run all jobs. Return, on the first process, the results of the jobs that succeeded, and their number. Failed jobs are
+    named on stderr."""
     arguments, model = setup.request, setup.model
     weights, results = digest_of(digests_of(model)), {}
     answered, lacking = 0, set()  # of data sets that cannot be read, each named once and not tried again
@@ -400,7 +405,7 @@ def with_earlier(results: Results, base: Path) -> Results:
 
 
 def report(results: Results, base: Path, title: str) -> list[dict]:
-    """Both tables, the plot, and the summary on the terminal; returns the rows of the summary."""
+    """Write both tables and the plot, print the summary, and return its rows."""
     write_csv([row for own in results.values() for row, _ in own], base / "detailed_results.csv")
     summary = [summary_row([row for row, _ in own], [records for _, records in own]) for own in results.values()]
     write_csv(summary, base / "summary_statistics.csv")

@@ -43,9 +43,9 @@ SAMPLES = 64  # of each rule and seed, where --n_test is not given
 
 
 def run(**flags: Any) -> int:
-    """Evaluate every rule or policy with every seed, write and print the table. Returns the exit status.
+    """Evaluate every rule or policy with every seed; write and print the table. Return the exit status.
 
-    flags: those of the command line.
+    flags: flags of the command line.
     """
     arguments = TextRequest(**flags)
     seeds = check(arguments)
@@ -87,7 +87,7 @@ def evaluated(
     judge: Judge,
     arguments: TextRequest,
 ) -> dict:
-    """Return the row of the table of one rule with one seed. An evaluation that is finished is read, not repeated."""
+    """Return one row of the table, for one rule and one seed. A finished evaluation is loaded, not repeated."""
     count = arguments.n_test or SAMPLES
     directory = Path(arguments.save_path) / f"{one.name}_{DATASET}_seed{seed}"
     settings = {key: value for key, value in vars(one).items() if key != "rule"}

@@ -37,7 +37,8 @@ from unmask.settings import GuideRunSettings, MethodSettings, checked
 
 
 def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Refuse what no run could have, and settings that nothing reads. overrides: of the command line."""
+    """Refuse, before any work, settings that cannot run and settings that have no effect. overrides: those of the command
+    line."""
     if OmegaConf.missing_keys(config) & {"out", "prompts.file"}:
         raise ValueError("say where answers go and which prompts they are of: out=DIR prompts.file=FILE")
     checked(GuideRunSettings, resolved(config))
@@ -64,7 +65,7 @@ def check_guide_run(config: DictConfig, overrides: Sequence[str] = ()) -> None:
 
 
 def check_overrides_read(config: DictConfig, keys: Sequence[str]) -> None:
-    """Refuse settings of all methods that no method reads, and rewards that none names."""
+    """Refuse overrides of the shared settings that no method uses, and rewards that no method names."""
     methods = {str(name): settings_of(method_config(config, str(name))) for name in config.methods}
     named = OmegaConf.to_yaml(config.methods) + str(OmegaConf.to_container(config, resolve=False)["selector"])  # pyright: ignore
     for key in keys:
@@ -78,7 +79,7 @@ def check_overrides_read(config: DictConfig, keys: Sequence[str]) -> None:
 
 
 def keys_of(settings: DictConfig, before: str = "") -> list[str]:
-    """Keys in dots of what a method sets."""
+    """Return the keys that a method sets, as dotted paths."""
     found = []
     for key, value in settings.items():
         found += keys_of(value, f"{before}{key}.") if isinstance(value, DictConfig) else [f"{before}{key}"]
@@ -86,7 +87,7 @@ def keys_of(settings: DictConfig, before: str = "") -> list[str]:
 
 
 def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") -> list[str]:
-    """Keys, in dots, that `known` lacks."""
+    """Return the keys, as dotted paths, that are missing in `known`."""
     wrong = []
     for key, value in settings.items():
         nested = isinstance(value, Mapping)
@@ -98,7 +99,7 @@ def unknown(settings: Mapping[str, Any], known: DictConfig, before: str = "") ->
 
 
 def method_config(config: DictConfig, name: str) -> DictConfig:
-    """The configuration with what one method sets."""
+    """Return the configuration of one method: the shared configuration, changed by the method's own settings."""
     settings: Any = OmegaConf.to_container(config.methods[name], resolve=True)
     own = OmegaConf.create({"sampler": {key: value for key, value in settings.items() if key != "path"}})
     merged = OmegaConf.merge(OmegaConf.create({"dlm": config.dlm, "sampler": config.sampler}), own)
@@ -108,7 +109,8 @@ def method_config(config: DictConfig, name: str) -> DictConfig:
 
 
 def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
-    """Prompts as they are, padded on the left, masks behind them. ValueError names the prompt that does not fit."""
+    """Return one canvas per prompt: the prompt, padded on the left, and masks behind it. ValueError names a prompt that does
+    not fit."""
     rows = [text_ids(model.tokenizer, one.prompt) for one in asked]
     for number, (row, one) in enumerate(zip(rows, asked, strict=True)):
         check_prompt(model, row, length, f"prompt {number}", one.prompt, "shorten it, or lower length")
@@ -116,7 +118,7 @@ def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
 
 
 def settings_of(method: DictConfig) -> SamplerSettings:
-    """The sampler settings of one method."""
+    """Return the sampler settings of one method."""
     values = OmegaConf.to_container(method.sampler, resolve=True)
     assert isinstance(values, dict)
     return SamplerSettings.of({str(key): value for key, value in values.items()})
@@ -125,7 +127,7 @@ def settings_of(method: DictConfig) -> SamplerSettings:
 def decode(
     settings: SamplerSettings, model: MaskedLM, decoder: Decoder, prompts: Prompts, seed: int, rows: Int[Tensor, "row"]
 ) -> Samples:
-    """One batch; a row ends at its end of sequence or of turn."""
+    """Decode one batch; a row ends at its end of sequence or of turn."""
     options = build_options(settings, model, Layout.of(prompts, model.mask_id), stop=True)
     return decoder.decode(model, prompts, options, seed, rows)
 
@@ -133,7 +135,7 @@ def decode(
 def decode_method(
     name: str, config: DictConfig, method: DictConfig, model: MaskedLM, asked: list[Asked], group: Processes
 ) -> list[dict[str, Any]]:
-    """The records of all prompts by one method; those that are there already are kept."""
+    """Return the records of all prompts by one method. Existing records are kept and not decoded again."""
     directory = Path(config.out) / name
     prompts = hashlib.sha256(json.dumps([one.prompt for one in asked]).encode()).hexdigest()[:16]
     settings = {"sampler": OmegaConf.to_container(method.sampler, resolve=True), "model": str(method.dlm.path),
@@ -165,14 +167,14 @@ def decode_method(
 
 
 def earlier(out: Path, names: Container[str], prompts: int) -> dict[str, list[dict[str, Any]]]:
-    """The records of methods that an earlier command ran to the end in `out`: the tables have them too."""
+    """Return the records of methods that an earlier command finished in `out`. The tables contain them too."""
     found = {file.parent.name: read_records(file.parent) for file in sorted(out.glob("*/settings.json"))
              if file.parent.name not in names}  # fmt: skip
     return {name: records for name, records in found.items() if len(records) == prompts}
 
 
 def costs(name: str, records: list[dict[str, Any]]) -> dict[str, float | int | str]:
-    """What one method cost, for each token that it wrote."""
+    """Return the cost of one method per generated token."""
     tokens = sum(record["tokens"] for record in records)
     of = {key: sum(record[key] for record in records) for key in ("evaluations", "reward_rows", "seconds")}
     return {
@@ -185,7 +187,7 @@ def costs(name: str, records: list[dict[str, Any]]) -> dict[str, float | int | s
 def reward_table(
     selector: TextReward, asked: list[Asked], generations: dict[str, list[dict[str, Any]]], batch: int
 ) -> list[dict[str, float]]:
-    """A row a prompt, a column a method, and `label` where every prompt has one: rewards under the selector."""
+    """Return one row per prompt: the reward of each method's answer under the selector, and `label` if every prompt has one."""
     columns = {
         name: [(record["result"], record["finished"]) for record in records] for name, records in generations.items()
     }
@@ -202,7 +204,8 @@ def reward_table(
 
 
 def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
-    """Decode; returns the directory. overrides: of the command line, none of which may be idle."""
+    """Decode every prompt with every method; return the directory. overrides: those of the command line; each must have an
+    effect."""
     check_guide_run(config, overrides)
     out = Path(config.out)
     with processes(config.device, saves=False) as group:

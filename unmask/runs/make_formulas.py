@@ -10,7 +10,7 @@ from training.files import make_directory, replacing
 
 
 def make_formulas(rows: int, out: Path, broken: float, seed: int, depth: int) -> dict[str, int]:
-    """Write both files, whole or not at all; counts of what was written."""
+    """Write both files, each as a whole; return the numbers of rows."""
     make_directory(out, f"--out {out}")
     counts = {"train": 0, "valid": 0, "broken": 0}
     with (

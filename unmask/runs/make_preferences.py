@@ -28,7 +28,7 @@ SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
 
 
 def prompts_of(texts: str, words: int, count: int, seed: int) -> list[str]:
-    """The first `words` words of `count` different texts, drawn by `seed`. words=0: no prompt, so many times."""
+    """Return the first `words` words of `count` different texts, drawn by `seed`. words=0: return `count` empty prompts."""
     if words == 0:
         return [""] * count
     beginnings = {" ".join(text.split()[:words]): None for text in load_texts(texts, "train")["text"]}
@@ -43,7 +43,7 @@ def prompts_of(texts: str, words: int, count: int, seed: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Continuation:
-    """ends: whether the text came to its end before the canvas was full."""
+    """A generated text. ends: whether the text reached its end before the canvas was full."""
 
     text: str
     ends: bool
@@ -51,7 +51,7 @@ class Continuation:
 
 
 def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespace) -> list[Continuation]:
-    """`--samples` for each prompt, one prompt after the other, all on canvases of --length."""
+    """Generate `--samples` continuations of each prompt, prompt by prompt, on canvases of --length."""
     settings = SamplerSettings(strategy=options.strategy, temperature=options.temperature, top_p=options.top_p)
     strategy = build_rule_decoder(settings, model)
     steps = options.length if model.causal else options.steps
@@ -68,7 +68,7 @@ def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespa
 
 
 def ranked(prompt: str, found: list[Continuation], dropped: Counter[str]) -> list[dict[str, Any]]:
-    """Best against worst, second best against second worst, and so on."""
+    """Pair the best continuation with the worst, the second best with the second worst, and so on."""
     order = sorted(found, key=lambda continuation: -continuation.score)
     pairs = []
     for best, worst in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -85,7 +85,7 @@ def ranked(prompt: str, found: list[Continuation], dropped: Counter[str]) -> lis
 
 
 def make_preferences(options: argparse.Namespace) -> dict[str, int]:
-    """Write the files; returns how many pairs each has, and how many were dropped."""
+    """Write the files; return the number of pairs of each file and of dropped pairs."""
     check_place(options.out, f"--out {options.out}")
     prompts = prompts_of(options.texts, options.words, options.count, options.seed)
     reward = load_reward(options.prefer, options.device)

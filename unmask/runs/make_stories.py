@@ -1,4 +1,4 @@
-"""The work of `make-stories`: sample stories from a causal model, drop repetitive ones, hold some out."""
+"""The work of `make-stories`: sample stories from a causal model, drop repetitive ones, and hold out a part."""
 
 import argparse
 import gzip
@@ -20,13 +20,14 @@ OVERLAP = 0.5  # a held-out story that shares more of its eight-word runs with t
 
 
 def runs(text: str, words: int) -> list[tuple[str, ...]]:
-    """Every run of `words` consecutive words, lower case."""
+    """Return every run of `words` consecutive words, in lower case."""
     split = text.lower().split()
     return list(zip(*(split[start:] for start in range(words)), strict=False))
 
 
 def split_stories(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Training and held-out stories. A story's side depends on its text alone, so adding stories moves none."""
+    """Split stories into training and held-out stories. The side of a story depends on its text only, so additional stories
+    move none."""
     texts = list(dict.fromkeys(texts))
     held_out = {text for text in texts if int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) < VALID_SHARE * 2**32}
     train = [text for text in texts if text not in held_out]
@@ -36,13 +37,13 @@ def split_stories(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def to_lines(stories: list[dict]) -> bytes:
-    """A line of JSON each, as a gzip member without a time stamp: the same stories give the same bytes."""
+    """Return one line of JSON per story, as a gzip member without a time stamp, so that equal stories give equal bytes."""
     lines = "".join(json.dumps(story, ensure_ascii=False) + "\n" for story in stories)
     return gzip.compress(lines.encode(), mtime=0)
 
 
 def read_stories(path: Path) -> list[dict]:
-    """The records of a file of stories. ValueError where it is none."""
+    """Return the records of a file of stories. ValueError for another kind of file."""
     if not path.is_file():
         raise ValueError(f"{path} is no file; give a .jsonl.gz file of stories")
     stories = list(json_lines(path))
@@ -67,25 +68,25 @@ PROMPT = "Write a very short story for a young child about {subject} who {thing}
 
 
 def random_prompt(random: Random) -> str:
-    """A prompt for one story, drawn by `random`."""
+    """Return a prompt for one story, drawn by `random`."""
     subject, thing, place = (random.choice(words.split("|")).strip() for words in (SUBJECTS, THINGS, PLACES))
     return PROMPT.format(subject=subject, thing=thing, place=place)
 
 
 def tidy(text: str) -> str:
-    """The text up to its last full sentence, "" where there is none; a quotation mark after the stop is kept."""
+    """Return the text up to its last full sentence, including a closing quotation mark; "" without a full sentence."""
     ends = [match.end() for match in re.finditer(r'[.!?]["”]?(?=\s|$)', text)]
     return text[: ends[-1]].strip() if ends else ""
 
 
 def repetitive(text: str) -> bool:
-    """Whether more than three in ten of its runs of four words were there before, or it has fewer than forty words."""
+    """Return whether a text repeats more than 30 % of its runs of four words, or has fewer than forty words."""
     fours = runs(text, 4)
     return len(fours) < 37 or len(set(fours)) < 0.7 * len(fours)
 
 
 def sample_stories(judge: Judge, prompts: list[str], tokens: int) -> list[str]:
-    """One continuation of each prompt at temperature 0.6 and top-p 0.9; chat models are asked in their own template."""
+    """Return one continuation per prompt at temperature 0.6 and top-p 0.9. Chat models get the prompt in their own template."""
     tokenizer = judge.tokenizer
     if tokenizer.chat_template is not None:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]

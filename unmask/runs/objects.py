@@ -11,7 +11,7 @@ from rewards.models import TextReward
 
 @dataclass(frozen=True)
 class Objects:
-    """None: the settings say what is built.
+    """Objects of a Python caller; for a field that is None, the object is built from the settings.
 
     model: on its device; reward: of texts, for a configuration with `reward=learned` or `target=reward`.
     """

@@ -27,7 +27,7 @@ READ = 100  # texts of a data set that are tried before the model runs
 
 @torch.no_grad()
 def nats_per_token(model: MaskedLM, rows: torch.Tensor, noises: int, batch: int, seed: int) -> torch.Tensor:
-    """One estimate of -log p(row) / length for each row."""
+    """Return one estimate of -log p(row) / length for each row."""
     if isinstance(model, CausalLM):
         return -sequence_log_prob(model, rows, batch).mean(1)
     generator = torch.Generator().manual_seed(seed)
@@ -35,13 +35,13 @@ def nats_per_token(model: MaskedLM, rows: torch.Tensor, noises: int, batch: int,
 
 
 def exp(nats: float) -> float:
-    """math.exp, infinite where no double holds it."""
+    """Return math.exp, or infinity if the value exceeds the range of a double."""
     return math.exp(nats) if nats < 709.0 else nats * math.inf
 
 
 def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> None:
-    """Refuse text of another language than the model's: its tokenizer drops words, and fewer would be scored. ValueError names
-    the first one where that is so of more than one text in ten."""
+    """Refuse text whose characters the model's tokenizer drops (text of another language, for example): fewer tokens would be
+    scored. ValueError names the first such text if more than one text in ten is affected."""
     lost = [word for text in texts if (word := unwritable(tokenizer, text))]
     if len(lost) * 10 > len(texts):
         raise ValueError(

@@ -39,7 +39,7 @@ from unmask.settings import DLMTrainingSettings
 
 
 def model_config(config: DLMTrainingSettings, tokenizer) -> dict:
-    """What goes into config.json: RADD's or SEDD's published layout, or the causal model's own."""
+    """Return the content of config.json: the published layout of RADD or SEDD, or that of the causal model."""
     shape, data = asdict(config.model), config.data
     kind = shape.pop("kind")
     if kind == "llada":
@@ -96,8 +96,8 @@ def model_config(config: DLMTrainingSettings, tokenizer) -> dict:
 
 
 def starting_model(config: DLMTrainingSettings, device: torch.device) -> tuple[MaskedLM, Noise | None] | None:
-    """The model `init`, by default that of `dlm`; None where there is none. A causal one is adapted where the loss is one of
-    masked models."""
+    """Return the model `init`, or that of `dlm`; None if both are null. A causal model is adapted if the loss is one of masked
+    models."""
     if config.init is None:
         return None
     init = shipped(config.init)
@@ -112,7 +112,7 @@ def starting_model(config: DLMTrainingSettings, device: torch.device) -> tuple[M
 
 
 def check_tokens(model: MaskedLM, tokenizer, named: str) -> None:
-    """Refuse the data's tokenizer for a model that came without one and has another vocabulary."""
+    """Refuse the tokenizer of the data for a model without a tokenizer and with another vocabulary."""
     if not model.causal and not model.mask_id <= len(tokenizer) <= model.vocab_size:
         raise ValueError(
             f"data.tokenizer={named} has {len(tokenizer)} tokens and the model, which came without a tokenizer, writes "
@@ -121,7 +121,8 @@ def check_tokens(model: MaskedLM, tokenizer, named: str) -> None:
 
 
 def with_adapter(model: MaskedLM, config: DLMTrainingSettings, new_mask: bool) -> MaskedLM:
-    """The model with `lora`'s updates to train, its own weights frozen. new_mask: train the mask's row of the embedding too."""
+    """Return the model with trainable updates as `lora` describes, and frozen weights. new_mask: also train the embedding of
+    the mask token."""
     if not isinstance(model, LlamaLM) or not model.shifted:
         raise ValueError(
             f"lora.rank={config.lora.rank} needs init=MODEL, a causal Llama or Qwen2 or a Dream; {config.init} is none"
@@ -134,8 +135,8 @@ def with_adapter(model: MaskedLM, config: DLMTrainingSettings, new_mask: bool) -
 
 
 def with_scale_of_run(config: DictConfig) -> DictConfig:
-    """The configuration with the defaults that depend on the length of the run: a warm-up of a twentieth of it, a moving average
-    over its last half, at most the published ones."""
+    """Return the configuration with the defaults that depend on the number of updates: a warm-up of a twentieth of them, and a
+    moving average over about half of them. Both are at most the published values."""
     config, n_iters = config.copy(), config.training.n_iters
     if config.optim.warmup is None:
         config.optim.warmup = min(2500, n_iters // 20)
@@ -145,7 +146,8 @@ def with_scale_of_run(config: DictConfig) -> DictConfig:
 
 
 def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration with a held-out part of data.train in the place of data.valid, where data.train alone was given."""
+    """Return the configuration with a matching data.valid, if the command line sets data.train only: the held-out split of
+    data.train, or null if it has none, so that a tenth of its documents is held out."""
     given = {word.partition("=")[0].lstrip("+") for word in overrides}
     if "data.train" not in given or "data.valid" in given or config.data.kind != "text":
         return config
@@ -156,7 +158,7 @@ def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def run(config: DictConfig, overrides: list[str]) -> Path:
-    """Train; returns the run directory."""
+    """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_dlm")
     _, config = started(DLMTrainingSettings, config, overrides)
     if not config.resume:
@@ -209,8 +211,11 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
 def show_samples(
     model: MaskedLM, config: DLMTrainingSettings, directory: Path, prompts: Int[Tensor, "row position"] | None = None
 ) -> dict[str, float]:
-    """A few samples of the model as it is; their entropy, distinct bigrams and, of boards, the share solved, of answers to
-    held-out questions, how well their formulas are written. prompts: canvases to write on; None: blank ones."""
+    """Draw a few samples of the current model. Return their entropy and distinct bigrams; for boards the share of solved ones;
+    for answers to held-out questions the measures of their formulas.
+
+    prompts: canvases to decode; None: empty canvases.
+    """
     device, length = next(model.parameters()).device, model.max_length
     canvas = torch.full((config.eval.samples, length), model.mask_id) if prompts is None else prompts
     steps = length if model.causal else min(config.eval.steps, length)

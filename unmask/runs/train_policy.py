@@ -30,7 +30,7 @@ from unmask.runs.objects import NOTHING, Objects
 
 
 def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> Path:
-    """Train; returns the run directory."""
+    """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_policy")
     settings, config = started(PolicyTrainingSettings, config, overrides)
     if settings.init is not None:

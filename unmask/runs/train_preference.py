@@ -33,7 +33,7 @@ ALGORITHMS = ("dpo", "kto", "rloo")
 
 
 def check_preference(config: PreferenceRunSettings) -> None:
-    """Refuse, before any work, what no run could have."""
+    """Refuse, before any work, settings that cannot run."""
     preference, training = config.preference, config.training
     if preference.algorithm not in ALGORITHMS:
         raise ValueError(
@@ -56,7 +56,7 @@ def check_preference(config: PreferenceRunSettings) -> None:
 
 
 def load_causal(name: str) -> tuple[Any, Any]:
-    """(model in float32, tokenizer). ValueError for what is no causal model of transformers."""
+    """Load (the model in float32, its tokenizer). ValueError for anything but a causal model of transformers."""
     path = resolve(shipped(name)).folder
     prepare(path, "model")
     hide_weight_bars()
@@ -75,7 +75,7 @@ def load_causal(name: str) -> tuple[Any, Any]:
 
 
 def check_modules(config: PreferenceRunSettings, model: Any) -> None:
-    """Refuse, before a run directory is made, modules that the model has not: ValueError."""
+    """Refuse, before a run directory is made, module names that the model lacks: ValueError."""
     targets = config.lora.target_modules
     if config.lora.rank is None or isinstance(targets, str):  # a name of peft's (all-linear), or a pattern
         return
@@ -88,7 +88,7 @@ def check_modules(config: PreferenceRunSettings, model: Any) -> None:
 
 
 def adapter(config: PreferenceRunSettings) -> Any:
-    """The LoRA that `lora` asks for; None trains all weights."""
+    """Return the LoRA configuration that `lora` describes; None trains all weights."""
     lora = config.lora
     if lora.rank is None:
         return None
@@ -104,21 +104,21 @@ def adapter(config: PreferenceRunSettings) -> Any:
 def rows_of(
     preferences: list[Preference], algorithm: str, tokenizer: Any, vocab_size: int, longest: int, part: int
 ) -> Dataset:
-    """Rows in TRL's columns: pairs (dpo), one answer a row with its label (kto), different prompts as text (rloo).
+    """Return rows in TRL's columns: pairs (dpo), one labelled answer per row (kto), or different prompts as text (rloo).
 
-    Pairs are token ids by the template of `rewards.template.encode`, so that names of special tokens in a text stay text and an
-    answer that was cut off has no end of sequence.
+    Pairs are token ids by the template of `rewards.template.encode`. Names of special tokens in a text therefore stay text, and
+    an unfinished answer has no end of sequence.
 
     Args:
         preferences: pairs of texts.
         algorithm: dpo, kto or rloo.
         tokenizer: of the model.
-        vocab_size: tokens that the model has an embedding for.
-        longest: tokens of a row. The trainer cuts answers at it; a pair whose prompt alone has so many is left out.
-        part: rows of a batch of one process. In kto each row has besides the answer of the row before it in its batch.
+        vocab_size: number of tokens with an embedding in the model.
+        longest: largest number of tokens of a row. The trainer cuts answers at it; a pair whose prompt is as long is left out.
+        part: rows of a batch of one process. In kto a row also has the answer of the row before it in its batch.
 
     Raises:
-        ValueError: a token past the vocabulary, or no row is left.
+        ValueError: a token is outside of the vocabulary, or no row is left.
     """
     if algorithm == "rloo":
         return Dataset.from_list([{"prompt": prompt} for prompt in dict.fromkeys(p.prompt for p in preferences)])
@@ -144,8 +144,8 @@ def rows_of(
 
 
 class RowsOfIds:
-    """In front of a trainer of TRL, which would read text by the tokenizer's own grammar: rows are token ids already, and a
-    prompt is encoded as text."""
+    """Mixin for trainers of TRL that keeps rows of token ids as they are, and encodes prompts as plain text, without special
+    tokens."""
 
     processing_class: Any
 
@@ -157,7 +157,7 @@ class RowsOfIds:
 
 
 def reward_function(name: str, device: torch.device, tokenizer: Any) -> Callable[..., list[float | None]]:
-    """The reward as TRL calls it, of answers up to their end (dlm/ends.py)."""
+    """Return the reward in the form that TRL calls. It scores answers up to their end (dlm/ends.py)."""
     reward, ends = load_reward(shipped(name), device), end_tokens(tokenizer)
     assert isinstance(reward, TextReward)
 
@@ -178,7 +178,7 @@ def build_trainer(
     train: Dataset,
     valid: Dataset,
 ):
-    """TRL's trainer of the algorithm."""
+    """Return TRL's trainer of the algorithm."""
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer  # seconds to import
 
     preference, lora = config.preference, adapter(config)
@@ -201,7 +201,7 @@ def build_trainer(
 
 
 def run(config: DictConfig, overrides: list[str]) -> Path:
-    """Train; returns the run directory."""
+    """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_preference")
     settings, config = started(PreferenceRunSettings, config, overrides)
     check_epochs(config, overrides)

@@ -33,7 +33,7 @@ HEADS = ("sequence", "vocabulary")
 
 
 def check_reward(config: RewardRunSettings) -> None:
-    """Refuse, before any work, what no run could have."""
+    """Refuse, before any work, settings that cannot run."""
     reward = config.reward
     for key, value, known in (("kind", reward.kind, KINDS), ("head", reward.head, HEADS)):
         if value not in known:
@@ -54,8 +54,8 @@ def check_reward(config: RewardRunSettings) -> None:
 
 
 def new_encoder(tokenizer: Any, config: RewardRunSettings) -> Any:
-    """A small bidirectional encoder with rotary positions, all layers full attention, the mean of its states read: ModernBERT's
-    layers, untrained."""
+    """Return an untrained bidirectional encoder: layers of ModernBERT with rotary positions and full attention, whose output
+    is the mean of the hidden states."""
     size, end = config.encoder, tokenizer.eos_token_id
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": size.hidden_size, "intermediate_size": size.intermediate_size,
@@ -97,9 +97,11 @@ def loaded_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
 
 
 def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
-    """(a sequence classifier of one output, its tokenizer). The tokenizer gets a padding token of its own, by which GPT-2 and
-    Llama find the last token of a row, and a mask where the kind needs one; the id of the mask is then that of a masked model on
-    the same tokens, whose mask comes behind its vocabulary."""
+    """Return (a sequence classifier with one output, its tokenizer).
+
+    The tokenizer gets a separate padding token, by which GPT-2 and Llama find the last token of a row. If the kind needs a mask
+    token, one is added. For the tokens of a masked model the mask token has that model's mask id, which is behind its vocabulary.
+    """
     model, tokenizer = loaded_classifier(config)
     if config.reward.kind == "mask" and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "[MASK]"})
@@ -122,7 +124,8 @@ def build_classifier(config: RewardRunSettings) -> tuple[Any, Any]:
 def report(
     reward: ClassifierReward, held_out: list[Preference], config: RewardRunSettings, max_length: int
 ) -> dict[str, Any]:
-    """Pairwise accuracy on held-out pairs: of whole answers, by length of prefix, and, of what reads masks, by share masked."""
+    """Return the pairwise accuracy on held-out pairs: of whole answers, by length of prefix, and, for a reward of masks, by
+    masked share."""
     settings = {"canvas": config.data.canvas, "seed": config.seed}
     full, _ = preference_rows(held_out, reward.tokenizer, "full", max_length, seed=config.seed)
     prefixes, _ = preference_rows(held_out, reward.tokenizer, "prefix", max_length, 8, seed=config.seed)
@@ -137,7 +140,7 @@ def report(
 
 
 def train_sequence(settings: RewardRunSettings, config: DictConfig, overrides: list[str], group: Processes) -> Path:
-    """By TRL's RewardTrainer."""
+    """Train a sequence classifier by TRL's RewardTrainer."""
     data, kind = settings.data, settings.reward.kind
     check_trainer(settings.training, settings.optim, group)
     train, held_out, dropped = build_preferences(settings)
@@ -178,7 +181,7 @@ def train_sequence(settings: RewardRunSettings, config: DictConfig, overrides: l
 
 
 def say_accuracy(run: Run, found: dict[str, Any]) -> None:
-    """To accuracy.json and the log."""
+    """Write the accuracy to accuracy.json and the log."""
     write_text(run.directory / "accuracy.json", json.dumps(found, indent=2) + "\n")
     for name, value in found.items():
         run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else told(value)}")
@@ -188,7 +191,7 @@ def say_accuracy(run: Run, found: dict[str, Any]) -> None:
 
 
 def train_vocabulary(settings: RewardRunSettings, config: DictConfig, overrides: list[str], group: Processes) -> Path:
-    """A head on the frozen model `init`."""
+    """Train a vocabulary head on the frozen model `init`."""
     path = shipped(str(settings.init))
     model, _ = load_model(path, group.device, settings.model.dtype)
     if model.causal != (settings.reward.kind == "prefix"):
@@ -222,7 +225,7 @@ def train_vocabulary(settings: RewardRunSettings, config: DictConfig, overrides:
 
 
 def run(config: DictConfig, overrides: list[str]) -> Path:
-    """Train; returns the run directory."""
+    """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_reward")
     settings, config = started(RewardRunSettings, config, overrides)
     check_epochs(config, overrides)

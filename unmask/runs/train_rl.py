@@ -37,7 +37,7 @@ from unmask.runs.objects import NOTHING, Objects
 
 
 def trained(model: MaskedLM, config: RLTrainingSettings, path: str) -> MaskedLM:
-    """The model with its weights, or the updates that `lora` adds to them, to be trained."""
+    """Return the model with trainable weights, or with the trainable updates that `lora` describes."""
     if config.lora.rank is None:
         return model.float().requires_grad_(True)
     if not isinstance(model, LlamaLM):
@@ -48,7 +48,7 @@ def trained(model: MaskedLM, config: RLTrainingSettings, path: str) -> MaskedLM:
 
 
 def pairs_of(config: RLTrainingSettings, model: MaskedLM) -> tuple[Pairs, Pairs]:
-    """(to learn from, held out)."""
+    """Return (training pairs, held-out pairs)."""
     data = config.data
     if not isinstance(data, PairSettings):
         raise ValueError("rl.algorithm=vrpo learns from preference pairs; give data=pairs data.pairs=FILE")
@@ -67,7 +67,7 @@ def pairs_of(config: RLTrainingSettings, model: MaskedLM) -> tuple[Pairs, Pairs]
 def build(
     config: RLTrainingSettings, model: MaskedLM, noise, group: Processes, save: Callable[[Path], None], given: Objects
 ) -> ModelLearning:
-    """The algorithm of rl.algorithm. save: writes the model into a directory."""
+    """Return the algorithm rl.algorithm. save: a function that writes the model into a directory."""
     estimator = build_estimator(config, model, noise)
     each = 1 if config.rl.algorithm == "vrpo" else config.rl.ppo_epochs
     assert config.training.n_iters is not None
@@ -85,7 +85,7 @@ def build(
 
 
 def check_sampling_given(config: RLTrainingSettings, overrides: list[str]) -> None:
-    """Refuse settings of `sampling` on the command line that its strategy does not read, as unmask sample does."""
+    """Refuse keys of `sampling` on the command line that its strategy does not use, as unmask sample does."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
     given.pop("sampler.steps", None)  # of every strategy: blocks divide them
@@ -94,7 +94,7 @@ def check_sampling_given(config: RLTrainingSettings, overrides: list[str]) -> No
 
 
 def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> Path:
-    """Train; returns the run directory."""
+    """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     settings, config = started(RLTrainingSettings, config, overrides)
     check_rl(settings)

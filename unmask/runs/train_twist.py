@@ -1,4 +1,4 @@
-"""The work of `train-twist`: learn twists, collect exact samples, or show samples."""
+"""The work of `train-twist`: train a twist, collect exact samples, or print samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LEARNT = "positives.safetensors"  # in the run: exact samples that it learns fro
 
 
 def check_twist(config: TwistTrainingSettings) -> None:
-    """Refuse, before any work, what cannot be run. Raises ValueError."""
+    """Refuse, before any work, settings that cannot run: ValueError."""
     if config.mode not in MODES:
         raise ValueError(f"mode={config.mode!r} is unknown; use one of {', '.join(MODES)}")
     if config.posterior.order == "uniform" and config.mode == "train" and positives_of(config) not in FROM_EXACT:
@@ -89,7 +89,7 @@ def _check_posterior(config: TwistTrainingSettings) -> None:
 
 
 def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
-    """A new twist, or that of `init`, to be trained further."""
+    """Return a new twist, or the twist `init` for further training."""
     condition, settings, target = condition_of(config.target), config.twist, config.target
     classes = 0
     if isinstance(target, ClassSettings) and condition == "class":
@@ -143,7 +143,8 @@ def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
 def exact_samples(
     config: TwistTrainingSettings, source: Source, run: Run, group: Processes, path: str | None, name: str, seed: int
 ) -> Posterior:
-    """Those of `path`, or of the run's own file `name`, collected by the first process if they are not there yet."""
+    """Return exact samples from the file `path`, or from the run's file `name`; the first process collects them if there are
+    none."""
     origin = origin_of(config, source)
     file = Path(path or run.directory / name)
     if path is None and group.first and not file.is_file():
@@ -161,12 +162,13 @@ def exact_samples(
 
 
 def seed_of(purpose: str, seed: int) -> int:
-    """A seed that no other purpose has, and no number that somebody gives a run: 63 bits of a hash of both."""
+    """Return a seed for one purpose: 63 bits of a hash of the run's seed and the purpose. It differs from seeds that users
+    choose."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1
 
 
 def rows_digest(posterior: Posterior) -> str:
-    """Of the samples alone, however many of the model they took."""
+    """Return a digest of the samples, without the number of draws that they needed."""
     tensors = {"tokens": posterior.tokens, "written_at": posterior.unmasked_at}
     return samples_digest({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, 0)
 
@@ -174,7 +176,8 @@ def rows_digest(posterior: Posterior) -> str:
 def positive_samples(
     config: TwistTrainingSettings, source: Source, run: Run, group: Processes, posterior: Posterior | None
 ) -> Posterior:
-    """Exact samples to learn from: others than `posterior`, which the twist is measured on. ValueError where these are they."""
+    """Return exact samples for training. They must differ from `posterior`, the samples of the evaluation: ValueError if they
+    are equal."""
     seed = seed_of("positives", config.seed)
     learnt = exact_samples(config, source, run, group, None, LEARNT, seed)
     if posterior is not None and rows_digest(learnt) == rows_digest(posterior):
@@ -186,14 +189,14 @@ def positive_samples(
 
 
 def record_evaluation(file: Path, record: dict) -> None:
-    """Into the list in `file`; of an epoch that a resumed run evaluated again, the last counts."""
+    """Append an evaluation to the list in `file`; an evaluation of the same epoch by an interrupted run is replaced."""
     known = read_json(file) if file.is_file() else []
     known = [other for other in known if other["updates"] != record["updates"]] + [record]
     write_json(known, file)
 
 
 def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
-    """Samples of the proposal, with what each was conditioned on."""
+    """Return samples of the proposal together with their conditions."""
     given = None
     if source.conditional:
         _, given = source.pairs(count, seed)
@@ -210,8 +213,8 @@ def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
 
 
 def compared(config: TwistTrainingSettings, model: MaskedLM) -> list[tuple[str, str, Source]]:
-    """(path, method, source) of every twist in `compare`. ValueError, before a run directory is made, for one that is none or was
-    learnt for something else."""
+    """Return (path, method, source) of every twist in `compare`. ValueError, before a run directory is made, for a path that
+    is no twist or a twist of another target."""
     found = []
     for path in map(str, config.compare):
         twist, about = load_twist(twist_directory(path), model)
@@ -227,7 +230,7 @@ def compared(config: TwistTrainingSettings, model: MaskedLM) -> list[tuple[str, 
 
 
 def compare(twists: list[tuple[str, str, Source]], config: TwistTrainingSettings, model: MaskedLM, run: Run) -> None:
-    """Infills of the twists, for the same conditions, side by side; the model's own text first."""
+    """Print infills for the same conditions side by side: those of the model first, then those of each twist."""
     lines: dict[int, list[str]] = {}
     records = []
     for path, name, source in twists:
@@ -247,7 +250,7 @@ def compare(twists: list[tuple[str, str, Source]], config: TwistTrainingSettings
 
 
 def run(config: DictConfig, overrides: list[str]) -> Path:
-    """Train, collect or show; returns the run directory."""
+    """Train, collect or print, as the mode says; return the run directory."""
     if config.training.n_iters is not None:
         raise ValueError(
             f"training.n_iters={config.training.n_iters} follows from training.epochs and training.updates_per_epoch; leave it "
