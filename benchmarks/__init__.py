@@ -1,1 +1,1 @@
-"""Measurements: each prints tables and ends with one line of flat JSON."""
+"""Benchmarks: each prints tables and ends with one line of flat JSON."""

@@ -1,11 +1,13 @@
-"""Blocks and caches: CPU time of ours against the plain loops (benchmarks/plain_blocks.py); ragged batches against rows alone.
+"""Blocks and caches: CPU time of Unmask against the plain loops (benchmarks/plain_blocks.py), and ragged batches against single
+rows.
 
     OMP_NUM_THREADS=1 python -m benchmarks.blocks
 
-A LLaDA of 60M parameters with random weights, one thread, float32, the threshold rule, greedy. Queries, keys and the head are
-rescaled so that positions differ and confidences spread: an unscaled random network would write every block in one step, or
-one token a step. Both loops decode the same prompts by turns; the speedup is the median over prompts of the ratio of CPU seconds,
-which other processes hardly touch. Tokens must be equal. Prints the parts; ends with flat JSON.
+The model is a LLaDA of 60M parameters with random weights; one thread, float32, the threshold rule, greedy tokens. Queries, keys
+and the head are rescaled so that positions differ and confidences spread. Without rescaling a random network would commit every
+block in one step, or one token per step. Both loops decode the same prompts in alternation. The speedup is the median over
+prompts of the ratio of CPU seconds, which other processes hardly influence. Tokens must be equal. The command prints the time of
+the parts and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ SHARPER, WIDER, SPREAD = 10.0, 16.0, 20.0  # of queries, of what blocks add, of 
 
 @dataclass
 class Shape:
-    """60M parameters; `length` is what is written behind the prompt."""
+    """Shape of the model: 60M parameters. `length`: positions to generate behind the prompt."""
 
     width: int = 512
     layers: int = 8
@@ -59,7 +61,7 @@ class Shape:
 
 
 def build(shape: Shape) -> LlamaLM:
-    """Random weights; the last token is the mask."""
+    """Return a model with random weights, whose last token is the mask."""
     torch.manual_seed(0)
     network = BidirectionalLlama(
         LlamaShape(shape.width, shape.layers, shape.heads, shape.heads, shape.mlp, shape.vocabulary)
@@ -73,7 +75,7 @@ def build(shape: Shape) -> LlamaLM:
 
 
 def canvases(shape: Shape, rows: int, seed: int) -> Int[Tensor, "row position"]:
-    """Random prompts and masks behind them."""
+    """Return random prompts with masks behind them."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((rows, shape.prompt + shape.length), shape.vocabulary - 1)
     tokens[:, : shape.prompt] = torch.randint(shape.vocabulary - 1, (rows, shape.prompt), generator=generator)
@@ -84,7 +86,7 @@ def decode(
     model: LlamaLM, shape: Shape, canvas: Tensor, prompt: int, cache: str | None, threshold: float,
     start: Int[Tensor, "row"] | None = None,
 ) -> tuple[Samples, UnmaskingEnvironment]:  # fmt: skip
-    """Ours."""
+    """Decode with Unmask."""
     environment = UnmaskingEnvironment(model, DecodeOptions(shape.length, shape.block, cache=cache))
     return sample(
         environment, Strategy(Threshold(threshold), TokenRule(0.0)), Prompts(canvas, prompt_length=prompt, start=start)
@@ -92,7 +94,7 @@ def decode(
 
 
 class Timed:
-    """`with Timed(model, clock)`: what the model's body and head take goes to the clock's parts."""
+    """Context `with Timed(model, clock)`: adds the CPU seconds of the model's body and head to the parts of the clock."""
 
     def __init__(self, model: LlamaLM, clock: Clock):
         self.model, self.clock = model, clock
@@ -114,7 +116,7 @@ class Timed:
 
 
 def against_plain(model: LlamaLM, shape: Shape, cache: str | None, threshold: float) -> dict[str, float]:
-    """Speedup, with the parts of both loops printed."""
+    """Return the speedup; print the parts of both loops."""
     clocks, ratios, idle, same = {"plain": Clock(), "ours": Clock()}, [], 0, 0
     evaluations, seconds = {"plain": 0, "ours": 0}, {"plain": 0.0, "ours": 0.0}
     short = canvases(shape, 1, 0)[:, : shape.prompt + shape.block]  # the first calls of a process set things up
@@ -154,7 +156,7 @@ def against_plain(model: LlamaLM, shape: Shape, cache: str | None, threshold: fl
 
 
 def ragged(shape: Shape, seed: int) -> tuple[Int[Tensor, "row position"], Int[Tensor, "row"]]:
-    """A batch with prompts of different lengths, padded left, and where each row starts."""
+    """Return a batch with prompts of different lengths, padded on the left, and the first position of each row."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(shape.prompt * 3 // 4, (shape.rows,), generator=generator)
     canvas = canvases(shape, shape.rows, seed)
@@ -162,7 +164,7 @@ def ragged(shape: Shape, seed: int) -> tuple[Int[Tensor, "row position"], Int[Te
 
 
 def against_alone(model: LlamaLM, shape: Shape, cache: str | None, threshold: float) -> dict:
-    """A ragged batch against its rows one at a time, without their padding: the ratio of tokens a CPU second."""
+    """Return the ratio of tokens per CPU second: a ragged batch, divided by its rows decoded one at a time without padding."""
     ratios, same, together = [], 0, []
     for repeat in range(max(1, shape.repeats // 2)):
         canvas, start = ragged(shape, 100 + repeat)
@@ -179,8 +181,8 @@ def against_alone(model: LlamaLM, shape: Shape, cache: str | None, threshold: fl
 
 
 def memory(shape: Shape, cache: str | None) -> float:
-    """MiB above the loaded model at the peak of decoding 32 rows of length 256 behind their prompts, as one block: an evaluation
-    then reads every mask, which is the most that a decoding holds."""
+    """Return the MiB above the loaded model at the peak of decoding 32 rows of length 256 behind their prompts, as one block.
+    An evaluation then computes every masked position, which is the largest memory that a decoding needs."""
     model = build(shape)
     loaded = resident_mib("VmRSS")
     shape = Shape(**(asdict(shape) | {"length": LONG, "block": LONG}))

@@ -1,14 +1,17 @@
-"""Chain arithmetic: right answers against network evaluations, with and without blocks, heuristics and learned policies.
+"""Chain arithmetic: right answers against network evaluations, with and without blocks, for heuristics and learned policies.
 
     python -m benchmarks.chain --problems 200 --tuning 100 --seeds 3 --policies RUN/policy=alpha_1 RUN/policy=alpha_1 ...
 
-Held-out problems, greedy tokens, rows end at their end of sequence. Every heuristic is swept, without blocks, too; policies run
-by their own law at two temperatures, those whose name holds `budget` with every budget and without blocks, the others in blocks
-too (and those whose name holds `blocks` are drawn so). Policies of one name are training seeds of one thing. At each count K of
-evaluations the best setting of each side whose mean evaluations are at most K is chosen on tuning problems, for each training
-seed, and measured on others, three sets of them, with its cost: equivalent evaluations (evaluation/cost.py) and CPU seconds of
-a thousand problems. First the gate: what the base knows, and that blocks of two solve the task; and what order is worth: random
-places against the surest, at equal steps. Writes --out DIR/chain.{json,csv,png} and chain_cost.png, ends with flat JSON.
+The problems are held out, tokens are greedy, and rows end at their end of sequence. Every heuristic is swept, with and without
+blocks. Policies use their own action distribution at two temperatures. Policies whose name contains `budget` run with every
+budget and without blocks, the others with blocks too (those whose name contains `blocks` are plotted with blocks). Policies of
+one name are training seeds of one method.
+
+For each number of evaluations K the best setting of each side with at most K mean evaluations is chosen on tuning problems, for
+each training seed. It is measured on three other sets, with its cost: equivalent evaluations (evaluation/cost.py) and CPU seconds
+of a thousand problems. Before this the command prints two tests of the base model: the gate (its accuracy at single positions,
+and in blocks of two), and the effect of the order: random positions against the most confident ones at equal steps. The command
+writes --out DIR/chain.{json,csv,png} and chain_cost.png, and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ BOUNDS = (0.02, 0.1, 0.5, 1.0, 2.0)
 
 @dataclass
 class Setting:
-    """One way to decode."""
+    """One decoding method with its settings."""
 
     method: str
     setting: str
@@ -62,7 +65,7 @@ class Setting:
 
 
 def heuristics() -> list[Setting]:
-    """Every rule, swept, at every block length; without blocks also with budgets."""
+    """Return every rule, swept, at every block length; without blocks also with budgets."""
     found = []
     for block in BLOCKS:
         for steps in (2, 3, 4, 5, 6, 8, 12, 24):
@@ -86,7 +89,8 @@ def heuristics() -> list[Setting]:
 
 
 def learned(policies: list[str]) -> list[Setting]:
-    """Policies (PATH or PATH=NAME) by their own law, at every block length; those of budgets with each, without blocks."""
+    """Return policies (PATH or PATH=NAME) under their own distribution, at every block length; those with budgets at each
+    budget, without blocks."""
     found = []
     for policy in policies:
         path, _, name = policy.partition("=")
@@ -112,8 +116,8 @@ def decoded(model: MaskedLM, setting: Setting, prompts: Prompts, seed: int) -> S
 
 
 def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
-    """Right answers over all sets of problems, one sampling seed a set, with the interval over problems; mean evaluations, and
-    CPU seconds of a thousand problems."""
+    """Return right answers over all sets of problems (one sampling seed per set) with the interval over problems, mean
+    evaluations, and CPU seconds of a thousand problems."""
     right, evaluations, spent = [], [], 0.0
     for seed, problems in enumerate(sets):
         prompts = prompts_of(model, problems)
@@ -133,7 +137,7 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
 
 
 def with_cost(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
-    """`measure`, with the equivalent evaluations of a row: everything that runs, the policy too."""
+    """Return the result of `measure` with the equivalent evaluations of a row, including the policy."""
     equivalent = equivalent_evaluations(
         model, lambda part: decoded(model, setting, part, 0), prompts_of(model, sets[0])
     )
@@ -142,7 +146,7 @@ def with_cost(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
 
 @dataclass
 class Planned:
-    """These positions behind the prompt first, all others at the second evaluation, whatever the problem."""
+    """Rule that commits given positions behind the prompt first, and all others at the second evaluation, for every problem."""
 
     first: Bool[Tensor, "position"]
 
@@ -153,8 +157,8 @@ class Planned:
 
 
 def climbed(model: MaskedLM, tuning: Chains, starts: int) -> tuple[dict, Setting]:
-    """The best plan of two evaluations that changing one position at a time leads to, from the leftmost eight and from `starts`
-    random sets: what can be had there by an order that does not look at the problem."""
+    """Return the best plan of two evaluations by hill climbing, which changes one position at a time, from the leftmost eight
+    positions and from `starts` random sets. It is the best known order that ignores the problem."""
 
     def of(first: Bool[Tensor, "position"]) -> tuple[dict, Setting]:
         name = " ".join(str(place) for place in first.nonzero().squeeze(1).tolist())
@@ -183,8 +187,8 @@ def problems(count: int, seed: int) -> Chains:
 
 @torch.no_grad()
 def gate(model: MaskedLM, count: int) -> dict[str, float]:
-    """What must hold before a policy is trained: a written step, one that follows the step written before it, and the answer,
-    each masked alone, are known from the rest; blocks of two solve the task."""
+    """Return the tests that the base model must pass before a policy is trained: accuracy of a step of the solution, of a step
+    that follows its predecessor, and of the answer, each masked alone; and of decoding in blocks of two."""
     held_out = problems(count, 6001)
     kept = torch.rand(held_out.step.shape, generator=torch.Generator().manual_seed(1)) < 0.7
     text, prompt = held_out.answers(kept, LENGTH), prompt_length(PROBLEM_STEPS)
@@ -206,7 +210,8 @@ def gate(model: MaskedLM, count: int) -> dict[str, float]:
 
 
 def orders(model: MaskedLM, sets: list[Chains]) -> list[dict]:
-    """Without blocks and in blocks of two: random places, and those whose best token is most likely, at equal steps."""
+    """Return, without blocks and in blocks of two, the results of random positions and of those with the most probable best
+    token, at equal steps."""
     rules: dict[str, Unmasker] = {"random": Random(), "top_prob": Confident("top_prob")}
     return [
         measure(model, Setting(name, f"{steps} steps", rule, steps, block), sets)
@@ -220,7 +225,8 @@ Tuned = list[tuple[dict, Setting]]
 
 
 def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) -> list[dict]:
-    """The best of each side at a mean of at most `count` evaluations: one record a side, over its training seeds."""
+    """Return the best setting of each side with at most `count` mean evaluations: one record per side, over its training
+    seeds."""
     sides: dict[str, Callable[[Setting], bool]] = {
         "best heuristic, no blocks": lambda s: s.run is None and s.block == LENGTH,
         "window": lambda s: s.method == "window",
@@ -255,8 +261,8 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
 
 
 def summary(contest: list[dict], names: set[str]) -> dict[str, float | int | None]:
-    """At each count the best rule and the best policy without blocks (where all policies are of blocks, both with them), and at
-    how many counts the interval of the policy is above that of the rule."""
+    """Return, for each number of evaluations, the best rule and the best policy without blocks (with blocks if all policies
+    have them), and the number of cases in which the interval of the policy is above that of the rule."""
     found: dict[str, float | int | None] = {}
     in_blocks = all("blocks" in name for name in names)
     rule = "threshold, blocks of 2 or 4" if in_blocks else "best heuristic, no blocks"
@@ -273,7 +279,8 @@ def summary(contest: list[dict], names: set[str]) -> dict[str, float | int | Non
 
 
 def draw(records: list[dict], path: Path) -> None:
-    """Threshold at every block length, policies and a few other rules without blocks; policies named `blocks` with them."""
+    """Plot the threshold rule at every block length, and policies and a few other rules without blocks; policies named
+    `blocks` with them."""
 
     def shown(record: dict) -> bool:
         if record["learned"]:
@@ -293,7 +300,7 @@ def draw(records: list[dict], path: Path) -> None:
 
 
 def draw_cost(contest: list[dict], path: Path) -> None:
-    """What was chosen for each count, as measured, against the cost of everything that runs."""
+    """Plot the chosen settings against the cost of the whole decoding."""
     names = {
         "best heuristic, no blocks": "best rule, no blocks",
         "other rules, no blocks": "rules but leftmost, window",

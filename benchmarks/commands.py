@@ -1,9 +1,10 @@
-"""Every command of reasoning work, once, on the shipped reasoning base: sampling with blocks and caches, each way to train a
-policy, evaluation, comparison, two processes, the model itself. Writes each command, its last lines and its seconds to --out.
+"""Run every command for reasoning models once, on the shipped model of chain arithmetic: sampling with blocks and caches, each
+way to train a policy, evaluation, comparison, two processes, and training of the model. Write each command, its last lines and
+its seconds to --out.
 
     python -m benchmarks.commands
 
-Numbers are tiny: that everything runs on weights that mean something is shown, not what training brings (docs/results/chain.md).
+The numbers are tiny. They show that each command works on trained weights, not the effect of training (docs/results/chain.md).
 """
 
 from __future__ import annotations
@@ -99,12 +100,12 @@ LAST = 8  # lines of each that are kept
 
 
 def lines_of(commands: str) -> list[str]:
-    """Headings and commands, each of them one line."""
+    """Return headings and commands, each as one line."""
     return re.sub(r" \\\n +", " ", commands.strip()).splitlines()
 
 
 def head() -> list[str]:
-    """Of the page, with the variables as a shell takes them."""
+    """Return the beginning of the page, with the variables in the syntax of a shell."""
     return [
         "# Every command for reasoning models, run once\n", "```bash\npython -m benchmarks.commands\n```\n",
         "The commands run on the shipped model of chain arithmetic with tiny numbers, to test that each of them works.\n"
@@ -115,7 +116,7 @@ def head() -> list[str]:
 
 
 def ran(command: str, runs: Path) -> tuple[int, float, list[str]]:
-    """(status, seconds, last lines) of a command, in this environment. runs: in place of RUNS."""
+    """Run a command in this environment; return (status, seconds, last lines). runs: directory in place of RUNS."""
     words = ["bash", "-c", command.replace("RUNS", str(runs))]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | SHORT | {"PATH": path, "COLUMNS": "110"}

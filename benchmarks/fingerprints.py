@@ -1,10 +1,10 @@
 """Write the fingerprint of its model or tokenizer into config.json of every policy, twist and reward of a directory.
 
-    python -m benchmarks.fingerprints              those of example/
-    python -m benchmarks.fingerprints output/old   a run that was made before there were fingerprints, or a directory of such
+    python -m benchmarks.fingerprints              the checkpoints of example/
+    python -m benchmarks.fingerprints output/old   a run from before fingerprints existed, or a directory of such runs
 
-A policy's model is dlm.path of its run (.hydra/config.yaml), a twist's is `model` of its config.json. The model must be unchanged
-since: this is not checked.
+The model of a policy is dlm.path of its run (.hydra/config.yaml), that of a twist is `model` in its config.json. The command
+assumes that the model has not changed since.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fingerprint_at(path: str) -> Fingerprint:
 
 
 def stamped(folder: Path) -> dict | None:
-    """config.json in `folder` with its fingerprint; None for what has none: a model, or a policy apart from its run."""
+    """Return config.json of `folder` with its fingerprint; None for a model, or for a policy without its run."""
     config = read_json_object(folder / "config.json")
     run = next((at / ".hydra" / "config.yaml" for at in (folder, folder.parent) if (at / ".hydra").is_dir()), None)
     if "policy_type" in config and run is not None:

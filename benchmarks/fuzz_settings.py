@@ -1,12 +1,11 @@
-"""Settings that no run could have, drawn from every key of every configuration and from every flag: does any of them end in a
-traceback?
+"""Draw invalid settings from every key of every configuration and from every flag, and count the tracebacks that they cause.
 
     python -m benchmarks.fuzz_settings --count 2000
 
-Each draw puts one wrong value (another type, null, an empty text, a negative, huge or non-finite number, a list, a section, a
-path) in the place of one key or flag of one command, on a tiny model, and runs the command in this process with one update or
-one sample. A command refuses by one sentence; whatever it accepts has to run. Prints counts and one line of JSON: draws, refused,
-run, and by name what ended in a traceback, what was accepted though it is not finite, and what took longer than `--seconds`.
+Each draw replaces the value of one key or flag of one command by a wrong one (another type, null, an empty text, a negative, huge
+or non-finite number, a list, a section, a path). The command runs in this process on a tiny model, with one update or one sample.
+It must refuse the value in one sentence or run. The benchmark prints counts and one line of JSON: draws, refused draws, completed
+runs, and the names of tracebacks, of accepted values that are not finite, and of runs that took longer than `--seconds`.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ PLACES = ("run_dir", "resume", "out", "json", "data.cache_dir", "prompts.cache_d
 
 
 def checks(command: Callable[[Any], Any], cls: type[Settings]) -> Callable[[DictConfig], Any]:
-    """The checks of a command without its work."""
+    """Run the checks of a command without its work."""
 
     def run(config: DictConfig) -> None:
         command(read_settings(cls, config))
@@ -103,7 +102,8 @@ COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """One wrong value of one key or flag; `DELETED` takes it away. is_number: nan and inf may not be accepted."""
+    """One wrong value of one key or flag; `DELETED` removes the key. is_number: the key is a number, so nan and inf must be
+    refused."""
 
     command: str
     case: int
@@ -161,7 +161,7 @@ class Found(Exception):
 
 
 def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
-    """The parser of a command, or of a module of the repository by its path, started with these words."""
+    """Return the parser of a command, or of a module of the repository by its path, after a start with these arguments."""
 
     def stop(self: argparse.ArgumentParser, *_: object) -> None:
         raise Found(self)
@@ -175,7 +175,7 @@ def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
 
 
 def started(command: str, words: list[str]) -> None:
-    """A command, or a module of the repository by its path, as a user starts it, in this process."""
+    """Start a command, or a module of the repository by its path, in this process, as from a command line."""
     interrupt = signal.getsignal(signal.SIGINT)
     module = ROOT / f"{command}.py"
     file, argv = (
@@ -191,7 +191,7 @@ def started(command: str, words: list[str]) -> None:
 
 
 def flag_files(folder: Path) -> None:
-    """The files that `LINES` name."""
+    """Write the files that `LINES` name."""
     folder.mkdir()
     texts = ["Once upon a time there was a cat.", "The dog ran home to eat."] * 4
     (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -203,7 +203,7 @@ def flag_files(folder: Path) -> None:
 
 
 def changed_line(line: list[str], draw: Draw) -> list[str]:
-    """The command line with the draw's value; `--flag=VALUE`, so that a value may begin with a hyphen."""
+    """Return the command line with the draw's value, as `--flag=VALUE`, so that a value may begin with a hyphen."""
     kept, words = [], iter(line)
     for word in words:
         if word != draw.key:
@@ -216,7 +216,7 @@ def changed_line(line: list[str], draw: Draw) -> list[str]:
 
 
 def flags_of(command: str, case: int) -> list[tuple[str, bool]]:
-    """Of every flag of a command a name (of an argument without one, that of the help), and whether it takes a number."""
+    """Return the name of every flag of a command (for an argument without a name, its help), and whether it takes a number."""
     line = LINES[command][case]
     parser = parser_of(command, *(line[:2] if line[0] == "--task" else []))
     return [(next(iter(action.option_strings), action.dest), action.type not in (None, Path))
@@ -224,7 +224,7 @@ def flags_of(command: str, case: int) -> list[tuple[str, bool]]:
 
 
 def run_line(draw: Draw, folder: Path) -> None:
-    """One draw of a flag, in a directory of its own."""
+    """Run one draw of a flag, in a separate directory."""
     flag_files(folder)
     done = mock.Mock(side_effect=SystemExit(0))
     with contextlib.chdir(folder), contextlib.ExitStack() as patched:
@@ -238,7 +238,7 @@ def run_line(draw: Draw, folder: Path) -> None:
 
 
 def keys(config: DictConfig, before: str = "") -> list[str]:
-    """Every key in dots, sections among them."""
+    """Return every key, including sections, as a dotted path."""
     found = []
     for key, value in config.items_ex(resolve=False):
         found += [f"{before}{key}", *(keys(value, f"{before}{key}.") if isinstance(value, DictConfig) else [])]
@@ -247,7 +247,7 @@ def keys(config: DictConfig, before: str = "") -> list[str]:
 
 @dataclass
 class Counts:
-    """What became of the draws."""
+    """Outcomes of the draws."""
 
     draws: int = 0
     refused: int = 0
@@ -259,7 +259,7 @@ class Counts:
 
 
 class TooSlow(Exception):
-    """Raised by the alarm."""
+    """Raised by the alarm when a draw takes too long."""
 
 
 def too_slow(*_: object) -> None:
@@ -267,7 +267,7 @@ def too_slow(*_: object) -> None:
 
 
 def base(command: str, case: int, folder: Path) -> DictConfig:
-    """The tiny configuration that draws change."""
+    """Return the tiny configuration that draws change."""
     config = composed(command, [*CASES[command][case], "device=cpu"])
     if "run_dir" in config:
         config.run_dir = str(folder / "run")
@@ -275,7 +275,7 @@ def base(command: str, case: int, folder: Path) -> DictConfig:
 
 
 def changed(config: DictConfig, draw: Draw) -> DictConfig:
-    """The configuration with the draw's value, in place."""
+    """Change the configuration in place to the draw's value, and return it."""
     OmegaConf.set_struct(config, False)
     *sections, last = draw.key.split(".")
     place = OmegaConf.select(config, ".".join(sections)) if sections else config
@@ -294,13 +294,13 @@ def is_finite(value: Any) -> bool:
 
 
 def run_settings(draw: Draw, config: DictConfig) -> None:
-    """One draw of a key."""
+    """Run one draw of a key."""
     with exit_on_bad_input():
         COMMANDS[draw.command](changed(config, draw))
 
 
 def attempt(draw: Draw, work: Callable[[], Any], found: Counts) -> None:
-    """Run one draw, and count what became of it."""
+    """Run one draw, and count its outcome."""
     found.draws += 1
     said = io.StringIO()
     status: Any = 0
@@ -326,7 +326,7 @@ def attempt(draw: Draw, work: Callable[[], Any], found: Counts) -> None:
 
 
 def every_place(known: tuple[str, ...], folder: Path) -> tuple[dict[tuple[str, int], DictConfig], list[Draw]]:
-    """The tiny configurations, and a draw without a value for every key and flag of the commands `known`."""
+    """Return the tiny configurations, and a draw without a value for every key and flag of the commands `known`."""
     bases = {
         (name, case): base(name, case, folder) for name in known if name in CASES for case in range(len(CASES[name]))
     }
@@ -338,13 +338,13 @@ def every_place(known: tuple[str, ...], folder: Path) -> tuple[dict[tuple[str, i
 
 
 def fuzz(count: int, seed: int, seconds: int, known: tuple[str, ...] = (*CASES, *LINES)) -> Counts:
-    """`count` draws, the same for one seed.
+    """Run `count` draws; the same seed gives the same draws.
 
     Args:
-        count: draws.
+        count: number of draws.
         seed: of the draws.
         seconds: after which a draw is stopped and counted as slow.
-        known: commands to draw from, each as often as it has keys or flags.
+        known: commands to draw from, each in proportion to its number of keys or flags.
     """
     draw, found = random.Random(seed), Counts()
     with tempfile.TemporaryDirectory() as directory:

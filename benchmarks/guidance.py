@@ -1,12 +1,12 @@
-"""Guided decoding: CPU time a token against the published loops of ARGS and PARGS (benchmarks/plain_guided.py).
+"""Guided decoding: CPU time per token of Unmask and of the published loops of ARGS and PARGS (benchmarks/plain_guided.py).
 
     OMP_NUM_THREADS=1 python -m benchmarks.guidance
     OMP_NUM_THREADS=1 python -m benchmarks.guidance --width 96 --layers 2 --heads 4 --vocabulary 2048
 
-A GPT-2-like language model and a reward model of the same shape, random weights, one thread, float32, greedy, k = 10. Ours and
-the published loops write the same tokens behind the same prompt, which is checked; PARGS_baselines.py, which keeps nothing from
-token to token, is measured at a few lengths spread over the decoding. CPU seconds, first reading of the prompt included, medians
-over repeats that go by turns, so that other processes matter little. Ends with flat JSON.
+The language model is GPT-2-like, and the reward model has the same shape; random weights, one thread, float32, greedy, k = 10.
+Unmask and the published loops must generate the same tokens behind the same prompt. PARGS_baselines.py has no cache, so it is
+measured at a few lengths that are spread over the decoding. Figures are CPU seconds, including the first pass over the prompt:
+medians over repeats in alternation, so that other processes matter little. The command ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BETA, SPREAD = 1.0, 0.05
 
 @dataclass
 class Shape:
-    """6 blocks of width 256; `tokens` are written behind `prompt`."""
+    """Shape of both models: 6 blocks of width 256. `tokens`: number of tokens to generate behind `prompt`."""
 
     width: int = 256
     layers: int = 6
@@ -58,7 +58,8 @@ class Shape:
 
 
 def build(shape: Shape) -> tuple[CausalLM, Any]:
-    """A language model and a reward model. The padding id is past the tokens: transformers cuts texts at it."""
+    """Return a language model and a reward model. The padding id is outside of the vocabulary, because transformers cuts texts
+    at it."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads,
              "n_positions": shape.prompt + shape.tokens + 1, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
@@ -80,7 +81,7 @@ def siblings_of(reward: Any) -> Siblings:
 def decode(
     model: CausalLM, decoder: StepDecoder, prompts: Int[Tensor, "row prompt"], tokens: int
 ) -> tuple[float, Samples]:
-    """CPU seconds a token that is written, prompts included, and what was written."""
+    """Decode; return CPU seconds per generated token, including the prompt, and the tokens."""
     canvas = nn.functional.pad(prompts, (0, tokens), value=model.mask_id)
     started = process_time()
     samples = sample(UnmaskingEnvironment(model, DecodeOptions(canvas.shape[1])), decoder, Prompts(canvas))
@@ -90,7 +91,7 @@ def decode(
 def published(
     model: CausalLM, reward: Any, shape: Shape
 ) -> dict[str, Callable[[Int[Tensor, "position"], int], Tensor]]:
-    """The peers' loops: (a text, tokens to write) -> those tokens."""
+    """Return the published loops as functions of (a text, number of tokens) that return the generated tokens."""
     lm, own = plain_guided.words(shape.vocabulary, start=0), plain_guided.words(shape.vocabulary)
 
     def args(text: Int[Tensor, "position"], tokens: int) -> Tensor:
@@ -112,8 +113,9 @@ def published(
 def loop_seconds(
     loop: Callable[[Int[Tensor, "position"], int], Tensor], text: Int[Tensor, "position"], shape: Shape, whole: bool
 ) -> float:
-    """CPU seconds a token along `text`, which ours wrote. whole: all tokens in one decoding; else one token each at `spread`
-    lengths, for a loop that keeps nothing. AssertionError where the loop writes other tokens."""
+    """Return CPU seconds per token of a loop along `text`, which Unmask generated. whole: all tokens in one decoding;
+    otherwise one token at each of `spread` lengths, for a loop without a cache. AssertionError if the loop generates other
+    tokens."""
     pieces = [(shape.prompt, shape.tokens)] if whole else [
         (shape.prompt + (2 * number + 1) * shape.tokens // (2 * shape.spread), 1) for number in range(shape.spread)
     ]  # fmt: skip
@@ -128,7 +130,7 @@ def loop_seconds(
 
 @torch.no_grad()
 def measure(shape: Shape) -> dict[str, float]:
-    """Print the table; the figures."""
+    """Print the table; return the figures."""
     model, reward = build(shape)
     torch.manual_seed(1)
     head = nn.Linear(shape.width, shape.vocabulary)
@@ -166,7 +168,7 @@ def measure(shape: Shape) -> dict[str, float]:
 
 
 def guided(values: Values, shape: Shape) -> Guided:
-    """Greedy, as ARGS and PARGS-G are."""
+    """Return a greedy guided decoder, as ARGS and PARGS-G are."""
     return Guided(Leftmost(), values, BETA, shape.k, 0.0)
 
 

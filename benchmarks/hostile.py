@@ -1,6 +1,7 @@
-"""Files as nobody should hand them on: models, runs, policies and data that are damaged, or made to hurt.
+"""Damaged and malicious files: models, runs, policies and data.
 
-`HOSTILE` names them; each makes its files in a folder and says which command reads them. benchmarks/robustness.py runs them.
+`HOSTILE` names them. Each case makes its files in a folder and names the command that reads them. benchmarks/robustness.py runs
+them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """work: the command that reads the files; may_pass: it may read them without an error; forbidden: must not appear."""
+    """work: the command that reads the files; may_pass: it may read them without an error; forbidden: text that must not
+    appear."""
 
     work: Callable[[], Any]
     may_pass: bool = False
@@ -106,7 +108,7 @@ HOSTILE: dict[str, Callable[[Bench, Path], Case]] = {}
 
 
 def hostile(name: str, may_pass: bool = False) -> Callable:
-    """Register a maker of one case. It returns the command; may_pass as in Case."""
+    """Register a function that makes one case and returns its command; may_pass as in Case."""
 
     def register(make: Callable[[Bench, Path], Callable[[], Any] | Case]) -> Callable:
         def case(bench: Bench, folder: Path) -> Case:
@@ -123,7 +125,7 @@ def hostile(name: str, may_pass: bool = False) -> Callable:
 
 
 def weights_case(name: str, change: Callable[[bytes], bytes], may_pass: bool = False) -> None:
-    """A model whose model.safetensors is `change` of the right one."""
+    """Make a model whose model.safetensors is the original one, changed by `change`."""
 
     @hostile(f"weights: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
@@ -173,7 +175,7 @@ weights_case("a pickle", lambda content: pickle.dumps({"a": 1}))
 
 
 def tensors_case(name: str, change: Callable[[dict[str, torch.Tensor]], Any], may_pass: bool = False) -> None:
-    """A model whose tensors are changed in place by `change`."""
+    """Make a model whose tensors are changed in place by `change`."""
 
     @hostile(f"weights: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
@@ -194,7 +196,7 @@ tensors_case("infinite", lambda tensors: [value.fill_(float("inf")) for value in
 
 
 def place_case(name: str, file: str, make_it: Callable[[Path], Any]) -> None:
-    """A model in which something else stands in the place of a file."""
+    """Make a model in which a file is replaced by another kind of object."""
 
     @hostile(f"{file}: {name}")
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
@@ -214,7 +216,7 @@ for _file in ("model.safetensors", "config.json"):
 
 
 def config_case(name: str, change: Callable[[dict], Any] | bytes, may_pass: bool = False, model: str = "text") -> None:
-    """A model whose config.json is changed in place, or is these bytes."""
+    """Make a model whose config.json is changed in place, or is these bytes."""
 
     @hostile(f"config.json of {model}: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
@@ -256,7 +258,7 @@ config_case("a box of 10^9", lambda config: config.update(puzzle={"box": [10**9,
 
 
 def index_case(name: str, index: Any) -> None:
-    """A model in shards, by an index that names `index`."""
+    """Make a model in shards, by an index that names `index`."""
 
     @hostile(f"index: {name}")
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
@@ -292,7 +294,7 @@ tokenizer_case("of nothing", b"{}")
 
 
 def run_case(name: str, change: Callable[[Path], Any], may_pass: bool = False) -> None:
-    """A run in which something is changed, to be resumed."""
+    """Make a run with a changed part, to be resumed."""
 
     @hostile(f"run: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Case:
@@ -343,7 +345,7 @@ def checkpoint_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
 
 
 class Evil:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command: str):
         self.command = command
@@ -353,7 +355,7 @@ class Evil:
 
 
 def deflated_bomb(run: Path) -> None:
-    """A checkpoint of 10 MB whose one entry is 4 GB of zeros."""
+    """Return a checkpoint of 10 MB whose only entry is 4 GB of zeros."""
     file = run / "checkpoints-meta" / "checkpoint.pth"
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -415,7 +417,7 @@ run_case("a lock of another host", text_in("lock", '{"host": "elsewhere", "proce
 
 
 def data_case(name: str, file: str, write: Callable[[Path], Any], may_pass: bool = False) -> None:
-    """A file to learn from."""
+    """Make a training file."""
 
     @hostile(f"data: {name}", may_pass)
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:

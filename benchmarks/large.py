@@ -1,15 +1,15 @@
-"""The shape of LLaDA-8B on one GPU: what an evaluation takes beside what the card can do, tokens a second, memory of rollouts.
+"""The shape of LLaDA-8B on one GPU: evaluations relative to the speed of the card, tokens per second, memory of rollouts.
 
     python -m benchmarks.large --out docs/results/large
     python -m benchmarks.large --device cpu --width 64 --layers 2 --heads 2 --mlp 128 --vocabulary 100 --length 32 --size 256
 
-Random weights, bfloat16: they say nothing of text, and their time is that of the published ones. In the same run: the rate of a
-square bf16 product and of a copy from memory to memory. An evaluation is counted by the products that have to be made (the last
-block's queries and MLP, and the head, only where somebody reads) and by the bytes that have to be moved (each weight once);
-shown is the share of the measured rate that it reaches. Decoding writes so many tokens an evaluation, most confident first, with
-the whole sampler around the network. Rollouts are those of `experiment=llada_bl256`, and in blocks with the dual cache: a policy
-of 331,265 parameters as it starts, what it read recorded, then the gradient of its log-probabilities. Prints tables, and with
---out writes large.json.
+The weights are random, in bfloat16: times are those of the published weights, but the text has no meaning. The same run measures
+the rate of a square bf16 product and of a copy between two places of memory. The work of an evaluation is counted by the
+necessary products (the last block's queries and MLP, and the head, at requested positions only) and by the necessary bytes (each
+weight once). The tables have the share of the measured rates that an evaluation reaches. Decoding commits a fixed number of
+tokens per evaluation, the most confident first, with the whole sampler. Rollouts are those of `experiment=llada_bl256`, and of
+blocks with the dual cache: an untrained policy of 331,265 parameters, whose inputs are recorded, and then the gradient of its
+log-probabilities. The command prints tables, and writes large.json with --out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ CHUNK = 128  # steps of a trajectory that go through the policy at a time, as th
 
 @dataclass
 class Shape:
-    """LLaDA-8B; `length` is written behind the prompt in `blocks` of so many; size: side of the square product."""
+    """Shape of the model: LLaDA-8B. `length` positions are generated behind the prompt in `blocks` positions each; size: side
+    of the square product."""
 
     width: int = 4096
     layers: int = 32
@@ -63,7 +64,7 @@ class Shape:
 
 
 def build(shape: Shape, device: torch.device) -> LlamaLM:
-    """Random weights in bfloat16, made on the device."""
+    """Return a model with random weights in bfloat16, created on the device."""
     config = {
         "model_type": "llada", "d_model": shape.width, "n_layers": shape.layers, "n_heads": shape.heads,
         "mlp_hidden_size": shape.mlp, "vocab_size": shape.vocabulary, "rope_theta": 5e5, "rms_norm_eps": 1e-5,
@@ -80,7 +81,7 @@ def build(shape: Shape, device: torch.device) -> LlamaLM:
 
 
 def canvases(shape: Shape, rows: int, device: torch.device) -> Int[Tensor, "row position"]:
-    """Random prompts and masks behind them."""
+    """Return random prompts with masks behind them."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.full((rows, shape.prompt + shape.length), shape.vocabulary - 1)
     tokens[:, : shape.prompt] = torch.randint(shape.vocabulary - 1, (rows, shape.prompt), generator=generator)
@@ -93,7 +94,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(run, repeats: int, device: torch.device) -> float:
-    """The median of so many runs of the wall clock, the device waited for, two more first."""
+    """Return the median wall-clock time of `work`, with the device synchronized, after two runs for warm-up."""
     taken = []
     for number in range(repeats + 2):
         synchronize(device)
@@ -110,14 +111,15 @@ def peak_mib(device: torch.device) -> float:
 
 
 def from_here(device: torch.device) -> None:
-    """Peaks are counted from now on."""
+    """Start to measure peak memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
-    """Of this card, now: TFLOP/s of a square bf16 product of random numbers, TB/s of a copy (read and written)."""
+    """Return the rates of this device: TFLOP/s of a square bf16 product of random numbers, TB/s of a copy (bytes read and
+    written)."""
     one, other = (torch.randn(shape.size, shape.size, device=device, dtype=torch.bfloat16) for _ in range(2))
     product = seconds(lambda: one @ other, shape.repeats, device)
     source = torch.empty(shape.size**2 * 64, dtype=torch.uint8, device=device).random_()
@@ -127,8 +129,8 @@ def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
 
 
 def work(shape: Shape, rows: int, run: int, seen: int, read: int) -> tuple[int, int]:
-    """(floating-point operations, bytes) that an evaluation cannot do without: `run` positions a row go through the blocks, each
-    attends to `seen`, `read` of them are read."""
+    """Return the (floating-point operations, bytes) that an evaluation needs: `run` positions per row go through the blocks,
+    each attends to `seen` positions, and `read` of them go through the head."""
     attended = 2 * 2 * shape.width * seen  # scores and their use, a query
     keys, rest = 2 * shape.width**2, 2 * shape.width**2 + 3 * shape.width * shape.mlp  # weights
     everywhere = (shape.layers - 1) * (2 * (keys + rest) + attended) + 2 * keys
@@ -140,8 +142,8 @@ def work(shape: Shape, rows: int, run: int, seen: int, read: int) -> tuple[int, 
 
 @torch.no_grad()
 def an_evaluation(model: LlamaLM, shape: Shape, rows: int, cache: bool, device: torch.device) -> float:
-    """Seconds of the blocks and of the head's best token: of whole rows with all masks read, or (cache) of one block against the
-    kept keys and values of the rest."""
+    """Return the seconds of the blocks and of the head's best token: for whole rows with all masked positions requested, or
+    (cache) for one block against the cached keys and values of the rest."""
     canvas = canvases(shape, rows, device)
     read = canvas == model.mask_id
     if not cache:
@@ -177,7 +179,7 @@ def evaluations(model: LlamaLM, shape: Shape, limits: dict[str, float], device: 
 
 
 def decodings(model: LlamaLM, shape: Shape, device: torch.device) -> list[dict]:
-    """Tokens a second of whole decodings in blocks, most confident first."""
+    """Return tokens per second of whole decodings in blocks, most confident first."""
     records = []
     for cache in (None, "prefix", "dual"):
         for rows in (1, 8, 32):
@@ -204,7 +206,7 @@ def decodings(model: LlamaLM, shape: Shape, device: torch.device) -> list[dict]:
 
 
 def rollouts(model: LlamaLM, shape: Shape, device: torch.device, rows: int = 32) -> list[dict]:
-    """Memory above the model at the peak of a policy's rollouts, and of the gradient on what they recorded."""
+    """Return the peak memory above the model of a policy's rollouts, and of the gradient on their record."""
     records = []
     torch.manual_seed(0)
     network = DitConfidence().to(device)

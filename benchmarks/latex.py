@@ -1,14 +1,14 @@
-"""Formulas before and after reinforcement learning: validity, structure, variety, length, and how far the model went.
+"""Formulas before and after reinforcement learning: validity, structure, diversity, length, and KL to the model before.
 
     python -m benchmarks.latex --models SFT=example/latex_sft RL=example/latex_rl RL=RUN/model RL=RUN/model published=RUN/model
     python -m benchmarks.latex --models SFT=RUN/model --steps 64 16
 
-Questions that no model saw are drawn by `row` of data/formulas.py, from a seed of their own and of the held-out side; each model
-answers them --seeds times at temperature 1: with --steps 64, as many as there are positions, from left to right, a token a step;
-with fewer, in random order, several tokens a step. Models of one name are training seeds of one thing. The first one is the
-reference: KL is the mean over a model's own answers of the difference of both models' log-probabilities of the tokens as they
-were drawn, in nats an answer; positions are chosen blindly, so that it is the KL between the two samplers (left to right only).
-Intervals are 95 %: Wilson's for validity. Writes --out DIR/latex.json, prints a table, ends with flat JSON.
+`row` of data/formulas.py draws held-out questions from a separate seed, so that no model has seen them. Each model answers them
+--seeds times at temperature 1. With --steps 64, the number of positions, it decodes from left to right, one token per step; with
+fewer steps in random order, several tokens per step. Models of one name are training seeds of one method. The first model is the
+reference. KL is the mean, over a model's own answers, of the difference of both models' log-probabilities of the drawn tokens, in
+nats per answer. Positions do not depend on the model, so it is the KL between the two samplers (left to right only). Intervals
+are 95 %: Wilson's for validity. The command writes --out DIR/latex.json, prints a table, and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHOWN = ("validity", "brackets", "complex", "distinct", "skeletons", "length")
 
 
 def questions(count: int, model: MaskedLM, length: int, seed: int = SEED) -> Int[Tensor, "row position"]:
-    """Canvases of held-out questions, those left out whose own answer would not fit."""
+    """Return canvases of held-out questions, without those whose own answer would not fit."""
     assert model.tokenizer is not None
     pairs, number = [], 0
     while len(pairs) < 2 * count:
@@ -59,7 +59,7 @@ def questions(count: int, model: MaskedLM, length: int, seed: int = SEED) -> Int
 
 @torch.no_grad()
 def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, seed: int) -> tuple[Samples, list[str]]:
-    """Answers at temperature 1, and their texts up to the end of text."""
+    """Return answers at temperature 1, and their texts up to the end of text."""
     assert model.tokenizer is not None
     order = Leftmost() if steps == canvas.shape[1] else Random()
     environment = UnmaskingEnvironment(model, DecodeOptions(steps, ends=end_tokens(model.tokenizer)))
@@ -68,14 +68,14 @@ def answered(model: MaskedLM, canvas: Int[Tensor, "row position"], steps: int, s
 
 
 def distinct_trigrams(texts: list[str]) -> float:
-    """Different runs of three characters over all of them."""
+    """Return the number of different runs of three characters, divided by their number."""
     grams = [text[place : place + 3] for text in texts for place in range(len(text) - 2)]
     return len(set(grams)) / max(1, len(grams))
 
 
 @torch.no_grad()
 def kl(model: MaskedLM, reference: MaskedLM, samples: Samples) -> float:
-    """Nats an answer between the two samplers, over answers of `model`."""
+    """Return the KL between the two samplers in nats per answer, over answers of `model`."""
     estimator, free = ReplayedTrajectory(), ~samples.prompt
     views = estimator.views(free, Draws(0), samples.unmasked_at)
     ours, theirs = (log_likelihood(m, estimator, samples.tokens, views, 256).sum(1) for m in (model, reference))

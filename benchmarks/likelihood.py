@@ -1,14 +1,16 @@
-"""Estimators of a row's log-likelihood: bias, spread and evaluations, on a model that can be enumerated and on a shipped one.
+"""Estimators of the log-likelihood of a row: bias, deviation and evaluations, on an enumerable model and on shipped ones.
 
     python -m benchmarks.likelihood
     python -m benchmarks.likelihood --models example/chain example/latex_sft --rows 8 --draws 64 --out docs/results/likelihood
 
-Enumerable: conditionals that no joint has, 3 tokens on 3 positions, all 27 texts; each estimator against the exact log-likelihood
-of the any-order model, log of the mean over orders of p(text written one by one in that order), and against its own target.
-Shipped: models on texts of their own kind, prompts given: chain arithmetic, and formulas that answer a description; the
-reference is the any-order bound by --exact counts. The error of a difference is that of log p(right text) - log p(the same
-with one token wrong: the result; any token of a formula), both on the same masks: what training compares. Writes
---out DIR/likelihood.json, prints tables, ends with flat JSON.
+Enumerable model: conditionals that belong to no joint distribution, 3 tokens on 3 positions, all 27 texts. Each estimator is
+compared with the exact log-likelihood of the any-order model (log of the mean, over orders, of the probability that the text is
+generated token by token in this order), and with its own expected value.
+
+Shipped models: texts of their training distribution with given prompts (chain arithmetic, and formulas that answer a
+description). The reference is the any-order bound by --exact counts. The error of a difference is that of log p(right text) - log
+p(the same text with one wrong token: the result, or any token of a formula), both on the same masks, because training uses such
+differences. The command writes --out DIR/likelihood.json, prints tables, and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ SEED = 77  # of descriptions
 
 
 class Table(MaskedLM):
-    """A random distribution for each canvas and position: no joint has these conditionals."""
+    """A random distribution for each canvas and position; these conditionals belong to no joint distribution."""
 
     def __init__(self, vocabulary: int, length: int, seed: int = 0):
         super().__init__(nn.Identity())
@@ -60,7 +62,7 @@ class Table(MaskedLM):
         return nn.functional.pad(self.table[state, position], (0, 1), value=-torch.inf)
 
     def exact(self, texts: Int[Tensor, "row position"]) -> Float[Tensor, "row"]:
-        """log of the mean over orders of the probability of each text."""
+        """Return the log of the mean, over orders, of the probability of each text."""
         by_order = []
         for order in permutations(range(self.max_length)):
             canvas, total = torch.full_like(texts, self.mask_id), torch.zeros(len(texts))
@@ -73,7 +75,7 @@ class Table(MaskedLM):
 
 
 def estimators() -> dict[str, Estimator]:
-    """What is compared: about the same evaluations, and fewer."""
+    """Return the compared estimators, at about equal evaluations, and at fewer."""
     return {
         "elbo, times, 4 single": Elbo(4, False, False),
         "elbo, times, 4 in pairs": Elbo(4, False, True),
@@ -95,7 +97,7 @@ def measured(
     model: MaskedLM, estimator: Estimator, texts: Int[Tensor, "row position"], free: Bool[Tensor, "row position"], draws: int,
     push_down: bool,
 ) -> tuple[Float[Tensor, "row draw"], float]:  # fmt: skip
-    """`draws` estimates of each text, and the evaluations of one."""
+    """Return `draws` estimates of each text, and the evaluations of one estimate."""
     tokens, where = texts.repeat_interleave(draws, 0), free.repeat_interleave(draws, 0)
     views = estimator.views(where, Draws(1))
     down = torch.full((len(tokens),), push_down)
@@ -104,7 +106,7 @@ def measured(
 
 
 def enumerable(draws: int) -> list[dict]:
-    """Against the exact log-likelihood, all 27 texts."""
+    """Compare with the exact log-likelihood of all 27 texts."""
     model = Table(3, 3)
     texts = torch.tensor(list(product(range(3), repeat=3)))
     exact = model.exact(texts).double()
@@ -129,7 +131,7 @@ def enumerable(draws: int) -> list[dict]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Right texts, the same with one token wrong, and which positions are not given."""
+    """Right texts, the same texts with one wrong token, and the mask of positions that are not given."""
 
     right: Int[Tensor, "row position"]
     wrong: Int[Tensor, "row position"]
@@ -147,7 +149,8 @@ def chain_texts(rows: int) -> Texts:
 
 
 def formula_texts(model: MaskedLM, rows: int) -> Texts:
-    """Held-out descriptions with their formulas, filled up with the end of text; any token of a formula is another one."""
+    """Return held-out descriptions with their formulas, filled up with the end of text, and copies with one changed token of
+    the formula."""
     assert model.tokenizer is not None
     pairs, number = [], 0
     while len(pairs) < rows:
@@ -167,7 +170,7 @@ def formula_texts(model: MaskedLM, rows: int) -> Texts:
 
 
 def shipped(path: str, rows: int, draws: int, exact: int) -> list[dict]:
-    """Against the any-order bound by many counts, and the error of a difference on shared masks."""
+    """Compare with the any-order bound by many counts; also measure the error of a difference on shared masks."""
     model, _ = load_model(path)
     of_chain = getattr(model.tokenizer, "vocab_size", None) == len(WORDS)
     made = chain_texts(rows) if of_chain else formula_texts(model, rows)

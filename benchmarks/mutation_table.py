@@ -1,7 +1,8 @@
-"""The mutations of `benchmarks.mutations`: of each file texts that stand in it once, what replaces them, tests that must fail.
+"""The mutations of `benchmarks.mutations`. A row has a text that occurs once in its file, the replacement, and the tests that
+must fail.
 
-A mutation is a mistake that somebody could make and that no error message would show: a sign, an axis, a factor, a mask, a seed,
-a temperature, a number that is one too large. The tests are the narrowest ones that see it.
+A mutation is a mistake that raises no error: a sign, an axis, a factor, a mask, a seed, a temperature, a number that is one too
+large. The tests are the narrowest ones that detect it.
 """
 
 # fmt: off

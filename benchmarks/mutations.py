@@ -1,16 +1,19 @@
-"""Mutation testing: each line of `benchmarks.mutation_table` makes the code wrong on purpose, and the tests beside it must fail.
+"""Mutation testing: each row of `benchmarks.mutation_table` puts a mistake into the code, and the tests of the row must fail.
 
     python -m benchmarks.mutations [--only PREFIX ...] [--jobs 1]
 
-The tests are collected once. A forked child then puts the code of the mutated functions in the place of theirs, so that every
-module that imported them has them too, and runs the tests that are named until one fails. No file is written. Each mutation is
-killed (a test failed), hung (a test took CPU_SECONDS of CPU time, or all of them SECONDS on the wall clock, which counts as
-killed), survived (all passed), stale (the text to replace is not there, or there more than once, or changes no function) or
-broken (its tests are not there). One more child runs all of these tests on the code as it is, which they must pass
-(`unmutated`).
+The tests are collected once. A forked child process replaces the code of the loaded functions by that of the mutated ones, so
+that every importing module uses it, and runs the named tests until one fails. No file is changed. Each mutation is
 
-Prints the survivors, ends with one line of JSON; exit status 1 for a survivor that is not in KNOWN, a stale or broken mutation,
-or a test that fails without any.
+* killed: a test failed;
+* hung: a test took CPU_SECONDS of CPU time, or all of them SECONDS on the wall clock (counts as killed);
+* survived: all tests passed;
+* stale: the text to replace is missing, occurs more than once, or changes no function;
+* broken: its tests do not exist.
+
+One more child runs all of these tests on the unchanged code, and they must pass (`unmutated`). The command prints the survivors
+and ends with one line of JSON. The exit status is 1 for a survivor that is not in KNOWN, a stale or broken mutation, or a test
+that fails without a mutation.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ PASSED, FAILED, STALE = 0, 1, 3  # exit statuses of a child
 
 @dataclass(frozen=True)
 class Mutation:
-    """Replace `old`, which stands in `file` exactly once, by `new`; `tests` are pytest's arguments."""
+    """Replace `old`, which occurs in `file` exactly once, by `new`; `tests` are arguments of pytest."""
 
     file: str
     old: str
@@ -69,7 +72,8 @@ MUTATIONS = tuple(Mutation(file, old, new, tuple(tests)) for file, rows in ROWS.
 
 
 def functions_of(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeType]]:
-    """The functions of a module and of its classes by qualified name; those inside of functions are part of these."""
+    """Return the functions of a module and of its classes by qualified name; nested functions are part of their outer
+    function."""
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             name = within + inner.co_name
@@ -80,13 +84,13 @@ def functions_of(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeTy
 
 
 def loaded() -> list[FunctionType]:
-    """The functions of the project that are loaded: looked for once, since going through all objects copies a child's memory."""
+    """Return the loaded functions of the project. It is computed once, since a search of all objects copies a child's memory."""
     functions = [thing for thing in gc.get_objects() if type(thing) is FunctionType]
     return [one for one in functions if one.__code__.co_filename.startswith(f"{ROOT}{os.sep}")]
 
 
 def apply(mutation: Mutation, functions: Sequence[FunctionType]) -> bool:
-    """Put the mutated code into the functions that are loaded. False where there is nothing to replace."""
+    """Replace the code of the loaded functions by the mutated code. Return False if there is nothing to replace."""
     path = ROOT / mutation.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutation.old) != 1:
@@ -105,13 +109,13 @@ def apply(mutation: Mutation, functions: Sequence[FunctionType]) -> bool:
 
 
 def body(code: CodeType) -> tuple:
-    """What a function does, wherever it stands in its file."""
+    """Return the behaviour of a function, independent of its place in the file."""
     constants = [body(inner) if isinstance(inner, CodeType) else repr(inner) for inner in code.co_consts]
     return code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars
 
 
 class Mutator:
-    """A plugin of pytest that runs the mutations in the place of the tests."""
+    """Plugin of pytest that runs the mutations instead of the tests."""
 
     def __init__(self, mutations: Sequence[Mutation | None], jobs: int):
         self.mutations, self.jobs = mutations, jobs
@@ -137,7 +141,7 @@ class Mutator:
         return True
 
     def started(self, session: pytest.Session, number: int) -> int:
-        """The child process that judges one mutation, or (None) the code as it is."""
+        """Start the child process that judges one mutation, or (None) the unchanged code."""
         mutation = self.mutations[number]
         items = [item for item in session.items if mutation is None or named(item.nodeid, mutation.tests)]
         child = os.fork()
@@ -172,7 +176,7 @@ def named(node: str, tests: Sequence[str]) -> bool:
 
 
 def run(session: pytest.Session, items: list[pytest.Item], heard: int | None) -> int:
-    """Exit status: of the first test that fails, or (heard: where their names are written) of all."""
+    """Return the exit status: of the first test that fails, or, if `heard` collects their names, of all tests."""
     import resource  # not on Windows, where nothing forks either
 
     for item, following in zip(items, [*items[1:], None], strict=True):

@@ -1,8 +1,8 @@
-"""The plain loop: RADD's `direct` sampler as published (2406.03736), the oracle that our sampler is measured against.
+"""Reference implementation of RADD's published `direct` sampler (2406.03736), for tests and speed.
 
-Every step evaluates every row, puts every position through the head, and lets all tokens and "stay masked" race in float32 at
-every position. The passes over the vocabulary are those of the published code, in its order; they are done in place here, which
-the published code does not do, and the step is about a quarter faster for it.
+Every step evaluates every row, applies the head at every position, and draws a float32 race of all tokens and "stay masked" at
+every position. The passes over the vocabulary are those of the published code, in its order. They are done in place, unlike the
+published code, which makes the step about a quarter faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 def race(
     logits: Float[Tensor, "row position columns"], tokens: Int[Tensor, "row position"], rate: float
 ) -> Int[Tensor, "row position"]:
-    """Each mask becomes a token v with probability rate * p(v) and stays with 1 - rate; the mask is the last column."""
+    """Draw the next token of every mask: token v with probability rate * p(v), and the mask (the last column) with 1 - rate."""
     probability = logits[..., :-1].log_softmax(-1).exp_()
     stay = torch.full_like(probability[..., :1], 1 - rate)
     weight = torch.cat((probability.mul_(rate), stay), -1)
@@ -32,7 +32,7 @@ def sample(
     canvas: Int[Tensor, "row position"],
     steps: int,
 ) -> Int[Tensor, "row position"]:
-    """Decode every row of `canvas` in `steps` steps, `steps` evaluations each."""
+    """Decode every row of `canvas` in `steps` steps with `steps` evaluations each."""
     for left in range(steps, 0, -1):
         canvas = race(logits_of(canvas), canvas, 1 / left)
     return canvas

@@ -1,10 +1,10 @@
-"""The plain loops of block decoding, held as oracles: LLaDA's (2502.09992) and Fast-dLLM's (2505.22618) with its two caches.
+"""Reference implementations of block decoding: LLaDA (2502.09992), and Fast-dLLM (2505.22618) with its two caches.
 
-As published: every evaluation puts every position that it runs through the head, takes the softmax over the vocabulary in float64
-at all of them, and chooses among the masks of the block afterwards; with a cache, a block that its first evaluation has filled
-costs one more. What differs makes them faster or changes nothing: keys and values are written in place instead of joined anew,
-the second argmax of the prefix loop, which nobody reads, is left out, the choice is one comparison instead of a loop over picks;
-the mask's own logit is -inf, so that no loop can write it. One row: the published loops take no more with a cache.
+As published, every evaluation applies the head and a float64 softmax at every position that it computes, and selects among the
+masked positions of the block afterwards. With a cache, a block that its first evaluation has filled needs one more evaluation.
+Differences from the published code make the loops faster or change nothing. Keys and values are stored in place instead of
+concatenated. The unused second argmax of the prefix loop is left out. The selection is one comparison instead of a loop. The
+mask's own logit is -inf, so that no loop can commit it. A loop decodes one row: with a cache the published loops take no more.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Clock:
 
 @dataclass
 class Decoded:
-    """evaluations: all; idle: those on a block that was full."""
+    """Result of a decoding. evaluations: number of all; idle: number of those on a full block."""
 
     tokens: Int[Tensor, "1 position"]
     evaluations: int = 0
@@ -51,7 +51,7 @@ def commit(
     threshold: float,
     clock: Clock,
 ) -> None:
-    """Write, in place, the best tokens of the masks `open_` that reach the threshold, always the most confident one."""
+    """Commit, in place, the best tokens at the positions `open_` that reach the threshold, and always the most confident one."""
     with clock("softmax"):
         best = logits.argmax(-1)
         probability = logits.double().softmax(-1).gather(-1, best.unsqueeze(-1)).squeeze(-1)

@@ -25,8 +25,8 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 
 
 def words(vocabulary: int, start: int | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer whose token i is the word "ti", so that decoding and encoding again gives the same ids. start: a token that
-    it puts before every text."""
+    """Return a tokenizer whose token i is the word "ti", so that decoding and encoding again gives the same ids. start: a
+    token that it puts before every text."""
     tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     if start is not None:
@@ -37,7 +37,7 @@ def words(vocabulary: int, start: int | None = None) -> PreTrainedTokenizerFast:
 
 
 def unseen(input_ids: Int[Tensor, "row position"], past_key_values: Any) -> dict[str, Any]:
-    """What `prepare_inputs_for_generation` gives: the tokens behind those that are kept."""
+    """Return the result of `prepare_inputs_for_generation`: the tokens behind the cached ones."""
     kept = 0 if past_key_values is None else past_key_values.get_seq_length()
     return {"input_ids": input_ids[:, kept:], "past_key_values": past_key_values, "use_cache": True}
 
@@ -46,7 +46,7 @@ def unseen(input_ids: Int[Tensor, "row position"], past_key_values: Any) -> dict
 def args(
     llm: Any, rm: Any, tokens: Int[Tensor, "1 position"], weight: float, topk: int, max_new_token: int
 ) -> Int[Tensor, "1 longer"]:
-    """ARGS: `tokens`, from the start token on, with max_new_token more."""
+    """ARGS: decode `tokens`, which begin with the start token, and max_new_token more."""
     rm_cached, cached = None, None
     for _ in range(max_new_token):
         mout = llm(**unseen(tokens, cached))
@@ -71,7 +71,7 @@ def pargs_generate(
     llm_model: Any, llm_tokenizer: Any, reward_model: Any, reward_tokenizer: Any, prompt: str, w: float, topk: int,
     max_generation_length: int,
 ) -> Int[Tensor, "1 generated"]:  # fmt: skip
-    """PARGS_generate.py, mode 1 (greedy): the tokens behind the prompt."""
+    """PARGS_generate.py, mode 1 (greedy): return the tokens behind the prompt."""
     input_ids = llm_tokenizer(prompt, return_tensors="pt").input_ids
     sequence = torch.tensor([[]], dtype=torch.int64)
     past_key_values = None
@@ -99,7 +99,7 @@ def pargs_generate(
 def _cached_reward(
     question: str, answer: str, reward_tokenizer: Any, reward_model: Any, RM_cache: Any
 ) -> tuple[float, DynamicCache]:
-    """PARGS_generate.py, `get_reward`: the last token alone where there is a cache; the cache without it."""
+    """PARGS_generate.py, `get_reward`: evaluate the last token only if there is a cache; return the unchanged cache."""
     input_ids = reward_tokenizer(question, answer, return_tensors="pt")["input_ids"]
     read = input_ids if RM_cache is None else input_ids[:, -1:]
     rm_out = reward_model(input_ids=read, return_dict=True, use_cache=True, past_key_values=RM_cache)

@@ -1,8 +1,8 @@
-"""The plain loop: SEDD's samplers as published (2310.16834), the oracle that ours are measured against and tested with.
+"""Reference implementation of SEDD's published samplers (2310.16834), for tests and speed.
 
-Every step evaluates every row, puts every position through the head, and makes the probabilities of all tokens at all positions
-from the graph's dense rates or transitions; all of them race in float32. The passes over the vocabulary are those of the
-published code, in its order.
+Every step evaluates every row, applies the head at every position, and computes the probabilities of all tokens at all positions
+from the graph's dense rates or transitions. All tokens race in float32. The passes over the vocabulary are those of the published
+code, in its order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LAST = 1e-5
 
 
 def transposed_rate(tokens: Int[Tensor, "row position"], columns: int, graph: str) -> Tensor:
-    """Rates into the tokens that stand there."""
+    """Return the rates into the current token of every position."""
     if graph == "uniform":
         rate = torch.full((*tokens.shape, columns), 1 / columns)
         return rate.scatter_(-1, tokens.unsqueeze(-1), -(columns - 1) / columns)
@@ -28,7 +28,7 @@ def transposed_rate(tokens: Int[Tensor, "row position"], columns: int, graph: st
 
 
 def transposed_transition(tokens: Int[Tensor, "row position"], columns: int, sigma: Tensor, graph: str) -> Tensor:
-    """Probabilities of coming to the tokens that stand there after noise sigma."""
+    """Return the probabilities of a transition to the current token of every position after noise sigma."""
     if graph == "uniform":
         moved = (-torch.expm1(-sigma) / columns).expand(*tokens.shape, columns).clone()
         moved = moved.scatter_(-1, tokens.unsqueeze(-1), 0.0)
@@ -38,7 +38,7 @@ def transposed_transition(tokens: Int[Tensor, "row position"], columns: int, sig
 
 
 def staggered(score: Tensor, drop: Tensor, graph: str) -> Tensor:
-    """Scores of less noise from those of more."""
+    """Compute the scores at less noise from those at more noise."""
     if graph == "uniform":
         kept = (-drop).exp()
         return (kept - 1) / (score.shape[-1] * kept) * score.sum(-1, keepdim=True) + score / kept
@@ -56,7 +56,8 @@ def step_weights(
     slope: float | None,
     last: bool = False,
 ) -> Float[Tensor, "row position tokens"]:
-    """What races for each position, unnormalised; negative weights never win. slope: of an Euler step. last: no masks."""
+    """Return the unnormalized weights of all tokens in the race of each position; negative weights never win. slope: of an
+    Euler step. last: no masks."""
     columns, own = score.shape[-1], tokens.unsqueeze(-1)
     if slope is None:
         weights = staggered(score, drop, graph) * transposed_transition(tokens, columns, drop, graph)
@@ -76,7 +77,8 @@ def score_entropy(
     noisy: Int[Tensor, "row position"],
     sigma: Float[Tensor, "row"],
 ) -> Float[Tensor, "row position"]:
-    """Of the absorbing graph, at every position; zero where nothing is masked. To be multiplied with sigma'."""
+    """Return the score entropy of the absorbing graph at every position, to be multiplied with sigma'; zero at positions
+    without a mask."""
     masked, ratio = noisy == log_score.shape[-1] - 1, 1 / torch.expm1(sigma)[:, None]
     own = log_score.gather(-1, clean.unsqueeze(-1)).squeeze(-1)
     value = log_score[..., :-1].exp().sum(-1) - ratio * own + ratio * (ratio.log() - 1)
@@ -92,7 +94,8 @@ def sample(
     canvas: Int[Tensor, "row position"],
     steps: int,
 ) -> Int[Tensor, "row position"]:
-    """Write the masks of a canvas of the absorbing graph, or all of one of the uniform graph that starts as noise."""
+    """Decode the masked positions of a canvas of the absorbing graph, or all positions of one of the uniform graph, which
+    starts as noise."""
     times = torch.linspace(1, LAST, steps + 1)
     tokens = canvas
     for number in range(steps + 1):

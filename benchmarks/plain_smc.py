@@ -1,8 +1,8 @@
-"""The plain loop: twisted SMC and its CTL update as published (2404.17546, in JAX), the oracle that ours is measured against.
+"""Reference implementation of twisted SMC and its CTL update as published (2404.17546, in JAX), for tests and speed.
 
-Every step runs the model and the twist's trunk on every particle, all of prompt and output, and puts every position through
-both heads; nothing is kept between steps. CTL's gradient goes through the whole sampling scan. With `growing` a step runs the
-prefix that is there and no more, which the published code, compiled for one shape, does not: a kinder oracle.
+Every step runs the model and the twist's trunk on every particle, over all of prompt and output, and applies both heads at every
+position. There is no cache. CTL's gradient goes through the whole sampling scan. With `growing` a step runs the current prefix
+only; the published code, compiled for one shape, does not, so `growing` is a faster reference.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Network = Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position vo
 
 @dataclass
 class Sweep:
-    """log_psi: of each token written, with its gradient where asked for; log_prefix: log p psi_t / q of each prefix since the
-    last resampling; log_weight: log p phi / q."""
+    """Result of a sweep. log_psi: of each generated token, with its gradient if requested; log_prefix: log p psi_t / q of each
+    prefix since the last resampling; log_weight: log p phi / q."""
 
     tokens: Int[Tensor, "row position"]
     log_psi: Float[Tensor, "row output"]
@@ -39,8 +39,8 @@ def sweep(
     resample: bool,
     growing: bool = False,
 ) -> Sweep:
-    """Write `length` tokens behind `prompt`; resample: multinomially after every step but the last. The networks read one
-    position more than there are tokens (a start), and say at each what comes next."""
+    """Generate `length` tokens behind `prompt`. resample: multinomially after every step but the last. The networks read one
+    position more than there are tokens (the start token), and predict the next token at each."""
     tokens, rows = prompt, len(prompt)
     log_weight = torch.zeros(rows)
     before, log_z = torch.zeros(rows), torch.zeros(())
@@ -71,7 +71,8 @@ def sweep(
 
 
 def contrastive(found: Sweep) -> Float[Tensor, ""]:
-    """CTL's loss of one set of samples: log psi up by their final weights, down by those of their prefixes."""
+    """Return CTL's loss of one set of samples: it raises log psi by their final weights and lowers it by the weights of their
+    prefixes."""
     return contrast(found.log_psi, found.log_weight, found.log_prefix)
 
 

@@ -1,17 +1,16 @@
-"""Kills, signals and hostile files: what is lost, what ends in a traceback, what takes too long.
+"""Kills, signals and hostile files: lost data, tracebacks, and commands that take too long.
 
     python -m benchmarks.robustness --kills 20 --hostile 60
 
 Every training command runs on a tiny model in a temporary directory. One process imports everything and forks for each trial.
 
-* kills: SIGKILL at random moments, and inside writes: at the K-th file that the command opens, renames or makes, a limit on the
-  size of files kills it in the middle of writing it, or SIGKILL comes between two operations. The command is started again with
-  resume=auto; its weights must be bit for bit those of a run that was left alone, and each step stand once in metrics.jsonl.
-* signals: SIGINT, SIGTERM, SIGHUP and SIGUSR1 while a command trains: it saves, says so in one line, and goes on to the same
-  weights.
+* kills: SIGKILL at random moments and during writes. At the K-th file that the command opens, renames or makes, a limit on the
+  size of files kills it in the middle of the write, or SIGKILL comes between two operations. The command is started again with
+  resume=auto. Its weights must equal those of an uninterrupted run bit for bit, and each step must occur once in metrics.jsonl.
+* signals: after SIGINT, SIGTERM, SIGHUP or SIGUSR1 a training must save, report it in one line, and resume to the same weights.
 * hostile files (benchmarks/hostile.py): each must end in one sentence, within LIMIT seconds.
 
-Prints a table and, as its last line, JSON; exit status 1 where anything was lost.
+The command prints a table and, as its last line, JSON; the exit status is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Command:
 
 
 def commands(bench: Bench) -> list[Command]:
-    """Every way to train, each with a handful of steps and several saves."""
+    """Return every training command, each with a few steps and several saves."""
     often = ["training.log_freq=1", "training.snapshot_freq=2"]
     own = [*often, "training.snapshot_freq_for_preemption=1"]
     pairs = [f"data.train={bench.pairs}", "training.n_iters=4", "training.batch_size=4", "eval.batch_size=4",
@@ -106,7 +105,7 @@ def commands(bench: Bench) -> list[Command]:
 
 @dataclass
 class Trial:
-    """What one forked process did: how it ended (exit status, or minus the signal), its seconds, what it printed."""
+    """Result of one forked process: its exit status (or minus the signal), its seconds, and its output."""
 
     status: int
     seconds: float
@@ -118,8 +117,8 @@ class Trial:
 
 
 class Operations:
-    """Counts what a process does to files of a directory, and kills it at the `last` of them (None: never); size: bytes that it
-    may still write to a file that it opens there (None: killed before it opens it)."""
+    """Counts the file operations of a process in a directory, and kills it at operation `last` (None: never). size: bytes that
+    it may still write to a file that it opens there (None: it is killed before it opens the file)."""
 
     def __init__(self, directory: Path, last: int | None = None, size: int | None = None):
         self.directory, self.last, self.size = str(directory), last, size
@@ -152,7 +151,7 @@ def _writes(arguments: tuple) -> bool:
 def run(
     work: Callable[[], Any], log: Path, meanwhile: Callable[[int], None] | None = None, limit: float = 10 * LIMIT
 ) -> Trial:
-    """Do `work` in a forked process. meanwhile: what this process does, told the other's id."""
+    """Run `work` in a forked process. meanwhile: called in this process with the id of the other one."""
     sys.stdout.flush()
     started = time.perf_counter()
     if (child := os.fork()) == 0:
@@ -168,7 +167,7 @@ def run(
 
 
 def _child(work: Callable[[], Any], log: Path) -> int:
-    """The forked process: as a command of a user, with its output in `log`."""
+    """Run in the forked process: as a user's command, with its output in `log`."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -192,13 +191,13 @@ def _child(work: Callable[[], Any], log: Path) -> int:
 
 
 def train(command: Command, directory: Path, *more: str) -> None:
-    """The command in this process, in place."""
+    """Run the training command in this process."""
     overrides = [*command.overrides, f"run_dir={directory}", *more]
     command.main(composed(command.config, overrides), overrides)
 
 
 def outcome(command: Command, directory: Path) -> dict[str, Any]:
-    """What a finished run leaves behind, to compare with another's."""
+    """Return the files of a finished run that are compared with another run's."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ("loss", "num_tokens", "valid_loss", "eval_reward")
     measures = [(line["step"], name, line[name]) for line in lines for name in names if name in line]
@@ -212,7 +211,7 @@ def outcome(command: Command, directory: Path) -> dict[str, Any]:
 
 
 def flat(state: Any, name: str = "") -> dict[str, Any]:
-    """Every tensor and number of a nested state."""
+    """Return every tensor and number of a nested state."""
     if isinstance(state, dict | list | tuple):
         items = state.items() if isinstance(state, dict) else enumerate(state)
         return {key: value for own, inner in items for key, value in flat(inner, f"{name}.{own}").items()}
@@ -220,7 +219,7 @@ def flat(state: Any, name: str = "") -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """In words, what of `other` is not as in `one`."""
+    """Return the differences between `one` and `other` in words."""
     found = []
     if one["measures"] != other["measures"]:
         missing = [measure[:2] for measure in one["measures"] if measure not in other["measures"]]
@@ -236,7 +235,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Count:
-    """What a command's trials came to."""
+    """Totals of a command's trials."""
 
     name: str
     trials: int = 0
@@ -261,7 +260,7 @@ class Count:
 
 
 def reference(command: Command, base: Path) -> tuple[dict[str, Any], int, float]:
-    """The run that nothing happens to: what it leaves, how many operations on files it took, its seconds."""
+    """Run without a kill; return its files, its number of file operations, and its seconds."""
     directory, counted = base / "whole", base / "operations"
 
     def work() -> None:
@@ -279,7 +278,7 @@ def reference(command: Command, base: Path) -> tuple[dict[str, Any], int, float]
 def killed(
     command: Command, base: Path, whole: tuple[dict[str, Any], int, float], number: int, draw: random.Random
 ) -> tuple:
-    """One kill and the run after it: (about, trials, what is wrong)."""
+    """Run one kill and the resumed run: return (description, trials, errors)."""
     expected, operations, seconds = whole
     directory = base / f"killed_{number}"
     if number % 3 == 2:  # at a random moment
@@ -306,7 +305,7 @@ def killed(
 
 
 def signalled(command: Command, base: Path, expected: dict[str, Any], number: signal.Signals) -> tuple:
-    """A signal after the first step, and the run after it."""
+    """Send a signal after the first step, and resume the run."""
     directory = base / f"signal_{number.name}"
 
     def send(child: int) -> None:
@@ -324,7 +323,7 @@ def signalled(command: Command, base: Path, expected: dict[str, Any], number: si
 
 
 def check_command(command: Command, base: Path, kills: int, signals: bool, seed: int) -> list[Count]:
-    """All trials of one command."""
+    """Run all trials of one command."""
     base.mkdir()
     whole = reference(command, base)
     by_kill, by_signal = Count(f"{command.name}: kills"), Count(f"{command.name}: signals")
@@ -339,7 +338,7 @@ def check_command(command: Command, base: Path, kills: int, signals: bool, seed:
 
 
 def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
-    """Samples that were done are kept: a kill, Ctrl-C, a disk that takes no more."""
+    """Check that finished samples survive a kill, Ctrl-C and a full disk."""
     count, draw = Count("sample: kills, Ctrl-C, full disk"), random.Random(seed)
     argv = [
         "--model",
@@ -386,7 +385,7 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
 
 
 def check_evaluation(base: Path, kills: int, seed: int) -> Count:
-    """An evaluation that was killed goes on to the same answers."""
+    """Check that a killed evaluation resumes to the same answers."""
     count, draw = Count("evaluate: kills"), random.Random(seed)
     argv = ["--strategy", "threshold", "--settings", "0.9", "--datasets", "chain", "--seeds", "1", "--n_test", "6",
             "--batch_size", "2", "--device", "cpu", "--save_path"]  # fmt: skip
@@ -429,7 +428,7 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
 
 
 def check_hostile(bench: Bench, base: Path, most: int, only: str) -> Count:
-    """Every hostile file whose name holds `only` ends in one sentence."""
+    """Check that every hostile file whose name contains `only` ends in one sentence."""
     count = Count("hostile files")
     chosen = [(name, make) for name, make in HOSTILE.items() if only in name][:most]
     for name, make in chosen:

@@ -1,12 +1,12 @@
-"""Sampling: CPU time and memory of ours against the plain loop (benchmarks/plain.py), at the shape of RADD-small.
+"""Sampling: CPU time and memory of Unmask against the reference loop (benchmarks/plain.py), at the shape of RADD-small.
 
     OMP_NUM_THREADS=1 python -m benchmarks.sampling
 
-Random weights, one thread, `direct`, no prompt. A decoding at 1024 steps takes hours, so it is put together: the cost of a row's
-step is measured on steps spread over the decoding, both loops on the same canvases by turns; the evaluations are counted by
-running the real environment and loop on a model that computes nothing, whose own time is what the bookkeeping costs. The plain
-loop evaluates each row at every step, whatever the number of steps. Its rows go one at a time: a batch at once is slower here.
-CPU seconds throughout, so that other processes matter little. Prints tables, ends with flat JSON.
+The weights are random; one thread, `direct`, no prompt. A decoding at 1024 steps takes hours, so its time is computed from parts.
+The cost of a step for one row is measured at steps that are spread over the decoding; both loops alternate on the same canvases.
+The evaluations are counted by running the environment and the loop on a model that computes nothing; the time of this run is the
+overhead of the loop. The reference evaluates each row at every step, one row at a time (a batch is slower here). Figures are CPU
+seconds, so that other processes matter little. The command prints tables and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEMORY_BATCH = 8
 
 @dataclass
 class Shape:
-    """RADD-small; `vocabulary` without the mask."""
+    """Shape of the model: RADD-small. `vocabulary` excludes the mask."""
 
     width: int = 768
     blocks: int = 12
@@ -58,7 +58,7 @@ class Shape:
 
 
 class Still(MaskedLM):
-    """A model that computes nothing: every token is as likely as any other."""
+    """A model that computes nothing: every token has the same probability."""
 
     def __init__(self, length: int, vocabulary: int = 64):
         super().__init__(torch.nn.Identity())
@@ -81,7 +81,7 @@ def build(shape: Shape, dtype: str = "float32") -> RaddLM:
 
 
 def canvases(shape: Shape, batch: int, length: int, eighths: int) -> Int[Tensor, "row position"]:
-    """Random tokens, of which about `eighths` / 8 are masked."""
+    """Return random tokens, of which about `eighths` / 8 are masked."""
     generator = torch.Generator().manual_seed(eighths)
     tokens = torch.randint(shape.vocabulary, (batch, length), generator=generator)
     return tokens.masked_fill(torch.rand(batch, length, generator=generator) < eighths / 8, shape.vocabulary)
@@ -96,7 +96,7 @@ def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 def our_step(
     model: MaskedLM, where: Unmasker, left: int, canvas: Int[Tensor, "row position"], seed: int = 0
 ) -> tuple[float, int]:
-    """CPU seconds of one step with `left` steps to go, and the rows that it evaluated."""
+    """Return the CPU seconds of one step with `left` steps to go, and the number of evaluated rows."""
     environment = UnmaskingEnvironment(model, DecodeOptions(left))
     observation = environment.reset(Prompts(canvas))
     strategy = Strategy(where, TokenRule())
@@ -105,7 +105,7 @@ def our_step(
 
 
 def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) -> dict[str, float]:
-    """CPU seconds of the parts of one step, all rows."""
+    """Return the CPU seconds of the parts of one step for all rows."""
     parts = {"body": 0.0, "head": 0.0, "race": 0.0}
     network: RADD = model.backbone
     for row in canvas.split(1):
@@ -119,7 +119,8 @@ def plain_step(model: RaddLM, left: int, canvas: Int[Tensor, "row position"]) ->
 
 
 def schedule(shape: Shape, steps: int) -> dict[str, float | int]:
-    """Evaluations of a row and positions read in a decoding with `direct`, and the CPU seconds of the loop without a model."""
+    """Return, for a decoding with `direct`, the evaluations of a row, the positions that go through the head, and the CPU
+    seconds of the loop without a model."""
     environment = UnmaskingEnvironment(Still(shape.length), DecodeOptions(steps))
     canvas = torch.full((shape.batch, shape.length), environment.model.mask_id)
     seconds, samples = cpu_seconds(lambda: sample(environment, Strategy(Direct(), TokenRule()), Prompts(canvas)))
@@ -132,13 +133,14 @@ def schedule(shape: Shape, steps: int) -> dict[str, float | int]:
 
 
 def resident_mib(field: str) -> float:
-    """VmRSS (now) or VmHWM (the most so far) of this process."""
+    """Return VmRSS (current memory) or VmHWM (peak memory) of this process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def memory(shape: Shape) -> float:
-    """MiB above the loaded model at the peak of a `direct` step and of a policy's step, which reads every mask."""
+    """Return the MiB above the loaded model at the peak of a `direct` step and of a policy's step, which needs every masked
+    position."""
     model = build(shape)
     loaded = resident_mib("VmRSS")
     canvas = canvases(shape, MEMORY_BATCH, shape.length, 4)
@@ -157,7 +159,7 @@ def memory_of_a_fresh_process(shape: Shape) -> float:
 
 @torch.no_grad()
 def speed(shape: Shape, model: RaddLM) -> dict[str, float]:
-    """The two speedups, with the parts of the plain step and the counts printed."""
+    """Return the two speedups; print the parts of the reference step and the counts."""
     parts = {"body": 0.0, "head": 0.0, "race": 0.0}
     spent = {shape.few: [0.0, 0], shape.many: [0.0, 0]}  # seconds, rows evaluated
     for eighths in SPREAD:
@@ -185,7 +187,8 @@ def speed(shape: Shape, model: RaddLM) -> dict[str, float]:
 
 @torch.no_grad()
 def rules(shape: Shape, model: RaddLM) -> float:
-    """A step of rules that read every mask, on a canvas half masked; the share of it that the policy network takes."""
+    """Measure a step of rules that need every masked position, on a half-masked canvas, and the share of the policy network in
+    it."""
     canvas = canvases(shape, shape.batch, shape.length, 4)
     left = max(1, shape.few // 2)
     where = PolicyUnmasker(DitConfidence().eval(), "fixed")
@@ -207,7 +210,7 @@ def rules(shape: Shape, model: RaddLM) -> float:
 
 @torch.no_grad()
 def growth(shape: Shape, model: RaddLM) -> None:
-    """How a step grows with length and batch, and the evaluations with the steps; bfloat16 beside float32."""
+    """Measure how the time of a step grows with length and batch, and the evaluations with the steps; also in bfloat16."""
     quarter, left = shape.length // 4, max(1, shape.few // 2)
     cases = [(length, 1) for length in (quarter, 2 * quarter, 4 * quarter)] + [(quarter, batch) for batch in (2, 4, 8)]
     kinds = [(model, length, batch) for length, batch in cases]

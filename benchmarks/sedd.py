@@ -1,12 +1,13 @@
-"""SEDD: memory and CPU time of our sampling step and of our update, against the dense formula (benchmarks/plain_sedd.py).
+"""SEDD: memory and CPU time of a sampling step and of an update against the dense formulas (benchmarks/plain_sedd.py).
 
     OMP_NUM_THREADS=1 python -m benchmarks.sedd
 
-The shape of SEDD-small, random weights, one thread, the analytic sampler, no prompt. A step of 4 rows is measured at canvases
-spread over the decoding, both loops on the same ones by turns. The dense loop does a row at a time, so that its memory is
-that of one row. An update is the score-entropy loss of 4 rows and its gradients, with the vocabulary a chunk at a time and with
-all logits at once; its memory is counted above weights and gradients. Most of it is what the body keeps for its gradients, the
-same for both and printed by itself. Each figure of memory is that of a fresh process. Prints tables, ends with flat JSON.
+The model has the shape of SEDD-small and random weights; one thread, the analytic sampler, no prompt. A step of 4 rows is
+measured on canvases that are spread over the decoding; both loops alternate on the same canvases. The dense loop computes one row
+at a time, so its memory is that of one row. An update is the score-entropy loss of 4 rows and its gradients, with the vocabulary
+in chunks and with all logits at once. Its memory is counted above weights and gradients. Most of it is what the body keeps for
+its gradients, which is equal for both and printed separately. Each figure of memory is that of a new process. The command prints
+tables and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PARTS = ("sample", "dense", "body", "update", "dense_update")
 
 @dataclass
 class Shape:
-    """SEDD-small; `vocabulary` without the mask."""
+    """Shape of the model: SEDD-small. `vocabulary` excludes the mask."""
 
     width: int = 768
     blocks: int = 12
@@ -61,7 +62,7 @@ def build(shape: Shape) -> SeddLM:
 
 
 def canvases(shape: Shape, eighths: int) -> Int[Tensor, "row position"]:
-    """Random tokens, of which about `eighths` / 8 are masked."""
+    """Return random tokens, of which about `eighths` / 8 are masked."""
     generator = torch.Generator().manual_seed(eighths)
     tokens = torch.randint(shape.vocabulary, (shape.batch, shape.length), generator=generator)
     return tokens.masked_fill(torch.rand(tokens.shape, generator=generator) < eighths / 8, shape.vocabulary)
@@ -94,7 +95,7 @@ def our_update(model: SeddLM, rows: Int[Tensor, "row position"]) -> Tensor:
 
 
 def dense_update(model: SeddLM, rows: Int[Tensor, "row position"]) -> Tensor:
-    """The published loss: log-scores everywhere, then score entropy at the masks; the same noise."""
+    """Return the published loss: log-scores at every position, then score entropy at the masked ones, with the same noise."""
     masked, _, share = corrupt("DSE", len(rows), rows.shape[1], model.noise, torch.Generator().manual_seed(0))
     sigma = -torch.log1p(-share)
     canvas = rows.masked_fill(masked, model.mask_id)
@@ -105,7 +106,7 @@ def dense_update(model: SeddLM, rows: Int[Tensor, "row position"]) -> Tensor:
 
 
 def memory(shape: Shape, part: str) -> dict[str, float]:
-    """MiB above the loaded model at the peak of one part; of an update, above weights and gradients."""
+    """Return the MiB above the loaded model at the peak of one part; for an update, above weights and gradients."""
     model = build(shape)
     canvas = canvases(shape, 4)
     if part in ("body", "update", "dense_update"):
@@ -138,7 +139,7 @@ def of_a_fresh_process(shape: Shape, part: str) -> dict[str, float]:
 
 
 def speed(shape: Shape) -> float:
-    """How many times as many tokens a CPU second as the dense loop, over a decoding of STEPS steps."""
+    """Return the ratio of tokens per CPU second of Unmask and of the dense loop, over a decoding of STEPS steps."""
     model, records = build(shape), []
     for eighths in SPREAD:
         canvas = canvases(shape, eighths)

@@ -1,10 +1,11 @@
-"""Twisted SMC: CPU time of a sweep and of a CTL update, and memory, ours against the plain loop (benchmarks/plain_smc.py).
+"""Twisted SMC: CPU time of a sweep and of a CTL update, and memory, against the reference loop (benchmarks/plain_smc.py).
 
     OMP_NUM_THREADS=1 python -m benchmarks.smc
 
-A GPT-2 of 2 layers and width 64 with random weights, a trained trunk of its own for the twist and a linear head, 100 particles,
-a prompt of 8 tokens, resampling at every step, one thread. CPU seconds, all by turns, the least of a few repetitions. Memory is
-that of a fresh process, above the loaded model. Prints tables, ends with flat JSON.
+The model is a GPT-2 of 2 layers and width 64 with random weights. The twist has a separate trained trunk and a linear head. There
+are 100 particles, a prompt of 8 tokens, resampling at every step, and one thread. Figures are CPU seconds in alternation, the
+minimum of a few repetitions. Memory is that of a new process, above the loaded model. The command prints tables and ends with
+flat JSON.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def our_sweep(
 
 
 def our_update(case: Case, seed: int = 0) -> Float[Tensor, ""]:
-    """Sample without gradients, keep the weights, and one teacher-forced pass; the gradient is CTL's."""
+    """Sample without gradients, keep the weights, and make one teacher-forced pass, whose gradient is CTL's."""
     prefixes: list[Tensor] = []
     found = our_sweep(case, "never", lambda step: prefixes.append(step.weights.log[0]), seed)
     log_psi = case.twist.log_psi_all(found.samples.tokens, case.prompt.shape[1])
@@ -108,7 +109,7 @@ def our_update(case: Case, seed: int = 0) -> Float[Tensor, ""]:
 
 
 def networks(case: Case) -> tuple[plain_smc.Network, plain_smc.Network]:
-    """The plain loop's view of the same weights: tokens to logits, and to log psi, at every position."""
+    """Return the same weights for the reference loop: functions from tokens to logits, and to log psi, at every position."""
     trunk = case.twist.trunk
     assert isinstance(trunk, CausalLM)
 
@@ -137,7 +138,7 @@ def plain_update(case: Case, growing: bool = False) -> Float[Tensor, ""]:
 
 
 def compared(case: Case, ours: Callable, plain: Callable, repeats: int) -> dict[str, float]:
-    """The least CPU seconds of each, by turns, after one run to warm up."""
+    """Return the least CPU seconds of each, in alternation, after one run for warm-up."""
     works = {"ours": ours, "plain": plain, "growing": partial(plain, growing=True)}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
@@ -151,7 +152,7 @@ def compared(case: Case, ours: Callable, plain: Callable, repeats: int) -> dict[
 
 
 def memory(shape: Shape, name: str) -> float:
-    """MiB of a sweep at 50,257 tokens, above the loaded model."""
+    """Return the MiB of a sweep at 50,257 tokens, above the loaded model."""
     case = build(shape, 50257, 10)
     loaded = resident_mib("VmRSS")
     {"ours": our_sweep, "plain": plain_sweep}[name](case)

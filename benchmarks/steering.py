@@ -1,14 +1,18 @@
-"""log Z from both sides, and the reward of what is sampled, at equal evaluations: twisted SMC, FK steering, best of N.
+"""Bounds on log Z from both sides, and the reward of the samples, at equal evaluations: twisted SMC, FK steering, best of N.
 
     OMP_NUM_THREADS=1 python -m benchmarks.steering --twists causal=RUN masked=RUN
 
-RUN: of train-twist, of a reward as its target; exact samples that it lacks are collected. With N particles every way costs
-N evaluations of the model a step: particles from the model and none resampled (best of N, or importance sampling), resampled at
-every step by the reward of a state (FK steering, difference) or by the twist, or from the twist's proposal, without resampling
-and with it. A row is the mean over --repeats: log Zhat, on average below log Z; the same with an exact sample in the first slot,
-above it; the reward of a particle drawn by weight, and of the best of the N. log Z itself is known from rejection. Rows go into
---out DIR/steering.json, where they replace those of the same task (NAME), way and number of particles; the printed tables and
-steering.png are of all that it then holds. Ends with flat JSON of what this call measured.
+RUN is a run of train-twist with a reward as its target; missing exact samples are collected. With N particles every method needs
+N evaluations of the model per step:
+
+* particles of the model without resampling (best of N, or importance sampling);
+* particles of the model, resampled at every step by the reward of a state (FK steering, difference) or by the twist;
+* particles of the twist's proposal, without resampling and with it.
+
+A row is the mean over --repeats: log Zhat, which is on average below log Z; the same with an exact sample in the first slot,
+which is above it; the reward of a particle that is drawn by weight, and of the best of the N. Rejection gives log Z itself. Rows
+go into --out DIR/steering.json, where they replace those of the same task (NAME), method and number of particles. The printed
+tables and steering.png have all rows of the file. The command ends with flat JSON of this call.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ WAYS = {  # name: proposal, resampling; of steering the reward of each state tak
 
 
 def loaded(path: str) -> tuple[Source, Posterior, str]:
-    """What a run learnt, the exact samples of its target, and the method that it learnt by."""
+    """Return the twist of a run, the exact samples of its target, and its training method."""
     config = stored_twist_settings(plain_description(File(path) / ".hydra" / "config.yaml"))
     model = with_tail(load_model(shipped(config.dlm.path))[0], config.target.values())
     twist, about = load_twist(twist_directory(path), model)
@@ -73,7 +77,7 @@ def loaded(path: str) -> tuple[Source, Posterior, str]:
 
 
 def steered(source: Source, samples: int, particles: int, seed: int, exact: Trajectories | None) -> Particles:
-    """A particle filter of the model's own steps, weighed by the reward of each state."""
+    """Return a particle filter of the model's own steps, weighted by the reward of each state."""
     target = source.target
     assert isinstance(target, RewardTarget)
     potential = Steering(lambda tokens: target.score(tokens) - target.highest, target.beta, seed=seed)
@@ -88,7 +92,7 @@ def steered(source: Source, samples: int, particles: int, seed: int, exact: Traj
 def swept(
     source: Source, way: str, samples: int, particles: int, seed: int, exact: Trajectories | None
 ) -> tuple[Float64[Tensor, "filter"], Float64[Tensor, "filter particle"], Float[Tensor, "filter particle"]]:
-    """(log Zhat of each sample, log-weights, log phi) of `samples` sets of particles."""
+    """Return (log Zhat of each sample, log-weights, log phi) of `samples` sets of particles."""
     proposal, resample = WAYS[way]
     if proposal == "fk":
         found = steered(source, samples, particles, seed, exact)
@@ -99,7 +103,7 @@ def swept(
 
 @torch.no_grad()
 def measure(source: Source, exact: Trajectories, way: str, particles: int, repeats: int) -> dict:
-    """One row: the mean over `repeats` sets of particles, with 95 % intervals."""
+    """Return one row: the mean over `repeats` sets of particles, with 95 % intervals."""
     lower, upper, drawn, best = [], [], [], []
     at_once = max(1, ROWS // particles)
     for start in range(0, repeats, at_once):
@@ -123,8 +127,8 @@ def measure(source: Source, exact: Trajectories, way: str, particles: int, repea
 
 
 def merged(known: dict, found: dict) -> dict:
-    """Both, as steering.json holds them: of rows of the same task, way and number of particles those that were found now. Tasks
-    keep their order, rows that of WAYS."""
+    """Return old and new rows as steering.json holds them; new rows replace old ones of the same task, method and number of
+    particles. Tasks keep their order; rows have the order of WAYS."""
     tables = {}
     for task in dict.fromkeys((*known["tables"], *found["tables"])):
         both = (*known["tables"].get(task, ()), *found["tables"].get(task, ()))
@@ -134,7 +138,7 @@ def merged(known: dict, found: dict) -> dict:
 
 
 def plot(tables: dict[str, list[dict]], log_z: dict[str, float], file: File) -> None:
-    """A row a task: log Z from both sides, and the reward of a particle that is drawn, against the number of particles."""
+    """Plot, for each task, log Z from both sides and the reward of a drawn particle against the number of particles."""
     figure = Figure(figsize=(8.6, 3.3 * len(tables)), dpi=200, layout="constrained")
     panels = figure.subplots(len(tables), 2, squeeze=False)
     for (bounds, rewards), (task, rows) in zip(panels, tables.items(), strict=True):

@@ -1,14 +1,15 @@
 """Stories: perplexity, entropy and cost of every rule, over steps, lengths and token temperatures, beside held-out text.
 
     python -m benchmarks.stories                              # steps 8 to 64, lengths 128 and 256, temperatures 0.8 to 1.0
-    python -m benchmarks.stories --bound 16                   # what the order alone costs, on held-out text
+    python -m benchmarks.stories --bound 16                   # the cost of the order alone, on held-out text
     python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --samples 512 --judged 128 --seeds 3 --out DIR
     python -m benchmarks.stories --steps 16 --lengths 256 --temperatures 1 --sweep --samples 64 --out DIR
 
-No prompt, tokens without a cut. The shipped causal model judges the token ids; `--judged N` also has smollm2 judge the decoded
-text of N samples (it wrote the training data). A record for each rule, setting and seed is appended to --out DIR/stories.jsonl as
-it is made, so that several processes may draw seeds (--first-seed) and a killed run goes on: records that are there are not made
-again. CPU seconds are those of the process; equivalent evaluations: evaluation/cost.py. Ends with flat JSON.
+There is no prompt, and no top-p or top-k. The shipped causal model judges the token ids. With `--judged N` smollm2, which wrote
+the training data, also judges the decoded text of N samples. A record for each rule, setting and seed is appended to --out
+DIR/stories.jsonl at once. Several processes may therefore draw seeds (--first-seed), and a killed run continues without repeating
+existing records. CPU seconds are those of the process; equivalent evaluations are those of evaluation/cost.py. The command ends
+with flat JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ COUNTED = 4  # rows whose floating-point operations are counted
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to write: at most so many steps, positions, and the temperature of the tokens."""
+    """One setting of decoding: largest number of steps, number of positions, and token temperature."""
 
     steps: int
     length: int
@@ -64,7 +65,7 @@ class Cell:
 
 
 def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]:
-    """Name -> rule."""
+    """Return the rules by name."""
     networks = {Path(path).name: load_policy(path) for path in policies}
     if sweep:
         noisy = {f"confidence_noisy {value}": ConfidentNoisy(value) for value in NOISES}
@@ -77,13 +78,13 @@ def rules(policies: list[str], sweep: bool, noise: float) -> dict[str, Unmasker]
 
 
 def held_out(model: MaskedLM, length: int, count: int) -> Int[Tensor, "row position"]:
-    """Rows of the held-out stories, each from the beginning of a document on, as the model was trained on them."""
+    """Return rows of the held-out stories, each from the beginning of a document, as in the training of the model."""
     rows = documents(load_texts("stories", "valid"), model.tokenizer, length, end_of_text(model.tokenizer))
     return rows[:count]
 
 
 def judged(judge: CausalLM, tokens: Int[Tensor, "row position"]) -> dict[str, float | int]:
-    """Perplexity under the causal judge and unigram entropy (nats), means with standard errors over rows."""
+    """Return perplexity under the causal judge and unigram entropy (nats): means with standard errors over rows."""
     own = torch.exp(-sequence_log_prob(judge, tokens)[:, 1:].mean(1))
     entropy = unigram_entropy(tokens)
     return {
@@ -94,7 +95,7 @@ def judged(judge: CausalLM, tokens: Int[Tensor, "row position"]) -> dict[str, fl
 
 
 def judged_text(judge: Judge, texts: list[str]) -> dict[str, float | int]:
-    """Perplexity of decoded texts under a judge of another tokenizer, with its standard error."""
+    """Return the perplexity of decoded texts under a judge with another tokenizer, and its standard error."""
     scores = perplexity(judge, texts)
     scores = scores[scores.isfinite()]
     return {"gen_ppl": float(scores.mean()), "gen_ppl_se": float(standard_error(scores)), "judged": len(scores)}
@@ -103,7 +104,7 @@ def judged_text(judge: Judge, texts: list[str]) -> dict[str, float | int]:
 def drawn(
     model: MaskedLM, rule: Unmasker, cell: Cell, count: int, seed: int
 ) -> tuple[Int[Tensor, "row position"], dict[str, float]]:
-    """Samples, and what they cost: evaluations, equivalent evaluations and CPU seconds of a sample."""
+    """Return samples and their cost: evaluations, equivalent evaluations and CPU seconds per sample."""
     canvas = torch.full((count, cell.length), model.mask_id)
 
     def decode(part: Prompts, numbers: Int[Tensor, "row"] | None = None):
@@ -120,8 +121,8 @@ def drawn(
 
 
 def bound(model: MaskedLM, rule: Unmasker, text: Int[Tensor, "row position"], steps: int) -> Float[Tensor, "row"]:
-    """-log p of each text in nats a token, revealed in the rule's order: the reward of experiment=stories_bound, negated. What a
-    rule loses by writing several positions at once is in it, and nothing is sampled but the order."""
+    """Return -log p of each text in nats per token if it is revealed in the rule's order: the negative reward of
+    experiment=stories_bound. It includes the loss of committing several positions at once. Only the order is sampled."""
     blank = Prompts(torch.full_like(text, model.mask_id))
     samples = TeacherForced(rule, text).decode(model, blank, DecodeOptions(steps), record=lambda observation: {})
     trajectory = samples.trajectory
@@ -131,7 +132,8 @@ def bound(model: MaskedLM, rule: Unmasker, text: Int[Tensor, "row position"], st
 
 
 def bounds(model: MaskedLM, chosen: dict[str, Unmasker], steps: list[int], count: int, length: int) -> list[dict]:
-    """The bound of every rule at every count of steps, and its difference from `dilated` on the same texts, with errors."""
+    """Return the bound of every rule at every number of steps, and its difference from `dilated` on the same texts, with
+    errors."""
     text = held_out(model, length, count)
     rows = []
     for one in steps:
@@ -146,7 +148,8 @@ def bounds(model: MaskedLM, chosen: dict[str, Unmasker], steps: list[int], count
 
 
 def summary(records: list[dict]) -> list[dict]:
-    """A row a rule and cell: means over seeds, weighted by samples, with standard errors, and ratios to direct's there."""
+    """Return one row per rule and cell: means over seeds, weighted by samples, with standard errors, and ratios to those of
+    direct."""
     found: dict[tuple, dict] = {}
     for key in dict.fromkeys(key_of(record)[:-1] for record in records):
         own = [record for record in records if key_of(record)[:-1] == key]
@@ -169,12 +172,12 @@ def summary(records: list[dict]) -> list[dict]:
 
 
 def key_of(record: dict) -> tuple:
-    """What a record is of."""
+    """Return the rule, setting and seed that identify a record."""
     return tuple(record[name] for name in KEYS)
 
 
 def read(file: Path) -> list[dict]:
-    """The records of a file, the last of each key."""
+    """Return the records of a file; of several with one key, the last."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return list({key_of(record): record for record in map(json.loads, lines)}.values())
 

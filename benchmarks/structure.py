@@ -1,10 +1,11 @@
-"""Count what makes code hard to read: long functions, probes, ignored types, names that are used twice; and the time to start.
+"""Count constructs that make code hard to read (long functions, probes, ignored types, repeated class names), and measure start
+times.
 
     python -m benchmarks.structure
     python -m benchmarks.structure --list --no-start
 
-Everything is read from the source text, but for the start-up times, which run each command several times and take the least CPU
-seconds. Tests are not counted.
+The counts come from the source text. Start times run each command several times and take the least CPU seconds. Tests are not
+counted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ STARTS = {
 
 @dataclass(frozen=True)
 class Found:
-    """One place in the source: a file, a line, and what stands there."""
+    """One place in the source: a file, a line, and the construct there."""
 
     file: str
     line: int
@@ -54,18 +55,18 @@ class Found:
 
 
 def sources() -> list[Path]:
-    """Every module of the product: rooms, and the modules at the root."""
+    """Return every module of the product: those of the packages, and those at the root."""
     return sorted([*(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), *ROOT.glob("*.py")])
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function and method, nested ones included."""
+    """Return every function and method, including nested ones."""
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def complexity(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Cyclomatic complexity: one, and one for each branch and each further operand of `and` and `or`; nested functions count for
-    themselves."""
+    """Return the cyclomatic complexity: one, plus one for each branch and each further operand of `and` and `or`. Nested
+    functions are counted separately."""
     total, left = 1, list(ast.iter_child_nodes(function))
     while left:
         node = left.pop()
@@ -78,13 +79,13 @@ def complexity(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring and signature."""
+    """Return the number of lines of a function without its docstring and signature."""
     body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
     return 0 if not body else (body[-1].end_lineno or 0) - body[0].lineno + 1
 
 
 def is_probe(node: ast.AST) -> TypeGuard[ast.Call]:
-    """Whether this asks an object what it is: `getattr` with a constant name and a default, or `hasattr`."""
+    """Return whether an expression asks an object for its kind: `getattr` with a constant name and a default, or `hasattr`."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
     named = len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
@@ -92,7 +93,7 @@ def is_probe(node: ast.AST) -> TypeGuard[ast.Call]:
 
 
 def takes_configuration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a parameter is a whole configuration or parsed flags."""
+    """Return whether a parameter is a whole configuration or parsed flags."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return any(
         one.annotation is not None and re.search(r"\b(DictConfig|Namespace)\b", ast.unparse(one.annotation))
@@ -101,7 +102,7 @@ def takes_configuration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> boo
 
 
 def survey() -> dict[str, list[Found]]:
-    """Everything that is counted, by the name of the count."""
+    """Return all found places by the name of the count."""
     found: dict[str, list[Found]] = defaultdict(list)
     classes: dict[str, list[Found]] = defaultdict(list)
     for path in sources():
@@ -144,7 +145,7 @@ def survey() -> dict[str, list[Found]]:
 
 
 def lines_per_room() -> dict[str, int]:
-    """Lines of source of each room, and of the modules at the root."""
+    """Return the lines of source of each package, and of the modules at the root."""
     counted: Counter[str] = Counter()
     for path in sources():
         part = path.relative_to(ROOT).parts
@@ -153,7 +154,7 @@ def lines_per_room() -> dict[str, int]:
 
 
 def cpu_seconds(arguments: list[str], times: int) -> float:
-    """The least CPU seconds of a new process over several runs. ChildProcessError where it fails."""
+    """Return the least CPU seconds of a new process over several runs. ChildProcessError if it fails."""
     import resource  # of POSIX
 
     taken = []

@@ -2,8 +2,9 @@
 
     python -m benchmarks.sudoku --puzzles 1000 --tuning 200 --contest 2000
 
-Held-out minimal puzzles (grid classes that no training grid belongs to), greedy tokens. Every rule and policy is swept alike, as
-it is and with a budget of K = 2 to 6 evaluations, the last of which commits all open cells. Four tables:
+The puzzles are held-out minimal ones (their grid classes contain no training grid), and tokens are greedy. Every rule and policy
+is swept in the same way: without a budget, and with a budget of K = 2 to 6 evaluations, the last of which commits all open cells.
+There are four tables:
 
 * every setting without a budget on --puzzles puzzles;
 * at equal solve rate: for each target the cheapest setting of each side, in equivalent evaluations, whose solve rate on the
@@ -12,11 +13,11 @@ it is and with a budget of K = 2 to 6 evaluations, the last of which commits all
   likewise;
 * at equal budget: for each K the best setting of each side with a budget of K for every puzzle, likewise.
 
-Cost is given three times: evaluations of the model (NFE), equivalent evaluations (FLOP of everything that runs over those of one
-whole evaluation, `evaluation/cost.py`) and CPU seconds of the whole decoding for 1,000 puzzles, the least of --repeats runs in
-which all settings of a table take turns. Intervals of 95 % resample grids up to a renaming of digits (`interval`) and, wider, the
-held-out symmetry classes (`interval_over_classes`), so that puzzles of one grid do not count as independent. Writes
---out DIR/sudoku.{json,csv,png}, ends with flat JSON.
+There are three costs: evaluations of the model (NFE), equivalent evaluations (FLOP of everything, divided by those of one whole
+evaluation, `evaluation/cost.py`), and CPU seconds of the whole decoding of 1,000 puzzles, the least of --repeats runs in which
+all settings of a table alternate. Intervals of 95 % resample grids up to a renaming of digits (`interval`) and, wider, the
+held-out symmetry classes (`interval_over_classes`), because puzzles of one grid are not independent. The command writes --out
+DIR/sudoku.{json,csv,png} and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ COUNTED = 256  # puzzles whose decoding is counted in FLOP
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to decode. side: "rule", or the name of the policy; budget: evaluations that a puzzle may cost."""
+    """One decoding method with its settings. side: "rule", or the name of the policy; budget: largest number of evaluations of
+    a puzzle."""
 
     side: str
     method: str
@@ -77,7 +79,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Puzzles:
-    """canvas: the clues; grid: which puzzles share a solution up to a renaming of digits; symmetry: which share a class."""
+    """canvas: the clues; grid: group of puzzles with the same solution up to a renaming of digits; symmetry: group of one
+    symmetry class."""
 
     canvas: Int[Tensor, "puzzle cell"]
     grid: np.ndarray
@@ -86,7 +89,7 @@ class Puzzles:
 
 
 def puzzles(box: Box, count: int, seed: int) -> Puzzles:
-    """Held-out minimal puzzles with the groups that their intervals resample."""
+    """Return held-out minimal puzzles with the groups that their intervals resample."""
     made = make(box, count, None, seed=seed, split="test")
     solutions = made["solutions"].numpy()
     first = solutions[:, : box[0] * box[1]]  # the first row holds every digit once: renamed to 0, 1, 2, ...
@@ -97,7 +100,8 @@ def puzzles(box: Box, count: int, seed: int) -> Puzzles:
 
 
 def heuristics(budget: int | None) -> list[Setting]:
-    """The untrained rules: those that decide how many to commit and, within a budget, those that commit equal parts."""
+    """Return the untrained rules: those that decide how many positions to commit and, with a budget, those that commit equal
+    parts."""
     adaptive: list[tuple[str, str, Unmasker]] = [
         *(("threshold", str(value), Threshold(value)) for value in THRESHOLDS),
         *(("factor", str(value), Factor(value)) for value in FACTORS),
@@ -111,7 +115,8 @@ def heuristics(budget: int | None) -> list[Setting]:
 
 
 def learned(path: str, budget: int | None) -> list[Setting]:
-    """A policy by what it trusts, by its own distribution and, within a budget, by equal parts (all that hidden_mlp can)."""
+    """Return a policy with thresholds, with its own distribution and, with a budget, with equal parts (the only way of
+    hidden_mlp)."""
     network, name = load_policy(path), Path(path).name
     rules = [("equal parts", PolicyUnmasker(network, "fixed", 0.05))] if budget else []
     if not isinstance(network, HiddenMLP):
@@ -121,13 +126,13 @@ def learned(path: str, budget: int | None) -> list[Setting]:
 
 
 def decode(model: MaskedLM, one: Setting, canvas: Int[Tensor, "row cell"], seed: int = 0) -> Samples:
-    """Decode with the greedy token everywhere."""
+    """Decode with greedy tokens."""
     environment = UnmaskingEnvironment(model, DecodeOptions(one.budget or canvas.shape[1], budget=one.budget))
     return sample(environment, Strategy(one.rule, TokenRule(0.0)), Prompts(canvas), seed)
 
 
 def quick(model: MaskedLM, one: Setting, on: Puzzles) -> dict[str, float]:
-    """Means on tuning puzzles, without intervals and CPU time."""
+    """Return means on tuning puzzles, without intervals and CPU time."""
     samples, flop = flop_of(partial(decode, model, one, on.canvas))
     return {
         "solved": float(is_solved(samples.tokens, on.box).double().mean()),
@@ -137,14 +142,16 @@ def quick(model: MaskedLM, one: Setting, on: Puzzles) -> dict[str, float]:
 
 
 def equivalent_of(model: MaskedLM, one: Setting, on: Puzzles, nfe: Float64[Tensor, "puzzle"]) -> float:
-    """Mean equivalent evaluations: those of the first COUNTED puzzles for each of their evaluations, times the mean of all."""
+    """Return the mean equivalent evaluations: those of the first COUNTED puzzles per evaluation, times the mean evaluations of
+    all."""
     few = on.canvas[:COUNTED]
     _, flop = flop_of(partial(decode, model, one, few))
     return flop / evaluation_flop(model, few.shape[1]) / float(nfe[:COUNTED].sum()) * float(nfe.mean())
 
 
 def measure(model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int) -> list[dict]:
-    """A record a setting: solve rate and costs with intervals. CPU time: the least of `repeats` runs, all settings by turns."""
+    """Return one record per setting: solve rate and costs with intervals. CPU time is the least of `repeats` runs in
+    alternation."""
     seconds = np.full(len(settings), np.inf)
     records, decoded = [], {}
     for _ in range(repeats):
@@ -166,7 +173,7 @@ def measure(model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int)
 
 
 def solve_rate(solved: Bool[Tensor, "puzzle"], on: Puzzles) -> dict:
-    """Share of puzzles solved, with intervals that resample grids and symmetry classes."""
+    """Return the share of solved puzzles, with intervals that resample grids and symmetry classes."""
     values = solved.double().numpy()
     by_grid = bootstrap_groups(values, on.grid)
     by_class = bootstrap_groups(values, on.symmetry)
@@ -183,7 +190,7 @@ def chosen(
     fits: Callable[[dict, Setting], bool],
     worth: Callable[[dict], float],
 ) -> list[Setting | None]:
-    """The best setting of each side among those that fit; None for a side with none."""
+    """Return the best setting of each side among those that fit; None for a side without one."""
     best = []
     for side in sides:
         own = [(record, one) for record, one in tuned if one.side == side and fits(record, one)]
@@ -194,7 +201,7 @@ def chosen(
 def contest(
     model: MaskedLM, tuned: list[tuple[dict, Setting]], sides: list[str], on: Puzzles, repeats: int
 ) -> dict[str, list[dict]]:
-    """Tables at equal solve rate, evaluations and budget: a record for each side and target."""
+    """Return the tables at equal solve rate, evaluations and budget: a record for each side and target."""
     entries: list[tuple[str, float, str, Setting | None]] = []
     kinds: list[tuple[str, float, Callable[[dict, Setting], bool], Callable[[dict], float]]] = [
         *(("rate", t, lambda r, _, t=t: r["solved"] >= t, lambda r: -r["equivalent"]) for t in TARGETS),
@@ -214,15 +221,16 @@ def contest(
 
 
 def counts_above(table: list[dict], ours: str, theirs: str) -> int:
-    """At how many targets of a table the interval of `ours` lies above that of `theirs`."""
+    """Return the number of targets of a table at which the interval of `ours` is above that of `theirs`."""
     found = {(row["target"], row["side"]): row["interval"] for row in table}
     pairs = [(found.get((k, ours)), found.get((k, theirs))) for k in {row["target"] for row in table}]
     return sum(first[0] > second[1] for first, second in pairs if first and second)
 
 
 def headline(tables: dict[str, list[dict]], policy: str, after: str | None) -> dict:
-    """The figures of the last line: costs of `policy` over those of the rules at equal solve rate; at how many counts and budgets
-    its interval is above theirs, and that of `after`, the policy after reinforcement learning, above its own."""
+    """Return the figures of the last line: costs of `policy` divided by those of the rules at equal solve rate; the numbers of
+    counts and budgets at which its interval is above theirs, and that of `after`, the policy after reinforcement learning,
+    above its own."""
     result = {}
     for target in TARGETS:
         found = {row["side"]: row for row in tables["at_equal_rate"] if row["target"] == target}

@@ -1,14 +1,18 @@
-"""Six ways to learn a twist, on three tasks that run on a CPU: how far each proposal is from the target, over training seeds.
+"""Six training objectives of twists on three tasks that run on a CPU: KL between proposal and target, over training seeds.
 
     OMP_NUM_THREADS=1 python -m benchmarks.twists --tasks infilling sentiment masked --seeds 5
     OMP_NUM_THREADS=1 python -m benchmarks.twists --tasks sentiment --sweep 3e-4 1e-3 3e-3
 
-The frozen models are the shipped ones of stories; a text has LENGTH tokens. infilling: what comes before two given tokens, of the
-causal model; sentiment: VADER's, as an exact potential, of the causal model; masked: the same of the masked one, position and
-token drawn together. Twists are heads of three layers on the frozen states. Runs are those of train-twist, kept under
---runs and not repeated; all of a task share their exact samples. With --sweep each method is trained for --sweep_updates at
-each learning rate, by a seed that is not among the others, and what is printed is G - F, the sum of both KLs. Writes
---out DIR/TASK (evaluation/kl_report.py), and prints its table.
+The frozen models are the shipped ones of stories; a text has LENGTH tokens. The tasks are
+
+* infilling: generate text before two given tokens, with the causal model;
+* sentiment: VADER's sentiment as an exact potential, with the causal model;
+* masked: the same potential with the masked model; position and token are drawn together.
+
+Twists are heads of three layers on the frozen hidden states. Runs are those of train-twist, kept under --runs and not repeated;
+all runs of a task share their exact samples. With --sweep each method is trained for --sweep_updates at each learning rate, with
+a separate seed, and the command prints G - F, the sum of both KLs. The command writes --out DIR/TASK (evaluation/kl_report.py)
+and prints its table.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ MANY, SETS = 256, 100  # particles, and sets of them, for log Z of the others
 
 
 def exact_samples(task: str, runs: Path, count: int) -> Path:
-    """The file of a task's exact samples, collected where it is not there."""
+    """Return the file of a task's exact samples; collect them if it does not exist."""
     directory = runs / task / "exact"
     file = directory / "posterior.safetensors"
     if not file.is_file():
@@ -69,8 +73,8 @@ def trained(overrides: list[str]) -> None:
 
 
 def run(task: str, method: str, seed: int, rate: float, updates: int, directory: Path, shared: list[str]) -> dict:
-    """The last evaluation of a run, which is made if it is not there. shared: overrides of all runs of a task. Its
-    bounds on log Z are loose, since `log_z_of` knows better."""
+    """Return the last evaluation of a run, which is made if it does not exist. shared: overrides of all runs of a task. The
+    run's bounds on log Z are loose, because `log_z_of` gives a better estimate."""
     file = directory / "evaluations.json"
     known = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else []
     if not any(record["updates"] == updates for record in known):
@@ -83,8 +87,9 @@ def run(task: str, method: str, seed: int, rate: float, updates: int, directory:
 
 
 def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[float, float]:
-    """(log Z, what it is known to), by the twist that is closest to its target. Of infilling the mean over all conditions of the
-    exact samples: conditions differ by nats, few of them say nothing. The bounds are by importance sampling."""
+    """Return (log Z, its uncertainty), by the twist that is closest to its target. For infilling log Z is the mean over all
+    conditions of the exact samples: conditions differ by nats, so few of them are not enough. The bounds are by importance
+    sampling."""
     best = min(range(len(records)), key=lambda run: records[run]["g"]["value"] - records[run]["f"]["value"])
     source, posterior, _ = loaded(str(directories[best]))
     of_pairs = task == "infilling"
@@ -100,7 +105,7 @@ def log_z_of(task: str, records: list[dict], directories: list[Path]) -> tuple[f
 
 
 def with_earlier(rows: list[dict], file: Path) -> list[dict]:
-    """Methods in their order, those not swept now as the file has them, at all rates that any was swept at."""
+    """Return the methods in their order, at all swept rates; methods without a new sweep are those of the file."""
     known = {}
     if file.is_file():
         with file.open(encoding="utf-8-sig") as lines:

@@ -24,10 +24,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m unmask demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--out", default="output/demo", help="where to write (a folder a run)")
+    made.add_argument("--out", default="output/demo", help="directory of the outputs; each run gets a subdirectory")
     made.add_argument("--iterations", type=ROWS, default=300, help="updates of the policy")
-    made.add_argument("--puzzles", type=ROWS, default=200, help="held-out puzzles")
-    made.add_argument("--stories", type=ROWS, default=16, help="samples a strategy")
+    made.add_argument("--puzzles", type=ROWS, default=200, help="number of held-out puzzles")
+    made.add_argument("--stories", type=ROWS, default=16, help="stories per rule")
     return made
 
 

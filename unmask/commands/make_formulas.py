@@ -25,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--rows", type=Whole(), default=50_000)
     made.add_argument("--out", type=Path, required=True, help="a directory")
-    made.add_argument("--broken", type=Number(0, 1), default=0.0, help="share of answers that are broken, 0 to 1")
+    made.add_argument("--broken", type=Number(0, 1), default=0.0, help="share of invalid answers, 0 to 1")
     made.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
-    made.add_argument("--depth", type=Whole(1, 20), default=2, help="structures within each other, at most")
+    made.add_argument("--depth", type=Whole(1, 20), default=2, help="largest number of nested structures")
     return made
 
 

@@ -31,14 +31,14 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="example/stories_causal", help="smollm2, a hub id or a directory; causal or masked"
     )
     made.add_argument(
-        "--texts", default="stories", help="whose beginnings are the prompts: stories, or a file of texts"
+        "--texts", default="stories", help="texts whose beginnings are the prompts: stories, or a file of texts"
     )
-    made.add_argument("--words", type=Whole(0), default=4, help="of a prompt; 0: texts without a prompt")
-    made.add_argument("--count", type=Whole(), default=500, help="prompts")
-    made.add_argument("--samples", type=Whole(2, 1_000_000), default=4, help="continuations of each")
+    made.add_argument("--words", type=Whole(0), default=4, help="words of a prompt; 0: no prompt")
+    made.add_argument("--count", type=Whole(), default=500, help="number of prompts")
+    made.add_argument("--samples", type=Whole(2, 1_000_000), default=4, help="continuations of each prompt")
     made.add_argument("--length", type=ROWS, default=64, help="tokens of prompt and continuation together")
-    made.add_argument("--strategy", default=None, help="of a masked model: any rule of unmask sample")
-    made.add_argument("--steps", type=ROWS, default=32, help="of a masked model")
+    made.add_argument("--strategy", default=None, help="rule of a masked model: any rule of unmask sample")
+    made.add_argument("--steps", type=ROWS, default=32, help="decoding steps of a masked model")
     made.add_argument("--temperature", type=Number(0, 1e6), default=1.0)
     made.add_argument("--top_p", type=Number(0, 1, open_low=True), default=1.0)
     made.add_argument("--batch", type=ROWS, default=128)

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--split", type=Path, help="do not sample: split this file of stories")
     made.add_argument("--count", type=Whole(), default=3000)
     made.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
-    made.add_argument("--tokens", type=ROWS, default=160, help="longest story, in tokens of the model")
+    made.add_argument("--tokens", type=ROWS, default=160, help="largest number of tokens of a story")
     made.add_argument("--batch", type=ROWS, default=32)
     made.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -29,12 +29,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--split", default="valid", help="train, valid or test")
     made.add_argument("--rows", type=Whole(2), default=None, help="rows to score (default: all)")
-    made.add_argument("--length", type=ROWS, default=None, help="positions a row (default: the model's)")
+    made.add_argument("--length", type=ROWS, default=None, help="positions per row (default: the model's)")
     made.add_argument(
-        "--noises", type=ROWS, help=f"mask rates a row of a masked model ({NOISES}); the published script takes 1,024"
+        "--noises", type=ROWS, help=f"mask rates per row of a masked model ({NOISES}); the published script uses 1,024"
     )
     made.add_argument("--batch-size", type=ROWS, default=16)
-    made.add_argument("--seed", type=Whole(0, 2**63 - 1), help="of the mask rates and masks of a masked model (0)")
+    made.add_argument("--seed", type=Whole(0, 2**63 - 1), help="seed of the mask rates and masks of a masked model (0)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--cache-dir", default=None)
     return made

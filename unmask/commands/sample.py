@@ -62,13 +62,17 @@ def parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to unmask")
     how.add_argument(
         "--strategy", dest="sampler.strategy", metavar="NAME",
-        help=f"{', '.join(STRATEGIES)}; default: direct (a causal model: leftmost, always one token a step); of a SEDD also "
+        help=f"{', '.join(STRATEGIES)}; default: direct (causal models: leftmost, one token per step); SEDD models also "
         f"{', '.join(PREDICTORS)}; guided by a reward: {', '.join(GUIDED)}; with particles: {', '.join(FILTERS)}",
     )  # fmt: skip
-    how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="steps over the whole canvas (16); strategies "
-                     "first_hitting, threshold, window, factor and entropy_bound take as many as they need")  # fmt: skip
+    how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="decoding steps of the whole canvas (16); "
+                     "strategies first_hitting, threshold, window, factor and entropy_bound decide the number themselves")  # fmt: skip
     how.add_argument(
-        "--threshold", dest="sampler.threshold", type=float, metavar="P", help="of threshold and window (0.9)"
+        "--threshold",
+        dest="sampler.threshold",
+        type=float,
+        metavar="P",
+        help="threshold of the strategies threshold and window (0.9)",
     )
     how.add_argument(
         "--policy",
@@ -78,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--other_model", dest="sampler.policy.other_model", action="store_true",
-        help="the policy was trained on another model than this one: of policies that read confidences only",
+        help="use a policy that was trained on another model; only for policies that read confidences only",
     )  # fmt: skip
     _add_guidance(parser)
     _add_output(parser)
@@ -91,21 +95,27 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
     guided.add_argument(
         "--reward", dest="sampler.guide.reward", metavar="RUN_OR_ID",
         help="a run of train-reward, a sequence classifier, vader, profanity, ...; of value_head: a run with such a head; "
-        "fk takes it too",
+        "also the reward of fk",
     )  # fmt: skip
-    guided.add_argument("--beta", dest="sampler.guide.beta", type=float, metavar="B", help="its weight (as published)")
-    guided.add_argument("--k", dest="sampler.guide.k", type=int, metavar="N", help="tokens that are candidates (10)")
+    guided.add_argument(
+        "--beta",
+        dest="sampler.guide.beta",
+        type=float,
+        metavar="B",
+        help="weight of the reward (default: the published one)",
+    )
+    guided.add_argument("--k", dest="sampler.guide.k", type=int, metavar="N", help="number of candidate tokens (10)")
     guided.add_argument(
         "--unmask", dest="sampler.guide.unmask", metavar="NAME",
-        help="which masks of a masked model are written next, a strategy above that needs no policy (confidence)",
+        help="rule that chooses the positions of a masked model: a strategy above, without policy (confidence)",
     )  # fmt: skip
     guided.add_argument(
         "--positions", dest="sampler.guide.positions", metavar="NAME",
-        help=f"of several positions a step: {', '.join(POSITIONS)} (independent)",
+        help=f"method for several positions per step: {', '.join(POSITIONS)} (independent)",
     )  # fmt: skip
     particles = parser.add_argument_group(f"particles ({', '.join(FILTERS)})")
     particles.add_argument(
-        "--particles", dest="sampler.smc.particles", type=int, metavar="N", help="of each sample (8)"
+        "--particles", dest="sampler.smc.particles", type=int, metavar="N", help="particles of each sample (8)"
     )
     particles.add_argument(
         "--resample", dest="sampler.smc.resample", metavar="WHEN", help="ess (default), every or never"
@@ -116,31 +126,33 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the flags of canvases, evaluation and files."""
     what = parser.add_argument_group("what to write")
-    what.add_argument("--num_samples", type=int, metavar="N", help="samples in all (one batch)")
-    what.add_argument("--batch_size", type=int, metavar="N", help="samples at a time (1); does not change them")
+    what.add_argument("--num_samples", type=int, metavar="N", help="number of samples (one batch)")
+    what.add_argument(
+        "--batch_size", type=int, metavar="N", help="samples that are decoded together (1); does not change the samples"
+    )
     what.add_argument("--length", type=int, metavar="N", help="positions of the canvas (the model's longest)")
     what.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same samples (0)")
     what.add_argument("--prompt", "--prefix", dest="prefix", metavar="TEXT",
-                      help="text at the start; for Sudoku the puzzle, with '.' for a blank")  # fmt: skip
+                      help="text at the start; for Sudoku the puzzle, with '.' for an open cell")  # fmt: skip
     what.add_argument(
         "--chat", action="store_true", help="the prompt is a user's message, in the model's chat template"
     )
     what.add_argument("--suffix", metavar="TEXT", help="text at the end")
     what.add_argument(
-        "--prompts", metavar="FILE", help='.txt, a prompt a line; or .jsonl, {"prompt": ...}, {"messages": ...} or '
-        '{"template": ...} a line: the samples, in this order, as JSON lines on stdout, or in --out DIR/samples.jsonl',
+        "--prompts", metavar="FILE", help='.txt with one prompt per line, or .jsonl with {"prompt": ...}, {"messages": ...} or '
+        '{"template": ...} per line; samples go, in this order, as JSON lines to stdout or to --out DIR/samples.jsonl',
     )  # fmt: skip
-    what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five tokens")
+    what.add_argument("--template", metavar="TEXT", help="a text to fill in: [MASK:5] stands for five open positions")
     after = parser.add_argument_group("evaluation and output")
     after.add_argument(
         "--judge", metavar="NAME", help="causal model for perplexity: smollm2 (default), a hub id, a directory"
     )
     after.add_argument("--no-eval", dest="eval", action="store_false", help="no judge, so no perplexity")
-    after.add_argument("--drift", action="store_true", help="measure how far off the confidences of sampler.cache are")
+    after.add_argument("--drift", action="store_true", help="measure the error of the confidences of sampler.cache")
     after.add_argument("--out", metavar="DIR", help="write sample_*.txt and samples.jsonl here")
     after.add_argument("--json", metavar="FILE", help="write all figures; - prints them as the only line of stdout")
     after.add_argument("--html", metavar="FILE", help="write a page that replays the decoding step by step")
-    after.add_argument("--show", action="store_true", help="watch the canvas fill")
+    after.add_argument("--show", action="store_true", help="display the decoding")
 
 
 FILES = ("prompts", "html")  # flags that are no keys of the configuration
