@@ -90,7 +90,7 @@ def _add_decoding(made: argparse.ArgumentParser) -> None:
         help="temperature of the token sampler; 0 takes the most probable token",
     )
     made.add_argument(
-        "--confidence", default="model", choices=CONFIDENCES, help="confidence that --strategy uses: that of the model at temperature 1, or of "
+        "--confidence", default="model", choices=CONFIDENCES, help="of --strategy: that of the model at temperature 1, or of "
         "the token drawn at --token_temperature",
     )  # fmt: skip
     made.add_argument("--seeds", "--seed", default="42")

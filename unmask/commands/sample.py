@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(PREDICTORS)}; guided by a reward: {', '.join(GUIDED)}; with particles: {', '.join(FILTERS)}",
     )  # fmt: skip
     how.add_argument("--steps", dest="sampler.steps", type=int, metavar="N", help="decoding steps of the whole canvas (16); "
-                     "strategies first_hitting, threshold, window, factor and entropy_bound decide the number themselves")  # fmt: skip
+                     "first_hitting, threshold, window, factor and entropy_bound decide the number themselves")  # fmt: skip
     how.add_argument(
         "--threshold",
         dest="sampler.threshold",
