@@ -1,5 +1,6 @@
 """What every test starts from: one thread, no network, no display; and the `shared` fixture for reference outputs."""
 
+import gc
 import os
 
 # Before anything imports the libraries that read them.
@@ -48,6 +49,11 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first (with `--no-loadscope-reorder`, xdist gives files out in this order)."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay until the end: the garbage collector need not look through them again and again."""
+    gc.freeze()
 
 
 # Files that look at the picture of a run; drawing it takes longer than a tiny run, so that all others go without.

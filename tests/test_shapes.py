@@ -65,6 +65,39 @@ def test_wrong_ones_are_refused(wrong):
         wrong()
 
 
+def test_a_call_like_one_that_passed_is_refused_another_result():
+    """Calls whose arguments are of kinds that passed are not checked again, and their results are."""
+    results = [ROWS, ROWS, ROWS[:2], FLOATS]
+
+    @checked
+    def following(rows: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        return results.pop(0)
+
+    following(ROWS)
+    following(ROWS)
+    for _ in range(2):
+        with pytest.raises(BeartypeCallHintViolation):
+            following(ROWS)
+    with pytest.raises(BeartypeCallHintViolation):
+        following(FLOATS)
+    results.append(ROWS)
+    following(ROWS)
+
+
+def test_functions_inside_a_function_share_checks_and_nothing_else():
+    def add(number: int):
+        @checked
+        def added(rows: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+            return rows + number
+
+        return added
+
+    one, two = add(1), add(2)
+    assert one(ROWS).tolist() == [1, 1, 1] and two(ROWS).tolist() == [2, 2, 2] and one(ROWS).tolist() == [1, 1, 1]
+    with pytest.raises(BeartypeCallHintViolation):
+        two(FLOATS)
+
+
 def test_a_generator_is_refused_its_arguments():
     with pytest.raises(TypeError, match="rows"):
         each(FLOATS)

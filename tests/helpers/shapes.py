@@ -2,13 +2,17 @@
 
 The hook of `--jaxtyping-packages` decorates every function and class. Its decorator binds the arguments of each call by `inspect`, and
 checks them twice: before the call, and again with the result. `checked` takes its place: beartype checks the arguments once and
-the result once, in one jaxtyping context, so that a dimension has the same size in all of them. Two things differ: an argument
-that the function changes is not checked again, and a dimension cannot name an argument's value (`"{n}"`), which no signature does.
+the result once, in one jaxtyping context, so that a dimension has the same size in all of them. A call whose tensors have the types
+and shapes of a call that passed passes too. Two things differ: an argument that the function changes is not checked again, and a
+dimension cannot name an argument's value (`"{n}"`), which no signature does.
 """
 
 import inspect
+import re
+import threading
+from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import partial, update_wrapper, wraps
+from functools import partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +21,21 @@ import jaxtyping
 from beartype import beartype
 from jaxtyping import _decorator, _import_hook, config
 from jaxtyping._storage import pop_shape_memo, push_shape_memo
+from torch import Tensor
 
 jaxtyped = jaxtyping.jaxtyped
+CONTAINERS = re.compile(r"\b(list|dict|set|frozenset|Sequence|Iter\w+|Mapping|Collection|Literal|type)\[|ndarray")
+INNER: dict[tuple, tuple[Callable, dict | None]] = {}
+
+
+class Pending(threading.local):
+    """The calls of this thread whose arguments are being checked; a check may read a property, which is a call too."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable] = []
+
+
+PENDING = Pending()
 
 
 def checked(target: Any) -> Any:
@@ -31,28 +48,67 @@ def checked(target: Any) -> Any:
         target
     ):  # its arguments are checked when it is first iterated over, outside the context
         return jaxtyped(target, typechecker=beartype)
-    resolved = FunctionType(
-        target.__code__, target.__globals__, target.__name__, target.__defaults__, target.__closure__
-    )
-    update_wrapper(resolved, target).__kwdefaults__ = target.__kwdefaults__
-    del resolved.__wrapped__
-    resolved.__annotations__ = {
-        name: _decorator._destring_annotation(hint, target.__globals__) for name, hint in target.__annotations__.items()
-    }
-    typed = beartype(resolved)
+    typed, known = _checks(target)
 
     @wraps(target)
     def call(*args, **kwargs):
         __tracebackhide__ = True
         if config.jaxtyping_disable:
             return target(*args, **kwargs)
+        given = (
+            (*map(kind, args), *((name, kind(value)) for name, value in kwargs.items())) if known is not None else ()
+        )
+        if known and given in known:
+            result = target(*args, **kwargs)
+            if kind(result) in known[given]:
+                return result
+            body = lambda *args, **kwargs: result
+        else:
+            body = target
+        depth = len(PENDING.calls)
+        PENDING.calls.append(body)
         push_shape_memo({})
         try:
-            return typed(*args, **kwargs)
+            result = typed(*args, **kwargs)
         finally:
             pop_shape_memo()
+            del PENDING.calls[depth:]
+        if known is not None:
+            known.setdefault(given, set()).add(kind(result))
+        return result
 
     return call
+
+
+def kind(value: Any) -> Any:
+    """Return all that a check of this value depends on, unless the hint looks into a container."""
+    if isinstance(value, Tensor):
+        return type(value), value.dtype, value.shape
+    return (type(value), *map(kind, value)) if isinstance(value, tuple) else type(value)
+
+
+def _checks(target: FunctionType) -> tuple[Callable, dict | None]:
+    """Return a check of the pending call by a function's hints, and the kinds of arguments that passed with those of their results.
+
+    A call whose arguments and result are of known kinds passes without a check. Checks of other values than tensors are cheap, and
+    those of containers depend on what these hold: there the kinds are None. A function inside a function is defined anew at each
+    call of the outer one, and shares its checks, which take long to make.
+    """
+    name = (target.__module__, target.__qualname__, target.__code__)
+    if "<locals>" in target.__qualname__ and name in INNER:
+        return INNER[name]
+
+    @wraps(target)
+    def body(*args, **kwargs):
+        return PENDING.calls.pop()(*args, **kwargs)
+
+    body.__annotations__ = {
+        name: _decorator._destring_annotation(hint, target.__globals__) for name, hint in target.__annotations__.items()
+    }
+    hints = " ".join(map(str, body.__annotations__.values()))
+    known = {} if "[Tensor" in hints and not CONTAINERS.search(hints) else None
+    INNER[name] = beartype(body), known
+    return INNER[name]
 
 
 def execute(loader: _import_hook._JaxtypingLoader, module: ModuleType) -> None:
