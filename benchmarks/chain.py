@@ -282,7 +282,7 @@ def draw(records: list[dict], path: Path) -> None:
     """Plot the threshold rule at every block length, and policies and a few other rules without blocks; policies named
     `blocks` with them."""
 
-    def shown(record: dict) -> bool:
+    def is_plotted(record: dict) -> bool:
         if record["learned"]:
             return ("blocks" in record["method"]) == (record["block"] < LENGTH)
         return record["method"] == "threshold" or (
@@ -294,7 +294,9 @@ def draw(records: list[dict], path: Path) -> None:
         return record["method"] + (f", block {record['block']}" if in_blocks else "")
 
     front = [
-        {"name": name(r), "x": r["nfe"], "y": r["right"], "lo": r["low"], "hi": r["high"]} for r in records if shown(r)
+        {"name": name(r), "x": r["nfe"], "y": r["right"], "lo": r["low"], "hi": r["high"]}
+        for r in records
+        if is_plotted(r)
     ]
     plot_pareto(front, path, y_label="right answers", title="Chain arithmetic, held-out problems")
 

@@ -302,10 +302,10 @@ def run_settings(draw: Draw, config: DictConfig) -> None:
 def attempt(draw: Draw, work: Callable[[], Any], found: Counts) -> None:
     """Run one draw, and count its outcome."""
     found.draws += 1
-    said = io.StringIO()
+    output = io.StringIO()
     status: Any = 0
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             work()
     except SystemExit as left:
         status = left.code
@@ -384,10 +384,10 @@ def main() -> None:
     for kind in ("tracebacks", "not_finite", "slow"):
         for line in getattr(found, kind):
             print(f"{kind}: {line}")
-    shown = {key: len(value) if isinstance(value, list) else value for key, value in vars(found).items()}
+    summary = {key: len(value) if isinstance(value, list) else value for key, value in vars(found).items()}
     print(f"{found.draws} draws: {found.refused} refused, {found.failed} stopped, {found.run} run, "
           f"{len(found.tracebacks)} tracebacks")  # fmt: skip
-    print(json.dumps({"seed": arguments.seed, **shown}))
+    print(json.dumps({"seed": arguments.seed, **summary}))
 
 
 if __name__ == "__main__":

@@ -141,14 +141,14 @@ def header(content: bytes) -> tuple[dict, bytes]:
 
 
 def with_header(content: bytes, change: Callable[[dict], Any]) -> bytes:
-    told, data = header(content)
-    change(told)
-    text = json.dumps(told).encode()
+    fields, data = header(content)
+    change(fields)
+    text = json.dumps(fields).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
-def first(told: dict) -> dict:
-    return next(value for name, value in told.items() if name != "__metadata__")
+def first(fields: dict) -> dict:
+    return next(value for name, value in fields.items() if name != "__metadata__")
 
 
 weights_case("empty", lambda content: b"")

@@ -533,7 +533,7 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
          "if (inside := tagged(text)) is not None:\n        return inside, False\n    if (inside := boxed(text)) is not None:\n"
          "        return inside, True", ANSWERS + "a_box_comes_before_a_tag_and_a_tag_before_a_marker"),
         ("for found in reversed(list(", "for found in (list(", ANSWERS + "the_answer_of_a_text"),
-        ('used == given if told.get("all", True) else used <= given', "used <= given",
+        ('used == given if puzzle.get("all", True) else used <= given', "used <= given",
          ANSWERS + "countdown_uses_each_number_as_it_is_told"),
     ],
     "rewards/values.py": [

@@ -316,8 +316,9 @@ def signalled(command: Command, base: Path, expected: dict[str, Any], number: si
 
     first = run(lambda: train(command, directory), base / "log", send)
     second = run(lambda: train(command, directory, "resume=auto"), base / "log2")
-    told = first.printed.count(f"stopped by {number.name} after step")
-    wrong = [] if (first.status, told) in ((128 + number, 1), (0, 0)) else [f"status {first.status}, said {told} times"]
+    reports = first.printed.count(f"stopped by {number.name} after step")
+    expected_ends = ((128 + number, 1), (0, 0))
+    wrong = [] if (first.status, reports) in expected_ends else [f"status {first.status}, {reports} reports"]
     wrong += [] if second.status == 0 else [f"status {second.status} after a resume"]
     return number.name, [first, second], wrong or differences(expected, outcome(command, directory))
 
@@ -378,8 +379,8 @@ def check_sampling(bench: Bench, base: Path, kills: int, seed: int) -> Count:
         wrong = [] if lines == expected[: len(lines)] else ["samples are not those of a run that was left alone"]
         statuses = {"kill": (0, -signal.SIGKILL), "interrupt": (0, 130), "full": (0, 1)}[way]
         wrong += [] if trial.status in statuses else [f"status {trial.status}"]
-        told = trial.printed.strip().splitlines()
-        wrong += [f"said {len(told)} lines"] if way != "kill" and trial.status and len(told) > 1 else []
+        lines = trial.printed.strip().splitlines()
+        wrong += [f"{len(lines)} lines"] if way != "kill" and trial.status and len(lines) > 1 else []
         count.add(f"{way} {number}", [trial], wrong)
     return count
 
@@ -437,10 +438,10 @@ def check_hostile(bench: Bench, base: Path, most: int, only: str) -> Count:
         case = make(bench, folder)
         trial = run(case.work, base / "log", limit=LIMIT)
         mark = ": " if name.startswith("evaluation") else "error: "  # an evaluation names its rule and data set instead
-        told = [line for line in trial.printed.splitlines() if mark in line]
+        lines = [line for line in trial.printed.splitlines() if mark in line]
         wrong = [] if trial.status in (1, 2) or (trial.status == 0 and case.may_pass) else [f"status {trial.status}"]
-        wrong += [] if told or trial.status == 0 else ["no sentence"]
-        wrong += [f"a sentence of {len(line)} characters" for line in told if len(line) > 1000]
+        wrong += [] if lines or trial.status == 0 else ["no sentence"]
+        wrong += [f"a sentence of {len(line)} characters" for line in lines if len(line) > 1000]
         wrong += [] if trial.seconds < LIMIT else [f"{trial.seconds:.0f} s"]
         wrong += [f"{path} was made" for path in case.forbidden if path.exists()]
         count.add(name, [trial], wrong)

@@ -188,9 +188,9 @@ def main() -> None:
     whole = merged(json.loads(file.read_text(encoding="utf-8-sig")), found) if file.is_file() else found
     write_json(whole, file)
     plot(whole["tables"], whole["log_z"], file.with_suffix(".png"))
-    shown = ("way", "particles", "repeats", "lower", "upper", "drawn", "best")
+    columns = ("way", "particles", "repeats", "lower", "upper", "drawn", "best")
     for task, rows in whole["tables"].items():
-        records = [{key: row.get(key, "") for key in shown} for row in rows]
+        records = [{key: row.get(key, "") for key in columns} for row in rows]
         print_table(records, title=f"{task}: log Z = {whole['log_z'][task]:.3f}")
     print(json.dumps({
         f"{task}_{row['way'].replace(', ', '_').replace(' ', '_')}_{row['particles']}_gap": round(row["upper"] - row["lower"], 4)

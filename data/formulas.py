@@ -82,69 +82,69 @@ def fraction(random: Random, depth: int) -> Both:
 
 def root(random: Random, depth: int) -> Both:
     """A square root, or a root of a degree."""
-    inside, said = term(random, depth - 1)
+    inside, english = term(random, depth - 1)
     if random.random() < 0.25:
         degree = random.choice((3, 4, 5))
-        return f"\\sqrt[{degree}]{{{inside}}}", f"the root of degree {degree} of {said}"
-    return f"\\sqrt{{{inside}}}", f"the square root of {said}"
+        return f"\\sqrt[{degree}]{{{inside}}}", f"the root of degree {degree} of {english}"
+    return f"\\sqrt{{{inside}}}", f"the square root of {english}"
 
 
 def power(random: Random, depth: int) -> Both:
     """A power."""
-    base, said = letter(random)
+    base, english = letter(random)
     if random.random() < 0.6:
         number = random.choice((2, 3))
-        return f"{base}^{{{number}}}", f"{said} {ORDINALS[number]}"
+        return f"{base}^{{{number}}}", f"{english} {ORDINALS[number]}"
     exponent, raised = term(random, depth - 1)
-    return f"{base}^{{{exponent}}}", f"{said} to the power {raised}"
+    return f"{base}^{{{exponent}}}", f"{english} to the power {raised}"
 
 
 def total(random: Random, depth: int) -> Both:
     """A sum or a product over an index."""
-    body, said = term(random, depth - 1)
+    body, english = term(random, depth - 1)
     index, start, end = random.choice("ijkn"), random.choice("01"), random.choice((r"\infty", "n", "m", "N", "10"))
     command, word = random.choice(((r"\sum", "sum"), (r"\sum", "sum"), (r"\prod", "product")))
     last = "infinity" if end == r"\infty" else end
     return (
         f"{command}_{{{index}={start}}}^{{{end}}} {body}",
-        f"the {word} from {index} equals {start} to {last} of {said}",
+        f"the {word} from {index} equals {start} to {last} of {english}",
     )
 
 
 def integral(random: Random, depth: int) -> Both:
     """An integral."""
-    body, said = term(random, depth - 1)
+    body, english = term(random, depth - 1)
     variable = random.choice("xtuy")
     if random.random() < 0.3:
-        return f"\\int {body} \\, d{variable}", f"the integral of {said} over {variable}"
+        return f"\\int {body} \\, d{variable}", f"the integral of {english} over {variable}"
     low, high = random.choice(("0", "1", "a", "-1")), random.choice(("1", "b", r"\infty", r"\pi"))
     spoken = high.lstrip("\\").replace("infty", "infinity")
     return (
         f"\\int_{{{low}}}^{{{high}}} {body} \\, d{variable}",
-        f"the integral from {low} to {spoken} of {said} over {variable}",
+        f"the integral from {low} to {spoken} of {english} over {variable}",
     )
 
 
 def limit(random: Random, depth: int) -> Both:
     """A limit."""
-    body, said = term(random, depth - 1)
+    body, english = term(random, depth - 1)
     variable, end = random.choice("xnth"), random.choice(("0", "1", r"\infty"))
     spoken = end.lstrip("\\").replace("infty", "infinity")
-    return f"\\lim_{{{variable} \\to {end}}} {body}", f"the limit as {variable} goes to {spoken} of {said}"
+    return f"\\lim_{{{variable} \\to {end}}} {body}", f"the limit as {variable} goes to {spoken} of {english}"
 
 
 def function(random: Random, depth: int) -> Both:
     """A named function of something."""
     name = random.choice(list(FUNCTIONS))
-    inside, said = term(random, depth - 1)
-    return f"\\{name}\\left({inside}\\right)", f"the {FUNCTIONS[name]} of {said}"
+    inside, english = term(random, depth - 1)
+    return f"\\{name}\\left({inside}\\right)", f"the {FUNCTIONS[name]} of {english}"
 
 
 def bracketed(random: Random, depth: int) -> Both:
     """Something in brackets."""
-    inside, said = expression(random, depth - 1)
+    inside, english = expression(random, depth - 1)
     left, right, word = random.choice((("(", ")", "parentheses"), ("[", "]", "brackets"), ("|", "|", "absolute value")))
-    spoken = f"the absolute value of {said}" if left == "|" else f"in {word} {said}"
+    spoken = f"the absolute value of {english}" if left == "|" else f"in {word} {english}"
     return f"\\left{left}{inside}\\right{right}", spoken
 
 
@@ -156,10 +156,10 @@ def binomial(random: Random, depth: int) -> Both:
 
 def derivative(random: Random, depth: int) -> Both:
     """A derivative."""
-    body, said = letter(random)
+    body, english = letter(random)
     variable = random.choice("xtu")
     sign, word = random.choice((("d", "derivative"), (r"\partial ", "partial derivative")))
-    return f"\\frac{{{sign}{body}}}{{{sign}{variable}}}", f"the {word} of {said} by {variable}"
+    return f"\\frac{{{sign}{body}}}{{{sign}{variable}}}", f"the {word} of {english} by {variable}"
 
 
 def matrix(random: Random, depth: int) -> Both:
@@ -167,8 +167,8 @@ def matrix(random: Random, depth: int) -> Both:
     name = random.choice(list(MATRICES))
     cells = [[atom(random) for _ in range(2)] for _ in range(2)]
     body = r" \\ ".join(" & ".join(latex for latex, _ in row) for row in cells)
-    said = " and ".join(" ".join(english for _, english in row) for row in cells)
-    return f"\\begin{{{name}}} {body} \\end{{{name}}}", f"the {MATRICES[name]} of rows {said}"
+    listed = " and ".join(" ".join(english for _, english in row) for row in cells)
+    return f"\\begin{{{name}}} {body} \\end{{{name}}}", f"the {MATRICES[name]} of rows {listed}"
 
 
 def cases(random: Random, depth: int) -> Both:
@@ -202,8 +202,8 @@ def expression(random: Random, depth: int) -> Both:
     latex, english = term(random, depth)
     if random.random() < 0.5:
         sign, word = random.choice(SIGNS)
-        right, said = term(random, depth - 1)
-        latex, english = f"{latex} {sign} {right}", f"{english} {word} {said}"
+        right, term_english = term(random, depth - 1)
+        latex, english = f"{latex} {sign} {right}", f"{english} {word} {term_english}"
     return latex, english
 
 
@@ -212,12 +212,12 @@ def formula(random: Random, depth: int = 2) -> Both:
     latex, english = random.choices(DRAWN, cum_weights=CUMULATIVE)[0](random, random.randint(1, depth))
     if random.random() < 0.4:
         sign, word = random.choice(SIGNS)
-        right, said = atom(random)
-        latex, english = f"{latex} {sign} {right}", f"{english} {word} {said}"
+        right, atom_english = atom(random)
+        latex, english = f"{latex} {sign} {right}", f"{english} {word} {atom_english}"
     if random.random() < 0.3:
         sign, word = random.choice(RELATIONS)
-        left, said = letter(random)
-        latex, english = f"{left} {sign} {latex}", f"{said} {word} {english}"
+        left, atom_english = letter(random)
+        latex, english = f"{left} {sign} {latex}", f"{atom_english} {word} {english}"
     return latex, english
 
 

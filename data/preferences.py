@@ -119,8 +119,8 @@ def load_preferences(
         else:
             kept.append(found)
     if not kept:
-        told = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "it is empty"
-        raise ValueError(f"{name} leaves no pair to learn from ({told}); give others")
+        reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "it is empty"
+        raise ValueError(f"{name} leaves no pair to learn from ({reasons}); give others")
     return kept, dropped
 
 
@@ -306,6 +306,8 @@ def preference_rows(
     parts += [Dataset.from_list(rows, features=columns)] if rows else []
     dropped = +dropped
     if not parts:
-        told = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
-        raise ValueError(f"no pair is left of {len(preferences)} ({told}); raise data.max_length, or give other data")
+        reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+        raise ValueError(
+            f"no pair is left of {len(preferences)} ({reasons}); raise data.max_length, or give other data"
+        )
     return concatenate_datasets(parts), dropped

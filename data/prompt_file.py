@@ -23,14 +23,16 @@ HUB = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptRow:
     """A prompt. label: the answer of the data set, if it has one."""
 
     prompt: str
     label: str | None = None
 
 
-def load_asked(name: str, count: int | None = None, seed: int = 42, cache_dir: str | None = None) -> list[Asked]:
+def load_prompt_rows(
+    name: str, count: int | None = None, seed: int = 42, cache_dir: str | None = None
+) -> list[PromptRow]:
     """Return different prompts, in an order drawn by `seed`.
 
     Args:
@@ -42,21 +44,21 @@ def load_asked(name: str, count: int | None = None, seed: int = 42, cache_dir: s
         ValueError: a file cannot be read, a line is broken, or there are fewer than `count` prompts.
     """
     rows = _of_file(Path(name)) if name not in HUB else [_of_row(name, dict(row)) for row in _hub_rows(name, cache_dir)]
-    asked = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
-    if count is not None and count > len(asked):
-        raise ValueError(f"{name} has {len(asked)} different prompts and prompts.count is {count}; lower it")
-    order = np.random.default_rng(seed).permutation(len(asked))[:count].tolist()
-    return [asked[number] for number in order]
+    unique = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
+    if count is not None and count > len(unique):
+        raise ValueError(f"{name} has {len(unique)} different prompts and prompts.count is {count}; lower it")
+    order = np.random.default_rng(seed).permutation(len(unique))[:count].tolist()
+    return [unique[number] for number in order]
 
 
-def _of_file(path: Path) -> list[Asked]:
+def _of_file(path: Path) -> list[PromptRow]:
     if not path.is_file():
         raise ValueError(f"the prompts {path} are no file; give {', '.join(HUB)}, or JSONL with the field prompt")
     rows = []
     for place, record in json_lines(path):
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise ValueError(f"{place}: expected the text prompt; mend or delete the line")
-        rows.append(Asked(record["prompt"], record.get("label")))
+        rows.append(PromptRow(record["prompt"], record.get("label")))
     return rows
 
 
@@ -77,13 +79,13 @@ def _hub_rows(name: str, cache_dir: str | None) -> datasets.Dataset:
         ) from error
 
 
-def _of_row(name: str, row: dict) -> Asked:
+def _of_row(name: str, row: dict) -> PromptRow:
     """Format the prompt as in the reward model's training (data/preferences.py). The published script puts `Context: `
     before it.
     """
     if name == "hh":
-        return Asked(*split_talk(row["chosen"]))
-    return Asked(row["prompt"].rstrip(), " " + row["label"].strip())
+        return PromptRow(*split_talk(row["chosen"]))
+    return PromptRow(row["prompt"].rstrip(), " " + row["label"].strip())
 
 
 KINDS = {"prompt": str, "messages": list, "template": str}  # of a line of JSONL, and the type of its value

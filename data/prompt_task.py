@@ -63,8 +63,8 @@ class PromptTask(QuestionTask):
         """What the checker says of each answer. ValueError where the task has none, or it returns no number."""
         if self.checked is None:
             raise no_checker(self.name)
-        asked = [self.questions[number].prompt for number in rows["question"].tolist()]
-        answers = zip(asked, self.written(tokens), strict=True)
+        prompts = [self.questions[number].prompt for number in rows["question"].tolist()]
+        answers = zip(prompts, self.written(tokens), strict=True)
         return torch.tensor([verdict(self.checked, prompt, answer) for prompt, answer in answers])
 
 

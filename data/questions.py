@@ -163,9 +163,9 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
     `answer`.
     """
     hub_id, configuration, columns = HUB[name]
-    asked: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
+    keys: tuple[str, ...] = ("question", "answer") if name in ("gsm8k", "math") else columns
     if data_dir is not None:
-        return _local_rows(name, split, Path(data_dir), asked)
+        return _local_rows(name, split, Path(data_dir), keys)
     hide_data_bars()
     whole = "train" if name == "kodcode" else split
     prepare(hub_id, "data set")
@@ -175,9 +175,9 @@ def _rows(name: str, split: str, data_dir: str | None) -> list[dict[str, Any]]:
         raise ValueError(
             f"{hub_id} cannot be had ({type(error).__name__}); "
             f"give a directory (--data_dir DIR, in training data.data_dir=DIR) with DIR/{name}/{split}.jsonl "
-            f"(a line: {_line(asked)})"
+            f"(a line: {_line(keys)})"
         ) from error
-    rows: list[dict[str, Any]] = [dict(zip(asked, (row[column] for column in columns), strict=True)) for row in loaded]
+    rows: list[dict[str, Any]] = [dict(zip(keys, (row[column] for column in columns), strict=True)) for row in loaded]
     if name == "kodcode":
         return rows[-KODCODE_HELD_OUT:] if split == "test" else rows[:-KODCODE_HELD_OUT]
     return rows
@@ -189,8 +189,8 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
         files[1] = directory / name / "mbpp.jsonl"  # as published: all splits in one
     file = next((path for path in files if path.is_file()), None)
     if file is None:
-        told = " and ".join(f"`{column}`" for column in columns)
-        raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {told} is expected")
+        expected = " and ".join(f"`{column}`" for column in columns)
+        raise ValueError(f"{directory} holds none of {', '.join(map(str, files))}; JSONL with {expected} is expected")
     columns = (*columns, "task_id") if file.name == "mbpp.jsonl" else columns
     rows = []
     for place, row in json_lines(file):
@@ -274,12 +274,12 @@ def _kodcode_questions(rows: list[dict[str, Any]], count: int | None) -> list[Qu
             if why := _cannot_run(row["test"]):
                 left_out[why] += 1
                 continue
-            told, tests = row["test_info"][0], row["test"]
+            info, tests = row["test_info"][0], row["test"]
             before, is_class = (
-                told["function_declaration"].rstrip() + "\n",
-                told["function_declaration"].startswith("class"),
+                info["function_declaration"].rstrip() + "\n",
+                info["function_declaration"].startswith("class"),
             )
-            truth = CodeTruth(before, told["function_name"], tests, packages=True, collect=True, is_class=is_class)
+            truth = CodeTruth(before, info["function_name"], tests, packages=True, collect=True, is_class=is_class)
             yield _code_question("kodcode", f"{INSTRUCTIONS['kodcode']}\n\n{row['question'].strip()}", truth)
 
     questions = list(islice(made(), count))
@@ -399,11 +399,11 @@ def check_prompt(
     """Refuse a prompt that contains the mask token or one past the vocabulary, or leaves fewer than `length` positions:
     ValueError shows its end.
     """
-    shown = f"{name} ({prompt[-60:]!r})"
-    check_ids(model, tokens, shown)
+    label = f"{name} ({prompt[-60:]!r})"
+    check_ids(model, tokens, label)
     if len(tokens) + length > model.max_length:
         raise ValueError(
-            f"{shown} has {len(tokens)} tokens, with {length} to write more than the model's {model.max_length}; {advice}"
+            f"{label} has {len(tokens)} tokens, with {length} to write more than the model's {model.max_length}; {advice}"
         )
 
 
@@ -416,8 +416,8 @@ def check_questions(model: PromptReader, questions: Sequence[Question], length: 
 
 def questions_hash(questions: Sequence[Question]) -> str:
     """Return a hash of prompts and references, to compare the questions of two evaluations."""
-    told = [(question.prompt, question.truth, question.prefix) for question in questions]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    contents = [(question.prompt, question.truth, question.prefix) for question in questions]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
 
 
 def canvases(model: PromptReader, prompts: Sequence[str] | Sequence[Question], length: int) -> Prompts:

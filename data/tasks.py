@@ -111,13 +111,13 @@ class TextTask(Task):
         self.rows, valid, self.tokenizer = training_data(data, length, seed, tokenizer)
         self.valid_rows = valid
         given = torch.arange(valid.shape[1]) < torch.as_tensor(self.rows.prompt).expand(len(valid))[:, None]
-        self.held_out = self.asked(valid, given)
+        self.held_out = self.prompts_of(valid, given)
         answers = isinstance(self.rows, AnswerRows)
         if answers:
             self.ends = end_tokens(self.tokenizer)
         self.valid = self.held_out.first(valid_rows) if answers else self.prompts(valid_rows, 0)
 
-    def asked(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
+    def prompts_of(self, tokens: Int[Tensor, "row position"], given: Bool[Tensor, "row position"]) -> Prompts:
         """Return canvases of rows on which only the given part is visible."""
         return Prompts(tokens.masked_fill(~given, self.mask_id), {}, tokens)
 
@@ -129,7 +129,7 @@ class TextTask(Task):
 
     def texts(self, count: int, seed: int) -> Prompts:
         """Return the next training rows, to be revealed on their canvases."""
-        return self.asked(*self.clean(count, seed))
+        return self.prompts_of(*self.clean(count, seed))
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
         if isinstance(self.rows, AnswerRows):
@@ -161,9 +161,9 @@ class ChainTask(Task):
     def made(self, problems: Chains, seed: int) -> Prompts:
         """Return the prompts of problems."""
         kept = torch.rand(problems.step.shape, generator=torch.Generator().manual_seed(seed)) < self.keep
-        asked = problems.prompts()
-        canvas = torch.cat((asked, torch.full((len(asked), self.length), MASK)), 1)
-        text = torch.cat((asked, problems.answers(kept, self.length)), 1)
+        prompts = problems.prompts()
+        canvas = torch.cat((prompts, torch.full((len(prompts), self.length), MASK)), 1)
+        text = torch.cat((prompts, problems.answers(kept, self.length)), 1)
         return Prompts(canvas, {"values": problems.values()}, text, self.prompt)
 
     def prompts(self, count: int, seed: int) -> Prompts:
@@ -275,15 +275,15 @@ class QuestionTask(Task):
         kept = before_end(answers, torch.ones_like(answers, dtype=torch.bool), self.ends)
         return texts_of(answers, kept & (answers != self.model.mask_id), self.tokenizer)
 
-    def shown(self, number: int, tokens: Int[Tensor, "position"]) -> str:
+    def displayed(self, number: int, tokens: Int[Tensor, "position"]) -> str:
         """Return held-out question `number` and the text generated for it."""
         question = self.questions[int(self.valid.rows["question"][number])]
         return f"{question.prompt}\n\n{self.written(tokens[None])[0]}"
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
         """Return 1 if the answer is right by the verifier of its own data set, else 0."""
-        asked = [self.questions[number] for number in rows["question"].tolist()]
-        return torch.tensor(right(asked, self.written(tokens), self.unsandboxed), dtype=torch.float32)
+        questions = [self.questions[number] for number in rows["question"].tolist()]
+        return torch.tensor(right(questions, self.written(tokens), self.unsandboxed), dtype=torch.float32)
 
     def state_dict(self) -> dict:
         return self.rows.state_dict()

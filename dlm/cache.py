@@ -49,12 +49,12 @@ class KeyValueCache:
     def _gather(self, index: Int[Tensor, "place"]) -> None:
         self.memory = [(key.index_select(0, index), value.index_select(0, index)) for key, value in self.memory]
 
-    def share(self, source: Int[Tensor, "asked"], rows: Int[Tensor, "asked"]) -> None:
+    def share(self, source: Int[Tensor, "requested"], rows: Int[Tensor, "requested"]) -> None:
         """Let `rows` use the cached values of `source` (causal models)."""
         for of_row in (self.fresh, self.age, self.slot):
             of_row[rows] = of_row[source]
 
-    def make_room(self, rows: Int[Tensor, "asked"]) -> None:
+    def make_room(self, rows: Int[Tensor, "requested"]) -> None:
         """Give each of `rows`, and each other row with cached values, its own place in memory, in order (causal models).
 
         Nothing moves if the places are already so.
@@ -75,8 +75,8 @@ class KeyValueCache:
         return due if self.refresh is None else due | (self.age >= self.refresh)
 
     def spans(
-        self, read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"], first: Tensor, block: int
-    ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "asked"]]:
+        self, read: Bool[Tensor, "row position"], rows: Int[Tensor, "requested"], first: Tensor, block: int
+    ) -> tuple[Int[Tensor, "requested"], Int[Tensor, "requested"]]:
         """Return the span [start, end) of the canvas that each of `rows` must run. first: start of the current block."""
         length = read.shape[1]
         place = torch.arange(length, device=read.device)
@@ -90,8 +90,8 @@ class KeyValueCache:
         return torch.where(whole, 0, start), torch.where(whole, length, end)
 
     def run(
-        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "asked"],
-        pad: Int[Tensor, "asked"], first: Int[Tensor, "asked"], last: Int[Tensor, "asked"],
+        self, tokens: Int[Tensor, "row position"], read: Bool[Tensor, "row position"], rows: Int[Tensor, "requested"],
+        pad: Int[Tensor, "requested"], first: Int[Tensor, "requested"], last: Int[Tensor, "requested"],
     ) -> Float[Tensor, "read width"]:  # fmt: skip
         """Run [first, last) of each of `rows`, behind its padding, and cache the keys and values. Returns the hidden
         states at `read`.

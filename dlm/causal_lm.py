@@ -55,8 +55,8 @@ class CausalLM(MaskedLM):
         parameter = next(self.backbone.parameters())
         token = torch.full((1, 1), self.start_id, device=parameter.device)
         with torch.no_grad(), self.autocast(parameter.device):
-            said = self.backbone.base_model(input_ids=token, use_cache=True)
-        return self.sizes_of(said.get("past_key_values"))
+            output = self.backbone.base_model(input_ids=token, use_cache=True)
+        return self.sizes_of(output.get("past_key_values"))
 
     def new_memory(self, rows: int, length: int, device: torch.device) -> Memory:
         """Allocate memory for keys and values; the start token has the first place."""

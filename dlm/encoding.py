@@ -75,18 +75,18 @@ def model_ids(model: Vocabulary, text: str, name: str) -> list[int]:
     return ids
 
 
-def check_ids(model: Vocabulary, ids: Sequence[int], shown: str) -> None:
-    """Raise ValueError that begins with `shown` if ids contain the mask token or an id past the vocabulary."""
+def check_ids(model: Vocabulary, ids: Sequence[int], label: str) -> None:
+    """Raise ValueError that begins with `label` if ids contain the mask token or an id past the vocabulary."""
     if model.mask_id in ids:
-        raise ValueError(f"{shown} holds the mask token as a word of its vocabulary; take it out")
-    check_embedded(model.vocab_size, ids, shown)
+        raise ValueError(f"{label} holds the mask token as a word of its vocabulary; take it out")
+    check_embedded(model.vocab_size, ids, label)
 
 
-def check_embedded(vocab_size: int, ids: Sequence[int], shown: str) -> None:
-    """Raise ValueError that begins with `shown` for an id past the vocabulary of a model."""
+def check_embedded(vocab_size: int, ids: Sequence[int], label: str) -> None:
+    """Raise ValueError that begins with `label` for an id past the vocabulary of a model."""
     if (past := max(ids, default=0)) >= vocab_size:
         raise ValueError(
-            f"{shown} has the token {past} and the model {vocab_size} tokens; give the model with its own tokenizer"
+            f"{label} has the token {past} and the model {vocab_size} tokens; give the model with its own tokenizer"
         )
 
 

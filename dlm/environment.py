@@ -67,7 +67,7 @@ class UnmaskingEnvironment:
         """
         return float(self._drift[0] / self._drift[1]) if self._drift[1] > 0 else None
 
-    def drift_of(self, rows: Int[Tensor, "asked"]) -> list[float | None]:
+    def drift_of(self, rows: Int[Tensor, "requested"]) -> list[float | None]:
         """Return the `drift` of each of these rows."""
         return [total / count if count else None for total, count in self._row_drift[rows].tolist()]
 
@@ -195,7 +195,7 @@ class UnmaskingEnvironment:
         self.forwards += 1
         return self._hidden
 
-    def _run(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+    def _run(self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]) -> None:
         """Run whole rows, each distinct canvas once."""
         tokens, read = self.tokens[rows], needed[rows]
         start = None if self.start is None else self.start[rows]
@@ -215,33 +215,33 @@ class UnmaskingEnvironment:
         else:
             if start is not None:
                 canvases, start = canvases[:, :-1], canvases[:, -1]
-            tokens, asked = canvases, torch.zeros_like(canvases).index_add_(0, place, read.long()) > 0
+            tokens, requested = canvases, torch.zeros_like(canvases).index_add_(0, place, read.long()) > 0
             dense = torch.zeros(*tokens.shape, self._hidden.shape[2], device=tokens.device)
-            dense[asked] = self.model.hidden(tokens, asked, start=start).float()
+            dense[requested] = self.model.hidden(tokens, requested, start=start).float()
             self._hidden[needed] = dense[place][read]
-            read = asked
+            read = requested
         self.rows_evaluated += times * len(tokens)
         self.positions_read += times * int(read.sum())
         self.positions_run += times * (tokens.numel() - (0 if start is None else int(start.sum())))
 
-    def _run_cached(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+    def _run_cached(self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]) -> None:
         """Run spans of rows against the cached keys and values. If the cache is exact, each distinct canvas runs once."""
         assert self.cache is not None
         if self.cache.kind == "causal" and len(rows) > 1:
             place, first_of = self._alike(rows, needed)
             if len(first_of) < len(rows):
-                kept, asked = rows[first_of.sort().values], torch.zeros_like(needed)
-                asked[kept] = needed[kept]
+                kept, requested = rows[first_of.sort().values], torch.zeros_like(needed)
+                requested[kept] = needed[kept]
                 like = rows[first_of][place]
                 self.cache.fresh[rows[like != rows]] = 0  # what they know they will have from those
-                self._run_spans(kept, asked)
+                self._run_spans(kept, requested)
                 row, position = needed[rows].nonzero().unbind(1)
                 self._hidden[rows[row], position] = self._hidden[like[row], position]
                 self.cache.share(like, rows)
                 return
         self._run_spans(rows, needed)
 
-    def _run_spans(self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]) -> None:
+    def _run_spans(self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]) -> None:
         """Run the span of each row separately."""
         assert self.cache is not None
         pad = torch.zeros_like(rows) if self.start is None else self.start[rows]
@@ -287,15 +287,15 @@ class UnmaskingEnvironment:
         start = self.block_start()[rows]
         end = start + self.block if self.cache.kind == "dual" else torch.full_like(start, needed.shape[1])
         again &= (start > pad) | (end < needed.shape[1])  # else the window is the row, and always known
-        asked, pad, start, end = rows[again], pad[again], start[again], end[again]
+        requested, pad, start, end = rows[again], pad[again], start[again], end[again]
         place = torch.arange(needed.shape[1], device=needed.device)
         window = torch.zeros_like(needed)
-        window[asked] = (place >= start.unsqueeze(1)) & (place < end.unsqueeze(1))
+        window[requested] = (place >= start.unsqueeze(1)) & (place < end.unsqueeze(1))
         read = needed & window & self.open
-        some = read[asked].any(1)
+        some = read[requested].any(1)
         if not bool(some.any()):
             return None
-        states = self.cache.run(self.tokens, read, asked[some], pad[some], start[some], end[some])
+        states = self.cache.run(self.tokens, read, requested[some], pad[some], start[some], end[some])
         return read, self._best(states.float())
 
     def _compare(self, read: Bool[Tensor, "row position"], cached: Float[Tensor, "read"]) -> None:
@@ -311,8 +311,8 @@ class UnmaskingEnvironment:
         return torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in parts])
 
     def _alike(
-        self, rows: Int[Tensor, "asked"], needed: Bool[Tensor, "row position"]
-    ) -> tuple[Int[Tensor, "asked"], Int[Tensor, "kind"]]:
+        self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]
+    ) -> tuple[Int[Tensor, "requested"], Int[Tensor, "kind"]]:
         """Group rows by canvas, padding and requested positions. Returns the group of each row, and the first row of each
         group.
         """

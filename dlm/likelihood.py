@@ -344,15 +344,15 @@ def terms(
     whole = tokens[views.row]
     canvas = whole.masked_fill(views.masked, model.mask_id)
     begins = None if start is None else start[views.row]
-    told = sigma = None
+    input_sigma = sigma = None
     if views.sigma is not None:
         assert views.free is not None
         length = whole.shape[1] - (0 if begins is None else begins)
         always = (views.masked & ~views.read).sum(1)  # what is masked at every level
         share = (-torch.expm1(-views.sigma.double()) * views.free + always) / length
-        told = model.sigma_of(share)
+        input_sigma = model.sigma_of(share)
         sigma = views.sigma[views.read.nonzero()[:, 0]]
-    hidden = model.hidden(canvas, views.read, told, begins)
+    hidden = model.hidden(canvas, views.read, input_sigma, begins)
     log_normalizer, logit = log_normalizer_and_logit(model, hidden, whole[views.read], estimator.temperature)
     if sigma is not None:
         scale = model.log_scale(sigma)

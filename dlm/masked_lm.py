@@ -293,9 +293,9 @@ class LlamaLM(MaskedLM):
                 the left.
         """
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        asked = read
+        requested = read
         if self.shifted:
-            asked = F.pad(read[:, 1:], (0, 1)) & (place >= pad[:, None]) | read & (place == pad[:, None])
+            requested = F.pad(read[:, 1:], (0, 1)) & (place >= pad[:, None]) | read & (place == pad[:, None])
             first = torch.maximum(first - 1, pad)
         size = last - first
         kinds = list(groups(pad, first, last))
@@ -311,9 +311,9 @@ class LlamaLM(MaskedLM):
             spans = [Span((group if own is None else own[group]).tolist(), *shape)
                      for shape, group in groups(pad[rows], first[rows], last[rows])]  # fmt: skip
             with self.autocast(tokens.device):
-                states.append(self.backbone.run(tokens[rows][runs], asked[rows][runs], spans, memory))
-        number = numbered(asked)
-        hidden = in_order(torch.cat(states), number[order][asked[order]])
+                states.append(self.backbone.run(tokens[rows][runs], requested[rows][runs], spans, memory))
+        number = numbered(requested)
+        hidden = in_order(torch.cat(states), number[order][requested[order]])
         if not self.shifted:
             return hidden
         row, position = read.nonzero(as_tuple=True)

@@ -25,8 +25,8 @@ SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,/]+(\d+(?:\.\d+)?)\s*")
 class JudgeUnreachable(Exception):
     """The endpoint does not answer; finished judgements are kept. The message contains no password of a URL."""
 
-    def __init__(self, told: str):
-        super().__init__(re.sub(r"(://)[^/\s]*@", r"\1", told))
+    def __init__(self, message: str):
+        super().__init__(re.sub(r"(://)[^/\s]*@", r"\1", message))
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Judgement:
     blue: int
     red_score: float | None
     blue_score: float | None
-    told: str
+    reply: str
 
 
 def read_scores(reply: str) -> tuple[float, float] | None:
@@ -62,32 +62,32 @@ class Chat:
 
     def judge(self, prompt: str, first: str, second: str) -> tuple[str, tuple[float, float] | None]:
         """Return the reply, and its scores of the first and the second answer. Raises JudgeUnreachable."""
-        asked = (
+        request = (
             f"[Prompt]\n{prompt}\n\n[Answer 1]\n{first}\n[End of answer 1]\n\n[Answer 2]\n{second}\n[End of answer 2]"
         )
-        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": asked}]
+        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
         body = {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": 2048}
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url, told = f"{self.endpoint.rstrip('/')}/chat/completions", ""
+        url, failure = f"{self.endpoint.rstrip('/')}/chat/completions", ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.wait * 2 ** (attempt - 1))
             try:
                 answer = httpx.post(url, json=body, headers=headers, timeout=120)
             except httpx.TransportError as error:
-                told = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {error}"
                 continue
             if answer.status_code == 200:
                 try:
                     reply = answer.json()["choices"][0]["message"]["content"] or ""
                 except (ValueError, KeyError, IndexError, TypeError):
-                    told = f"status 200 without a completion: {answer.text[:200]}"
+                    failure = f"status 200 without a completion: {answer.text[:200]}"
                     continue
                 return reply, read_scores(reply)
-            told = f"status {answer.status_code}"
+            failure = f"status {answer.status_code}"
             if answer.status_code in (401, 403):
-                raise JudgeUnreachable(f"{url} refuses ({told}); set {KEY}")
+                raise JudgeUnreachable(f"{url} refuses ({failure}); set {KEY}")
             if answer.status_code < 500 and answer.status_code not in (408, 429):
-                raise JudgeUnreachable(f"{url} does not take the request ({told}: {answer.text[:200]})")
-        raise JudgeUnreachable(f"{url} did not answer in {self.retries + 1} attempts ({told})")
+                raise JudgeUnreachable(f"{url} does not take the request ({failure}: {answer.text[:200]})")
+        raise JudgeUnreachable(f"{url} did not answer in {self.retries + 1} attempts ({failure})")

@@ -40,8 +40,10 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
             names.add(settings["name"])
             found.setdefault(data_set_of(settings), []).append(read_records(directory))
     if len(names) != 1:
-        told = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
-        raise ValueError(f"{path} holds {told if names else 'no evaluation of unmask evaluate; give its --save_path'}")
+        advice = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
+        raise ValueError(
+            f"{path} holds {advice if names else 'no evaluation of unmask evaluate; give its --save_path'}"
+        )
     return found
 
 
@@ -65,9 +67,11 @@ def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, floa
     """Return the figures of one data set. first, second: the records of each seed. ValueError for different questions."""
     if "perplexity" in first[0][0] and "perplexity" in second[0][0]:
         return compare_texts(first, second)
-    asked = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
-    if asked[0] != asked[1]:
-        raise ValueError(f"the questions differ ({len(asked[0])} and {len(asked[1])}); evaluate both on the same ones")
+    questions = [[(record["row"], record["question"]) for record in seeds[0]] for seeds in (first, second)]
+    if questions[0] != questions[1]:
+        raise ValueError(
+            f"the questions differ ({len(questions[0])} and {len(questions[1])}); evaluate both on the same ones"
+        )
     right = [seeds_averaged(seeds, "right") for seeds in (first, second)]
     evaluations = [seeds_averaged(seeds, "nfe") for seeds in (first, second)]
     common, better, worse = disagreements(first, second)

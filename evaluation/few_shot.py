@@ -11,8 +11,8 @@ from rewards.answers import boxed
 
 def with_examples(questions: list[Question], examples: list[Question]) -> list[Question]:
     """Return each question behind worked examples, whose answers have the format of the instructions."""
-    shown = [f"{example.prompt}\n{worked(example.truth)}\n\n" for example in examples]
-    return [replace(question, prompt="".join([*shown, question.prompt])) for question in questions]
+    worked_examples = [f"{example.prompt}\n{worked(example.truth)}\n\n" for example in examples]
+    return [replace(question, prompt="".join([*worked_examples, question.prompt])) for question in questions]
 
 
 def worked(answer: str) -> str:
@@ -20,5 +20,5 @@ def worked(answer: str) -> str:
     steps, _, result = re.sub(r"<<[^<>]*>>", "", answer).partition("####")
     if not result and (inside := boxed(answer)) is not None:
         result = f"\\boxed{{{inside}}}"
-    said = f"<reasoning>\n{steps.strip()}\n</reasoning>"
-    return f"{said}\n<answer>\n{result.strip()}\n</answer>" if result else said
+    reasoning = f"<reasoning>\n{steps.strip()}\n</reasoning>"
+    return f"{reasoning}\n<answer>\n{result.strip()}\n</answer>" if result else reasoning

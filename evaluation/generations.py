@@ -23,17 +23,17 @@ def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
     Raises:
         ValueError: the directory holds an evaluation of other settings, or unreadable lines.
     """
-    told: dict = {}
+    state: dict = {}
     if group.first:
         try:
             check_settings(directory, settings)
-            told = {"done": [record["row"] for record in read_records(directory)]}
+            state = {"done": [record["row"] for record in read_records(directory)]}
         except ValueError as error:
-            told = {"error": str(error)}
-    told = json.loads(group.broadcast(json.dumps(told)))
-    if "error" in told:
-        raise ValueError(told["error"])
-    return set(told["done"])
+            state = {"error": str(error)}
+    state = json.loads(group.broadcast(json.dumps(state)))
+    if "error" in state:
+        raise ValueError(state["error"])
+    return set(state["done"])
 
 
 def check_settings(directory: Path, settings: dict) -> None:
@@ -52,13 +52,13 @@ def check_settings(directory: Path, settings: dict) -> None:
         raise ValueError(f"{directory} holds an evaluation with {differences}; give another --save_path")
 
 
-def check_beside(directory: Path, settings: dict, shown: Container[str], of_data: Container[str] = ()) -> None:
+def check_beside(directory: Path, settings: dict, columns: Container[str], of_data: Container[str] = ()) -> None:
     """Refuse to put an evaluation into one table with another that is not comparable.
 
     Args:
         directory: of this evaluation; evaluations beside it share its tables.
         settings: the settings that decide its samples.
-        shown: settings that may differ, because they are columns of the tables.
+        columns: settings that may differ, because they are columns of the tables.
         of_data: settings that are compared with evaluations of the same `dataset` only.
 
     Raises:
@@ -72,7 +72,7 @@ def check_beside(directory: Path, settings: dict, shown: Container[str], of_data
         if file.parent == directory:
             continue
         skipped = () if there.get("dataset") == settings.get("dataset") else of_data
-        keys = [key for key in there | requested if key not in shown and key not in skipped]
+        keys = [key for key in there | requested if key not in columns and key not in skipped]
         if differing := [key for key in keys if there.get(key) != requested.get(key)]:
             differences = ", ".join(f"{key}={there.get(key)} (now {requested.get(key)})" for key in differing)
             raise ValueError(

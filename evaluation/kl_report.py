@@ -337,19 +337,19 @@ def report(directories: Sequence[Path], out: Path, log_z: float | None = None, e
     if log_z is None:
         log_z, error = shared_log_z(runs)
     rows = table(runs, log_z, error)
-    shown = [{"method": row["method"], "runs": row["runs"], "updates": row["updates"]}
+    displayed = [{"method": row["method"], "runs": row["runs"], "updates": row["updates"]}
              | {name: with_interval(row[side], row[f"{side}_half"]) for side, name in SIDES.items()}
              | {"log Z": row["log_z_midpoint"], "mean log phi": row["log_phi"], "score": row["score"]}
              for row in rows]  # fmt: skip
-    print_table(shown, title=f"log Z = {log_z:.4f} +- {error:.4f}")
+    print_table(displayed, title=f"log Z = {log_z:.4f} +- {error:.4f}")
     make_directory(out, f"--out {out}")
     write_csv(rows, out / "kl.csv")
     write_text(out / "kl.tex", latex(rows))
     plot_curves(runs, log_z, out / "kl_curves.png")
     plot_bounds(runs, log_z, out / "bounds.png")
     print(latex(rows))
-    told = finite({"log_z": log_z, "log_z_error": error}) | {"rows": [finite(row) for row in rows]}
-    print(json.dumps(told, allow_nan=False))
+    report = finite({"log_z": log_z, "log_z_error": error}) | {"rows": [finite(row) for row in rows]}
+    print(json.dumps(report, allow_nan=False))
     return rows
 
 

@@ -81,9 +81,9 @@ def judged(
         for place in (2, 1):  # of blue
             if (row, place) not in done:
                 answers = (one["result"], other["result"]) if place == 2 else (other["result"], one["result"])
-                told, pair = chat.judge(one["prompt"], *answers)
+                reply, pair = chat.judge(one["prompt"], *answers)
                 red_score, blue_score = (None, None) if pair is None else pair if place == 2 else pair[::-1]
-                yield Judgement(row, place, red_score, blue_score, told)
+                yield Judgement(row, place, red_score, blue_score, reply)
 
 
 def resumed(log: Path, settings: dict) -> list[Judgement]:
@@ -121,5 +121,5 @@ def entries(found: list[Judgement], red: list[dict[str, str]], blue: list[dict[s
     """Return the list in the published format. blue: place of its answer; scores are null if unparsable."""
     return [{
         "blue": one.blue, "prompt": red[one.row]["prompt"], "red_answer": red[one.row]["result"],
-        "blue_answer": blue[one.row]["result"], "red_score": one.red_score, "blue_score": one.blue_score, "result": one.told,
+        "blue_answer": blue[one.row]["result"], "red_score": one.red_score, "blue_score": one.blue_score, "result": one.reply,
     } for one in sorted(found, key=lambda one: (one.row, -one.blue))]  # fmt: skip

@@ -184,7 +184,7 @@ def run(
 def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
     """Return the answers of each method, directory after directory. ValueError for different methods or prompts."""
     answers: dict[str, list[dict[str, str]]] = {}
-    asked, methods = set(), set()
+    prompts, methods = set(), set()
     for directory in directories:
         files = sorted(directory.glob(f"{PREFIX}*.json"))
         if not files:
@@ -192,10 +192,10 @@ def read_all(directories: list[Path]) -> dict[str, list[dict[str, str]]]:
         methods.add(tuple(file.name for file in files))
         for file in files:
             rows = read_generations(file)
-            asked.add(tuple(row["prompt"] for row in rows))
+            prompts.add(tuple(row["prompt"] for row in rows))
             answers.setdefault(file.stem.removeprefix(PREFIX), []).extend(rows)
     where = " and ".join(map(str, directories))
-    if len(asked) != 1:
+    if len(prompts) != 1:
         raise ValueError(f"the files of {where} answer different prompts; evaluate those of one run")
     if len(methods) != 1:
         raise ValueError(f"{where} hold answers of different methods; give seeds of the same ones")

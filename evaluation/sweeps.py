@@ -205,7 +205,7 @@ def _policy_files(arguments: EvaluationRequest) -> list[tuple[str, int | None, P
     return [(named.stem if named.suffix in (".pth", ".safetensors") else named.name, None, path)]
 
 
-def checkpoint_files(run: Path, asked: str) -> list[Path]:
+def checkpoint_files(run: Path, requested: str) -> list[Path]:
     """Return the requested checkpoints. ValueError lists those present."""
     there = {file.stem.removeprefix("checkpoint_"): file for file in (run / "checkpoints").glob("checkpoint_*.pth")}
     numbered = {int(number): file for number, file in there.items() if number.isdecimal()}
@@ -213,12 +213,12 @@ def checkpoint_files(run: Path, asked: str) -> list[Path]:
         raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of train-policy, or one "
                          "policy by --policy_path DIR/model.safetensors")  # fmt: skip
     found = []
-    for word in (word.strip() for word in asked.split(",")):
+    for word in (word.strip() for word in requested.split(",")):
         if word in ("first", "last"):
             found.append((min if word == "first" else max)(numbered))
         else:
             found.append(int(word) if word.isdecimal() else word)
     if missing := [number for number in found if number not in numbered]:
         present = ", ".join(map(str, sorted(numbered)))
-        raise ValueError(f"checkpoints {asked!r}: {missing} not there; {run} has {present} (or first, last)")
+        raise ValueError(f"checkpoints {requested!r}: {missing} not there; {run} has {present} (or first, last)")
     return [numbered[number] for number in dict.fromkeys(found)]

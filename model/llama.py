@@ -133,7 +133,7 @@ class RowByRow:
 
     def __call__(
         self,
-        query: Float[Tensor, "asked head part"],
+        query: Float[Tensor, "requested head part"],
         key: Float[Tensor, "position head_of_keys part"],
         value: Float[Tensor, "position head_of_keys part"],
         width: int | None,
@@ -145,10 +145,10 @@ class RowByRow:
             width: queries of each row; None: one for each position that runs.
             memory: keys and values of whole rows. Those of the spans are replaced first, then all are attended to.
         """
-        mixed, asked, run = [], 0, 0
+        mixed, offset, run = [], 0, 0
         for span in self.spans:
             count, size, rows = len(span.rows), width or span.size, span.index
-            ask, asked = slice(asked, asked + count * size), asked + count * size
+            ask, offset = slice(offset, offset + count * size), offset + count * size
             own, run = slice(run, run + count * span.size), run + count * span.size
             keys, values = (x[own].unflatten(0, (count, span.size)).transpose(1, 2) for x in (key, value))
             if memory is not None:
@@ -214,9 +214,9 @@ class LlamaBlock(nn.Module):
         turn: tuple[Float[Tensor, "position half"], Float[Tensor, "position half"]],
         attend: RowByRow | Padded,
         memory: tuple[Tensor, Tensor] | None = None,
-        at: Int[Tensor, "asked"] | None = None,
+        at: Int[Tensor, "requested"] | None = None,
         width: int | None = None,
-    ) -> Float[Tensor, "asked width"]:
+    ) -> Float[Tensor, "requested width"]:
         """Return the block's output at `at`, `width` positions of each row (None: all). Keys and values are computed for
         all of `x`.
         """

@@ -110,11 +110,11 @@ def recomputed(
 
 def summary(samples: Samples, reward: RewardOutput, mask_id: int) -> dict[str, float]:
     """Return means for the log."""
-    shown = ("evaluations", "still_masked")
+    reported = ("evaluations", "still_masked")
     still = (samples.tokens == mask_id).any(1).float().mean()
     return {
         "reward": float(reward.total.nanmean()),
         "reward_failed": float(len(reward.failed)),
         "nfe": float(samples.evaluations.float().mean()),
         "still_masked": float(still),
-    } | {name: float(term.float().nanmean()) for name, term in reward.terms.items() if name not in shown}
+    } | {name: float(term.float().nanmean()) for name, term in reward.terms.items() if name not in reported}

@@ -140,9 +140,9 @@ class PolicyLearning(Algorithm):
                 measures[f"eval_nfe_alpha_{alpha:g}"] = float(samples.evaluations[own].float().mean())
                 measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].nanmean())
         if forced:  # these rows hold the text of the data; the samples that are written are the model's
-            shown = Prompts(self.task.valid.first(SHOWN).to(device).canvas)
+            displayed = Prompts(self.task.valid.first(SHOWN).to(device).canvas)
             samples = Strategy(unmasker, self.rule).decode(
-                self.model, shown, DecodeOptions(config.sampling.discrete_steps)
+                self.model, displayed, DecodeOptions(config.sampling.discrete_steps)
             )
         self.evaluated = samples
         return measures
@@ -161,7 +161,7 @@ class PolicyLearning(Algorithm):
     def text(self, number: int, tokens: torch.Tensor, counted: torch.Tensor) -> str:
         """Return sample `number` of the evaluation as text, with its question if the task has questions."""
         if isinstance(self.task, QuestionTask):
-            return self.task.shown(number, tokens)
+            return self.task.displayed(number, tokens)
         ids = tokens[counted].tolist()
         return " ".join(map(str, ids)) if self.task.tokenizer is None else str(self.task.tokenizer.decode(ids))
 
@@ -235,7 +235,7 @@ class ClippedLearning(PolicyLearning):
         prompts = batch.prompts.repeat(self.group)
         samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, batch.seed, True)
         if scored.failed:
-            print(f"iteration {step}: {scored.told()}", file=sys.stderr, flush=True)
+            print(f"iteration {step}: {scored.failure_message()}", file=sys.stderr, flush=True)
         check_selects(samples, self.processes, step)
         metrics = summary(samples, scored, self.model.mask_id)
         experts = self.experts(batch)

@@ -190,19 +190,19 @@ def is_right_countdown(text: str, truth: str) -> bool:
         text: the model's text. All sides of an equation (`3 * 4 + 5 = 17`) must equal the target.
         truth: JSON of `numbers`, `target` and, if not all numbers must be used, `"all": false`.
     """
-    told = json.loads(truth)
+    puzzle = json.loads(truth)
     try:
         found = sides(*given_answer(text))
     except OverflowError:
         return False
-    given = Counter(told["numbers"])
+    given = Counter(puzzle["numbers"])
 
     def uses_them(literals: tuple[Fraction, ...]) -> bool:
         used = Counter(map(int, literals))
-        return used == given if told.get("all", True) else used <= given
+        return used == given if puzzle.get("all", True) else used <= given
 
     values = [value for value in found or () if value is not None and value.is_elementary]
-    if not found or len(values) < len(found) or any(value.number != told["target"] for value in values):
+    if not found or len(values) < len(found) or any(value.number != puzzle["target"] for value in values):
         return False
     return any(uses_them(value.literals) for value in values)
 

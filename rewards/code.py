@@ -219,12 +219,12 @@ def with_head(before: str, code: str) -> str:
 
 def code_program(text: str, truth: str) -> Program:
     """Return the program that judges an answer. truth: CodeTruth.dumps()."""
-    told = CodeTruth(**json.loads(truth))
-    code = code_in(text, told.entry, told.before)
-    functions = () if told.is_class else (told.entry,)
+    checks = CodeTruth(**json.loads(truth))
+    code = code_in(text, checks.entry, checks.before)
+    functions = () if checks.is_class else (checks.entry,)
     return Program(
-        code or f"raise NameError('no code that defines {told.entry}')",
-        told.tests, told.packages, told.collect, told.entry, functions,
+        code or f"raise NameError('no code that defines {checks.entry}')",
+        checks.tests, checks.packages, checks.collect, checks.entry, functions,
     )  # fmt: skip
 
 

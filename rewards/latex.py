@@ -285,8 +285,8 @@ def main(arguments: Sequence[str]) -> int:
     scores = [score(line, options.bare) for line in lines]
     print("  ".join(f"{name:>10}" for name in scores[0]) + "  text")
     for line, terms in zip(lines, scores, strict=True):
-        shown = "".join(character if character.isprintable() else "?" for character in line[:60])
-        print("  ".join(f"{value:10.3f}" for value in terms.values()) + f"  {shown}")
+        displayed = "".join(character if character.isprintable() else "?" for character in line[:60])
+        print("  ".join(f"{value:10.3f}" for value in terms.values()) + f"  {displayed}")
     means = {name: sum(terms[name] for terms in scores) / len(scores) for name in scores[0]}
     print("  ".join(f"{value:10.3f}" for value in means.values()) + f"  mean of {len(lines)}")
     return 0

@@ -487,7 +487,7 @@ def _pretrained(kind: str, path: str) -> tuple[Any, transformers.PreTrainedToken
     check_files(path)
     hide_weight_bars()
     try:
-        model, told = getattr(transformers, kind).from_pretrained(
+        model, loading_info = getattr(transformers, kind).from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -497,7 +497,7 @@ def _pretrained(kind: str, path: str) -> tuple[Any, transformers.PreTrainedToken
         raise ValueError(
             f"the reward {path} is none of {known} and cannot be loaded as a model ({first}); check the name, or give a directory"
         ) from error
-    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
+    if missing := sorted(name for name in loading_info["missing_keys"] if "pooler" not in name):
         raise ValueError(
             f"{path} is no reward model: it lacks {', '.join(missing[:3])}; train one from it: train-reward init={path}"
         )

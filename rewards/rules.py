@@ -50,9 +50,9 @@ class RewardOutput:
         if wrong:
             self.total = self.total.masked_fill(~torch.isfinite(self.total), torch.nan)
             if len(wrong) == len(self.total) or self.steps is not None:
-                raise FloatingPointError(f"{self.told()}; check those rows")
+                raise FloatingPointError(f"{self.failure_message()}; check those rows")
 
-    def told(self) -> str:
+    def failure_message(self) -> str:
         """Return how many rows have no reward, with the reasons of the first three."""
         named = "; ".join(f"the reward of row {row} {reason}" for row, reason in list(self.failed.items())[:3])
         return f"{len(self.failed)} of {len(self.total)} rows have no reward: {named}"

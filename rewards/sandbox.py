@@ -176,14 +176,14 @@ def _run(program: Program, unsandboxed: bool, limits: Limits) -> Verdict:
         if isinstance(complained, Verdict):
             return complained
         out.seek(0)
-        told, complaint = out.read(1000).decode(errors="replace"), complained.decode(errors="replace").strip()
-    if told == token:
+        reply, complaint = out.read(1000).decode(errors="replace"), complained.decode(errors="replace").strip()
+    if reply == token:
         return Verdict(True)
     if complaint.startswith("bwrap:"):  # the program's own errors go nowhere: this is no verdict on it
         raise SandboxError(f"bwrap makes no sandbox here ({complaint.splitlines()[0]}); mend that, or {WAY_OUT}")
     if process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
         return Verdict(False, f"not done after {limits.seconds} seconds of the processor")
-    return Verdict(False, told or complaint[-500:] or f"ended with status {process.returncode} before the last test")
+    return Verdict(False, reply or complaint[-500:] or f"ended with status {process.returncode} before the last test")
 
 
 def _file_of(data: bytes) -> IO[bytes]:

@@ -42,8 +42,8 @@ def main(settings: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bounded(settings, settings["user"])
     ends = os.pidfd_open(child) if sys.platform == "linux" else None
-    told = _verdict(job, Channel(from_tests[0], to_program[1], ends), child)
-    os.write(out, told[:1000].encode(errors="replace"))
+    verdict = _verdict(job, Channel(from_tests[0], to_program[1], ends), child)
+    os.write(out, verdict[:1000].encode(errors="replace"))
     os._exit(0)
 
 

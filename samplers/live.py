@@ -44,8 +44,8 @@ def paint(
         if same:  # neighbours are decoded together: a character may span several tokens
             continue
         _, is_mask, is_fresh = kinds[start]
-        shown = MASK * (end - start) if is_mask else printable(decode([token for token, _, _ in kinds[start:end]]))
-        text.append(shown, "dim" if is_mask else FRESH if is_fresh else "")
+        piece = MASK * (end - start) if is_mask else printable(decode([token for token, _, _ in kinds[start:end]]))
+        text.append(piece, "dim" if is_mask else FRESH if is_fresh else "")
         if columns is not None:
             text.append("\n" if end % columns == 0 else " ")
         start = end
@@ -80,7 +80,9 @@ class LiveView:
         self.batch_masks = 0
         self.read_at = -INTERVAL
         self.paused = 0.0  # seconds of this batch in which decoding waited for the reader
-        self.shown: Int[Tensor, "position"] | None = None  # the first canvas of the batch when it was last displayed
+        self.displayed: Int[Tensor, "position"] | None = (
+            None  # the first canvas of the batch when it was last displayed
+        )
         self.bar = Progress(
             TextColumn("{task.fields[nfe]:.0f} evaluations"),
             BarColumn(),
@@ -107,7 +109,7 @@ class LiveView:
             return
         self.written += self.batch_masks
         self.batch_masks = int((canvases == mask_id).sum())
-        self.shown, self.paused = canvases[0].cpu(), 0.0
+        self.displayed, self.paused = canvases[0].cpu(), 0.0
 
     def _on_step(self, observation: Observation | Seen, place: Int[Tensor, "active"]) -> None:
         """Display the current canvases, with one transfer from the device."""
@@ -125,8 +127,8 @@ class LiveView:
         self.bar.update(self.task, completed=written, nfe=evaluations, speed=speed)
         if self.decode is not None and first == 0:  # rows leave but keep their order
             tokens, masked = read[4 : 4 + length], read[4 + length :].bool()
-            canvas = paint(tokens, masked, tokens != self.shown, self.decode, self.columns)
-            self.shown = tokens
+            canvas = paint(tokens, masked, tokens != self.displayed, self.decode, self.columns)
+            self.displayed = tokens
             self.live.update(Group(Panel(canvas, title=f"step {step}"), self.bar), refresh=True)
             sleep(FRAME)
             self.paused += FRAME

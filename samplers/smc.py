@@ -302,8 +302,8 @@ def particle_filter(
         if proposed.log_psi is not None:
             known = torch.where(selected.any(1), proposed.log_psi, known)
         if ended or number % interval == 0:
-            said = None if proposed.log_psi is None else known
-            new = _log_psi(potential, observation, log_psi, said, finished, ended)
+            state_log_psi = None if proposed.log_psi is None else known
+            new = _log_psi(potential, observation, log_psi, state_log_psi, finished, ended)
             factor, log_psi, finished = factor + new - log_psi, new, observation.done
         weights = weights.times(factor.view(filters, particles))
         weights.check(number)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.prompt_file import Asked, load_asked
+from data.prompt_file import PromptRow, load_prompt_rows
 from load_model import load_model
 from rewards.models import load_reward
 from samplers.names import GUIDED
@@ -192,11 +192,14 @@ def test_masked_models_answer_too(models, rewards, tmp_path):  # noqa: F811
 
 
 def test_prompts_are_drawn_by_a_seed_and_each_comes_once(rewards):
-    everyone = load_asked(rewards["prompts"])
+    everyone = load_prompt_rows(rewards["prompts"])
     assert len(everyone) == 4 and everyone[0].label == " was happy."
-    assert load_asked(rewards["prompts"], 2) == everyone[:2] and load_asked(rewards["prompts"], 4, seed=1) != everyone
+    assert (
+        load_prompt_rows(rewards["prompts"], 2) == everyone[:2]
+        and load_prompt_rows(rewards["prompts"], 4, seed=1) != everyone
+    )
     with pytest.raises(ValueError, match="has 4 different prompts and prompts.count is 5"):
-        load_asked(rewards["prompts"], 5)
+        load_prompt_rows(rewards["prompts"], 5)
 
 
 def test_published_prompts_are_those_that_rewards_are_trained_with(tmp_path):
@@ -206,12 +209,12 @@ def test_published_prompts_are_those_that_rewards_are_trained_with(tmp_path):
     Dataset.from_list(rows).save_to_disk(tmp_path / "tldr_prompts")
     talks = [{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}]
     Dataset.from_list(talks).save_to_disk(tmp_path / "hh_prompts")
-    assert load_asked("tldr", cache_dir=str(tmp_path)) == [Asked("SUBREDDIT: r/a\nPOST: b\nTL;DR:", " short")]
-    assert load_asked("hh", cache_dir=str(tmp_path)) == [Asked("\n\nHuman: Hi\n\nAssistant:", " Hello")]
+    assert load_prompt_rows("tldr", cache_dir=str(tmp_path)) == [PromptRow("SUBREDDIT: r/a\nPOST: b\nTL;DR:", " short")]
+    assert load_prompt_rows("hh", cache_dir=str(tmp_path)) == [PromptRow("\n\nHuman: Hi\n\nAssistant:", " Hello")]
     with pytest.raises(
         ValueError, match="'tldr' .* cannot be reached: check the network, or put a folder tldr_prompts"
     ):
-        load_asked("tldr", cache_dir=str(tmp_path / "empty"))
+        load_prompt_rows("tldr", cache_dir=str(tmp_path / "empty"))
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import samplers.loop
 from data.chain import chains, is_right
-from data.prompt_file import load_asked
+from data.prompt_file import load_prompt_rows
 from data.text import train_bpe
 from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of
@@ -192,7 +192,7 @@ def test_a_backslash_and_an_n_are_text_at_every_entrance(models, tmp_path, capsy
     """Two characters of a prompt stay two, and a new line stays one, from the command line, a configuration, and a file."""
     model, found = load_model(models["text"])[0], {}
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (BACKSLASH, NEWLINE)))
-    asked = sorted(load_asked(str(tmp_path / "prompts.jsonl")), key=lambda one: one.prompt == NEWLINE)
+    asked = sorted(load_prompt_rows(str(tmp_path / "prompts.jsonl")), key=lambda one: one.prompt == NEWLINE)
     rows = guide.canvases(model, asked, 2).canvas
     for prompt, row in zip((BACKSLASH, NEWLINE), rows, strict=True):
         config = OmegaConf.create(OmegaConf.to_yaml(sample_command.build_config(["--prompt", prompt])))

@@ -204,7 +204,7 @@ def test_a_twist_is_gone_on_with(tiny, tmp_path):
     with pytest.raises(ValueError, match="of another shape than is asked for; give twist.trunk=own twist.layers=2$"):
         run(tmp_path / "shape", *more, "method=dpg", "twist.trunk=separate", "twist.layers=3")
     with pytest.raises(
-        ValueError, match="was learnt by dpg for infilling and is told tokens: not the head of method=fudge"
+        ValueError, match="was learnt by dpg for infilling with condition tokens: not the head of method=fudge"
     ):
         run(tmp_path / "third", *QUICK, *tiny["infilling"], *FEW, "method=fudge", f"init={first}")
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from training.ranges import Range, shown
+from training.ranges import Range, as_text
 
 REQUIRED = "???"  # in a configuration: a value that the command line has to give
 
@@ -88,7 +88,7 @@ class Settings:
         if allowed is not None and value == REQUIRED and entry.default == REQUIRED:
             raise ValueError(f"{prefix}{entry.name} has to be given; add {prefix}{entry.name}=VALUE")
         if allowed is not None and not allowed.holds(value):
-            raise ValueError(f"{prefix}{entry.name}={shown(value)} must be {allowed.allowed}; change it")
+            raise ValueError(f"{prefix}{entry.name}={as_text(value)} must be {allowed.allowed}; change it")
 
     @classmethod
     def entries(cls) -> dict[str, Field[Any]]:
@@ -142,7 +142,7 @@ def nested(entry: Field[Any], value: object, prefix: str, strict: bool) -> Setti
     if not isinstance(value, Mapping):
         first = next(iter((kind.default if isinstance(kind, Kinds) else kind).entries()))
         raise ValueError(
-            f"{prefix.rstrip('.')}={shown(value)} takes the place of several keys; say {prefix}{first}={shown(value)} for one"
+            f"{prefix.rstrip('.')}={as_text(value)} takes the place of several keys; say {prefix}{first}={as_text(value)} for one"
         )
     own: Mapping[str, Any] = value
     if isinstance(kind, Kinds):

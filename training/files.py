@@ -223,10 +223,12 @@ def refusal(error: Exception) -> str | None:
     """Return the disk's reason in an exception; None if it has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = str(error)
-    if number := re.search(r"\(os error (\d+)\)", told):  # safetensors
+    message = str(error)
+    if number := re.search(r"\(os error (\d+)\)", message):  # safetensors
         return os.strerror(int(number[1]))
-    return "the disk is full" if "inline_container" in told or "PytorchStreamWriter" in told else None  # torch.save
+    return (
+        "the disk is full" if "inline_container" in message or "PytorchStreamWriter" in message else None
+    )  # torch.save
 
 
 def _finish(file: Path, mode: int, durable: bool) -> None:

@@ -72,7 +72,7 @@ def _locked(descriptor: int) -> bool:
 def _holder(content: bytes) -> tuple[str | None, int | None]:
     """Return (host, process) of a lock file; (None, None) for a new one, or one whose writer was killed immediately."""
     try:
-        told = json.loads(content or b"{}")
-        return str(told["host"]), int(told["process"])
+        holder = json.loads(content or b"{}")
+        return str(holder["host"]), int(holder["process"])
     except (ValueError, KeyError, TypeError):
         return None, None

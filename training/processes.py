@@ -129,10 +129,10 @@ class Processes:
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Return whether any process received a stop signal. All processes get the same answer, and the same signal."""
-        told = self.gather_numbers(int(self.heard))
-        if number := max(told):
+        signals = self.gather_numbers(int(self.heard))
+        if number := max(signals):
             self.heard = number
         return bool(number)
 
@@ -182,7 +182,7 @@ def processes(device: str = "auto", saves: bool = True):
 
     Args:
         device: auto (CUDA if there is one), cpu, cuda, or one of several (cuda:1) for a single process.
-        saves: handle the signals of `STOPPING` for a loop that checks `stop_asked` and saves; otherwise they end the
+        saves: handle the signals of `STOPPING` for a loop that checks `stop_requested` and saves; otherwise they end the
             process at once.
     """
     world, rank, local = (int(os.environ.get(name, default)) for name, default in

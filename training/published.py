@@ -75,13 +75,13 @@ def translated(words: list[str]) -> list[str]:
     """Replace their keys in overrides by ours. ValueError if one of theirs sets a key that is also set to another value."""
     theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
     ours = [word for word in words if word not in theirs]
-    said_by = {_key(word): (word, word) for word in ours if "=" in word}
+    set_by = {_key(word): (word, word) for word in ours if "=" in word}
     for word in theirs:
         for override in _ours(word):
-            earlier, by = said_by.setdefault(_key(override), (override, word))
+            earlier, by = set_by.setdefault(_key(override), (override, word))
             if _value(earlier) != _value(override):
                 raise ValueError(f"{by} and {word} both set {_key(override)}, to different values; leave one out")
-    alone = {} if "experiment" in said_by else WITHOUT_EXPERIMENT
+    alone = {} if "experiment" in set_by else WITHOUT_EXPERIMENT
     for word in theirs:
         key, _, value = word.partition("=")
         implied = [
@@ -91,8 +91,8 @@ def translated(words: list[str]) -> list[str]:
             *_weights(word),
         ]
         for override in implied:
-            said_by.setdefault(_key(override), (override, word))
-    return [*ours, *(override for override, by in said_by.values() if by not in ours)]
+            set_by.setdefault(_key(override), (override, word))
+    return [*ours, *(override for override, by in set_by.values() if by not in ours)]
 
 
 EVALUATED = (
@@ -108,17 +108,17 @@ EVALUATED = (
 
 def from_file(settings: dict, file: str) -> list[str]:
     """Return overrides from one of their configuration files, as far as an evaluation uses it. ValueError for other files."""
-    said = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
+    overrides = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
             for key in EVALUATED if settings.get(key) is not None]  # fmt: skip
-    if asking := [word for word in said if "${" in word]:
+    if asking := [word for word in overrides if "${" in word]:
         raise ValueError(
             f"{file} sets {asking[0]}, and a file of settings may ask for nothing outside; write the value"
         )
-    if not said:
+    if not overrides:
         raise ValueError(
             f"{file} has neither `dlm`, as configurations of this project have, nor any of {', '.join(EVALUATED)}"
         )
-    return translated(said)
+    return translated(overrides)
 
 
 def _ours(word: str) -> list[str]:

@@ -201,7 +201,7 @@ def _read(allowed: Range, kind: type, text: str) -> Any:
     return value
 
 
-def shown(value: object) -> str:
+def as_text(value: object) -> str:
     """Return a value in the notation of a configuration, on one line."""
     if value is None:
         return "null"
@@ -224,7 +224,7 @@ def found_at(settings: Mapping[str, Any], key: str) -> Any:
         if not isinstance(place, dict):
             section = ".".join(sections[:number])
             raise ValueError(
-                f"{section}={shown(place)} takes the place of several keys; say {key}={shown(place)} for one"
+                f"{section}={as_text(place)} takes the place of several keys; say {key}={as_text(place)} for one"
             )
     return place.get(last, ABSENT)
 
@@ -239,4 +239,4 @@ def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> No
     for key, allowed in ranges.items():
         value = found_at(settings, key)
         if value is not ABSENT and not allowed.holds(value):
-            raise ValueError(f"{key}={shown(value)} must be {allowed.allowed}; change it")
+            raise ValueError(f"{key}={as_text(value)} must be {allowed.allowed}; change it")

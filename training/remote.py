@@ -35,9 +35,9 @@ def reachable(url: str):
     except Exception as error:  # each storage has its own kinds of errors
         if type(error) is ValueError:  # one of ours, with a better message
             raise
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{url} cannot be reached ({told[:200]}); check the URL, and that the environment holds credentials for it"
+            f"{url} cannot be reached ({reason[:200]}); check the URL, and that the environment holds credentials for it"
         ) from error
 
 

@@ -141,11 +141,11 @@ def _take_over(
             if override not in started_with:
                 differences.append(f"the run was not started with {override}")
             continue
-        asked, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
+        requested, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
         if key in free:
-            OmegaConf.update(saved, key, asked, merge=False)
-        elif asked != was:
-            differences.append(f"{key}: the run has {was!r}, the command asks for {asked!r}")
+            OmegaConf.update(saved, key, requested, merge=False)
+        elif requested != was:
+            differences.append(f"{key}: the run has {was!r}, the command asks for {requested!r}")
     return differences
 
 
@@ -156,8 +156,8 @@ def _print_left_out(text: object, now: object, named: str) -> None:
     }
     if not is_url(left_out["run_dir"]):  # a directory is the one of `resume`
         left_out["run_dir"] = None
-    if told := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
-        print(printable(f"not taken from {named}, give it again to use it: {', '.join(told)}"), file=sys.stderr)
+    if left := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
+        print(printable(f"not taken from {named}, give it again to use it: {', '.join(left)}"), file=sys.stderr)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -274,15 +274,15 @@ class Run:
 
     def __init__(self, config: DictConfig, overrides: list[str], processes: Processes):
         self.config, self.processes = config, processes
-        asked = config.resume or config.run_dir
-        url = next((place for place in (asked, config.run_dir) if is_url(place)), None)
+        requested = config.resume or config.run_dir
+        url = next((place for place in (requested, config.run_dir) if is_url(place)), None)
         self.remote = Remote(url) if url and processes.first else None
         self.started = time.perf_counter()
         self.last: dict[str, float] = {}  # metrics, as they were logged last
         self.wandb = self.lock = None
         directory = None
         if processes.first:
-            own = None if not asked or is_url(asked) else str(asked)
+            own = None if not requested or is_url(requested) else str(requested)
             directory = new_directory() if own is None else make_directory(own, f"run_dir={own}")
             self._enter(directory, overrides)
         self.directory = Path(processes.broadcast(str(directory)))
@@ -357,8 +357,8 @@ class Run:
         if self.wandb is not None:
             self.wandb.log(metrics, step=step)
         if show:
-            shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.say(f"step {step:6d} {shown} ({record['seconds']:.0f} s)")
+            displayed = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.say(f"step {step:6d} {displayed} ({record['seconds']:.0f} s)")
 
     def samples(self, step: int, records: list[dict[str, Any]]) -> None:
         """Write samples/iter_N: one file per text, all data of each (`text`, rewards) as a line of samples.jsonl, and a

@@ -79,10 +79,10 @@ def _parsed(parse: Callable[[], Any], name: str, kind: str) -> Any:
     try:
         found = parse()
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        told = (
+        reason = (
             " ".join(str(error).split())[:200] if not isinstance(error, RecursionError) else "it is nested too deeply"
         )
-        raise ValueError(f"{name} cannot be read as {kind} ({told}); it is damaged, give another") from error
+        raise ValueError(f"{name} cannot be read as {kind} ({reason}); it is damaged, give another") from error
     _check_depth(found, name)
     return found
 

@@ -102,7 +102,7 @@ class Trainer:
             self.run.check_weights(self.learner.network.named_parameters(), done)
             with self.learner.averaged():
                 self._measure(done, evaluation, snapshot)
-        stop = self.processes.stop_asked()
+        stop = self.processes.stop_requested()
         if snapshot or stop or schedule.is_due(done, schedule.save_freq):
             self._save(done, snapshot)
         if stop:

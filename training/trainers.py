@@ -113,7 +113,7 @@ class ToRun(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **more):
         if control.should_save:
             self.run.check_weights(more["model"].named_parameters(), state.global_step)
-        if self.run.processes.stop_asked():
+        if self.run.processes.stop_requested():
             self.stopped = control.should_save = control.should_training_stop = True
 
 

@@ -107,20 +107,20 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
         with _configs():
             return compose(name, overrides)
     except HydraException as error:
-        told = " ".join(str(error).split("Config search path")[0].split())
+        message = " ".join(str(error).split("Config search path")[0].split())
         with _configs():
-            raise ValueError(_misfit(name, overrides, told)) from error
+            raise ValueError(_misfit(name, overrides, message)) from error
 
 
-def _misfit(name: str, overrides: list[str], told: str) -> str:
+def _misfit(name: str, overrides: list[str], message: str) -> str:
     """Return one sentence in place of Hydra's long message: the override that does not fit, and the nearest valid one."""
-    missing = re.search(r"Could not find '([\w/]+)/([^/']*)'", told)
+    missing = re.search(r"Could not find '([\w/]+)/([^/']*)'", message)
     if missing and (CONFIGS / missing[1]).is_dir():
         return _unknown_choice(*missing.groups())
-    unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", told)
+    unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", message)
     given = [word for word in overrides if unknown and word.lstrip("+~").partition("=")[0] == unknown[1]]
     if unknown is None or not given:
-        return f"{' '.join(overrides)!r} does not fit configs/{name}.yaml: {told}"
+        return f"{' '.join(overrides)!r} does not fit configs/{name}.yaml: {message}"
     return _unknown_key(name, given[0], unknown[1])
 
 
@@ -177,9 +177,9 @@ def readable(file: Path | str):
     except Exception as error:  # a parser may raise anything for junk
         if type(error) is ValueError:  # one of ours, with a better message
             raise
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{file} cannot be read ({told[:120]}); it is damaged or no checkpoint, give another"
+            f"{file} cannot be read ({message[:120]}); it is damaged or no checkpoint, give another"
         ) from error
 
 
@@ -213,9 +213,9 @@ def is_bad_input(error: ValueError) -> bool:
     return type(error) is ValueError or CONFIGS.parent in Path(vars(module).get("__file__") or "/").parents
 
 
-def _leave(told: str, status: int) -> NoReturn:
+def _leave(message: str, status: int) -> NoReturn:
     """Exit with one sentence, on stderr and in the report of a launcher."""
-    sentence = f"error: {printable(told)}"
+    sentence = f"error: {printable(message)}"
     print(sentence, file=sys.stderr)
     tell_launcher(sentence)
     sys.exit(status)
@@ -236,8 +236,8 @@ def exit_on_bad_input():
     try:
         yield
     except OmegaConfBaseException as error:
-        key, told = error.full_key or "a setting", str(error).splitlines()[0]
-        _leave(f"{key}: {told}; to write ${{ as text, put a backslash before it", 2)
+        key, message = error.full_key or "a setting", str(error).splitlines()[0]
+        _leave(f"{key}: {message}; to write ${{ as text, put a backslash before it", 2)
     except HydraException as error:  # its own flags and groups
         _leave(f"{str(error).strip().splitlines()[0]}; see --hydra-help", 2)
     except ValueError as error:

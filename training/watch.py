@@ -91,10 +91,10 @@ def prefix() -> str:
     return f"unmask/beat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
 
 
-def leave(told: str) -> None:
+def leave(message: str) -> None:
     """End this process, whose main thread waits for a connection that will not answer."""
-    print(f"error: {told}", file=sys.stderr, flush=True)
-    tell_launcher(f"error: {told}")
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    tell_launcher(f"error: {message}")
     os._exit(1)
 
 

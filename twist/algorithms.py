@@ -145,7 +145,7 @@ class TwistLearning:
         self.twist, self.processes = source.twist, learner.processes
         self.positives = positives_of(config)
         self.seen_last: Trajectories | None = None  # of this update, sequences of q or of the model
-        self.shown: dict[str, float] = {}  # effective: effective sample size of the sequences of a condition
+        self.figures: dict[str, float] = {}  # effective: effective sample size of the sequences of a condition
         self.anew = config.posterior.order == "uniform"
         size = config.training.batch_size
         self.groups = size // config.training.particles if source.conditional else 1
@@ -167,7 +167,7 @@ class TwistLearning:
         whole = normalised(self.processes.everywhere(log_weight), self.groups)
         if whole.dim() == 1:
             own = (whole * self.groups).view(self.groups, -1)
-            self.shown["effective"] = float(own.square().sum(1).reciprocal().nan_to_num(posinf=0.0).mean())
+            self.figures["effective"] = float(own.square().sum(1).reciprocal().nan_to_num(posinf=0.0).mean())
         return (whole[self.part] * self.processes.world).float()
 
     @property
@@ -258,9 +258,9 @@ class TwistLearning:
         if self.twist.state_head is not None:
             assert self.seen_last is not None
             own = self.state_loss(given, self.seen_last)
-            loss, self.shown["state_loss"] = loss + own, float(own.detach())
+            loss, self.figures["state_loss"] = loss + own, float(own.detach())
         loss.backward()
-        return {"loss": float(loss.detach()), **self.shown, **self.learner.update()}
+        return {"loss": float(loss.detach()), **self.figures, **self.learner.update()}
 
     def state_loss(self, given: Tensor | None, path: Trajectories) -> Tensor:
         """Loss of the scalar head: squared distance of log psi of each state of a path to the log-normalizer there.

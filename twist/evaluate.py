@@ -239,11 +239,11 @@ def evaluate(source: Source, posterior: Posterior | None, config: TwistEvalSetti
 
 def figures(record: dict) -> dict[str, float]:
     """Return the finite figures of a record, for metrics.jsonl and the terminal."""
-    told = {
+    report = {
         name: record[name]["value"]
         for name in ("kl_q_sigma", "kl_sigma_q", "f", "g", "log_phi", "score", "kl_q_p")
         if name in record and math.isfinite(record[name]["value"])
     }
-    return {f"eval_{name}": value for name, value in told.items()} | (
+    return {f"eval_{name}": value for name, value in report.items()} | (
         {} if record["log_z"] is None else {"eval_log_z": record["log_z"]}
     )

@@ -106,10 +106,10 @@ def started(cls: type[S], config: DictConfig, overrides: list[str]) -> tuple[S, 
 
 def check_epochs(config: DictConfig, overrides: list[str]) -> None:
     """Refuse training.epochs on a command line if training.n_iters (of an experiment, for example) sets the length of the run."""
-    asked = [word for word in overrides if word.lstrip("+").startswith("training.epochs=")]
-    if asked and not config.resume and config.training.n_iters is not None:
+    epochs = [word for word in overrides if word.lstrip("+").startswith("training.epochs=")]
+    if epochs and not config.resume and config.training.n_iters is not None:
         raise ValueError(
-            f"{asked[-1]} would do nothing beside training.n_iters={config.training.n_iters}; add training.n_iters=null, or "
+            f"{epochs[-1]} would do nothing beside training.n_iters={config.training.n_iters}; add training.n_iters=null, or "
             "leave it out"
         )
 

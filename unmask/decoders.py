@@ -75,7 +75,7 @@ from samplers.siblings import SiblingCache
 from samplers.smc import Finish, ParticleDecoder, Plain, Potential, Proposal
 from samplers.twisted import TwistedJoint, TwistedTokens
 from training.hub import shipped
-from training.ranges import shown
+from training.ranges import as_text
 from twist.network import TwistModel, load_twist, read_about, twist_directory
 from twist.objectives import check_resampling
 from twist.potential import TwistPotential
@@ -232,7 +232,7 @@ def build_score_decoder(settings: SamplerSettings, model: MaskedLM) -> ScoreDeco
                "refresh": None, "alpha": None, "stop": False, "logits_eos_inf": False,
                "confidence_eos_eot_inf": False, "confidence": "model"}  # fmt: skip
     wrong = [
-        f"sampler.{key}={shown(getattr(settings, key))}"
+        f"sampler.{key}={as_text(getattr(settings, key))}"
         for key, value in neutral.items()
         if getattr(settings, key) != value
     ]

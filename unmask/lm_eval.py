@@ -91,7 +91,7 @@ class UnmaskLM(TemplateLM):
         if "stop" in sampler:
             raise ValueError("stop has no effect here: a row always ends at its end of sequence; leave it out")
         self.config = composed("sample", [sampler_override(key, value) for key, value in sampler.items()])
-        self.told_temperature, self.told_steps = "temperature" in sampler, "steps" in sampler
+        self.has_temperature, self.has_steps = "temperature" in sampler, "steps" in sampler
         settings = SamplerSettings.of(OmegaConf.to_container(self.config.sampler, resolve=True))  # pyright: ignore[reportArgumentType]
         check_given(settings, {f"sampler.{key}": key for key in sampler})
         self.strategy = build_rule_decoder(settings, self.model)
@@ -252,30 +252,32 @@ class UnmaskLM(TemplateLM):
             length = self._length(settings["max_gen_toks"], len(contexts[number]))
             groups.setdefault((json.dumps(wished, sort_keys=True), length), []).append(number)
         for (_, length), numbers in groups.items():
-            asked: Any = normalize_gen_kwargs(arguments[numbers[0]][1])
-            temperature = self.config.sampler.temperature if self.told_temperature else asked.get("temperature", 0.0)
+            generation: Any = normalize_gen_kwargs(arguments[numbers[0]][1])
+            temperature = (
+                self.config.sampler.temperature if self.has_temperature else generation.get("temperature", 0.0)
+            )
             room = self.max_length - length
             for part in (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size)):
-                shown = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
-                prompts = Prompts.from_ids(shown, length, self.model.mask_id)
+                contexts_kept = [contexts[number][max(0, len(contexts[number]) - room) :] for number in part]
+                prompts = Prompts.from_ids(contexts_kept, length, self.model.mask_id)
                 samples = self._decode(prompts, length, float(temperature), part)
                 answers = generations(self.model, samples.tokens[:, prompts.prompt_length :])
                 for number, answer in zip(part, answers, strict=True):
                     text = before_end(answer)
-                    out[number] = postprocess_generated_text(text, asked["until"], None)
+                    out[number] = postprocess_generated_text(text, generation["until"], None)
                     self.cache_hook.add_partial("generate_until", arguments[number], out[number])
         return out
 
-    def _length(self, asked: int, context: int) -> int:
+    def _length(self, requested: int, context: int) -> int:
         """Return the number of positions to generate, in whole blocks: the number that the task requests if it fits behind the
         context. A long context loses its beginning, so that half of the model's length remains."""
         block = self.config.sampler.block_length or 1
         most = max(self.max_length - context, self.max_length // 2, block) // block * block
-        return min(-(-asked // block) * block, most)
+        return min(-(-requested // block) * block, most)
 
     def _decoding(self, length: int, blocks: bool = True) -> AnswerSettings:
         sampler = self.config.sampler
-        steps = length if self.model.causal or not self.told_steps else int(sampler.steps)
+        steps = length if self.model.causal or not self.has_steps else int(sampler.steps)
         return AnswerSettings(
             length, steps, sampler.block_length if blocks else None, sampler.cache, sampler.refresh, sampler.budget,
             sampler.logits_eos_inf, sampler.confidence_eos_eot_inf, float(sampler.guidance),

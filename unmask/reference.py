@@ -7,7 +7,7 @@ from typing import Any
 
 from training.fields import Kinds, Settings, default_of
 from training.files import write_text
-from training.ranges import shown
+from training.ranges import as_text
 from training.usage import CONFIGS
 from unmask.settings import COMMANDS
 
@@ -21,7 +21,7 @@ generated from the dataclasses of settings by `python -m unmask.reference`.
 
 def row(key: str, entry: Field[Any], default: Any) -> str:
     """Return one row of a table: key, default, allowed values, help."""
-    cells = (f"`{key}`", f"`{shown(default)}`", entry.metadata["range"].allowed, entry.metadata["help"])
+    cells = (f"`{key}`", f"`{as_text(default)}`", entry.metadata["range"].allowed, entry.metadata["help"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -31,9 +31,9 @@ class Trained(Generic[T]):
         last: dict[str, Any] = {}
         for line in self.metrics:
             last |= line
-        shown = [f"{name}={last[name]:.3g}" for name in ("loss", "eval_reward", "valid_loss") if name in last]
+        figures = [f"{name}={last[name]:.3g}" for name in ("loss", "eval_reward", "valid_loss") if name in last]
         return (
-            " ".join([f"<{type(self.result).__name__} in {self.directory}: step={last.get('step', 0)}", *shown]) + ">"
+            " ".join([f"<{type(self.result).__name__} in {self.directory}: step={last.get('step', 0)}", *figures]) + ">"
         )
 
 

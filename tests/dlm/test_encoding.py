@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.answers import encode_pairs
 from data.chain import chain_tokenizer
 from data.pairs import load_pairs
-from data.prompt_file import load_asked
+from data.prompt_file import load_prompt_rows
 from data.questions import canvases
 from data.text import train_bpe
 from dlm.encoding import (
@@ -128,4 +128,4 @@ def test_a_prompt_of_a_file_is_taken_letter_by_letter(tmp_path):
     r"""A backslash and an n in JSON text are two letters, and `${...}` is no interpolation."""
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": r"a\nb ${seed}"}) + "\n", encoding="utf-8")
-    assert load_asked(str(file))[0].prompt == r"a\nb ${seed}"
+    assert load_prompt_rows(str(file))[0].prompt == r"a\nb ${seed}"

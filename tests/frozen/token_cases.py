@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import rewards.models
-from data.prompt_file import Asked
+from data.prompt_file import PromptRow
 from load_model import load_model
 from samplers.samples import Samples
 from training.usage import composed
@@ -313,7 +313,7 @@ def decode_ragged_case(words: str, seed: int, root: Path) -> dict[str, Any]:
     """The record of one case of RAGGED: all of PROMPTS in one batch, padded on the left."""
     config = config_of("guide", words, root)
     model, _ = loaded(config.dlm.path)
-    prompts = guide.canvases(model, [Asked(prompt) for prompt in PROMPTS], config.length)
+    prompts = guide.canvases(model, [PromptRow(prompt) for prompt in PROMPTS], config.length)
     settings = guide.settings_of(config)
     decoder = build_decoder(settings, model, Layout.of(prompts, model.mask_id), config.seed)
     samples = guide.decode(settings, model, decoder, prompts, seed, torch.arange(len(PROMPTS)))

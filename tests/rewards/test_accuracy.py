@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from rewards.accuracy import accuracy, by_bin, row_margins, told
+from rewards.accuracy import accuracy, accuracy_line, by_bin, row_margins
 
 
 class Sum:
@@ -32,4 +32,4 @@ def test_bins_begin_where_they_say():
         {"from": 3.0, "pairs": 2, "accuracy": 0.75},
         {"from": 9.0, "pairs": 1, "accuracy": 1.0},
     ]
-    assert told(table) == "1+: 0.500 (2)  3+: 0.750 (2)  9+: 1.000 (1)"
+    assert accuracy_line(table) == "1+: 0.500 (2)  3+: 0.750 (2)  9+: 1.000 (1)"

@@ -96,7 +96,7 @@ def test_solutions_of_another_device_are_brought_to_the_tokens(puzzles):
 def test_a_row_without_a_finite_reward_has_none_and_is_named(puzzles):
     output = RewardOutput(torch.tensor([0.0, math.nan]), {"solved": torch.tensor([1.0, 3.0])})
     assert output.failed.keys() == {1} and "is nan (terms {'solved': 3.0})" in output.failed[1]
-    assert output.told().startswith("1 of 2 rows have no reward: the reward of row 1 is nan")
+    assert output.failure_message().startswith("1 of 2 rows have no reward: the reward of row 1 is nan")
     samples = finished(puzzles, [1, 1, 1, 1])
     samples.prompt = samples.prompt.clone()
     samples.prompt[1] = True  # nothing to generate: the speed of that row is not defined

@@ -180,7 +180,7 @@ def test_one_process_changes_nothing():
     assert values.tolist() == [1, 2, 6]
     assert alone.mean({"loss": 3.0}) == {"loss": 3.0}
     assert alone.broadcast("here") == "here"
-    assert alone.first and not alone.stop_asked()
+    assert alone.first and not alone.stop_requested()
     count, mean, deviation = alone.moments(values)
     assert (count, float(mean), float(deviation)) == (3, 3, pytest.approx(float(values.std(correction=0))))
 

@@ -283,8 +283,8 @@ TASKS = {
 def main(arguments: Sequence[str]) -> int:
     """Evaluate with the flags of the command line; return the exit status."""
     if list(arguments[:1]) != ["--task"]:
-        asked = request(arguments)  # --help and malformed values end here, before seconds of imports
-        return imported("unmask.runs.evaluate").run(asked)
+        requested = request(arguments)  # --help and malformed values end here, before seconds of imports
+        return imported("unmask.runs.evaluate").run(requested)
     task = " ".join(arguments[1:2])
     if task not in TASKS:
         raise ValueError(f"--task {task} is unknown; use one of {', '.join(TASKS)}, or leave it out")

@@ -79,8 +79,8 @@ class Job:
 
 def configuration(arguments: EvaluationRequest) -> DictConfig | None:
     """Return the configuration of the run, or of --config. ValueError for what is neither a run nor a configuration."""
-    asked = arguments.config
-    if asked is None:
+    given = arguments.config
+    if given is None:
         if arguments.run is None:
             return None
         file = Path(arguments.run) / ".hydra" / "config.yaml"
@@ -88,17 +88,19 @@ def configuration(arguments: EvaluationRequest) -> DictConfig | None:
             raise ValueError(f"{arguments.run} is not a run: {file} does not exist; give a run of train-policy")
         return description(file)
     experiments = CONFIGS / "experiment"
-    if Path(asked).suffix not in (".yaml", ".yml") or Path(asked).resolve().parent == experiments:
-        return composed("train_policy", [override("experiment", Path(asked).stem)])
-    if not Path(asked).is_file():
-        raise ValueError(f"--config {asked} does not exist; give an experiment of configs/experiment or a YAML file")
-    told = description(Path(asked))
-    found = {str(key): value for key, value in OmegaConf.to_container(told, resolve=True).items()}  # pyright: ignore
+    if Path(given).suffix not in (".yaml", ".yml") or Path(given).resolve().parent == experiments:
+        return composed("train_policy", [override("experiment", Path(given).stem)])
+    if not Path(given).is_file():
+        raise ValueError(f"--config {given} does not exist; give an experiment of configs/experiment or a YAML file")
+    read = description(Path(given))
+    found = {str(key): value for key, value in OmegaConf.to_container(read, resolve=True).items()}  # pyright: ignore
     if "dlm" not in found:  # a published one: it is for the model that it names, and others of that family
-        said = from_file(found, asked)
+        overrides = from_file(found, given)
         named = type_by_name(shipped(str(found.get("model_path", ""))))
-        return composed("train_policy", ["data=questions", *said, *([f"++dlm.model_type={named}"] if named else [])])
-    return told
+        return composed(
+            "train_policy", ["data=questions", *overrides, *([f"++dlm.model_type={named}"] if named else [])]
+        )
+    return read
 
 
 def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset: str) -> AnswerSettings:
@@ -107,18 +109,18 @@ def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset
     """
     known = OmegaConf.create() if config is None else config
     cache = arguments.cache or OmegaConf.select(known, "sampling.cache")
-    said = {
+    requested = {
         "cache": None if cache == "none" else cache,
         "block_length": arguments.block_length,
         "refresh": arguments.refresh,
     }
     for key in ("block_length", "refresh"):
-        if said[key] is None and (key != "refresh" or said["cache"]):
-            said[key] = OmegaConf.select(known, f"sampling.{key}")
+        if requested[key] is None and (key != "refresh" or requested["cache"]):
+            requested[key] = OmegaConf.select(known, f"sampling.{key}")
     configured = OmegaConf.select(known, "sampling.length") or OmegaConf.select(known, "data.answer_length")
     length = arguments.gen_length or configured or (24 if dataset == "chain" else 256)
     return AnswerSettings(
-        length, None, said["block_length"], said["cache"], said["refresh"], None, arguments.logits_eos_inf,
+        length, None, requested["block_length"], requested["cache"], requested["refresh"], None, arguments.logits_eos_inf,
         arguments.confidence_eos_eot_inf, arguments.guidance, drift=arguments.drift,
     )  # fmt: skip
 
@@ -131,10 +133,10 @@ def settings_of(
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
     }
-    asked = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
-    asked |= {"confidence": arguments.confidence} if arguments.confidence != "model" else {}
+    requested = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
+    requested |= {"confidence": arguments.confidence} if arguments.confidence != "model" else {}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
-    return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | asked
+    return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | requested
 
 
 def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> list[Question]:
@@ -184,9 +186,9 @@ def evaluate(
         return 0
     out = shard(directory, group)
     for rows in todo.split(arguments.batch_size):
-        asked = [questions[row] for row in rows.tolist()]
-        prompts = canvases(model, asked, job.decoding.length).to(next(model.parameters()).device)
-        writer = Writer(asked, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
+        part = [questions[row] for row in rows.tolist()]
+        prompts = canvases(model, part, job.decoding.length).to(next(model.parameters()).device)
+        writer = Writer(part, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
         row_id = rows.to(prompts.canvas.device)
         strategy.decode(model, prompts, job.decoding.options(model), job.seed, row_id, on_step=writer)
     return len(todo)
@@ -200,10 +202,10 @@ class Writer:
     """
 
     def __init__(
-        self, asked: list[Question], rows: list[int], prompt_length: int,
+        self, questions: list[Question], rows: list[int], prompt_length: int,
         unsandboxed: bool, out: Path,
     ):  # fmt: skip
-        self.asked, self.rows, self.first = asked, rows, prompt_length
+        self.questions, self.rows, self.first = questions, rows, prompt_length
         self.unsandboxed, self.out = unsandboxed, out
         self.seconds, self.cpu_seconds = [0.0] * len(rows), [0.0] * len(rows)
         self.stopwatch, self.measuring = Stopwatch(), (0.0, 0.0)
@@ -230,12 +232,12 @@ class Writer:
     ) -> None:
         answers, model = observation.tokens[done, self.first :], environment.model
         texts = generations(model, answers)
-        asked = [self.asked[place] for place in places]
-        told = zip(
-            places, asked, texts, right(asked, texts, self.unsandboxed), observation.evaluations[done].tolist(),
+        questions = [self.questions[place] for place in places]
+        results = zip(
+            places, questions, texts, right(questions, texts, self.unsandboxed), observation.evaluations[done].tolist(),
             answer_lengths(model, answers).tolist(), environment.drift_of(done), strict=True,
         )  # fmt: skip
-        for place, question, text, solved, evaluations, length, drift in told:
+        for place, question, text, solved, evaluations, length, drift in results:
             record = {
                 "row": self.rows[place], "question": question.prompt, "generation": text, "ground_truth": question.truth,
                 "right": solved, "nfe": evaluations, "tokens": length, "seconds": self.seconds[place],
@@ -334,7 +336,7 @@ class Setup:
                 jobs += [Job(one, dataset, seed, decoding) for seed in self.seeds]
         return jobs
 
-    def asked(self, job: Job) -> list[Question]:
+    def questions_of(self, job: Job) -> list[Question]:
         """Return the questions of a job."""
         if job.dataset not in self.questions:
             return questions_of(job, self.model, self.request)
@@ -369,7 +371,7 @@ def answer(setup: Setup, group: Processes) -> tuple[Results, int]:
     for job in setup.jobs():
         if job.dataset in lacking:
             continue
-        questions = together(partial(setup.asked, job), job.dataset, group)
+        questions = together(partial(setup.questions_of, job), job.dataset, group)
         if questions is None:
             lacking.add(job.dataset)
             continue
@@ -416,9 +418,9 @@ def report(results: Results, base: Path, title: str) -> list[dict]:
     plot_pareto(
         costs, base / "pareto_cost.png", y_label="right answers", x_label="equivalent evaluations per sample (all FLOP)"
     )
-    shown = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
+    columns = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
              "equivalent": "equivalent_mean", "CPU s": "cpu_seconds_mean",
              "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
     print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
-                  **{name: row[key] for name, key in shown.items()}} for row in summary], title=title)  # fmt: skip
+                  **{name: row[key] for name, key in columns.items()}} for row in summary], title=title)  # fmt: skip
     return summary

@@ -154,7 +154,7 @@ def report(rows: list[dict], base: Path, title: str) -> None:
         points, base / "pareto_text.png", y_label="perplexity by the judge (lower is better)",
         x_label="equivalent evaluations per sample (all FLOP)", higher_is_better=False,
     )  # fmt: skip
-    shown = [
+    table = [
         {
             "name": row["name"],
             "seed": row["seed"],
@@ -166,5 +166,5 @@ def report(rows: list[dict], base: Path, title: str) -> None:
         }
         for row in every
     ]
-    print_table(shown, title=title)
+    print_table(table, title=title)
     print(f"{base / 'text_results.csv'}, {base / 'pareto_text.png'}")

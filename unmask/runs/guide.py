@@ -14,7 +14,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.prompt_file import Asked, load_asked
+from data.prompt_file import PromptRow, load_prompt_rows
 from data.questions import check_prompt
 from dlm.encoding import text_ids
 from dlm.environment import UnmaskingEnvironment
@@ -108,11 +108,11 @@ def method_config(config: DictConfig, name: str) -> DictConfig:
     return merged
 
 
-def canvases(model: MaskedLM, asked: list[Asked], length: int) -> Prompts:
+def canvases(model: MaskedLM, prompt_rows: list[PromptRow], length: int) -> Prompts:
     """Return one canvas per prompt: the prompt, padded on the left, and masks behind it. ValueError names a prompt that does
     not fit."""
-    rows = [text_ids(model.tokenizer, one.prompt) for one in asked]
-    for number, (row, one) in enumerate(zip(rows, asked, strict=True)):
+    rows = [text_ids(model.tokenizer, one.prompt) for one in prompt_rows]
+    for number, (row, one) in enumerate(zip(rows, prompt_rows, strict=True)):
         check_prompt(model, row, length, f"prompt {number}", one.prompt, "shorten it, or lower length")
     return Prompts.from_ids(rows, length, model.mask_id)
 
@@ -133,21 +133,21 @@ def decode(
 
 
 def decode_method(
-    name: str, config: DictConfig, method: DictConfig, model: MaskedLM, asked: list[Asked], group: Processes
+    name: str, config: DictConfig, method: DictConfig, model: MaskedLM, prompt_rows: list[PromptRow], group: Processes
 ) -> list[dict[str, Any]]:
     """Return the records of all prompts by one method. Existing records are kept and not decoded again."""
     directory = Path(config.out) / name
-    prompts = hashlib.sha256(json.dumps([one.prompt for one in asked]).encode()).hexdigest()[:16]
+    prompts = hashlib.sha256(json.dumps([one.prompt for one in prompt_rows]).encode()).hexdigest()[:16]
     settings = {"sampler": OmegaConf.to_container(method.sampler, resolve=True), "model": str(method.dlm.path),
                 "length": config.length, "seed": config.seed, "prompts": prompts, "dtype": config.model.dtype}  # fmt: skip
     check_beside(directory, settings, ("sampler", "model"))
     done = begin(directory, settings, group)
-    todo = torch.tensor([row for row in range(len(asked)) if row not in done], dtype=torch.long)
+    todo = torch.tensor([row for row in range(len(prompt_rows)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
     decoders: dict[int, Decoder] = {}
     sampler = settings_of(method)
     for rows in todo.split(config.batch_size) if len(todo) else ():
-        batch = canvases(model, [asked[row] for row in rows.tolist()], config.length).to(group.device)
+        batch = canvases(model, [prompt_rows[row] for row in rows.tolist()], config.length).to(group.device)
         first = batch.prompt_length
         if first not in decoders:  # the reward is loaded once for each place at which answers begin
             decoders[first] = build_decoder(sampler, model, Layout.of(batch, model.mask_id), config.seed)
@@ -157,7 +157,7 @@ def decode_method(
         texts, finished = samples.answers(model.tokenizer), samples.ended.tolist()
         for place, row in enumerate(rows.tolist()):
             record = {
-                "row": row, "prompt": asked[row].prompt, "result": texts[place], "finished": finished[place],
+                "row": row, "prompt": prompt_rows[row].prompt, "result": texts[place], "finished": finished[place],
                 "tokens": int(samples.generated[place]), "evaluations": int(samples.evaluations[place]),
                 "reward_rows": samples.reward_rows / len(rows), "seconds": seconds / len(rows),
             }  # fmt: skip
@@ -185,15 +185,15 @@ def costs(name: str, records: list[dict[str, Any]]) -> dict[str, float | int | s
 
 
 def reward_table(
-    selector: TextReward, asked: list[Asked], generations: dict[str, list[dict[str, Any]]], batch: int
+    selector: TextReward, prompt_rows: list[PromptRow], generations: dict[str, list[dict[str, Any]]], batch: int
 ) -> list[dict[str, float]]:
     """Return one row per prompt: the reward of each method's answer under the selector, and `label` if every prompt has one."""
     columns = {
         name: [(record["result"], record["finished"]) for record in records] for name, records in generations.items()
     }
-    if all(one.label is not None for one in asked):
-        columns["label"] = [(str(one.label), True) for one in asked]
-    prompts = [one.prompt for one in asked]
+    if all(one.label is not None for one in prompt_rows):
+        columns["label"] = [(str(one.label), True) for one in prompt_rows]
+    prompts = [one.prompt for one in prompt_rows]
     found: dict[str, list[float]] = {}
     for name, answers in columns.items():
         texts, finished = ([answer[n] for answer in answers] for n in (0, 1))
@@ -209,7 +209,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
     check_guide_run(config, overrides)
     out = Path(config.out)
     with processes(config.device, saves=False) as group:
-        asked = load_asked(
+        prompt_rows = load_prompt_rows(
             str(config.prompts.file), config.prompts.count, config.prompts.seed, config.prompts.cache_dir
         )
         selector = None if config.selector is None else load_reward(str(config.selector), group.device)
@@ -223,7 +223,7 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
             model = models[path]
             if model.tokenizer is None:
                 raise ValueError(f"the tokenizer of {path} cannot be loaded, and prompts are text; add tokenizer.json")
-            sampler, longest = settings_of(method), canvases(model, asked, config.length)
+            sampler, longest = settings_of(method), canvases(model, prompt_rows, config.length)
             layout = Layout.of(longest, model.mask_id)
             build_decoder(sampler, model, layout, config.seed)
             options = build_options(sampler, model, layout, stop=True)
@@ -231,15 +231,15 @@ def run(config: DictConfig, overrides: Sequence[str] = ()) -> Path:
             UnmaskingEnvironment(model, options).reset(blank)  # refuses blocks that do not fit
         generations = {}
         for name, method in plans.items():
-            generations[name] = decode_method(name, config, method, models[str(method.dlm.path)], asked, group)
+            generations[name] = decode_method(name, config, method, models[str(method.dlm.path)], prompt_rows, group)
             if group.first:
                 plain = [{key: record[key] for key in ("prompt", "result", "finished")} for record in generations[name]]
                 write_json(plain, out / f"generation_{name}.json")
         if group.first:
-            generations = earlier(out, generations, len(asked)) | generations
+            generations = earlier(out, generations, len(prompt_rows)) | generations
             table = [costs(name, records) for name, records in generations.items()]
             write_csv(table, out / "costs.csv")
-            print_table(table, title=f"{len(asked)} prompts of {config.prompts.file}")
+            print_table(table, title=f"{len(prompt_rows)} prompts of {config.prompts.file}")
             if selector is not None:
-                write_csv(reward_table(selector, asked, generations, config.batch_size), out / "rewards.csv")
+                write_csv(reward_table(selector, prompt_rows, generations, config.batch_size), out / "rewards.csv")
     return out

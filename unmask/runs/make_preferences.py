@@ -94,8 +94,8 @@ def make_preferences(options: argparse.Namespace) -> dict[str, int]:
     if not end_tokens(model.tokenizer):
         raise ValueError(f"--model {options.model} writes no texts that end; give a language model with its tokenizer")
     found = continuations(model, prompts, options)
-    asked = [prompt for prompt in prompts for _ in range(options.samples)]
-    scores = reward.score_texts(asked, [continuation.text for continuation in found]).tolist()
+    repeated = [prompt for prompt in prompts for _ in range(options.samples)]
+    scores = reward.score_texts(repeated, [continuation.text for continuation in found]).tolist()
     found = [replace(continuation, score=score) for continuation, score in zip(found, scores, strict=True)]
     make_directory(options.out, f"--out {options.out}")
     dropped: Counter[str] = Counter()

@@ -246,8 +246,9 @@ def decode_batches(
     texts: list[str] = []
     count = config.num_samples or config.batch_size
     opened = int((prepared.canvas == prepared.model.mask_id).sum()) * prepared.copies
-    shown, columns = (prepared.decode_ids if config.show else None), (prepared.board.size if prepared.board else None)
-    with LiveView(opened * count, shown, columns, quiet=config.json == "-") as view:
+    decode_ids = prepared.decode_ids if config.show else None
+    columns = prepared.board.size if prepared.board else None
+    with LiveView(opened * count, decode_ids, columns, quiet=config.json == "-") as view:
         for rows in torch.arange(count, device=prepared.canvas.device).split(config.batch_size):
             canvases = prepared.canvas.expand(len(rows) * prepared.copies, -1)
             view.next_batch(canvases, prepared.model.mask_id)

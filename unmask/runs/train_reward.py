@@ -14,7 +14,7 @@ from data.preferences import Preference, preference_rows
 from dlm.checkpoints.source import resolve
 from dlm.fingerprint import token_digest
 from load_model import load_model
-from rewards.accuracy import LENGTHS, SHARES, accuracy, by_bin, row_margins, told
+from rewards.accuracy import LENGTHS, SHARES, accuracy, accuracy_line, by_bin, row_margins
 from rewards.models import TOKENS, ClassifierReward, is_causal_classifier, position_limit
 from rewards.template import KINDS
 from rl.settings import RewardRunSettings
@@ -184,7 +184,7 @@ def say_accuracy(run: Run, found: dict[str, Any]) -> None:
     """Write the accuracy to accuracy.json and the log."""
     write_text(run.directory / "accuracy.json", json.dumps(found, indent=2) + "\n")
     for name, value in found.items():
-        run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else told(value)}")
+        run.say(f"held-out pairwise accuracy, {name}: {value if isinstance(value, float) else accuracy_line(value)}")
 
 
 # -------------------------------------------------------------------------------------------------------- vocabulary heads

@@ -109,16 +109,17 @@ def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
         )
         return twist.to(next(model.parameters()).device)
     start, about = load_twist(twist_directory(config.init), model)
-    told = (about["twist"]["condition"], about["twist"]["classes"])
+    conditioning = (about["twist"]["condition"], about["twist"]["classes"])
     if (start.state_head is not None) != config.twist.state:
         raise ValueError(
             f"init={config.init} and twist.state={config.twist.state} do not go together; change twist.state"
         )
     form = (config.method == "fudge", config.method in LEVELLED)
-    if told != (condition, classes) or form != (about["twist"]["bounded"], about["twist"].get("level", False)):
+    if conditioning != (condition, classes) or form != (about["twist"]["bounded"], about["twist"].get("level", False)):
         raise ValueError(
-            f"init={config.init} was learnt by {about['method']} for {about['target']['kind']} and is told {told[0]}: not the "
-            f"head of method={config.method} for {config.target.kind} that is told {condition}; start without it"
+            f"init={config.init} was learnt by {about['method']} for {about['target']['kind']} with condition "
+            f"{conditioning[0]}: not the head of method={config.method} for {config.target.kind} with "
+            f"condition {condition}; start without it"
         )
     if about["method"] in PROPOSAL_ONLY and config.method not in PROPOSAL_ONLY:
         raise ValueError(
@@ -195,7 +196,7 @@ def record_evaluation(file: Path, record: dict) -> None:
     write_json(known, file)
 
 
-def shown_texts(source: Source, count: int, seed: int) -> list[dict]:
+def recorded_texts(source: Source, count: int, seed: int) -> list[dict]:
     """Return samples of the proposal together with their conditions."""
     given = None
     if source.conditional:
@@ -219,10 +220,10 @@ def compared(config: TwistTrainingSettings, model: MaskedLM) -> list[tuple[str, 
     for path in map(str, config.compare):
         twist, about = load_twist(twist_directory(path), model)
         learnt_for = {key: about[key] for key in ("target", "prompt", "length")}
-        asked = {"target": config.target.values(), "prompt": config.prompt, "length": config.length}
-        if config.target.kind != "infilling" or learnt_for != asked:
+        requested = {"target": config.target.values(), "prompt": config.prompt, "length": config.length}
+        if config.target.kind != "infilling" or learnt_for != requested:
             raise ValueError(
-                f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {asked}; give "
+                f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {requested}; give "
                 "target=infilling and the settings of the runs in `compare`"
             )
         found.append((path, about["method"], build_source(config, model, twist)))
@@ -298,7 +299,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
                 record = evaluate(source, posterior, settings.eval, settings.method, settings.seed)
                 record_evaluation(run.directory / "evaluations.json", {"updates": done, "epoch": epoch, **record})
                 if settings.eval.texts:
-                    run.samples(done, shown_texts(source, settings.eval.texts, settings.seed))
+                    run.samples(done, recorded_texts(source, settings.eval.texts, settings.seed))
                 return figures(record)
 
             learning = TwistLearning(source, learner, value, settings, learnt)
