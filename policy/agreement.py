@@ -175,6 +175,6 @@ class Agreement(PolicyNetwork):
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
-            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+            raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, top_tokens, probabilities, time, alpha)
         return self._logits(x, probabilities), self.value_proj(mean_over(x, masked)).squeeze(-1)

@@ -38,7 +38,7 @@ class AlphaEmbedding(nn.Sequential):
 
 
 def alpha_input(network, observation) -> dict[str, Tensor]:
-    """{"alpha": one a row} where the network reads it. ValueError where nobody said which."""
+    """Return {"alpha": weight of speed of each row} if the network reads it. ValueError if the weight is missing."""
     if network.alpha_embedding is None:
         return {}
     if observation.alpha is None:

@@ -140,6 +140,6 @@ class DitHidden(PolicyNetwork):
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
-            raise ValueError("value_head is False but a value was asked for; build the policy with value_head=True")
+            raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, time, hidden, alpha)
         return self.output_proj(x).squeeze(-1), self.value_proj(mean_over(x, masked)).squeeze(-1)

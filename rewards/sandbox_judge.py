@@ -1,7 +1,7 @@
 """The side of the tests: they run here, with stand-ins for what the program defines, and only here is it decided what passes.
 
 Plain values come over as copies, of exactly the built-in types, so that `==` is Python's own. An object of the program is a
-stand-in: using it asks the program. What could tell the program an expected value is never asked: a stand-in is equal to no plain
+stand-in: using it sends a request to the program. No request reveals an expected value: a stand-in is equal to no plain
 value, and takes part in arithmetic and comparisons with plain values only where the tests themselves made it from a class.
 """
 
@@ -250,7 +250,7 @@ def _own(name: str, base: type) -> Callable[..., Any] | None:
 
 
 def _special(name: str, base: type) -> Callable[..., Any]:
-    """An operator of a stand-in: asked of the program, unless that would tell it what is expected."""
+    """An operator of a stand-in: evaluated by the program, unless that would reveal the expected value."""
     own = _own(name, base)
     guarded = name in WITH_OPERAND and not (base in CHANGEABLE and name in CHANGING)
 
@@ -309,7 +309,7 @@ class TestsSide:
     __test__ = False
 
     def __init__(self, channel: Channel, entry: str = "", functions: frozenset[str] = frozenset()):
-        """entry: the name that is asked for; functions: names that are no classes whatever the program makes of them."""
+        """entry: the requested name; functions: names that are no classes whatever the program makes of them."""
         self.channel, self.entry, self.functions, self.lock = channel, entry, functions, RLock()
         self.encode, self.decode = ValueEncoder(self._reference), ValueDecoder(self._referred)
         self.solution = Solution(self)

@@ -201,7 +201,9 @@ def test_a_twist_is_gone_on_with(tiny, tmp_path):
     assert load_twist(third / "twist", model_of(tiny["infilling"]))[1]["method"] == "ppo"
     with pytest.raises(ValueError, match="learnt by dpg, and training.epochs=0 trains it no further; give method=dpg"):
         run(tmp_path / "untrained", *more, "method=ppo", "training.epochs=0")
-    with pytest.raises(ValueError, match="of another shape than is asked for; give twist.trunk=own twist.layers=2$"):
+    with pytest.raises(
+        ValueError, match="of another shape than this run requests; give twist.trunk=own twist.layers=2$"
+    ):
         run(tmp_path / "shape", *more, "method=dpg", "twist.trunk=separate", "twist.layers=3")
     with pytest.raises(
         ValueError, match="was learnt by dpg for infilling with condition tokens: not the head of method=fudge"
@@ -267,7 +269,7 @@ def test_samples_of_a_classifier_that_was_trained_since_are_refused(tiny, tmp_pa
 
 def test_a_target_that_is_too_rare_is_given_up(tiny, tmp_path):
     with pytest.raises(
-        ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were asked; the target is too rare"
+        ValueError, match=r"rejection kept \d+ of 32 samples of the model, 600 were requested; the target is too rare"
     ):
         run(tmp_path / "run", *QUICK, *tiny["class"], "mode=collect", "posterior.count=600", "posterior.most=20")
 
@@ -331,7 +333,7 @@ def test_infills_side_by_side_and_their_report(tiny, tmp_path, capsys):
     ("infilling", ["target.tokens=4", "method=dpg"], "conditioned on 4 tokens and 3 are written"),
     ("infilling", ["length=70", "method=dpg"], "a prompt of 16 and an output of 70 positions are 86, and the model reads 64"),
     ("class", ["target.classes=3"], "has 2 classes and target.classes=3; give one of 3 classes, or set target.classes=2"),
-    ("class", ["posterior.count=0", "positives=exact"], "posterior.count=0, and exact samples of the target are asked for"),
+    ("class", ["posterior.count=0", "positives=exact"], "posterior.count=0, and exact samples of the target are requested"),
     ("infilling", ["length=0"], "length=0 must be a whole number of at least 1"),
     ("infilling", ["training.schedule=exp"], "training.schedule='exp' is unknown; use constant or exp2"),
     ("infilling", ["mode=samples", "method=dpg"], r"give compare=\[RUN,RUN\]"),

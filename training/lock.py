@@ -37,7 +37,7 @@ class Lock:
                 )
             if host not in (None, socket.gethostname()):
                 raise ValueError(
-                    f"{directory} is in use by process {process} on the host {host}, which cannot be asked from here; if that "
+                    f"{directory} is in use by process {process} on the host {host}, which cannot be reached from here; if that "
                     f"process has ended, delete {self.file}"
                 )
         except ValueError:

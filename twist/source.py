@@ -213,7 +213,7 @@ def collect_posterior(source: Source, count: int, batch: int, seed: int, most: i
         while kept < count:
             if tried >= most:
                 raise ValueError(
-                    f"rejection kept {kept} of {tried} samples of the model, {count} were asked; the target is too rare for "
+                    f"rejection kept {kept} of {tried} samples of the model, {count} were requested; the target is too rare for "
                     "exact samples: give posterior.count=0, or fewer"
                 )
             if source.conditional:

@@ -85,7 +85,7 @@ def _check_posterior(config: TwistTrainingSettings) -> None:
             f"posterior.path={config.posterior.path} and posterior.count=0: give a number of them, or no path"
         )
     elif config.mode == "collect" or (positives_of(config) in FROM_EXACT and condition_of(config.target) == "none"):
-        raise ValueError("posterior.count=0, and exact samples of the target are asked for; give a number of them")
+        raise ValueError("posterior.count=0, and exact samples of the target are requested; give a number of them")
 
 
 def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
@@ -130,7 +130,9 @@ def build_twist(config: TwistTrainingSettings, model: MaskedLM) -> TwistModel:
     if other := [
         f"twist.{key}={about['twist'][key]}" for key in shape if about["twist"][key] != getattr(settings, key)
     ]:
-        raise ValueError(f"init={config.init} is a twist of another shape than is asked for; give {' '.join(other)}")
+        raise ValueError(
+            f"init={config.init} is a twist of another shape than this run requests; give {' '.join(other)}"
+        )
     if config.training.epochs == 0 and config.method != about["method"]:
         raise ValueError(
             f"init={config.init} was learnt by {about['method']}, and training.epochs=0 trains it no further; give method="
@@ -223,7 +225,7 @@ def compared(config: TwistTrainingSettings, model: MaskedLM) -> list[tuple[str, 
         requested = {"target": config.target.values(), "prompt": config.prompt, "length": config.length}
         if config.target.kind != "infilling" or learnt_for != requested:
             raise ValueError(
-                f"mode=samples compares infills and {path} was learnt for {learnt_for}, asked for is {requested}; give "
+                f"mode=samples compares infills and {path} was learnt for {learnt_for}, not for {requested}; give "
                 "target=infilling and the settings of the runs in `compare`"
             )
         found.append((path, about["method"], build_source(config, model, twist)))
