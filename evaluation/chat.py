@@ -31,7 +31,7 @@ class JudgeUnreachable(Exception):
 
 @dataclass
 class Judgement:
-    """One pair in one order. blue: place of blue's answer, 1 or 2; told: text of the reply; scores: None if the reply has
+    """One pair in one order. blue: place of blue's answer, 1 or 2; reply: its text; scores: None if the reply has
     none."""
 
     row: int
