@@ -54,7 +54,7 @@ HELD_OUT = 0.05
 
 
 def letter(random: Random) -> Both:
-    """A letter, Latin or Greek; a Latin one with a subscript at times."""
+    """Draw a letter, Latin or Greek; a Latin letter sometimes with a subscript."""
     draw = random.random()
     if draw < 0.25:
         name = random.choice(GREEK)
@@ -67,7 +67,7 @@ def letter(random: Random) -> Both:
 
 
 def atom(random: Random) -> Both:
-    """A letter or a number."""
+    """Draw a letter or a number."""
     if random.random() < 0.3:
         number = str(random.randrange(1, 10) if random.random() < 0.8 else random.randrange(10, 100))
         return number, number
@@ -75,13 +75,13 @@ def atom(random: Random) -> Both:
 
 
 def fraction(random: Random, depth: int) -> Both:
-    """A fraction."""
+    """Draw a fraction."""
     (top, above), (bottom, below) = term(random, depth - 1), term(random, depth - 1)
     return f"\\frac{{{top}}}{{{bottom}}}", f"{above} over {below}"
 
 
 def root(random: Random, depth: int) -> Both:
-    """A square root, or a root of a degree."""
+    """Draw a square root, or a root of degree 3, 4 or 5."""
     inside, english = term(random, depth - 1)
     if random.random() < 0.25:
         degree = random.choice((3, 4, 5))
@@ -90,7 +90,7 @@ def root(random: Random, depth: int) -> Both:
 
 
 def power(random: Random, depth: int) -> Both:
-    """A power."""
+    """Draw a power."""
     base, english = letter(random)
     if random.random() < 0.6:
         number = random.choice((2, 3))
@@ -100,7 +100,7 @@ def power(random: Random, depth: int) -> Both:
 
 
 def total(random: Random, depth: int) -> Both:
-    """A sum or a product over an index."""
+    """Draw a sum or a product over an index."""
     body, english = term(random, depth - 1)
     index, start, end = random.choice("ijkn"), random.choice("01"), random.choice((r"\infty", "n", "m", "N", "10"))
     command, word = random.choice(((r"\sum", "sum"), (r"\sum", "sum"), (r"\prod", "product")))
@@ -112,7 +112,7 @@ def total(random: Random, depth: int) -> Both:
 
 
 def integral(random: Random, depth: int) -> Both:
-    """An integral."""
+    """Draw an integral."""
     body, english = term(random, depth - 1)
     variable = random.choice("xtuy")
     if random.random() < 0.3:
@@ -126,7 +126,7 @@ def integral(random: Random, depth: int) -> Both:
 
 
 def limit(random: Random, depth: int) -> Both:
-    """A limit."""
+    """Draw a limit."""
     body, english = term(random, depth - 1)
     variable, end = random.choice("xnth"), random.choice(("0", "1", r"\infty"))
     spoken = end.lstrip("\\").replace("infty", "infinity")
@@ -134,14 +134,14 @@ def limit(random: Random, depth: int) -> Both:
 
 
 def function(random: Random, depth: int) -> Both:
-    """A named function of something."""
+    """Draw a named function with its argument."""
     name = random.choice(list(FUNCTIONS))
     inside, english = term(random, depth - 1)
     return f"\\{name}\\left({inside}\\right)", f"the {FUNCTIONS[name]} of {english}"
 
 
 def bracketed(random: Random, depth: int) -> Both:
-    """Something in brackets."""
+    """Draw an expression in brackets."""
     inside, english = expression(random, depth - 1)
     left, right, word = random.choice((("(", ")", "parentheses"), ("[", "]", "brackets"), ("|", "|", "absolute value")))
     spoken = f"the absolute value of {english}" if left == "|" else f"in {word} {english}"
@@ -149,13 +149,13 @@ def bracketed(random: Random, depth: int) -> Both:
 
 
 def binomial(random: Random, depth: int) -> Both:
-    """A binomial coefficient."""
+    """Draw a binomial coefficient."""
     (top, above), (bottom, below) = atom(random), atom(random)
     return f"\\binom{{{top}}}{{{bottom}}}", f"{above} choose {below}"
 
 
 def derivative(random: Random, depth: int) -> Both:
-    """A derivative."""
+    """Draw a derivative."""
     body, english = letter(random)
     variable = random.choice("xtu")
     sign, word = random.choice((("d", "derivative"), (r"\partial ", "partial derivative")))
@@ -163,7 +163,7 @@ def derivative(random: Random, depth: int) -> Both:
 
 
 def matrix(random: Random, depth: int) -> Both:
-    """A matrix or a determinant."""
+    """Draw a matrix or a determinant."""
     name = random.choice(list(MATRICES))
     cells = [[atom(random) for _ in range(2)] for _ in range(2)]
     body = r" \\ ".join(" & ".join(latex for latex, _ in row) for row in cells)
@@ -172,7 +172,7 @@ def matrix(random: Random, depth: int) -> Both:
 
 
 def cases(random: Random, depth: int) -> Both:
-    """A definition by cases."""
+    """Draw a definition by cases."""
     (one, first), (two, second) = atom(random), atom(random)
     variable = random.choice("xtn")
     body = f"{one} & {variable} > 0 \\\\ {two} & {variable} \\leq 0"
@@ -198,7 +198,7 @@ def term(random: Random, depth: int) -> Both:
 
 
 def expression(random: Random, depth: int) -> Both:
-    """One term or two."""
+    """Draw an expression of one or two terms."""
     latex, english = term(random, depth)
     if random.random() < 0.5:
         sign, word = random.choice(SIGNS)

@@ -92,14 +92,14 @@ KINDS = {"prompt": str, "messages": list, "template": str}  # of a line of JSONL
 
 
 def load_prompts(path: Path) -> list[tuple[str, Any]]:
-    """The prompts of a file, each with its kind: prompt (text), messages (chat) or template (text with [MASK:n]).
+    """Return the prompts of a file, each with its kind: prompt (text), messages (chat) or template (text with [MASK:n]).
 
     Args:
-        path: .txt, a prompt a line; or .jsonl (.jsonl.gz), of a line one of {"prompt": ...}, {"messages": [...]} and
+        path: a .txt with one prompt per line, or a .jsonl (.jsonl.gz) whose lines are {"prompt": ...}, {"messages": [...]} or
             {"template": ...}.
 
     Raises:
-        ValueError: for a file that is neither, that cannot be read or is empty, and for a line that is none of these.
+        ValueError: the file is of another type, empty or unreadable, or a line has another form.
     """
     if not path.is_file():
         raise ValueError(f"--prompts {path} is no file; give a .txt or .jsonl file")

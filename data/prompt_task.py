@@ -60,7 +60,8 @@ class PromptTask(QuestionTask):
         self.valid = self.held_out = self.made(shuffled[:held_out])
 
     def right(self, tokens: Int[Tensor, "row position"], rows: Mapping[str, Tensor]) -> Float[Tensor, "row"]:
-        """What the checker says of each answer. ValueError where the task has none, or it returns no number."""
+        """Return the checker's verdict on each answer. ValueError for a task without a checker, or a verdict that is no
+        number."""
         if self.checked is None:
             raise no_checker(self.name)
         prompts = [self.questions[number].prompt for number in rows["question"].tolist()]
@@ -69,7 +70,7 @@ class PromptTask(QuestionTask):
 
 
 def prompt_texts(prompts: Any) -> list[str]:
-    """The prompts of a user's task. ValueError for an object that is no iterable of texts, or has none."""
+    """Return the prompts of a user's task. ValueError for an object that is not an iterable of texts, or is empty."""
     name = type(prompts).__name__
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise ValueError(f"the task {prompts!r} of type {name} has no `__iter__`; give an iterable of prompts")
@@ -82,7 +83,7 @@ def prompt_texts(prompts: Any) -> list[str]:
 
 
 def verdict(task: CheckedPrompts, prompt: str, answer: str) -> float:
-    """What the checker says of an answer. ValueError where it returns no number."""
+    """Return the checker's verdict on an answer. ValueError if it is no number."""
     found = task.check(prompt, answer)
     if not isinstance(found, bool | int | float):
         raise ValueError(
@@ -92,7 +93,7 @@ def verdict(task: CheckedPrompts, prompt: str, answer: str) -> float:
 
 
 def no_checker(name: str) -> ValueError:
-    """What is wrong with a task without a checker where no reward is given."""
+    """Return the error message for a task without a checker and without a reward."""
     return ValueError(
         f"the task {name} has no `check`, so nothing says which answers are right; add it, or give a reward"
     )

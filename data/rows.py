@@ -135,7 +135,7 @@ def training_data(data: DataSettings, length: int, seed: int, tokenizer=None):
 
 
 def text_rows(data: TextSettings, length: int, seed: int, tokenizer=None):
-    """`training_data` of texts, or of questions with answers."""
+    """Return the `training_data` of texts, or of questions with answers."""
     tokenizer = tokenizer or text_tokenizer(data)
     if is_answers(data.train):
         return *answer_rows(data, length, seed, tokenizer), tokenizer

@@ -29,7 +29,7 @@ HELD_OUT = Number(0, 1, open_low=True, open_high=True)
 
 @dataclass
 class DataSettings(Settings):
-    """What all kinds of data have."""
+    """Settings that all kinds of data have."""
 
     place: ClassVar[str] = "data."
     kind: str = setting("text", NAME, "the kind of data: text, sudoku, chain, questions or pairs")
@@ -37,7 +37,7 @@ class DataSettings(Settings):
 
 @dataclass
 class TextSettings(DataSettings):
-    """Texts, or questions with answers in place of texts (data/answers.py)."""
+    """Settings of texts, or of answers to questions in place of texts (data/answers.py)."""
 
     train: str = setting(
         "stories", NAME, "a data set by name, or a file of texts, or of questions with answers (JSONL)"
@@ -69,7 +69,7 @@ class TextSettings(DataSettings):
 
 @dataclass
 class GridSettings(DataSettings):
-    """Full Sudoku grids with endless symmetries, for backbones; held-out grids are of other classes."""
+    """Settings of full Sudoku grids and their symmetries, for backbones. Held-out grids belong to other symmetry classes."""
 
     kind: str = setting("sudoku", NAME, "sudoku")
     box: list[int] = setting([2, 3], BOX, "rows and columns of a box: [2,3] is a 6x6 Sudoku, [3,3] a 9x9")
@@ -83,7 +83,7 @@ class GridSettings(DataSettings):
 
 @dataclass
 class PuzzleSettings(DataSettings):
-    """Sudoku puzzles with one solution, for policies."""
+    """Settings of Sudoku puzzles with one solution, for policies."""
 
     kind: str = setting("sudoku", NAME, "sudoku")
     box: list[int] = setting([2, 3], BOX, "rows and columns of a box: [2,3] is a 6x6 Sudoku, [3,3] a 9x9")
@@ -95,7 +95,7 @@ class PuzzleSettings(DataSettings):
 
 @dataclass
 class ChainSettings(DataSettings):
-    """Chain arithmetic with an optional scratchpad (data/chain.py); a tenth of all prompts is held out."""
+    """Settings of chain arithmetic with an optional scratchpad (data/chain.py); a tenth of all prompts is held out."""
 
     kind: str = setting("chain", NAME, "chain")
     steps: int = setting(8, Whole(1, 8), "steps of a problem")
@@ -111,7 +111,7 @@ class ChainSettings(DataSettings):
 
 @dataclass
 class QuestionSettings(DataSettings):
-    """Questions with known answers, drawn from the union of data sets (data/questions.py)."""
+    """Settings of questions with known answers, drawn from the union of data sets (data/questions.py)."""
 
     kind: str = setting("questions", NAME, "questions")
     datasets: list[str] = setting(
@@ -136,7 +136,7 @@ class QuestionSettings(DataSettings):
 
 @dataclass
 class PairSettings(DataSettings):
-    """Preference pairs for rl.algorithm=vrpo (data/pairs.py)."""
+    """Settings of preference pairs for rl.algorithm=vrpo (data/pairs.py)."""
 
     kind: str = setting("pairs", NAME, "pairs")
     pairs: str = setting(REQUIRED, NAME, 'JSONL with a line {"prompt":, "chosen":, "rejected":} for each pair')
@@ -148,7 +148,7 @@ class PairSettings(DataSettings):
 
 
 def data_kind(values: Mapping[str, Any]) -> type[DataSettings]:
-    """The class for these values of `data`. ValueError for an unknown kind."""
+    """Return the settings class for these values of `data`. ValueError for an unknown kind."""
     kind = str(values.get("kind"))
     if kind not in DATA:
         raise ValueError(f"data.kind={kind!r} is unknown; use one of {', '.join(DATA)}")
@@ -167,7 +167,7 @@ SECTION = Kinds("kind", {**DATA, "sudoku, of a backbone": GridSettings}, TextSet
 
 @dataclass
 class PreferenceDataSettings(Settings):
-    """Preference pairs of texts (data/preferences.py)."""
+    """Settings of preference pairs of texts (data/preferences.py)."""
 
     place: ClassVar[str] = "data."
     train: str = setting(
@@ -189,7 +189,7 @@ class PreferenceDataSettings(Settings):
 
 @dataclass
 class RewardDataSettings(PreferenceDataSettings):
-    """Preference pairs for a reward model."""
+    """Settings of preference pairs for a reward model."""
 
     max_length: int = setting(512, LENGTH, "tokens; pairs with a longer row are dropped and counted")
     rows: int | None = setting(

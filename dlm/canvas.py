@@ -63,7 +63,7 @@ def canvas_of(
 
 
 def _board_row(model: MaskedLM, tokenizer: BoardTokenizer, puzzle: str | None, length: int | None) -> list[int]:
-    """The tokens of a puzzle; of an empty board without one."""
+    """Return the tokens of a puzzle; those of an empty board without a puzzle."""
     cells = tokenizer.size**2
     if length not in (None, cells):
         raise ValueError(f"length={length} is not that of a board of {cells} cells; leave it out")
@@ -122,9 +122,8 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
 
 
 def _message(model: MaskedLM, message: str | None) -> list[int]:
-    """Token ids of a user's message in the model's chat template, up to the beginning of the answer. ValueError without a
-    template.
-    """
+    """Return the token ids of a user's message in the model's chat template, up to the beginning of the answer. ValueError
+    without a template."""
     if message is None or model.tokenizer is None or model.tokenizer.chat_template is None:
         what = "there is no prompt" if message is None else f"{model.model_id} has no chat template"
         raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")

@@ -158,7 +158,7 @@ class UnmaskingEnvironment:
         return self._observe()
 
     def block_start(self) -> Int[Tensor, "row"]:
-        """The first position of each row's current block."""
+        """Return the first position of each row's current block."""
         return self.prompt_length + self.block_index * self.block
 
     def select(self, index: Int[Tensor, "kept"], row_id: Int[Tensor, "kept"] | None = None) -> Observation:

@@ -111,7 +111,7 @@ class MaskedLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights; the CPU for a model without weights."""
+        """Device of the weights; the CPU for a model without weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def chunk(self, device: torch.device) -> int:

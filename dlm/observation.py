@@ -110,7 +110,7 @@ class Observation:
         return self.left <= 1
 
     def response(self) -> Observation:
-        """The input of a policy: the positions behind the prompt, as if the canvas began there."""
+        """Return the input of a policy: this observation without the prompt, as if the canvas began behind it."""
         first = self.environment.prompt_length
         if first == 0:
             return self

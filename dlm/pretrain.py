@@ -35,12 +35,12 @@ class RowStream(Protocol):
 
     @property
     def prompt(self) -> int | Int[Tensor, "row"]:
-        """Positions of the held-out rows that are given: one number, or one a row."""
+        """Number of given positions at the start of the held-out rows: one number for all, or one per row."""
         ...
 
     @property
     def left_out(self) -> int:
-        """Rows of the data that did not fit."""
+        """Number of rows of the data that were too long for the canvas."""
         ...
 
     def next(self, batch: int) -> Int[Tensor, "row position"]: ...

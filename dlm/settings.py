@@ -39,7 +39,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass
 class SourceSettings(Settings):
-    """Where a model is loaded from."""
+    """Settings of the place from which a model is loaded."""
 
     place: ClassVar[str] = "dlm."
     path: str = setting("example/stories", NAME, "a shipped model, a directory, a run, or an id of the hub")
@@ -50,7 +50,7 @@ class SourceSettings(Settings):
 
 @dataclass
 class ShapeSettings(Settings):
-    """The shape of a new network; a head is hidden_size / n_heads wide."""
+    """Settings of the shape of a new network; a head is hidden_size / n_heads wide."""
 
     place: ClassVar[str] = "model."
     kind: str = setting("radd", KIND, "the network: radd, sedd, llada or causal")
@@ -63,7 +63,7 @@ class ShapeSettings(Settings):
 
 @dataclass
 class RaddShape(ShapeSettings):
-    """RADD; the defaults are the published small model."""
+    """Shape of a RADD; the defaults are the published small model."""
 
     dropout: float | int = setting(0.02, PART, "probability of dropout")
     learned_positions: bool = setting(False, FLAG, "add learned position embeddings to the rotary ones, as boards need")
@@ -71,7 +71,8 @@ class RaddShape(ShapeSettings):
 
 @dataclass
 class SeddShape(ShapeSettings):
-    """SEDD with absorbing noise; the defaults are the published small model (medium: hidden_size=1024 n_blocks=24 n_heads=16)."""
+    """Shape of a SEDD with absorbing noise; the defaults are the published small model (medium: hidden_size=1024 n_blocks=24
+    n_heads=16)."""
 
     kind: str = setting("sedd", KIND, "sedd")
     cond_dim: int = setting(128, SIZE, "width of the embedding of the noise level")
@@ -81,7 +82,7 @@ class SeddShape(ShapeSettings):
 
 @dataclass
 class LladaShape(ShapeSettings):
-    """The layout of LLaDA: a bidirectional Llama, whose mask is a token of the vocabulary."""
+    """Shape of a model in the layout of LLaDA: a bidirectional Llama, whose mask is a token of the vocabulary."""
 
     kind: str = setting("llada", KIND, "llada")
     rope_theta: float | int = setting(500000.0, Number(1, 1e12), "base of the rotary embeddings")
@@ -89,7 +90,7 @@ class LladaShape(ShapeSettings):
 
 @dataclass
 class CausalShape(ShapeSettings):
-    """A small Llama of transformers, which decodes from the left."""
+    """Shape of a small Llama of transformers, which decodes from the left."""
 
     kind: str = setting("causal", KIND, "causal")
     dropout: float | int = setting(0.0, PART, "probability of dropout in attention")
@@ -100,7 +101,7 @@ SHAPES = Kinds("kind", {"radd": RaddShape, "sedd": SeddShape, "llada": LladaShap
 
 @dataclass
 class NoiseSettings(Settings):
-    """The noise schedule of a new backbone."""
+    """Settings of the noise schedule of a new backbone."""
 
     place: ClassVar[str] = "noise."
     type: str = setting("loglinear", OneOf(("loglinear", "geometric")), "loglinear or geometric")
@@ -110,7 +111,7 @@ class NoiseSettings(Settings):
 
 @dataclass
 class AdaptSettings(Settings):
-    """How a causal model becomes a masked-diffusion model."""
+    """Settings of the adaptation of a causal model to a masked-diffusion model."""
 
     place: ClassVar[str] = "adapt."
     length: int | None = setting(256, Maybe(LENGTH), "positions of the canvas; null: the context of the model")
@@ -119,7 +120,7 @@ class AdaptSettings(Settings):
 
 @dataclass
 class LoraSettings(Settings):
-    """Low-rank updates in place of all weights."""
+    """Settings of low-rank updates, which are trained in place of all weights."""
 
     place: ClassVar[str] = "lora."
     rank: int | None = setting(None, Maybe(SIZE), "rank of the updates; null: train all weights")
@@ -133,7 +134,7 @@ class LoraSettings(Settings):
 
     @property
     def modules(self) -> list[str]:
-        """Names of the layers that get an update."""
+        """Return the names of the layers that get an update."""
         return [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
 
 
@@ -159,7 +160,7 @@ class PretrainingEval(EvalSettings):
 
 @dataclass
 class DLMOptimSettings(OptimSettings):
-    """AdamW of pre-training."""
+    """Settings of AdamW in pre-training."""
 
     warmup: int | None = setting(
         None,

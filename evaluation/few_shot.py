@@ -1,4 +1,5 @@
-"""Worked examples in front of a question, for base models: from the train split, in the format of the instructions."""
+"""Prompts with worked examples before the question, for base models. The examples come from the train split and have the
+format of the instructions."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def log_phi_of(record: dict) -> dict:
 
 
 def with_interval(value: float, half: float) -> str:
-    """A value and half of its interval as text; the value alone where it is not finite."""
+    """Return a value and half of its interval as text; only the value if it is not finite."""
     return f"{value:.2f} +- {half:.2f}" if math.isfinite(value) else f"{value}"
 
 

@@ -38,7 +38,8 @@ class AlphaEmbedding(nn.Sequential):
 
 
 def alpha_input(network, observation) -> dict[str, Tensor]:
-    """Return {"alpha": weight of speed of each row} if the network reads it. ValueError if the weight is missing."""
+    """Return {"alpha": one value per row} for a network that reads alpha, otherwise {}. ValueError if the observation has no
+    alpha."""
     if network.alpha_embedding is None:
         return {}
     if observation.alpha is None:

@@ -128,7 +128,7 @@ class DitHidden(PolicyNetwork):
         hidden: Float[Tensor, "row position width"],
         alpha: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row position"]:
-        """Unmasking logit of every position."""
+        """Return the unmasking logit of every position."""
         return self.output_proj(self.trunk(masked, time, hidden, alpha)).squeeze(-1)
 
     def forward_with_value(

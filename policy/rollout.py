@@ -27,7 +27,7 @@ PATIENCE = 4
 
 
 class Where(Unmasker, Protocol):
-    """A policy, or an expert in its place: `network` says what is recorded of each step."""
+    """Unmasking rule of a rollout: a policy, or an expert in its place. `network` determines the recorded inputs of each step."""
 
     network: PolicyNetwork
 

@@ -48,7 +48,7 @@ TIME_PERIOD = "period of the embedding of time"
 
 @dataclass
 class NetworkSettings(Settings):
-    """What every policy network has: its type."""
+    """Setting that every policy network has: its type."""
 
     place: ClassVar[str] = "policy."
     exact: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class NetworkSettings(Settings):
 
     @classmethod
     def refusal(cls, unknown: list[str], prefix: str) -> str:
-        """The message for settings of another network, such as those of an experiment whose network was replaced."""
+        """Return the error message for settings of another network, such as those of an experiment whose network was replaced."""
         undo = " ".join(f"~{prefix}{name}" for name in sorted(unknown))
         return (
             f"policy={default_of(cls.entries()['policy_type'])} has no {', '.join(sorted(unknown))}; leave it out (of what an "
@@ -66,14 +66,15 @@ class NetworkSettings(Settings):
 
 @dataclass
 class HiddenMLPSettings(NetworkSettings):
-    """PolicyNet of genpolicy: reads hidden states and time, and has a masking and an unmasking channel."""
+    """Settings of genpolicy's PolicyNet, which reads hidden states and time, and has a masking and an unmasking channel."""
 
     time_exponent: float | int = setting(0.9, Number(0, 100), "exponent of time in front of the network")
 
 
 @dataclass
 class AgreementSettings(NetworkSettings):
-    """Compares the best tokens of pairs of positions through learned relations; fits canvases of one length only."""
+    """Settings of the network that compares the best tokens of pairs of positions by learned relations; it fits canvases of
+    one length."""
 
     policy_type: str = setting("agreement", NAME, "agreement")
     length: int | None = setting(None, Maybe(LENGTH), "positions to decode; null: the model's longest canvas")
@@ -86,7 +87,7 @@ class AgreementSettings(NetworkSettings):
 
 @dataclass
 class DitConfidenceSettings(NetworkSettings):
-    """DiT blocks over confidences: dit_confidence of "Learning Unmasking Policies", 331,265 parameters at these sizes."""
+    """Settings of DiT blocks over confidences: dit_confidence of "Learning Unmasking Policies", 331,265 parameters by default."""
 
     policy_type: str = setting("dit_confidence", NAME, "dit_confidence")
     hidden_dim: int = setting(128, SIZE, "width of the blocks")
@@ -112,7 +113,8 @@ class DitConfidenceSettings(NetworkSettings):
 
 @dataclass
 class DitHiddenSettings(NetworkSettings):
-    """A new block of the model's kind on its hidden states: dit_hidden, 302.6M parameters for LLaDA-8B; fits that model only."""
+    """Settings of a new block of the model's kind on its hidden states: dit_hidden, 302.6M parameters for LLaDA-8B; it fits
+    that model only."""
 
     policy_type: str = setting("dit_hidden", NAME, "dit_hidden")
     num_blocks: int = setting(1, SIZE, "blocks")
@@ -131,7 +133,8 @@ class DitHiddenSettings(NetworkSettings):
 
 @dataclass
 class HiddenBlocksSettings(NetworkSettings):
-    """Copies of the model's last blocks on its hidden states, which learn where its best tokens can be trusted."""
+    """Settings of copies of the model's last blocks, which run on its hidden states and learn where its best tokens can be
+    trusted."""
 
     policy_type: str = setting("hidden_blocks", NAME, "hidden_blocks")
     num_blocks: int = setting(2, SIZE, "blocks that are copied")
@@ -151,7 +154,7 @@ LAW = "how positions are drawn while training: bernoulli, plackett_luce or fixed
 
 @dataclass
 class AlgorithmSettings(Settings):
-    """What every algorithm has: its name."""
+    """Setting that every algorithm has: its name."""
 
     place: ClassVar[str] = "algorithm."
     name: str = setting("variational", NAME, "variational, grpo, ppo or imitation")
@@ -167,14 +170,14 @@ class AlgorithmSettings(Settings):
 
 @dataclass
 class DrawnSettings(AlgorithmSettings):
-    """An algorithm that scores decisions under an action distribution."""
+    """Settings of an algorithm that scores decisions under an action distribution."""
 
     action: str = setting("bernoulli", NAME, LAW)
 
 
 @dataclass
 class VariationalSettings(AlgorithmSettings):
-    """The variational bound on clean texts (policy/variational.py)."""
+    """Settings of the variational bound on clean texts (policy/variational.py)."""
 
     reinforce: float | int = setting(
         1.0, WEIGHT, "weight of the score-function term of the masking channel; 0 leaves that channel untrained"
@@ -183,7 +186,7 @@ class VariationalSettings(AlgorithmSettings):
 
 @dataclass
 class TeachingSettings(Settings):
-    """A teacher whose decisions a policy imitates (policy/imitation.py)."""
+    """Settings of a teacher whose decisions a policy imitates (policy/imitation.py)."""
 
     place: ClassVar[str] = "algorithm.warm_start."
     expert: str = setting(
@@ -202,14 +205,14 @@ class TeachingSettings(Settings):
 
 @dataclass
 class WarmStartSettings(TeachingSettings):
-    """Imitation before the first iteration."""
+    """Settings of imitation before the first iteration."""
 
     updates: int = setting(0, COUNT_OR_NONE, "updates of imitation before the first iteration; 0: none")
 
 
 @dataclass
 class ImitationSettings(DrawnSettings, TeachingSettings):
-    """Imitation of a teacher; a start for grpo and ppo."""
+    """Settings of imitation of a teacher, as a start for grpo and ppo."""
 
     place: ClassVar[str] = "algorithm."
     name: str = setting("imitation", NAME, "imitation")
@@ -224,7 +227,7 @@ class ImitationSettings(DrawnSettings, TeachingSettings):
 
 @dataclass
 class ExpertsSettings(Settings):
-    """Rollouts of a threshold rule in blocks that join each group (policy/experts.py)."""
+    """Settings of rollouts of a threshold rule in blocks that join each group (policy/experts.py)."""
 
     place: ClassVar[str] = "algorithm.experts."
     thresholds: list[float | int] = setting(
@@ -235,7 +238,7 @@ class ExpertsSettings(Settings):
 
 @dataclass
 class ClippedSettings(DrawnSettings):
-    """What GRPO and PPO have in common."""
+    """Settings that GRPO and PPO share."""
 
     group_size: int = setting(1, ROWS, "rollouts of a prompt")
     inner_updates: int = setting(1, Whole(1, 10_000), "updates for each batch of rollouts")
@@ -245,7 +248,7 @@ class ClippedSettings(DrawnSettings):
 
 @dataclass
 class GRPOSettings(ClippedSettings):
-    """Group-relative policy optimisation (policy/grpo.py)."""
+    """Settings of group-relative policy optimization (policy/grpo.py)."""
 
     name: str = setting("grpo", NAME, "grpo")
     group_size: int = setting(8, ROWS, "rollouts of a prompt; at least 2")
@@ -258,7 +261,7 @@ class GRPOSettings(ClippedSettings):
 
 @dataclass
 class PPOSettings(ClippedSettings):
-    """Proximal policy optimisation with a value head (policy/ppo.py)."""
+    """Settings of proximal policy optimization with a value head (policy/ppo.py)."""
 
     name: str = setting("ppo", NAME, "ppo")
     inner_updates: int = setting(4, Whole(1, 10_000), "updates for each batch of rollouts")
@@ -275,7 +278,7 @@ ALGORITHMS: dict[str, type[AlgorithmSettings]] = {
 
 @dataclass
 class FrozenModelSettings(ComputeSettings):
-    """The frozen model that a policy reads."""
+    """Settings of the frozen model that a policy reads."""
 
     sharded: bool = setting(
         False, FLAG, "split its blocks over the processes (FSDP2), where it does not fit one device"
@@ -284,7 +287,7 @@ class FrozenModelSettings(ComputeSettings):
 
 @dataclass
 class RolloutSettings(Settings):
-    """How rollouts are decoded."""
+    """Settings of the decoding of rollouts."""
 
     place: ClassVar[str] = "sampling."
     length: int | None = setting(None, Maybe(LENGTH), "of text: positions of the canvas; null: the model's longest")
@@ -300,7 +303,7 @@ class RolloutSettings(Settings):
 
 @dataclass
 class PolicyRolloutSettings(RolloutSettings):
-    """How the policy that learns decodes."""
+    """Settings of the decoding of rollouts by the policy in training."""
 
     discrete_steps: int = setting(16, LENGTH, "equal decoding steps of action fixed and of the variational objective")
     budgets: list[int] | None = setting(
@@ -320,7 +323,7 @@ class PolicyRolloutSettings(RolloutSettings):
 
 @dataclass
 class ModelRolloutSettings(RolloutSettings):
-    """How the model that learns decodes: settings of a decoder, as `sampler` has them."""
+    """Settings of the decoding of rollouts by the model in training: keys of a decoder, as in `sampler`."""
 
     strategy: str = setting("random", NAME, "any strategy that is neither guided nor a particle filter")
     steps: int = setting(8, LENGTH, "equal decoding steps")

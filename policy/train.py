@@ -277,7 +277,7 @@ class GRPOLearning(ClippedLearning):
 
     @property
     def settings(self) -> GRPOSettings:
-        """The settings of the algorithm."""
+        """Settings of the algorithm."""
         assert isinstance(self.algorithm, GRPOSettings)
         return self.algorithm
 

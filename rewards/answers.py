@@ -172,12 +172,13 @@ def is_same_expression(given: str, wanted: str) -> bool:
 
 
 def _base(number: re.Match[str] | None) -> str:
-    """The base that a number names; empty for a number without one, and for what is none."""
+    """Return the base that a number names; empty for a number without a base, and for anything else."""
     return "" if number is None else number[2] or ""
 
 
 def _same_digits(given: re.Match[str] | None, wanted: re.Match[str] | None) -> bool:
-    """Whether two numbers have the same digits and no two bases. One that names no base has that of the other."""
+    """Return whether two numbers have the same digits and not two different bases. A number without a base has that of the
+    other."""
     if given is None or wanted is None:
         return False
     return given[1] == wanted[1] and len({_base(given), _base(wanted)} - {""}) == 1

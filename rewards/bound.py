@@ -23,7 +23,8 @@ from rewards.rules import Reward, RewardOutput
 
 @runtime_checkable
 class RevealedText(Protocol):
-    """The used fields of a trajectory: the row of each step, and the log-probability of the tokens committed in it."""
+    """Fields of a trajectory that this reward uses: the row of each step, and the log-probability of the tokens committed in
+    it."""
 
     row: Int[Tensor, " N"]
     log_tokens: Float[Tensor, " N"]

@@ -24,15 +24,15 @@ class FunctionReward:
 
     @property
     def name(self) -> str:
-        """The name of the function."""
+        """Name of the function."""
         return self.function.__name__ if isinstance(self.function, FunctionType) else type(self.function).__name__
 
     def score_texts(
         self, prompts: list[str], texts: list[str], finished: Sequence[bool] | None = None
     ) -> Float[Tensor, "row"]:
-        """The values of the function.
+        """Return the values of the function.
 
-        Raises ValueError for another number of values than texts; what the function itself raises is not caught.
+        ValueError if it returns another number of values than texts. An error of the function itself reaches the caller.
         """
         values = torch.as_tensor(self.function(texts), dtype=torch.float32)
         if values.shape != (len(texts),):

@@ -144,7 +144,7 @@ class SequenceClassifier:
 
     @property
     def problem(self) -> str | None:
-        """Its kind: multi_label_classification, regression, single_label_classification, or None (classes)."""
+        """Kind of its problem: multi_label_classification, regression, single_label_classification, or None (classes)."""
         return self.model.config.problem_type
 
     def log_probs(self, logits: Float[Tensor, "*batch logit"]) -> Float[Tensor, "*batch label"]:

@@ -59,7 +59,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _imported(tree: ast.Module) -> dict[str, str]:
-    """Map imported names to what they stand for."""
+    """Map the names in imports to the full dotted names that they refer to."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
 
 
 def _meant(node: ast.expr, imported: dict[str, str]) -> str:
-    """Return a dotted name with its first part replaced by the imported name."""
+    """Return a dotted name with its first part replaced by the full name of the import."""
     first, dot, rest = _name(node).partition(".")
     return imported.get(first, first) + dot + rest
 

@@ -53,7 +53,7 @@ class RewardOutput:
                 raise FloatingPointError(f"{self.failure_message()}; check those rows")
 
     def failure_message(self) -> str:
-        """Return how many rows have no reward, with the reasons of the first three."""
+        """Return a sentence with the number of rows without a reward, and the reasons of the first three."""
         named = "; ".join(f"the reward of row {row} {reason}" for row, reason in list(self.failed.items())[:3])
         return f"{len(self.failed)} of {len(self.total)} rows have no reward: {named}"
 
@@ -71,7 +71,7 @@ class Reward:
 
         Args:
             samples: `samplers.samples.Samples`.
-            rows: what the data set knows of each row, such as the solution of a puzzle.
+            rows: the columns of the data set for each row, such as the solution of a puzzle.
         """
         raise NotImplementedError
 

@@ -284,9 +284,8 @@ def processor_seconds(family: Sequence[int]) -> float:
 
 
 def memory_of(family: Sequence[int]) -> int:
-    """Return the bytes that some processes hold together. For large values shared pages are counted once, which takes
-    longer.
-    """
+    """Return the bytes of memory that some processes hold together. Above SHARED_FROM bytes, shared pages are counted once,
+    which is slower."""
     sizes = [_resident(each) for each in family]
     return sum(sizes) if sum(sizes) < SHARED_FROM else sum(map(_proportional, family, sizes))
 

@@ -1,8 +1,10 @@
-"""The side of the tests: they run here, with stand-ins for what the program defines, and only here is it decided what passes.
+"""The side of the tests: the tests run in this process, with proxies for the objects of the program, and this process decides the
+verdict.
 
-Plain values come over as copies, of exactly the built-in types, so that `==` is Python's own. An object of the program is a
-stand-in: using it sends a request to the program. No request reveals an expected value: a stand-in is equal to no plain
-value, and takes part in arithmetic and comparisons with plain values only where the tests themselves made it from a class.
+Plain values arrive as copies, of exactly the built-in types, so that `==` is Python's own. An object of the program is
+represented by a proxy, whose use sends a request to the program. Requests never contain what could reveal an expected value: a
+proxy is equal to no plain value, and takes part in arithmetic and comparisons with plain values only if the tests themselves
+created it from a class.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def _refuse_hidden(thing: Any, name: str) -> None:
 
 
 class RemoteType(type):
-    """The metaclass of stand-ins for classes."""
+    """The metaclass of proxies for classes."""
 
     _unmask_side: TestsSide
     _unmask_number: int
@@ -110,7 +112,7 @@ class RemoteType(type):
 
 
 class Thing:
-    """What stand-ins for objects have in common. Its own attributes are set by `object.__setattr__`."""
+    """Base class of proxies for objects. Its own attributes are set by `object.__setattr__`."""
 
     _unmask_side: TestsSide
     _unmask_number: int
@@ -140,14 +142,15 @@ class Thing:
 
 
 class Function(Thing):
-    """A stand-in for a function or method of the program."""
+    """A proxy for a function or method of the program."""
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         return self._unmask_side.request("call", self, given, named)
 
 
 class PlainBase(Thing):
-    """What stand-ins have that derive from a plain type: public attributes are the program's, also those of the type."""
+    """Base class of proxies for objects that derive from a plain type: public attributes are the program's, also those of the
+    type."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -217,12 +220,12 @@ class Module(types.ModuleType):
 
 
 def is_remote(value: Any) -> bool:
-    """Tell whether a value is a stand-in. (Not isinstance alone, which a value may answer itself.)"""
+    """Return whether a value is a proxy. The class is tested, because `isinstance` calls code of the value."""
     return issubclass(type(value), Thing | RemoteType | Solution)
 
 
 def number_of(value: Any) -> int:
-    """The number by which both processes know an object of the program."""
+    """Return the number by which both processes refer to an object of the program."""
     if type(value) is Solution:
         return 0
     owner = type if issubclass(type(value), RemoteType) else object
@@ -230,7 +233,7 @@ def number_of(value: Any) -> int:
 
 
 def _own(name: str, base: type) -> Callable[..., Any] | None:
-    """An operator of a plain type, on the content that the program has now."""
+    """Return an operator of a plain type that acts on the current content in the program."""
     own = getattr(base, name, None)
     if base not in CHANGEABLE or own is None:
         return None if base is object else own
@@ -250,7 +253,7 @@ def _own(name: str, base: type) -> Callable[..., Any] | None:
 
 
 def _special(name: str, base: type) -> Callable[..., Any]:
-    """An operator of a stand-in: evaluated by the program, unless that would reveal the expected value."""
+    """Return an operator of a proxy, which is sent to the program unless that would reveal an expected value."""
     own = _own(name, base)
     guarded = name in WITH_OPERAND and not (base in CHANGEABLE and name in CHANGING)
 
@@ -277,7 +280,7 @@ async def _awaited(side: TestsSide, number: int) -> Any:
 
 
 class RemoteSteps:
-    """A generator of the program as `yield from` uses it: `iter` of it is itself, not the generator here."""
+    """A generator of the program for `yield from`: `iter` of it returns itself."""
 
     def __init__(self, thing: Any):
         self.thing = thing
@@ -297,19 +300,20 @@ def _generated(thing: Any) -> Any:
 
 
 class ThingReference:
-    """A number alone, of an object of the program that has no stand-in."""
+    """Number of an object of the program that has no proxy."""
 
     def __init__(self, number: int):
         self.number = number
 
 
 class TestsSide:
-    """Asks the program, serves what it asks of the tests' objects, and keeps the stand-ins."""
+    """Sends requests to the program, answers its requests about objects of the tests, and holds the proxies."""
 
     __test__ = False
 
     def __init__(self, channel: Channel, entry: str = "", functions: frozenset[str] = frozenset()):
-        """entry: the requested name; functions: names that are no classes whatever the program makes of them."""
+        """entry: name of the requested function or class; functions: names that are functions, whatever objects the program
+        binds to them."""
         self.channel, self.entry, self.functions, self.lock = channel, entry, functions, RLock()
         self.encode, self.decode = ValueEncoder(self._reference), ValueDecoder(self._referred)
         self.solution = Solution(self)
@@ -323,7 +327,7 @@ class TestsSide:
         self.shared_numbers: dict[int, int] = {}
 
     def request(self, operation: str, *given: Any) -> Any:
-        """What the program answers; raises what it raises. Raises ProtocolError where it cannot answer."""
+        """Send a request and return the program's answer, or raise its exception. ProtocolError if it cannot answer."""
         with self.lock:
             return self._requested(operation, given)
 
@@ -368,7 +372,7 @@ class TestsSide:
         return error
 
     def content(self, value: Any, base: type) -> Any:
-        """The value of a stand-in with a plain base, of exactly that type."""
+        """Return the value of a proxy with a plain base, of exactly that type."""
         if type(value) is not base:
             raise self.channel.fail(f"the program sent no {base.__name__}")
         return value
@@ -427,7 +431,8 @@ class TestsSide:
             return repr(value)
 
     def _reference(self, value: Any) -> list:
-        """What is no plain value, for the program: an object of its own, an importable one, a copy by pickle, else a number."""
+        """Return the reference by which the program gets a value that is not plain: an object of its own, an importable
+        object, a copy by pickle, or else a number."""
         if type(value) is ThingReference:
             return ["program", value.number]
         if is_remote(value):
@@ -467,8 +472,8 @@ class TestsSide:
         return number
 
     def _share(self, value: Any, special: list[str] | None) -> list:
-        """An object of the tests by its number, with what its stand-in over there is made of: name, operators, documentation,
-        and of a class of exceptions its bases."""
+        """Return the number of an object of the tests, with the description of its proxy in the program's process: name,
+        operators, documentation, and for a class of exceptions its bases."""
         number = self._numbered(value)
         name = getattr(value if special is None else type(value), "__name__", "callable")
         doc = getattr(value, "__doc__", None) if special is None else None
@@ -522,7 +527,8 @@ class TestsSide:
         return thing
 
     def _error(self, number: int, kind: list, given: list, text: str, held: list, cause: Any) -> BaseException:
-        """An exception of the program: of the class of the same name here, else of a stand-in for its class."""
+        """Return an exception of the program as one of the class of the same name in this process, or else of a proxy for its
+        class."""
         error = self._made_error(number, self.decode(kind), self.decode.items(given), text)
         error.__cause__ = self.decode(cause)
         if not is_remote(error):
@@ -575,7 +581,7 @@ class TestsSide:
         return None
 
     def _mirrored(self, number: int, module: str, name: str, doc: Any, bases: list, special: list, value: str) -> type:
-        """A class that stands in for one of the program: bases as there, operators that ask it."""
+        """Return a proxy class for a class of the program, with the same bases and with operators that send requests to it."""
         parents: list[type] = [base for base in self.decode.items(bases) if issubclass(base, Thing | BaseException)]
         base = BASES.get(value, object)
         own: dict[str, Any] = {
@@ -597,7 +603,7 @@ def _derives(parents: list[type], base: type) -> bool:
 
 
 def _operators(base: type, special: list[str]) -> dict[str, Any]:
-    """The operators of a stand-in: those of its class in the program, and those that read or change its content."""
+    """Return the operators of a proxy: those of its class in the program, and those that read or change its content."""
     own: dict[str, Any] = {}
     if base in CHANGEABLE:
         read = (*COMPARED, "__iter__", "__len__", "__getitem__", "__contains__", "__repr__", "__reversed__")
@@ -607,29 +613,29 @@ def _operators(base: type, special: list[str]) -> dict[str, Any]:
 
 
 def _text_only() -> dict[str, Any]:
-    """The one operator of a stand-in for an exception: its text, which came with it."""
+    """Return the only operator of a proxy for an exception: its text, which was transferred with it."""
     return {"__str__": lambda self: object.__getattribute__(self, "_unmask_text")}
 
 
 def _with_base(parents: list[type], base: type) -> list[type]:
-    """The bases of a stand-in: those of its class in the program, a stand-in, and the plain type that it derives from."""
+    """Return the bases of a proxy: those of its class in the program, a proxy, and the plain type that it derives from."""
     if not _derives(parents, Thing):
         parents = [PlainBase if base is not object else Thing, *parents]
     return parents if base is object or _derives(parents, base) else [*parents, base]
 
 
 def _is_open(value: Any) -> bool:
-    """Tell whether the program may use the public attributes of an object: it is of a class of the tests, a mock or a file."""
+    """Return whether the program may use the public attributes of an object: it is of a class of the tests, a mock or a file."""
     return type(value).__module__ == TESTS or is_mock(value) or isinstance(value, io.IOBase)
 
 
 def is_mock(value: Any) -> bool:
-    """Tell whether a value is a mock of unittest."""
+    """Return whether a value is a mock of unittest."""
     return type(value).__module__ == "unittest.mock"
 
 
 def run_tests(side: TestsSide, code: str, tests: str, modules: dict[str, str], collect: bool, seeds: list[str]) -> None:
-    """Run the code over there, then the tests here. Raises whatever keeps a test from passing."""
+    """Run the code in the program's process, then the tests in this one. Raise the error of a failing test."""
     compiled = compile(tests, TESTS, "exec")
     side.iterates = "StopIteration" in tests
     side.request("load", code)
@@ -646,7 +652,7 @@ def run_tests(side: TestsSide, code: str, tests: str, modules: dict[str, str], c
 
 
 def _seed_both(side: TestsSide, name: str) -> None:
-    """Tests that seed a generator of random numbers mean the program's as well."""
+    """Seed the program's random number generator whenever the tests seed theirs."""
     module: Any = importlib.import_module(name)
     own = module.seed
 

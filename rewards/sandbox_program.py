@@ -1,7 +1,7 @@
-"""The side of the program: it runs the code, then answers the questions of the tests about it, one message at a time.
+"""The side of the program: this process runs the code, then answers the requests of the tests, one message at a time.
 
-Everything in this process belongs to the program: it may rebind, patch or read all of it, and gains nothing, since the expected
-values, the comparisons and the verdict are in the process of the tests (sandbox_judge.py).
+Everything in this process belongs to the program, which may change or read all of it. This gives it no advantage, since the
+expected values, the comparisons and the verdict are in the process of the tests (sandbox_judge.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VALUES: dict[type, Callable[[Any], Any]] = {
 
 
 class Printed(io.RawIOBase):
-    """What a program prints, up to LARGEST_OUTPUT bytes; the rest is dropped."""
+    """Output of a program, up to LARGEST_OUTPUT bytes; the rest is dropped."""
 
     def __init__(self) -> None:
         self.kept = bytearray()
@@ -65,7 +65,7 @@ class Printed(io.RawIOBase):
 
 
 class Foreign:
-    """An object of the tests, used through them."""
+    """A proxy for an object of the tests."""
 
     def __init__(self, program: ProgramSide, number: int):
         object.__setattr__(self, "_foreign", (program, number))
@@ -88,7 +88,7 @@ def _foreign_special(name: str) -> Callable[..., Any]:
 
 
 class Input(io.TextIOBase):
-    """Standard input, read from the process of the tests, which may have put a text in its place."""
+    """Standard input, read from the process of the tests, which may have replaced it by a text."""
 
     def __init__(self, program: ProgramSide):
         self.program = program
@@ -135,7 +135,7 @@ class ProgramSide:
             os._exit(0)
 
     def answer(self, message: Any) -> None:
-        """Do what one message of the tests asks for; whatever it raises is the answer then."""
+        """Carry out one request of the tests. If it raises an exception, the exception is the answer."""
         given, before = [], []
         try:
             operation, *rest = self.decode(message[1])
@@ -168,7 +168,7 @@ class ProgramSide:
         return changed
 
     def ask(self, operation: str, *given: Any) -> Any:
-        """Ask the tests to use an object of theirs, and answer what they ask in turn."""
+        """Send a request about an object of the tests; answer requests of the tests until the reply arrives."""
         with self.lock:
             self.channel.send(
                 ["ask", operation, [self.encode(value) for value in given], self.out.take(), self.err.take()]

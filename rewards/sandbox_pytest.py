@@ -1,7 +1,8 @@
-"""Tests written for pytest or unittest, run without pytest: set-up, fixtures, parameters, skips, in the process of the tests.
+"""Run tests that were written for pytest or unittest, without pytest: set-up, fixtures, parameters and skips, in the process of
+the tests.
 
-`pytest_module()` stands in for `pytest`, with what PROVIDED names. Tests that need more are not run: `rewards/needs.py` finds
-that in their text beforehand, so that no test is dropped and no right program fails for want of a feature.
+`pytest_module()` replaces `pytest`, with the names in PROVIDED. Tests that need more are not run: `rewards/needs.py` determines
+this from their text beforehand, so that no test is dropped and no right program fails because of a missing feature.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ class Skipped(BaseException):
 
 
 class Failed(AssertionError):
-    """Raised by `pytest.fail`, and where an expected exception did not come."""
+    """Raised by `pytest.fail`, and if an expected exception was not raised."""
 
 
 # Marks.
 
 
 class Mark:
-    """`pytest.mark.NAME`, or it called; as a decorator it joins the `pytestmark` of a function or class."""
+    """The mark `pytest.mark.NAME`, with or without arguments; as a decorator it is added to the `pytestmark` of a function or
+    class."""
 
     def __init__(self, name: str, args: tuple = (), kwargs: dict[str, Any] | None = None):
         self.name, self.args, self.kwargs = name, args, kwargs or {}
@@ -66,7 +68,7 @@ class Param:
 
 
 class Raised:
-    """What `pytest.raises` gives: the exception, its type, and a check of its text."""
+    """Result of `pytest.raises`: the exception, its type, and a check of its text."""
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -113,7 +115,7 @@ class _Raises:
 
 
 def raises(expected: Any, *call: Any, match: Any = None, **named: Any) -> Any:
-    """A context that an exception has to leave; with a function and its arguments, calls it."""
+    """Return a context that must be left by an exception; with a function and its arguments, call it."""
     context = _Raises(expected, match)
     if not call:
         return context
@@ -123,7 +125,8 @@ def raises(expected: Any, *call: Any, match: Any = None, **named: Any) -> Any:
 
 
 class approx:
-    """A number, or a sequence, mapping or array of numbers, within rel (1e-6) of it or abs (1e-12), the larger of the two."""
+    """A number, or a sequence, mapping or array of numbers, equal to values within rel (1e-6) or abs (1e-12), whichever is
+    larger."""
 
     __array_ufunc__ = None  # so that arrays leave the comparison to this class
     __array_priority__ = 100
@@ -193,7 +196,7 @@ def skip(reason: str = "", *, allow_module_level: bool = False) -> None:
 
 
 def importorskip(name: str, minversion: str | None = None, reason: str | None = None) -> Any:
-    """`pytest.importorskip`: a module, or the end of the test as skipped where there is none."""
+    """Return a module, as `pytest.importorskip`; skip the test if it is missing."""
     import importlib
 
     try:
@@ -216,14 +219,14 @@ class Fixture:
 
 def fixture(function: Any = None, *, scope: str = "function", params: Any = None, autouse: bool = False,
             ids: Any = None, name: str | None = None) -> Any:  # fmt: skip
-    """`pytest.fixture`, with settings or as the decorator itself."""
+    """Decorator `pytest.fixture`, with settings or without."""
     if function is None:
         return lambda given: Fixture(given, scope, params, autouse, name)
     return Fixture(function, scope, params, autouse, name)
 
 
 class Capture:
-    """The fixture `capsys`: what tests and program have printed since it was last read."""
+    """The fixture `capsys`: output of tests and program since the last read."""
 
     def __init__(self) -> None:
         import io
@@ -257,7 +260,7 @@ _NONE = object()
 
 
 class MonkeyPatch:
-    """The fixture `monkeypatch`: attributes and items that are put back after the test."""
+    """The fixture `monkeypatch`: changes of attributes and items that are undone after the test."""
 
     def __init__(self) -> None:
         self.undone: list[Callable[[], Any]] = []
@@ -332,7 +335,7 @@ class Item:
 
 
 class Case:
-    """One run of a test: the values of its fixtures and parameters, and what has to be done afterwards."""
+    """One run of a test: the values of its fixtures and parameters, and its tear-down."""
 
     def __init__(self, run: ModuleRun, item: Item, instance: Any, parameters: dict[str, Any], indices: dict[str, Any]):
         self.run, self.item, self.instance = run, item, instance
@@ -389,7 +392,8 @@ class Case:
 
 
 def needed_names(function: Any) -> list[str]:
-    """Arguments without a default, of the function below decorators, without those that `unittest.mock.patch` gives."""
+    """Return the arguments without a default of the function below its decorators, except those that `unittest.mock.patch`
+    supplies."""
     patched = 0
     while hasattr(function, "__wrapped__"):
         patched += sum(not each.attribute_name and type(each.new).__name__ == "_SentinelObject"
@@ -467,7 +471,7 @@ class ModuleRun:
             optional(found.teardown_class, found)
 
     def unittest(self, found: Any, marks: list[Mark]) -> None:
-        """A unittest.TestCase, run by unittest, without the tests that a mark of pytest skips."""
+        """Run a unittest.TestCase by unittest, without the tests that a mark of pytest skips."""
         import unittest
 
         names = unittest.TestLoader().getTestCaseNames(found)
@@ -496,7 +500,7 @@ class ModuleRun:
         return bool(eval(condition, {"sys": sys, "os": os, **self.names}) if isinstance(condition, str) else condition)
 
     def test(self, item: Item) -> None:
-        """Every case of a test: the product of its parameters and of the parameters of its fixtures."""
+        """Run every case of a test: the product of its parameters and of the parameters of its fixtures."""
         if self.skips(item.marks):
             return
         sets = [_parameters(mark) for mark in reversed(item.marks) if mark.name == "parametrize"]
@@ -509,7 +513,7 @@ class ModuleRun:
                 self.case(item, parameters, dict(combination))
 
     def indices(self, item: Item, given: set[str]) -> list[list[tuple[str, int]]]:
-        """For each fixture with parameters that a test uses, its name with the number of each parameter."""
+        """Return, for each fixture with parameters that a test uses, its name with the number of each parameter."""
         return [[(name, index) for index in range(len(found.params))] for name in self.closure(item, given)
                 if (found := self.fixture(name, item.owner)) and found.params is not None]  # fmt: skip
 
@@ -547,7 +551,7 @@ class ModuleRun:
                 optional(function, method)
 
     def around(self, item: Item, instance: Any) -> tuple[list[Any], list[Any]]:
-        """The functions that set up a test, and those that tear it down."""
+        """Return the functions that set up a test, and those that tear it down."""
         names = ("setup_method", "setup"), ("teardown_method", "teardown")
         if item.owner is None:
             names, space = (("setup_function",), ("teardown_function",)), self.names
@@ -574,12 +578,12 @@ class ModuleRun:
 
 
 def is_case(found: Any) -> bool:
-    """Tell whether a class is a unittest.TestCase."""
+    """Return whether a class is a unittest.TestCase."""
     return "unittest" in sys.modules and issubclass(found, sys.modules["unittest"].TestCase)
 
 
 def is_test_class(name: str, found: Any) -> bool:
-    """A class that the tests have written, not a stand-in for one of the program."""
+    """Return whether a class belongs to the tests, and is not a proxy for a class of the program."""
     return "_unmask_number" not in vars(found) and (name.startswith("Test") or is_case(found))
 
 
@@ -598,7 +602,7 @@ def _parameters(mark: Mark) -> list[tuple[dict[str, Any], list[Mark]]]:
 
 
 def run_collected(names: dict[str, Any]) -> None:
-    """Run all tests among the names of a module. Raises what a failing one raises, and AssertionError where none runs."""
+    """Run all tests among the names of a module. Raise the error of a failing test, and AssertionError if no test runs."""
     run = ModuleRun(names)
     run.all()
     if not run.ran:
@@ -613,7 +617,7 @@ PROVIDED: dict[str, Any] = {
 
 
 def pytest_module() -> types.ModuleType:
-    """What tests get by `import pytest`."""
+    """Return the module that tests get by `import pytest`."""
     module = types.ModuleType("pytest")
     vars(module).update(PROVIDED)
     return module

@@ -1,8 +1,8 @@
-"""What runs inside the sandbox: two processes, one for a program, one for its tests.
+"""The program of the sandbox: two processes, one for a generated program, one for its tests.
 
-The program's process is forked before the tests are read. It holds neither them nor the place of the verdict, and answers by
-messages (sandbox_wire.py). Both are the same user, so that each may write, read and remove files of the other. The verdict is a
-random token, which the process of the tests alone knows and writes after the last test.
+The process of the program is forked before the tests are read. It contains neither the tests nor the place of the verdict, and
+answers by messages (sandbox_wire.py). Both processes belong to one user, so each may write, read and remove files of the other.
+The verdict is a random token, which only the process of the tests knows and writes after the last test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """settings: limits, user and packages, which both processes may know. The job with code and tests is read from fd 0."""
+    """Run a job. settings: limits, user and packages, which both processes may know. The job with code and tests is read from
+    fd 0."""
     out = os.dup(1)
     to_program, from_tests = os.pipe(), os.pipe()
     child = os.fork()

@@ -1,8 +1,8 @@
 """Messages between a program and its tests: JSON frames on a pipe, in a closed set of plain types.
 
-A value of one of the types below crosses as a copy, exactly of that type. Anything else is a reference, which only the side that
-owns the object can use. The tests never unpickle: a program can send nothing but values of these types, whatever runs in its
-process. This module also runs inside the sandbox, so it imports the standard library alone.
+A value of one of the types below is transferred as a copy, of exactly that type. Anything else is a reference, which only the
+side that owns the object can use. The tests never unpickle, so a program can send values of these types only. This module also
+runs inside the sandbox, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FACTORIES = {"list": list, "dict": dict, "set": set, "int": int, "float": float,
 
 
 class ProtocolError(Exception):
-    """The other side sent something that is no message, or has ended."""
+    """The other side sent an invalid message, or has ended."""
 
 
 class NotData(Exception):
-    """The value can cross neither as a copy nor as a reference."""
+    """The value can be transferred neither as a copy nor as a reference."""
 
 
 def _unknown(value: Any) -> Any:
@@ -41,12 +41,12 @@ def _unknown(value: Any) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON as `json.dumps` makes it."""
+    """Return JSON as `json.dumps` does."""
     return "".join(_encoder(value, 0)).encode()
 
 
 def loads(data: bytes) -> Any:
-    """A value of JSON; ValueError where the data are something else."""
+    """Return a value of JSON. ValueError for other data."""
     text = data.decode()
     try:
         value, end = _scanner(text, 0)
@@ -65,7 +65,7 @@ _scanner = make_scanner(_settings)
 
 
 class Channel:
-    """Frames on two pipes: four bytes of length, then JSON. `ended` says why the other side cannot answer any more."""
+    """Frames on two pipes: four bytes of length, then JSON. `ended` is the reason why the other side cannot answer any more."""
 
     def __init__(self, read: int, write: int, process: int | None = None):
         """process: a pid file descriptor; a read fails as soon as that process has ended."""
@@ -113,22 +113,22 @@ class Channel:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes as text for JSON."""
+    """Return bytes as text for JSON."""
     return binascii.b2a_base64(data, newline=False).decode()
 
 
 def data_of(text: str) -> bytes:
-    """The bytes of a text of `text_of`."""
+    """Return the bytes of a text that `text_of` returned."""
     return binascii.a2b_base64(text, strict_mode=True)
 
 
 def is_plain_type(kind: str) -> bool:
-    """Tell whether elements of a numpy type are numbers, dates or texts of fixed size, which are copied by their bytes."""
+    """Return whether elements of a numpy type are numbers, dates or texts of fixed size, which are copied by their bytes."""
     return kind[:1] in tuple("<>|=") and kind[1:2] in tuple("biufcSUmM") and kind[2:3].isdigit()
 
 
 class ValueEncoder:
-    """Values to JSON. `reference` encodes what is of none of the plain types (it raises NotData where it cannot)."""
+    """Encodes values as JSON. `reference` encodes values that are not plain (it raises NotData if it cannot)."""
 
     def __init__(self, reference: Callable[[Any], list]):
         self.reference = reference
@@ -146,7 +146,7 @@ class ValueEncoder:
 
 
 def _late_encoder(kind: type) -> Callable[[ValueEncoder, Any], Any] | None:
-    """That of a class of LATE_ENCODERS itself, not of a stand-in with its name."""
+    """Return the encoder of a class of LATE_ENCODERS itself, not of a proxy with its name."""
     encode = LATE_ENCODERS.get(f"{kind.__module__}.{kind.__qualname__}")
     return encode if encode and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind else None
 
@@ -249,7 +249,7 @@ LATE_ENCODERS: dict[str, Callable[[ValueEncoder, Any], Any]] = {
 
 
 class ValueDecoder:
-    """JSON to values, of the types above alone. `reference` decodes the other tags. Raises ProtocolError for anything else."""
+    """Decodes JSON to values of the types above. `reference` decodes the other tags. Raises ProtocolError for anything else."""
 
     def __init__(self, reference: Callable[[str, list], Any]):
         self.reference = reference
@@ -378,7 +378,7 @@ DECODERS: dict[str, Callable[[ValueDecoder, list], Any]] = {
 
 
 def update_in_place(held: Any, new: Any) -> None:
-    """Give a mutable plain value the content of another one of its type."""
+    """Replace the content of a mutable plain value by that of another one of its type."""
     if type(held) is not type(new):
         raise ProtocolError("the program sent an argument back as another type")
     if isinstance(held, list | bytearray):
@@ -394,5 +394,5 @@ def update_in_place(held: Any, new: Any) -> None:
 
 
 def is_mutable(value: Any) -> bool:
-    """Tell whether a plain value is sent back when the other side has changed it."""
+    """Return whether a plain value is sent back when the other side has changed it."""
     return isinstance(value, list | bytearray | dict | set) or type(value).__name__ in ("deque", "ndarray")

@@ -19,27 +19,28 @@ SPEED = "weight of the log speed factor"
 
 @dataclass
 class RewardSettings(Settings):
-    """What every reward has: its name."""
+    """Setting that every reward has: its name."""
 
     place: ClassVar[str] = "reward."
     name: str = setting("likelihood", NAME, "bound, latex, learned, likelihood, puzzle or right")
 
     @property
     def weights_of_speed(self) -> list[float]:
-        """The weights of speed among which each prompt's is drawn; empty for a reward without `alphas`."""
+        """The weights of speed from which the weight of each prompt is drawn; empty for a reward without `alphas`."""
         return []
 
 
 @dataclass
 class BoundSettings(RewardSettings):
-    """Bound on the likelihood of a clean text that is revealed in the order of the policy; a reward for each step."""
+    """Settings of the reward `bound`: the likelihood bound of a clean text that is revealed in the order of the policy, step
+    by step."""
 
     name: str = setting("bound", NAME, "bound")
 
 
 @dataclass
 class PenaltySettings(RewardSettings):
-    """A reward of texts with a penalty for low entropy and a factor for speed."""
+    """Settings of a reward of texts with a penalty for low entropy and a factor for speed."""
 
     entropy_floor: float | int = setting(0.0, Number(0, 1000), "unigram entropy (nats) below which the penalty starts")
     weight: float | int = setting(1.0, WEIGHT, "penalty for each nat below reward.entropy_floor")
@@ -48,7 +49,7 @@ class PenaltySettings(RewardSettings):
 
 @dataclass
 class LikelihoodSettings(PenaltySettings):
-    """Log-likelihood of a text under a causal judge on the same tokens."""
+    """Settings of the log-likelihood of a text under a causal judge on the same tokens."""
 
     judge: str | None = setting("example/stories_causal", Maybe(NAME), "a causal model on the same tokens")
     entropy_floor: float | int = setting(3.9, Number(0, 1000), "unigram entropy (nats) below which the penalty starts")
@@ -57,7 +58,7 @@ class LikelihoodSettings(PenaltySettings):
 
 @dataclass
 class LearnedSettings(PenaltySettings):
-    """A reward model, or a reward that comes in a package (rewards/models.py)."""
+    """Settings of a reward model, or of a reward from a package (rewards/models.py)."""
 
     name: str = setting("learned", NAME, "learned")
     model: str | None = setting(
@@ -81,13 +82,14 @@ class TermSettings(Settings):
     repetition: float | int = setting(0.3, WEIGHT, "weight of repetition, which is subtracted")
 
     def as_dict(self) -> dict[str, float]:
-        """Weights by the names of the terms."""
+        """Return the weights by the names of the terms."""
         return asdict(self)
 
 
 @dataclass
 class LatexSettings(RewardSettings):
-    """Validity of formulas, and capped bonuses for what stands in valid ones (rewards/latex.py)."""
+    """Settings of the reward of formulas: their validity, and capped bonuses for the content of valid formulas
+    (rewards/latex.py)."""
 
     name: str = setting("latex", NAME, "latex")
     bare: bool = setting(False, FLAG, "the whole answer is a formula, without dollars")
@@ -100,7 +102,7 @@ class LatexSettings(RewardSettings):
 
 @dataclass
 class SpeedSettings(RewardSettings):
-    """A reward with a factor for speed, whose weight may be drawn for each prompt."""
+    """Settings of a reward with a factor for speed, whose weight may be drawn for each prompt."""
 
     alpha: float | int = setting(
         1.0, WEIGHT, "exponent of the speed factor ((L - NFE + 1) / L)^alpha, or weight of the cost NFE / L"
@@ -118,7 +120,7 @@ class SpeedSettings(RewardSettings):
 
 @dataclass
 class PuzzleRewardSettings(SpeedSettings):
-    """Whether a Sudoku is solved, and how fast."""
+    """Settings of the reward of puzzles: whether a Sudoku is solved, and how fast."""
 
     name: str = setting("puzzle", NAME, "puzzle")
     additive: bool = setting(False, FLAG, "solved - alpha NFE / L in place of solved times the speed factor")
@@ -126,7 +128,8 @@ class PuzzleRewardSettings(SpeedSettings):
 
 @dataclass
 class RightSettings(SpeedSettings):
-    """Whether the answer to a question is right, and how fast: a weighted sum of functions, each of which is logged."""
+    """Settings of the reward of answers to questions: a weighted sum of functions of correctness and speed, each of which is
+    logged."""
 
     name: str = setting("right", NAME, "right")
     functions: list[str] = setting(
@@ -151,7 +154,7 @@ SECTION = Kinds("name", REWARDS, LikelihoodSettings)
 
 @dataclass
 class RewardModelSettings(Settings):
-    """What a reward model reads and returns."""
+    """Settings of the input and output of a reward model."""
 
     place: ClassVar[str] = "reward."
     kind: str = setting("full", NAME, "full (whole answers), prefix (cut at one length) or mask (under one mask)")
@@ -164,7 +167,7 @@ class RewardModelSettings(Settings):
 
 @dataclass
 class EncoderSettings(Settings):
-    """Size of a new ModernBERT, the reward model where init is null."""
+    """Size of a new ModernBERT, the reward model if init is null."""
 
     place: ClassVar[str] = "encoder."
     tokenizer: str = setting("example/stories", NAME, "a directory or an id of the hub")

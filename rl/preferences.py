@@ -106,4 +106,4 @@ class Preferences(ModelLearning):
         return {}
 
     def restore_progress(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: batches are functions of the step."""
+        """Do nothing: batches are functions of the step."""

@@ -42,7 +42,7 @@ from training.settings import (
 
 @dataclass
 class SandwichSettings(Settings):
-    """The estimator `sandwich` of rows to push down."""
+    """Settings of the estimator `sandwich` for rows whose likelihood is to be decreased."""
 
     place: ClassVar[str] = "rl.sandwich."
     beta: float | int = setting(1.0, WEIGHT, "exponent of the upper estimate; above 0")
@@ -51,7 +51,7 @@ class SandwichSettings(Settings):
 
 @dataclass
 class RLSettings(Settings):
-    """Reinforcement learning of the model itself."""
+    """Settings of reinforcement learning of the model itself."""
 
     place: ClassVar[str] = "rl."
     algorithm: str = setting("grpo", NAME, "grpo, ppo or vrpo (preference pairs)")
@@ -132,7 +132,7 @@ class RewardRunSettings(RewardTrainingSettings):
 
 @dataclass
 class PreferenceSettings(Settings):
-    """Learning of a causal model from preferences, by TRL."""
+    """Settings of preference learning of a causal model, by TRL."""
 
     place: ClassVar[str] = "preference."
     algorithm: str = setting(

@@ -1,4 +1,4 @@
-"""A user's unmasking rule or decoder, whose choices are checked: a mistake there is one sentence that names the object."""
+"""Checks of the choices of a user's unmasking rule or decoder: an invalid choice raises one sentence that names the object."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CheckedRule:
     def choose(
         self, observation: Observation, draws: Draws
     ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
-        """The choice of the rule. ValueError for positions that are not open."""
+        """Return the choice of the rule. ValueError for positions that are not open."""
         name = f"the unmasking rule {type(self.rule).__name__}"
         found: Any = self.rule.choose(observation, draws)
         if not isinstance(found, tuple) or len(found) != 2:
@@ -66,7 +66,7 @@ class CheckedDecoder(StepDecoder):
     decoder: StepDecoder
 
     def decide(self, observation: Observation, draws: Draws) -> Decision:
-        """The decision of the decoder. ValueError for positions that are not open."""
+        """Return the decision of the decoder. ValueError for positions that are not open."""
         decision = self.decoder.decide(observation, draws)
         check_order(decision.order, observation, f"the decoder {type(self.decoder).__name__}")
         return decision

@@ -84,10 +84,8 @@ def absorbing_change(
 def uniform_change(
     log_scores: Float[Tensor, "read columns"], current: Int[Tensor, "read"], step: NoiseStep
 ) -> tuple[Float[Tensor, "read columns"], Float64[Tensor, "read"]]:
-    """Return the same as `absorbing_change` on the uniform graph, where a position holds the token `current`.
-
-    Negative weights are never drawn.
-    """
+    """Return what `absorbing_change` returns, but on the uniform graph, where a position holds the token `current`. Negative
+    weights are never drawn."""
     own, columns = current.unsqueeze(1), log_scores.shape[1]
     scores = log_scores.scatter(1, own, 0.0).exp()  # of a canvas to itself the ratio is one
     if step.slope is not None:

@@ -42,7 +42,7 @@ RULE_SETTINGS = {
 
 @dataclass
 class PolicySettings(Settings):
-    """Strategy `policy`: a trained policy as an unmasking rule."""
+    """Settings of strategy `policy`: a trained policy as an unmasking rule."""
 
     place: ClassVar[str] = "sampler.policy."
     path: str = setting("example/014609", NAME, "a directory, a run, a .pth or a .safetensors file of a policy")
@@ -61,7 +61,7 @@ class PolicySettings(Settings):
 
 @dataclass
 class GuideSettings(Settings):
-    """Strategies that are guided by a reward."""
+    """Settings of strategies that are guided by a reward."""
 
     place: ClassVar[str] = "sampler.guide."
     reward: str | None = setting(
@@ -83,7 +83,7 @@ class GuideSettings(Settings):
 
 @dataclass
 class SMCSettings(Settings):
-    """Strategies twisted_smc and fk: several particles for each sample."""
+    """Settings of the strategies twisted_smc and fk, which decode several particles for each sample."""
 
     place: ClassVar[str] = "sampler.smc."
     particles: int = setting(8, ROWS, "particles of each sample")

@@ -40,7 +40,7 @@ from samplers.samples import ParticleFigures, Samples, Stopwatch
 
 @dataclass
 class Given:
-    """The next tokens of rows that follow a given path. rows: which rows these are."""
+    """The next tokens of rows that follow a given path. rows: numbers of these rows."""
 
     rows: Bool[Tensor, "row"]
     order: Int[Tensor, "row position"]

@@ -120,7 +120,7 @@ def read_series(file: Path) -> dict[str, Series]:
 
 
 def panels_of(runs: Mapping[str, Mapping[str, Series]]) -> list[str]:
-    """The metrics that have a panel, without the prefix of held-out data, in the order of the panels."""
+    """Return the names of the metrics that have a panel, without the prefix of held-out data, in the order of the panels."""
     names = dict.fromkeys(name for series in runs.values() for name in series if not LEFT_OUT.search(name))
     evaluated = [
         HELD_OUT.sub("", name, count=1) for name in names if HELD_OUT.match(name) or name.startswith("sample_")
@@ -130,12 +130,12 @@ def panels_of(runs: Mapping[str, Mapping[str, Series]]) -> list[str]:
 
 
 def keys_of(name: str) -> tuple[str, str, str]:
-    """The keys of a metric on training data and on held-out data."""
+    """Return the keys of a metric on training data and on held-out data."""
     return name, f"eval_{name}", f"valid_{name}"
 
 
 def thinned(series: Series) -> tuple[list[float], list[float]]:
-    """Steps and values of a line: all of a short series, the means of bins of neighbours of a long one."""
+    """Return the steps and values of a line: all of a short series, means over bins of neighbouring steps of a long one."""
     count = len(series.steps)
     edges = [number * count // min(count, POINTS) for number in range(min(count, POINTS) + 1)]
     bins = [slice(start, stop) for start, stop in pairwise(edges)]
@@ -155,7 +155,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def draw_panel(axes: Axes, name: str, runs: Mapping[str, Mapping[str, Series]]) -> None:
-    """One metric: a thin line for training data, a line with dots for held-out data, a colour for each run."""
+    """Draw one metric: a thin line for training data, a line with dots for held-out data, one colour per run."""
     title, unit = WORDS.get(name, (re.sub("[_/]", " ", name).capitalize(), ""))
     if name == "loss" and all("valid_loss" in series for series in runs.values()):
         unit = "nats per token"
@@ -177,7 +177,7 @@ def draw_panel(axes: Axes, name: str, runs: Mapping[str, Mapping[str, Series]]) 
 
 
 def curves(files: Mapping[str, Path]) -> Figure:
-    """The curves of one run or several, in a panel for each metric.
+    """Return a figure with the curves of one or several runs, one panel per metric.
 
     Args:
         files: the metrics.jsonl of each run, by the name of the run in the legend.

@@ -23,7 +23,7 @@ def check_device(device: str) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; auto: a CUDA device where there is one. ValueError as in `check_device`."""
+    """Return the device with this name; auto is a CUDA device if there is one. ValueError as in `check_device`."""
     check_device(name)
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(chosen if name == "auto" else name)

@@ -20,7 +20,7 @@ REQUIRED = "???"  # in a configuration: a value that the command line has to giv
 
 
 def setting(default: Any, allowed: Range, text: str) -> Any:
-    """A field of `Settings`.
+    """Return a field of `Settings`.
 
     Args:
         default: a list is copied for every object. `REQUIRED`: there is none.
@@ -34,7 +34,7 @@ def setting(default: Any, allowed: Range, text: str) -> Any:
 
 
 def section(kind: type[Settings] | Kinds, **changed: Any) -> Any:
-    """A field that holds other settings.
+    """Return a field that holds other settings.
 
     Args:
         kind: its class, or the classes that it may have.
@@ -49,7 +49,8 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True)
 class Kinds:
-    """Classes of a section, by the value of its key `by`. choose: in place of a look-up in `of`."""
+    """Classes of a section, by the value of its key `by`. choose: a function that returns the class, in place of the mapping
+    `of`."""
 
     by: str
     of: Mapping[str, type[Settings]]
@@ -57,7 +58,7 @@ class Kinds:
     choose: Callable[[Mapping[str, Any]], type[Settings]] | None = None
 
     def kind(self, values: Mapping[str, Any], prefix: str) -> type[Settings]:
-        """The class for these values. ValueError for a value of `by` that is unknown."""
+        """Return the class for these values. ValueError for a value of `by` that is unknown."""
         if self.choose is not None:
             return self.choose(values)
         name = str(values.get(self.by))
@@ -92,12 +93,12 @@ class Settings:
 
     @classmethod
     def entries(cls) -> dict[str, Field[Any]]:
-        """The fields by name."""
+        """Return the fields by name."""
         return {entry.name: entry for entry in fields(cls)}
 
     @classmethod
     def of(cls: type[S], values: Mapping[str, Any], prefix: str | None = None, *, strict: bool = True) -> S:
-        """Settings with these values, nested mappings for nested settings.
+        """Return settings with these values; nested mappings become nested settings.
 
         Args:
             prefix: of names in messages; None: the one of the class.
@@ -126,18 +127,18 @@ class Settings:
 
     @classmethod
     def check_values(cls, values: Mapping[str, Any]) -> None:
-        """Refuse values of other classes of a section that would do nothing here: ValueError."""
+        """Refuse values of keys that belong to another kind of a section and have no effect: ValueError."""
 
     @classmethod
     def refusal(cls, unknown: list[str], prefix: str) -> str:
-        """The message for names that are no fields."""
+        """Return the error message for names that are not fields."""
         near = difflib.get_close_matches(unknown[0], cls.entries(), n=1)
         hint = f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(cls.entries())}"
         return f"{prefix}{unknown[0]} is unknown; {hint}"
 
 
 def nested(entry: Field[Any], value: object, prefix: str, strict: bool) -> Settings:
-    """The settings of a section with these values. ValueError for a single value in their place."""
+    """Return the settings of a section with these values. ValueError for a single value in their place."""
     kind, changed = entry.metadata["section"], entry.metadata["changed"]
     if not isinstance(value, Mapping):
         first = next(iter((kind.default if isinstance(kind, Kinds) else kind).entries()))
@@ -154,7 +155,7 @@ def nested(entry: Field[Any], value: object, prefix: str, strict: bool) -> Setti
 
 
 def kinds_of(entry: Field[Any]) -> list[type[Settings]]:
-    """The classes that a section may have, each once; none for a single value."""
+    """Return the classes that a section may have, each once; none for a single value."""
     kind = entry.metadata.get("section")
     if isinstance(kind, Kinds):
         return list(dict.fromkeys(kind.of.values()))
@@ -162,7 +163,7 @@ def kinds_of(entry: Field[Any]) -> list[type[Settings]]:
 
 
 def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """(key in dots, field) of every value of a class and its sections; of a section with several kinds, of each of them."""
+    """Return (dotted key, field) of every value of a class and its sections; for a section with several kinds, of each kind."""
     for name, entry in cls.entries().items():
         if not (kinds := kinds_of(entry)):
             yield f"{prefix}{name}", entry
@@ -171,5 +172,5 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Field[A
 
 
 def default_of(entry: Field[Any]) -> Any:
-    """The default of a single value; a new list where it is one."""
+    """Return the default of a single value; for a list a new copy."""
     return entry.default if entry.default_factory is MISSING else entry.default_factory()

@@ -69,10 +69,10 @@ def is_stream(target: Path) -> bool:
 
 @contextmanager
 def replacing_directory(target: Path | str) -> Iterator[Path]:
-    """Like `replacing`, for several files that belong together: `part` is an empty directory.
+    """Return a context like `replacing`, for several files that belong together: `part` is an empty directory.
 
-    A new directory appears whole. Of one that exists the files are replaced one by one, weights last, and those that the block
-    did not write stay.
+    A new directory appears as a whole. In an existing directory the files are replaced one by one, weights last. Files that the
+    block did not write stay.
     """
     target = Path(target)
     part = target.with_name(target.name + UNFINISHED)

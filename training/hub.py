@@ -88,7 +88,7 @@ def hide_data_bars() -> None:
 
 
 def load_split(*place: Any, split: str, **settings: Any) -> datasets.Dataset:
-    """One split of a data set of the hub or of files: `datasets.load_dataset`, whose type leaves open what it returns."""
+    """Return one split of a data set of the hub or of files, by `datasets.load_dataset`, whose declared type is a union."""
     from datasets import load_dataset
 
     return cast("datasets.Dataset", load_dataset(*place, split=split, **settings))
@@ -98,7 +98,7 @@ def load_split(*place: Any, split: str, **settings: Any) -> datasets.Dataset:
 def stay_offline_where_unreachable() -> None:
     """Make the hub's libraries use their caches only, if the hub does not answer.
 
-    They would otherwise make six requests for every file, 24 seconds each.
+    Otherwise these libraries would make six requests for every file, of 24 seconds each.
     """
     if constants.HF_HUB_OFFLINE or getproxies():  # behind a proxy, only the libraries can find out
         return

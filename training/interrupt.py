@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports torch and transformers: one line and status 130, as later on."""
+"""Handle Ctrl-C while a command imports torch and transformers: one line and status 130, as during its work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 
 
 def end(number: int, _: FrameType | None) -> None:
-    """Print the reason and end: no work has begun."""
+    """Print that the command was interrupted, and exit: no work has begun."""
     os.write(2, b"interrupted\n")
     os._exit(128 + number)
 

@@ -48,7 +48,7 @@ class Learner(Generic[Network]):
                     parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimiser and of the moving average, by their keys in a checkpoint."""
+        """Return the state of the optimizer and of the moving average, by their keys in a checkpoint."""
         return {"optimizer": self.optimiser.adamw.state_dict(), "ema": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Learner(Generic[Network]):
 def new_learner(
     network: Network, optim: OptimSettings, updates: int, ema: float, processes: Processes
 ) -> Learner[Network]:
-    """A learner of the parameters that require a gradient.
+    """Return a learner of the parameters that require a gradient.
 
     Args:
         optim: settings of the optimiser (`Optimiser`).

@@ -66,16 +66,15 @@ class Processes:
             tensor.copy_(mean)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Mean of each value over processes."""
+        """Return the mean of each value over processes."""
         if self.world == 1:
             return values
         flat = self.sum_(torch.tensor(list(values.values()), dtype=torch.float64, device=self.device))
         return dict(zip(values, (flat / self.world).tolist(), strict=True))
 
     def moments(self, values: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Return (mean number of values per process, their mean, their standard deviation) over all processes' values, [N]
-        here.
-        """
+        """Return (mean number of values per process, their mean, their standard deviation) over the values of all processes;
+        `values` are those of this process."""
         total = torch.stack((values.new_tensor(float(len(values))).double(), values.double().sum()))
         count, whole = self.sum_(total)
         mean = whole / count.clamp(min=1)
@@ -84,7 +83,8 @@ class Processes:
         return float(count) / self.world, mean.to(values.dtype), deviation.to(values.dtype)
 
     def everywhere(self, values: Tensor) -> Tensor:
-        """Return the rows of all processes, in the order of the batch. Each process has equally many, `values` here."""
+        """Return the rows of all processes, in the order of the batch. `values` are the rows of this process; every process
+        has equally many."""
         if self.world == 1:
             return values
         whole = values.new_zeros(self.world, *values.shape)
@@ -143,7 +143,7 @@ class Processes:
         return [int(one) for one in self.sum_(found).tolist()]
 
     def hear(self, number: int, *_) -> None:
-        """Handle a signal that ends the run: it ends after its iteration, saved.
+        """Handle a signal that ends the run: remember it, so that the run saves and ends after its current iteration.
 
         Launchers may send the signal twice. A second Ctrl-C at a run of one process ends it without a save.
         """

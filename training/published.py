@@ -1,8 +1,9 @@
 """Translation of the configuration keys of "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm).
 
-Only the command line knows them: they become our overrides before anything else reads them, and a run records ours. What
-differs: batches are global, so a batch per device is multiplied by the number of processes; `temperature` is the policy's
-(theirs is documented so, and used for the tokens), at evaluation, because training draws at temperature 1 in both.
+Only the command line accepts the published keys. They are translated to keys of Unmask before anything else reads them, and a run
+records the keys of Unmask. Batches of Unmask are global, so a batch per device is multiplied by the number of processes. The
+published `temperature` becomes the temperature of the policy at evaluation, as its documentation says (the published code applies
+it to the tokens); both systems draw at temperature 1 in training.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ WITHOUT_EXPERIMENT["block_length"] = ["sampling.discrete_steps=${oc.select:data.
 
 
 def translated(words: list[str]) -> list[str]:
-    """Replace their keys in overrides by ours. ValueError if one of theirs sets a key that is also set to another value."""
+    """Replace published keys in overrides by those of Unmask. ValueError if a published key sets a value that is also set
+    differently."""
     theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
     ours = [word for word in words if word not in theirs]
     set_by = {_key(word): (word, word) for word in ours if "=" in word}
@@ -107,7 +109,7 @@ EVALUATED = (
 
 
 def from_file(settings: dict, file: str) -> list[str]:
-    """Return overrides from one of their configuration files, as far as an evaluation uses it. ValueError for other files."""
+    """Return overrides from a published configuration file, as far as an evaluation uses it. ValueError for other files."""
     overrides = [f"{key}={str(settings[key]).lower() if isinstance(settings[key], bool) else settings[key]}"
             for key in EVALUATED if settings.get(key) is not None]  # fmt: skip
     if asking := [word for word in overrides if "${" in word]:
@@ -122,7 +124,7 @@ def from_file(settings: dict, file: str) -> list[str]:
 
 
 def _ours(word: str) -> list[str]:
-    """Return the overrides for one of theirs."""
+    """Return the overrides of Unmask for one published key."""
     key, _, value = word.partition("=")
     if key in VALUES:
         if value.lower() not in VALUES[key]:

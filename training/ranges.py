@@ -18,7 +18,7 @@ FEWEST_TOKENS, MOST_TOKENS = 257, 1_000_000  # of a tokenizer that is trained: t
 
 
 class Range(ABC):
-    """What a setting may be: `allowed` says it in words, and `holds` decides."""
+    """Range of a setting: `allowed` describes it in words, and `holds` returns whether a value is inside."""
 
     @property
     @abstractmethod

@@ -121,6 +121,6 @@ class Remote:
 
 
 def files_of(directory: Path) -> list[Path]:
-    """Return the files of a run directory that are copied, besides its resume checkpoint."""
+    """Return the files of a run directory that are copied, without its resume checkpoint, which is copied last."""
     paths = [path for name in COPIED for path in (directory / name, *(directory / name).rglob("*"))]
     return sorted(path for path in paths if path.is_file() and path.suffix != UNFINISHED)

@@ -150,7 +150,7 @@ def _take_over(
 
 
 def _print_left_out(text: object, now: object, named: str) -> None:
-    """Print the places and names of the stored configuration that the command does not repeat: they are not used."""
+    """Print the keys of paths and names in the stored configuration that the command does not set: they are not used."""
     left_out = {
         key: value_at(text, key) for key in ("run_dir", "data.cache_dir", "wandb.project", "wandb.name", "wandb.entity")
     }
@@ -161,7 +161,7 @@ def _print_left_out(text: object, now: object, named: str) -> None:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The configuration as nested dictionaries, interpolations replaced. ValueError for one that leads nowhere."""
+    """Return the configuration as nested dictionaries with interpolations replaced. ValueError for one without a target."""
     try:
         settings = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -216,7 +216,7 @@ def identity(place: str) -> str:
 
 
 def new_directory() -> Path:
-    """Create output/DATE/TIME, for this process alone."""
+    """Create output/DATE/TIME as a directory that no other process uses."""
     stamp = time.strftime("%Y.%m.%d/%H%M%S")
     for number in range(1, 1000):
         directory = Path("output") / (stamp if number == 1 else f"{stamp}-{number}")
@@ -244,8 +244,8 @@ def check_links(directory: Path) -> None:
 class Schedule:
     """Numbers of iterations: of the whole run, and between two lines of the log, evaluations, snapshots and saves.
 
-    eval_freq: None for an algorithm that decides by itself when an evaluation is due.
-    save_freq: of the resume checkpoint alone, which every snapshot writes too.
+    eval_freq: None for an algorithm that decides itself when to evaluate. save_freq: iterations between two resume checkpoints;
+    every snapshot writes one too.
     """
 
     n_iters: int
@@ -261,7 +261,7 @@ class Schedule:
         return cls(training.n_iters, training.log_freq, training.snapshot_freq, save_freq, training.get("eval_freq"))
 
     def is_due(self, done: int, frequency: int | None) -> bool:
-        """True at every multiple of the frequency, and at the end of the run."""
+        """Return True at every multiple of the frequency, and at the end of the run."""
         return done == self.n_iters or (frequency is not None and done % frequency == 0)
 
 

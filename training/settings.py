@@ -27,7 +27,7 @@ from training.ranges import (
 
 @dataclass
 class RunSettings(Settings):
-    """Keys at the top of every training configuration."""
+    """Settings at the top of every training configuration."""
 
     seed: int = setting(0, SEED, "of all random numbers of the run")
     device: str = setting("auto", NAME, "auto, cpu, cuda, or one of several such as cuda:1")
@@ -43,7 +43,7 @@ class RunSettings(Settings):
 
 @dataclass
 class ComputeSettings(Settings):
-    """The type of number in which a model computes."""
+    """Setting of the number type in which a model computes."""
 
     place: ClassVar[str] = "model."
     dtype: str = setting("float32", DTYPE, "of the computation; weights that learn are float32")
@@ -51,7 +51,7 @@ class ComputeSettings(Settings):
 
 @dataclass
 class AverageSettings(Settings):
-    """The moving average of weights that learn."""
+    """Setting of the moving average of trained weights."""
 
     place: ClassVar[str] = "training."
     ema: float | int = setting(0.99, SHARE, "decay of the moving average of the weights")
@@ -59,7 +59,7 @@ class AverageSettings(Settings):
 
 @dataclass
 class ScheduleSettings(Settings):
-    """Length of a run, and the iterations between two lines of the log and two snapshots."""
+    """Settings of the length of a run, and of the iterations between two lines of the log and two snapshots."""
 
     place: ClassVar[str] = "training."
     n_iters: int | None = setting(100, COUNT, "iterations of the run")
@@ -71,14 +71,14 @@ class ScheduleSettings(Settings):
 
 @dataclass
 class EvaluatedSettings(ScheduleSettings):
-    """The schedule of a run that is evaluated on held-out data."""
+    """Settings of the schedule of a run with evaluations on held-out data."""
 
     eval_freq: int = setting(100, COUNT, "iterations between two evaluations on held-out data")
 
 
 @dataclass
 class PreemptionSettings(Settings):
-    """The schedule of resume checkpoints."""
+    """Settings of the schedule of resume checkpoints."""
 
     place: ClassVar[str] = "training."
     snapshot_freq_for_preemption: int = setting(
@@ -88,7 +88,7 @@ class PreemptionSettings(Settings):
 
 @dataclass
 class BatchSettings(Settings):
-    """The batch of an update."""
+    """Settings of the batch of an update."""
 
     place: ClassVar[str] = "training."
     batch_size: int = setting(32, ROWS, "rows of an update, over all processes and parts")
@@ -97,7 +97,7 @@ class BatchSettings(Settings):
 
 @dataclass
 class TunedSettings(BatchSettings, EvaluatedSettings):
-    """Training by transformers or TRL, in epochs or iterations."""
+    """Settings of a training by transformers or TRL, in epochs or iterations."""
 
     n_iters: int | None = setting(None, Maybe(COUNT), "updates of the run; null: as many as training.epochs needs")
     epochs: int = setting(1, Whole(1, 1_000_000), "passes over the data, where training.n_iters is null")
@@ -107,7 +107,7 @@ class TunedSettings(BatchSettings, EvaluatedSettings):
 
 @dataclass
 class EvalSettings(Settings):
-    """Evaluations on held-out rows."""
+    """Settings of evaluations on held-out rows."""
 
     place: ClassVar[str] = "eval."
     batch_size: int = setting(32, ROWS, "held-out rows that are evaluated together")
@@ -115,7 +115,7 @@ class EvalSettings(Settings):
 
 @dataclass
 class RateSettings(Settings):
-    """The learning rate, its schedule, and the clipping of gradients."""
+    """Settings of the learning rate, its schedule, and the clipping of gradients."""
 
     place: ClassVar[str] = "optim."
     lr: float | int = setting(1e-3, Number(0, 10), "learning rate after the warm-up")
@@ -129,7 +129,7 @@ class RateSettings(Settings):
 
 @dataclass
 class OptimSettings(RateSettings):
-    """AdamW with a warm-up and clipped gradients."""
+    """Settings of AdamW with a warm-up and clipped gradients."""
 
     betas: list[float | int] = setting([0.9, 0.999], ListOf(PART, "[0.9,0.999]", (2, 2)), "decay rates of the moments")
     eps: float | int = setting(1e-8, Number(0, 1, open_low=True), "is added to the root of the second moment")
@@ -137,19 +137,19 @@ class OptimSettings(RateSettings):
 
 @dataclass
 class TunedOptimSettings(RateSettings):
-    """The optimiser of a run by transformers or TRL."""
+    """Settings of the optimizer of a run by transformers or TRL."""
 
     optimiser: str = setting("adamw", NAME, "adamw or rmsprop")
 
 
 @dataclass
 class RewardOptimSettings(OptimSettings, TunedOptimSettings):
-    """The optimiser of train-reward, which trains by transformers or by the trainer of this project."""
+    """Settings of the optimizer of train-reward, which trains by transformers or by the trainer of this project."""
 
 
 @dataclass
 class TunedRunSettings(RunSettings):
-    """A run by transformers or TRL."""
+    """Settings of a run by transformers or TRL."""
 
     model: ComputeSettings = section(ComputeSettings)
     training: TunedSettings = section(TunedSettings)
@@ -159,7 +159,7 @@ class TunedRunSettings(RunSettings):
 
 @dataclass
 class ProjectSettings(Settings):
-    """Logging to Weights and Biases."""
+    """Settings of logging to Weights and Biases."""
 
     place: ClassVar[str] = "wandb."
     mode: str = setting("offline", OneOf(("online", "offline", "disabled")), "online, offline or disabled")
@@ -168,7 +168,7 @@ class ProjectSettings(Settings):
 
 @dataclass
 class WandbSettings(ProjectSettings):
-    """Logging to Weights and Biases, with a name for the run."""
+    """Settings of logging to Weights and Biases, with a name for the run."""
 
     name: str | int | float | None = setting(
         None, Maybe(Text(number=True)), "name of the run in wandb; null: a random one"

@@ -99,6 +99,6 @@ def leave(message: str) -> None:
 
 
 def watch(rank: int, world: int) -> Watch:
-    """Watch the group that MASTER_ADDR and MASTER_PORT name."""
+    """Watch the process group at the address in MASTER_ADDR and MASTER_PORT."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return Watch(dist.TCPStore(*address, is_master=False, wait_for_workers=False), rank, world, leave)

@@ -105,7 +105,8 @@ class Bounds:
         return math.hypot(self.gap / 2, Estimate.of(self.midpoints).half)
 
     def of_each(self, conditions: int) -> Bounds:
-        """Average the repetitions of each condition, where repetitions go through `conditions` conditions in turn."""
+        """Return the mean over the repetitions of each condition. Repetition number k belongs to condition k modulo
+        `conditions`."""
         index = torch.arange(len(self.lower), device=self.lower.device) % conditions
         count = index.bincount(minlength=conditions)
 

@@ -98,7 +98,7 @@ class TwistHead(nn.Module):
         self, hidden: Float[Tensor, "read width"], tokens: Int[Tensor, "read"],
         condition: Float[Tensor, "read given"] | None = None,
     ) -> Float[Tensor, "read"]:  # fmt: skip
-        """Return `forward` at one column per row, without computing the other columns."""
+        """Return the output of `forward` at one column per row, without computing the other columns."""
         states = self._before_last(hidden, condition)
         values = (states * self.last.weight[tokens]).sum(-1) + self.last.bias[tokens]
         return self._as_log_psi(values if self.level is None else values + self.level(states).squeeze(-1))
@@ -188,7 +188,7 @@ class TwistModel(nn.Module):
 
     @property
     def reader(self) -> MaskedLM:
-        """The network whose hidden states the heads read."""
+        """Network whose hidden states the heads read."""
         return self.model if self.trunk is None else self.trunk
 
     def sampled(self) -> MaskedLM:

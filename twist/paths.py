@@ -26,7 +26,7 @@ def joined(*paths: Trajectories) -> Trajectories:
 
 
 def rows_of(path: Trajectories, rows: slice) -> Trajectories:
-    """Some rows of trajectories."""
+    """Return some rows of trajectories."""
     return Trajectories(path.tokens[rows], path.unmasked_at[rows])
 
 
@@ -57,7 +57,7 @@ def reordered(path: Trajectories, seed: int, first_row: int = 0) -> Trajectories
 
 
 def each_step(condition: Float[Tensor, "row given"] | None, steps: int) -> Float[Tensor, "state given"] | None:
-    """The condition of each row, repeated for each of its steps."""
+    """Return the condition of each row, repeated for each of its steps."""
     return None if condition is None else condition.repeat_interleave(steps, 0)
 
 

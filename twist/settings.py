@@ -1,4 +1,4 @@
-"""Settings of the learning of twists: targets (configs/target), the network, exact samples, evaluations."""
+"""Settings of the training of twists: targets (configs/target), the network, exact samples, evaluations."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ ANY = Number(-1e6, 1e6)
 
 @dataclass
 class TargetSettings(Settings):
-    """What every target has: its kind."""
+    """Setting that every target has: its kind."""
 
     place: ClassVar[str] = "target."
     kind: str = setting("infilling", NAME, "class, threshold, infilling, continuation, latex or reward")
 
     @property
     def exponent(self) -> float:
-        """beta, or 1 for a target without it."""
+        """The value of beta, or 1 for a target without it."""
         return 1.0
 
     def values(self) -> dict[str, Any]:
-        """Names and values, as `build_target` reads them and a twist stores them."""
+        """Return names and values, as `build_target` reads them and a twist stores them."""
         return asdict(self)
 
 
 @dataclass
 class WeightedTarget(TargetSettings):
-    """A target whose log-potential is multiplied by beta."""
+    """Settings of a target whose log-potential is multiplied by beta."""
 
     beta: float | int = setting(1.0, ANY, "multiplies the log-potential; exact samples exist at 1")
 
@@ -67,19 +67,19 @@ class WeightedTarget(TargetSettings):
 
 @dataclass
 class InfillingTarget(WeightedTarget):
-    """log p(what follows | text) of the model itself; the twist is conditioned on what follows."""
+    """Settings of the potential log p(continuation | text) of the model itself. The continuation is an input of the twist."""
 
     tokens: int = setting(2, LENGTH, "tokens that follow, and are given")
     form: str | None = setting(None, Maybe(NAME), "as of the target continuation; null: log_prob")
 
     def values(self) -> dict[str, Any]:
-        """Without a form that is not given."""
+        """Return names and values; `form` only if it is set."""
         return {name: value for name, value in super().values().items() if value is not None}
 
 
 @dataclass
 class ContinuationSettings(WeightedTarget):
-    """log p(text | what was generated) of the model itself."""
+    """Settings of the potential log p(fixed continuation | generated text) of the model itself."""
 
     kind: str = setting("continuation", NAME, "continuation")
     text: str | int | float = setting(" The end.", WORDS, "the text that follows")
@@ -90,7 +90,7 @@ class ContinuationSettings(WeightedTarget):
 
 @dataclass
 class ClassSettings(WeightedTarget):
-    """log p(class | text) of a classifier."""
+    """Settings of the potential log p(class | text) of a classifier."""
 
     kind: str = setting("class", NAME, "class")
     classifier: str = setting("LiYuan/amazon-review-sentiment-analysis", NAME, "a sequence classifier")
@@ -102,7 +102,7 @@ class ClassSettings(WeightedTarget):
 
 @dataclass
 class ThresholdSettings(TargetSettings):
-    """Whether a logit of a classifier is on one side of a threshold: 1, or 1e-16."""
+    """Settings of a potential that is 1 if a logit of a classifier is on one side of a threshold, else 1e-16."""
 
     kind: str = setting("threshold", NAME, "threshold")
     classifier: str = setting("nicholasKluge/ToxicityModel", NAME, "a sequence classifier")
@@ -115,20 +115,20 @@ class ThresholdSettings(TargetSettings):
     )
 
     def values(self) -> dict[str, Any]:
-        """Without the logits that are not given."""
+        """Return names and values; logits only if they are set."""
         return {name: value for name, value in super().values().items() if value is not None}
 
 
 @dataclass
 class LatexTarget(TargetSettings):
-    """Whether a text has formulas and all of them are valid: 1, or 1e-16."""
+    """Settings of a potential that is 1 if a text has formulas and all of them are valid, else 1e-16."""
 
     kind: str = setting("latex", NAME, "latex")
 
 
 @dataclass
 class RewardTargetSettings(WeightedTarget):
-    """Any reward of texts: phi = exp(beta (reward - highest))."""
+    """Settings of the potential exp(beta (reward - highest)) of any reward of texts."""
 
     kind: str = setting("reward", NAME, "reward")
     reward: str = setting("vader", NAME, "a reward of texts (rewards/models.py)")
@@ -145,7 +145,7 @@ SECTION = Kinds("kind", TARGETS, InfillingTarget)
 
 
 def target_settings(values: Mapping[str, Any]) -> TargetSettings:
-    """The target of a stored configuration. ValueError for a value outside its range."""
+    """Return the target of a stored configuration. ValueError for a value outside its range."""
     kind = SECTION.kind(values, "target.")
     assert issubclass(kind, TargetSettings)
     return kind.of(values, strict=False)
@@ -153,7 +153,7 @@ def target_settings(values: Mapping[str, Any]) -> TargetSettings:
 
 @dataclass
 class TwistNetworkSettings(Settings):
-    """The network of a twist."""
+    """Settings of the network of a twist."""
 
     place: ClassVar[str] = "twist."
     trunk: str = setting("own", NAME, "own (the frozen model's), separate (a trained copy) or lora")
@@ -169,7 +169,7 @@ class TwistNetworkSettings(Settings):
 
 @dataclass
 class TwistPPOSettings(Settings):
-    """PPO on the proposal."""
+    """Settings of PPO on the proposal."""
 
     place: ClassVar[str] = "ppo."
     epochs: int = setting(4, Whole(1, 10_000), "updates for each batch")
@@ -196,7 +196,7 @@ class TwistSchedule(ScheduleSettings, PreemptionSettings):
 
 @dataclass
 class PosteriorSettings(Settings):
-    """Exact samples of the target, which upper bounds and KL divergences need."""
+    """Settings of exact samples of the target, which upper bounds and KL divergences need."""
 
     place: ClassVar[str] = "posterior."
     path: str | None = setting(None, Maybe(NAME), "a file of mode=collect; null: collected at the start, into the run")
@@ -258,5 +258,5 @@ class TwistTrainingSettings(RunSettings):
 
 
 def stored_twist_settings(values: Mapping[str, Any]) -> TwistTrainingSettings:
-    """The settings of a stored run, whose places are null. ValueError for a value outside its range."""
+    """Return the settings of a stored run, with null for its paths. ValueError for a value outside its range."""
     return TwistTrainingSettings.of({key: value for key, value in values.items() if key != "wandb"}, strict=False)

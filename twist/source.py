@@ -73,7 +73,7 @@ class Source:
 
     @property
     def conditional(self) -> bool:
-        """True if each row has its own target."""
+        """Whether each row has its own target."""
         return self.condition > 0 or (isinstance(self.target, ClassTarget) and self.target.label is None)
 
     @property
@@ -87,7 +87,7 @@ class Source:
 
     @property
     def first(self) -> int:
-        """The position that is generated first."""
+        """First position that is generated."""
         return len(self.prompt)
 
     def blank(self, rows: int, length: int) -> Int[Tensor, "row position"]:

@@ -34,11 +34,12 @@ CONTINUATIONS = ("log_prob", "prob", "posterior")
 
 @runtime_checkable
 class Target(Protocol):
-    """log phi of finished rows, prompt included, in float32; `given` where the target is conditioned on something."""
+    """Log-potential log phi of finished rows, prompt included, in float32. `given` is the condition of each row, for a target
+    with conditions."""
 
     @property
     def beta(self) -> float:
-        """The factor of log phi."""
+        """Factor of log phi."""
         ...
 
     def log_phi(self, tokens: Int[Tensor, "row position"], given: Tensor | None = None) -> Float[Tensor, "row"]: ...

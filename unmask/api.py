@@ -110,7 +110,7 @@ def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:
 
 @dataclass
 class Generation:
-    """What `sample` returns: samples in the order of the prompts, `num_samples` of each."""
+    """The result of `sample`: samples in the order of the prompts, `num_samples` of each."""
 
     model: MaskedLM
     samples: Samples
@@ -146,8 +146,8 @@ class Generation:
         return None if self.samples.particles is None else self.samples.particles.log_z
 
     def metrics(self, judge: str | None = None) -> dict[str, Any]:
-        """Quality and cost of the samples: entropy (nats), distinct-n, NFE, tokens per second, CPU seconds; of boards the share
-        that is solved.
+        """Return quality and cost of the samples: entropy (nats), distinct-n, NFE, tokens per second, CPU seconds; for boards the
+        share of solved ones.
 
         Args:
             judge: a causal model for generative perplexity (`smollm2`, a directory, an id of the hub). None: no perplexity.
@@ -296,14 +296,14 @@ def stream(
 
 
 class StreamClosed(Exception):
-    """The reader of a stream left."""
+    """Raised in the decoding if the reader of a stream has left its loop."""
 
 
 # ------------------------------------------------------------------------------------------------- from arguments to objects
 
 
 def sampler_settings(strategy: StrategyLike | None, settings: Mapping[str, Any]) -> SamplerSettings:
-    """The sampler settings that a strategy and keyword arguments ask for."""
+    """Return the sampler settings that a strategy and keyword arguments describe."""
     if isinstance(strategy, SamplerSettings):
         return SamplerSettings.of(vars_of(strategy) | dict(settings))
     named = {"strategy": strategy} if isinstance(strategy, str) else {}
@@ -311,13 +311,13 @@ def sampler_settings(strategy: StrategyLike | None, settings: Mapping[str, Any])
 
 
 def vars_of(settings: SamplerSettings) -> dict[str, Any]:
-    """The fields of settings, nested ones as dictionaries."""
+    """Return the fields of settings; nested settings become dictionaries."""
     nested = {name: vars(getattr(settings, name)) for name in ("policy", "guide", "smc")}
     return vars(settings) | nested
 
 
 def learned(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
-    """Whether a policy chooses the positions: it then sees those behind the prompt alone."""
+    """Return whether a policy chooses the positions. A policy sees only the positions behind the prompt."""
     return isinstance(strategy, nn.Module | PolicyUnmasker) or settings.strategy == "policy"
 
 
@@ -329,7 +329,7 @@ def decoder_of(
     seed: int,
     reward: RewardLike | None,
 ) -> Decoder:
-    """The decoder that `strategy` stands for. ValueError for an object that is none."""
+    """Return the decoder that `strategy` describes. ValueError for an object that is none."""
     if isinstance(strategy, nn.Module):
         rule = policy_rule(strategy, settings.policy, model)  # pyright: ignore[reportArgumentType]
         return Strategy(rule, token_sampler(settings))
@@ -352,7 +352,7 @@ def decoder_of(
 
 
 def own_rule(rule: Unmasker) -> Unmasker:
-    """A rule of the caller, whose choices are checked; a policy chooses among open positions by its construction."""
+    """Return a user's rule with checks of its choices. Policies need no check, because they select open positions only."""
     return rule if isinstance(rule, PolicyUnmasker) else CheckedRule(rule)
 
 
@@ -363,7 +363,7 @@ def start_prompts(
     suffix: str | None,
     length: int | None,
 ) -> list[Prompts]:
-    """Each prompt on its canvas."""
+    """Return each prompt on its canvas."""
     if template is not None:
         if prompts is not None:
             raise ValueError("template stands for the whole canvas; leave prompts out, or write them into it")
@@ -376,25 +376,25 @@ def start_prompts(
 
 
 def stacked(starts: Sequence[Prompts], mask_id: int, prompt_length: int) -> Prompts:
-    """Canvases of one length as one batch."""
+    """Return canvases of one length as one batch."""
     is_open = torch.cat([start.open_positions(mask_id) for start in starts])
     return Prompts(torch.cat([start.canvas for start in starts]), prompt_length=prompt_length, open=is_open)
 
 
 def is_prompt(prompts: object) -> TypeIs[Prompt]:
-    """Whether this is one prompt, and not a list of prompts."""
+    """Return whether an object is one prompt, and not a list of prompts."""
     return isinstance(prompts, str) or (
         isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
     )
 
 
 def is_chat(prompt: Sequence[int] | Sequence[Mapping[str, str]]) -> TypeIs[Sequence[Mapping[str, str]]]:
-    """Return whether a prompt is messages, and not token ids."""
+    """Return whether a prompt is a list of chat messages, and not token ids."""
     return isinstance(prompt[0], Mapping)
 
 
 def start_prompt(model: MaskedLM, prompt: Prompt | None, suffix: str | None, length: int | None) -> Prompts:
-    """One prompt on its canvas."""
+    """Return the canvas of one prompt."""
     if prompt is None or isinstance(prompt, str):
         return Prompts(canvas_of(model, prompt, suffix, length=length)[None])
     if suffix is not None:

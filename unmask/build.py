@@ -370,7 +370,7 @@ def likelihood_reward(
     config: PolicyTrainingSettings | RLTrainingSettings, reward: LikelihoodSettings, model: MaskedLM, task: Task,
     group: Processes,
 ) -> LikelihoodReward:  # fmt: skip
-    """The log-likelihood under reward.judge. ValueError for data that is no text, and a judge of other tokens."""
+    """Return the log-likelihood under reward.judge. ValueError for data that is not text, and for a judge with other tokens."""
     if not isinstance(task, TextTask):
         raise ValueError("reward=likelihood reads text and this data has none; use reward=puzzle or right")
     judge, _ = load_model(shipped(str(reward.judge)), group.device, config.model.dtype)

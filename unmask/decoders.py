@@ -109,13 +109,13 @@ def build_decoder(
     suffix: str | None = None,
     reward: TextReward | None = None,
 ) -> Decoder:
-    """The decoder that the settings ask for.
+    """Return the decoder that the settings describe.
 
     Args:
         layout: of the canvases to decode.
-        seed: of the completions on which Feynman-Kac steering takes its reward.
-        suffix: the text that a twist of an infilling target leads to.
-        reward: in place of the one that `settings.guide.reward` names.
+        seed: of the completions by which Feynman-Kac steering estimates its reward.
+        suffix: the continuation for a twist of an infilling target.
+        reward: replaces the reward that `settings.guide.reward` names.
 
     Raises:
         ValueError: for settings that the model, the policy, the reward or the twist does not allow.
@@ -133,7 +133,7 @@ def build_decoder(
 def build_options(
     settings: SamplerSettings, model: MaskedLM, layout: Layout, stop: bool | None = None, measure_drift: bool = False
 ) -> DecodeOptions:
-    """The options of decoding that the settings ask for.
+    """Return the options of decoding that the settings describe.
 
     Args:
         stop: rows end at their end of sequence or of turn. None: as `settings.stop` says.
@@ -208,7 +208,7 @@ def check_action(settings: PolicySettings) -> str:
 
 
 def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:
-    """Return a policy network as an unmasking rule, on the device of the model; of the settings all but `path` count.
+    """Return a policy network as an unmasking rule, on the device of the model. Of the settings `path` is not used.
 
     Raises:
         ValueError: the action leaves positions open, or does not fit the network.
@@ -413,7 +413,7 @@ def requested_head(path: str | None, model: MaskedLM) -> VocabularyHead:
 
 
 def template_of(reward: RewardModel, first: int, ends: Sequence[int]) -> Template:
-    """The template of `rewards.template.encode`, around ids of the model.
+    """Return the template of `rewards.template.encode` around ids of the model.
 
     Args:
         first: where answers begin on the canvas.

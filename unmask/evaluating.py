@@ -1,4 +1,4 @@
-"""Evaluate and compare from Python, by what `evaluate` and `compare` do on the command line."""
+"""Evaluate and compare from Python, as the commands `evaluate` and `compare` do."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean"}  # columns of t
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Figures of an evaluation.
+    """Results of an evaluation.
 
-    directory: with every answer, tables and plots; rows: one for each strategy and data set, means over seeds.
+    directory: holds every answer, the tables and plots; rows: one row for each strategy and data set, with means over seeds.
     """
 
     directory: Path
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict[str, Any]]:
-    """Whether two evaluations of the same questions differ by more than chance.
+    """Compare two evaluations of the same questions: is their difference larger than chance?
 
     Args:
         a, b: evaluations of one strategy each, or directories of answers (DIRECTORY/NAME where there are several strategies).
@@ -119,7 +119,7 @@ def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict
 
 
 def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
-    """Entropy (nats), distinct-n and, with a judge, generative perplexity of texts from anywhere.
+    """Return entropy (nats), distinct-n and, with a judge, generative perplexity of any texts.
 
     Entropy and distinct-n are of words. `Generation.metrics` measures samples of a model by its own tokens.
 
@@ -146,7 +146,7 @@ def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
 
 
 def request_of(directory: Path, model: MaskedLM, settings: dict[str, Any]) -> EvaluationRequest:
-    """The settings of an evaluation. ValueError for one that does not exist, or that another argument says."""
+    """Return the settings of an evaluation. ValueError for an unknown setting, or one that another argument sets."""
     taken = {
         "save_path",
         "run",
@@ -166,7 +166,7 @@ def request_of(directory: Path, model: MaskedLM, settings: dict[str, Any]) -> Ev
 
 
 def named_datasets(dataset: Any) -> tuple[list[str], dict[str, list[Question]]]:
-    """Names of data sets, and the questions of those that the caller gave."""
+    """Return the names of the data sets, and the questions of those that the caller gave as objects."""
     if isinstance(dataset, str | list | tuple):
         names = [dataset] if isinstance(dataset, str) else list(dataset)
         if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
@@ -184,7 +184,7 @@ def named_datasets(dataset: Any) -> tuple[list[str], dict[str, list[Question]]]:
 
 
 def candidates_of(strategy: Any, request: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
-    """What a strategy stands for. ValueError for an object that an evaluation cannot use."""
+    """Return the candidates that a strategy describes. ValueError for an object that an evaluation cannot use."""
     if isinstance(strategy, Trained):
         file = strategy.directory / ".hydra" / "config.yaml"
         return candidates(replace(request, run=str(strategy.directory)), model, description(file))

@@ -1,4 +1,4 @@
-"""Train from Python: policies, models, rewards and twists. Each function calls what the command of its name calls."""
+"""Train policies, models, rewards and twists from Python. Each function does the same as the command of its name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_policy(
     quiet: bool = True,
     settings: Settings | None = None,
 ) -> Trained[nn.Module]:
-    """Learn where to unmask next, on a frozen masked model.
+    """Train an unmasking policy on a frozen masked model.
 
     Args:
         task: a data set of configs/data (stories, chain, puzzles, gsm8k_math, ...), or an iterable of prompts. With a method
@@ -85,7 +85,7 @@ def train_rl(
     quiet: bool = True,
     settings: Settings | None = None,
 ) -> Trained[MaskedLM]:
-    """Reinforcement learning of the model itself. `model`, which `unmask.load` made, stays as it is.
+    """Train the model itself by reinforcement learning. The given `model` (of `unmask.load`) is not changed.
 
     Args:
         algorithm: grpo, ppo, or vrpo (of preference pairs: task="pairs", settings={"data.pairs": FILE}).
@@ -151,7 +151,7 @@ def train_reward(
     quiet: bool = True,
     settings: Settings | None = None,
 ) -> Trained[RewardModel | TextReward]:
-    """Learn a reward from pairs of answers.
+    """Train a reward model on pairs of answers.
 
     Args:
         preferences: an iterable of {"prompt": ..., "chosen": ..., "rejected": ...}, a file of such lines, or tldr or hh.
@@ -183,7 +183,7 @@ def train_twist(
     quiet: bool = True,
     settings: Settings | None = None,
 ) -> Trained[str]:
-    """Learn a twist for sequential Monte Carlo: `strategy="twisted_smc", smc={"twist": ...}` of `unmask.sample`.
+    """Train a twist for sequential Monte Carlo: `strategy="twisted_smc", smc={"twist": ...}` of `unmask.sample`.
 
     Args:
         target: a file of configs/target: vader, infilling, continuation, latex, ...
@@ -208,7 +208,7 @@ def train_twist(
 
 
 def file_of(data: Any, place: Path, field: str | None) -> str:
-    """The path of a file; the records of an iterable are written to `place`.
+    """Return the path of a file; the records of an iterable are written to `place`.
 
     Args:
         field: of the JSON line under which a text stands; None: a record is a line itself.
@@ -233,7 +233,7 @@ def file_of(data: Any, place: Path, field: str | None) -> str:
 def task_and_reward(
     model: MaskedLM, task: Any, reward: Any, answer_length: int, seed: int
 ) -> tuple[Objects, dict[str, Any]]:
-    """The objects that a run gets, and the settings that go with them."""
+    """Return the objects that a run gets, and the settings that go with them."""
     own: Task | None = None
     if isinstance(task, str):
         chosen: dict[str, Any] = {"data": task}
@@ -249,7 +249,8 @@ def task_and_reward(
 
 
 def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
-    """A reward of texts where the caller gave one, and the settings that choose the reward. ValueError for another object."""
+    """Return the caller's reward of texts, if there is one, and the settings that choose the reward. ValueError for another
+    object."""
     if isinstance(reward, str):
         named = (CONFIGS / "reward" / f"{reward}.yaml").is_file()
         return None, {"reward": reward} if named else {"reward": "learned", "reward.model": reward}
@@ -258,7 +259,7 @@ def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
 
 
 def reward_of(reward: Any) -> TextReward:
-    """A reward of texts: the object itself, or a function of texts as one. ValueError for an object that is neither."""
+    """Return a reward of texts: the object itself, or a function of texts as a reward. ValueError for any other object."""
     reward = result_of(reward)
     if isinstance(reward, TextReward):
         return reward
@@ -272,12 +273,13 @@ def reward_of(reward: Any) -> TextReward:
 
 
 def name_of(value: Any) -> str:
-    """What a stored configuration says of an object of the caller."""
+    """Return the name by which a stored configuration describes an object of the caller."""
     return type(value).__name__ if isinstance(value, TextReward) else FunctionReward(value).name
 
 
 def source_of(model: MaskedLM, needed_by: str | None = None) -> str:
-    """The path that the model was loaded from. ValueError where it was built in this process and is needed from its path."""
+    """Return the path that the model was loaded from. ValueError if the model was built in this process and its path is
+    needed."""
     if model.source is None and needed_by is not None:
         raise ValueError(
             f"{needed_by} trains a copy of the model and reads it from its path, which this one has not; load it by unmask.load"
@@ -286,7 +288,7 @@ def source_of(model: MaskedLM, needed_by: str | None = None) -> str:
 
 
 def words(settings: Settings, before: str = "") -> list[str]:
-    """Settings by path as overrides of Hydra: {"optim.lr": 1e-3, "policy": "hidden_mlp"}, nested ones too."""
+    """Return settings by dotted path as overrides of Hydra: {"optim.lr": 1e-3, "policy": "hidden_mlp"}, also nested ones."""
     found: list[str] = []
     for key, value in settings.items():
         if isinstance(value, Mapping):

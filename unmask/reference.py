@@ -26,7 +26,7 @@ def row(key: str, entry: Field[Any], default: Any) -> str:
 
 
 def rows(cls: type[Settings], prefix: str = "", changed: dict[str, Any] | None = None) -> list[str]:
-    """Rows of the values of a class and of its sections with one kind."""
+    """Return one row for every value of a class and of its sections with one kind."""
     found: list[str] = []
     for name, entry in cls.entries().items():
         kind = entry.metadata.get("section")

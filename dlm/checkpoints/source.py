@@ -47,9 +47,8 @@ class CheckpointSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json; for runs of RADD the settings of the run, which have the same layout. ValueError if it is not a
-        model.
-        """
+        """Return config.json; for runs of RADD the settings of the run, which have the same layout. ValueError if there is no
+        model."""
         if self.run is not None:
             self._check_run()
         if self.run is None or self.is_local:
@@ -58,7 +57,7 @@ class CheckpointSource:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Weight files of a checkpoint that is not a run."""
+        """Return the weight files of a checkpoint that is not a run."""
         return weight_files(self.folder)
 
     @cached_property

@@ -326,7 +326,8 @@ class Setup:
     questions: Mapping[str, list[Question]] = field(default_factory=dict)
 
     def jobs(self) -> list[Job]:
-        """Every rule and policy on every data set with every seed. ValueError for a decoding that the model does not have."""
+        """Return every rule and policy on every data set with every seed. ValueError for a decoding that the model does not
+        support."""
         jobs = []
         for one in self.chosen:
             for dataset in self.names:

@@ -52,7 +52,7 @@ from unmask.settings import SampleSettings, checked
 
 
 def sampler_settings(config: DictConfig) -> SamplerSettings:
-    """The settings of `config.sampler`."""
+    """Return the settings of `config.sampler`."""
     values = OmegaConf.to_container(config.sampler, resolve=True)
     assert isinstance(values, dict)
     return SamplerSettings.of({str(key): value for key, value in values.items()})
@@ -126,7 +126,7 @@ class Prepared:
 
     @property
     def board(self) -> BoardTokenizer | None:
-        """The tokenizer of a model of boards; None for text."""
+        """Tokenizer of a model of boards; None for text."""
         return self.model.tokenizer if isinstance(self.model.tokenizer, BoardTokenizer) else None
 
     @property
@@ -507,7 +507,7 @@ def sample_prompts(config: DictConfig, file: Path) -> None:
 
 
 def canvas_of_entry(model: MaskedLM, kind: str, value: Any, length: int | None) -> Prompts:
-    """The canvas of one prompt of a file."""
+    """Return the canvas of one prompt of a file."""
     return start_prompts(
         model, None if kind == "template" else value, value if kind == "template" else None, None, length
     )[0]
