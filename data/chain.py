@@ -150,7 +150,8 @@ class ChainRows:
     left_out = 0
 
     def __init__(self, steps: int, length: int, keep: float, seed: int, fewest: int | None = None):
-        """A batch's problems have `fewest` to `steps` steps (default: `steps`); end-of-sequence stands before shorter prompts."""
+        """Problems of a batch have `fewest` to `steps` steps (default: `steps`). End-of-sequence tokens stand before shorter
+        prompts."""
         self.steps, self.length, self.keep = steps, length, keep
         self.fewest = steps if fewest is None else fewest
         self.seed, self.drawn = seed, 0

@@ -128,13 +128,13 @@ def split_preferences(
     train: str, valid: str | None = None, *, cache_dir: str | Path | None = None, count: int | None = None,
     valid_count: int | None = None, held_out: float = 0.1, seed: int = 0,
 ) -> tuple[list[Preference], list[Preference], Counter[str]]:  # fmt: skip
-    """Return the preferences to learn from, the held-out ones, and how many rows were dropped, by reason.
+    """Return training preferences, held-out preferences, and the number of dropped rows by reason.
 
     Args:
-        train, valid: names as `load_preferences` takes them. valid=None holds out the own split of a data set of the hub, and the
-            last pairs of a file.
-        count, valid_count: at most so many pairs of each.
-        held_out: share of a file that is held out where valid is None.
+        train, valid: names as in `load_preferences`. valid=None uses the held-out split of a data set of the hub, and the last
+            pairs of a file.
+        count, valid_count: largest number of training and held-out pairs.
+        held_out: share of a file that is held out if valid is None.
 
     Raises:
         ValueError: as `load_preferences`, and for a file with too few pairs to hold some out.
@@ -182,11 +182,11 @@ def _hub_rows(name: str, split: str, cache_dir: str | Path | None) -> datasets.D
 
 
 def draw_mask(length: int, shape: str, rng: np.random.Generator) -> np.ndarray:
-    """Draw which of `length` positions are masked: a share of about t ~ Beta(1, 2), which is rarely near 1, where both
+    """Draw the masked ones of `length` positions. The masked share is about t ~ Beta(1, 2), which is rarely near 1, where both
     answers look alike.
 
-    random: each position independently. prefix: all but the first positions, as in decoding from the left. block: blocks
-    before one are shown, those behind it masked, and within it each position independently, as in decoding in blocks.
+    random: each position independently. prefix: all but the first positions, as in decoding from the left. block: blocks before
+    one are shown, those behind it masked, and within it each position independently, as in decoding in blocks.
     """
     share = rng.beta(1, 2)
     place = np.arange(length)

@@ -1,4 +1,4 @@
-"""A user's prompts as a task: any iterable of texts, and a function that says whether an answer is right."""
+"""A user's prompts as a task: any iterable of texts, with a function that verifies answers."""
 
 from __future__ import annotations
 

@@ -86,9 +86,9 @@ class PromptReader(Protocol):
 class Question:
     """A question with its verifier.
 
-    prompt: the question in the form that the model sees; truth: reference for `is_right(text, truth)`; prefix: beginning of
-    the answer, already written behind the chat template and not part of `text`; program: the program to run, if the
-    verifier needs one.
+    prompt: the question in the form that the model sees; truth: reference answer for `is_right(text, truth)`; prefix: beginning
+    of the answer behind the chat template, not part of `text`; program: function that returns the program to run, if the verifier
+    needs one.
     """
 
     prompt: str
@@ -205,7 +205,7 @@ def _local_rows(name: str, split: str, directory: Path, columns: tuple[str, ...]
 
 
 def _of_mbpp_split(rows: list[dict[str, Any]], split: str, file: Path) -> list[dict[str, Any]]:
-    """Those of all questions of MBPP that are in a split, by their numbers. ValueError where there is none."""
+    """Return the questions of MBPP that belong to a split, by their numbers. ValueError if there is none."""
     if split not in MBPP_IDS:
         raise ValueError(f"mbpp has no split {split!r}; use one of {', '.join(MBPP_IDS)}")
     low, high = MBPP_IDS[split]

@@ -100,10 +100,10 @@ class PuzzleTask(Task):
 
 
 class TextTask(Task):
-    """Text: open canvases, or, for data of questions and answers (data/answers.py), canvases that begin with a question.
+    """Task of texts: empty canvases, or, for questions with answers (data/answers.py), canvases that begin with a question.
 
-    Clean rows come from the data set. tokenizer: in place of the one that `data` names; ends: tokens at which rows end, the
-    first of which fills the rest.
+    Clean rows come from the data set. tokenizer: replaces the tokenizer that `data` names; ends: tokens at which rows end; the
+    first of them fills the remaining positions.
     """
 
     def __init__(self, data: TextSettings, length: int, mask_id: int, valid_rows: int, seed: int, tokenizer=None):

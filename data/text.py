@@ -140,7 +140,7 @@ def _of_hub(where: dict[str, str], split: str, name: str, cache_dir: str | Path 
 
 
 def _check_column(texts: datasets.Dataset, column: str, name: str) -> None:
-    """ValueError where a data set has no such column, or no texts in it."""
+    """Raise ValueError if a data set has no such column, or no texts in it."""
     from datasets import Value
 
     if column not in texts.column_names:

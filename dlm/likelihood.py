@@ -34,9 +34,11 @@ from dlm.noise import LogLinearNoise, Noise
 class Views:
     """N masked copies of finished rows.
 
-    row: the row of each copy; masked: masked positions; read: positions where tokens are scored; weight: of these scores;
-    sigma: noise level of the free positions (None: that of their masked share); free: number of free positions. The model
-    gets the noise level at which as large a share of the whole canvas is masked, as in training.
+    row: the row of each copy; masked: masked positions; read: positions where tokens are scored; weight: of these scores; sigma:
+    noise level of the free positions (None: the model computes it from the canvas); free: number of free positions.
+
+    In training the noise level belongs to the whole canvas, prompt included. The model therefore gets the level that belongs to
+    the expected masked share of the whole canvas, not `sigma` itself.
     """
 
     row: Int[Tensor, "view"]

@@ -1,8 +1,8 @@
-"""A policy that reads what the model would commit at other positions: `Agreement`.
+"""A policy that compares the model's predictions at different positions: `Agreement`.
 
-A masked model predicts every position separately, so its best tokens may contradict each other: two cells of one row of a
-Sudoku with the same digit, for example. Neither the confidence nor the hidden state of a position shows this well; the
-predictions at other positions do. They exist already, so this policy costs almost nothing.
+A masked model predicts every position separately, so its best tokens may contradict each other: two cells of one row of a Sudoku
+with the same digit, for example. Neither the confidence nor the hidden state of a position contains much information about this;
+the predictions at other positions do. These predictions are computed anyway, so the policy adds almost no cost.
 """
 
 from __future__ import annotations
@@ -77,9 +77,10 @@ class Agreement(PolicyNetwork):
 
     @torch.no_grad()
     def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
-        """Return what the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+        """Return the inputs of `forward` for an observation, as keyword arguments; safe to store and replay.
 
         everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+
         Raises ValueError for a canvas of another length.
         """
         masked = observation.masked

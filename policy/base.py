@@ -13,7 +13,7 @@ from policy.conditions import AlphaEmbedding
 
 
 class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
-    """A network that scores every position of an observation: which position to unmask next.
+    """A network that scores every position of an observation, to choose the positions to unmask next.
 
     A subclass sets `policy_type`, defines `inputs` and `scores`, and replaces those of the parts below that it has.
 
@@ -41,7 +41,7 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The contents of config.json: the constructor's arguments, `policy_type`, the fingerprint of the model."""
+        """Contents of config.json: the constructor's arguments, `policy_type`, the fingerprint of the model."""
         assert isinstance(self._hub_mixin_config, dict)  # of the constructor's arguments
         return self._hub_mixin_config
 

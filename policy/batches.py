@@ -14,9 +14,8 @@ from data.tasks import Prompts
 
 @dataclass
 class PromptBatch:
-    """Prompts of this process, the maximal network evaluations of a rollout of each (None: no limit), and the seed of the
-    iteration.
-    """
+    """Prompts of this process, with the budget of each (the largest number of network evaluations of its rollouts; None: no
+    limit), and the seed of the iteration."""
 
     prompts: Prompts
     budget: Int[Tensor, "row"] | None

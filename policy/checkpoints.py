@@ -256,7 +256,7 @@ def _check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], poli
 
 
 def _own_name(name: str) -> str:
-    """Return our name of a `dit_hidden`'s parameter; published blocks have LLaDA's names."""
+    """Return the name of a `dit_hidden`'s parameter in this project; published blocks have LLaDA's names."""
     if not name.startswith("transformer_blocks."):
         return name
     blocks, number, part, *rest = name.split(".")

@@ -23,7 +23,7 @@ def time_mlp(time_embed_dim: int, width: int) -> nn.Sequential:
 
 
 class AlphaEmbedding(nn.Sequential):
-    """The weight of speed, alpha, as a vector that is added to the condition: one policy for many trade-offs.
+    """Maps alpha, the weight of speed, to a vector that is added to the condition, so that one policy serves many weights.
 
     It starts at zero, so that training continues from a policy without this input.
     """

@@ -82,10 +82,10 @@ class DitHidden(PolicyNetwork):
 
     @torch.no_grad()
     def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+        """Return the inputs of `forward` for an observation, as keyword arguments; safe to store and replay.
 
-        Hidden states are stored in the precision that the model computes in: nearly all the memory of a rollout is theirs.
-        everywhere: for networks with a masking channel; this one has none, so it changes nothing.
+        Hidden states are stored in the precision of the model. They take nearly all the memory of a rollout. everywhere: for
+        networks with a masking channel; this one has none, so it changes nothing.
         """
         hidden = observation.hidden(torch.ones_like(observation.masked)).to(observation.environment.model.dtype)
         inputs = {"masked": observation.masked, "time": observation.time, "hidden": hidden}
@@ -138,7 +138,7 @@ class DitHidden(PolicyNetwork):
         hidden: Float[Tensor, "row position width"],
         alpha: Float[Tensor, "row"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
-        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, time, hidden, alpha)

@@ -1,11 +1,11 @@
 """Expert steering: a few rollouts of a threshold rule, decoded in blocks, join each group of the policy's own rollouts.
 
-Source: "Learning Unmasking Policies for Diffusion Language Models" (2512.09106). Without blocks the policy's own rollouts
-rarely find the order that blocks give; the rollouts of the rule show it. The group's mean is over G + E rollouts. Actions
-of an expert may be almost impossible under the policy. Therefore the likelihood of the mixture that the group is drawn from
-is used, G parts policy and one part this expert (`losses.with_expert`); its ratio stays below G + 1. Every masked position
-of an expert's step is part of its likelihood, so the policy also learns which positions not to commit yet. What differs:
-any number of experts and of groups per process, and blocks of any length (published: 32, one group).
+Source: "Learning Unmasking Policies for Diffusion Language Models" (2512.09106). Without blocks the policy's own rollouts rarely
+have the order that blocks enforce; the rollouts of the rule do. The group's mean is over G + E rollouts of G samples and E
+experts. Actions of an expert may be almost impossible under the policy. Their likelihood is therefore that of the mixture from
+which the group is drawn, with G parts policy and one part this expert (`losses.with_expert`), so that the ratio stays below G +
+1. Every masked position of an expert's step is part of its likelihood, so the policy also learns which positions not to commit
+yet. What differs: any number of experts and of groups per process, and blocks of any length (published: 32, one group).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def expert_metrics(experts: Sequence[Rollouts], own: RewardOutput) -> dict[str, 
 
 
 def check_experts(experts: ExpertsSettings, prompts: Prompts, reward: Reward, block_length: int | None) -> None:
-    """Refuse blocks that do not fit, and settings that experts do not go with: ValueError."""
+    """Refuse blocks that do not fit, and settings that exclude experts: ValueError."""
     length = prompts.canvas.shape[1] - prompts.prompt_length
     block = experts.block_length
     if block is not None and length % block:

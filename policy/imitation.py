@@ -1,12 +1,16 @@
 """Imitation of a teacher: supervised learning before or instead of reinforcement learning.
 
-A policy with random weights solves nothing, and a reward that is always 0 teaches nothing. Two teachers. A rule of
-`samplers/heuristics.py`: the policy learns the rule's selections on the rule's own rollouts, by their log-likelihood under
-the action distribution. With `sampling.budgets` each row has its own budget, and `leftmost` spreads its open positions
-evenly over it. The answers (`expert: answers`): if the data set knows the right text (puzzles), the policy learns at which
-masked positions the model's best token is right, by a binary cross-entropy in which wrong tokens have weight `setting`;
-canvases show a random part of the right tokens. OnTrack ("What Makes a Good Unmasking Policy?") learns from correct
-trajectories; what differs is that every masked position of every canvas is labelled.
+A policy with random weights solves nothing, and a reward that is always 0 teaches nothing. There are two kinds of teachers:
+
+* A rule of `samplers/heuristics.py`. The policy learns the rule's selections on the rule's own rollouts, by their
+  log-likelihood under the action distribution. With `sampling.budgets` each row has its own budget, and the rule `leftmost`
+  spreads the row's open positions evenly over it.
+* The answers (`expert: answers`), for data with known answers (puzzles). The policy learns at which masked positions the
+  model's best token is right, by a binary cross-entropy in which wrong tokens have weight `setting`. Canvases have a random
+  part of the right tokens.
+
+OnTrack ("What Makes a Good Unmasking Policy?") learns from correct trajectories; what differs is that every masked position of
+every canvas is labelled.
 """
 
 from __future__ import annotations
@@ -40,10 +44,10 @@ EXPERTS = (*RULES, "leftmost", "answers")
 
 @dataclass
 class Answers:
-    """Commits a random part, between 0.7 and 1, of the positions whose best token is right, at least one if there is one.
+    """Rule that commits a random part, between 0.7 and 1, of the positions whose best token is right, and at least one of them.
 
-    If there is none, it commits the most probable token. `row_id` is the number of the answer; `inputs` returns the
-    policy's inputs. They are requested first, so that everything comes from one evaluation.
+    If no best token is right, it commits the most probable token. `row_id` is the number of the answer; `inputs` returns the
+    policy's inputs. They are requested first, so that the rule and the policy share one evaluation.
     """
 
     answers: Int[Tensor, "row position"]
@@ -70,11 +74,11 @@ class Answers:
 
 @dataclass
 class InBlocks:
-    """A rule restricted to the first unfinished block of the response, while all positions stay selectable for the
-    imitating policy.
+    """A rule that selects positions of the first unfinished block of the response only, while the imitating policy sees all
+    positions as selectable.
 
-    The policy learns the advantage of blocks and then needs none. (Published expert steering mixes such rollouts into the
-    groups.)
+    The policy thereby learns an order as good as that of blocks, and is used without blocks. (Published expert steering instead
+    adds rollouts in blocks to the groups of GRPO.)
     """
 
     rule: Unmasker
@@ -91,9 +95,8 @@ class InBlocks:
 
 @dataclass
 class Expert:
-    """A rule in place of the policy `network`. The policy's inputs are requested first, so that rule and policy share one
-    evaluation.
-    """
+    """A rule that decodes in place of the policy `network`. The policy's inputs are requested first, so that rule and policy
+    share one evaluation."""
 
     network: PolicyNetwork
     rule: Unmasker

@@ -134,7 +134,7 @@ class DitConfidence(PolicyNetwork):
 
     @torch.no_grad()
     def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+        """Return the inputs of `forward` for an observation, as keyword arguments; safe to store and replay.
 
         everywhere: for networks with a masking channel; this one has none, so it changes nothing.
         """
@@ -193,7 +193,7 @@ class DitConfidence(PolicyNetwork):
         hidden: Float[Tensor, "row position hidden"] | None = None,
         alpha: Float[Tensor, "row"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
-        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, confidences, time, hidden, alpha)
@@ -221,9 +221,10 @@ class HiddenMLP(PolicyNetwork):
 
     @torch.no_grad()
     def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+        """Return the inputs of `scores` for an observation, as keyword arguments; safe to store and replay.
 
-        everywhere: hidden states of written positions too, which the masking channel needs; sampling reads masks only.
+        everywhere: also return hidden states of committed positions, which the masking channel needs; sampling needs masked
+        positions only.
         """
         masks_left = observation.masked.sum(1) / observation.to_write.clamp(min=1)
         time = (masks_left * observation.steps / (observation.steps + 1)) ** self.time_exponent
@@ -256,12 +257,12 @@ class HiddenMLP(PolicyNetwork):
 
 
 class HiddenBlocks(PolicyNetwork):
-    """Copies of the frozen model's last blocks, trained on its hidden states at every position to predict where its best
-    tokens are right.
+    """Copies of the frozen model's last blocks, trained on its hidden states to predict at which positions its best token is
+    right.
 
-    Close to the published `dit_hidden` (one newly initialized block). What differs: the blocks start as copies
-    (`start_from`), so that they know the positions from the first update; mask and time are added to the hidden states,
-    through layers that start at zero; the head also reads log(p / (1 - p)) of the best token, and starts close to it.
+    Close to the published `dit_hidden` (one newly initialized block). What differs: the blocks start as copies (`start_from`), so
+    that they can use the positions from the first update; mask and time are added to the hidden states, through layers that start
+    at zero; the head also reads log(p / (1 - p)) of the best token, and starts close to this value.
 
     Args:
         hidden_size, num_heads: those of the model (RADD); the network fits that model only.
@@ -313,7 +314,7 @@ class HiddenBlocks(PolicyNetwork):
 
     @torch.no_grad()
     def inputs(self, observation, everywhere: bool = False) -> dict[str, Tensor]:
-        """What the network reads of an observation, as the keyword arguments of `forward`; safe to store and replay.
+        """Return the inputs of `forward` for an observation, as keyword arguments; safe to store and replay.
 
         everywhere: for networks with a masking channel; this one has none, so it changes nothing.
         """
@@ -366,7 +367,7 @@ class HiddenBlocks(PolicyNetwork):
         hidden: Float[Tensor, "row position width"],
         alpha: Float[Tensor, "row"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
-        """Logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
+        """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, time, hidden, alpha)

@@ -1,7 +1,7 @@
 """Rollouts of a policy in the environment, and their rewards.
 
-The frozen model runs only here. The policy's inputs at each active step are stored (finished rows leave no padding), and
-every update runs the policy alone on them.
+The frozen model runs only here. The policy's inputs at each active step are stored (finished rows need no padding), and every
+update runs only the policy on these inputs.
 """
 
 from __future__ import annotations

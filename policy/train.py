@@ -1,8 +1,8 @@
 """Algorithms that train a policy on a frozen model: GRPO, PPO, the variational bound, imitation of a teacher.
 
 One iteration: draw prompts, decode them with the policy, score the texts, and update the policy on the recorded inputs. The
-frozen model runs during the rollouts alone. Batches are whole over processes, whose number changes no result; gradients are
-averaged; a process without anything to learn from takes part in every update.
+frozen model runs during the rollouts only. Batches are defined over all processes, whose number changes no result. Gradients are
+averaged. A process without advantages takes part in every update.
 """
 
 from __future__ import annotations

@@ -49,5 +49,5 @@ def by_bin(at: Sequence[float], margins: Sequence[float], starts: Sequence[float
 
 
 def accuracy_line(table: Sequence[dict[str, float]]) -> str:
-    """Return the table as one line of text."""
+    """Return a table of accuracies as one line of text."""
     return "  ".join(f"{row['from']:g}+: {row['accuracy']:.3f} ({row['pairs']})" for row in table)

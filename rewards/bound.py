@@ -42,7 +42,7 @@ class Recorded(Protocol):
 
 @dataclass
 class BoundReward(Reward):
-    """Log-probability of the revealed tokens, in nats per position to generate: of each step, and summed over the row."""
+    """Reward: log-probability of the revealed tokens, in nats per position to generate, of each step and summed over the row."""
 
     teacher_forced = True
 

@@ -109,7 +109,7 @@ def _text_stream(raw: Any) -> io.TextIOWrapper:
 
 
 class ProgramSide:
-    """The loop that answers the tests, and the tables of the objects that have crossed as references."""
+    """The loop that answers the tests, with tables of the objects that were transferred as references."""
 
     def __init__(self, channel: Channel):
         self.channel, self.lock = channel, RLock()

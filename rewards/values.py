@@ -145,7 +145,7 @@ class Token:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """The tokens of a text in normal form."""
+    """Return the tokens of a text in normal form."""
     found = []
     for match in TOKEN.finditer(text):
         kind, word = str(match.lastgroup), match[0]
@@ -189,13 +189,13 @@ class ExpressionReader:
         return "0" if token.kind == "number" else token.text
 
     def take(self, *texts: str) -> str:
-        """Consume the next token if it is one of these, and return it; else ""."""
+        """Consume the next token if it is one of these, and return it; otherwise return ""."""
         found = self.next if self.next in texts else ""
         self.place += bool(found)
         return found
 
     def touches(self) -> bool:
-        """Return whether no space is before the next token."""
+        """Return whether the next token follows without a space."""
         return self.tokens[self.place - 1].end == self.tokens[self.place].start
 
     def sum(self) -> Fraction:

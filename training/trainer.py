@@ -1,8 +1,8 @@
-"""The training loop. An `Algorithm` says what one iteration and one evaluation are; the `Trainer` does the rest.
+"""The training loop. An `Algorithm` defines one iteration and one evaluation; the `Trainer` does the rest.
 
-The trainer resumes a run, checks losses and weights, logs, evaluates on the moving average of the weights, writes snapshots and
+The trainer resumes a run, checks losses and weights, logs, evaluates with the moving average of the weights, writes snapshots and
 resume checkpoints, draws the curves, and ends a run that received a signal. A run that is killed at any moment and resumed gives
-the same weights and the same records as a run that was left alone.
+the same weights and the same records as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from training.run import Run, Schedule
 
 
 class Algorithm(ABC):
-    """What is learned and how: the part of a training run that differs between algorithms.
+    """The part of a training run that differs between algorithms.
 
-    weights: the key of the weights in a checkpoint. recorded_every: iterations between two records in metrics.jsonl.
-    say: writes a line to the log of the run.
+    weights: the key of the weights in a checkpoint. recorded_every: iterations between two records in metrics.jsonl. say: writes
+    a line to the log of the run.
     """
 
     weights: ClassVar[str]
@@ -64,7 +64,7 @@ class Algorithm(ABC):
         return {}
 
     def before_stop(self, run: Run, done: int) -> None:
-        """Write what a run that ends early, because of a signal, leaves besides its checkpoint. Called in the first process."""
+        """Write files, besides the checkpoint, before a signal ends the run early. Called in the first process."""
         return
 
 
@@ -78,7 +78,7 @@ class Trainer:
         algorithm.say = run.say
 
     def train(self) -> None:
-        """Train to the end of the schedule. A signal ends the run behind its iteration, by SystemExit.
+        """Train to the end of the schedule. After a signal the current iteration is completed and the run ends by SystemExit.
 
         Raises:
             FloatingPointError: a loss, a gradient norm or a weight is not finite.
@@ -95,7 +95,7 @@ class Trainer:
                 self._after(step + 1)
 
     def _after(self, done: int) -> None:
-        """What is due after `done` iterations: evaluation, snapshot, checkpoint, the end that a signal asks for."""
+        """Do what is due after `done` iterations: evaluation, snapshot, checkpoint, or the end after a signal."""
         algorithm, schedule = self.algorithm, self.schedule
         evaluation, snapshot = algorithm.evaluates(done, schedule), schedule.is_due(done, schedule.snapshot_freq)
         if evaluation or snapshot:
@@ -121,7 +121,7 @@ class Trainer:
         return state["step"]
 
     def _iterate(self, step: int) -> None:
-        """One iteration, checked and logged. An iteration without an update has no loss."""
+        """Run, check and log one iteration. An iteration without an update has no loss."""
         metrics, done = self.processes.mean(self.algorithm.iteration(step)), step + 1
         self.run.check(metrics.get("loss", 0.0), step)
         self.run.check(metrics.get("grad_norm", 0.0), step, "gradient norm")
@@ -130,7 +130,7 @@ class Trainer:
             self.run.log(done, metrics, show)
 
     def _measure(self, done: int, evaluation: bool, snapshot: bool) -> None:
-        """Evaluate and write a snapshot, where these are due, with the weights that the network has now."""
+        """Evaluate and write a snapshot, if due, with the current weights."""
         if not self.processes.first:
             return
         if evaluation:

@@ -1,7 +1,7 @@
-"""TRL's trainers in our run directories: settings, checkpoints, metrics, resuming.
+"""TRL's trainers in run directories of this project: settings, checkpoints, metrics, resuming.
 
-Settings with surprising defaults in TRL are always set here: the precision (its default is bfloat16, also on a CPU),
-gradient checkpointing (on), dropout (off) and the learning rate. A killed run resumes from RUN/checkpoints/checkpoint-N.
+Settings with surprising defaults in TRL are always set: the precision (its default is bfloat16, also on a CPU), gradient
+checkpointing (on), dropout (off) and the learning rate. A killed run resumes from RUN/checkpoints/checkpoint-N.
 """
 
 from __future__ import annotations

@@ -204,10 +204,9 @@ def print_anything() -> None:
 
 
 def is_bad_input(error: ValueError) -> bool:
-    """Return whether the user can correct it: a plain ValueError, or a subclass that this project defines.
+    """Return whether an error is one that the user can correct: a plain ValueError, or a subclass that this project defines.
 
-    Subclasses of libraries (UnicodeError, JSONDecodeError) count only if they were converted to a ValueError that names the
-    file.
+    Subclasses of libraries (UnicodeError, JSONDecodeError) count only if they were converted to a ValueError that names the file.
     """
     module = sys.modules[type(error).__module__]
     return type(error) is ValueError or CONFIGS.parent in Path(vars(module).get("__file__") or "/").parents
@@ -225,8 +224,8 @@ def _leave(message: str, status: int) -> NoReturn:
 def exit_on_bad_input():
     """Context manager for commands.
 
-    ValueError is bad input: its sentence goes to stderr and the status is 2; also for an interpolation that leads nowhere.
-    FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its
+    ValueError is bad input: its sentence goes to stderr and the status is 2. The same holds for an interpolation without a
+    target. FloatingPointError (a loss that is not a number) is a failure: status 1. Anything else is a defect and keeps its
     traceback.
     """
     print_anything()

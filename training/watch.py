@@ -24,20 +24,20 @@ SILENCE = 300.0  # seconds after which a process counts as stopped; more than an
 
 @runtime_checkable
 class Counts(Protocol):
-    """The method of a store: add to a number that all processes see, and return it."""
+    """Interface of a store: add to a number that all processes see, and return it."""
 
     def add(self, key: str, amount: int, /) -> int: ...
 
 
 class Silence:
-    """For how many looks the counters of the other processes have stood still."""
+    """Number of consecutive reads at which the counters of the other processes have not changed."""
 
     def __init__(self, rank: int, world: int):
         self.others = [other for other in range(world) if other != rank]
         self.counts, self.looks = dict.fromkeys(self.others, -1), dict.fromkeys(self.others, 0)
 
     def look(self, counts: dict[int, int]) -> dict[int, int]:
-        """Record the current counters. Returns for how many looks each has not changed."""
+        """Record the current counters. Return, for each counter, the number of reads without a change."""
         for other in self.others:
             now = counts.get(other, self.counts[other])
             self.looks[other] = 0 if now != self.counts[other] else self.looks[other] + 1
@@ -46,9 +46,8 @@ class Silence:
 
 
 class Watch:
-    """Two threads of one process: one increments and reads counters, which an absent store may delay; one judges them.
-    `stop` ends both.
-    """
+    """Two threads of one process: one increments and reads counters, which a lost store may delay; the other one compares
+    them. `stop` ends both."""
 
     def __init__(self, store: Counts, rank: int, world: int, end: Callable[[str], None], beat: float = BEAT,
                  silence: float = SILENCE):  # fmt: skip
@@ -60,7 +59,7 @@ class Watch:
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
-        """Stop counting and judging: the work of the group is done."""
+        """End both threads: the work of the group is done."""
         self.over.set()
 
     def _count(self) -> None:

@@ -58,7 +58,7 @@ class Estimate:
         return (self.high - self.low) / 2 if math.isfinite(self.value) else 0.0
 
     def shifted(self, by: float, sign: int = 1) -> Estimate:
-        """Return by + sign * estimate."""
+        """Return the estimate `by + sign * self`, with its interval."""
         ends = sorted((by + sign * self.low, by + sign * self.high))
         return Estimate(by + sign * self.value, *ends)
 
@@ -97,8 +97,7 @@ class Bounds:
 
     @property
     def error(self) -> float:
-        """The uncertainty of log Z if the midpoint is used: half the gap between the bounds, and their interval over
-        repetitions.
+        """Uncertainty of log Z if the midpoint is used: half the gap between the bounds, and their interval over repetitions.
 
         Infinite for a single repetition, whose spread is unknown.
         """
