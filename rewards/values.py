@@ -507,5 +507,5 @@ def number_of(text: str, boxed: bool) -> Fraction | None:
 
 
 def same_number(given: Fraction, wanted: Fraction) -> bool:
-    """Return whether two numbers differ by less than 1e-6, small ones by less than a millionth of their size."""
+    """Return whether two numbers differ by less than 1e-6, or, if `wanted` is below 1, by less than a millionth of it."""
     return given == wanted or abs(given - wanted) < Fraction(1, 1_000_000) * min(1, abs(wanted))

@@ -44,7 +44,8 @@ def check_trainer(training: TunedSettings, optim: TunedOptimSettings, processes:
 def trainer_settings(config: TunedRunSettings, run: Run, processes: Processes) -> dict[str, Any]:
     """Return the keyword arguments of any TRL configuration, from `training`, `optim` and `model.dtype`.
 
-    training.batch_size is that of an update, over all processes and training.accum parts (`check_trainer` allows it).
+    training.batch_size is the batch of an update, over all processes and training.accum parts. `check_trainer` has refused a
+    batch that does not divide.
     """
     training, optim, dtype = config.training, config.optim, config.model.dtype
     rows = processes.share(training.batch_size, "training.batch_size")
