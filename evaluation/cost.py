@@ -40,7 +40,7 @@ def flop_of(work: Callable[[], T]) -> tuple[T, int]:
 @torch.no_grad()
 def evaluation_flop(model: MaskedLM, length: int) -> int:
     """Return the FLOP of one evaluation of `model` on one row of `length` positions, with the head at every position."""
-    device = next(model.parameters()).device
+    device = model.device
     canvas = torch.full((1, length), model.mask_id, device=device)
     return flop_of(lambda: model.head(model.hidden(canvas, torch.ones_like(canvas, dtype=torch.bool))))[1]
 

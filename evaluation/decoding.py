@@ -13,6 +13,7 @@ from dlm.environment import UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from samplers.settings import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class AnswerSettings:
     alpha: float | int | None = None
     drift: bool = False
 
+    @classmethod
+    def of(cls, settings: SamplerSettings, length: int) -> AnswerSettings:
+        """Return the settings of answers of this length. Steps, budget and alpha are those of a candidate."""
+        return cls(
+            length, None, settings.block_length, settings.cache, settings.refresh, None, settings.logits_eos_inf,
+            settings.confidence_eos_eot_inf, settings.guidance,
+        )  # fmt: skip
+
     def options(self, model: MaskedLM) -> DecodeOptions:
         """Return the options for this model. ValueError for options that it does not support."""
         ends = end_tokens(model.tokenizer)
@@ -51,7 +60,7 @@ class AnswerSettings:
         """Refuse, before any work, options that this model does not support, and blocks or steps that do not divide the
         length: ValueError.
         """
-        canvas = torch.full((1, self.length), model.mask_id, device=next(model.parameters()).device)
+        canvas = torch.full((1, self.length), model.mask_id, device=model.device)
         UnmaskingEnvironment(model, self.options(model)).reset(Prompts(canvas))
 
 

@@ -132,7 +132,7 @@ def _read(
     Args:
         context: number of given tokens of each row, which guidance masks.
     """
-    device = next(model.parameters()).device
+    device = model.device
     tokens, read = tokens.to(device), read.to(device)
     canvas = tokens if model.causal else tokens.masked_fill(read, model.mask_id)
     total, missed = torch.zeros(2, len(tokens), dtype=torch.float64, device=device)

@@ -20,7 +20,7 @@ from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, UNMASKING_RULES, Window
 from samplers.loop import Unmasker
 from samplers.names import PREDICTORS, STRATEGIES
-from samplers.settings import RULE_SETTINGS, check_strategy, highest_setting, strategy_name
+from samplers.settings import RULE_SETTINGS, SamplerSettings, check_strategy, highest_setting, strategy_name
 from training.hub import shipped
 from training.ranges import Number, Whole
 
@@ -32,7 +32,7 @@ class Candidate:
     """One decoder to evaluate.
 
     name: of its directories; series: of its line in the plot; its settings within the sweep (None if it has none); weights:
-    a hash of a policy's weights.
+    a hash of a policy's weights; sampler: the other settings of its decoding (None: those of the command line).
     """
 
     name: str
@@ -47,6 +47,7 @@ class Candidate:
     budget: int | None = None
     alpha: float | None = None
     weights: str | None = None
+    sampler: SamplerSettings | None = None
 
 
 def numbers(text: str, flag: str, kind: type = float) -> list:
@@ -151,7 +152,7 @@ def _policies(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig 
     found = []
     for name, checkpoint, file in _policy_files(arguments):
         network = load_policy(file, model=model, other_model=arguments.other_model)
-        network.to(next(model.parameters()).device)
+        network.to(model.device)
         weights = digest_of(weight_digests(network.named_parameters()))
         found += [
             Candidate(

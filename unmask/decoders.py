@@ -306,7 +306,7 @@ def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel 
     """Return the reward `settings.guide.reward`. ValueError if none is named."""
     if settings.guide.reward is None:
         raise ValueError(f"strategy {settings.strategy!r} needs a reward; give --reward RUN_OR_ID")
-    return load_reward(shipped(settings.guide.reward), next(model.parameters()).device)
+    return load_reward(shipped(settings.guide.reward), model.device)
 
 
 def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, given: TextReward | None = None) -> Values:
@@ -395,7 +395,7 @@ def requested_head(path: str | None, model: MaskedLM) -> VocabularyHead:
     """Return the vocabulary head of this model. ValueError for a head that was trained on another model."""
     if path is None:
         raise ValueError("strategy 'value_head' needs a vocabulary head; give --reward RUN")
-    head = load_head(str(path), next(model.parameters()).device)
+    head = load_head(str(path), model.device)
     if (head.kind == "prefix") != model.causal:
         raise ValueError(
             f"{path} is a head of {head.trunk}, which is {'causal' if head.kind == 'prefix' else 'masked'}, and this model is "
@@ -581,7 +581,7 @@ def twist_condition(
     settings: SamplerSettings, model: MaskedLM, about: dict[str, Any], layout: Layout, suffix: str | None
 ) -> Int[Tensor, "*token"] | None:
     """Return the condition of the twist: for infilling the tokens of `suffix`, or a class; None without a condition."""
-    condition, device, label = about["twist"]["condition"], next(model.parameters()).device, settings.smc.label
+    condition, device, label = about["twist"]["condition"], model.device, settings.smc.label
     if condition == "class":
         classes = about["twist"]["classes"]
         if label is None or not 0 <= label < classes:

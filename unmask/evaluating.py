@@ -1,12 +1,13 @@
-"""Evaluate and compare from Python, as the commands `evaluate` and `compare` do."""
+"""Evaluate and compare from Python, by what `evaluate` and `compare` do on the command line."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,45 @@ from torch import nn
 from data.catalogue import DATASETS
 from data.prompt_task import CheckedPrompts, no_checker, prompt_texts, verdict
 from data.questions import Question
+from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
 from evaluation.compare import compared
 from evaluation.metrics import finite
+from evaluation.names import SAMPLING_MODES
 from evaluation.request import EvaluationRequest
-from evaluation.sweeps import Candidate, candidates
+from evaluation.sweeps import EVALUATED_AS, Candidate
 from evaluation.text import load_judge, perplexity
-from policy.unmasker import PolicyUnmasker
+from policy.base import PolicyNetwork
+from policy.networks import HiddenMLP
+from policy.unmasker import PolicyUnmasker, check_alpha
 from rewards.measures import distinct_n, unigram_entropy
+from samplers.checked import CheckedRule
+from samplers.heuristics import AsSampled
 from samplers.loop import Strategy, Unmasker
-from samplers.settings import RULE_SETTINGS, SamplerSettings
+from samplers.settings import RULE_SETTINGS, SamplerSettings, idle
 from training.files import check_place
 from training.hub import shipped
 from training.processes import processes
+from training.ranges import COUNT_OR_NONE, ROWS, SEED
 from training.run import new_directory
-from training.stored import description
-from unmask.api import own_rule
-from unmask.decoders import build_rule_decoder
+from training.stored import plain_description, value_at
+from unmask.api import own_rule, vars_of
+from unmask.decoders import build_rule_decoder, policy_rule
 from unmask.learning import source_of
-from unmask.runs.evaluate import Setup, answer, report, with_earlier
+from unmask.runs.evaluate import Setup, answer, check_data, directly, report, with_earlier
 from unmask.trained import Trained, result_of
 
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Trained
 Dataset = str | Iterable[str]
+SHORT = {"steps": "K", "alpha": "a"}  # of settings in the names of strategies, as in those of the command
 SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean"}  # columns of the representation
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Results of an evaluation.
+    """Figures of an evaluation.
 
-    directory: holds every answer, the tables and plots; rows: one row for each strategy and data set, with means over seeds.
+    directory: with every answer, tables and plots; rows: one for each strategy and data set, means over seeds.
     """
 
     directory: Path
@@ -66,8 +75,15 @@ def evaluate(
     model: MaskedLM | Trained[MaskedLM],
     *,
     dataset: Dataset | Sequence[str] = "chain",
-    strategy: StrategyLike | Sequence[StrategyLike] = "confidence",
-    seeds: Sequence[int] = (42,),
+    strategy: StrategyLike | Sequence[StrategyLike] | Mapping[str, StrategyLike] = "confidence",
+    seeds: int | Sequence[int] = 42,
+    answer_length: int | None = None,
+    n_test: int | None = None,
+    few_shot: int = 0,
+    batch_size: int = 32,
+    data_dir: str | None = None,
+    math_by: str = "verify",
+    unsandboxed: bool = False,
     run_dir: str | Path | None = None,
     quiet: bool = True,
     **settings: Any,
@@ -77,35 +93,52 @@ def evaluate(
     Args:
         dataset: chain, gsm8k, math, humaneval, mbpp, ... or several of them; or an iterable of prompts that has a method
             `check(prompt, answer)`.
-        strategy: one or several of: the name of an unmasking rule, `SamplerSettings`, a policy, an unmasking rule.
+        strategy: one or several of: the name of an unmasking rule, `SamplerSettings`, a policy, an unmasking rule, a rule with
+            a token sampler (`samplers.loop.Strategy`); or a dictionary of these by the names that the table gets.
         seeds: of the decoding; each seed answers every question once.
-        run_dir: where the answers are written. An evaluation that was stopped goes on there. None: output/DATE/TIME.
+        answer_length: positions behind a prompt. None: 24 for chain, else 256.
+        n_test: questions that are answered. None: all, 512 of chain.
+        few_shot: worked answers before each question (gsm8k, math).
+        data_dir: a directory with the data sets, in place of the hub.
+        math_by: verify or source, which judges answers of math.
+        unsandboxed: run generated programs without a sandbox, where the machine has none.
+        run_dir: where the answers are written. An evaluation that was stopped goes on there, but not one of objects of the
+            caller other than policies: they cannot be recognised. None: output/DATE/TIME.
         quiet: print nothing.
-        settings: fields of `evaluation.request.EvaluationRequest`, such as n_test=100, gen_length=64, token_temperature=0.5.
+        settings: fields of `SamplerSettings` for every strategy, such as steps=8, temperature=0.5, block_length=32. A
+            `SamplerSettings` has its own. The defaults differ from those of `sample` in three: temperature=0, one position a
+            step, and a policy commits what it is sure of (policy={"action": "bernoulli_argmax"}) unless `steps` is given or it
+            was trained otherwise.
 
     Raises:
         ValueError: for settings or objects that do not fit; one sentence that names them.
     """
     model = result_of(model)
+    if model.tokenizer is None:
+        raise ValueError(f"the model {type(model).__name__} has no tokenizer, and questions are text; add one")
+    check_numbers({"answer_length": answer_length, "n_test": n_test, "few_shot": few_shot, "batch_size": batch_size})
     directory = new_directory() if run_dir is None else Path(run_dir)
     check_place(str(directory), f"run_dir={directory}")
-    request = request_of(directory, model, settings)
-    names, own = named_datasets(dataset)
-    strategies = list(strategy) if isinstance(strategy, list | tuple) else [strategy]
-    chosen = [one for value in strategies for one in candidates_of(value, request, model)]
+    request = EvaluationRequest(
+        str(directory), gen_length=answer_length, n_test=n_test, few_shot=few_shot, batch_size=batch_size,
+        data_dir=data_dir, math_by=math_by, unsandboxed=unsandboxed, device=str(model.device),
+    )  # fmt: skip
+    names, own = named_datasets(dataset, n_test)
+    check_data(request, names)
+    chosen = candidates_of(strategy, settings, model)
     setup = Setup(
-        request, model, source_of(model), str(model.dtype).removeprefix("torch."), chosen, names, list(seeds), None, own
-    )
+        request, model, source_of(model), str(model.dtype).removeprefix("torch."), chosen, names, checked_seeds(seeds),
+        None, own,
+    )  # fmt: skip
+    check_new(setup, directory)
     with processes(str(model.device), saves=False) as group, redirect_stdout(io.StringIO() if quiet else sys.stdout):
-        results, answered = answer(setup, group)
-        if not answered:
-            raise ValueError(f"no question of {', '.join(names)} could be answered; the reasons are on stderr")
+        results, _ = answer(setup, group, directly)
         rows = report(with_earlier(results, directory), directory, setup.path)
     return Evaluation(directory, rows)
 
 
 def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict[str, Any]]:
-    """Compare two evaluations of the same questions: is their difference larger than chance?
+    """Whether two evaluations of the same questions differ by more than chance.
 
     Args:
         a, b: evaluations of one strategy each, or directories of answers (DIRECTORY/NAME where there are several strategies).
@@ -119,7 +152,7 @@ def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict
 
 
 def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
-    """Return entropy (nats), distinct-n and, with a judge, generative perplexity of any texts.
+    """Entropy (nats), distinct-n and, with a judge, generative perplexity of texts from anywhere.
 
     Entropy and distinct-n are of words. `Generation.metrics` measures samples of a model by its own tokens.
 
@@ -145,35 +178,36 @@ def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- from arguments to objects
 
 
-def request_of(directory: Path, model: MaskedLM, settings: dict[str, Any]) -> EvaluationRequest:
-    """Return the settings of an evaluation. ValueError for an unknown setting, or one that another argument sets."""
-    taken = {
-        "save_path",
-        "run",
-        "policy_path",
-        "strategy",
-        "datasets",
-        "seeds",
-        "model_path",
-        "device",
-        "dtype",
-        "config",
-    }
-    known = [entry.name for entry in fields(EvaluationRequest) if entry.name not in taken]
-    if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"evaluate has no setting {', '.join(unknown)}; use one of {', '.join(known)}")
-    return EvaluationRequest(str(directory), device=str(model.device), **settings)
+def check_numbers(values: Mapping[str, int | None]) -> None:
+    """Refuse numbers of positions, questions or rows that are none: ValueError names the argument."""
+    for name, value in values.items():
+        allowed = COUNT_OR_NONE if name == "few_shot" else ROWS
+        if value is not None and not allowed.holds(value):
+            raise ValueError(f"{name}={value!r} must be {allowed.allowed}; change it")
 
 
-def named_datasets(dataset: Any) -> tuple[list[str], dict[str, list[Question]]]:
-    """Return the names of the data sets, and the questions of those that the caller gave as objects."""
+def checked_seeds(seeds: Any) -> list[int]:
+    """Return one seed or several as a list. ValueError for anything else, or none."""
+    found = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, Sequence) else []
+    if not found or not all(SEED.holds(seed) for seed in found):
+        raise ValueError(f"seeds={seeds!r} must be {SEED.allowed}, or a list of such numbers; change it")
+    return found
+
+
+def named_datasets(dataset: Any, count: int | None) -> tuple[list[str], dict[str, list[Question]]]:
+    """Return the names of data sets, and the questions of those that the caller gave, at most `count`."""
     if isinstance(dataset, str | list | tuple):
         names = [dataset] if isinstance(dataset, str) else list(dataset)
-        if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
-            raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}")
+        if unknown := [name for name in names if name not in DATASETS and not str(name).startswith("rg:")]:
+            raise ValueError(
+                f"data set {', '.join(map(str, unknown))} is unknown; use one of {', '.join(DATASETS)}, or an object with "
+                "`__iter__` and `check`"
+            )
+        if not names:
+            raise ValueError("dataset is empty; give at least one")
         return names, {}
     name = type(dataset).__name__
-    prompts = prompt_texts(dataset)
+    prompts = prompt_texts(dataset)[:count]
     if not isinstance(dataset, CheckedPrompts):
         raise no_checker(name)
 
@@ -183,27 +217,172 @@ def named_datasets(dataset: Any) -> tuple[list[str], dict[str, list[Question]]]:
     return [name], {name: [question(prompt) for prompt in prompts]}
 
 
-def candidates_of(strategy: Any, request: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
-    """Return the candidates that a strategy describes. ValueError for an object that an evaluation cannot use."""
-    if isinstance(strategy, Trained):
-        file = strategy.directory / ".hydra" / "config.yaml"
-        return candidates(replace(request, run=str(strategy.directory)), model, description(file))
-    if isinstance(strategy, str | SamplerSettings):
-        settings = SamplerSettings.of({"strategy": strategy}) if isinstance(strategy, str) else strategy
-        name = settings.strategy or "direct"
-        value = getattr(settings, RULE_SETTINGS[name]) if name in RULE_SETTINGS else None
-        rule = build_rule_decoder(settings, model).rule
-        label = name if value is None else f"{name}-{value:g}"
-        return [Candidate(label, name, rule, setting=value, budget=settings.budget, alpha=settings.alpha)]
-    name = type(strategy).__name__
-    if isinstance(strategy, nn.Module):
-        policy: Any = strategy.to(model.device)
-        return [Candidate(name, name, PolicyUnmasker(policy))]
-    if isinstance(strategy, Unmasker):
-        return [Candidate(name, name, own_rule(strategy))]
+def candidates_of(strategy: Any, settings: Mapping[str, Any], model: MaskedLM) -> list[Candidate]:
+    """Return what the strategies of a call stand for, each with a name of its own.
+
+    Args:
+        settings: fields of `SamplerSettings` for all of them.
+
+    Raises:
+        ValueError: an object that an evaluation cannot use, a setting that no strategy reads, or two strategies of one name.
+    """
+    if isinstance(strategy, Mapping):
+        named: list[tuple[str | None, Any]] = list(strategy.items())
+    else:
+        named = [(None, one) for one in (strategy if isinstance(strategy, list | tuple) else [strategy])]
+    if not named:
+        raise ValueError("strategy is empty; give at least one")
+    found = [one for name, value in named for one in candidates_by(name, value, settings, model)]
+    check_used(settings, found)
+    names = [one.name for one in found]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(
+            f"{names.count(twice[0])} strategies would be named {twice[0]!r}; give a dictionary with a name for each, as in "
+            'strategy={"a": ..., "b": ...}'
+        )
+    if wrong := [name for name in names if not name or set(name) & set("/\\")]:
+        raise ValueError(
+            f"the strategy's name {wrong[0]!r} names a directory; leave / and \\ out, and give some letters"
+        )
+    return found
+
+
+def check_used(settings: Mapping[str, Any], found: Sequence[Candidate]) -> None:
+    """Refuse a setting that none of the strategies reads: ValueError."""
+    if "stop" in settings:
+        raise ValueError(
+            "stop would do nothing in an evaluation, where answers always end at their end token; leave it out"
+        )
+    for key in settings:
+        reasons = [idle(one.sampler, f"sampler.{key}", "strategy ") for one in found if one.sampler is not None]
+        if all(reasons):
+            raise ValueError(f"{key} {reasons[0]}")
+
+
+def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], model: MaskedLM) -> list[Candidate]:
+    """Return what one strategy stands for: a candidate, or those of each budget and weight that a policy was trained with.
+
+    Args:
+        name: that the caller gave; None: one by the strategy.
+    """
+    if isinstance(strategy, SamplerSettings):
+        whole = SamplerSettings.of(vars_of(strategy) | dict(settings))
+        return [by_name(name or label_of(strategy), whole, whole.steps, model)]
+    if isinstance(strategy, str):
+        whole = SamplerSettings.of({"temperature": 0.0, "strategy": strategy} | dict(settings))
+        return [by_name(name or rule_label(whole), whole, settings.get("steps"), model)]
+    if isinstance(strategy, Trained) and isinstance(strategy.result, PolicyNetwork):
+        return by_run(name or strategy.directory.name, strategy.directory, strategy.result, settings, model)
+    if isinstance(strategy, PolicyNetwork):
+        return [by_policy(name or type(strategy).__name__, strategy, settings, model)]
+    return [by_rule(name, strategy, settings, model)]
+
+
+def by_name(name: str, settings: SamplerSettings, steps: int | None, model: MaskedLM) -> Candidate:
+    """Return the rule or policy that settings name. steps: None for one position a step."""
+    rule = build_rule_decoder(settings, model).rule
+    rule = rule.rule if isinstance(rule, AsSampled) else rule
+    return candidate(name, rule, settings, steps)
+
+
+def by_policy(name: str, network: PolicyNetwork, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
+    """Return a policy network that uses the settings `given`."""
+    settings = SamplerSettings.of({"temperature": 0.0, "strategy": "policy"} | dict(given))
+    if settings.policy.action is None:
+        equal_parts = "steps" in given or isinstance(network, HiddenMLP)
+        settings = replace(
+            settings, policy=replace(settings.policy, action="fixed" if equal_parts else "bernoulli_argmax")
+        )
+    check_alpha(network, settings.alpha)
+    return candidate(name, policy_rule(network, settings.policy, model), settings, given.get("steps"))
+
+
+def by_run(
+    name: str, directory: Path, network: PolicyNetwork, given: Mapping[str, Any], model: MaskedLM
+) -> list[Candidate]:
+    """Return the policy of a run, by default with the blocks, the action and the budgets of its training."""
+    stored = plain_description(directory / ".hydra" / "config.yaml")
+    trained: dict[str, Any] = {key: value_at(stored, f"sampling.{key}") for key in ("block_length", "cache", "refresh")}
+    mode = EVALUATED_AS.get(str(value_at(stored, "algorithm.action")))
+    if mode is not None and "steps" not in given:
+        trained["policy"] = {"action": SAMPLING_MODES[mode], "temperature": value_at(stored, "eval.temperature")}
+    own = trained | dict(given)
+    budgets = [own["budget"]] if "budget" in own else value_at(stored, "sampling.budgets") or [None]
+    alphas = [own["alpha"]] if "alpha" in own else value_at(stored, "reward.alphas") or [None]
+    found = []
+    for alpha, budget in product(alphas, budgets):
+        label = "".join(
+            (name, "" if len(alphas) < 2 else f"-a{alpha:g}", "" if len(budgets) < 2 else f"-budget{budget}")
+        )
+        found.append(by_policy(label, network, own | {"alpha": alpha, "budget": budget}, model))
+    return found
+
+
+def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
+    """Return an unmasking rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
+    settings = SamplerSettings.of({"temperature": 0.0} | dict(given))
     if isinstance(strategy, Strategy):
-        return [Candidate(type(strategy.rule).__name__, name, strategy.rule)]
-    raise ValueError(
-        f"strategy={strategy!r} is of type {name}, which has no `choose` (an unmasking rule); give a name, settings, "
-        "a policy, or an object with this method"
+        tokens, strategy = strategy.token_sampler, strategy.rule
+        own = {"temperature": tokens.temperature, "top_p": tokens.top_p, "top_k": tokens.top_k}
+        if twice := [key for key in own if key in given]:
+            raise ValueError(f"{', '.join(twice)} would do nothing with a Strategy, which has its own; leave it out")
+        settings = replace(settings, **own)
+    if not isinstance(strategy, Unmasker):
+        raise ValueError(
+            f"strategy={strategy!r} is of type {type(strategy).__name__}, which has no `choose` (an unmasking rule); give a "
+            "name, settings, a policy, or an object with this method"
+        )
+    return candidate(name or type(strategy).__name__, own_rule(strategy), settings, given.get("steps"))
+
+
+def candidate(name: str, rule: Unmasker, settings: SamplerSettings, steps: int | None) -> Candidate:
+    """Return a candidate with these settings."""
+    value = getattr(settings, RULE_SETTINGS[str(settings.strategy)]) if settings.strategy in RULE_SETTINGS else None
+    unread = idle(settings, "sampler.steps")
+    found = Candidate(
+        name, name, rule, setting=value, steps=None if unread else steps, budget=settings.budget, alpha=settings.alpha,
+        sampler=settings,
+    )  # fmt: skip
+    if not isinstance(rule, PolicyUnmasker):
+        return found
+    policy = settings.policy
+    return replace(
+        found, sampling_mode=rule.action, setting=policy.threshold if rule.action == "threshold" else None,
+        temperature=policy.temperature, beta=policy.beta,
+        weights=digest_of(weight_digests(rule.network.named_parameters())),
+    )  # fmt: skip
+
+
+def rule_label(settings: SamplerSettings) -> str:
+    """Return the name of a strategy with the parameter of its rule."""
+    name = settings.strategy or "direct"
+    return f"{name}-{getattr(settings, RULE_SETTINGS[name]):g}" if name in RULE_SETTINGS else name
+
+
+def label_of(settings: SamplerSettings) -> str:
+    """Return the name of a strategy with its parameter and the other numbers and words that differ from the defaults."""
+    usual, named = SamplerSettings(), ("strategy", RULE_SETTINGS.get(settings.strategy or "direct"))
+    changed = {
+        key: value
+        for key, value in vars(settings).items()
+        if isinstance(value, str | int | float) and value != getattr(usual, key) and key not in named
+    }
+    return "-".join(
+        [rule_label(settings), *(f"{SHORT.get(key, key)}{shortest(value)}" for key, value in changed.items())]
     )
+
+
+def shortest(value: str | float | int) -> str:
+    """Return a word, or a number without trailing zeros."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def check_new(setup: Setup, directory: Path) -> None:
+    """Refuse answers of an earlier call that cannot be recognised: of a rule or a checker of the caller. ValueError."""
+    for job in setup.jobs():
+        own_rule = isinstance(job.candidate.rule, CheckedRule)
+        if (own_rule or job.dataset in setup.questions) and (directory / job.directory).exists():
+            raise ValueError(
+                f"{directory / job.directory} holds answers already, and a rule or a checker of your own cannot be recognised "
+                "from one call to the next; give another run_dir"
+            )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -56,8 +56,12 @@ from training.published import from_file
 from training.stored import description
 from training.terminal import printable
 from training.usage import CONFIGS, composed, override
+from unmask.decoders import token_sampler
 
 OF_DATA = ("dataset", "questions", "length", "few_shot", "n_test", "math_by")  # settings that data sets may differ in
+# Settings that the strategies of a Python caller may differ in.
+OF_SAMPLER = ("block_length", "cache", "refresh", "logits_eos_inf", "confidence_eos_eot_inf", "guidance", "token_temperature",
+              "confidence", "top_p", "top_k")  # fmt: skip
 
 
 T = TypeVar("T")
@@ -118,23 +122,31 @@ def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset
         if requested[key] is None and (key != "refresh" or requested["cache"]):
             requested[key] = OmegaConf.select(known, f"sampling.{key}")
     configured = OmegaConf.select(known, "sampling.length") or OmegaConf.select(known, "data.answer_length")
-    length = arguments.gen_length or configured or (24 if dataset == "chain" else 256)
     return AnswerSettings(
-        length, None, requested["block_length"], requested["cache"], requested["refresh"], None, arguments.logits_eos_inf,
-        arguments.confidence_eos_eot_inf, arguments.guidance, drift=arguments.drift,
+        arguments.gen_length or configured or default_length(dataset), None, requested["block_length"], requested["cache"],
+        requested["refresh"], None, arguments.logits_eos_inf, arguments.confidence_eos_eot_inf, arguments.guidance,
+        drift=arguments.drift,
     )  # fmt: skip
+
+
+def default_length(dataset: str) -> int:
+    """Return the positions of an answer to a question of a data set."""
+    return 24 if dataset == "chain" else 256
 
 
 def settings_of(
     job: Job, questions: list[Question], arguments: EvaluationRequest, model_path: str, dtype: str, model: str
 ) -> dict:
     """Return the settings that decide the samples of a job. model: digest of the weights of the model at model_path."""
-    own = {key: value for key, value in vars(job.candidate).items() if key != "rule"}
+    own = {key: value for key, value in vars(job.candidate).items() if key not in ("rule", "sampler")}
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
     }
-    requested = {key: getattr(arguments, key) for key in ("token_temperature", "few_shot", "n_test", "math_by")}
-    requested |= {"confidence": arguments.confidence} if arguments.confidence != "model" else {}
+    tokens, confidence = tokens_of(job, arguments)
+    requested: dict = {"token_temperature": tokens.temperature}
+    requested |= {key: getattr(arguments, key) for key in ("few_shot", "n_test", "math_by")}
+    requested |= {"confidence": confidence} if confidence != "model" else {}
+    requested |= {"top_p": tokens.top_p, "top_k": tokens.top_k} if (tokens.top_p, tokens.top_k) != (1, 0) else {}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
     return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | requested
 
@@ -153,16 +165,23 @@ def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> lis
     return questions
 
 
+def tokens_of(job: Job, arguments: EvaluationRequest) -> tuple[TokenRule, str]:
+    """Return the token sampler of a job, and the source of its confidences."""
+    if job.candidate.sampler is None:
+        return TokenRule(arguments.token_temperature), arguments.confidence
+    return token_sampler(job.candidate.sampler), job.candidate.sampler.confidence
+
+
 def strategy_of(job: Job, arguments: EvaluationRequest) -> Strategy:
     """Return the rule or policy of a job, with its token sampler."""
-    rule, token_sampler = job.candidate.rule, TokenRule(arguments.token_temperature)
-    return Strategy(AsSampled(rule, token_sampler) if arguments.confidence == "sampling" else rule, token_sampler)
+    rule, (tokens, confidence) = job.candidate.rule, tokens_of(job, arguments)
+    return Strategy(AsSampled(rule, tokens) if confidence == "sampling" else rule, tokens)
 
 
 def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments: EvaluationRequest) -> float:
     """Return the mean equivalent evaluations of a question, from a few questions, evenly spaced."""
     few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
-    prompts = canvases(model, few, job.decoding.length).to(next(model.parameters()).device)
+    prompts = canvases(model, few, job.decoding.length).to(model.device)
     options, strategy = job.decoding.options(model), strategy_of(job, arguments)
     return equivalent_evaluations(model, lambda part: strategy.decode(model, part, options, job.seed), prompts)
 
@@ -177,7 +196,8 @@ def evaluate(
 ) -> int:
     """Answer this process's share of the unanswered questions, one line of a file each. Returns their number."""
     directory = Path(arguments.save_path) / job.directory
-    check_beside(directory, settings, (*IDENTITY, "model", "weights", "seed"), OF_DATA)
+    columns = (*IDENTITY, "model", "weights", "seed", *(OF_SAMPLER if job.candidate.sampler is not None else ()))
+    check_beside(directory, settings, columns, OF_DATA)
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
@@ -187,7 +207,7 @@ def evaluate(
     out = shard(directory, group)
     for rows in todo.split(arguments.batch_size):
         part = [questions[row] for row in rows.tolist()]
-        prompts = canvases(model, part, job.decoding.length).to(next(model.parameters()).device)
+        prompts = canvases(model, part, job.decoding.length).to(model.device)
         writer = Writer(part, rows.tolist(), prompts.prompt_length, arguments.unsandboxed, out)
         row_id = rows.to(prompts.canvas.device)
         strategy.decode(model, prompts, job.decoding.options(model), job.seed, row_id, on_step=writer)
@@ -246,6 +266,11 @@ class Writer:
             append_line(self.out, json.dumps(record, ensure_ascii=False))
 
 
+def directly(work: Callable[[], T], name: str, group: Processes) -> T:
+    """Return the result of `work`, and let its error through: one process, and a caller that wants every result."""
+    return work()
+
+
 def together(work: Callable[[], T], name: str, group: Processes) -> T | None:
     """Return the result of `work` once every process has done it; None if one failed, which prints its reason while other
     jobs go on.
@@ -267,14 +292,18 @@ FLAGS = {
 }  # fmt: skip
 
 
-def check_idle(arguments: EvaluationRequest, names: list[str]) -> None:
-    """Refuse flags that have no effect on the evaluated rules or on the data sets `names`: ValueError names them."""
+def check_idle(arguments: EvaluationRequest) -> None:
+    """Refuse flags that have no effect on the evaluated rules: ValueError names them."""
     strategy = arguments.rule or "policy"
     unread = [] if arguments.run else ["checkpoints"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
     if idle := [f"--{flag}" for flag in unread if getattr(arguments, flag)]:
         given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
         raise ValueError(f"{', '.join(idle)} would do nothing with {given}; leave it out")
+
+
+def check_data(arguments: EvaluationRequest, names: list[str]) -> None:
+    """Refuse settings that have no effect on the data sets `names`, or that these lack: ValueError."""
     read_by = {
         "data_dir": arguments.data_dir is None or set(names) & set(HUB),
         "math_by": arguments.math_by == "verify" or "math" in names,
@@ -282,6 +311,8 @@ def check_idle(arguments: EvaluationRequest, names: list[str]) -> None:
     }
     if idle := [f"--{flag}" for flag, read in read_by.items() if not read]:
         raise ValueError(f"{', '.join(idle)} would do nothing with --datasets {','.join(names)}; leave it out")
+    if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):
+        raise ValueError(f"--few_shot shows worked answers, which {', '.join(odd)} lacks; leave it out")
 
 
 def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
@@ -291,11 +322,10 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
-    check_idle(arguments, names)
+    check_idle(arguments)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
-    if arguments.few_shot and (odd := [name for name in names if name not in WORKED]):
-        raise ValueError(f"--few_shot shows worked answers, which {', '.join(odd)} lacks; leave it out")
+    check_data(arguments, names)
     if arguments.dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {arguments.dtype} must be float32, bfloat16 or float16; change it")
     TokenRule(arguments.token_temperature)  # refuses one that is none
@@ -331,11 +361,17 @@ class Setup:
         jobs = []
         for one in self.chosen:
             for dataset in self.names:
-                decoding = decoding_of(self.request, self.config, dataset)
+                decoding = self.decoding(one, dataset)
                 decoding = replace(decoding, steps=one.steps, budget=one.budget, alpha=one.alpha)
                 decoding.check(self.model)
                 jobs += [Job(one, dataset, seed, decoding) for seed in self.seeds]
         return jobs
+
+    def decoding(self, candidate: Candidate, dataset: str) -> AnswerSettings:
+        """Return the settings of a candidate's answers: its own, or those of the command line."""
+        if candidate.sampler is None:
+            return decoding_of(self.request, self.config, dataset)
+        return AnswerSettings.of(candidate.sampler, self.request.gen_length or default_length(dataset))
 
     def questions_of(self, job: Job) -> list[Question]:
         """Return the questions of a job."""
@@ -363,22 +399,25 @@ def run(arguments: EvaluationRequest) -> int:
     return 0 if answered else 1
 
 
-def answer(setup: Setup, group: Processes) -> tuple[Results, int]:
-    """Run all jobs. Return, on the first process, the results of the jobs that succeeded, and their number. Failed jobs are
-    named on stderr."""
+def answer(setup: Setup, group: Processes, attempt: Callable[..., Any] = together) -> tuple[Results, int]:
+    """Run all jobs. Return, on the first process, the results of the jobs that succeeded, and their number.
+
+    Args:
+        attempt: `together`, which names failed jobs on stderr and goes on, or `directly`.
+    """
     arguments, model = setup.request, setup.model
     weights, results = digest_of(digests_of(model)), {}
     answered, lacking = 0, set()  # of data sets that cannot be read, each named once and not tried again
     for job in setup.jobs():
         if job.dataset in lacking:
             continue
-        questions = together(partial(setup.questions_of, job), job.dataset, group)
+        questions = attempt(partial(setup.questions_of, job), job.dataset, group)
         if questions is None:
             lacking.add(job.dataset)
             continue
         settings = settings_of(job, questions, arguments, setup.path, setup.dtype, weights)
         work = partial(evaluate, job, questions, settings, model, arguments, group)
-        if together(work, job.directory, group) is None:
+        if attempt(work, job.directory, group) is None:
             continue
         answered += 1
         if group.first:
