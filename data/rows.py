@@ -14,7 +14,7 @@ from data.settings import ChainSettings, DataSettings, GridSettings, TextSetting
 from data.sudoku import SudokuStream, make
 from data.text import EndlessRows, documents, load_texts, pack, train_bpe
 from dlm.board import BoardTokenizer
-from training.hub import prepare
+from training.hub import prepare, shipped
 
 if TYPE_CHECKING:
     import datasets
@@ -60,9 +60,10 @@ def text_tokenizer(data: TextSettings):
         return train_bpe(texts, int(data.tokenizer[4:]))
     from transformers import AutoTokenizer
 
-    prepare(data.tokenizer, "tokenizer")
+    path = shipped(data.tokenizer)
+    prepare(path, "tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"data.tokenizer={data.tokenizer} is neither a directory with tokenizer.json nor a hub id that can be reached"

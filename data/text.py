@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from dlm.encoding import batch_ids, without_surrogates
-from training.hub import hide_data_bars, load_split, prepare
+from training.hub import hide_data_bars, load_split, prepare, shipped
 
 if TYPE_CHECKING:
     import datasets
@@ -76,7 +76,7 @@ def load_texts(name: str, split: str, cache_dir: str | Path | None = None) -> da
         ValueError: the data cannot be reached, is not text, or has a line that is not JSON.
     """
     hide_data_bars()
-    local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(name)
+    local = STORIES / f"{split}.jsonl.gz" if name == "stories" else Path(shipped(name))
     column = "text"
     if local.is_dir():
         texts = _of_directory(local, split, name)

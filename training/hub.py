@@ -37,12 +37,14 @@ SECONDS = 5.0  # for which the hub is waited for, once in a process
 
 
 def shipped(path: str) -> str:
-    """Resolve `example/...` to this repository, independently of the working directory; return any other path unchanged.
+    """Resolve a path of this repository, independently of the working directory; return any other path unchanged.
 
-    Some folders have a second name that says what they hold (`ALIASES`).
+    These are `example/...`, and the files of `data/stories`; other paths in a folder `data` belong to the user. Some folders
+    have a second name that describes their content (`ALIASES`).
     """
     path = ALIASES.get(path.rstrip("/"), path)
-    return str(ROOT / path) if path.startswith("example/") else path
+    is_own = path.startswith("example/") or (path.startswith("data/stories/") and (ROOT / path).exists())
+    return str(ROOT / path) if is_own else path
 
 
 def prepare(name: str, what: str, known: Mapping[str, str] | None = None) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import training.hub
+from data.rows import text_tokenizer
+from data.settings import TextSettings
 from data.text import load_texts
 from rewards.models import load_reward
 from training.hub import prepare, stay_offline_where_unreachable
@@ -90,3 +92,11 @@ def test_a_shipped_folder_may_have_a_second_name():
         path = training.hub.shipped(folder)
         assert training.hub.shipped(alias) == training.hub.shipped(alias + "/") == path and Path(path).is_dir()
         assert not (training.hub.ROOT / alias).exists()
+
+
+def test_shipped_files_are_read_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(text_tokenizer(TextSettings())) == len(text_tokenizer(TextSettings(tokenizer="example/stories"))) > 256
+    assert len(load_texts("data/stories/valid.jsonl.gz", "valid")) == len(load_texts("stories", "valid"))
+    for own in ("data/mine.jsonl", "data/stories/mine.jsonl", "data"):
+        assert training.hub.shipped(own) == own

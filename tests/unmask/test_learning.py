@@ -180,6 +180,12 @@ def test_a_model_learns_from_a_users_texts(tmp_path):
         unmask.train_dlm.__wrapped__(5, run_dir=tmp_path / "none")
 
 
+def test_a_missing_file_of_texts_is_named_in_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no file nofile.txt for the data set"):
+        unmask.train_dlm("nofile.txt")
+
+
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"
 )  # of transformers, in its own trainer

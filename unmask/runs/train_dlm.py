@@ -152,7 +152,7 @@ def with_own_data(config: DictConfig, overrides: list[str]) -> DictConfig:
     if "data.train" not in given or "data.valid" in given or config.data.kind != "text":
         return config
     config = config.copy()
-    has_splits = is_answers(config.data.train) or not Path(config.data.train).exists()
+    has_splits = is_answers(config.data.train) or not Path(shipped(config.data.train)).exists()
     config.data.valid = config.data.train if has_splits else None
     return config
 
