@@ -569,5 +569,48 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
     ],
 }
 
-ROWS = SAMPLERS | DLM | POLICY | TWIST | RL | EVALUATION | REWARDS_AND_DATA
+# ------------------------------------------------------------------------------------------------------ evaluation from Python
+EVALUATING, TEXTS = "tests/unmask/test_evaluating.py::test_", "tests/test_evaluate_text.py::test_"
+PROMPTS, PROGRESS = "tests/unmask/test_prompts_file.py::test_", "tests/training/test_progress.py::test_"
+FROM_PYTHON: dict[str, list[Row]] = {
+    "unmask/evaluating.py": [
+        ("steps=None if unread else steps", "steps=None", EVALUATING + "settings_decode_as_they_do_in_sample"),
+        ("budget=settings.budget, alpha", "alpha", EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its"
+         "_training"),
+        ('trained["policy"] = {"action": SAMPLING_MODES[mode], ', 'trained["policy"] = {',
+         EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_training"),
+        ("own_rule(strategy), settings", "strategy, settings", EVALUATING + "answers_of_a_callers_objects_are_not_taken_for_those"
+         "_of_another"),
+        ("names.count(name) > 1", "names.count(name) > 2", EVALUATING + "strategies_of_one_kind_need_names"),
+        ("if all(reasons):", "if False:", EVALUATING + "what_is_wrong_is_one_sentence"),
+        ("scores[~scores.isnan()].mean()", "scores.nan_to_num().mean()", EVALUATING + "measures_of_texts_from_anywhere"),
+        ("weights=digest_of(weight_digests(rule.network.named_parameters()))", "weights=None",
+         EVALUATING + "a_policy_uses_the_settings_of_its_action"),
+        ("> 0.5, dataset=name", ">= 0, dataset=name", EVALUATING + "a_users_questions"),
+    ],
+    "evaluation/compare.py": [
+        ("prompt {settings['prompt']!r}", "", TEXTS + "texts_with_other_prompts_are_not_compared"),
+        ("paired_difference(a, b)", "paired_difference(b, a)", TEXTS + "two_rules_are_compared_sample_by_sample"),
+    ],
+    "unmask/runs/evaluate_text.py": [
+        ("perplexity(judge, tokens if on_ids", "perplexity(judge, tokens.flip(1) if on_ids",
+         TEXTS + "the_figures_are_those_of_the_texts"),
+        ("if len(read_records(directory)) < count:", "if True:",
+         TEXTS + "a_finished_evaluation_is_read_and_other_settings_are_refused"),
+    ],
+    "training/progress.py": [
+        ("    if quiet:", "    if False:", PROGRESS + "no_terminal_and_a_quiet_process_see_nothing"),
+        ("if not console.is_terminal:", "if False:", PROGRESS + "no_terminal_and_a_quiet_process_see_nothing"),
+        ("            _shown.pop()", "            pass", PROGRESS + "inner_work_is_a_line_of_the_same_bar"),
+    ],
+    "data/prompt_file.py": [
+        ("if line.strip()]", "]", PROMPTS + "the_command_and_the_function_write_the_same"),
+        ("len(given) != 1", "not given", PROMPTS + "what_is_wrong_with_a_file_is_one_sentence"),
+    ],
+    "evaluation/replay.py": [
+        ("place.get(token, -1) for token in row", "0 for token in row", "tests/evaluation/test_report.py"),
+    ],
+}
+
+ROWS = SAMPLERS | DLM | POLICY | TWIST | RL | EVALUATION | REWARDS_AND_DATA | FROM_PYTHON
 KNOWN: dict[str, str] = {}  # survivors (by str(mutation)) and why no test can see them

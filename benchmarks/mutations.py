@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import signal
@@ -85,6 +86,7 @@ def functions_of(code: CodeType, within: str = "") -> Iterator[tuple[str, CodeTy
 
 def loaded() -> list[FunctionType]:
     """Return the loaded functions of the project. It is computed once, since a search of all objects copies a child's memory."""
+    gc.unfreeze()  # the tests freeze modules, whose functions the collector then no longer lists
     functions = [thing for thing in gc.get_objects() if type(thing) is FunctionType]
     return [one for one in functions if one.__code__.co_filename.startswith(f"{ROOT}{os.sep}")]
 
@@ -123,6 +125,8 @@ class Mutator:
         self.functions: list[FunctionType] = []
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        for file in {mutation.file for mutation in self.mutations if mutation is not None}:
+            importlib.import_module(file.removesuffix(".py").replace("/", "."))  # some are imported when they are used
         self.functions = loaded()
         gc.freeze()  # a collection in a child copies no memory
         running: dict[int, tuple[int, float]] = {}  # process -> (number, when it has to end)
