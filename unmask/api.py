@@ -30,12 +30,13 @@ from evaluation.metrics import cost, quality, solved
 from evaluation.replay import replay_html
 from evaluation.text import load_judge
 from load_model import load_model
+from policy.base import PolicyNetwork
 from policy.checkpoints import load_policy as load_policy_network
 from policy.unmasker import PolicyUnmasker
 from rewards.functions import FunctionReward
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
-from samplers.checked import CheckedDecoder, CheckedRule
+from samplers.checked import CheckedDecoder, CheckedRule, CheckedStepDecoder
 from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
 from samplers.names import EVERY_STRATEGY
@@ -44,6 +45,7 @@ from samplers.settings import SamplerSettings
 from training.devices import device_of
 from training.files import write_text
 from training.hub import shipped
+from training.ranges import NAME, as_text
 from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler
 from unmask.trained import Trained, result_of
 
@@ -96,11 +98,18 @@ def register(name: str, rule: Callable[[], Unmasker]) -> None:
         unmask.sample(model, "Once", strategy="left_right", steps=8)
         unmask.main(["sample", "--strategy", "left_right"])  # the command line, with the new name
     """
+    if not NAME.holds(name):
+        raise ValueError(f"the name {name!r} of a rule must be {NAME.allowed}; change it")
     if name in UNMASKING_RULES or name in EVERY_STRATEGY:
         raise ValueError(f"the strategy {name!r} exists already; give another name")
-    if not isinstance(made := rule(), Unmasker):
+    if not callable(rule):
+        raise ValueError(
+            f"the rule {name!r} is an object of type {type(rule).__name__}, which makes no rule; register its class, or a "
+            "function that returns the object"
+        )
+    if not isinstance(made := rule(), Unmasker) or isinstance(made, type):
         raise ValueError(f"{name!r} makes a {type(made).__name__}, which has no method `choose`; see docs/adding.md")
-    UNMASKING_RULES[name] = rule
+    UNMASKING_RULES[name] = lambda: CheckedRule(rule())
 
 
 def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:
@@ -318,7 +327,7 @@ def vars_of(settings: SamplerSettings) -> dict[str, Any]:
 
 def learned(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
     """Return whether a policy chooses the positions. A policy sees only the positions behind the prompt."""
-    return isinstance(strategy, nn.Module | PolicyUnmasker) or settings.strategy == "policy"
+    return isinstance(strategy, PolicyNetwork | PolicyUnmasker) or settings.strategy == "policy"
 
 
 def decoder_of(
@@ -330,19 +339,22 @@ def decoder_of(
     reward: RewardLike | None,
 ) -> Decoder:
     """Return the decoder that `strategy` describes. ValueError for an object that is none."""
-    if isinstance(strategy, nn.Module):
-        rule = policy_rule(strategy, settings.policy, model)  # pyright: ignore[reportArgumentType]
-        return Strategy(rule, token_sampler(settings))
+    if isinstance(strategy, PolicyNetwork):
+        return Strategy(policy_rule(strategy, settings.policy, model), token_sampler(settings))
+    if isinstance(strategy, type):
+        raise ValueError(f"strategy={strategy.__name__} is a class; give an object of it, {strategy.__name__}()")
     if isinstance(strategy, Unmasker):
         return Strategy(own_rule(strategy), token_sampler(settings))
-    if isinstance(strategy, StepDecoder) and not isinstance(strategy, Strategy):
-        return CheckedDecoder(strategy)
+    if type(strategy) is Strategy:
+        return replace(strategy, rule=own_rule(strategy.rule))
+    if isinstance(strategy, StepDecoder):
+        return CheckedStepDecoder(strategy)
     if isinstance(strategy, Decoder):
-        return strategy
+        return CheckedDecoder(strategy)
     if strategy is not None and not isinstance(strategy, str | SamplerSettings):
         raise ValueError(
-            f"strategy={strategy!r} is of type {type(strategy).__name__}, which has neither `decode` (a decoder) nor `choose` "
-            "(an unmasking rule); give a name, settings, a policy network, or an object with one of these methods"
+            f"strategy={as_text(strategy)} is of type {type(strategy).__name__}, which has neither `decode` (a decoder) nor "
+            "`choose` (an unmasking rule); give a name, settings, a policy network, or an object with one of these methods"
         )
     if isinstance(reward, str):
         settings, reward = replace(settings, guide=replace(settings.guide, reward=reward)), None
