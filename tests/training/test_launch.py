@@ -29,17 +29,12 @@ def reached(run: Path) -> int:
 
 
 def test_accelerate_launch_starts_two_processes(tmp_path):
+    """A sharded model, which one process would refuse."""
     pytest.importorskip("accelerate")
-    command = [*ACCELERATE, "configs/accelerate/cpu.yaml", *TINY, f"run_dir={tmp_path / 'run'}"]
+    command = [*ACCELERATE, "configs/accelerate/cpu.yaml", *TINY, "model.sharded=true", f"run_dir={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert reached(tmp_path / "run") == 2
-    # One process cannot take an odd batch's half: both were there.
-    odd = [o if o != "training.batch_size=4" else "training.batch_size=3" for o in TINY]
-    command = [*ACCELERATE, "configs/accelerate/cpu.yaml", *odd, f"run_dir={tmp_path / 'odd'}"]
-    refused = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
-    assert refused.returncode != 0
-    assert "training.batch_size=3 is not divisible by the 2 processes" in refused.stderr
 
 
 @pytest.mark.parametrize("name, processes", [("1gpu", 1), ("8gpu_ddp", 8), ("cpu", 2)])
