@@ -26,8 +26,9 @@ LARGEST = 10_000  # bits of a power
 
 SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # a range of a regular expression
 SPACE = rf"(?:\\[,;: ]|~|\\(?:thin|med|thick|en)?space(?![A-Za-z])|\\q?quad(?![A-Za-z])|\\hspace\*?\{{[^{{}}]*\}}|[{SPACES}])"
-# Between groups of three digits. A comma in front of a space other than \! separates two numbers.
-THOUSANDS = re.compile(rf"(?<![\d.,])(\d{{1,3}})((?:(?:\{{,\}}(?:\\!)?|,\\!|\\!|['’]|{SPACE})\d{{3}})+)(?![\d,])")
+# Between groups of three digits. A comma in front of a space other than \! separates two numbers. A comma in front of a digit
+# makes it another number or a pair; a comma that ends a clause does not.
+THOUSANDS = re.compile(rf"(?<![\d.,])(\d{{1,3}})((?:(?:\{{,\}}(?:\\!)?|,\\!|\\!|['’]|{SPACE})\d{{3}})+)(?!,?\d)")
 PLAIN_THOUSANDS = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?")
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True))
 CHARACTERS = str.maketrans({
