@@ -1,12 +1,15 @@
 """Prompts of different lengths, ends of sequence, guidance and caches: rows are what they are alone, and what is approximate says so."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import dlm.environment
+import samplers.loop
+import samplers.samples
 from dlm.cache import KeyValueCache
 from dlm.causal_lm import CausalLM
 from dlm.checkpoints.table import build_model
@@ -19,6 +22,7 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
+from samplers.samples import Stopwatch
 from tests.enumerable import RandomLM
 from tests.test_load_model import LLAMA
 
@@ -195,19 +199,29 @@ def test_drift_is_what_the_cache_would_have_said(name, cache):
 
 
 def test_measuring_drift_counts_neither_as_seconds_nor_as_evaluations(monkeypatch):
-    """The measurement is slowed down here; the decoding is not."""
-    model, runs = MODELS["llada"], []
+    """By a clock that only this test moves: one second for each run of the decoding, 100 for each comparison."""
+    model, clock = MODELS["llada"], [0.0]
+    now = SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0])
+    monkeypatch.setattr(dlm.environment, "time", now)
+    monkeypatch.setattr(samplers.samples, "time", now)
+    monkeypatch.setattr(samplers.loop, "Stopwatch", lambda: Stopwatch(clock[0], clock[0]))
+    calls = []
+
+    def takes(name, seconds):
+        work = getattr(UnmaskingEnvironment, name)
+
+        def timed(*arguments):
+            clock[0] += seconds
+            calls.append(name)
+            return work(*arguments)
+
+        monkeypatch.setattr(UnmaskingEnvironment, name, timed)
+
+    takes("_run_spans", 1.0)
+    takes("_compare", 100.0)
     canvas = torch.full((2, 24), model.mask_id)
     canvas[:, :8] = 1
     strategy = Strategy(RULES["confidence"], TokenRule(0.0))
-    compare = UnmaskingEnvironment._compare
-
-    def slowly(*arguments):
-        time.sleep(0.4)
-        runs.append(1)
-        compare(*arguments)
-
-    monkeypatch.setattr(UnmaskingEnvironment, "_compare", slowly)
     plain, measured = (
         sample(
             UnmaskingEnvironment(model, DecodeOptions(8, 8, cache="dual", refresh=2, measure_drift=drift)),
@@ -216,7 +230,8 @@ def test_measuring_drift_counts_neither_as_seconds_nor_as_evaluations(monkeypatc
         )
         for drift in (False, True)
     )
-    assert len(runs) >= 2 and measured.seconds < 0.4 * len(runs)
+    assert calls.count("_compare") >= 2 and calls.count("_run_spans") == 16
+    assert plain.seconds == measured.seconds == plain.cpu_seconds == measured.cpu_seconds == 8
     assert torch.equal(measured.tokens, plain.tokens) and torch.equal(measured.evaluations, plain.evaluations)
     assert (measured.forwards, measured.rows_evaluated) == (plain.forwards, plain.rows_evaluated)
 

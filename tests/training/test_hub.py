@@ -88,6 +88,7 @@ def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsy
 
 
 def test_a_shipped_folder_may_have_a_second_name():
+    assert training.hub.ALIASES["example/stories_policy"] == "example/014609"
     for alias, folder in training.hub.ALIASES.items():
         path = training.hub.shipped(folder)
         assert training.hub.shipped(alias) == training.hub.shipped(alias + "/") == path and Path(path).is_dir()
