@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.files import replacing, write_text
-from training.terminal import printable
+from training.terminal import is_quiet, printable
 
 Point = tuple[float | int, float | int]  # cost, quality
 
@@ -109,6 +109,8 @@ def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: 
 
 def print_table(records: Sequence[dict], title: str = "", console: Console | None = None) -> None:
     """Print the records as a table, one column per field in the order of first appearance."""
+    if is_quiet():
+        return
     table = Table(title=escape(printable(title)) or None, title_justify="left")
     columns = _columns(records)
     for column in columns:

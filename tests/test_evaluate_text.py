@@ -7,8 +7,13 @@ from math import log
 import pytest
 import torch
 
+from dlm.options import DecodeOptions
+from dlm.prompts import Prompts
+from dlm.token_rule import TokenRule
 from evaluation.text import load_judge, perplexity
 from load_model import load_model
+from samplers.heuristics import AsSampled, Confident
+from samplers.loop import Strategy
 from training.hub import shipped
 from unmask.commands import compare, evaluate
 
@@ -79,3 +84,54 @@ def test_texts_with_other_prompts_are_not_compared(results, tmp_path):
 def test_one_of_run_policy_and_strategy(tmp_path):
     with pytest.raises(ValueError, match="exactly one of RUN, --policy_path and --strategy"):
         evaluate.main([*FEW, "--save_path", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strategy", "random", "--temperatures", "0.5"], "--temperatures would do nothing with --strategy random"),
+        (
+            ["--strategy", "random", "--betas", "1", "--alphas", "1"],
+            "--betas, --alphas would do nothing with --strategy",
+        ),
+        (["--strategy", "random", "--sampling_mode", "fixed"], "--sampling_mode would do nothing with --strategy"),
+        (["--strategy", "random", "--checkpoints", "last"], "--checkpoints would do nothing with --strategy random"),
+        (["--strategy", "random", "--windows", "4"], "--windows would do nothing with --strategy random"),
+        (["--strategy", "random", "--other_model"], "--other_model would do nothing with --strategy random"),
+        (["--policy_path", "example/014609", "--windows", "4"], "--windows would do nothing with a policy"),
+        (
+            ["--policy_path", "example/014609", "--confidence", "sampling"],
+            "--confidence=sampling is for rules that read",
+        ),
+        (["--strategy", "dilated", "--confidence", "sampling"], "--confidence=sampling is for rules that read"),
+        (["--strategy", "random", "--token_temperature", "inf"], "--token_temperature"),
+        (["--policy_path", "missing/policy"], "missing/policy"),
+    ],
+)
+def test_flags_that_do_nothing_are_refused_before_the_model_is_read(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unmask.runs.evaluate_text.load_model", lambda *_: pytest.fail("the model was read"))
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        evaluate.main([*FEW, *words, "--save_path", str(tmp_path / "out")])
+    assert message in str(refused.value) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_confidences_are_those_of_the_token_sampler_on_request(tmp_path):
+    asked = [*FEW, "--strategy", "confidence", "--steps", "4", "--token_temperature", "0.5", "--save_path"]
+    for confidence in ("model", "sampling"):
+        assert evaluate.main([*asked, str(tmp_path / confidence), "--confidence", confidence]) == 0
+    by_model, by_draw = (
+        [record["text"] for record in lines(tmp_path / name / "confidence-K4_text_seed42")]
+        for name in ("model", "sampling")
+    )
+    model, _ = load_model(shipped("example/stories"), "cpu")
+    rule = AsSampled(Confident(), TokenRule(0.5))
+    samples = Strategy(rule, TokenRule(0.5)).decode(
+        model, Prompts(torch.full((3, 12), model.mask_id)), DecodeOptions(4), 42
+    )
+    texts = [
+        model.tokenizer.decode(row[kept].tolist()) for row, kept in zip(samples.tokens, samples.counted, strict=True)
+    ]
+    assert by_draw == texts != by_model
+    with pytest.raises(ValueError, match="with confidence=sampling"):
+        evaluate.main([*asked, str(tmp_path / "sampling")])

@@ -35,7 +35,7 @@ from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
 from training.storage import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
 from training.stored import PLACES, configuration, parsed_json, parsed_yaml, read_bytes, replace_at, settings, value_at
-from training.terminal import printable
+from training.terminal import print_line, printable
 from training.usage import CONFIGS, composed, readable
 
 MAY_CHANGE = (
@@ -340,7 +340,7 @@ class Run:
     def say(self, text: str) -> None:
         """Write one line to the terminal and to logs/run.log."""
         if self.processes.first:
-            print(printable(text), flush=True)
+            print_line(text)
             self._append("logs/run.log", text)
 
     def _append(self, name: str, line: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +74,7 @@ from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes
 from training.run import resolved
-from training.terminal import say_if_newline_is_spelled
+from training.terminal import print_line, say_if_newline_is_spelled
 from twist.bounds import Origin, folder_digest, model_digest
 from twist.network import TwistModel
 from twist.settings import InfillingTarget, TwistTrainingSettings
@@ -152,8 +151,8 @@ def with_fitting_warmup(config: DictConfig, overrides: list[str]) -> DictConfig:
         return config
     config = config.copy()
     config.optim.warmup = updates // 20
-    print(
-        f"optim.warmup={warmup} is for a longer run; {config.optim.warmup} of {updates} updates here", file=sys.stderr
+    print_line(
+        f"optim.warmup={warmup} is for a longer run; {config.optim.warmup} of {updates} updates here", on_stderr=True
     )
     return config
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -39,6 +36,7 @@ from training.processes import processes
 from training.ranges import COUNT_OR_NONE, ROWS, SEED
 from training.run import new_directory
 from training.stored import plain_description, value_at
+from training.terminal import quietly
 from unmask.api import own_rule, vars_of
 from unmask.decoders import build_rule_decoder, policy_rule
 from unmask.learning import source_of
@@ -131,7 +129,7 @@ def evaluate(
         None, own,
     )  # fmt: skip
     check_new(setup, directory)
-    with processes(str(model.device), saves=False) as group, redirect_stdout(io.StringIO() if quiet else sys.stdout):
+    with processes(str(model.device), saves=False) as group, quietly(quiet):
         results, _ = answer(setup, group, directly)
         rows = report(with_earlier(results, directory), directory, setup.path)
     return Evaluation(directory, rows)

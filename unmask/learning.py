@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from rewards.models import RewardModel, TextReward, load_reward
 from training.devices import device_of
 from training.files import make_directory, write_text
 from training.run import new_directory
+from training.terminal import quietly
 from training.usage import CONFIGS, composed, override
 from unmask.runs.objects import Objects
 from unmask.trained import Trained, result_of
@@ -332,7 +331,5 @@ def started(
     common = {"seed": seed, "wandb.mode": "disabled", "run_dir": directory}
     overrides = words({**common, **chosen, **(settings or {})})
     run = import_module(f"unmask.runs.{name}").run
-    if not quiet:
-        return run(composed(name, overrides), overrides, *objects)
-    with redirect_stdout(io.StringIO()):
+    with quietly(quiet):
         return run(composed(name, overrides), overrides, *objects)

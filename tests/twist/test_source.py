@@ -25,7 +25,7 @@ from twist.algorithms import TwistLearning
 from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.network import TwistModel
-from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
+from twist.objectives import IDENTIFIED, LEVELLED, final_log_weight, prefix_log_weights
 from twist.paths import canvases, path_densities, path_log_psi, reordered, step_orders
 from twist.settings import TwistTrainingSettings
 from twist.source import Source, collect_posterior
@@ -380,17 +380,25 @@ def log_normalizers(source, canvas):
     return (torch.zeros(len(canvas)).index_add(0, masks.nonzero()[:, 0], each) / masks.sum(1)).log()
 
 
+# Of an update. rl learns towards its own prediction. Its exact gradient, by enumeration of every path, brings both KLs of the masked
+# model below a third in 300 updates; with 100 paths of an update, drawn from the enumerated q, they stay above a half, with 1000 they
+# do not: 0.28 and 0.25; 0.67 and 0.55; 0.29 and 0.28 of the start.
+PATHS = {"rl": 1000}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", IDENTIFIED)
 def test_what_trains_brings_the_proposal_closer_both_ways(method, kind):
-    """Three hundred updates of a network of width 16, which cannot hold psi* of a random table: tables reach it (test_learning.py)."""
-    config = settings(f"method={method}", "optim.lr=1e-2", "training.batch_size=100", "training.epochs=1",
+    """Three hundred updates of a network of width 16, which cannot hold psi* of a random table: tables reach it (test_algorithms.py)."""
+    config = settings(f"method={method}", "optim.lr=1e-2", f"training.batch_size={PATHS.get(method, 100)}", "training.epochs=1",
                       "training.updates_per_epoch=300", "training.n_iters=300", "optim.schedule=cosine")  # fmt: skip
     source = new_source(kind)
-    source.twist.head.bounded = method == "fudge"
-    value = new_value_head(source.twist, config)
-    learning = TwistLearning(source, new_twist_learner(source.twist, value, config, ALONE), value, config)
+    torch.manual_seed(0)
+    twist = TwistModel(source.model, "separate", 2, bounded=method == "fudge", level=method in LEVELLED)
+    source = Source(twist, source.target, source.prompt, source.length)
+    value = new_value_head(twist, config)
+    learning = TwistLearning(source, new_twist_learner(twist, value, config, ALONE), value, config)
     start = exact_kls(source)
     for step in range(300):
         learning.iteration(step)

@@ -71,6 +71,20 @@ def test_a_users_reward_is_maximised_and_logged(model, tmp_path):
     assert logged == pytest.approx([float(scores[:4].mean()), float(scores[4:].mean())], abs=1e-4)
 
 
+def test_a_quiet_run_prints_what_the_users_function_prints_and_nothing_else(model, tmp_path, capsys):
+    def talking(texts):
+        print("mine")
+        return [0.0 for _ in texts]
+
+    policy = learn(model, tmp_path / "quiet", task=PROMPTS, reward=talking)
+    printed = capsys.readouterr()
+    assert set(printed.out.splitlines()) == {"mine"} and printed.err == ""
+    assert "parameters learn on" in (policy.directory / "logs" / "run.log").read_text()
+    learn(model, tmp_path / "loud", task=PROMPTS, reward=talking, quiet=False)
+    printed = capsys.readouterr()
+    assert "parameters learn on" in printed.out and "optim.warmup=5 is for a longer run" in printed.err
+
+
 def test_the_command_and_the_function_train_alike(model, tmp_path):
     policy = learn(model, tmp_path / "python", task="chain")
     asked = ["algorithm=grpo", "policy=dit_confidence", "data=chain", "reward=right", "dlm=chain", "device=cpu"]

@@ -142,7 +142,7 @@ def settings_of(
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
     }
-    tokens, confidence = tokens_of(job, arguments)
+    tokens, confidence = tokens_of(job.candidate, arguments)
     requested: dict = {"token_temperature": tokens.temperature}
     requested |= {key: getattr(arguments, key) for key in ("few_shot", "n_test", "math_by")}
     requested |= {"confidence": confidence} if confidence != "model" else {}
@@ -165,16 +165,16 @@ def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> lis
     return questions
 
 
-def tokens_of(job: Job, arguments: EvaluationRequest) -> tuple[TokenRule, str]:
-    """Return the token sampler of a job, and the source of its confidences."""
-    if job.candidate.sampler is None:
+def tokens_of(candidate: Candidate, arguments: EvaluationRequest) -> tuple[TokenRule, str]:
+    """Return the token sampler of a rule or policy, and the source of its confidences."""
+    if candidate.sampler is None:
         return TokenRule(arguments.token_temperature), arguments.confidence
-    return token_sampler(job.candidate.sampler), job.candidate.sampler.confidence
+    return token_sampler(candidate.sampler), candidate.sampler.confidence
 
 
-def strategy_of(job: Job, arguments: EvaluationRequest) -> Strategy:
-    """Return the rule or policy of a job, with its token sampler."""
-    rule, (tokens, confidence) = job.candidate.rule, tokens_of(job, arguments)
+def strategy_of(candidate: Candidate, arguments: EvaluationRequest) -> Strategy:
+    """Return a rule or policy with its token sampler."""
+    rule, (tokens, confidence) = candidate.rule, tokens_of(candidate, arguments)
     return Strategy(AsSampled(rule, tokens) if confidence == "sampling" else rule, tokens)
 
 
@@ -182,7 +182,7 @@ def equivalents(job: Job, questions: list[Question], model: MaskedLM, arguments:
     """Return the mean equivalent evaluations of a question, from a few questions, evenly spaced."""
     few = questions[:: max(1, len(questions) // COUNTED_ROWS)][:COUNTED_ROWS]
     prompts = canvases(model, few, job.decoding.length).to(model.device)
-    options, strategy = job.decoding.options(model), strategy_of(job, arguments)
+    options, strategy = job.decoding.options(model), strategy_of(job.candidate, arguments)
     return equivalent_evaluations(model, lambda part: strategy.decode(model, part, options, job.seed), prompts)
 
 
@@ -201,7 +201,7 @@ def evaluate(
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
     todo = todo[group.rank :: group.world]
-    strategy = strategy_of(job, arguments)
+    strategy = strategy_of(job.candidate, arguments)
     if len(todo) == 0:
         return 0
     out = shard(directory, group)
@@ -294,6 +294,7 @@ FLAGS = {
 
 def check_idle(arguments: EvaluationRequest) -> None:
     """Refuse flags that have no effect on the evaluated rules: ValueError names them."""
+    check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     strategy = arguments.rule or "policy"
     unread = [] if arguments.run else ["checkpoints"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
@@ -319,7 +320,6 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     """Return the requested data sets and seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
-    check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
     check_idle(arguments)

@@ -27,8 +27,8 @@ from evaluation.summary import mean_and_error
 from evaluation.sweeps import Candidate, candidates, numbers
 from evaluation.text import Judge, load_judge, perplexity, shares_tokenizer
 from load_model import load_model
+from policy.checkpoints import policy_file
 from rewards.measures import unigram_entropy
-from samplers.loop import Strategy
 from samplers.names import PREDICTORS, STRATEGIES
 from samplers.samples import Samples
 from samplers.settings import check_strategy
@@ -36,7 +36,7 @@ from training.devices import check_device, device_of
 from training.files import check_place, write_text
 from training.hub import shipped
 from training.progress import progress
-from unmask.runs.evaluate import configuration
+from unmask.runs.evaluate import check_idle, configuration, strategy_of
 
 DATASET = "text"
 SAMPLES = 64  # of each rule and seed, where --n_test is not given
@@ -72,6 +72,10 @@ def check(arguments: TextRequest) -> list[int]:
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy_path and --strategy")
     check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
+    check_idle(arguments)
+    TokenRule(arguments.token_temperature)  # refuses a temperature that is not finite
+    if arguments.policy_path is not None:
+        policy_file(Path(shipped(arguments.policy_path)))
     check_device(arguments.device)
     check_place(arguments.save_path, f"--save_path {arguments.save_path}")
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):
@@ -96,8 +100,9 @@ def evaluated(
         "judge": judge.name, "prompt": arguments.prompt, "length": len(canvas), "samples": count,
         "token_temperature": arguments.token_temperature,
     }  # fmt: skip
+    settings |= {"confidence": arguments.confidence} if arguments.confidence != "model" else {}
     check_settings(directory, settings)
-    strategy = Strategy(one.rule, TokenRule(arguments.token_temperature))
+    strategy = strategy_of(one, arguments)
     options = DecodeOptions(one.steps or len(canvas), budget=one.budget, alpha=one.alpha)
     decode = partial(strategy.decode, model, options=options, seed=seed)
     prompts = Prompts(canvas.repeat(count, 1))
