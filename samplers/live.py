@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter, sleep
 
 import torch
@@ -18,7 +19,9 @@ from rich.text import Text
 from torch import Tensor
 
 from dlm.observation import Observation
+from samplers.loop import OnStep
 from samplers.scores import Seen
+from training.progress import Advance, nothing
 from training.terminal import printable
 
 MASK, FRESH = "░", "bold green"
@@ -133,3 +136,37 @@ class LiveView:
             sleep(FRAME)
             self.paused += FRAME
         self.read_at = perf_counter()
+
+
+@contextmanager
+def batch_progress(advance: Advance, samples: int, on_step: OnStep | None = None) -> Iterator[OnStep | None]:
+    """Advance a bar in samples while a batch is decoded. An unfinished sample counts by its share of committed positions.
+
+    Args:
+        advance: of `training.progress.progress`; `nothing` where no bar is shown.
+        samples: of the batch.
+        on_step: is used where no bar is shown.
+
+    Yields:
+        The `on_step` of the decoding.
+    """
+    if advance is nothing:
+        yield on_step
+        return
+    done, most, read_at = 0.0, 0, -INTERVAL
+
+    def reach(value: float) -> None:
+        nonlocal done
+        advance(max(0.0, value - done))
+        done = max(done, value)
+
+    def step(observation: Observation | Seen, rows: Int[Tensor, "active"]) -> None:
+        nonlocal most, read_at
+        if most and perf_counter() - read_at < INTERVAL:
+            return
+        left, read_at = int(observation.masked.sum()), perf_counter()
+        most = max(most, left)
+        reach(samples * (1 - left / max(1, most)))
+
+    yield step
+    reach(float(samples))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
@@ -82,7 +83,8 @@ class Samples:
     decoding and CPU time of this process (model, policy and rewards), without the measurement of drift; ends: tokens that
     end an answer (dlm/ends.py), empty if rows continue behind them; reward_rows: rows that a reward has scored; particles:
     figures of particle filters; exact: no approximate cache was used; drift: error of the cache, where it was measured
-    (`UnmaskingEnvironment.drift`).
+    (`UnmaskingEnvironment.drift`); lengths: positions of the canvas of each row, where they differ (None: all of them). Tokens
+    behind the canvas are 0.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -100,23 +102,32 @@ class Samples:
     particles: ParticleFigures | None = None
     exact: bool = True
     drift: float | None = None
+    lengths: Int[Tensor, "row"] | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Return some of the rows, without the trajectory. Counts of the whole batch stay as they are."""
         kept = ("tokens", "prompt", "unmasked_at", "evaluations", "steps")
         particles = None if self.particles is None else self.particles.take(index)
         rows = {name: getattr(self, name)[index] for name in kept}
-        return replace(self, trajectory=None, particles=particles, **rows)
+        lengths = None if self.lengths is None else self.lengths[index]
+        return replace(self, trajectory=None, particles=particles, lengths=lengths, **rows)
+
+    @property
+    def free(self) -> Bool[Tensor, "row position"]:
+        """Mark the positions of the canvas that were not given."""
+        if self.lengths is None:
+            return ~self.prompt
+        return ~self.prompt & (torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None])
 
     @property
     def answer(self) -> Bool[Tensor, "row position"]:
         """Mark the positions of the response: generated tokens up to the first end token."""
-        return before_end(self.tokens, ~self.prompt, self.ends)
+        return before_end(self.tokens, self.free, self.ends)
 
     @property
     def ended(self) -> Bool[Tensor, "row"]:
         """Mark rows whose response contains an end token."""
-        return has_end(self.tokens, ~self.prompt, self.ends)
+        return has_end(self.tokens, self.free, self.ends)
 
     @property
     def counted(self) -> Bool[Tensor, "row position"]:
@@ -137,11 +148,11 @@ class Samples:
 
 
 def joined(batches: Sequence[Samples]) -> Samples:
-    """Concatenate samples of batches with equal canvas length.
+    """Concatenate samples of batches. Canvases that are shorter than the longest one are filled up (`Samples.lengths`).
 
     Counts of whole batches are added up; the trajectory is dropped; drift is the mean over the batches that measured it.
     """
-    first, rows = batches[0], ("tokens", "prompt", "unmasked_at", "evaluations", "steps")
+    first, longest = batches[0], max(batch.tokens.shape[1] for batch in batches)
     totals = ("forwards", "rows_evaluated", "seconds", "cpu_seconds", "reward_rows")
     measured = [batch.drift for batch in batches if batch.drift is not None]
     figures = [batch.particles for batch in batches if batch.particles is not None]
@@ -151,7 +162,15 @@ def joined(batches: Sequence[Samples]) -> Samples:
         particles = ParticleFigures(
             figures[0].particles, *(torch.cat([getattr(one, name) for one in figures]) for name in named)
         )
-    whole: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in rows}
+    whole: dict[str, Any] = {
+        name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("evaluations", "steps")
+    }
+    for name, value in (("tokens", 0), ("prompt", False), ("unmasked_at", -1)):
+        canvases = [getattr(batch, name) for batch in batches]
+        whole[name] = torch.cat([F.pad(each, (0, longest - each.shape[1]), value=value) for each in canvases])
+    lengths = [torch.full_like(batch.evaluations, batch.tokens.shape[1]) for batch in batches]
+    if any(batch.tokens.shape[1] < longest for batch in batches):
+        whole["lengths"] = torch.cat(lengths)
     whole |= {name: sum(getattr(batch, name) for batch in batches) for name in totals}
     drift = sum(measured) / len(measured) if measured else None
     return Samples(**whole, ends=first.ends, particles=particles, exact=first.exact, drift=drift)

@@ -38,6 +38,7 @@ from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
 from samplers.checked import CheckedDecoder, CheckedRule, CheckedStepDecoder
 from samplers.heuristics import UNMASKING_RULES
+from samplers.live import batch_progress
 from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
 from samplers.names import EVERY_STRATEGY
 from samplers.samples import Samples, joined
@@ -45,8 +46,9 @@ from samplers.settings import SamplerSettings
 from training.devices import device_of
 from training.files import write_text
 from training.hub import shipped
+from training.progress import Advance, nothing, progress
 from training.ranges import NAME, as_text
-from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler
+from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler, twist_description
 from unmask.trained import Trained, result_of
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -213,17 +215,18 @@ def sample(
     """Decode prompts with a strategy.
 
     A sample depends on its prompt, its number and the seed, and not on the other prompts: prompts of different lengths are
-    decoded in groups of equal length.
+    decoded in groups of equal length. A terminal shows a progress bar, unless `on_step` is given.
 
     Args:
         prompts: a text, token ids, chat messages (`[{"role": "user", "content": ...}]`), or a list of such prompts; of a model
-            of boards, boards with '.' for a blank. None: blank canvases.
+            of boards, boards with '.' for a blank. None: blank canvases, with a twist the prompt that it was learnt for.
         strategy: the name of a strategy, settings, a policy (of `train_policy` or `load_policy`), an unmasking rule, or any
             object with the method `decode` of `samplers.loop.Decoder`. None: direct, of a causal model leftmost.
         reward: of strategies that read one: a name, a reward model, or a function of a list of texts.
         template: a text in which [MASK:n] stands for n open positions, in place of prompts.
-        suffix: a text that ends every canvas.
-        length: positions of a canvas, prompt included. None: the model's longest, or the template's own.
+        suffix: a text that ends every canvas; with the twist of an infilling target the text that follows the canvas.
+        length: positions of a canvas, prompt included. None: the model's longest, or the template's own; with a twist the length
+            that it was learnt for.
         num_samples: samples of each prompt.
         batch_size: samples that are decoded together; it changes speed and memory, not the samples.
         on_step: is called after each decoding step (`samplers.loop.OnStep`).
@@ -235,8 +238,12 @@ def sample(
     model, reward = result_of(model), result_of(reward)
     strategy = strategy.result if isinstance(strategy, Trained) else strategy
     chosen = sampler_settings(strategy, settings)
-    starts = [start for start in start_prompts(model, prompts, template, suffix, length) for _ in range(num_samples)]
-    decoded = list(decode_starts(model, starts, strategy, chosen, reward, batch_size, seed, on_step))
+    starts = [
+        start for start in starts_of(model, prompts, chosen, template, suffix, length) for _ in range(num_samples)
+    ]
+    with progress("sampling", len(starts), quiet=on_step is not None) as advance:
+        batches = decode_starts(model, starts, strategy, chosen, reward, batch_size, seed, suffix, on_step, advance)
+        decoded = list(batches)
     order = torch.cat([numbers for numbers, _ in decoded]).argsort()
     return Generation(model, joined([batch for _, batch in decoded]).take(order.to(model.device)))
 
@@ -249,20 +256,29 @@ def decode_starts(
     reward: RewardLike | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    suffix: str | None = None,
     on_step: OnStep | None = None,
+    advance: Advance = nothing,
 ) -> Iterator[tuple[Int[Tensor, "sample"], Samples]]:
-    """Decode canvases in groups of equal layout; yield the numbers of the samples of each batch, and the batch."""
+    """Decode canvases in groups of equal layout; yield the numbers of the samples of each batch, and the batch.
+
+    Args:
+        suffix: the text that a twist of an infilling target leads to.
+        advance: of a progress bar in samples; it takes the place of `on_step`.
+    """
     groups: dict[Layout, list[int]] = {}
     for number, start in enumerate(starts):
         groups.setdefault(Layout.of(start, model.mask_id), []).append(number)
     for layout, numbers in groups.items():
-        decoder = decoder_of(strategy, settings, model, layout, seed, reward)
+        decoder = decoder_of(strategy, settings, model, layout, seed, reward, suffix)
         options = build_options(settings, model, layout)
         behind_prompt = settings.block_length is not None or settings.cache is not None or learned(strategy, settings)
         first = layout.first if behind_prompt and not isinstance(model.tokenizer, BoardTokenizer) else 0
         for part in torch.tensor(numbers).split(batch_size):
             batch = stacked([starts[number] for number in part.tolist()], model.mask_id, first).to(model.device)
-            yield part, decoder.decode(model, batch, options, seed, part.to(model.device), on_step=on_step)
+            with batch_progress(advance, len(part), on_step) as step:
+                samples = decoder.decode(model, batch, options, seed, part.to(model.device), on_step=step)
+            yield part, samples
 
 
 def stream(
@@ -337,6 +353,7 @@ def decoder_of(
     layout: Layout,
     seed: int,
     reward: RewardLike | None,
+    suffix: str | None = None,
 ) -> Decoder:
     """Return the decoder that `strategy` describes. ValueError for an object that is none."""
     if isinstance(strategy, PolicyNetwork):
@@ -360,12 +377,38 @@ def decoder_of(
         settings, reward = replace(settings, guide=replace(settings.guide, reward=reward)), None
     if reward is not None and not isinstance(reward, TextReward):
         reward = FunctionReward(reward)
-    return build_decoder(settings, model, layout, seed, reward=reward)
+    return build_decoder(settings, model, layout, seed, suffix, reward)
 
 
 def own_rule(rule: Unmasker) -> Unmasker:
     """Return a user's rule with checks of its choices. Policies need no check, because they select open positions only."""
     return rule if isinstance(rule, PolicyUnmasker) else CheckedRule(rule)
+
+
+def starts_of(
+    model: MaskedLM,
+    prompts: Prompt | Sequence[Prompt] | None,
+    settings: SamplerSettings,
+    template: str | None = None,
+    suffix: str | None = None,
+    length: int | None = None,
+) -> list[Prompts]:
+    """Each prompt on its canvas. Of twisted SMC the prompt and the length that the twist was learnt for are the defaults."""
+    if settings.strategy != "twisted_smc":
+        return start_prompts(model, prompts, template, suffix, length)
+    about = twist_description(settings.smc)
+    if about["target"]["kind"] == "infilling":
+        suffix = None  # it is the condition of the twist, and not on the canvas
+    if prompts is None and template is None:
+        prompts = about["prompt"]
+    starts = start_prompts(model, prompts, template, suffix, length)
+    if length is not None or prompts is None:
+        return starts
+    each = [prompts] if is_prompt(prompts) else list(prompts)
+    given = [start.canvas.shape[1] - int(start.open_positions(model.mask_id).sum()) for start in starts]
+    return [
+        start_prompt(model, prompt, suffix, known + about["length"]) for prompt, known in zip(each, given, strict=True)
+    ]
 
 
 def start_prompts(

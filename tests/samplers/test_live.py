@@ -12,9 +12,10 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.heuristics import Random
-from samplers.live import FRESH, LiveView, paint
+from samplers.live import FRESH, LiveView, batch_progress, paint
 from samplers.loop import Strategy, sample
 from samplers.scores import Seen
+from training.progress import nothing
 
 
 def letters(ids):
@@ -90,3 +91,16 @@ def test_a_canvas_is_displayed_long_enough_to_read_and_the_last_one_stays(monkey
     assert waits == [samplers.live.FRAME] * 2 and view.paused == 2 * samplers.live.FRAME
     last = screen.getvalue().rpartition("step 2")[2]
     assert "ab" in re.sub(r"\x1b\[[\d;]*m", "", last) and "\x1b[2K" not in last  # not erased
+
+
+def test_a_bar_in_samples_advances_while_a_batch_is_decoded_and_is_full_at_its_end(monkeypatch):
+    monkeypatch.setattr(samplers.live, "INTERVAL", 0.0)
+    advanced, rows = [], torch.arange(16).view(8, 2)
+    with batch_progress(advanced.append, 8) as step:
+        for masks in (16, 12, 4, 8):  # reopened positions move nothing back
+            seen = Seen(rows, rows < masks, torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.long))
+            step(seen, torch.arange(8))
+    assert advanced == [0, 2, 4, 0, 2] and sum(advanced) == 8
+    own = lambda observation, rows: None
+    with batch_progress(nothing, 8, own) as step:
+        assert step is own

@@ -6,6 +6,7 @@ import pytest
 
 import unmask
 from tests.test_run_sample import models  # noqa: F401
+from tests.test_run_smc import twists  # noqa: F401
 from unmask.commands.sample import main
 
 LINES = [
@@ -49,6 +50,47 @@ def test_samples_come_in_the_order_of_the_file(models, tmp_path, capsys, how):  
         kept[0]["tokens"]
     )
     assert json.loads((tmp_path / "record.json").read_text())["samples"] == 8
+
+
+@pytest.mark.parametrize("name", ["causal twist", "state", "vocabulary", "dpg", "infill"])
+def test_a_twist_takes_a_file_of_prompts(twists, tmp_path, capsys, name):  # noqa: F811
+    """In the order of the file, with the length of the twist behind each prompt; a prompt alone is the command without a file."""
+    how = ["--strategy", "twisted_smc", "--twist", twists[name], "--particles", "3", "--no-eval", "--device", "cpu"]
+    how += ["--resample", "never"] if name == "dpg" else []
+    how += ["--suffix", " ball"] if name == "infill" else []
+    prompts = ["The cat", "The", "The cat"]
+    main([*how, "--batch_size", "2", "--prompts", written(tmp_path, prompts, "three.txt")])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["sample"], row["prompt"]) for row in rows] == [(0, 0), (1, 1), (2, 2)]
+    assert all(row["text"].startswith(prompt) for row, prompt in zip(rows, prompts, strict=True))
+    model = unmask.load(twists["masked" if name in ("state", "vocabulary") else "causal"], device="cpu")
+    smc = {"twist": twists[name], "particles": 3} | ({"resample": "never"} if name == "dpg" else {})
+    suffix = " ball" if name == "infill" else None
+    out = unmask.sample(model, prompts, strategy="twisted_smc", smc=smc, suffix=suffix)
+    assert [row["text"] for row in rows] == out.texts and out.log_z.shape == (3,)
+    assert ((out.unmasked_at >= 0).sum(1) == 4).all() and out.samples.lengths is not None
+    assert [len(response) for response in out.responses] == [
+        len(text) - len(prompt) for text, prompt in zip(out.texts, prompts, strict=True)
+    ]
+    one = written(tmp_path, [prompts[0]], "one.txt")
+    main([*how, "--prompts", one, "--out", str(tmp_path / "file")])
+    main([*how, "--prompt", prompts[0], "--out", str(tmp_path / "prompt")])
+    by_file, by_prompt = (
+        json.loads((tmp_path / folder / "samples.jsonl").read_text())["tokens"] for folder in ("file", "prompt")
+    )
+    assert by_file == by_prompt
+    assert unmask.sample(model, strategy="twisted_smc", smc=smc, suffix=suffix).texts[0].startswith("The cat")
+
+
+def test_a_policy_takes_a_file_of_prompts(models, tmp_path, capsys):  # noqa: F811
+    file = written(tmp_path, ["The dog", "A cat sat on"], "prompts.txt")
+    main(["--model", models["text"], "--strategy", "policy", "--policy", models["dit"], *QUICK, "--prompts", file])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    model = unmask.load(models["text"], device="cpu")
+    policy = unmask.load_policy(models["dit"], model)
+    assert [row["text"] for row in rows] == unmask.sample(
+        model, ["The dog", "A cat sat on"], strategy=policy, steps=2
+    ).texts
 
 
 def test_the_command_and_the_function_write_the_same(models, tmp_path, capsys):  # noqa: F811

@@ -43,10 +43,11 @@ from samplers.smc import ParticleDecoder
 from training.devices import device_of
 from training.files import Unwritable, append_line, is_stream, make_directory, write_text
 from training.hub import shipped
+from training.progress import progress
 from training.run import resolved
 from training.terminal import printable, say_if_newline_is_spelled
 from training.usage import literal
-from unmask.api import Generation, decode_starts, start_prompts
+from unmask.api import Generation, decode_starts, starts_of
 from unmask.decoders import Layout, build_decoder, build_options, twist_description
 from unmask.settings import SampleSettings, checked
 
@@ -153,15 +154,21 @@ class Prepared:
         return self.decoder.decode(self.model, self.prompts(len(rows)), self.options, seed, rows, on_step=on_step)
 
 
+def load_configured(config: DictConfig, settings: SamplerSettings) -> tuple[str, MaskedLM]:
+    """Load the configured model, of twisted SMC that of the twist; return its path with it."""
+    twisted = settings.strategy == "twisted_smc"
+    path = str(twist_description(settings.smc)["model"] if twisted else config.dlm.path)
+    kind = None if twisted else OmegaConf.select(config, "dlm.model_type")
+    return path, load_model(shipped(path), device_of(str(config.device)), config.model.dtype, kind)[0]
+
+
 def prepare(config: DictConfig) -> Prepared:
     """Load the model and build the decoder. Raises ValueError before any work."""
     check(config)
     settings = sampler_settings(config)
     device = device_of(str(config.device))
     about = twist_description(settings.smc) if settings.strategy == "twisted_smc" else None
-    path = str(config.dlm.path if about is None else about["model"])
-    kind = OmegaConf.select(config, "dlm.model_type") if about is None else None
-    model, _ = load_model(shipped(path), device, config.model.dtype, kind)
+    path, model = load_configured(config, settings)
     canvas = start_canvas(config, model, about).to(device)
     layout = Layout.of(Prompts(canvas[None]), model.mask_id)
     suffix = None if config.suffix is None else str(config.suffix)
@@ -395,7 +402,8 @@ def check_files(config: DictConfig, prompts: Path | None, html: Path | None) -> 
 
 def _check_prompt_file(config: DictConfig, prompts: Path, html: Path | None) -> None:
     """Refuse settings that a file of prompts replaces: ValueError."""
-    idle = [key for key in ("prefix", "suffix", "template", "judge") if config[key] is not None]
+    idle = [key for key in ("prefix", "template", "judge") if config[key] is not None]
+    idle += ["suffix"] if config.suffix is not None and config.sampler.strategy != "twisted_smc" else []
     idle += [key for key in ("chat", "show", "drift") if config[key]]
     if idle:
         raise ValueError(f"{', '.join(idle)} would do nothing with --prompts {prompts}; leave it out")
@@ -403,8 +411,6 @@ def _check_prompt_file(config: DictConfig, prompts: Path, html: Path | None) -> 
         raise ValueError("--json - and --prompts both print on stdout; give --json FILE")
     if html is not None:
         raise ValueError("--html replays the samples of one prompt, and --prompts has several; leave one out")
-    if config.sampler.strategy == "twisted_smc":
-        raise ValueError("strategy twisted_smc has the prompt that its twist was learnt for; leave --prompts out")
 
 
 def prepare_record(file: Path, name: str) -> None:
@@ -472,29 +478,22 @@ def sample_prompts(config: DictConfig, file: Path) -> None:
     entries = load_prompts(file)
     out = None if config.out is None else make_directory(Path(config.out), f"--out {config.out}") / "samples.jsonl"
     settings = sampler_settings(config)
-    kind = OmegaConf.select(config, "dlm.model_type")
-    model, _ = load_model(shipped(str(config.dlm.path)), device_of(str(config.device)), config.model.dtype, kind)
-    canvases = [canvas_of_entry(model, kind, value, config.length) for kind, value in entries]
+    path, model = load_configured(config, settings)
+    suffix = None if config.suffix is None else str(config.suffix)
+    canvases = [canvas_of_entry(model, kind, value, settings, suffix, config.length) for kind, value in entries]
     copies = config.num_samples or 1
     starts = [start for start in canvases for _ in range(copies)]
     records: dict[int, dict] = {}
     batches: list[Samples] = []
-    for numbers, batch in decode_starts(model, starts, settings, settings, None, config.batch_size, config.seed):
-        batches.append(batch)
-        made = Generation(model, batch)
-        columns = (
-            made.texts,
-            made.responses,
-            batch.tokens.tolist(),
-            batch.unmasked_at.tolist(),
-            batch.evaluations.tolist(),
+    with progress("sampling", len(starts)) as advance:
+        decoded = decode_starts(
+            model, starts, settings, settings, None, config.batch_size, config.seed, suffix, advance=advance
         )
-        for number, text, response, tokens, unmasked_at, nfe in zip(numbers.tolist(), *columns, strict=True):
-            where = {"sample": number, "prompt": number // copies}
-            records[number] = where | {"text": text, "response": response, "nfe": nfe}
-            records[number] |= {} if out is None else {"tokens": tokens, "written_at": unmasked_at}
+        for numbers, batch in decoded:
+            batches.append(batch)
+            records |= records_of(model, numbers, batch, copies, with_tokens=out is not None)
     lines = [json.dumps(records[number], ensure_ascii=out is None) for number in sorted(records)]
-    record = {"model": str(config.dlm.path), "strategy": settings.strategy, "samples": len(lines), **cost(batches)}
+    record = {"model": path, "strategy": settings.strategy, "samples": len(lines), **cost(batches)}
     if config.json not in (None, "-"):
         write_text(Path(config.json), json.dumps(record, indent=2, allow_nan=False) + "\n")
     if out is None:
@@ -506,8 +505,21 @@ def sample_prompts(config: DictConfig, file: Path) -> None:
         )
 
 
-def canvas_of_entry(model: MaskedLM, kind: str, value: Any, length: int | None) -> Prompts:
+def records_of(
+    model: MaskedLM, numbers: Int[Tensor, "sample"], batch: Samples, copies: int, with_tokens: bool
+) -> dict[int, dict]:
+    """Return the lines of JSON of a batch, by the numbers of its samples. copies: samples of each prompt."""
+    made, found = Generation(model, batch), {}
+    columns = (made.texts, made.responses, batch.tokens.tolist(), batch.unmasked_at.tolist(), batch.evaluations.tolist())
+    for number, text, response, tokens, unmasked_at, nfe in zip(numbers.tolist(), *columns, strict=True):
+        found[number] = {"sample": number, "prompt": number // copies, "text": text, "response": response, "nfe": nfe}
+        found[number] |= {"tokens": tokens, "written_at": unmasked_at} if with_tokens else {}
+    return found
+
+
+def canvas_of_entry(
+    model: MaskedLM, kind: str, value: Any, settings: SamplerSettings, suffix: str | None, length: int | None
+) -> Prompts:
     """Return the canvas of one prompt of a file."""
-    return start_prompts(
-        model, None if kind == "template" else value, value if kind == "template" else None, None, length
-    )[0]
+    prompt, template = (None, value) if kind == "template" else (value, None)
+    return starts_of(model, prompt, settings, template, suffix, length)[0]
