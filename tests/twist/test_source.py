@@ -52,7 +52,16 @@ class TableTarget:
 
 
 def new_source(
-    kind, length=3, vocabulary=4, prompt=(2, 1), condition=0, trunk="separate", seed=0, spread=0.0, target=None
+    kind,
+    length=3,
+    vocabulary=4,
+    prompt=(2, 1),
+    condition=0,
+    trunk="separate",
+    seed=0,
+    spread=0.0,
+    target=None,
+    level=False,
 ):
     torch.manual_seed(seed)
     if kind == "causal":
@@ -68,7 +77,7 @@ def new_source(
         model = CausalLM(backbone, 0).requires_grad_(False).eval()
     else:
         model = random_radd(width=16, vocabulary=vocabulary, blocks=1, length=8)
-    twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none")
+    twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none", level=level)
     if spread:
         torch.nn.init.normal_(twist.head.last.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     return Source(twist, target or TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
@@ -393,12 +402,10 @@ def test_what_trains_brings_the_proposal_closer_both_ways(method, kind):
     """Three hundred updates of a network of width 16, which cannot hold psi* of a random table: tables reach it (test_algorithms.py)."""
     config = settings(f"method={method}", "optim.lr=1e-2", f"training.batch_size={PATHS.get(method, 100)}", "training.epochs=1",
                       "training.updates_per_epoch=300", "training.n_iters=300", "optim.schedule=cosine")  # fmt: skip
-    source = new_source(kind)
-    torch.manual_seed(0)
-    twist = TwistModel(source.model, "separate", 2, bounded=method == "fudge", level=method in LEVELLED)
-    source = Source(twist, source.target, source.prompt, source.length)
-    value = new_value_head(twist, config)
-    learning = TwistLearning(source, new_twist_learner(twist, value, config, ALONE), value, config)
+    source = new_source(kind, level=method in LEVELLED)
+    source.twist.head.bounded = method == "fudge"
+    value = new_value_head(source.twist, config)
+    learning = TwistLearning(source, new_twist_learner(source.twist, value, config, ALONE), value, config)
     start = exact_kls(source)
     for step in range(300):
         learning.iteration(step)

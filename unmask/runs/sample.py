@@ -510,7 +510,13 @@ def records_of(
 ) -> dict[int, dict]:
     """Return the lines of JSON of a batch, by the numbers of its samples. copies: samples of each prompt."""
     made, found = Generation(model, batch), {}
-    columns = (made.texts, made.responses, batch.tokens.tolist(), batch.unmasked_at.tolist(), batch.evaluations.tolist())
+    columns = (
+        made.texts,
+        made.responses,
+        batch.tokens.tolist(),
+        batch.unmasked_at.tolist(),
+        batch.evaluations.tolist(),
+    )
     for number, text, response, tokens, unmasked_at, nfe in zip(numbers.tolist(), *columns, strict=True):
         found[number] = {"sample": number, "prompt": number // copies, "text": text, "response": response, "nfe": nfe}
         found[number] |= {"tokens": tokens, "written_at": unmasked_at} if with_tokens else {}
