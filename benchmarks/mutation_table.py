@@ -163,10 +163,10 @@ DLM: dict[str, list[Row]] = {
          BEST_OF + "ten_samples_differ_and_the_best_is_kept"),
     ],
     "samplers/samples.py": [
-        ("before_end(self.tokens, ~self.prompt, self.ends)", "before_end(self.tokens, self.prompt, self.ends)",
+        ("before_end(self.tokens, self.free, self.ends)", "before_end(self.tokens, self.prompt, self.ends)",
          ENDS + "every_reader_of_answers_stops_at_the_same_place"),
         ("return self.prompt | self.answer", "return self.answer", ENDS + "figures_and_rewards_are_of_the_answer"),
-        ("has_end(self.tokens, ~self.prompt, self.ends)", "has_end(self.tokens, self.prompt | True, self.ends)",
+        ("has_end(self.tokens, self.free, self.ends)", "has_end(self.tokens, self.prompt | True, self.ends)",
          ENDS + "an_end_of_the_prompt_ends_no_answer"),
     ],
     "dlm/causal_lm.py": [
