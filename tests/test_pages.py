@@ -151,7 +151,7 @@ def test_the_glossary_explains_every_term_and_links_to_its_page():
 def files() -> list[str]:
     """The files of docs/adding.md, each complete and short."""
     found = blocks("docs/adding.md")
-    assert len(found) == 5
+    assert len(found) == 6
     assert all(sum(bool(line.strip()) for line in block.splitlines()) < 15 for block in found)
     return found
 
@@ -194,3 +194,11 @@ def test_a_backbone_of_a_user(files, tmp_path, monkeypatch):
     for token, probability in enumerate((0.7, 0.2, 0.1)):
         error = (probability * (1 - probability) / tokens.numel()) ** 0.5
         assert abs(float((tokens == token).double().mean()) - probability) < 4.5 * error
+
+
+def test_a_task_of_a_user(files, tmp_path, monkeypatch):
+    names = run(files[5], tmp_path, monkeypatch)
+    assert [names["Sums"]().check("2 A +3 B ?", answer) for answer in ("A 5 = 5", "5 = 4", "")] == [True, False, False]
+    (row,) = names["found"].rows
+    assert row["dataset"] == "Sums" and row["samples"] == 3 and 0 <= row["accuracy_mean"] <= 1
+    assert (tmp_path / "sums").is_dir()

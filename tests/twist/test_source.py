@@ -25,7 +25,7 @@ from twist.algorithms import TwistLearning
 from twist.bounds import Bounds, Origin, model_digest
 from twist.evaluate import evaluate, exact_log_weights, proposal_samples
 from twist.network import TwistModel
-from twist.objectives import IDENTIFIED, LEVELLED, final_log_weight, prefix_log_weights
+from twist.objectives import IDENTIFIED, final_log_weight, prefix_log_weights
 from twist.paths import canvases, path_densities, path_log_psi, reordered, step_orders
 from twist.settings import TwistTrainingSettings
 from twist.source import Source, collect_posterior
@@ -61,7 +61,6 @@ def new_source(
     seed=0,
     spread=0.0,
     target=None,
-    level=False,
 ):
     torch.manual_seed(seed)
     if kind == "causal":
@@ -77,7 +76,7 @@ def new_source(
         model = CausalLM(backbone, 0).requires_grad_(False).eval()
     else:
         model = random_radd(width=16, vocabulary=vocabulary, blocks=1, length=8)
-    twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none", level=level)
+    twist = TwistModel(model, trunk, 2, condition="tokens" if condition else "none")
     if spread:
         torch.nn.init.normal_(twist.head.last.weight, std=spread, generator=torch.Generator().manual_seed(seed))
     return Source(twist, target or TableTarget(vocabulary, length), torch.tensor(prompt), length, condition)
@@ -402,7 +401,7 @@ def test_what_trains_brings_the_proposal_closer_both_ways(method, kind):
     """Three hundred updates of a network of width 16, which cannot hold psi* of a random table: tables reach it (test_algorithms.py)."""
     config = settings(f"method={method}", "optim.lr=1e-2", f"training.batch_size={PATHS.get(method, 100)}", "training.epochs=1",
                       "training.updates_per_epoch=300", "training.n_iters=300", "optim.schedule=cosine")  # fmt: skip
-    source = new_source(kind, level=method in LEVELLED)
+    source = new_source(kind)
     source.twist.head.bounded = method == "fudge"
     value = new_value_head(source.twist, config)
     learning = TwistLearning(source, new_twist_learner(source.twist, value, config, ALONE), value, config)
