@@ -33,9 +33,8 @@ def accuracy(margins: Sequence[float]) -> float:
 
 
 def by_bin(at: Sequence[float], margins: Sequence[float], starts: Sequence[float]) -> list[dict[str, float]]:
-    """Return accuracy and number of comparisons in each nonempty bin. at: position of each comparison; starts: where bins
-    begin, in order.
-    """
+    """Return accuracy and number of comparisons in each nonempty bin. at: value by which each comparison is put into a bin;
+    starts: first values of the bins, in order."""
     place = (
         torch.bucketize(torch.tensor(at, dtype=torch.float64), torch.tensor(starts, dtype=torch.float64), right=True)
         - 1

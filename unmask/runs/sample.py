@@ -84,8 +84,8 @@ def check_read(config: DictConfig, given: dict[str, str]) -> None:
 
 
 def check_steps(config: DictConfig, name: str) -> None:
-    """Refuse steps for a twist, or a model on this machine, that decides one position at a time. name: of the setting on the
-    command line."""
+    """Refuse a number of steps for a twist without a state head and for a causal model, which commit one position per step.
+    name: of the setting on the command line."""
     path = shipped(str(config.dlm.path))
     if config.sampler.strategy == "twisted_smc":
         about = twist_description(sampler_settings(config).smc)
