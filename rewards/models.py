@@ -2,7 +2,7 @@
 
     load_reward("output/2026.01.31/120000")     a run of train-reward
     load_reward("OWNER/NAME")                   any sequence classifier of transformers, or its directory, with one output
-    load_reward("OWNER/NAME#positive")          log p of the label, for a classifier with several labels (for a regression its value)
+    load_reward("OWNER/NAME#positive")          log p of a label of a classifier with several labels (of a regression: its value)
     load_reward("vader")  "profanity"  "brevity"  "embedding:OWNER/NAME"  "embedding:OWNER/NAME#a text"
 
 A `RewardModel` takes ids of its own tokenizer, a `TextReward` takes strings; a classifier is both. Higher is better in all
