@@ -148,7 +148,7 @@ def small_twist(experiment: str, causals: dict[str, Path]) -> list[str]:
     """The experiment on a tiny model of its shape, with few of everything."""
     task = experiment.split("_")[0]
     words = [*QUICK_TWIST, f"dlm.path={causals['gpt2' if task == 'sent' else 'gpt_neo']}", "training.updates_per_epoch=1",
-             "training.epochs=1", "eval.particles=[2]"]  # fmt: skip
+             "training.epochs=1", "eval.particles=[2]", "eval.sweeps=1", "eval.texts=1"]  # fmt: skip
     if task == "infill15":
         words.append("length=10")
     if task in ("tox", "sent"):
