@@ -29,6 +29,7 @@ from rewards.models import load_classifier as load_sequence_classifier
 from twist.tail import BeforeTail
 
 FLOOR = 1e-16  # of a potential that is 0 or 1: in log space finite, so that a filter can go on
+CALLERS = "function "  # before the name of a reward that is an object of a Python caller
 CONTINUATIONS = ("log_prob", "prob", "posterior")
 
 
@@ -302,10 +303,15 @@ def latex_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
     return ThresholdTarget(ClassifiedTexts(model.tokenizer, valid_formulas, prompt), 0.5)
 
 
-def reward_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
-    """Build the target `reward`: log phi is beta times a reward of texts."""
-    reward = text_reward(settings["reward"], model, prompt)
-    return RewardTarget(reward, _beta(settings), float(settings.get("highest", 0.0)))
+def reward_target(
+    settings: Mapping[str, Any], model: MaskedLM, prompt: int, reward: TextReward | None = None
+) -> Target:
+    """Build the target `reward`: log phi is beta times a reward of texts. reward: in place of the one that the settings name."""
+    if reward is None and settings["reward"].startswith(CALLERS):
+        name = settings["reward"].removeprefix(CALLERS)
+        raise ValueError(f"the target is the caller's reward {name}, which no file holds; give it again: reward={name}")
+    score = text_reward(settings["reward"] if reward is None else reward, model, prompt)
+    return RewardTarget(score, _beta(settings), float(settings.get("highest", 0.0)))
 
 
 def _beta(settings: Mapping[str, Any]) -> float:
@@ -318,13 +324,17 @@ TARGETS: dict[str, Callable[[Mapping[str, Any], MaskedLM, int, int], Target]] = 
     "infilling": following_target,
     "continuation": following_target,
     "latex": latex_target,
-    "reward": reward_target,
 }
 
 
-def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int) -> Target:
-    """Build the target of a configuration with `kind` (configs/target). prompt, written: number of given and of generated
-    positions.
+def build_target(
+    settings: Mapping[str, Any], model: MaskedLM, prompt: int, written: int, reward: TextReward | None = None
+) -> Target:
+    """Build the target of a configuration with `kind` (configs/target).
+
+    Args:
+        prompt, written: number of given and of generated positions.
+        reward: of kind `reward`: in place of the one that the settings name.
 
     Raises:
         ValueError: a setting is unknown or does not fit.
@@ -335,6 +345,10 @@ def build_target(settings: Mapping[str, Any], model: MaskedLM, prompt: int, writ
             f"a prompt of {prompt} and an output of {written} positions are {prompt + written}, and the model reads "
             f"{model.max_length}; shorten the output"
         )
+    if kind == "reward":
+        return reward_target(settings, model, prompt, reward)
+    if reward is not None:
+        raise ValueError(f"a reward would do nothing with target.kind={kind}, which has none; leave it out")
     if kind not in TARGETS:
-        raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join(TARGETS)}")
+        raise ValueError(f"target.kind={kind!r} is unknown; use one of {', '.join((*TARGETS, 'reward'))}")
     return TARGETS[kind](settings, model, prompt, written)

@@ -503,12 +503,14 @@ def build_preferences(
     )  # fmt: skip
 
 
-def build_source(config: TwistTrainingSettings, model: MaskedLM, twist: TwistModel) -> Source:
-    """Return the source of sequences: prompt, length, model, twist and target."""
+def build_source(
+    config: TwistTrainingSettings, model: MaskedLM, twist: TwistModel, reward: TextReward | None = None
+) -> Source:
+    """Return the source of sequences: prompt, length, model, twist and target. reward: of the target, of a Python caller."""
     say_if_newline_is_spelled(str(config.prompt), "prompt")
     row = canvas_of(model, str(config.prompt))
     prompt = row[row != model.mask_id]
-    target = build_target(config.target.values(), model, len(prompt), config.length)
+    target = build_target(config.target.values(), model, len(prompt), config.length, reward)
     condition = config.target.tokens if isinstance(config.target, InfillingTarget) else 0
     return Source(twist, target, prompt.to(next(model.parameters()).device), config.length, condition)
 

@@ -499,7 +499,7 @@ def build_particles(
     twist, about = load_twist(twist_directory(str(smc.twist)), model)
     if smc.resample != "never":
         check_resampling(str(about.get("method")), str(smc.twist))
-    target = build_target(about["target"], model, layout.first, layout.opened)
+    target = build_target(about["target"], model, layout.first, layout.opened, reward)
     return build_twisted(settings, model, twist, target, twist_condition(settings, model, about, layout, suffix))
 
 

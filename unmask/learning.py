@@ -21,6 +21,7 @@ from training.files import make_directory, write_text
 from training.run import new_directory
 from training.terminal import quietly
 from training.usage import CONFIGS, composed, override
+from twist.targets import CALLERS
 from unmask.runs.objects import Objects
 from unmask.trained import Trained, result_of
 
@@ -172,7 +173,7 @@ def train_reward(
 def train_twist(
     model: MaskedLM,
     *,
-    target: str = "vader",
+    target: str | Reward = "vader",
     method: str = "ctl",
     prompt: str = "Once upon a time",
     length: int = 16,
@@ -185,7 +186,10 @@ def train_twist(
     """Train a twist for sequential Monte Carlo: `strategy="twisted_smc", smc={"twist": ...}` of `unmask.sample`.
 
     Args:
-        target: a file of configs/target: vader, infilling, continuation, latex, ...
+        target: a file of configs/target: vader, infilling, continuation, latex, ...; or a function of a list of texts, or a
+            reward model, whose values are at most 1 (settings={"target.highest": ...} for another bound): texts then have
+            the weight exp(beta (value - highest)), with beta of settings={"target.beta": ...}. `unmask.sample` needs the same
+            function as `reward`.
         method: ctl, rl, sixo, fudge, dpg, ppo, ...
         prompt, length: what every text begins with, and the positions behind it.
         iterations: updates of the twist.
@@ -195,11 +199,12 @@ def train_twist(
     Returns:
         The path of the twist, with its run directory.
     """
-    chosen = {
-        "dlm.path": source_of(model, "train_twist"), "device": str(model.device), "target": target, "method": method,
+    texts, target_settings = target_of(target)
+    chosen = target_settings | {
+        "dlm.path": source_of(model, "train_twist"), "device": str(model.device), "method": method,
         "prompt": prompt, "length": length, "training.epochs": 1, "training.updates_per_epoch": iterations,
     }  # fmt: skip
-    directory = started("train_twist", chosen, seed, run_dir, quiet, settings)
+    directory = started("train_twist", chosen, seed, run_dir, quiet, settings, Objects(reward=texts))
     return Trained(directory, str(directory))
 
 
@@ -257,15 +262,22 @@ def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
     return texts, {"reward": "learned", "reward.model": name_of(reward)}
 
 
-def reward_of(reward: Any) -> TextReward:
+def target_of(target: Any) -> tuple[TextReward | None, dict[str, Any]]:
+    """Return the reward of a target that the caller gave as an object, and the settings that choose the target."""
+    if isinstance(target, str):
+        return None, {"target": target}
+    return reward_of(target, "target"), {"target": "reward", "target.reward": CALLERS + name_of(target)}
+
+
+def reward_of(reward: Any, argument: str = "reward") -> TextReward:
     """Return a reward of texts: the object itself, or a function of texts as a reward. ValueError for any other object."""
     reward = result_of(reward)
     if isinstance(reward, TextReward):
         return reward
     if not callable(reward):
         raise ValueError(
-            f"reward={reward!r} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a name, a reward "
-            "model, or a function of a list of texts"
+            f"{argument}={reward!r} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a name, a "
+            "reward model, or a function of a list of texts"
         )
     function: Any = reward
     return FunctionReward(function)

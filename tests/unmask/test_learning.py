@@ -226,3 +226,39 @@ def test_a_twist_is_learnt_and_steers_particles(tmp_path):
     smc = {"twist": twist.result, "particles": 2}
     out = unmask.sample(stories, "Once upon a time", strategy="twisted_smc", smc=smc, length=None, num_samples=1)
     assert out.texts[0].startswith("Once upon a time")
+
+
+def test_a_function_is_the_target_of_a_twist(tmp_path):
+    """The target is p(text) exp(2 (value - 1)), in training and in the particle filter that uses the twist."""
+    chain = unmask.load("example/chain", device="cpu")
+    few = {"training.batch_size": 4, "posterior.count": 8, "eval.samples": 4, "eval.sweeps": 1, "eval.particles": [2],
+           "eval.texts": 4, "target.beta": 2}  # fmt: skip
+
+    def with_six(texts):
+        return [float("6" in text) for text in texts]
+
+    def learn(target, name):
+        given = {"method": "rl", "prompt": "3 A +3 B ?", "length": 4, "iterations": 1, "run_dir": tmp_path / name}
+        return unmask.train_twist.__wrapped__(chain, target=target, settings=few, **given)
+
+    twist = learn(with_six, "run")
+    assert "function with_six" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    texts = [
+        json.loads(line) for line in next((tmp_path / "run" / "samples").glob("*/*.jsonl")).read_text().splitlines()
+    ]
+    values = with_six([line["text"] for line in texts])
+    assert len(set(values)) == 2 and [line["log_phi"] for line in texts] == [2 * (value - 1) for value in values]
+    given = {"strategy": "twisted_smc", "smc": {"twist": twist.result, "particles": 4}, "num_samples": 3}
+    out = unmask.sample(chain, None, reward=with_six, **given)
+    log_phi = out.samples.particles.log_potential
+    assert log_phi.tolist() == pytest.approx([2 * (value - 1) for value in with_six(out.responses)])
+    with pytest.raises(
+        ValueError, match="the target is the caller's reward with_six, which no file holds; give it again"
+    ):
+        unmask.sample(chain, None, **given)
+    with pytest.raises(ZeroDivisionError):
+        learn(lambda texts: [1 / 0 for _ in texts], "failing")
+    with pytest.raises(ValueError, match=r"the reward returns_one returned values of shape \[1\]"):
+        learn(returns_one, "one")
+    with pytest.raises(ValueError, match="target=5 of type int has no `score_texts` and cannot be called"):
+        learn(5, "none")

@@ -35,6 +35,7 @@ from twist.source import Source, collect_posterior
 from twist.tail import with_tail
 from twist.train import TwistTraining, epochs, new_twist_learner, new_value_head
 from unmask.build import POSTERIOR, build_source, origin_of, started
+from unmask.runs.objects import NOTHING, Objects
 
 MODES = ("train", "collect", "samples")
 LEARNT = "positives.safetensors"  # in the run: exact samples that it learns from, others than it is measured on
@@ -252,8 +253,9 @@ def compare(twists: list[tuple[str, str, Source]], config: TwistTrainingSettings
     run.samples(0, records)
 
 
-def run(config: DictConfig, overrides: list[str]) -> Path:
-    """Train, collect or print, as the mode says; return the run directory."""
+def run(config: DictConfig, overrides: list[str], objects: Objects = NOTHING) -> Path:
+    """Train, collect or print, as the mode says; return the run directory. objects: the reward of the target, if it is the
+    caller's."""
     if config.training.n_iters is not None:
         raise ValueError(
             f"training.n_iters={config.training.n_iters} follows from training.epochs and training.updates_per_epoch; leave it "
@@ -278,7 +280,7 @@ def run(config: DictConfig, overrides: list[str]) -> Path:
                 "posterior.order=uniform is for masked models, and a causal one writes from the left; leave it out"
             )
         twist = build_twist(settings, model)
-        source = build_source(settings, model, twist)
+        source = build_source(settings, model, twist, objects.reward)
         value = new_value_head(twist, settings)
         learner = new_twist_learner(twist, value, settings, group)
         check_shares(source, settings, group)
