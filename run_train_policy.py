@@ -1,6 +1,6 @@
 """Learn where to unmask: `python -m unmask train-policy` under its published name.
 
-torchrun --nproc-per-node 1 run_train_policy.py training.accum=1 training.batch_size=8 sampling.discrete_steps=16
+torchrun --nproc-per-node 1 run_train_policy.py training.accum=1 training.batch_size=8 sampler.steps=16
 """
 
 from __future__ import annotations

@@ -40,13 +40,13 @@ python run_train_policy.py model_path=example/chain data=chain policy_type=dit_h
   block_length=8 sampling_mode=bernoulli temperature=1.0 num_generations=4 num_iterations=2 epsilon=0.2 learning_rate=3e-5 \
   training.batch_size=16 training.n_iters=2 training.log_freq=1 eval.batch_size=16 wandb.mode=disabled output_dir=RUNS/theirs
 python $TRAIN run_dir=RUNS/projection policy=dit_projection
-python $TRAIN run_dir=RUNS/blocks block_length=4 sampling.cache=dual
+python $TRAIN run_dir=RUNS/blocks block_length=4 sampler.cache=dual
 python $TRAIN run_dir=RUNS/alphas experiment=chain_alphas
 python $TRAIN run_dir=RUNS/budget experiment=chain_budget
 python $TRAIN run_dir=RUNS/steering experiment=chain_expert_steering
 python run_train_policy.py dlm=chain data=chain reward=right policy=dit_projection algorithm=imitation \
   algorithm.expert=threshold algorithm.setting=0.4 algorithm.block_length=2 algorithm.only_correct=true training.batch_size=16 \
-  training.n_iters=2 training.log_freq=1 eval.batch_size=16 sampling.temperature=0 eval.action=bernoulli_argmax \
+  training.n_iters=2 training.log_freq=1 eval.batch_size=16 sampler.temperature=0 eval.action=bernoulli_argmax \
   wandb.mode=disabled run_dir=RUNS/ontrack
 python run_train_policy.py resume=RUNS/grpo training.n_iters=3
 python $TRAIN run_dir=RUNS/ppo algorithm=ppo resume=auto

@@ -57,7 +57,7 @@ CHAIN = ["dlm=chain", "data=chain", "reward=right", "data.steps=2", "data.answer
 DIT = ["policy=dit_confidence", "policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8"]
 SHAPE = ["model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2"]
 SMALL_DATA = ["training.batch_size=2", "eval.batch_size=2", "eval.samples=1", "eval.steps=2", "model.length=36"]
-GROUPS = ["training.batch_size=4", "algorithm.group_size=2", "sampling.discrete_steps=2"]
+GROUPS = ["training.batch_size=4", "algorithm.group_size=2", "sampler.steps=2"]
 SUDOKU = ["data=sudoku", "data.base_grids=3", "data.valid_grids=2", *SMALL_DATA]
 # Of each command: overrides that make it tiny. A command whose objects take seconds to build stops behind its checks (`checks`).
 CASES: dict[str, list[list[str]]] = {
@@ -68,7 +68,7 @@ CASES: dict[str, list[list[str]]] = {
         [*FEW, *CHAIN, *DIT, "training.batch_size=2", "algorithm=imitation", "algorithm.expert=leftmost"],
     ],
     "train_rl": [[
-        *FEW, *CHAIN, "rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=1", "sampling.steps=2", "eval.samples=1",
+        *FEW, *CHAIN, "rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=1", "sampler.steps=2", "eval.samples=1",
     ]],
     "train_twist": [["target=infilling"], ["target=vader"], ["target=toxicity"], ["target=continuation"]],
     "train_reward": [["data.train=pairs.jsonl"]],

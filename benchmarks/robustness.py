@@ -75,11 +75,11 @@ def commands(bench: Bench) -> list[Command]:
         Command("train_policy", "train_policy", train_policy.run, (
             *SMALL, *own, *board, "reward=puzzle", "algorithm=grpo", "policy=dit_confidence", "policy.hidden_dim=16",
             "policy.feedforward_dim=16", "policy.time_embed_dim=8", "training.batch_size=4", "algorithm.group_size=2",
-            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "sampling.discrete_steps=3",
+            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "sampler.steps=3",
         )),
         Command("train_rl", "train_rl", train_rl.run, (
             *SMALL, *own, *board, "reward=puzzle", "rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=2",
-            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "eval.samples=2", "sampling.steps=3",
+            "training.n_iters=4", "training.eval_freq=2", "eval.batch_size=2", "eval.samples=2", "sampler.steps=3",
         )),
         Command("train_twist", "train_twist", train_twist.run, (
             *SMALL, f"dlm.path={bench.causal}", "target=infilling", "target.tokens=2", "length=3", "prompt=Once",

@@ -87,7 +87,7 @@ def _alphas_and_budgets(
         if not arguments.alphas and rule.network.alpha_embedding is not None:
             alphas = [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or ()]
         if not arguments.budgets:
-            budgets = [int(budget) for budget in OmegaConf.select(config, "sampling.budgets") or ()]
+            budgets = [int(budget) for budget in OmegaConf.select(config, "sampler.budgets") or ()]
     return alphas, budgets
 
 

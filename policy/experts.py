@@ -96,7 +96,7 @@ def check_experts(experts: ExpertsSettings, prompts: Prompts, reward: Reward, bl
         )
     if block_length not in (None, length):
         raise ValueError(
-            f"experts show a policy that sees every mask what blocks are good for: not with sampling.block_length={block_length}"
+            f"experts show a policy that sees every mask what blocks are good for: not with sampler.block_length={block_length}"
         )
     if reward.teacher_forced:
         raise ValueError("experts need a reward for a whole text, which reward=bound is not; use another reward")

@@ -135,7 +135,7 @@ def teacher_loss(
         budget: maximal evaluations of each row.
     """
     inputs = network.inputs
-    options = DecodeOptions(config.sampling.discrete_steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
+    options = DecodeOptions(config.sampler.steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
     if teaching.expert == "answers":
         assert prompts.text is not None
         teacher = Answers(prompts.text, inputs)
@@ -146,7 +146,7 @@ def teacher_loss(
         teacher, record, rule = (
             UNMASKING_RULES[teaching.expert](*settings),
             inputs,
-            TokenRule(config.sampling.temperature),
+            TokenRule(config.sampler.temperature),
         )
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)

@@ -289,7 +289,7 @@ class FrozenModelSettings(ComputeSettings):
 class RolloutSettings(Settings):
     """Settings of the decoding of rollouts."""
 
-    place: ClassVar[str] = "sampling."
+    place: ClassVar[str] = "sampler."
     length: int | None = setting(None, Maybe(LENGTH), "of text: positions of the canvas; null: the model's longest")
     temperature: float | int = setting(1.0, WEIGHT, "of the tokens; 0 commits the most likely token")
     block_length: int | None = setting(
@@ -305,7 +305,7 @@ class RolloutSettings(Settings):
 class PolicyRolloutSettings(RolloutSettings):
     """Settings of the decoding of rollouts by the policy in training."""
 
-    discrete_steps: int = setting(16, LENGTH, "equal decoding steps of action fixed and of the variational objective")
+    steps: int = setting(16, LENGTH, "equal decoding steps of action fixed and of the variational objective")
     budgets: list[int] | None = setting(
         None,
         Maybe(ListOf(LENGTH, "[2,4,8]")),
@@ -316,7 +316,7 @@ class PolicyRolloutSettings(RolloutSettings):
         super().__post_init__()
         if self.budgets is not None and self.block_length is not None:
             raise ValueError(
-                "with sampling.budgets the last evaluation commits all open positions, which sampling.block_length does not "
+                "with sampler.budgets the last evaluation commits all open positions, which sampler.block_length does not "
                 "allow; leave one out"
             )
 
@@ -377,7 +377,7 @@ class PolicyTrainingSettings(RunSettings):
     algorithm: AlgorithmSettings = section(Kinds("name", ALGORITHMS, VariationalSettings))
     reward: RewardSettings = section(REWARDS)
     data: DataSettings = section(DATA)
-    sampling: PolicyRolloutSettings = section(PolicyRolloutSettings)
+    sampler: PolicyRolloutSettings = section(PolicyRolloutSettings)
     training: PolicySchedule = section(
         PolicySchedule,
         batch_size=8,

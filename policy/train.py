@@ -78,7 +78,7 @@ class PolicyLearning(Algorithm):
         self.evaluated: Samples | None = None  # the samples of the last evaluation
 
         self.alphas = config.reward.weights_of_speed
-        self.rule = TokenRule(config.sampling.temperature)
+        self.rule = TokenRule(config.sampler.temperature)
 
     def options(self, budget: Int[Tensor, "row"] | None) -> DecodeOptions:
         """Return how prompts are decoded. A row ends at the task's end tokens.
@@ -86,10 +86,10 @@ class PolicyLearning(Algorithm):
         Args:
             budget: maximal network evaluations of each row; None: no limit.
         """
-        sampling = self.config.sampling
+        sampler = self.config.sampler
         return DecodeOptions(
-            sampling.discrete_steps, sampling.block_length, budget=budget, ends=self.task.ends, cache=sampling.cache,
-            refresh=sampling.refresh,
+            sampler.steps, sampler.block_length, budget=budget, ends=self.task.ends, cache=sampler.cache,
+            refresh=sampler.refresh,
         )  # fmt: skip
 
     def batch(self, step: int, rows: int, texts: bool = False) -> PromptBatch:
@@ -99,7 +99,7 @@ class PolicyLearning(Algorithm):
         part = self.processes.part(global_rows)
         drawn = (self.task.texts if texts else self.task.prompts)(global_rows, seed)
         prompts = with_alpha(drawn, self.alphas, seed).share(part).to(device)
-        budget = budgets(config.sampling.budgets, global_rows, device, seed)
+        budget = budgets(config.sampler.budgets, global_rows, device, seed)
         return PromptBatch(prompts, None if budget is None else budget[part], seed)
 
     def imitate(self, teaching: TeachingSettings, rows: int, step: int) -> dict[str, float]:
@@ -131,7 +131,7 @@ class PolicyLearning(Algorithm):
         held_out = (self.task.held_out if forced else self.task.valid).first(config.eval.batch_size)
         prompts = with_alpha(held_out, self.alphas).to(device)
         unmasker = PolicyUnmasker(self.network, config.eval.action, config.eval.temperature)
-        options = self.options(budgets(config.sampling.budgets, len(prompts.canvas), device))
+        options = self.options(budgets(config.sampler.budgets, len(prompts.canvas), device))
         samples, scored = rollout(self.model, unmasker, self.rule, prompts, options, self.reward, 0, forced)
         measures = {f"eval_{name}": value for name, value in summary(samples, scored, self.model.mask_id).items()}
         for alpha in self.alphas:
@@ -141,9 +141,7 @@ class PolicyLearning(Algorithm):
                 measures[f"eval_reward_alpha_{alpha:g}"] = float(scored.total[own].nanmean())
         if forced:  # these rows hold the text of the data; the samples that are written are the model's
             displayed = Prompts(self.task.valid.first(SHOWN).to(device).canvas)
-            samples = Strategy(unmasker, self.rule).decode(
-                self.model, displayed, DecodeOptions(config.sampling.discrete_steps)
-            )
+            samples = Strategy(unmasker, self.rule).decode(self.model, displayed, DecodeOptions(config.sampler.steps))
         self.evaluated = samples
         return measures
 
@@ -334,7 +332,7 @@ class Variational(PolicyLearning):
             local = processes.part(len(both[0]))
             tokens, given = (whole[local].to(processes.device) for whole in both)
             draws = Draws(seed * 1009 + number, first=local.start)
-            path = masking_path(self.model, self.network, tokens, given, config.sampling.discrete_steps, draws)
+            path = masking_path(self.model, self.network, tokens, given, config.sampler.steps, draws)
             loss, negative_bound = bound_loss(
                 self.network, path, given, config.algorithm.reinforce, processes.everywhere
             )

@@ -94,13 +94,13 @@ def decode(
     model: MaskedLM,
     strategy: Strategy,
     prompts: Prompts,
-    sampling: ModelRolloutSettings,
+    sampler: ModelRolloutSettings,
     ends: tuple[int, ...],
     seed: int,
 ) -> Samples:
-    """Decode the prompts with the settings `sampling`. A row ends at the task's end tokens."""
+    """Decode the prompts with the settings `sampler`. A row ends at the task's end tokens."""
     options = DecodeOptions(
-        sampling.steps, sampling.block_length, ends=ends, cache=sampling.cache, refresh=sampling.refresh, alpha=sampling.alpha,
+        sampler.steps, sampler.block_length, ends=ends, cache=sampler.cache, refresh=sampler.refresh, alpha=sampler.alpha,
     )  # fmt: skip
     return strategy.decode(model, prompts, options, seed)
 

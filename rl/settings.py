@@ -114,7 +114,7 @@ class RLTrainingSettings(RunSettings):
     data: DataSettings = section(Kinds("kind", DATA.of, ChainSettings, DATA.choose))
     rl: RLSettings = section(RLSettings)
     lora: LoraSettings = section(LoraSettings)
-    sampling: ModelRolloutSettings = section(ModelRolloutSettings)
+    sampler: ModelRolloutSettings = section(ModelRolloutSettings)
     training: RLSchedule = section(RLSchedule, log_freq=5, eval_freq=50)
     eval: RLEvalSettings = section(RLEvalSettings)
     optim: OptimSettings = section(OptimSettings, lr=3e-5, warmup=5)

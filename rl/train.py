@@ -68,7 +68,7 @@ def build_estimator(config: RLTrainingSettings, model: MaskedLM, noise: Noise | 
         "coupled": lambda: Coupled(samples, float(low), float(high)),
         "score_entropy": lambda: ScoreEntropy(samples, False, antithetic, noise or LogLinearNoise()),
         "sandwich": lambda: Sandwich(samples, counts, antithetic, float(rl.sandwich.beta), float(rl.sandwich.mix)),
-        "trajectory": lambda: ReplayedTrajectory(float(config.sampling.temperature), rl.replayed_steps),
+        "trajectory": lambda: ReplayedTrajectory(float(config.sampler.temperature), rl.replayed_steps),
         "published": Published,
     }
     estimator = kinds[rl.estimator]()
@@ -91,9 +91,9 @@ def check_rl(config: RLTrainingSettings) -> None:
         raise ValueError(f"rl.kl_beta={rl.kl_beta} multiplies the margin of vrpo; give a number above 0, such as 0.1")
     if rl.sandwich.beta == 0:
         raise ValueError("rl.sandwich.beta=0 is an exponent that divides; give a number above 0, such as 1")
-    if rl.estimator == "trajectory" and config.sampling.strategy in ("confidence_noisy", "policy"):
+    if rl.estimator == "trajectory" and config.sampler.strategy in ("confidence_noisy", "policy"):
         raise ValueError(
-            f"rl.estimator=trajectory with sampling.strategy={config.sampling.strategy}: its choice of positions is drawn from "
+            f"rl.estimator=trajectory with sampler.strategy={config.sampler.strategy}: its choice of positions is drawn from "
             "the model, and that part would be missing; use another strategy, or rl.estimator=elbo"
         )
 
@@ -123,7 +123,7 @@ class Rollouts(ModelLearning):
         global_prompts = self.processes.world * self.rows // group
         local = self.processes.part(global_prompts)
         prompts = self.task.prompts(global_prompts, seed).share(local).to(self.processes.device).repeat(group)
-        samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, seed)
+        samples = decode(self.model, self.decoder, prompts, self.config.sampler, self.task.ends, seed)
         scored = score(self.reward, samples, prompts.rows, prompts.first_row)
         metrics, failures = reward_metrics(scored, samples, self.processes)
         for failure in failures:
@@ -201,7 +201,7 @@ class Rollouts(ModelLearning):
     def measured(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Decode and score held-out prompts. Returns means, and a record of the first rows."""
         prompts = self.task.valid.first(self.config.eval.batch_size).to(self.processes.device)
-        samples = decode(self.model, self.decoder, prompts, self.config.sampling, self.task.ends, 0)
+        samples = decode(self.model, self.decoder, prompts, self.config.sampler, self.task.ends, 0)
         scored = score(self.reward, samples, prompts.rows)
         alone = Processes(0, 1, self.processes.device)
         metrics, _ = reward_metrics(scored, samples, alone)

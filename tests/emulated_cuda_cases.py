@@ -422,15 +422,15 @@ POLICY = [*ONE, "eval.batch_size=2"]
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("small", [*GROUPS, WARM, *DIT, "algorithm=grpo", "policy=dit_confidence", "sampling.discrete_steps=4"]),
-        ("small", ["algorithm=ppo", "training.batch_size=4", *DIT, "policy=dit_confidence", "sampling.discrete_steps=4"]),
+        ("small", [*GROUPS, WARM, *DIT, "algorithm=grpo", "policy=dit_confidence", "sampler.steps=4"]),
+        ("small", ["algorithm=ppo", "training.batch_size=4", *DIT, "policy=dit_confidence", "sampler.steps=4"]),
         ("small", ["algorithm=imitation", "policy=dit_hidden", "policy.num_blocks=1", "policy.num_heads=2", "policy.mlp_size=32", "training.batch_size=4"]),
-        ("small", ["algorithm=variational", "training.batch_size=4", "sampling.discrete_steps=4"]),
+        ("small", ["algorithm=variational", "training.batch_size=4", "sampler.steps=4"]),
         ("opinion", REPELLING),
-        ("opinion", ["algorithm=imitation", *RULE, *DIT, "policy=dit_confidence", "training.batch_size=4", "sampling.length=8"]),
-        ("unjudged", ["experiment=policy_learned_reward", *GROUPS, "reward.model=brevity", "sampling.length=8", WARM, *DIT]),
-        ("text", ["experiment=stories_grpo", "training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT]),
-        ("sedd", ["experiment=policy_sedd", *GROUPS, "sampling.length=8", WARM, *DIT]),
+        ("opinion", ["algorithm=imitation", *RULE, *DIT, "policy=dit_confidence", "training.batch_size=4", "sampler.length=8"]),
+        ("unjudged", ["experiment=policy_learned_reward", *GROUPS, "reward.model=brevity", "sampler.length=8", WARM, *DIT]),
+        ("text", ["experiment=stories_grpo", "training.batch_size=4", "algorithm.group_size=2", "sampler.length=8", WARM, *DIT]),
+        ("sedd", ["experiment=policy_sedd", *GROUPS, "sampler.length=8", WARM, *DIT]),
         ("chain", ["experiment=chain_expert_steering", *GROUPS, WARM, "algorithm.experts.thresholds=[0.4,0.9]", *DIT]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -485,7 +485,7 @@ RL = [
     "rl.batch_size=8",
     "rl.group_size=4",
     "rl.num_sigma_samples=2",
-    "sampling.steps=3",
+    "sampler.steps=3",
 ]
 CHAIN = ["data.answer_length=4", "data.steps=2"]
 

@@ -35,7 +35,7 @@ GROUPS = ["training.batch_size=8", "algorithm.group_size=4"]
 
 REPELLING = [
     "algorithm=grpo", "reward=bound", "policy=dit_confidence", *DIT, "policy.smart_init=0", "policy.repulsion=4",
-    "algorithm.action=fixed", *GROUPS, "sampling.length=8", "sampling.discrete_steps=3",
+    "algorithm.action=fixed", *GROUPS, "sampler.length=8", "sampler.steps=3",
 ]  # fmt: skip
 EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "chain_grpo": [*GROUPS, "algorithm.warm_start.updates=1", "eval.batch_size=4", *DIT, "chain"],
@@ -49,11 +49,11 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
         *DIT,
         "chain",
     ],
-    "policy_sedd": [*GROUPS, "sampling.length=8", WARM, *DIT, "sedd"],
-    "genpolicy_owt": ["data=stories", "sampling.length=32", "text"],
-    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampling.length=8", WARM, *DIT, "text"],
-    "stories_bound": [*GROUPS, "sampling.length=8", WARM, *DIT, "unjudged"],
-    "policy_learned_reward": [*GROUPS, "reward.model=brevity", "sampling.length=8", WARM, *DIT, "unjudged"],
+    "policy_sedd": [*GROUPS, "sampler.length=8", WARM, *DIT, "sedd"],
+    "genpolicy_owt": ["data=stories", "sampler.length=32", "text"],
+    "stories_grpo": ["training.batch_size=4", "algorithm.group_size=2", "sampler.length=8", WARM, *DIT, "text"],
+    "stories_bound": [*GROUPS, "sampler.length=8", WARM, *DIT, "unjudged"],
+    "policy_learned_reward": [*GROUPS, "reward.model=brevity", "sampler.length=8", WARM, *DIT, "unjudged"],
     "sudoku6_agreement": ["training.batch_size=4", "sudoku"],
     "sudoku6_agreement_rl": [*GROUPS, "init=null", "init_trust=null", "sudoku"],
     "sudoku6_answers": ["training.batch_size=4", "policy.num_blocks=1", "sudoku"],

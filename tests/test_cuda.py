@@ -120,7 +120,7 @@ def test_an_iteration_of_grpo_on_puzzles(tmp_path):
     """Tokens are decoded on the GPU, and the solutions that tell what was given stay on the CPU."""
     words = [word for word in (*tiny_models(tmp_path)["small"], *GROUPS, *DIT, *QUICK) if word != "device=cpu"]
     directory = run(
-        tmp_path / "run", *words, "device=cuda", "algorithm=grpo", "policy=dit_confidence", "sampling.discrete_steps=8",
+        tmp_path / "run", *words, "device=cuda", "algorithm=grpo", "policy=dit_confidence", "sampler.steps=8",
         "training.n_iters=1", "training.eval_freq=1", "wandb.mode=disabled",
     )  # fmt: skip
     assert {"reward", "solved", "eval_solved"} <= record(directory)[1].keys()

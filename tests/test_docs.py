@@ -20,7 +20,7 @@ from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
 from tests.enumerable import RandomLM, fits
-from training.published import translated
+from training.compatibility import translated
 from unmask.build import read_settings
 from unmask.commands import sample as sample_command
 from unmask.settings import SampleSettings

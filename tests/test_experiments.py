@@ -43,8 +43,8 @@ BACKBONES = {  # experiments of train-dlm, and what is put in the place of their
     "stories_causal": TEXT, "sudoku6": SUDOKU, "sudoku6_finetune": SUDOKU, "sudoku9": SUDOKU,
 }  # fmt: skip
 RL = {  # experiments of train-rl
-    "chain_rl": ["data.steps=2", "data.answer_length=4", "sampling.steps=4"],
-    "latex_rl": ["data.train=FORMULAS", "data.valid=FORMULAS", "sampling.steps=4"],
+    "chain_rl": ["data.steps=2", "data.answer_length=4", "sampler.steps=4"],
+    "latex_rl": ["data.train=FORMULAS", "data.valid=FORMULAS", "sampler.steps=4"],
 }
 METHODS = ("ctl", "rl", "sixo", "fudge", "dpg", "ppo")
 TWISTS = [  # the 29 published command lines
@@ -225,10 +225,10 @@ def tiny(tmp_path_factory) -> dict[str, Path]:
 def small(experiment: str, tiny: dict[str, Path], *more: str) -> list[str]:
     """The experiment on the tiny model of its family, with as many blocks as it has."""
     config = composed("train_policy", [f"experiment={experiment}"])
-    block = 8 * config.sampling.block_length // config.data.answer_length
+    block = 8 * config.sampler.block_length // config.data.answer_length
     family = config.dlm.model_type.lower()
     return [f"experiment={experiment}", f"dlm.path={tiny[family]}", f"data.data_dir={tiny['data']}", "data.answer_length=8",
-            f"sampling.block_length={block}", "sampling.discrete_steps=8", "data.valid_rows=3", "model.dtype=float32",
+            f"sampler.block_length={block}", "sampler.steps=8", "data.valid_rows=3", "model.dtype=float32",
             "training.batch_size=16", *QUICK, *OWN_SIZES.get(experiment, DIT), *more]  # fmt: skip
 
 
@@ -272,8 +272,8 @@ def test_the_four_settings_are_the_published_ones_with_alpha_set(experiment):
     assert (config.algorithm.group_size, config.algorithm.inner_updates, config.algorithm.clip) == (8, 2, 0.5)
     assert config.algorithm.kl == 0 and not config.algorithm.advantage_std
     block = int(experiment.split("bl")[1])
-    assert (config.data.answer_length, config.sampling.block_length) == (256, block)
-    assert config.eval.temperature == {32: 0.5, 256: 1.0}[block] and config.sampling.temperature == 0
+    assert (config.data.answer_length, config.sampler.block_length) == (256, block)
+    assert config.eval.temperature == {32: 0.5, 256: 1.0}[block] and config.sampler.temperature == 0
     assert config.reward.alpha > 0 and config.reward.functions == ["correct_times_speed"]
     assert list(config.data.datasets) == ["gsm8k", "math"] and config.policy.smart_init == -2.0
 

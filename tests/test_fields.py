@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from samplers.settings import SamplerSettings
 from training.fields import Kinds, Settings, default_of, kinds_of, leaves, section, setting
 from training.ranges import COUNT, NAME, ListOf, Maybe
 from training.usage import CONFIGS
@@ -60,7 +61,7 @@ def defaults_of(name: str, cls: type[Settings]) -> dict[str, Any]:
     """Defaults of the keys that configs/NAME.yaml has itself. A value that has to be given is `???`."""
     found: dict[str, Any] = {}
     for key, entry in cls.entries().items():
-        if key in GROUPS and key not in plain(CONFIGS / f"{name}.yaml"):
+        if key in (*GROUPS, "sampler") and key not in plain(CONFIGS / f"{name}.yaml"):
             continue
         kinds, changed = kinds_of(entry), entry.metadata.get("changed", {})
         if kinds and len(kinds) > 1:
@@ -82,7 +83,11 @@ def test_a_command_has_the_keys_and_defaults_of_its_file(name):
 
 
 def group_files() -> list[tuple[str, str]]:
-    return [(group, file.stem) for group in (*GROUPS, "model") for file in sorted((CONFIGS / group).glob("*.yaml"))]
+    return [
+        (group, file.stem)
+        for group in (*GROUPS, "model", "sampler")
+        for file in sorted((CONFIGS / group).glob("*.yaml"))
+    ]
 
 
 def class_of(group: str, values: dict[str, Any]) -> type[Settings]:
@@ -91,6 +96,8 @@ def class_of(group: str, values: dict[str, Any]) -> type[Settings]:
         kind = command.entries()[group].metadata["section"] if group in command.entries() else None
         if isinstance(kind, Kinds):
             return kind.kind(values, f"{group}.")
+    if group == "sampler":  # a file for sample and guide alone; train-policy and train-rl have fewer keys
+        return SamplerSettings
     sections = [
         command.entries()[group].metadata["section"] for command in COMMANDS.values() if group in command.entries()
     ]

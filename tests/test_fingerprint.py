@@ -254,7 +254,7 @@ def test_a_policy_is_trained_further_on_another_model_by_the_flag(tiny, trained,
         f"init={trained}",
         "policy=dit_confidence",
         *tiny["unjudged"],
-        "sampling.length=8",
+        "sampler.length=8",
         "reward=bound",
         *QUICK,
     ]

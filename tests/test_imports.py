@@ -68,7 +68,7 @@ CONFIGURED = {
     "evaluation/sweeps.py",
     "evaluation/kl_report.py",
     "rewards/latex.py",
-    "training/published.py",
+    "training/compatibility.py",
     "training/ranges.py",
     "training/stored.py",
     "training/usage.py",

@@ -85,7 +85,7 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     assert all(float(row["evaluations"]) <= 3 for row in rows)
     with pytest.raises(ValueError, match="weight of speed is an input of this policy and alpha is None"):
         main([*argv, "--save_path", str(tmp_path / "none")])
-    config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampling": {"budgets": [1, 2]}})
+    config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampler": {"budgets": [1, 2]}})
     said = evaluate_command.request([*argv, "--save_path", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
@@ -308,7 +308,7 @@ def make_run(directory):
         torch.save(saved, directory / "checkpoints" / f"checkpoint_{number}.pth")
     (directory / ".hydra").mkdir()
     config = composed("train_policy", ["experiment=chain_grpo"])
-    config.sampling.update(block_length=6, cache="dual", length=12)
+    config.sampler.update(block_length=6, cache="dual", length=12)
     OmegaConf.save(config, directory / ".hydra" / "config.yaml")
     return directory
 

@@ -54,7 +54,7 @@ def test_experiments(experiment, tiny, tmp_path):
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_policy_learns_on_top_of_a_cache(cache, tmp_path):
     few = [*GROUPS, "algorithm.warm_start.updates=0", "eval.batch_size=4", *DIT, *QUICK]
-    blocks = ["sampling.block_length=4", f"sampling.cache={cache}", "sampling.refresh=3", "eval.batch_size=4"]
+    blocks = ["sampler.block_length=4", f"sampler.cache={cache}", "sampler.refresh=3", "eval.batch_size=4"]
     metrics = record(run(tmp_path / "run", "experiment=chain_grpo", *few, *blocks))
     assert metrics[2]["eval_still_masked"] == 0 and metrics[2]["eval_nfe"] >= 6  # an evaluation a block at least
 
@@ -63,7 +63,7 @@ CHAIN = [
     "dlm=chain",
     "data=chain",
     "reward=right",
-    "sampling.temperature=0",
+    "sampler.temperature=0",
     "eval.batch_size=4",
     "eval.action=bernoulli_argmax",
 ]
@@ -105,7 +105,7 @@ def test_every_algorithm_with_every_policy(kind, algorithm, network, tiny, tmp_p
         *tiny[kind],
         *QUICK,
         "training.batch_size=4",
-        "sampling.discrete_steps=3",
+        "sampler.steps=3",
     ]
     overrides += DIT if network == "dit_confidence" else []
     overrides += ["policy.smart_init=0"] if network == "dit_confidence" and kind == "text" else []  # few steps
@@ -134,7 +134,7 @@ def test_masks_that_a_rollout_leaves_can_be_judged(tiny, tmp_path):
         "policy=dit_confidence",
         *DIT,
         "policy.smart_init=-3",
-        "sampling.length=4",
+        "sampler.length=4",
         "algorithm.group_size=2",
     ]
     directory = run(tmp_path / "run", *overrides, *tiny["text"], *QUICK, "training.batch_size=4")
@@ -160,7 +160,7 @@ def test_the_bound_of_a_model_without_opinions_is_a_uniform_choice_at_every_posi
 
 # ------------------------------------------------------------------------------------------ going on from a policy
 
-STILL = ["optim.lr=0", "training.batch_size=4", "sampling.discrete_steps=3"]  # what comes out is what was put in
+STILL = ["optim.lr=0", "training.batch_size=4", "sampler.steps=3"]  # what comes out is what was put in
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_init_trust_makes_a_soft_threshold_of_what_the_policy_says_is_right(tiny
 
 
 def test_init_keeps_a_value_head_and_learns_on(tiny, tmp_path):
-    dit = ["policy=dit_confidence", *DIT, "policy.smart_init=0", "training.batch_size=4", "sampling.discrete_steps=3"]
+    dit = ["policy=dit_confidence", *DIT, "policy.smart_init=0", "training.batch_size=4", "sampler.steps=3"]
     before = run(tmp_path / "before", "algorithm=ppo", *dit, *tiny["small"], *QUICK)
     again = run(tmp_path / "again", "algorithm=ppo", f"init={before}", *tiny["small"], *QUICK, *STILL)
     assert_equal(saved(again)["policy_model"], load_policy(before).state_dict())
@@ -240,12 +240,12 @@ def test_init_refuses_a_policy_that_cannot_read_the_model_or_has_no_value_to_lea
         ("opinion", [*REPELLING, "algorithm.action=plackett_luce"], "repel each other, and action 'plackett_luce' has no repulsion"),
         ("opinion", [*REPELLING, "eval.action=bernoulli_argmax"], "repel each other, and action 'bernoulli_argmax' has no repulsion"),
         ("opinion", [*REPELLING, "algorithm.action=bernoulli"], "action=bernoulli may reveal nothing"),
-        ("opinion", [*REPELLING, "sampling.budgets=[2]"], "sampling.budgets and reward=bound do not go together"),
+        ("opinion", [*REPELLING, "sampler.budgets=[2]"], "sampler.budgets and reward=bound do not go together"),
         ("small", ["eval.action=leftmost"], "eval.action='leftmost' is unknown"),
         ("small", ["algorithm=grpo", "algorithm.action=threshold"], "algorithm.action='threshold' cannot be learnt with"),
         ("small", ["policy=dit_confidence", *DIT, "algorithm=ppo", "+algorithm.experts.thresholds=[0.9]"], "algorithm.experts steers GRPO"),
-        ("small", ["sampling.temperature=-1", "algorithm=grpo"], "temperature=-1"),
-        ("small", ["sampling.discrete_steps=0"], "discrete_steps=0 must be a whole number of at least 1"),
+        ("small", ["sampler.temperature=-1", "algorithm=grpo"], "temperature=-1"),
+        ("small", ["sampler.steps=0"], "sampler.steps=0 must be a whole number of at least 1"),
         ("small", ["data.box=[2,3]"], "the data has 6 tokens and .* writes 4"),
         ("text", ["reward.name=puzzle"], "reward=puzzle needs puzzles; use data=puzzles and a Sudoku model"),
         ("text", ["data.tokenizer=bpe:300"], "the data has 300 tokens and .* writes"),
@@ -318,7 +318,7 @@ def test_policies_learn_by_the_validity_of_formulas(tmp_path):
         "algorithm=grpo",
         "policy=dit_confidence",
         f"dlm.path={model}",
-        "sampling.discrete_steps=4",
+        "sampler.steps=4",
     ]
     directory = run(tmp_path / "run", *words, "data=latex", *answers, "training.batch_size=16", *DIT, *QUICK)
     metrics = record(directory)

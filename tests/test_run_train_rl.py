@@ -18,7 +18,7 @@ from unmask.runs import train_rl
 
 QUICK = ["run_dir=RUN", "device=cpu", "training.n_iters=2", "training.snapshot_freq=2", "training.eval_freq=2",
          "training.log_freq=1", "eval.batch_size=4", "eval.samples=2", "rl.batch_size=8", "rl.group_size=4", "rl.num_sigma_samples=2",
-         "sampling.steps=3", "data.answer_length=4", "data.steps=2"]  # fmt: skip
+         "sampler.steps=3", "data.answer_length=4", "data.steps=2"]  # fmt: skip
 DENSE = ["optim.lr=1e-3", "optim.warmup=0"]
 
 
@@ -90,7 +90,7 @@ def test_the_published_keys_are_taken(evens, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["confidence", "threshold", "first_hitting", "direct"])
 def test_rollouts_by_any_strategy_in_blocks(strategy, evens, tmp_path):
-    run(tmp_path / "run", *QUICK, f"sampling.strategy={strategy}", "sampling.block_length=2", "sampling.steps=4")
+    run(tmp_path / "run", *QUICK, f"sampler.strategy={strategy}", "sampler.block_length=2", "sampler.steps=4")
 
 
 def test_texts_and_puzzles_learn_too(tmp_path):
@@ -227,9 +227,9 @@ def test_a_run_of_another_script_is_refused(evens, tmp_path):
         (["rl.group_size=1"], "rl.group_size=1 must be at least 2"),
         (["rl.reward_freq=0"], "rl.reward_freq=0 must be a whole number of at least 1"),
         (["rl.coupled=[0.8,0.2]"], "must be two shares in order"),
-        (["sampling.temperature=0"], "sampling.temperature=0 gives the same text every time"),
-        (["sampling.strategy=confident"], "strategy 'confident' is unknown; did you mean 'confidence'"),
-        (["rl.estimator=trajectory", "sampling.strategy=confidence_noisy"], "its choice of positions is drawn from the model"),
+        (["sampler.temperature=0"], "sampler.temperature=0 gives the same text every time"),
+        (["sampler.strategy=confident"], "strategy 'confident' is unknown; did you mean 'confidence'"),
+        (["rl.estimator=trajectory", "sampler.strategy=confidence_noisy"], "its choice of positions is drawn from the model"),
         (["rl.algorithm=vrpo"], "rl.algorithm=vrpo learns from preference pairs; give data=pairs"),
         (["rl.algorithm=vrpo", "rl.estimator=trajectory"], "rl.estimator=trajectory is of texts that were sampled"),
         (["rl.algorithm=vrpo", "rl.kl_beta=0"], "rl.kl_beta=0 multiplies the margin"),

@@ -18,8 +18,8 @@ from samplers.heuristics import Threshold
 from samplers.loop import Strategy, sample
 from tests.policy_runs import DIT, QUICK, ROOT, assert_equal, command, record, run, saved
 from tests.tiny_text import backbone, questions
+from training.compatibility import translated
 from training.processes import Processes
-from training.published import translated
 from training.usage import composed
 from unmask.build import build_task, check_data, read_settings
 
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory) -> list[str]:
     root = tmp_path_factory.mktemp("tiny")
     model, data = backbone("llada", root / "llada"), questions(root / "data")
     return ["experiment=llada_bl32", f"model_path={model}", f"data.data_dir={data}", "dataset=gsm8k_and_math", "bf16=false",
-            "max_completion_length=8", "block_length=4", "sampling.discrete_steps=8", "data.valid_rows=3",
+            "max_completion_length=8", "block_length=4", "sampler.steps=8", "data.valid_rows=3",
             "generation_batch_size=32", "num_generations=8", "warmup_steps=1", "learning_rate=0.01"]  # fmt: skip
 
 
@@ -159,8 +159,8 @@ def test_the_page_splits_a_model_whose_data_passes_its_check(tiny):
         (["reward.weights=[1,2]"], "has 2 numbers for 1 reward.functions"),
         (["data.datasets=[gsm8k,nothing]"], "data set 'nothing' is unknown"),
         (["data.datasets=[math]", "reward.functions=[xml_mult_reward]"], "'correct_times_speed@gsm8k' is of a data set that is not"),
-        (["data.answer_length=300", "sampling.block_length=null"], "gsm8k row 7 .* lower data.max_prompt_length"),
-        (["sampling.block_length=3"], "block_length=3 does not divide the length 8"),
+        (["data.answer_length=300", "sampler.block_length=null"], "gsm8k row 7 .* lower data.max_prompt_length"),
+        (["sampler.block_length=3"], "block_length=3 does not divide the length 8"),
     ],
 )  # fmt: skip
 def test_what_is_refused(words, message, tiny, tmp_path):

@@ -34,7 +34,17 @@ from training.lock import Lock
 from training.processes import Processes
 from training.remote import RESUME, Remote, is_url
 from training.storage import CHECKSUM, checksum, load_checkpoint, named_tensors, not_finite
-from training.stored import PLACES, configuration, parsed_json, parsed_yaml, read_bytes, replace_at, settings, value_at
+from training.stored import (
+    PLACES,
+    as_written,
+    configuration,
+    parsed_json,
+    parsed_yaml,
+    read_bytes,
+    replace_at,
+    settings,
+    value_at,
+)
 from training.terminal import print_line, printable
 from training.usage import CONFIGS, composed, readable
 
@@ -209,7 +219,7 @@ def content(place: str, name: str) -> bytes:
 
 def identity(place: str) -> str:
     """Return the digest of a run's configuration, without keys that may change."""
-    config = settings(content(place, CONFIG), f"{place}/{CONFIG}")
+    config = as_written(content(place, CONFIG), f"{place}/{CONFIG}")  # old keys too: the checkpoint has their digest
     for key in ("run_dir", "resume", *MAY_CHANGE):
         replace_at(config, key, lambda _: None)
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(config)).encode()).hexdigest()[:16]

@@ -17,6 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader  # what reads 1e-3 as a number
 
+from training.compatibility import new_name, with_current_keys
+
 MOST = 64 << 20  # bytes of a JSON file; the index of a 405B model has 200 kB, a tokenizer 20 MB
 MOST_YAML = 1 << 20
 DEEPEST = 50
@@ -152,7 +154,12 @@ def escaped(text: str) -> str:
 
 
 def settings(content: bytes, name: str) -> dict[str, Any]:
-    """Return a stored configuration without resolving anything."""
+    """Return a stored configuration with current keys, without resolving anything."""
+    return with_current_keys(as_written(content, name), name)
+
+
+def as_written(content: bytes, name: str) -> dict[str, Any]:
+    """Return a stored configuration with the keys that its file has."""
     found = parsed_yaml(content, name)
     if not isinstance(found, dict) or any(not isinstance(key, str) for key in found):
         raise ValueError(f"{name} is no list of settings; give a YAML file of `key: value`")
@@ -200,7 +207,7 @@ def _meant(reference: str, whole: dict, name: str, key: str, value: str) -> Any:
     if selected := reference.startswith("oc.select:"):
         reference, _, words = reference.removeprefix("oc.select:").partition(",")
         reference, default = reference.strip(), parsed_yaml(words.encode(), name)
-    at = value_at(whole, reference)
+    at = value_at(whole, new_name(reference))
     at = default if at is None else at
     if KEY.fullmatch(reference) is None or isinstance(at, dict | list) or (at is None and not selected):
         raise ValueError(_outside(name, key, value))

@@ -259,14 +259,14 @@ def build_policy_learning(
 def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, config: PolicyTrainingSettings) -> None:
     """Refuse settings that cannot be combined: ValueError names them."""
     algorithm = config.algorithm
-    if config.sampling.budgets is not None and reward.teacher_forced:
+    if config.sampler.budgets is not None and reward.teacher_forced:
         raise ValueError(
-            "sampling.budgets and reward=bound do not go together: that reward does not see the last evaluation"
+            "sampler.budgets and reward=bound do not go together: that reward does not see the last evaluation"
         )
     check_actions(network, reward, config)
     check_alphas(config, network, reward)
     if isinstance(algorithm, GRPOSettings) and algorithm.experts.thresholds:
-        check_experts(algorithm.experts, task.valid, reward, config.sampling.block_length)
+        check_experts(algorithm.experts, task.valid, reward, config.sampler.block_length)
     if (teaching := teaching_of(config)) is not None:
         check_teacher(teaching, task.valid)
         if teaching.only_correct and reward.teacher_forced:
@@ -422,7 +422,7 @@ def build_task(config: PolicyTrainingSettings | RLTrainingSettings, model: Maske
         raise ValueError(
             f"data.kind={data.kind} has no prompts; use data=puzzles, chain, stories, or another with prompts"
         )
-    length = config.sampling.length or model.max_length
+    length = config.sampler.length or model.max_length
     own = model.tokenizer if is_answers(data.train) or data.tokenizer == "model" else None
     if own is None and data.tokenizer == "model":
         raise ValueError(f"data.tokenizer=model, and {config.dlm.path} came without one; give a directory or a hub id")
@@ -478,15 +478,15 @@ def stored_config(model: MaskedLM, loss: str) -> dict:
 
 
 def rollout_settings(config: RLTrainingSettings) -> SamplerSettings:
-    """Return the sampler settings of `sampling`, for a run that trains the model by its own samples."""
-    return SamplerSettings.of(asdict(config.sampling), strict=False)
+    """Return the sampler settings of `sampler`, for a run that trains the model by its own samples."""
+    return SamplerSettings.of(asdict(config.sampler), strict=False)
 
 
 def build_rollout_decoder(config: RLTrainingSettings, model: MaskedLM) -> Strategy:
-    """Return the decoder of `sampling`: a rule or a policy. ValueError for samples that cannot be learned from."""
-    if not config.sampling.temperature > 0:
+    """Return the decoder of `sampler`: a rule or a policy. ValueError for samples that cannot be learned from."""
+    if not config.sampler.temperature > 0:
         raise ValueError(
-            f"sampling.temperature={config.sampling.temperature} gives the same text every time, which teaches nothing; "
+            f"sampler.temperature={config.sampler.temperature} gives the same text every time, which teaches nothing; "
             "give a number above 0, such as 1"
         )
     return build_rule_decoder(rollout_settings(config), model)

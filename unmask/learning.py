@@ -16,6 +16,7 @@ from load_model import load_model
 from policy.checkpoints import load_policy
 from rewards.functions import FunctionReward
 from rewards.models import RewardModel, TextReward, load_reward
+from training.compatibility import translated
 from training.devices import device_of
 from training.files import make_directory, write_text
 from training.run import new_directory
@@ -341,7 +342,7 @@ def started(
 
     directory = new_directory() if run_dir is None else Path(run_dir)
     common = {"seed": seed, "wandb.mode": "disabled", "run_dir": directory}
-    overrides = words({**common, **chosen, **(settings or {})})
+    overrides = translated(words({**common, **chosen, **(settings or {})}), name)
     run = import_module(f"unmask.runs.{name}").run
     with quietly(quiet):
         return run(composed(name, overrides), overrides, *objects)

@@ -132,7 +132,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "train_twist": TwistTrainingSettings, "train_reward": RewardRunSettings, "train_preference": PreferenceRunSettings,
     "guide": GuideRunSettings, "sample": SampleSettings,
 }  # fmt: skip
-GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target", "sampler")  # sections that a file of a group fills
+GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target")  # sections that a file of a group fills
 S = TypeVar("S", bound=Settings)
 
 

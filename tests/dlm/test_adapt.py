@@ -297,7 +297,7 @@ def test_a_policy_learns_on_a_model_whose_table_has_spare_rows(bases, tmp_path):
     save_model(model, model.config, adapter, torch.float32)
     loaded, _ = load_model(adapter)
     assert (loaded.mask_id, loaded.vocab_size, len(loaded.tokenizer)) == (37, 40, 38)
-    config = composed("train_policy", ["data.tokenizer=model", "sampling.length=8", "eval.batch_size=2"])
+    config = composed("train_policy", ["data.tokenizer=model", "sampler.length=8", "eval.batch_size=2"])
     settings = unmask.build.read_settings(PolicyTrainingSettings, config)
     unmask.build.check_data(settings, loaded, unmask.build.build_task(settings, loaded))
 

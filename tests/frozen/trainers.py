@@ -79,7 +79,7 @@ EVERY_DLM = ["training.batch_size=4", "eval.batch_size=4", "eval.samples=2", "ev
 
 # ------------------------------------------------------------------------------------------ policies
 
-STORIES = ["dlm.path={opinion}", "data=stories", "data.train={stories}", "data.valid={stories}", "sampling.length=8"]
+STORIES = ["dlm.path={opinion}", "data=stories", "data.train={stories}", "data.valid={stories}", "sampler.length=8"]
 BREVITY = [*STORIES, "reward=learned", "reward.model=brevity"]
 PUZZLES = [
     "dlm.path={small}",
@@ -125,20 +125,20 @@ POLICY = {
                                   *CONFIDENCE],
     "grpo warm start, chunks": [*PAIR, "algorithm.warm_start.updates=2", "training.chunk=5", *BREVITY, *CONFIDENCE],
     "grpo experts": [*PAIR, "algorithm.experts.thresholds=[0.01,0.5]", "algorithm.experts.block_length=4", *BREVITY, *CONFIDENCE],
-    "grpo budgets": [*PAIR, "sampling.budgets=[2,3]", *BREVITY, *CONFIDENCE],
+    "grpo budgets": [*PAIR, "sampler.budgets=[2,3]", *BREVITY, *CONFIDENCE],
     "grpo likelihood": [*PAIR, *STORIES, "reward.judge={causal}", *CONFIDENCE],
     "grpo bound, repulsion": [*PAIR, *STORIES, "reward=bound", "policy.repulsion=4", "algorithm.action=fixed", *CONFIDENCE],
     "grpo latex": [*PAIR, *STORIES, "reward=latex", "reward.bare=true", *CONFIDENCE],
     "grpo puzzle, alphas": [*PAIR, *PUZZLES, "reward.alphas=[0,1]", "reward.additive=true", *CONFIDENCE],
     "grpo right, alphas": [*PAIR, *CHAIN, "training.batch_size=8", "reward.alphas=[0,1]", "reward.functions=[correct_minus_cost,partly_correct]",
                            "reward.weights=[1.0,0.5]", *CONFIDENCE],
-    "grpo blocks, cache": [*PAIR, *CHAIN, "reward.functions=[correct_minus_cost]", "sampling.block_length=2",
-                           "sampling.cache=dual", *CONFIDENCE],
+    "grpo blocks, cache": [*PAIR, *CHAIN, "reward.functions=[correct_minus_cost]", "sampler.block_length=2",
+                           "sampler.cache=dual", *CONFIDENCE],
     "grpo sedd": [*PAIR, *BREVITY, "dlm.path={sedd}", *CONFIDENCE],
     **{f"imitation {expert}": [IMITATION, f"algorithm.expert={expert}", f"algorithm.setting={setting}", *BREVITY,
                                *CONFIDENCE] for expert, setting in EXPERTS.items()},
 }  # fmt: skip
-EVERY_POLICY = ["training.batch_size=4", "eval.batch_size=2", "sampling.discrete_steps=4", *DAMPED,
+EVERY_POLICY = ["training.batch_size=4", "eval.batch_size=2", "sampler.steps=4", *DAMPED,
                 "training.snapshot_freq_for_preemption=3"]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------ the model itself by reward
@@ -154,11 +154,11 @@ RL = {
                                           *BREVITY],
     "grpo elbo, times, reused rollouts": ["rl.masks=times", "rl.kl_beta=0.0", "rl.antithetic=false", "rl.advantage_std=false", "rl.reward_freq=2",
                                           "rl.ppo_epochs=2", *BREVITY],
-    "grpo elbo, lora, blocks": [*CHAIN, "reward.functions=[correct_minus_cost]", "sampling.block_length=2",
-                                "sampling.strategy=threshold", "sampling.threshold=0.4", *LORA],
+    "grpo elbo, lora, blocks": [*CHAIN, "reward.functions=[correct_minus_cost]", "sampler.block_length=2",
+                                "sampler.strategy=threshold", "sampler.threshold=0.4", *LORA],
     "vrpo elbo": ["rl.algorithm=vrpo", "data=pairs", "data.pairs={chain_pairs}", "data.length=12"],
 }  # fmt: skip
-EVERY_RL = ["rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=2", "sampling.steps=4", "eval.batch_size=2",
+EVERY_RL = ["rl.batch_size=4", "rl.group_size=2", "rl.num_sigma_samples=2", "sampler.steps=4", "eval.batch_size=2",
             "eval.samples=2", *DAMPED, "training.snapshot_freq_for_preemption=3"]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------ rewards and preferences

@@ -224,7 +224,7 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
     )  # fmt: skip
     config = PolicyTrainingSettings.of({
         "seed": 0, "algorithm": {**SETTINGS, "clip": 1e6}, "training": {"chunk": 50, "batch_size": 6, "accum": 1},
-        "sampling": {"temperature": 0.0, "discrete_steps": 1, "budgets": None, "block_length": None, "cache": None, "refresh": None},
+        "sampler": {"temperature": 0.0, "steps": 1, "budgets": None, "block_length": None, "cache": None, "refresh": None},
     })  # fmt: skip
     in_blocks = SamplesReward(
         lambda samples, rows: RewardOutput(
@@ -251,7 +251,7 @@ def test_iterations_with_experts_learn_from_them_and_log_them():
             r"thresholds=\[1.5\] must be .* each a finite number of at least 0 and at most 1",
         ),
         ({"block_length": 3}, None, some_reward, "block_length=3 does not divide the 8 positions"),
-        ({}, 4, some_reward, "not with sampling.block_length=4"),
+        ({}, 4, some_reward, "not with sampler.block_length=4"),
         ({}, None, BoundReward(), "which reward=bound is not"),
     ],
 )

@@ -122,7 +122,7 @@ def test_the_loss_is_a_cross_entropy_over_every_mask_in_which_wrong_ones_count_m
 def config_of(chunk=1000, temperature=1.0, **algorithm):
     return PolicyTrainingSettings.of({
         "seed": 0, "algorithm": {"name": "imitation", "action": "bernoulli", "block_length": None, "only_correct": False, **algorithm},
-        "sampling": {"temperature": temperature, "discrete_steps": 3, "budgets": None},
+        "sampler": {"temperature": temperature, "steps": 3, "budgets": None},
         "training": {"chunk": chunk, "batch_size": 6, "accum": 1},
     })  # fmt: skip
 

@@ -278,7 +278,7 @@ def learner_of(network):
 def config_of(algorithm, **training):
     return PolicyTrainingSettings.of({
         "seed": 0, "algorithm": algorithm,
-        "sampling": {"temperature": 1.0, "discrete_steps": 3} | dict.fromkeys(("budgets", "block_length", "cache", "refresh")),
+        "sampler": {"temperature": 1.0, "steps": 3} | dict.fromkeys(("budgets", "block_length", "cache", "refresh")),
         "training": {"chunk": 1000, "accum": 1, "batch_size": 8, **training},
     }, strict=False)  # fmt: skip
 
@@ -347,7 +347,7 @@ def test_every_iteration_has_draws_of_its_own(algorithm, monkeypatch):
 def test_rollouts_of_a_prompt_share_its_budget(monkeypatch):
     """Else a group compares rollouts that were allowed more with rollouts that were allowed less."""
     config, network, drawn = config_of(GRPO_SETTINGS | {"action": "bernoulli"}), network_of("hidden_mlp"), []
-    config.sampling.budgets, config.training.batch_size = [1, 2, 3, 5], 32
+    config.sampler.budgets, config.training.batch_size = [1, 2, 3, 5], 32
     noting(monkeypatch, "rollout", drawn)
     learning("grpo", config, network, BlankTask()).iteration(0)
     ((arguments, _),) = drawn
@@ -396,7 +396,7 @@ def test_a_process_with_nothing_to_learn_from_joins_every_update(algorithm, kind
     before = torch.cat([p.detach().flatten() for p in network.parameters()])
     config, learner = config_of(algorithm | {"action": "bernoulli"}), learner_of(network)
     if algorithm is PPO_SETTINGS:
-        config.sampling.budgets = [1]
+        config.sampler.budgets = [1]
     learner.processes = SomebodyElse(1, 2, torch.device("cpu"))
     same = SamplesReward(lambda samples, rows: RewardOutput(torch.full((len(samples.tokens),), 0.7)))
     config.training.batch_size = 16  # 8 here

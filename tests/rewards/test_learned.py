@@ -76,7 +76,7 @@ def test_a_model_learns_by_a_packaged_reward(tmp_path):
     lines = tmp_path / "stories.jsonl"
     lines.write_text("".join(json.dumps({"text": f"A cat saw {n} happy dogs and ran home."}) + "\n" for n in range(80)))
     few = [o for o in QUICK if not o.startswith("data.")]
-    text = ["dlm=stories", "data=stories", "reward=vader", "reward.judge=brevity", "sampling.length=12", f"data.train={lines}",
+    text = ["dlm=stories", "data=stories", "reward=vader", "reward.judge=brevity", "sampler.length=12", f"data.train={lines}",
             f"data.valid={lines}"]  # fmt: skip
     measured = record(run(tmp_path / "run", *few, *text))
     assert {"eval_reward", "eval_judge", "eval_entropy", "eval_words"} <= measured[2].keys()

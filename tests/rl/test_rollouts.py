@@ -83,7 +83,7 @@ def test_noise_levels_know_of_positions_that_stay_open():
 
 
 def test_updates_divide_by_the_positions_that_were_decided(monkeypatch):
-    config = composed("train_rl", ["rl.batch_size=4", "rl.group_size=2", "rl.kl_beta=0.0", "sampling.steps=6"])
+    config = composed("train_rl", ["rl.batch_size=4", "rl.group_size=2", "rl.kl_beta=0.0", "sampler.steps=6"])
     model, canvas = inconsistent(3, 6), torch.full((2, 6), 3)
     task = TextTask.__new__(TextTask)  # this much of it is read
     task.ends, task.prompts = (1,), lambda count, seed: Prompts(canvas, {})

@@ -17,7 +17,7 @@ TINY = [
     "run_train_policy.py", "dlm=chain", "data=chain", "reward=right", "algorithm=grpo", "algorithm.group_size=2",
     "policy=dit_confidence", "policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8", "device=cpu",
     "training.batch_size=4", "training.n_iters=2", "training.eval_freq=2", "training.snapshot_freq=2", "eval.batch_size=2",
-    "sampling.discrete_steps=4", "wandb.mode=disabled",
+    "sampler.steps=4", "wandb.mode=disabled",
 ]  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

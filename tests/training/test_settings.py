@@ -83,7 +83,7 @@ def test_every_key_has_a_range_and_every_shipped_value_is_in_it(name):
         ("train_policy", "optim.betas", [0.9, 1.0]),
         ("train_policy", "training.chunk", None),
         ("train_rl", "rl.batch_size", None),
-        ("train_rl", "sampling.threshold", math.nan),
+        ("train_rl", "sampler.threshold", math.nan),
         ("train_dlm", "training.ema", True),
         ("train_reward", "data.held_out", 1),
         ("train_preference", "lora.alpha", math.nan),

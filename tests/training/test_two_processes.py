@@ -22,16 +22,16 @@ SHORT = ["device=cpu", "wandb.mode=disabled", "training.n_iters=2", "training.lo
 POLICY = [*STEPS, *SHORT, "eval.batch_size=4", "training.batch_size=8"]
 DIT = ["policy=dit_confidence", "policy.hidden_dim=16", "policy.feedforward_dim=16", "policy.time_embed_dim=8",
        "policy.smart_init=-1"]  # fmt: skip
-CHAIN = ["dlm=chain", "data=chain", *DIT, *POLICY, "sampling.discrete_steps=6", "sampling.temperature=1"]
+CHAIN = ["dlm=chain", "data=chain", *DIT, *POLICY, "sampler.steps=6", "sampler.temperature=1"]
 EARN = [
     "reward=right",
     "reward.alpha=1.0",
     "reward.functions=[correct_minus_cost]",
 ]  # what is fast earns something, right or not
 SUDOKU = ["dlm=sudoku6", "data=puzzles", "data.base_puzzles=8", "data.valid_puzzles=4", "reward=puzzle", *POLICY,
-          "sampling.discrete_steps=4"]  # fmt: skip
+          "sampler.steps=4"]  # fmt: skip
 RL = ["reward=right", "reward.functions=[correct_minus_cost]", "reward.alpha=1.0", "eval.batch_size=4", "rl.batch_size=8",
-      "rl.group_size=2", "rl.ppo_epochs=2", "sampling.strategy=threshold", "sampling.threshold=0.4", "data.steps=8",
+      "rl.group_size=2", "rl.ppo_epochs=2", "sampler.strategy=threshold", "sampler.threshold=0.4", "data.steps=8",
       "data.answer_length=24"]  # fmt: skip
 CONTINUATION = ["target=continuation", "target.text=' a'"]  # a target without conditions
 TWIST = ["dlm.path=TINY", "prompt=Once", "length=3", "training.batch_size=8", "training.epochs=1", "training.updates_per_epoch=2",
@@ -39,16 +39,16 @@ TWIST = ["dlm.path=TINY", "prompt=Once", "length=3", "training.batch_size=8", "t
          "eval.texts=0", "device=cpu", "wandb.mode=disabled", *STEPS]  # fmt: skip
 CASES = {
     "grpo": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "algorithm.warm_start.updates=1"],
-    "budgets": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "sampling.budgets=[2,4,6]"],
+    "budgets": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "sampler.budgets=[2,4,6]"],
     "ppo": ["algorithm=ppo", *EARN, *CHAIN],
     "variational": ["algorithm=variational", "policy=hidden_mlp", *SUDOKU, "training.accum=2"],
     "answers": ["algorithm=imitation", "policy=hidden_mlp", *SUDOKU],
-    "texts": ["algorithm=grpo", "algorithm.group_size=2", "algorithm.action=fixed", "reward=bound", "sampling.length=8",
-              *DIT, *POLICY, "sampling.discrete_steps=3"],
+    "texts": ["algorithm=grpo", "algorithm.group_size=2", "algorithm.action=fixed", "reward=bound", "sampler.length=8",
+              *DIT, *POLICY, "sampler.steps=3"],
     "half_constant": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN],
     "sharded": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "model.sharded=true"],
     "sharded_cache": ["algorithm=grpo", "algorithm.group_size=2", *EARN, *CHAIN, "model.sharded=true",
-                      "sampling.block_length=4", "sampling.cache=dual"],
+                      "sampler.block_length=4", "sampler.cache=dual"],
     "sharded_radd": ["algorithm=variational", "policy=hidden_mlp", *SUDOKU, "model.sharded=true"],
     "rl_grpo": [*STEPS, *SHORT, *RL, "rl.estimator=elbo", "rl.reward_freq=2"],
     "rl_ppo": [*STEPS, *SHORT, *RL, "rl.algorithm=ppo", "rl.estimator=trajectory", "rl.ratio=token"],

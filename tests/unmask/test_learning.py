@@ -12,7 +12,7 @@ from unmask.learning import words
 from unmask.runs import train_policy as train_policy_run
 
 TINY = {
-    "training.batch_size": 4, "algorithm.group_size": 2, "eval.batch_size": 2, "sampling.discrete_steps": 4,
+    "training.batch_size": 4, "algorithm.group_size": 2, "eval.batch_size": 2, "sampler.steps": 4,
     "policy": "dit_confidence", "policy.hidden_dim": 16, "policy.feedforward_dim": 16, "policy.time_embed_dim": 8,
 }  # fmt: skip
 PROMPTS = ["3 A +3 B ?", "2 A +3 B ?", "1 A +3 B ?"]
@@ -161,7 +161,7 @@ def test_settings_by_path_are_overrides():
 
 def test_the_model_itself_learns_and_the_callers_stays(model, tmp_path):
     before = {name: value.clone() for name, value in model.named_parameters()}
-    few = {"rl.batch_size": 4, "rl.group_size": 2, "rl.num_sigma_samples": 1, "sampling.steps": 2, "eval.samples": 1,
+    few = {"rl.batch_size": 4, "rl.group_size": 2, "rl.num_sigma_samples": 1, "sampler.steps": 2, "eval.samples": 1,
            "eval.batch_size": 2, "optim.lr": 0.1}  # fmt: skip
     values = iter(range(1000))
     tuned = unmask.train_rl(

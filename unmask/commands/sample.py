@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from samplers.names import FILTERS, GUIDED, POSITIONS, PREDICTORS, STRATEGIES
+from training.compatibility import translated
 from training.interrupt import imported
 from training.usage import composed, literal
 
@@ -161,6 +162,7 @@ FILES = ("prompts", "html")  # flags that are no keys of the configuration
 def build_config(argv: list[str]) -> DictConfig:
     """Return the configuration of a command line: configs/sample.yaml, changed by the overrides and then by the flags."""
     parsed, overrides = parser().parse_known_args(argv)
+    overrides = translated(overrides, "sample")
     flags = {key: value for key, value in vars(parsed).items() if key not in FILES}
     for unknown in overrides:
         if unknown.startswith("-") or "=" not in unknown:

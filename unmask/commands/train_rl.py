@@ -19,5 +19,4 @@ from unmask.runs.configured import run_configured
 
 def main(arguments: Sequence[str]) -> None:
     """Run with the settings of the command line."""
-    # `algorithm` is a group of configurations, of policies: here it is a key
-    run_configured("train_rl", [f"rl.{word}" if word.startswith("algorithm=") else word for word in arguments])
+    run_configured("train_rl", list(arguments))

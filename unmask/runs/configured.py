@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from training.compatibility import translated
 from training.interrupt import imported
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
 
@@ -19,6 +20,7 @@ def run_configured(name: str, arguments: list[str]) -> None:
     Raises:
         ValueError: for an override that does not fit, or settings that no run could have.
     """
+    arguments = translated(arguments, name)
     check_overrides(name, arguments)
 
     def work(config: DictConfig) -> None:

@@ -48,11 +48,11 @@ from samplers.loop import Strategy
 from samplers.names import PREDICTORS, STRATEGIES
 from samplers.samples import Stopwatch
 from samplers.settings import check_strategy, readers_of
+from training.compatibility import from_file
 from training.devices import check_device
 from training.files import append_line, check_place, write_text
 from training.hub import shipped
 from training.processes import Processes, processes
-from training.published import from_file
 from training.stored import description
 from training.terminal import printable
 from training.usage import CONFIGS, composed, override
@@ -112,7 +112,7 @@ def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset
     blocks.
     """
     known = OmegaConf.create() if config is None else config
-    cache = arguments.cache or OmegaConf.select(known, "sampling.cache")
+    cache = arguments.cache or OmegaConf.select(known, "sampler.cache")
     requested = {
         "cache": None if cache == "none" else cache,
         "block_length": arguments.block_length,
@@ -120,8 +120,8 @@ def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset
     }
     for key in ("block_length", "refresh"):
         if requested[key] is None and (key != "refresh" or requested["cache"]):
-            requested[key] = OmegaConf.select(known, f"sampling.{key}")
-    configured = OmegaConf.select(known, "sampling.length") or OmegaConf.select(known, "data.answer_length")
+            requested[key] = OmegaConf.select(known, f"sampler.{key}")
+    configured = OmegaConf.select(known, "sampler.length") or OmegaConf.select(known, "data.answer_length")
     return AnswerSettings(
         arguments.gen_length or configured or default_length(dataset), None, requested["block_length"], requested["cache"],
         requested["refresh"], None, arguments.logits_eos_inf, arguments.confidence_eos_eot_inf, arguments.guidance,

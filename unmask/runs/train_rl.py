@@ -84,13 +84,12 @@ def build(
     return Rollouts(model, learner, reference, estimator, task, reward, decoder, config, save)
 
 
-def check_sampling_given(config: RLTrainingSettings, overrides: list[str]) -> None:
-    """Refuse keys of `sampling` on the command line that its strategy does not use, as unmask sample does."""
+def check_sampler_given(config: RLTrainingSettings, overrides: list[str]) -> None:
+    """Refuse keys of `sampler` on the command line that its strategy does not use, as unmask sample does."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
-    given = {f"sampler.{key.partition('.')[2]}": key for key in keys if key.startswith("sampling.")}
-    given.pop("sampler.steps", None)  # of every strategy: blocks divide them
-    given.pop("sampler.length", None)  # of the task
-    check_given(rollout_settings(config), given, "sampling.strategy=")
+    of_all = ("sampler.steps", "sampler.length")  # blocks divide the steps; the length is of the task
+    given = {key: key for key in keys if key.startswith("sampler.") and key not in of_all}
+    check_given(rollout_settings(config), given, "sampler.strategy=")
 
 
 def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> Path:
@@ -98,7 +97,7 @@ def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> P
     config = resumed_config(config, overrides, "train_rl")
     settings, config = started(RLTrainingSettings, config, overrides)
     check_rl(settings)
-    check_sampling_given(settings, overrides)
+    check_sampler_given(settings, overrides)
     with processes(settings.device) as group:
         torch.manual_seed(settings.seed)
         kind = None if settings.init else settings.dlm.model_type

@@ -1,12 +1,13 @@
-"""Keys of "Learning Unmasking Policies", as its users type them, become ours."""
+"""Old keys, and published ones as the users of other systems type them, become ours."""
 
 import shlex
 
 import pytest
 
-import training.published
-from training.published import IMPLIED, KEYS, VALUES, WITHOUT_EXPERIMENT, translated
-from training.usage import composed
+import training.compatibility
+from training.compatibility import IMPLIED, KEYS, VALUES, WITHOUT_EXPERIMENT, translated, with_current_keys
+from training.stored import description
+from training.usage import CONFIGS, composed
 from unmask.build import read_settings
 from unmask.settings import COMMANDS
 
@@ -25,7 +26,7 @@ def test_a_whole_command_line_of_theirs():
     config = composed("train_policy", translated(TYPED))
     read_settings(COMMANDS["train_policy"], config)
     assert (config.dlm.path, config.run_dir, config.wandb.name, config.seed) == ("somewhere", "out", "mine", 5)
-    assert config.sampling.block_length == 16 and config.sampling.temperature == 0.0  # of the tokens
+    assert config.sampler.block_length == 16 and config.sampler.temperature == 0.0  # of the tokens
     assert config.eval.temperature == 0.25 and config.eval.action == "bernoulli_argmax"
     assert config.reward.functions == ["mixed_correctness_add_reward_func", "format"] and config.reward.weights == [
         1,
@@ -101,10 +102,10 @@ def test_their_keys_need_no_experiment():
     assert (config.algorithm.name, config.algorithm.action, config.reward.name) == ("grpo", "plackett_luce", "right")
     assert (config.policy.policy_type, config.policy.smart_init) == ("dit_confidence", 0.0)
     assert list(config.data.datasets) == ["gsm8k", "math"] and config.eval.temperature == 1.0
-    assert config.eval.action == "plackett_luce" and config.sampling.temperature == 0.0
-    assert config.sampling.discrete_steps == config.data.answer_length == 256  # which blocks of any length divide
+    assert config.eval.action == "plackett_luce" and config.sampler.temperature == 0.0
+    assert config.sampler.steps == config.data.answer_length == 256  # which blocks of any length divide
     config = composed("train_policy", translated(["model_path=example/chain", "reward_functions=[format]"]))
-    assert (config.algorithm.name, config.eval.action, config.sampling.temperature) == ("grpo", "bernoulli_argmax", 0.0)
+    assert (config.algorithm.name, config.eval.action, config.sampler.temperature) == ("grpo", "bernoulli_argmax", 0.0)
     config = composed(
         "train_policy", translated(["experiment=llada_bl32_ppo", "block_length=256", "sampling_mode=bernoulli"])
     )
@@ -129,8 +130,8 @@ def test_ours_pass_through_and_flags_too():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["block_length=32", "sampling.block_length=16"], "sampling.block_length=16 and block_length=32 both set"),
-        (["sampling.block_length=16", "block_length=32"], "leave one out"),
+        (["block_length=32", "sampler.block_length=16"], "sampler.block_length=16 and block_length=32 both set"),
+        (["sampler.block_length=16", "block_length=32"], "leave one out"),
         (["sampling_mode=dpls", "algorithm.action=bernoulli"], "both set algorithm.action"),
         (["learning_rate=1e-3", "optim.lr=3e-5"], "both set optim.lr"),
         (["dataset=gsm8k", "data.datasets=[math]"], "both set data.datasets"),
@@ -164,4 +165,65 @@ def test_the_table_sets_keys_that_exist():
         for part in key.split("."):
             assert part in node, key
             node = node[part]
-    assert training.published.__doc__ is not None
+    assert training.compatibility.__doc__ is not None
+
+
+# ----------------------------------------------------------------------------------------------------------------- old keys
+
+
+@pytest.mark.parametrize("command", ["train_policy", "train_rl"])
+def test_old_keys_of_the_decoder_are_current_ones(command):
+    words = ["sampling.length=8", "+sampling.temperature=0", "~sampling.cache", "sampling.block_length=null"]
+    assert translated(words, command) == [word.replace("sampling", "sampler") for word in words]
+
+
+def test_published_keys_of_other_systems():
+    words = ["sampling.discrete_steps=4", "sampling.discrete_time_exponent=0.5", "pretrained_hf_path=owner/name", "outdir=here",
+             "training.loss_type=policy_log_loss"]  # fmt: skip
+    config = composed("train_policy", translated(words))
+    assert (config.sampler.steps, config.policy.time_exponent, config.dlm.path) == (4, 0.5, "owner/name")
+    assert (config.run_dir, config.algorithm.name) == ("here", "variational")
+    assert translated(["training.loss_type=k_DCE"], "train_dlm") == ["loss=k_DCE"]
+    assert translated(["sampling.predictor=euler", "sampling.steps=8"], "sample") == [
+        "sampler.steps=8",
+        "sampler.strategy=euler",
+    ]
+    assert translated(["algorithm=ppo"], "train_rl") == ["rl.algorithm=ppo"]
+    assert translated(["temperature=1"], "train_rl") == ["temperature=1"]  # of another command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["sampling.discrete_steps=4", "sampler.steps=8"],
+            "sampler.steps=8 and sampling.discrete_steps=4 both set sampler.steps",
+        ),
+        (["sampler.length=4", "sampling.length=8"], "sampler.length=4 and sampling.length=8 both set sampler.length"),
+        (["block_length=4", "sampling.block_length=8"], "sampler.block_length=8 and block_length=4 both set"),
+    ],
+)
+def test_an_old_key_beside_its_current_one_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        translated(words)
+    assert translated([words[0], words[0].replace("sampling.discrete_steps", "sampler.steps")])
+
+
+def test_a_stored_configuration_gets_current_keys():
+    old = {"seed": 1, "sampling": {"discrete_steps": 4, "length": 8, "policy": {"path": "x"}}}
+    assert with_current_keys(old, "FILE") == {"seed": 1, "sampler": {"steps": 4, "length": 8, "policy": {"path": "x"}}}
+    current = {"sampler": {"steps": 4}, "rl": {}}
+    assert with_current_keys(current, "FILE") == {"sampler": {"steps": 4}, "rl": {}}
+    with pytest.raises(
+        ValueError, match="^FILE sets sampling.discrete_steps and sampler.steps, which are one key; remove one$"
+    ):
+        with_current_keys({"sampling": {"discrete_steps": 4}, "sampler": {"steps": 4}}, "FILE")
+    with pytest.raises(ValueError, match="^FILE sets sampling and sampler"):
+        with_current_keys({"sampling": {"length": 4}, "sampler": {"length": 4}}, "FILE")
+
+
+def test_the_shipped_policies_are_read_by_current_keys():
+    config = description(CONFIGS.parent / "example" / "chain_budget" / ".hydra" / "config.yaml")
+    assert (
+        list(config.sampler.budgets) == [2, 3, 4, 5, 6, 8] and config.sampler.steps == 24 and "sampling" not in config
+    )

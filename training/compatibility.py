@@ -1,19 +1,33 @@
-"""Translation of the configuration keys of "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm).
+"""Old and published keys of configurations and flags of commands: the only place that knows them.
 
-Only the command line accepts the published keys. They are translated to keys of Unmask before anything else reads them, and a run
-records the keys of Unmask. Batches of Unmask are global, so a batch per device is multiplied by the number of processes. The
-published `temperature` becomes the temperature of the policy at evaluation, as its documentation says (the published code applies
-it to the tokens); both systems draw at temperature 1 in training.
+A command translates its command line (`translated`, `current_flags`) and every reader of a stored configuration its content
+(`with_current_keys`) before anything else reads them, and a run records the current keys.
+
+RENAMED and FLAGS: names that this project had, or that mean the same in two commands.
+KEYS, VALUES, IMPLIED, WITHOUT_EXPERIMENT: "Learning Unmasking Policies" (2512.09106, apple/ml-rl-dllm), of train-policy. What
+differs: batches are global, so a batch per device is multiplied by the number of processes; `temperature` is the policy's
+(theirs is documented so, and used for the tokens), at evaluation, because training draws at temperature 1 in both.
+GENPOLICY, RADD, SEDD: the keys of these systems whose meaning is one key here.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+# Old key, or beginning of old keys -> the current one; the first that fits decides.
+RENAMED = {"sampling.discrete_steps": "sampler.steps", "sampling": "sampler"}
+GENPOLICY = {
+    "sampling.discrete_time_exponent": "policy.time_exponent",
+    "pretrained_hf_path": "dlm.path",
+    "outdir": "run_dir",
+}
+RADD = {"outdir": "run_dir"}
+SEDD = {"sampling.predictor": "sampler.strategy"}
 KEYS = {
-    "model_path": "dlm.path", "block_length": "sampling.block_length", "max_completion_length": "data.answer_length",
+    "model_path": "dlm.path", "block_length": "sampler.block_length", "max_completion_length": "data.answer_length",
     "max_prompt_length": "data.max_prompt_length", "policy_type": "policy", "policy_smart_init": "policy.smart_init",
     "policy_hidden_dim": "policy.hidden_dim", "policy_feedforward_dim": "policy.feedforward_dim",
     "policy_num_heads": "policy.num_heads", "policy_num_blocks": "policy.num_blocks",
@@ -61,7 +75,7 @@ GRPO_KEYS = (
     "alpha_compute_reward",
     "es_thresholds",
 )
-GRPO = ["algorithm=grpo", "policy=dit_confidence", "eval.action=bernoulli_argmax", "sampling.temperature=0.0"]
+GRPO = ["algorithm=grpo", "policy=dit_confidence", "eval.action=bernoulli_argmax", "sampler.temperature=0.0"]
 WITHOUT_EXPERIMENT = {key: list(GRPO) for key in GRPO_KEYS}
 WITHOUT_EXPERIMENT |= {
     key: ["policy=dit_confidence"] for key in KEYS if key.startswith("policy_") and key != "policy_type"
@@ -69,17 +83,38 @@ WITHOUT_EXPERIMENT |= {
 WITHOUT_EXPERIMENT["alpha_compute_reward"] += ["reward=right", "data=gsm8k_math"]
 WITHOUT_EXPERIMENT["reward_functions"] += ["data=gsm8k_math"]
 # Theirs may take as many steps as there are positions, which any block length divides.
-WITHOUT_EXPERIMENT["block_length"] = ["sampling.discrete_steps=${oc.select:data.answer_length,16}"]
+WITHOUT_EXPERIMENT["block_length"] = ["sampler.steps=${oc.select:data.answer_length,16}"]
 
 
-def translated(words: list[str]) -> list[str]:
-    """Replace published keys in overrides by those of Unmask. ValueError if a published key sets a value that is also set
-    differently."""
-    theirs = [word for word in words if word.partition("=")[0] in KEYS | VALUES]
-    ours = [word for word in words if word not in theirs]
+# By command: published key, or short name, -> ours. `algorithm` is a group of files for train-policy alone.
+PUBLISHED = {
+    "train_policy": KEYS | GENPOLICY,
+    "train_dlm": RADD,
+    "train_rl": {"algorithm": "rl.algorithm"},
+    "sample": SEDD,
+}
+LOSS = "training.loss_type"  # of genpolicy and RADD
+PUBLISHED_VALUES = {
+    "train_policy": VALUES | {LOSS: {"policy_log_loss": ["algorithm=variational"]}},
+    "train_dlm": {LOSS: {name.lower(): [f"loss={name}"] for name in ("t_DCE", "lambda_DCE", "k_DCE")}},
+}
+
+
+def translated(words: list[str], command: str = "train_policy") -> list[str]:
+    """Replace old and published keys in overrides by the current ones.
+
+    Args:
+        command: name of its configuration, train_policy or sample.
+
+    Raises:
+        ValueError: an old or published key sets a key that is also set to another value.
+    """
+    keys, values = PUBLISHED.get(command, {}), PUBLISHED_VALUES.get(command, {})
+    theirs = [word for word in words if word.partition("=")[0] in keys | values]
+    ours = _renamed([word for word in words if word not in theirs])
     set_by = {_key(word): (word, word) for word in ours if "=" in word}
     for word in theirs:
-        for override in _ours(word):
+        for override in _ours(word, keys, values):
             earlier, by = set_by.setdefault(_key(override), (override, word))
             if _value(earlier) != _value(override):
                 raise ValueError(f"{by} and {word} both set {_key(override)}, to different values; leave one out")
@@ -95,6 +130,60 @@ def translated(words: list[str]) -> list[str]:
         for override in implied:
             set_by.setdefault(_key(override), (override, word))
     return [*ours, *(override for override, by in set_by.values() if by not in ours)]
+
+
+def new_name(key: str) -> str:
+    """Return the current name of a key in dots: a key of RENAMED, or one below it."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _renamed(words: list[str]) -> list[str]:
+    """Give overrides their current keys. ValueError if a key is set by its old and its current name, to different values."""
+    found, by_key = [], {_key(word): word for word in words if "=" in word}
+    for word in words:
+        key, equals, value = word.partition("=")
+        sign = key[: len(key) - len(key.lstrip("+~"))]
+        new = new_name(key.removeprefix(sign))
+        other = by_key.get(new, word)
+        if _key(word) != new and equals and _value(other) != _value(word):
+            raise ValueError(f"{other} and {word} both set {new}, to different values; leave one out")
+        found.append(f"{sign}{new}{equals}{value}")
+    return found
+
+
+def with_current_keys(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give a stored configuration its current keys. name: of the file, for messages.
+
+    Raises:
+        ValueError: it has a key under its old and its current name.
+    """
+    for old, new in RENAMED.items():
+        *path, last = old.split(".")
+        section: Any = values
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            _put(
+                values, new.split("."), section.pop(last), f"{name} sets {old} and {new}, which are one key; remove one"
+            )
+    return values
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any, refusal: str) -> None:
+    """Set a value, or each value of a section, at a path. ValueError (`refusal`) where there is one already."""
+    first, *rest = path
+    if rest:
+        _put(values.setdefault(first, {}), rest, value, refusal)
+    elif first not in values:
+        values[first] = value
+    elif isinstance(values[first], dict) and isinstance(value, dict):
+        for key, each in value.items():
+            _put(values[first], [key], each, refusal)
+    else:
+        raise ValueError(refusal)
 
 
 EVALUATED = (
@@ -123,17 +212,17 @@ def from_file(settings: dict, file: str) -> list[str]:
     return translated(overrides)
 
 
-def _ours(word: str) -> list[str]:
-    """Return the overrides of Unmask for one published key."""
+def _ours(word: str, keys: dict[str, str], values: dict[str, dict[str, list[str]]]) -> list[str]:
+    """Return the overrides for one of theirs."""
     key, _, value = word.partition("=")
-    if key in VALUES:
-        if value.lower() not in VALUES[key]:
+    if key in values:
+        if value.lower() not in values[key]:
             why = f": {WHY[key]}" if key in WHY else ""
-            raise ValueError(f"{word} is unknown; {key} is one of {', '.join(VALUES[key])}{why}")
-        return VALUES[key][value.lower()]
+            raise ValueError(f"{word} is unknown; {key} is one of {', '.join(values[key])}{why}")
+        return values[key][value.lower()]
     if key == "per_device_train_batch_size" and value.isdigit():
         value = str(int(value) * int(os.environ.get("WORLD_SIZE", "1")))
-    return [f"{KEYS[key]}={value}"]
+    return [f"{keys[key]}={value}"]
 
 
 def _weights(word: str) -> list[str]:
