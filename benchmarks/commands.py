@@ -57,25 +57,25 @@ torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/two
 torchrun --nproc-per-node 2 $TRAIN run_dir=RUNS/sharded model.sharded=true
 accelerate launch --config_file configs/accelerate/cpu.yaml $TRAIN run_dir=RUNS/launched
 # Evaluation
-python $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --save_path RUNS/runs
+python $EVALUATE RUNS/grpo --datasets chain --n_test 40 --checkpoints first,last --seeds 42,43 --out RUNS/runs
 python $EVALUATE RUNS/theirs --checkpoints 2 --datasets chain --n_test 40 --temperatures 1.0 --seeds 42,43,44 \
-  --sampling_mode bernoulli-argmax --save_path RUNS/theirs_evaluated
-python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
-  --save_path RUNS/policy
+  --sampling_mode bernoulli-argmax --out RUNS/theirs_evaluated
+python $EVALUATE --datasets chain --n_test 40 --policy example/chain_policy --seeds 42,43 --temperatures 0.5,1.0 \
+  --out RUNS/policy
 python $EVALUATE --policy_path example/chain_policy/model.safetensors --config chain_grpo --dataset chain --n_test 40 --seed 42 \
   --temperature_policy 1.0 --output_dir RUNS/one
-python $EVALUATE --datasets chain --n_test 40 --policy_path example/chain_budget --budgets 3,4,6 --save_path RUNS/budgets
-python $EVALUATE RUNS/alphas --datasets chain --n_test 40 --alphas 0,3 --betas 0.5,1 --save_path RUNS/fronts
+python $EVALUATE --datasets chain --n_test 40 --policy example/chain_budget --budgets 3,4,6 --out RUNS/budgets
+python $EVALUATE RUNS/alphas --datasets chain --n_test 40 --alphas 0,3 --betas 0.5,1 --out RUNS/fronts
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.3,0.5,0.9 --block_length 4 \
-  --save_path RUNS/rules
+  --out RUNS/rules
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --block_length 4 --cache dual \
-  --save_path RUNS/cached
-python $EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --save_path RUNS/random
-python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --guidance 0.5 --save_path RUNS/guided
+  --out RUNS/cached
+python $EVALUATE --datasets chain --n_test 40 --strategy random --steps 2,4,8 --out RUNS/random
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --guidance 0.5 --out RUNS/guided
 python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --confidence_eos_eot_inf \
-  --save_path RUNS/ends_last
-python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --save_path RUNS/no_ends
-torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --save_path RUNS/shared
+  --out RUNS/ends_last
+python $EVALUATE --datasets chain --n_test 40 --strategy threshold --settings 0.5 --logits_eos_inf --out RUNS/no_ends
+torchrun --nproc-per-node 2 $EVALUATE --datasets chain --n_test 40 --strategy top_prob --steps 8 --out RUNS/shared
 python -m unmask compare RUNS/cached RUNS/rules/threshold-0.5
 python -m unmask.lm_eval --model unmask --model_args path=example/chain,strategy=threshold,block_length=4 \
   --tasks unmask_rolling,unmask_generate,unmask_choice --include_path tests/evaluation/tasks --limit 2

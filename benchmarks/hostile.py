@@ -501,7 +501,7 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
 def answers_case(name: str, file: str, content: bytes) -> None:
     @hostile(f"evaluation: {name}")
     def make(bench: Bench, folder: Path) -> Callable[[], Any]:
-        argv = ["--strategy", "threshold", "--settings", "0.9", "--save_path", str(folder / "out")]
+        argv = ["--strategy", "threshold", "--settings", "0.9", "--out", str(folder / "out")]
 
         def work() -> None:
             evaluate(*argv)
@@ -524,14 +524,14 @@ def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     (folder / "run" / ".hydra" / "config.yaml").write_text(
         "dlm: {path: 'http://localhost:9/${oc.env:HOME}'}\nmodel: {dtype: float32}\n", encoding="utf-8"
     )
-    return lambda: evaluate(str(folder / "run"), "--save_path", str(folder / "out"))
+    return lambda: evaluate(str(folder / "run"), "--out", str(folder / "out"))
 
 
 @hostile("evaluation: a configuration of 10^9 aliases")
 def _(bench: Bench, folder: Path) -> Callable[[], Any]:
     (folder / "settings.yaml").write_text(aliases(), encoding="utf-8")
     return lambda: evaluate(
-        "--strategy", "threshold", "--config", str(folder / "settings.yaml"), "--save_path", str(folder / "out")
+        "--strategy", "threshold", "--config", str(folder / "settings.yaml"), "--out", str(folder / "out")
     )
 
 

@@ -389,7 +389,7 @@ def check_evaluation(base: Path, kills: int, seed: int) -> Count:
     """Check that a killed evaluation resumes to the same answers."""
     count, draw = Count("evaluate: kills"), random.Random(seed)
     argv = ["--strategy", "threshold", "--settings", "0.9", "--datasets", "chain", "--seeds", "1", "--n_test", "6",
-            "--batch_size", "2", "--device", "cpu", "--save_path"]  # fmt: skip
+            "--batch_size", "2", "--device", "cpu", "--out"]  # fmt: skip
 
     def answers(out: Path) -> list:
         files = sorted(out.rglob("generations.json"))

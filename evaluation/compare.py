@@ -41,9 +41,7 @@ def evaluations_in(path: Path) -> dict[str, list[list[dict]]]:
             found.setdefault(data_set_of(settings), []).append(read_records(directory))
     if len(names) != 1:
         advice = f"several rules; give one of {', '.join(str(path / name) for name in sorted(names))}"
-        raise ValueError(
-            f"{path} holds {advice if names else 'no evaluation of unmask evaluate; give its --save_path'}"
-        )
+        raise ValueError(f"{path} holds {advice if names else 'no evaluation of unmask evaluate; give its --out'}")
     return found
 
 

@@ -38,18 +38,18 @@ def begin(directory: Path, settings: dict, group: Processes) -> set[int]:
 
 def check_settings(directory: Path, settings: dict) -> None:
     """Write settings.json, or compare the settings with an existing one. ValueError names the difference."""
-    make_directory(directory, f"--save_path {directory}")
+    make_directory(directory, f"--out {directory}")
     file = directory / "settings.json"
     if not file.is_file():
         if next(directory.glob("generations*.jsonl"), None):
-            raise ValueError(f"{directory} holds generations without settings.json; give another --save_path")
+            raise ValueError(f"{directory} holds generations without settings.json; give another --out")
         write_text(file, json.dumps(settings, indent=1) + "\n", durable=True)
         return
     there = read_json_object(file)
     requested = json.loads(json.dumps(settings))
     if differing := [key for key in there | requested if there.get(key) != requested.get(key)]:
         differences = ", ".join(f"{key}={there.get(key)} (now {requested.get(key)})" for key in differing)
-        raise ValueError(f"{directory} holds an evaluation with {differences}; give another --save_path")
+        raise ValueError(f"{directory} holds an evaluation with {differences}; give another --out")
 
 
 def check_beside(directory: Path, settings: dict, columns: Container[str], of_data: Container[str] = ()) -> None:

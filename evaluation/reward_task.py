@@ -156,7 +156,7 @@ def run(
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {model_path} cannot be loaded; add tokenizer.json")
     out = save_path or generations[0]
-    make_directory(out, f"--save_path {out}")
+    make_directory(out, f"--out {out}")
     cost = read_costs(generations)
     judged = {
         name: {who: scores(reward, rows, batch_size) for who, reward in rewards.items()}

@@ -95,7 +95,7 @@ def _rules(arguments: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
     name = arguments.rule
     check_strategy(name, (*STRATEGIES, *PREDICTORS))
     if name not in UNMASKING_RULES:
-        raise ValueError("--strategy policy needs its policy: give RUN or --policy_path instead")
+        raise ValueError("--strategy policy needs its policy: give RUN or --policy instead")
     strategy_name(name, model)
     settings, steps = numbers(arguments.settings, "--settings"), numbers(arguments.steps, "--steps", int)
     found = [Candidate(name, name, UNMASKING_RULES[name]())]
@@ -212,7 +212,7 @@ def checkpoint_files(run: Path, requested: str) -> list[Path]:
     numbered = {int(number): file for number, file in there.items() if number.isdecimal()}
     if not numbered:
         raise ValueError(f"{run} has no checkpoints/checkpoint_N.pth; give a training run of train-policy, or one "
-                         "policy by --policy_path DIR/model.safetensors")  # fmt: skip
+                         "policy by --policy DIR/model.safetensors")  # fmt: skip
     found = []
     for word in (word.strip() for word in requested.split(",")):
         if word in ("first", "last"):

@@ -545,7 +545,7 @@ def test_evaluation_of_a_policy(tmp_path):
     for device in DEVICES:
         out = tmp_path / device
         argv = [
-            "--policy_path",
+            "--policy",
             "example/chain_policy",
             "--datasets",
             "chain",
@@ -553,7 +553,7 @@ def test_evaluation_of_a_policy(tmp_path):
             "8",
             "--device",
             device,
-            "--save_path",
+            "--out",
             str(out),
         ]
         assert evaluate_command.main(argv) == 0

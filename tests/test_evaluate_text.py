@@ -17,15 +17,15 @@ from samplers.loop import Strategy
 from training.hub import shipped
 from unmask.commands import compare, evaluate
 
-FEW = ["--task", "text", "--judge", "example/stories_causal", "--n_test", "3", "--gen_length", "12", "--batch_size", "2",
+FEW = ["--task", "text", "--judge", "example/stories_causal", "--num_samples", "3", "--length", "12", "--batch_size", "2",
        "--device", "cpu"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     base = tmp_path_factory.mktemp("texts")
-    for rule in (["--strategy", "dilated"], ["--policy_path", "example/stories_policy", "--sampling_mode", "fixed"]):
-        assert evaluate.main([*FEW, *rule, "--steps", "2,4", "--prompt", "Once upon", "--save_path", str(base)]) == 0
+    for rule in (["--strategy", "dilated"], ["--policy", "example/stories_policy", "--sampling_mode", "fixed"]):
+        assert evaluate.main([*FEW, *rule, "--steps", "2,4", "--prompt", "Once upon", "--out", str(base)]) == 0
     return base
 
 
@@ -59,7 +59,7 @@ def test_the_figures_are_those_of_the_texts(results):
 
 def test_a_finished_evaluation_is_read_and_other_settings_are_refused(results, monkeypatch):
     monkeypatch.setattr("unmask.runs.evaluate_text.write_samples", lambda *_: pytest.fail("evaluated again"))
-    again = [*FEW, "--strategy", "dilated", "--steps", "2", "--prompt", "Once upon", "--save_path", str(results)]
+    again = [*FEW, "--strategy", "dilated", "--steps", "2", "--prompt", "Once upon", "--out", str(results)]
     assert evaluate.main(again) == 0
     with pytest.raises(ValueError, match="prompt=Once upon"):
         evaluate.main([*again, "--prompt", "One day"])
@@ -76,14 +76,14 @@ def test_two_rules_are_compared_sample_by_sample(results, capsys):
 
 
 def test_texts_with_other_prompts_are_not_compared(results, tmp_path):
-    assert evaluate.main([*FEW, "--strategy", "dilated", "--steps", "2", "--save_path", str(tmp_path)]) == 0
+    assert evaluate.main([*FEW, "--strategy", "dilated", "--steps", "2", "--out", str(tmp_path)]) == 0
     with pytest.raises(ValueError, match="no data set is in both: text of 12 positions, prompt 'Once upon', judge"):
         compare.main([str(results / "dilated-K2"), str(tmp_path / "dilated-K2")])
 
 
 def test_one_of_run_policy_and_strategy(tmp_path):
-    with pytest.raises(ValueError, match="exactly one of RUN, --policy_path and --strategy"):
-        evaluate.main([*FEW, "--save_path", str(tmp_path)])
+    with pytest.raises(ValueError, match="exactly one of RUN, --policy and --strategy"):
+        evaluate.main([*FEW, "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -98,26 +98,26 @@ def test_one_of_run_policy_and_strategy(tmp_path):
         (["--strategy", "random", "--checkpoints", "last"], "--checkpoints would do nothing with --strategy random"),
         (["--strategy", "random", "--windows", "4"], "--windows would do nothing with --strategy random"),
         (["--strategy", "random", "--other_model"], "--other_model would do nothing with --strategy random"),
-        (["--policy_path", "example/014609", "--windows", "4"], "--windows would do nothing with a policy"),
+        (["--policy", "example/014609", "--windows", "4"], "--windows would do nothing with a policy"),
         (
-            ["--policy_path", "example/014609", "--confidence", "sampling"],
+            ["--policy", "example/014609", "--confidence", "sampling"],
             "--confidence=sampling is for rules that read",
         ),
         (["--strategy", "dilated", "--confidence", "sampling"], "--confidence=sampling is for rules that read"),
         (["--strategy", "random", "--token_temperature", "inf"], "--token_temperature"),
-        (["--policy_path", "missing/policy"], "missing/policy"),
+        (["--policy", "missing/policy"], "missing/policy"),
     ],
 )
 def test_flags_that_do_nothing_are_refused_before_the_model_is_read(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("unmask.runs.evaluate_text.load_model", lambda *_: pytest.fail("the model was read"))
     with pytest.raises((ValueError, SystemExit)) as refused:
-        evaluate.main([*FEW, *words, "--save_path", str(tmp_path / "out")])
+        evaluate.main([*FEW, *words, "--out", str(tmp_path / "out")])
     assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_confidences_are_those_of_the_token_sampler_on_request(tmp_path):
-    asked = [*FEW, "--strategy", "confidence", "--steps", "4", "--token_temperature", "0.5", "--save_path"]
+    asked = [*FEW, "--strategy", "confidence", "--steps", "4", "--token_temperature", "0.5", "--out"]
     for confidence in ("model", "sampling"):
         assert evaluate.main([*asked, str(tmp_path / confidence), "--confidence", confidence]) == 0
     by_model, by_draw = (

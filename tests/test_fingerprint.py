@@ -201,13 +201,13 @@ def test_an_evaluation_on_another_model_is_refused(tmp_path, tiny):
     other = changed(model)
     other.model_id = "output/chain_after_rl"
     policy = policy_of(other, tmp_path / "policy")
-    argv = ["--policy_path", policy, "--n_test", "2", "--gen_length", "4", "--save_path"]
+    argv = ["--policy", policy, "--n_test", "2", "--length", "4", "--out"]
     with pytest.raises(ValueError, match="was trained on output/chain_after_rl, and example/chain has other weights"):
         evaluate_command.main([*argv, str(tmp_path / "refused")])
     assert not (tmp_path / "refused").exists()
     assert evaluate_command.main([*argv, str(tmp_path / "moved"), "--other_model"]) == 0
     with pytest.raises(ValueError, match="--other_model would do nothing with --strategy random"):
-        evaluate_command.main(["--strategy", "random", "--other_model", "--save_path", str(tmp_path / "rule")])
+        evaluate_command.main(["--strategy", "random", "--other_model", "--out", str(tmp_path / "rule")])
 
 
 def test_guided_runs_refuse_a_policy_of_another_model_before_any_work(tmp_path):

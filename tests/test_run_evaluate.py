@@ -47,7 +47,7 @@ def test_a_rule_swept_over_seeds(tmp_path):
         "--block_length",
         "4",
     ]
-    assert main([*argv, *TINY, "--save_path", str(tmp_path)]) == 0
+    assert main([*argv, *TINY, "--out", str(tmp_path)]) == 0
     rows = read(tmp_path / "detailed_results.csv")
     assert [(row["name"], row["seed"]) for row in rows] == [
         (f"threshold-{t}", s) for t in ("0.3", "0.9") for s in ("1", "2")
@@ -72,8 +72,8 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     torch.manual_seed(0)
     network = DitConfidence(hidden_dim=8, feedforward_dim=8, time_embed_dim=4, smart_init=0.0, alpha_conditioned=True)
     save_policy(network, tmp_path / "many")
-    argv = ["--policy_path", str(tmp_path / "many"), *TINY, "--seeds", "1"]
-    assert main([*argv, "--alpha", "0,3", "--budget", "1,3", "--save_path", str(tmp_path / "out")]) == 0
+    argv = ["--policy", str(tmp_path / "many"), *TINY, "--seeds", "1"]
+    assert main([*argv, "--alpha", "0,3", "--budget", "1,3", "--out", str(tmp_path / "out")]) == 0
     rows = read(tmp_path / "out" / "detailed_results.csv")
     assert [row["name"] for row in rows] == [
         "many-T1-a0-budget1",
@@ -84,20 +84,20 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     assert [float(row["evaluations"]) for row in rows[::2]] == [1, 1]
     assert all(float(row["evaluations"]) <= 3 for row in rows)
     with pytest.raises(ValueError, match="weight of speed is an input of this policy and alpha is None"):
-        main([*argv, "--save_path", str(tmp_path / "none")])
+        main([*argv, "--out", str(tmp_path / "none")])
     config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampler": {"budgets": [1, 2]}})
-    said = evaluate_command.request([*argv, "--save_path", "x"])
+    said = evaluate_command.request([*argv, "--out", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
-    said = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--save_path", "x"])
+    said = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--out", "x"])
     assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
 
 
 def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
     vectors = ROOT / "tests" / "vectors"
     shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
-    said = evaluate_command.request(["--policy_path", str(tmp_path), "--save_path", "x"])
+    said = evaluate_command.request(["--policy", str(tmp_path), "--out", "x"])
     (found,) = candidates(said, load_model(vectors / "llada-tiny")[0], None)
     assert isinstance(found.rule.network, DitHidden)
 
@@ -114,17 +114,17 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
         (["--strategy", "threshold", "--settings", "1.5"], r"\[1.5\] of threshold must be from 0 to 1.0"),
         (["--strategy", "random", "--seeds", "1;2"], "whole numbers"),
         (["--strategy", "random", "--few_shot", "2"], "worked answers, which chain lacks"),
-        (["--strategy", "policy"], "give RUN or --policy_path"),
+        (["--strategy", "policy"], "give RUN or --policy"),
         (["--strategy", "random", "--config", "nothing.yaml"], "nothing.yaml does not exist"),
-        (["--strategy", "random", "--model_path", "example/nothing"], "example/nothing"),
+        (["--strategy", "random", "--model", "example/nothing"], "example/nothing"),
         (["--strategy", "random", "--temperatures", "0.5"], "--temperatures would do nothing with --strategy"),
         (["--strategy", "random", "--betas", "1", "--alphas", "1"], "--betas, --alphas would do nothing"),
         (["--strategy", "random", "--sampling_mode", "dpls"], "--sampling_mode would do nothing"),
         (["--strategy", "random", "--checkpoints", "last"], "--checkpoints would do nothing with --strategy"),
-        (["--policy_path", "x", "--checkpoints", "last"], "--checkpoints would do nothing with a policy"),
-        (["--policy_path", "example/chain_policy", "--alphas", "1"], "alpha=1.0 is read by policies"),
+        (["--policy", "x", "--checkpoints", "last"], "--checkpoints would do nothing with a policy"),
+        (["--policy", "example/chain_policy", "--alphas", "1"], "alpha=1.0 is read by policies"),
         (
-            ["--policy_path", "example/chain_policy", "--steps", "4"],
+            ["--policy", "example/chain_policy", "--steps", "4"],
             "--steps of a policy are those of --sampling_mode fixed",
         ),
         (["--strategy", "threshold", "--settings", "0.5", "--steps", "4"], "threshold takes as many steps as it needs"),
@@ -140,7 +140,7 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
             ["--strategy", "threshold", "--settings", "0.5", "--windows", "4"],
             "--windows would do nothing with --strategy",
         ),
-        (["--policy_path", "example/chain_policy", "--windows", "4"], "--windows would do nothing with a policy"),
+        (["--policy", "example/chain_policy", "--windows", "4"], "--windows would do nothing with a policy"),
         (
             ["--strategy", "random", "--confidence_eos_eot_inf"],
             "--confidence_eos_eot_inf would do nothing with --strategy random",
@@ -155,16 +155,16 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
 )
 def test_bad_input(argv, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        main([*argv, "--save_path", str(tmp_path)])
+        main([*argv, "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())  # the corrected command finds nothing in its way
 
 
 def test_a_cache_says_how_far_it_was_off(tmp_path):
     argv = ["--strategy", "confidence", "--block_length", "12", "--cache", "dual", "--refresh", "2", *TINY]
-    assert main([*argv, "--save_path", str(tmp_path / "unmeasured")]) == 0
+    assert main([*argv, "--out", str(tmp_path / "unmeasured")]) == 0
     (row,) = read(tmp_path / "unmeasured" / "summary_statistics.csv")
     assert row["exact"] == "False" and row["drift"] == ""
-    assert main([*argv, "--drift", "--save_path", str(tmp_path)]) == 0
+    assert main([*argv, "--drift", "--out", str(tmp_path)]) == 0
     whole = json.loads((tmp_path / "confidence_chain_seed42" / "generations.json").read_text())
     (row,) = read(tmp_path / "summary_statistics.csv")
     assert whole["metrics"]["exact"] is False and row["exact"] == "False"
@@ -174,8 +174,8 @@ def test_a_cache_says_how_far_it_was_off(tmp_path):
 def test_other_questions_are_refused_and_bad_ones_named_before_any_work(tmp_path, monkeypatch, capsys):
     model, _ = load_model(ROOT / "example" / "stories")
     monkeypatch.setattr(evaluate_run, "load_model", lambda *given: (model, None))
-    argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--steps", "1", "--batch_size", "1"]
-    argv += ["--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
+    argv = ["--strategy", "random", "--datasets", "gsm8k", "--length", "8", "--steps", "1", "--batch_size", "1"]
+    argv += ["--data_dir", str(tmp_path), "--out", str(tmp_path / "out")]
     file = tmp_path / "gsm8k" / "test.jsonl"
     file.parent.mkdir()
 
@@ -203,7 +203,7 @@ def test_checkpoints_that_are_not_there_are_listed(tmp_path):
     assert named("last") == ["checkpoint_100.pth"]
     with pytest.raises(ValueError, match="not there"):
         checkpoint_files(tmp_path, "²")
-    with pytest.raises(ValueError, match="or one policy by --policy_path"):
+    with pytest.raises(ValueError, match="or one policy by --policy"):
         checkpoint_files(tmp_path / "checkpoints", "last")
 
 
@@ -212,7 +212,7 @@ def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
     file.write_text(
         "model_path: example/chain\nblock_length: 6\nmax_completion_length: 18\nreport_to: wandb\nbf16: false\n"
     )
-    said = evaluate_command.request(["--policy_path", "x", "--config", str(file), "--output_dir", "y"])
+    said = evaluate_command.request(["--policy", "x", "--config", str(file), "--out", "y"])
     config = evaluate_run.configuration(said)
     assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
     assert config.dlm.model_type == "llada"
@@ -232,18 +232,18 @@ def test_their_configuration_of_another_family_is_refused(tmp_path, theirs, own)
     file.write_text(f"model_path: {theirs}\nblock_length: 8\n")
     model = backbone(own, tmp_path / own)
     with pytest.raises(ValueError, match="checkpoint by its config.json, and the configuration is for"):
-        main(["--strategy", "random", "--config", str(file), "--model_path", str(model), "--save_path", str(tmp_path)])
+        main(["--strategy", "random", "--config", str(file), "--model", str(model), "--out", str(tmp_path)])
 
 
 def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model.safetensors").touch()
-    said = evaluate_command.request(["--policy_path", "model.safetensors", "--output_dir", "y"])
+    said = evaluate_command.request(["--policy", "model.safetensors", "--out", "y"])
     assert _policy_files(said)[0][0] == tmp_path.name
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path, capsys):
-    argv = ["--strategy", "random", "--datasets", "gsm8k", "--gen_length", "8", "--data_dir", str(tmp_path), "--save_path", str(tmp_path)]  # fmt: skip
+    argv = ["--strategy", "random", "--datasets", "gsm8k", "--length", "8", "--data_dir", str(tmp_path), "--out", str(tmp_path)]  # fmt: skip
     assert status_of("unmask/__main__.py", "evaluate", *argv) == 1
     told = capsys.readouterr().err
     assert "JSONL with `question` and `answer`" in told and "Traceback" not in told
@@ -283,7 +283,7 @@ def test_code_is_refused_before_any_work_without_a_sandbox(tmp_path, monkeypatch
     check_sandbox.cache_clear()
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     monkeypatch.setattr(samplers.loop, "sample", lambda *given, **named: pytest.fail("texts were written"))
-    argv = ["--strategy", "random", "--datasets", "mbpp", "--gen_length", "8", "--data_dir", str(ROOT / "tests" / "questions"), "--save_path", str(tmp_path)]  # fmt: skip
+    argv = ["--strategy", "random", "--datasets", "mbpp", "--length", "8", "--data_dir", str(ROOT / "tests" / "questions"), "--out", str(tmp_path)]  # fmt: skip
     assert main(argv) == 1
     assert "install it" in (told := capsys.readouterr().err) and "--unsandboxed" in told
 
@@ -294,7 +294,7 @@ def test_code_is_judged_by_its_tests(tmp_path, monkeypatch):
     model, _ = load_model(ROOT / "example" / "stories")
     monkeypatch.setattr(evaluate_run, "load_model", lambda *given: (model, None))
     monkeypatch.setattr(model.tokenizer, "batch_decode", lambda tokens, skip_special_tokens: [next(texts)])
-    argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--gen_length", "8", "--steps", "1", "--unsandboxed", "--save_path", str(tmp_path)]  # fmt: skip
+    argv = ["--strategy", "random", "--datasets", "mbpp", "--data_dir", str(ROOT / "tests" / "questions"), "--seeds", "1,2", "--length", "8", "--steps", "1", "--unsandboxed", "--out", str(tmp_path)]  # fmt: skip
     assert main(argv) == 0
     assert [float(row["accuracy"]) for row in read(tmp_path / "detailed_results.csv")] == [1.0, 0.0]
 
@@ -323,7 +323,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
         "1.0,0.5",
         "--n_test",
         "3",
-        "--save_path",
+        "--out",
         str(tmp_path / "out"),
     ]
     assert main(argv) == 0
@@ -340,10 +340,10 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     OmegaConf.update(config, "eval.temperature", 0.5)
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.request([str(run), "--save_path", "x"])
+    said = evaluate_command.request([str(run), "--out", "x"])
     assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]
     said = evaluate_command.request(
-        [str(run), "--block_length", "12", "--cache", "none", "--gen_length", "24", "--save_path", "x"]
+        [str(run), "--block_length", "12", "--cache", "none", "--length", "24", "--out", "x"]
     )
     found = evaluate_run.decoding_of(said, evaluate_run.configuration(said), "chain")
     assert (found.block_length, found.cache, found.refresh, found.length) == (12, None, None, 24)
@@ -353,7 +353,7 @@ def test_one_file_by_a_configuration(tmp_path):
     file = make_run(tmp_path / "run") / ".hydra" / "config.yaml"
     policy = ROOT / "example/chain_policy/model.safetensors"
     argv = [
-        "--policy_path",
+        "--policy",
         str(policy),
         "--dataset",
         "chain",
@@ -364,21 +364,21 @@ def test_one_file_by_a_configuration(tmp_path):
         "--n_test",
         "2",
     ]
-    assert main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")]) == 0
+    assert main([*argv, "--config", str(file), "--out", str(tmp_path / "out")]) == 0
     (row,) = read(tmp_path / "out" / "detailed_results.csv")
     assert (row["name"], row["block_length"]) == ("chain_policy-T1", "6")
-    said = evaluate_command.request([*argv, "--config", "chain_grpo", "--output_dir", "x"])
+    said = evaluate_command.request([*argv, "--config", "chain_grpo", "--out", "x"])
     config = evaluate_run.configuration(said)
     assert config.dlm.path == "example/chain" and evaluate_run.decoding_of(said, config, "chain").length == 24
     OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
     OmegaConf.save(config, file)
     with pytest.raises(ValueError, match="example/chain is a llada checkpoint .* configuration is for Dream"):
-        main([*argv, "--config", str(file), "--output_dir", str(tmp_path / "out")])
+        main([*argv, "--config", str(file), "--out", str(tmp_path / "out")])
 
 
 def test_the_published_names_of_rules_are_ours(tmp_path):
-    published = ["--remasking", "low_confidence", "--diffusion_steps", "4,8", "--output_dir", str(tmp_path / "a")]
-    ours = ["--strategy", "top_prob", "--steps", "4,8", "--save_path", str(tmp_path / "b")]
+    published = ["--remasking", "low_confidence", "--diffusion_steps", "4,8", "--out", str(tmp_path / "a")]
+    ours = ["--strategy", "top_prob", "--steps", "4,8", "--out", str(tmp_path / "b")]
     for argv in (published, ours):
         assert main([*argv, *TINY, "--n_test", "2", "--dataset", "chain"]) == 0
     for steps in (4, 8):
@@ -386,9 +386,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         assert strip(tmp_path / "a" / name) == strip(tmp_path / "b" / name)
         assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.request(
-        ["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--save_path", "x"]
-    )
+    said = evaluate_command.request(["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--out", "x"])
     assert [(one.name, one.rule, one.budget) for one in candidates(said, model, None)] == [
         ("threshold-0.7-budget2", Threshold(0.7), 2),
         ("threshold-0.7-budget4", Threshold(0.7), 4),

@@ -13,6 +13,7 @@ GENPOLICY, RADD, SEDD: the keys of these systems whose meaning is one key here.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
@@ -86,6 +87,26 @@ WITHOUT_EXPERIMENT["reward_functions"] += ["data=gsm8k_math"]
 WITHOUT_EXPERIMENT["block_length"] = ["sampler.steps=${oc.select:data.answer_length,16}"]
 
 
+_EVALUATE = {  # of Unmask before, and of "Learning Unmasking Policies"
+    "--policy_path": "--policy", "--save_path": "--out", "--output_dir": "--out", "--model_path": "--model",
+    "--gen_length": "--length", "--seed": "--seeds", "--remasking": "--strategy", "--thres": "--settings",
+    "--threshold": "--settings", "--temperature_policy": "--temperatures", "--diffusion_steps": "--steps",
+    "--budget": "--budgets", "--alpha": "--alphas",
+}  # fmt: skip
+# By command: old or published flag -> the current one.
+FLAGS = {
+    "sample": {  # of genpolicy, RADD, SEDD and SEDD-LaTeX-RLHF
+        "--model_path": "--model", "--ckpt_path": "--model", "--policy_path": "--policy", "--gpt_dir": "--judge",
+        "--prefix": "--prompt",
+    },
+    "evaluate": _EVALUATE | {"--dataset": "--datasets"},
+    "evaluate --task text": _EVALUATE | {"--n_test": "--num_samples"},
+    "evaluate --task reward": {"--model_path": "--model", "--save_path": "--out"},
+    "evaluate --task pairwise": {"--run_name_red": "--red", "--run_name_blue": "--blue"},  # of PARGS
+    "perplexity": {"--batch-size": "--batch_size", "--cache-dir": "--cache_dir"},
+    "make-preferences": {"--batch": "--batch_size"},
+    "make-stories": {"--batch": "--batch_size"},
+}  # fmt: skip
 # By command: published key, or short name, -> ours. `algorithm` is a group of files for train-policy alone.
 PUBLISHED = {
     "train_policy": KEYS | GENPOLICY,
@@ -130,6 +151,16 @@ def translated(words: list[str], command: str = "train_policy") -> list[str]:
         for override in implied:
             set_by.setdefault(_key(override), (override, word))
     return [*ours, *(override for override, by in set_by.values() if by not in ours)]
+
+
+def current_flags(words: Sequence[str], command: str) -> list[str]:
+    """Replace old and published flags by the current ones. ValueError for a flag beside its current one."""
+    table, given = FLAGS[command], {}
+    for flag in (word.partition("=")[0] for word in words):
+        new = table.get(flag, flag)
+        if given.setdefault(new, flag) != flag:
+            raise ValueError(f"{given[new]} and {flag} are one flag; leave one out")
+    return [table.get(flag, flag) + equals + value for flag, equals, value in (word.partition("=") for word in words)]
 
 
 def new_name(key: str) -> str:

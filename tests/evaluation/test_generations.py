@@ -18,7 +18,7 @@ from unmask.commands.evaluate import main
 from unmask.runs import evaluate as evaluate_run
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--n_test", "6", "--batch_size", "4", "--gen_length", "24"]
+TINY = ["--n_test", "6", "--batch_size", "4", "--length", "24"]
 
 
 def read(file):
@@ -35,7 +35,7 @@ def strip(file):
 
 
 def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
-    argv = ["--strategy", "confidence", *TINY, "--save_path"]
+    argv = ["--strategy", "confidence", *TINY, "--out"]
     main([*argv, str(tmp_path / "whole")])
     main([*argv, str(tmp_path / "cut")])
     file = tmp_path / "cut" / "confidence_chain_seed42" / "generations.jsonl"
@@ -57,7 +57,7 @@ def test_an_evaluation_that_was_cut_goes_on(tmp_path, monkeypatch):
 
 def test_the_same_evaluation_twice_is_no_second_one(tmp_path):
     argv = ["--strategy", "threshold", "--settings", "0.5,0.50", "--seeds", "42,42", "--datasets", "chain,chain"]
-    assert main([*argv, *TINY, "--save_path", str(tmp_path)]) == 0
+    assert main([*argv, *TINY, "--out", str(tmp_path)]) == 0
     (row,) = read(tmp_path / "summary_statistics.csv")
     assert (row["num_seeds"], row["exact"], row["drift"]) == ("1", "True", "")
 
@@ -74,7 +74,7 @@ def test_a_sample_is_written_as_soon_as_it_is_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate_run, "Writer", Watched)
     argv = ["--strategy", "threshold", "--settings", "0.5", "--n_test", "8", "--batch_size", "8", "--block_length", "4"]
-    assert main([*argv, "--save_path", str(tmp_path)]) == 0
+    assert main([*argv, "--out", str(tmp_path)]) == 0
     assert len(written) == max(r["nfe"] for r in read_records(file.parent)) and written[-1] == 8
     assert any(0 < count < 8 for count in written)
     for record in read_records(file.parent):
@@ -99,19 +99,19 @@ def test_a_kill_ends_an_evaluation_at_once(tmp_path, monkeypatch):
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(evaluate_run, "evaluate", answering)
-    assert main(["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]) == 1
+    assert main(["--strategy", "confidence", *TINY, "--out", str(tmp_path)]) == 1
     assert heard == [before]
 
 
 def test_another_evaluation_in_the_same_directory_is_refused(tmp_path, capsys):
-    argv = ["--strategy", "confidence", *TINY, "--n_test", "2", "--save_path", str(tmp_path)]
+    argv = ["--strategy", "confidence", *TINY, "--n_test", "2", "--out", str(tmp_path)]
     assert main(argv) == 0
     before = strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl")
     assert main([*argv, "--block_length", "4"]) == 1
-    assert "holds an evaluation with block_length=None (now 4); give another --save_path" in capsys.readouterr().err
+    assert "holds an evaluation with block_length=None (now 4); give another --out" in capsys.readouterr().err
     assert strip(tmp_path / "confidence_chain_seed42" / "generations.jsonl") == before
     assert main([*argv, "--batch_size", "1"]) == 0  # changes nothing
-    assert main([*argv, "--model_path", str(nudged(tmp_path / "model"))]) == 1
+    assert main([*argv, "--model", str(nudged(tmp_path / "model"))]) == 1
     assert re.search(r"model_weights=\w{16} \(now \w{16}\)", capsys.readouterr().err)  # and the other's directory
     (tmp_path / "confidence_chain_seed42" / "settings.json").unlink()
     assert main(argv) == 1
@@ -127,10 +127,10 @@ def test_a_rule_and_a_policy_of_two_commands_stand_in_one_table(tmp_path, monkey
     monkeypatch.setattr(
         evaluate_run, "plot_pareto", lambda points, *_, **__: plotted.append([p["name"] for p in points])
     )
-    common = ["--gen_length", "24", "--n_test", "2", "--save_path", str(tmp_path)]
+    common = ["--length", "24", "--n_test", "2", "--out", str(tmp_path)]
     rule = ["--strategy", "random", "--steps", "2,3", *common]
     assert main([*rule, "--seeds", "1"]) == 0
-    assert main(["--policy_path", "example/chain_policy", "--seeds", "1", *common]) == 0
+    assert main(["--policy", "example/chain_policy", "--seeds", "1", *common]) == 0
     random = [("random-K2", "chain", "1"), ("random-K3", "chain", "1")]
     assert names_of(tmp_path) == [*random, ("chain_policy-T1", "chain", "1")]
     assert set(plotted[-1]) == {"random chain", "chain_policy bernoulli-argmax chain"}
@@ -143,16 +143,16 @@ def test_a_rule_and_a_policy_of_two_commands_stand_in_one_table(tmp_path, monkey
 
 
 def test_evaluations_that_cannot_be_compared_do_not_share_a_table(tmp_path, capsys):
-    common = ["--n_test", "2", "--gen_length", "24", "--save_path", str(tmp_path)]
+    common = ["--n_test", "2", "--length", "24", "--out", str(tmp_path)]
     assert main(["--strategy", "random", "--steps", "2", *common]) == 0
     table = (tmp_path / "detailed_results.csv").read_text()
     for words, differing in (
         (["--n_test", "3"], r"questions=\w+ \(now \w+\), n_test=2 \(now 3\)"),
-        (["--gen_length", "20"], r"length=24 \(now 20\)"),
+        (["--length", "20"], r"length=24 \(now 20\)"),
         (["--dtype", "bfloat16"], r"dtype=float32 \(now bfloat16\)"),
         (["--token_temperature", "0.5"], r"token_temperature=0.0 \(now 0.5\)"),
         (["--guidance", "1"], r"guidance=0.0 \(now 1.0\)"),
-        (["--model_path", str(nudged(tmp_path.parent / "other"))], r"model_weights=\w{16} \(now \w{16}\)"),
+        (["--model", str(nudged(tmp_path.parent / "other"))], r"model_weights=\w{16} \(now \w{16}\)"),
     ):
         assert main(["--strategy", "leftmost", "--steps", "2", *common, *words]) == 1
         said = capsys.readouterr().err
@@ -188,9 +188,9 @@ def test_two_processes_answer_what_one_does(tmp_path):
         "--token_temperature",
         "1",
     ]
-    main([*argv, "--save_path", str(tmp_path / "one")])
+    main([*argv, "--out", str(tmp_path / "one")])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               "-m", "unmask", "evaluate", *argv, "--save_path", str(tmp_path / "two")]  # fmt: skip
+               "-m", "unmask", "evaluate", *argv, "--out", str(tmp_path / "two")]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     name = "random-K6_chain_seed42"
@@ -207,7 +207,7 @@ def test_two_processes_answer_what_one_does(tmp_path):
 
 
 def test_one_process_goes_on_where_several_stopped(tmp_path, monkeypatch):
-    argv = ["--strategy", "confidence", *TINY, "--save_path", str(tmp_path)]
+    argv = ["--strategy", "confidence", *TINY, "--out", str(tmp_path)]
     main(argv)
     directory = tmp_path / "confidence_chain_seed42"
     whole, lines = strip(directory / "generations.jsonl"), (directory / "generations.jsonl").read_text().splitlines()

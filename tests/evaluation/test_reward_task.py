@@ -36,7 +36,7 @@ def test_the_figures_of_each_method(models, answers, name):  # noqa: F811
     model = load_model(models[name])[0]
     judge = tiny_rewards.reward(answers / "judge", model.tokenizer)
     status = evaluate_command.main(["--task", "reward", "--generations", str(answers), "--selector", "brevity", "--judge", judge,
-                                "--model_path", models[name], "--draws", "8", "--batch_size", "3"])  # fmt: skip
+                                "--model", models[name], "--draws", "8", "--batch_size", "3"])  # fmt: skip
     assert status == 0
     one, two = read(answers / "evaluation.csv")
     values = torch.tensor([-2.0, -3.0, -1.0, -1.0])
@@ -66,8 +66,8 @@ def test_directories_are_seeds_whose_mean_is_taken_prompt_by_prompt(models, answ
     (second / "costs.csv").write_text(
         "method,evaluations_per_token,reward_rows_per_token,seconds_per_token,seconds\none,3,10,0.5,5\n"
     )
-    command = ["--task", "reward", "--generations", str(answers), str(second), "--judge", "brevity", "--model_path",
-               models["causal"], "--save_path", str(tmp_path / "both")]  # fmt: skip
+    command = ["--task", "reward", "--generations", str(answers), str(second), "--judge", "brevity", "--model",
+               models["causal"], "--out", str(tmp_path / "both")]  # fmt: skip
     assert evaluate_command.main(command) == 0
     one = read(tmp_path / "both" / "evaluation.csv")[0]
     of_prompts = torch.tensor([-2.0, -3.0, -1.0, -1.0]).add(torch.tensor([-4.0, -1.0, -2.0, -3.0])) / 2
@@ -99,9 +99,7 @@ def test_distinct_by_hand():
 
 def test_the_selector_is_no_judge_of_itself_and_other_mistakes(models, answers, tmp_path):  # noqa: F811
     def evaluate(*more):
-        evaluate_command.main(
-            ["--task", "reward", "--generations", str(answers), "--model_path", models["causal"], *more]
-        )
+        evaluate_command.main(["--task", "reward", "--generations", str(answers), "--model", models["causal"], *more])
 
     with pytest.raises(ValueError, match="--judge brevity is the selector: it cannot see over-optimisation of itself"):
         evaluate("--selector", "brevity", "--judge", "brevity")

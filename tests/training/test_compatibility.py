@@ -5,10 +5,20 @@ import shlex
 import pytest
 
 import training.compatibility
-from training.compatibility import IMPLIED, KEYS, VALUES, WITHOUT_EXPERIMENT, translated, with_current_keys
+from training.compatibility import (
+    FLAGS,
+    IMPLIED,
+    KEYS,
+    VALUES,
+    WITHOUT_EXPERIMENT,
+    current_flags,
+    translated,
+    with_current_keys,
+)
 from training.stored import description
 from training.usage import CONFIGS, composed
 from unmask.build import read_settings
+from unmask.commands import evaluate, make_preferences, make_stories, perplexity, sample
 from unmask.settings import COMMANDS
 
 TYPED = shlex.split(
@@ -227,3 +237,27 @@ def test_the_shipped_policies_are_read_by_current_keys():
     assert (
         list(config.sampler.budgets) == [2, 3, 4, 5, 6, 8] and config.sampler.steps == 24 and "sampling" not in config
     )
+
+
+def test_old_flags_are_current_ones():
+    words = ["--policy_path", "x", "--save_path=DIR", "--dataset", "gsm8k", "--steps", "4", "--thres=0.5"]
+    current = ["--policy", "x", "--out=DIR", "--datasets", "gsm8k", "--steps", "4", "--settings=0.5"]
+    assert current_flags(words, "evaluate") == current == current_flags(current, "evaluate")
+    assert current_flags(["--n_test", "3"], "evaluate") == ["--n_test", "3"]
+    assert current_flags(["--n_test", "3"], "evaluate --task text") == ["--num_samples", "3"]
+    for words in (["--policy_path", "x", "--policy", "y"], ["--save_path=a", "--output_dir=b"]):
+        with pytest.raises(ValueError, match="are one flag; leave one out"):
+            current_flags(words, "evaluate")
+
+
+PARSERS = {
+    "sample": sample.parser, "perplexity": perplexity.parser, "make-preferences": make_preferences.parser,
+    "make-stories": make_stories.parser, "evaluate": evaluate.parser,
+    **{f"evaluate --task {task}": flags for task, (flags, _) in evaluate.TASKS.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_table_of_flags_names_flags_that_exist(command):
+    known = set(PARSERS[command]()._option_string_actions)
+    assert set(FLAGS[command].values()) <= known and not FLAGS[command].keys() & known

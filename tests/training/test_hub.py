@@ -72,14 +72,14 @@ def test_an_evaluation_names_a_data_set_that_cannot_be_read_once(tmp_path, capsy
         "0.5,0.9",
         "--seeds",
         "1,2,3",
-        "--model_path",
+        "--model",
         "example/chain",
-        "--gen_length",
+        "--length",
         "24",
     ]
     assert (
         evaluate_command.main(
-            [*words, "--datasets", "gsm8k", "--data_dir", str(tmp_path), "--save_path", str(tmp_path / "out")]
+            [*words, "--datasets", "gsm8k", "--data_dir", str(tmp_path), "--out", str(tmp_path / "out")]
         )
         == 1
     )

@@ -47,8 +47,8 @@ def test_rules_and_policies_side_by_side(model, tmp_path, capsys):
     assert shown[0] == f"<Evaluation in {tmp_path / 'python'}" and shown[1].startswith(
         "  threshold-0.9 chain accuracy="
     )
-    line = ["--strategy", "threshold", "--settings", "0.5", "--seeds", "1", "--n_test", "4", "--gen_length", "8"]
-    assert evaluate_command.main([*line, "--device", "cpu", "--save_path", str(tmp_path / "command")]) == 0
+    line = ["--strategy", "threshold", "--settings", "0.5", "--seeds", "1", "--n_test", "4", "--length", "8"]
+    assert evaluate_command.main([*line, "--device", "cpu", "--out", str(tmp_path / "command")]) == 0
     ours, theirs = answers(tmp_path / "python" / "threshold-0.5-temperature0_chain_seed1"), tmp_path / "command"
     assert ours == answers(theirs / "threshold-0.5_chain_seed1")
     assert (tmp_path / "python" / "summary_statistics.csv").is_file()

@@ -2,7 +2,7 @@
 
     python -m unmask compare DIR_A DIR_B
 
-Each DIR is a directory that unmask evaluate wrote: --save_path if it holds one rule, otherwise --save_path/NAME, or one directory
+Each DIR is a directory that unmask evaluate wrote: --out if it holds one rule, otherwise --out/NAME, or one directory
 of generations. For each data set in both, the command prints a table and one line of JSON with:
 
 * the differences of accuracy and of network evaluations (A - B), averaged over seeds, with a 95 % paired bootstrap interval over

@@ -1,9 +1,9 @@
 """Evaluate policies and rules on questions with known answers.
 
-    python -m unmask evaluate RUN --checkpoints last --datasets chain --temperatures 1.0 --seeds 42,43,44 --save_path DIR
-    python -m unmask evaluate --policy_path X/model.safetensors --config E --dataset gsm8k --seed 42 --output_dir DIR
-    python -m unmask evaluate --strategy threshold --settings 0.5,0.7,0.9 --datasets chain --save_path DIR
-    torchrun --nproc-per-node 2 -m unmask evaluate RUN --datasets gsm8k --save_path DIR
+    python -m unmask evaluate RUN --checkpoints last --datasets chain --temperatures 1.0 --seeds 42,43,44 --out DIR
+    python -m unmask evaluate --policy X/model.safetensors --config E --datasets gsm8k --seeds 42 --out DIR
+    python -m unmask evaluate --strategy threshold --settings 0.5,0.7,0.9 --datasets chain --out DIR
+    torchrun --nproc-per-node 2 -m unmask evaluate RUN --datasets gsm8k --out DIR
     python -m unmask evaluate --task reward --help      answers of unmask guide under rewards
     python -m unmask evaluate --task pairwise --help    two files of answers, by a judge
     python -m unmask evaluate --task text --help        texts by rules and policies, by a judge
@@ -24,6 +24,7 @@ from data.catalogue import DATASETS
 from evaluation.names import ALIASES, ALL, SAMPLING_MODES, WORKED
 from evaluation.request import EvaluationRequest
 from samplers.names import CONFIDENCES, RULES
+from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Number, Whole
 
@@ -35,17 +36,14 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("run", nargs="?", help="a run of train-policy, whose checkpoints are evaluated on its model")
     made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
-    made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
+    made.add_argument("--policy", dest="policy_path", help="a policy directory or file, in place of a run")
     made.add_argument(
         "--other_model", action="store_true",
         help="use a policy that was trained on another model; only for policies that read confidences only",
     )  # fmt: skip
-    made.add_argument(
-        "--strategy", "--remasking", help=f"a rule in place of a policy: {', '.join(RULES)}; also {', '.join(ALIASES)}"
-    )
+    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join(RULES)}; also {', '.join(ALIASES)}")
     made.add_argument(
         "--settings",
-        "--thres",
         default="",
         help="values of the rule's setting, one evaluation each: 0.5,0.9 for threshold",
     )
@@ -53,10 +51,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--config", help="name of an experiment, or a YAML file, for model, lengths, blocks (default: the run's)"
     )
-    made.add_argument("--model_path", help="the frozen model (default: the configuration's, else example/chain)")
     made.add_argument(
-        "--datasets", "--dataset", default="chain", help=f"of {', '.join(DATASETS)}; all is {','.join(ALL)}"
+        "--model", dest="model_path", help="the frozen model (default: the configuration's, else example/chain)"
     )
+    made.add_argument("--datasets", default="chain", help=f"of {', '.join(DATASETS)}; all is {','.join(ALL)}")
     made.add_argument("--data_dir", help="directory with NAME/test.jsonl, for machines without access to the hub")
     made.add_argument("--math_by", default="verify", choices=("verify", "string"), help="comparison of MATH answers")
     made.add_argument(
@@ -71,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch_size", type=ROWS, default=32)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
-    made.add_argument("--save_path", "--output_dir", required=True)
+    made.add_argument("--out", dest="save_path", required=True)
     return made
 
 
@@ -79,7 +77,6 @@ def _add_decoding(made: argparse.ArgumentParser) -> None:
     """Add the flags of decoding: temperatures, lengths, steps, budgets, caches, ends, guidance."""
     made.add_argument(
         "--temperatures",
-        "--temperature_policy",
         help="temperatures of the policy, one evaluation each (default: eval.temperature of the configuration, else 1)",
     )
     made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")
@@ -93,22 +90,23 @@ def _add_decoding(made: argparse.ArgumentParser) -> None:
         "--confidence", default="model", choices=CONFIDENCES, help="of --strategy: that of the model at temperature 1, or of "
         "the token drawn at --token_temperature",
     )  # fmt: skip
-    made.add_argument("--seeds", "--seed", default="42")
+    made.add_argument("--seeds", default="42")
     made.add_argument("--sampling_mode", choices=SAMPLING_MODES, help="default: the one trained with, bernoulli-argmax")
-    made.add_argument("--gen_length", type=ROWS, default=None, help="positions to generate (default: 256; chain: 24)")
+    made.add_argument(
+        "--length", dest="gen_length", type=ROWS, default=None, help="positions to generate (default: 256; chain: 24)"
+    )
     made.add_argument("--block_length", type=ROWS, default=None, help="default: the configuration's, else no blocks")
     made.add_argument(
-        "--steps", "--diffusion_steps", default="",
+        "--steps", default="",
         help="steps of rules that commit equal parts, one evaluation each: 4,8,16 (default: one position per step)",
     )  # fmt: skip
     made.add_argument(
         "--budgets",
-        "--budget",
         default="",
         help="largest NFE of a sample, one evaluation of the rule each; none: no budget (default: those of the training)",
     )
     made.add_argument(
-        "--alphas", "--alpha", default="",
+        "--alphas", default="",
         help="weights of speed of a policy that was trained with reward.alphas: 0,0.3,1,3 (default: those of the training)",
     )  # fmt: skip
     made.add_argument("--cache", choices=("prefix", "dual", "none"), help="default: the configuration's, else none")
@@ -131,7 +129,7 @@ def _add_decoding(made: argparse.ArgumentParser) -> None:
 
 REWARD = """Evaluate the answers of unmask guide: rewards with their standard error, likelihood, diversity, cost.
 
-    python -m unmask evaluate --task reward --generations DIR --selector RUN --judge OTHER_RUN --model_path example/stories_causal
+    python -m unmask evaluate --task reward --generations DIR --selector RUN --judge OTHER_RUN --model example/stories_causal
 
 The selector is the reward that guided the answers; the judge guided none. A gain under the selector without a gain under the
 judge is over-optimization. Several directories are seeds of the same methods and prompts: means are over all of them, and errors
@@ -159,12 +157,12 @@ def reward_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--selector", help="the reward that guided the answers: a run, an id, vader, ...")
     made.add_argument("--judge", required=True, help="a reward that guided no answer")
-    made.add_argument("--model_path", required=True, help="the unguided language model, for likelihoods")
+    made.add_argument("--model", dest="model_path", required=True, help="the unguided language model, for likelihoods")
     made.add_argument(
         "--draws", type=ROWS, default=64, help="Monte Carlo samples per text, for the bound of a masked model"
     )
     made.add_argument("--batch_size", type=ROWS, default=32)
-    made.add_argument("--save_path", type=Path, help="default: the first DIR")
+    made.add_argument("--out", dest="save_path", type=Path, help="default: the first DIR")
     made.add_argument("--device", default="cpu")
     return made
 
@@ -189,11 +187,9 @@ def pairwise_parser() -> argparse.ArgumentParser:
         description=PAIRWISE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--red", "--run_name_red", dest="red", type=Path, required=True, help="generation_METHOD.json")
+    made.add_argument("--red", type=Path, required=True, help="generation_METHOD.json")
     made.add_argument(
         "--blue",
-        "--run_name_blue",
-        dest="blue",
         type=Path,
         required=True,
         help="generation_METHOD.json of the other method",
@@ -212,13 +208,13 @@ def pairwise_parser() -> argparse.ArgumentParser:
 
 def request(arguments: Sequence[str]) -> EvaluationRequest:
     """Return the settings of the evaluation that the flags describe."""
-    return EvaluationRequest(**vars(parser().parse_args(arguments)))
+    return EvaluationRequest(**vars(parser().parse_args(current_flags(arguments, "evaluate"))))
 
 
 TEXT = """Evaluate texts of a model by policies and rules: perplexity under a judge, entropy, evaluations, cost.
 
-    python -m unmask evaluate --task text --strategy dilated --steps 8,16 --prompt "Once upon a time" --save_path DIR
-    python -m unmask evaluate --task text --policy_path example/stories_policy --sampling_mode fixed --steps 8,16 --save_path DIR
+    python -m unmask evaluate --task text --strategy dilated --steps 8,16 --prompt "Once upon a time" --out DIR
+    python -m unmask evaluate --task text --policy example/stories_policy --sampling_mode fixed --steps 8,16 --out DIR
     python -m unmask compare DIR/dilated-K16 DIR/014609-T1-fixed-K16
 
 DIR/NAME_text_seedN/generations.jsonl has one line per sample, DIR/text_results.csv one row per rule and seed (means ± standard
@@ -236,7 +232,7 @@ def text_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("run", nargs="?", help="a run of train-policy, whose checkpoints are evaluated")
     made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
-    made.add_argument("--policy_path", help="a policy directory or file, in place of a run")
+    made.add_argument("--policy", dest="policy_path", help="a policy directory or file, in place of a run")
     made.add_argument("--other_model", action="store_true", help="use a policy that was trained on another model")
     made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join(RULES)}")
     made.add_argument(
@@ -252,10 +248,15 @@ def text_parser() -> argparse.ArgumentParser:
     made.add_argument("--budgets", default="", help="largest NFE of a sample, one evaluation of the rule each")
     made.add_argument("--alphas", default="", help="weights of speed of a policy that was trained with reward.alphas")
     made.add_argument("--confidence", default="model", choices=CONFIDENCES, help="confidence that a rule uses")
-    made.add_argument("--model_path", default="example/stories", help="the frozen model (default: example/stories)")
+    made.add_argument(
+        "--model", dest="model_path", default="example/stories", help="the frozen model (default: example/stories)"
+    )
     made.add_argument("--prompt", help="text at the start of every sample (default: none)")
     made.add_argument(
-        "--gen_length", type=ROWS, help="positions of a canvas, prompt included (default: the model's longest)"
+        "--length",
+        dest="gen_length",
+        type=ROWS,
+        help="positions of a canvas, prompt included (default: the model's longest)",
     )
     made.add_argument(
         "--token_temperature",
@@ -266,11 +267,11 @@ def text_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--judge", default="smollm2", help="a causal model: smollm2, example/stories_causal, an id, a directory"
     )
-    made.add_argument("--n_test", type=ROWS, default=64, help="samples of each rule and seed")
+    made.add_argument("--num_samples", dest="n_test", type=ROWS, default=64, help="samples of each rule and seed")
     made.add_argument("--seeds", default="42")
     made.add_argument("--batch_size", type=ROWS, default=32)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--save_path", required=True)
+    made.add_argument("--out", dest="save_path", required=True)
     return made
 
 
@@ -289,5 +290,5 @@ def main(arguments: Sequence[str]) -> int:
     if task not in TASKS:
         raise ValueError(f"--task {task} is unknown; use one of {', '.join(TASKS)}, or leave it out")
     flags, module = TASKS[task]
-    given = flags().parse_args(arguments[2:])
+    given = flags().parse_args(current_flags(arguments[2:], f"evaluate --task {task}"))
     return imported(module).run(**vars(given))

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Number, Whole
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=ROWS, default=32, help="decoding steps of a masked model")
     made.add_argument("--temperature", type=Number(0, 1e6), default=1.0)
     made.add_argument("--top_p", type=Number(0, 1, open_low=True), default=1.0)
-    made.add_argument("--batch", type=ROWS, default=128)
+    made.add_argument("--batch_size", dest="batch", type=ROWS, default=128)
     made.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     made.add_argument("--device", default="auto")
     return made
@@ -49,5 +50,5 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the preferences with the settings of the command line."""
-    given = parser().parse_args(arguments)
+    given = parser().parse_args(current_flags(arguments, "make-preferences"))
     imported("unmask.runs.make_preferences").run(given)

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Whole
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--count", type=Whole(), default=3000)
     made.add_argument("--model", default="smollm2", help="smollm2, a causal hub id or a directory")
     made.add_argument("--tokens", type=ROWS, default=160, help="largest number of tokens of a story")
-    made.add_argument("--batch", type=ROWS, default=32)
+    made.add_argument("--batch_size", dest="batch", type=ROWS, default=32)
     made.add_argument("--seed", type=Whole(0, 2**63 - 1), default=0)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return made
@@ -37,5 +38,5 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Write stories, or split a file of stories."""
-    given = parser().parse_args(arguments)
+    given = parser().parse_args(current_flags(arguments, "make-stories"))
     imported("unmask.runs.make_stories").run(given)

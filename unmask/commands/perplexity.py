@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 from evaluation.names import NOISES
+from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Whole
 
@@ -33,14 +34,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--noises", type=ROWS, help=f"mask rates per row of a masked model ({NOISES}); the published script uses 1,024"
     )
-    made.add_argument("--batch-size", type=ROWS, default=16)
+    made.add_argument("--batch_size", type=ROWS, default=16)
     made.add_argument("--seed", type=Whole(0, 2**63 - 1), help="seed of the mask rates and masks of a masked model (0)")
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--cache-dir", default=None)
+    made.add_argument("--cache_dir", default=None)
     return made
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the perplexity bound of a model on data sets."""
-    given = parser().parse_args(arguments)
+    given = parser().parse_args(current_flags(arguments, "perplexity"))
     imported("unmask.runs.perplexity").run(given)

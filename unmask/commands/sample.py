@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from samplers.names import FILTERS, GUIDED, POSITIONS, PREDICTORS, STRATEGIES
-from training.compatibility import translated
+from training.compatibility import current_flags, translated
 from training.interrupt import imported
 from training.usage import composed, literal
 
@@ -56,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", "--ckpt_path", dest="dlm.path", metavar="PATH", help="hub id, directory, run or one .pth of a run"
-    )
+    model.add_argument("--model", dest="dlm.path", metavar="PATH", help="hub id, directory, run or one .pth of a run")
     model.add_argument("--device", metavar="NAME", help="auto (default), cpu or cuda")
     how = parser.add_argument_group("how to unmask")
     how.add_argument(
@@ -133,7 +131,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--length", type=int, metavar="N", help="positions of the canvas (the model's longest)")
     what.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same samples (0)")
-    what.add_argument("--prompt", "--prefix", dest="prefix", metavar="TEXT",
+    what.add_argument("--prompt", dest="prefix", metavar="TEXT",
                       help="text at the start; for Sudoku the puzzle, with '.' for an open cell")  # fmt: skip
     what.add_argument(
         "--chat", action="store_true", help="the prompt is a user's message, in the model's chat template"
@@ -161,7 +159,7 @@ FILES = ("prompts", "html")  # flags that are no keys of the configuration
 
 def build_config(argv: list[str]) -> DictConfig:
     """Return the configuration of a command line: configs/sample.yaml, changed by the overrides and then by the flags."""
-    parsed, overrides = parser().parse_known_args(argv)
+    parsed, overrides = parser().parse_known_args(current_flags(argv, "sample"))
     overrides = translated(overrides, "sample")
     flags = {key: value for key, value in vars(parsed).items() if key not in FILES}
     for unknown in overrides:
@@ -183,6 +181,7 @@ def build_config(argv: list[str]) -> DictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Sample with the settings of the command line; print and write the results."""
-    parsed, _ = parser().parse_known_args(arguments)  # --help and malformed values end here, before seconds of imports
+    # --help and malformed values end here, before seconds of imports
+    parsed, _ = parser().parse_known_args(current_flags(arguments, "sample"))
     files = {key: Path(value) for key, value in vars(parsed).items() if key in FILES}
     imported("unmask.runs.sample").run(build_config(list(arguments)), **files)

@@ -319,7 +319,7 @@ def check_data(arguments: EvaluationRequest, names: list[str]) -> None:
 def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     """Return the requested data sets and seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
-        raise ValueError("give exactly one of RUN, --policy_path and --strategy")
+        raise ValueError("give exactly one of RUN, --policy and --strategy")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
     check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
     check_idle(arguments)
@@ -332,7 +332,7 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     check_device(arguments.device)
     if arguments.policy_path is not None:
         policy_file(Path(shipped(arguments.policy_path)))
-    check_place(arguments.save_path, f"--save_path {arguments.save_path}")
+    check_place(arguments.save_path, f"--out {arguments.save_path}")
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):
         raise ValueError("--seeds must be whole numbers, separated by commas; give one at least")
     return names, seeds

@@ -70,14 +70,14 @@ def run(**flags: Any) -> int:
 def check(arguments: TextRequest) -> list[int]:
     """Return the seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
-        raise ValueError("give exactly one of RUN, --policy_path and --strategy")
+        raise ValueError("give exactly one of RUN, --policy and --strategy")
     check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
     check_idle(arguments)
     TokenRule(arguments.token_temperature)  # refuses a temperature that is not finite
     if arguments.policy_path is not None:
         policy_file(Path(shipped(arguments.policy_path)))
     check_device(arguments.device)
-    check_place(arguments.save_path, f"--save_path {arguments.save_path}")
+    check_place(arguments.save_path, f"--out {arguments.save_path}")
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):
         raise ValueError("--seeds must be whole numbers, separated by commas; give one at least")
     return seeds

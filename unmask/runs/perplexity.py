@@ -53,7 +53,7 @@ def check_writable(tokenizer: Any, texts: list[str], model: str, name: str) -> N
 def run(arguments: argparse.Namespace) -> None:
     """Print the perplexity bound of a model on a data set."""
     check_device(arguments.device)
-    check_cache(arguments.cache_dir, f"--cache-dir {arguments.cache_dir}")
+    check_cache(arguments.cache_dir, f"--cache_dir {arguments.cache_dir}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     model, _ = load_model(shipped(arguments.model), device)
     if model.causal and (idle := [f"--{key}" for key in ("noises", "seed") if getattr(arguments, key) is not None]):
