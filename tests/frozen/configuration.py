@@ -15,6 +15,7 @@ from training.usage import CONFIGS
 RECORD = Path(__file__).parent / "keys.json"
 ABSENT = "(absent)"
 NOT_COMPOSED = "accelerate"  # files that accelerate reads itself
+SHARED = "shared"  # files that commands have in common, composed with each of them
 
 
 def flat(config: DictConfig) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def changed(config: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
 def groups() -> list[str]:
     """Groups whose files fill the section of their name."""
     folders = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
-    return [name for name in folders if name not in ("experiment", NOT_COMPOSED)]
+    return [name for name in folders if name not in ("experiment", NOT_COMPOSED, SHARED)]
 
 
 def sections() -> dict[str, dict[str, Any]]:
