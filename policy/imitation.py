@@ -3,7 +3,7 @@
 A policy with random weights solves nothing, and a reward that is always 0 teaches nothing. There are two kinds of teachers:
 
 * A rule of `samplers/heuristics.py`. The policy learns the rule's selections on the rule's own rollouts, by their
-  log-likelihood under the action distribution. With `sampling.budgets` each row has its own budget, and the rule `leftmost`
+  log-likelihood under the action distribution. With `sampler.budgets` each row has its own budget, and the rule `leftmost`
   spreads the row's open positions evenly over it.
 * The answers (`expert: answers`), for data with known answers (puzzles). The policy learns at which masked positions the
   model's best token is right, by a binary cross-entropy in which wrong tokens have weight `setting`. Canvases have a random

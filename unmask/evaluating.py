@@ -305,7 +305,7 @@ def by_run(
     if mode is not None and "steps" not in given:
         trained["policy"] = {"action": SAMPLING_MODES[mode], "temperature": value_at(stored, "eval.temperature")}
     own = trained | dict(given)
-    budgets = [own["budget"]] if "budget" in own else value_at(stored, "sampling.budgets") or [None]
+    budgets = [own["budget"]] if "budget" in own else value_at(stored, "sampler.budgets") or [None]
     alphas = [own["alpha"]] if "alpha" in own else value_at(stored, "reward.alphas") or [None]
     found = []
     for alpha, budget in product(alphas, budgets):

@@ -135,7 +135,7 @@ def test_a_policy_uses_the_settings_of_its_action(model, tmp_path):
 
 def test_a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_training(model, tmp_path):
     small = {"training.batch_size": 4, "algorithm.group_size": 2, "eval.batch_size": 2, "algorithm.action": "plackett_luce",
-             "sampling.budgets": [2, 4], "policy.hidden_dim": 16, "policy.feedforward_dim": 16}  # fmt: skip
+             "sampler.budgets": [2, 4], "policy.hidden_dim": 16, "policy.feedforward_dim": 16}  # fmt: skip
     run = unmask.train_policy(
         model, task="chain", iterations=1, answer_length=8, run_dir=tmp_path / "run", settings=small
     )
