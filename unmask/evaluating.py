@@ -300,7 +300,7 @@ def by_run(
 ) -> list[Candidate]:
     """Return the policy of a run, by default with the blocks, the action and the budgets of its training."""
     stored = plain_description(directory / ".hydra" / "config.yaml")
-    trained: dict[str, Any] = {key: value_at(stored, f"sampling.{key}") for key in ("block_length", "cache", "refresh")}
+    trained: dict[str, Any] = {key: value_at(stored, f"sampler.{key}") for key in ("block_length", "cache", "refresh")}
     mode = EVALUATED_AS.get(str(value_at(stored, "algorithm.action")))
     if mode is not None and "steps" not in given:
         trained["policy"] = {"action": SAMPLING_MODES[mode], "temperature": value_at(stored, "eval.temperature")}
