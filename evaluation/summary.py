@@ -51,10 +51,10 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
     for measure in (*MEASURES, "equivalent"):
         values = np.array([row[measure] for row in rows])
         out |= {
-            f"{measure}_mean": values.mean(),
-            f"{measure}_std": values.std(ddof=1) if len(values) > 1 else 0.0,
-            f"{measure}_min": values.min(),
-            f"{measure}_max": values.max(),
+            f"{measure}_mean": float(values.mean()),
+            f"{measure}_std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            f"{measure}_min": float(values.min()),
+            f"{measure}_max": float(values.max()),
         }
     interval = bootstrap_mean(seeds_averaged(records, "right"))
     return out | {"accuracy_low": interval.low, "accuracy_high": interval.high}
