@@ -11,6 +11,7 @@ from dlm.checkpoints.source import resolve
 from dlm.checkpoints.table import family_of
 from dlm.masked_lm import MaskedLM
 from dlm.noise import Noise
+from training.ranges import DTYPE, check_ranges
 
 
 def load_model(
@@ -38,6 +39,7 @@ def load_model(
         ValueError: there is no checkpoint, the hub cannot be reached or denies access, the weights do not fit config.json,
             a file is damaged, or the family is another one.
     """
+    check_ranges({"dtype": dtype}, {"dtype": DTYPE})
     source = resolve(path)
     family = family_of(source.config)
     config = family.config(source)
@@ -50,4 +52,5 @@ def load_model(
     with source.described():
         noise = None if family.is_causal else family.noise(config)
     model = family.load(source, config, tokenizer, dtype, torch.device(device))
+    model.is_checked = True  # config.json and the weights fit each other
     return model.requires_grad_(False).eval().to(device), noise

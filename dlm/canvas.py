@@ -89,7 +89,7 @@ def chat_canvas(
     without a template.
     """
     if model.tokenizer is None or model.tokenizer.chat_template is None:
-        raise ValueError(f"{model.model_id} has no chat template; give the prompt as text")
+        raise ValueError(f"{model.label} has no chat template; give the prompt as text")
     start, length = messages_ids(model.tokenizer, messages), length or model.max_length
     check_ids(model, start, "the messages")
     if len(start) > length or length > model.max_length:
@@ -110,12 +110,10 @@ def _encode(model: MaskedLM, text: str | None) -> list[int]:
     if not text:
         return []
     if model.tokenizer is None:
-        raise ValueError(
-            f"the tokenizer of {model.model_id} cannot be loaded, so it takes no prompt; add tokenizer.json"
-        )
+        raise ValueError(f"the tokenizer of {model.label} cannot be loaded, so it takes no prompt; add tokenizer.json")
     if lost := unwritable(model.tokenizer, text):
         raise ValueError(
-            f"the prompt {text[-60:]!r} holds {lost!r}, for which the tokenizer of {model.model_id} has no token; leave it out, "
+            f"the prompt {text[-60:]!r} holds {lost!r}, for which the tokenizer of {model.label} has no token; leave it out, "
             "and write [MASK:n] in a template (--template) for positions to fill"
         )
     return model_ids(model, text, "the prompt")
@@ -125,7 +123,7 @@ def _message(model: MaskedLM, message: str | None) -> list[int]:
     """Return the token ids of a user's message in the model's chat template, up to the beginning of the answer. ValueError
     without a template."""
     if message is None or model.tokenizer is None or model.tokenizer.chat_template is None:
-        what = "there is no prompt" if message is None else f"{model.model_id} has no chat template"
+        what = "there is no prompt" if message is None else f"{model.label} has no chat template"
         raise ValueError(f"--chat makes a message of the prompt, and {what}; leave --chat out")
     tokens = message_ids(model.tokenizer, message)
     check_ids(model, tokens, f"the prompt {message[-60:]!r}")

@@ -44,6 +44,7 @@ class MaskedLM(nn.Module):
     time_conditioned = False
     causal = False
     model_id = ""
+    is_checked = False  # its outputs are known to fit (dlm/checked.py)
     source: str | None = None  # the path or hub id that it was loaded from, as the caller gave it
     tokenizer: Any = None  # encode, decode, batch_decode
     # Digests (dlm/fingerprint.py) of the weights as they were read, of a model with an adapter; None: those of the parameters.
@@ -62,7 +63,7 @@ class MaskedLM(nn.Module):
         read: Bool[Tensor, "row position"],
         sigma: Float[Tensor, "row"] | None,
     ) -> Float[Tensor, "read width"]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method `hidden_rows`")
 
     def head(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         """Return float32 logits; the column of the mask token is -inf."""
@@ -108,6 +109,11 @@ class MaskedLM(nn.Module):
             own = None if sigma is None else sigma[rows]
             states.append(self.hidden(tokens[rows, pad:], read[rows, pad:], own))
         return in_order(torch.cat(states), torch.cat(places))
+
+    @property
+    def label(self) -> str:
+        """The path or hub id, for messages; of a model without one the name of its class."""
+        return self.model_id or f"the model {type(self).__name__}"
 
     @property
     def device(self) -> torch.device:

@@ -100,8 +100,9 @@ def check_trained_on(policy: PolicyNetwork, path: str | Path, model: MaskedLM, o
         )
     if not other_model:
         raise ValueError(
-            f"{words}; use the model that it was trained on, or add --other_model, as this policy reads confidences only (in a "
-            "configuration sampler.policy.other_model=true; to train it further init_other_model=true)"
+            f"{words}; use the model that it was trained on, or allow another one, as this policy reads confidences only "
+            "(--other_model, policy={'other_model': True}, in a configuration sampler.policy.other_model=true; to train it "
+            "further init_other_model=true)"
         )
     print(printable(f"{words}; it reads confidences only, and is used with --other_model"), file=sys.stderr)
 

@@ -154,6 +154,10 @@ class SamplerSettings(Settings):
     guide: GuideSettings = section(GuideSettings)
     smc: SMCSettings = section(SMCSettings)
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_strategy(self.strategy)
+
 
 # ------------------------------------------------------------------------------------------- which strategy reads which setting
 
@@ -232,6 +236,11 @@ def readers_of(key: str) -> tuple[str, ...]:
     return next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), ())
 
 
+def as_shipped(name: str | None) -> str | None:
+    """Return direct for a registered rule, which may read the same settings; other names are returned unchanged."""
+    return "direct" if name in UNMASKING_RULES and name not in RULES else name
+
+
 def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
     """Explain why `settings.strategy` does not use a setting, and what to use; empty if it does.
 
@@ -241,8 +250,7 @@ def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
     """
     strategy = settings.strategy or "direct"
     reading = {strategy, settings.smc.unmask} if strategy in FILTERS else {strategy}  # particles go by a rule too
-    if strategy in UNMASKING_RULES and strategy not in RULES:  # a registered rule
-        reading = {"direct"}
+    reading = {as_shipped(name) for name in reading}
     readers = readers_of(key)
     if readers and not reading & set(readers):
         others = f"{flag}{' or '.join(readers)}" if len(readers) <= NAMED else f"another strategy, as {readers[0]}"
@@ -250,7 +258,7 @@ def idle(settings: SamplerSettings, key: str, flag: str = "--strategy ") -> str:
     for own, strategies, other, values in READ_WITH:
         if key == own and reading & set(strategies):
             value = attrgetter(other.removeprefix("sampler."))(settings)
-            if value not in values:
+            if as_shipped(value) not in values:
                 known = [str(allowed) for allowed in values if allowed is not None]
                 others = " or ".join(known) if len(known) <= NAMED else f"{known[0]}, for example"
                 return f"would do nothing with {other}={value}; leave it out, or use {other}={others}"

@@ -178,7 +178,7 @@ def sampled(*argv: str):
 
 def test_a_policy_of_confidences_moves_by_the_flag_and_says_so(capsys):
     argv = ["--model", "example/chain", "--policy", "example/014609"]
-    with pytest.raises(ValueError, match="add --other_model, as this policy reads confidences only"):
+    with pytest.raises(ValueError, match="allow another one, as this policy reads confidences only"):
         sampled(*argv)
     sampled(*argv, "--other_model")
     sampled(*argv, "sampler.policy.other_model=true")

@@ -231,7 +231,7 @@ REFUSED = [
     ("pargs", ["--unmask", "random"], "unmask=random needs a masked model and this one is causal"),
     ("pargs", ["--positions", "joint"], "is for masked models; leave it out, as a causal model"),
     ("pargs", ["sampler.top_k=3"], "has its own token distribution; leave sampler.temperature, top_p and top_k out"),
-    ("value_head", ["--reward", "HEAD_TEXT"], "is a head of .*; give --model"),
+    ("value_head", ["--reward", "HEAD_TEXT"], "is a head of .*; give the model .*--model"),
     ("value_head", [], "holds no vocabulary head"),
     ("best_of_n", ["sampler.temperature=0"], "best_of_n at temperature 0, or with k=1, would draw the same sample each time"),
     ("best_of_n", ["--k", "1"], "or with k=1, would draw the same sample each time"),
@@ -271,7 +271,7 @@ def test_a_reward_that_reads_less_than_the_canvas_is_refused_before_any_work(mod
 
 
 def test_a_reward_is_needed_and_strategies_have_names(models):  # noqa: F811
-    with pytest.raises(ValueError, match="strategy 'args' needs a reward; give --reward RUN_OR_ID"):
+    with pytest.raises(ValueError, match="strategy 'args' needs a reward; give a name, a run or a hub id"):
         draw("--model", models["causal"], "--strategy", "args")
     with pytest.raises(ValueError, match="strategy 'parg' is unknown; did you mean 'pargs'"):
         draw("--model", models["causal"], "--strategy", "parg")

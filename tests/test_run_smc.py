@@ -166,13 +166,13 @@ def test_the_command_says_what_the_particles_did(twists, capsys):
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "needs a twist; give --twist RUN"),
+    ([], "needs a twist; give a run of train-twist"),
     (["--twist", "causal"], "has no 'twist'; give a run of train-twist, not a model"),
     (["--twist", ""], "is no twist: .*config.json does not exist"),
     (["--twist", "dpg"], "learnt by dpg, which identifies the proposal only.*--resample never"),
-    (["--twist", "infill"], "conditioned on the text that follows; give it: --suffix TEXT"),
-    (["--twist", "infill", "--suffix", " The cat saw a red ball"], r"--suffix ' The cat saw a red ball' is \d+ tokens and this twist was learnt for 2 that follow"),
-    (["--twist", "infill", "--suffix", "T"], "--suffix 'T' is 1 tokens and this twist was learnt for 2"),
+    (["--twist", "infill"], "conditioned on the text that follows; give this text"),
+    (["--twist", "infill", "--suffix", " The cat saw a red ball"], r"the suffix ' The cat saw a red ball' is \d+ tokens and this twist was learnt for 2 that follow"),
+    (["--twist", "infill", "--suffix", "T"], "the suffix 'T' is 1 tokens and this twist was learnt for 2"),
     (["--twist", "infill", "--suffix", " ball", "--length", "3"], "conditioned on 2 tokens and 1 are written"),
     (["--twist", "causal twist", "--length", "40"], "length=40 must be from 1 to the model's 12"),
     (["--twist", "class"], "conditioned on one of 3 classes and sampler.smc.label=None; give a number from 0 to 2"),

@@ -80,7 +80,10 @@ class Settings:
 
     def __post_init__(self):
         for entry in fields(self):
-            self.check(entry, getattr(self, entry.name), self.place)
+            value = getattr(self, entry.name)
+            if "section" in entry.metadata and not isinstance(value, Settings):
+                setattr(self, entry.name, nested(entry, value, f"{self.place}{entry.name}.", strict=True))
+            self.check(entry, value, self.place)
 
     @classmethod
     def check(cls, entry: Field[Any], value: object, prefix: str) -> None:

@@ -185,7 +185,7 @@ NAME, FLAG, WORDS = Text(), Flag(), Text(empty=True, number=True)
 COUNT, COUNT_OR_NONE, SIZE = Whole(1), Whole(0), Whole(1, 100_000)
 SHARE, PART = Number(0, 1), Number(0, 1, open_high=True)
 WEIGHT, ABOVE_0 = Number(0, 1e6), Number(0, 1e6, open_low=True)
-SEED = Whole(0, 2**31 - 1)
+SEED, ANY_SEED = Whole(0, 2**31 - 1), Whole(-(2**63), 2**63 - 1)
 DTYPE = OneOf(("float32", "bfloat16", "float16"))
 CACHE = Maybe(OneOf(("prefix", "dual")))
 

@@ -36,7 +36,8 @@ def check_resampling(method: str, twist: str) -> None:
     if method in PROPOSAL_ONLY:
         raise ValueError(
             f"the twist {twist} was learnt by {method}, which identifies the proposal only ({IDENTIFIED[method]}), so particles "
-            "cannot be resampled by it; add --resample never, or take a twist of ctl, rl, sixo or fudge"
+            "cannot be resampled by it; do not resample (--resample never, smc={'resample': 'never'}), or take a twist of ctl, "
+            "rl, sixo or fudge"
         )
 
 

@@ -50,7 +50,7 @@ def command(name: str) -> ModuleType:
 
 def refuse(name: str) -> NoReturn:
     """Exit with status 2: no command has this name."""
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, ["--help"] if name.startswith("-") else COMMANDS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
     print(f"error: {name!r} is no command of unmask; {hint}", file=sys.stderr)
     sys.exit(2)

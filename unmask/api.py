@@ -24,6 +24,7 @@ from typing_extensions import TypeIs
 
 from dlm.board import BoardTokenizer
 from dlm.canvas import canvas_of, chat_canvas
+from dlm.checked import check_model
 from dlm.masked_lm import MaskedLM
 from dlm.prompts import Prompts
 from evaluation.metrics import cost, quality, solved
@@ -32,8 +33,8 @@ from evaluation.text import load_judge
 from load_model import load_model
 from policy.base import PolicyNetwork
 from policy.checkpoints import load_policy as load_policy_network
-from policy.unmasker import PolicyUnmasker
-from rewards.functions import FunctionReward
+from policy.unmasker import PolicyUnmasker, check_alpha
+from rewards.functions import decoding_reward, name_of
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
 from samplers.checked import CheckedDecoder, CheckedRule, CheckedStepDecoder
@@ -44,14 +45,14 @@ from samplers.names import EVERY_STRATEGY
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
 from training.devices import device_of
-from training.files import write_text
+from training.files import make_directory, write_text
 from training.hub import shipped
 from training.progress import Advance, nothing, progress
 from training.ranges import NAME, as_text
+from unmask.arguments import Prompt, check_arguments, check_policy, check_used, checked_prompts, is_prompt
 from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler, twist_description
 from unmask.trained import Trained, result_of
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder | Trained
 RewardLike = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
 
@@ -176,6 +177,7 @@ class Generation:
         """Write a page that replays the decoding step by step; returns its path."""
         board = self.model.tokenizer.size if isinstance(self.model.tokenizer, BoardTokenizer) else None
         page = replay_html({name: self.samples}, lambda token: self._decode(torch.tensor([token])), grid_columns=board)
+        make_directory(Path(path).parent, f"path={path}")
         write_text(Path(path), page)
         return Path(path)
 
@@ -237,7 +239,14 @@ def sample(
     """
     model, reward = result_of(model), result_of(reward)
     strategy = strategy.result if isinstance(strategy, Trained) else strategy
+    check_model(model)
+    ranged = {"template": template, "suffix": suffix, "length": length, "num_samples": num_samples}
+    check_arguments(ranged | {"batch_size": batch_size, "seed": seed}, on_step)
     chosen = sampler_settings(strategy, settings)
+    check_used(strategy, chosen, settings, reward)
+    reward = reward if reward is None or isinstance(reward, str) else decoding_reward(reward)
+    prompts = checked_prompts(model, prompts)
+    check_policy(strategy, chosen, model)
     starts = [
         start for start in starts_of(model, prompts, chosen, template, suffix, length) for _ in range(num_samples)
     ]
@@ -288,6 +297,8 @@ def stream(
 
     The decoding waits until the step is taken, and stops where the iterator is closed.
     """
+    if "on_step" in arguments:
+        raise ValueError("on_step would replace the steps that stream yields; leave it out, or use unmask.sample")
     steps: Queue[Step | BaseException | None] = Queue(maxsize=1)
     closed = False
 
@@ -357,6 +368,7 @@ def decoder_of(
 ) -> Decoder:
     """Return the decoder that `strategy` describes. ValueError for an object that is none."""
     if isinstance(strategy, PolicyNetwork):
+        check_alpha(strategy, settings.alpha)
         return Strategy(policy_rule(strategy, settings.policy, model), token_sampler(settings))
     if isinstance(strategy, type):
         raise ValueError(f"strategy={strategy.__name__} is a class; give an object of it, {strategy.__name__}()")
@@ -375,8 +387,9 @@ def decoder_of(
         )
     if isinstance(reward, str):
         settings, reward = replace(settings, guide=replace(settings.guide, reward=reward)), None
-    if reward is not None and not isinstance(reward, TextReward):
-        reward = FunctionReward(reward)
+    if reward is not None:
+        reward = decoding_reward(reward)
+        settings = replace(settings, guide=replace(settings.guide, reward=name_of(reward)))  # its name, for messages
     return build_decoder(settings, model, layout, seed, suffix, reward)
 
 
@@ -434,13 +447,6 @@ def stacked(starts: Sequence[Prompts], mask_id: int, prompt_length: int) -> Prom
     """Return canvases of one length as one batch."""
     is_open = torch.cat([start.open_positions(mask_id) for start in starts])
     return Prompts(torch.cat([start.canvas for start in starts]), prompt_length=prompt_length, open=is_open)
-
-
-def is_prompt(prompts: object) -> TypeIs[Prompt]:
-    """Return whether an object is one prompt, and not a list of prompts."""
-    return isinstance(prompts, str) or (
-        isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
-    )
 
 
 def is_chat(prompt: Sequence[int] | Sequence[Mapping[str, str]]) -> TypeIs[Sequence[Mapping[str, str]]]:

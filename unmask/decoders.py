@@ -144,7 +144,7 @@ def build_options(
     stop = settings.stop if stop is None else stop
     ends = end_tokens(model.tokenizer)
     if not ends and (settings.stop or settings.logits_eos_inf or settings.confidence_eos_eot_inf):
-        raise ValueError(f"{model.model_id} has no end of sequence; leave stop and the eos settings out")
+        raise ValueError(f"{model.label} has no end of sequence; leave stop and the eos settings out")
     # Strategies that take as many steps as they need may have blocks that do not divide `steps`.
     steps = layout.opened if model.causal or idle(settings, "sampler.steps") else settings.steps
     return DecodeOptions(
@@ -305,7 +305,9 @@ def build_best_of(
 def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel | TextReward:
     """Return the reward `settings.guide.reward`. ValueError if none is named."""
     if settings.guide.reward is None:
-        raise ValueError(f"strategy {settings.strategy!r} needs a reward; give --reward RUN_OR_ID")
+        raise ValueError(
+            f"strategy {settings.strategy!r} needs a reward; give a name, a run or a hub id (--reward, reward=)"
+        )
     return load_reward(shipped(settings.guide.reward), model.device)
 
 
@@ -317,12 +319,15 @@ def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, giv
             f"sampler.guide.read={guide.read!r} is unknown; use one of {', '.join(READS)}, or leave it out"
         )
     if name == "value_head":
+        if given is not None:
+            raise ValueError(
+                f"strategy 'value_head' reads a vocabulary head and {guide.reward} is a reward of texts; name a run that trained "
+                "a head (--reward, reward=)"
+            )
         return HeadValues(requested_head(guide.reward, model))
     reward = given or requested_reward(settings, model)
     if model.tokenizer is None:
-        raise ValueError(
-            f"the tokenizer of {model.model_id} cannot be loaded, which a reward needs; add tokenizer.json"
-        )
+        raise ValueError(f"the tokenizer of {model.label} cannot be loaded, which a reward needs; add tokenizer.json")
     kind = reward.kind if isinstance(reward, RewardModel) else "full"
     check_kind(name, kind, str(guide.reward), model)
     same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
@@ -394,21 +399,23 @@ def check_read(settings: SamplerSettings, same_tokens: bool, causal: bool) -> No
 def requested_head(path: str | None, model: MaskedLM) -> VocabularyHead:
     """Return the vocabulary head of this model. ValueError for a head that was trained on another model."""
     if path is None:
-        raise ValueError("strategy 'value_head' needs a vocabulary head; give --reward RUN")
+        raise ValueError(
+            "strategy 'value_head' needs a vocabulary head; give a run that trained one (--reward, reward=)"
+        )
     head = load_head(str(path), model.device)
     if (head.kind == "prefix") != model.causal:
         raise ValueError(
             f"{path} is a head of {head.trunk}, which is {'causal' if head.kind == 'prefix' else 'masked'}, and this model is "
-            f"not; give --model {head.trunk}"
+            f"not; give the model {head.trunk} (--model)"
         )
     rows, width = head.linear.weight.shape
     if (rows, width) != (model.vocab_size, model.hidden_size):
         raise ValueError(
             f"{path} is a head of {head.trunk} ({width} wide, {rows} tokens), and this model is {model.hidden_size} wide with "
-            f"{model.vocab_size} tokens; give --model {head.trunk}"
+            f"{model.vocab_size} tokens; give the model {head.trunk} (--model)"
         )
     if head.trained_on is not None and (found := mismatch(head.trained_on, fingerprint_of(model))):
-        raise ValueError(f"the vocabulary head {path} {found}; give the model that it was trained on by --model")
+        raise ValueError(f"the vocabulary head {path} {found}; give the model that it was trained on (--model)")
     return head
 
 
@@ -456,7 +463,7 @@ def answer_texts(model: MaskedLM, answers: Int[Tensor, "row position"]) -> tuple
 def twist_description(settings: SMCSettings) -> dict[str, Any]:
     """Return the twist's description: its model, prompt and length are defaults of sampling. ValueError without a twist."""
     if settings.twist is None:
-        raise ValueError("strategy twisted_smc needs a twist; give --twist RUN, a run of train-twist")
+        raise ValueError("strategy twisted_smc needs a twist; give a run of train-twist (--twist, smc={'twist': RUN})")
     return read_about(twist_directory(settings.twist))
 
 
@@ -522,14 +529,12 @@ def build_steering(
     smc, reward = settings.smc, given or settings.guide.reward
     if smc.twist is not None:
         raise ValueError(
-            "strategy fk weighs states by a reward and reads no twist; leave --twist out, or take twisted_smc"
+            "strategy fk weighs states by a reward and reads no twist; leave the twist out, or take twisted_smc"
         )
     if reward is None:
-        raise ValueError("strategy fk needs a reward; give --reward R, such as vader or a run of train-reward")
+        raise ValueError("strategy fk needs a reward; give a name or a run of train-reward (--reward, reward=)")
     if model.tokenizer is None:
-        raise ValueError(
-            f"a reward reads text and the tokenizer of {model.model_id} cannot be loaded; add tokenizer.json"
-        )
+        raise ValueError(f"a reward reads text and the tokenizer of {model.label} cannot be loaded; add tokenizer.json")
     score, scale = text_reward(reward, model, layout.first), float(smc.scale)
     strategy = particle_rule(settings, model, "leftmost" if model.causal else "direct")
 
@@ -597,11 +602,11 @@ def twist_condition(
     if about["target"]["kind"] != "infilling":
         return None
     if not suffix:
-        raise ValueError("this twist is conditioned on the text that follows; give it: --suffix TEXT")
-    given = torch.tensor(model_ids(model, suffix, "--suffix"), device=device)
+        raise ValueError("this twist is conditioned on the text that follows; give this text (--suffix, suffix=)")
+    given = torch.tensor(model_ids(model, suffix, "the suffix"), device=device)
     if len(given) != about["target"]["tokens"]:
         raise ValueError(
-            f"--suffix {suffix!r} is {len(given)} tokens and this twist was learnt for {about['target']['tokens']} that follow "
+            f"the suffix {suffix!r} is {len(given)} tokens and this twist was learnt for {about['target']['tokens']} that follow "
             f"(target.tokens); give a text of {about['target']['tokens']}"
         )
     whole = model.whole if isinstance(model, BeforeTail) else model

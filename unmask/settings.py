@@ -25,7 +25,20 @@ from samplers.settings import SamplerSettings
 from training.devices import check_device
 from training.fields import REQUIRED, Kinds, Settings, leaves, section, setting
 from training.files import check_cache
-from training.ranges import ABSENT, COUNT, FLAG, LENGTH, NAME, ROWS, SEED, WORDS, Maybe, Range, Whole, found_at
+from training.ranges import (
+    ABSENT,
+    ANY_SEED,
+    COUNT,
+    FLAG,
+    LENGTH,
+    NAME,
+    ROWS,
+    SEED,
+    WORDS,
+    Maybe,
+    Range,
+    found_at,
+)
 from training.settings import ComputeSettings, ProjectSettings
 from twist.settings import TwistTrainingSettings
 
@@ -60,7 +73,7 @@ class SampleSettings(Settings):
     length: int | None = setting(
         None, Maybe(LENGTH), "positions of the canvas; null: the model's longest, or the template's own"
     )
-    seed: int = setting(0, Whole(-(2**63), 2**63 - 1), "of all random numbers")
+    seed: int = setting(0, ANY_SEED, "of all random numbers")
     device: str = setting("auto", NAME, "auto, cpu, cuda, or one of several such as cuda:1")
     prefix: str | int | float | None = setting(
         None, Maybe(WORDS), "text at the start of the canvas; of a Sudoku model the puzzle, 12...., a blank is '.'"
