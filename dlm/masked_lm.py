@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -173,8 +173,19 @@ class RaddLM(MaskedLM):
         self.tokenizer, self.model_id = tokenizer, model_id
 
     def hidden_rows(self, tokens, read, sigma):
+        more = rows_missing(tokens)
         with self.autocast(tokens.device):
-            return self.backbone.body(tokens, read)
+            return self.backbone.body(with_copies(tokens, more), F.pad(read, (0, 0, 0, more)))
+
+
+def rows_missing(tokens: Int[Tensor, "row position"]) -> int:
+    """Return the number of rows by which a batch is too small: matrix products over fewer than 16 positions round differently."""
+    return max(0, -(-READ_MULTIPLE // tokens.shape[1]) - len(tokens))
+
+
+def with_copies(rows: Shaped[Tensor, "row *rest"], more: int) -> Shaped[Tensor, "all *rest"]:
+    """Append copies of the first row."""
+    return torch.cat((rows, rows[:1].expand(more, *rows.shape[1:]))) if more else rows
 
 
 class SeddLM(MaskedLM):
@@ -216,8 +227,11 @@ class SeddLM(MaskedLM):
                 f"sigma from {float(sigma.min()):.4g} to {float(sigma.max()):.4g} is outside the schedule, which goes from 0 to "
                 f"{self.most:.4g}; give total noise (not time), or the masked share by `sigma_of`"
             )
+        more = rows_missing(tokens)
         with self.autocast(tokens.device):
-            return self.backbone.body(tokens, sigma.float(), read)
+            return self.backbone.body(
+                with_copies(tokens, more), with_copies(sigma.float(), more), F.pad(read, (0, 0, 0, more))
+            )
 
     def head(self, hidden):
         if self.graph == "absorb":
