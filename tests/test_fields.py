@@ -11,7 +11,8 @@ from samplers.settings import SamplerSettings
 from training.fields import Kinds, Settings, default_of, kinds_of, leaves, section, setting
 from training.ranges import COUNT, NAME, ListOf, Maybe
 from training.usage import CONFIGS
-from unmask.reference import PAGE, page
+from unmask.help_text import described
+from unmask.reference import HELP, PAGE, help_json, page
 from unmask.settings import COMMANDS, GROUPS
 
 FREE = ("defaults", "hydra", "methods")  # keys of a file that are no settings
@@ -222,3 +223,19 @@ def test_a_shared_configuration_may_have_keys_that_a_class_lacks():
 def test_the_page_of_settings_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m unmask.reference"
     assert all(f"`{key}`" in page() for command in COMMANDS.values() for key, _ in leaves(command))
+
+
+def test_help_says_what_every_key_means():
+    assert HELP.read_text(encoding="utf-8") == help_json(), "run python -m unmask.reference"
+    for name in COMMANDS:
+        if name in ("sample", "guide"):  # sample has flags; guide has keys that the user names
+            continue
+        lines = described(name, []).split("of this command line:")[1].splitlines()
+        keys = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+        assert keys and not [lines[number] for number in keys if not lines[number + 1].startswith("      ")], name
+
+
+def test_help_shows_the_configuration_of_the_command_line():
+    text = described("train_policy", ["algorithm=ppo", "optim.lr=0.5", "policy=dit_confidence"])
+    assert "  optim.lr=0.5\n      learning rate after the warm-up (" in text and "algorithm.clip=" in text
+    assert max(map(len, text.splitlines())) <= 130

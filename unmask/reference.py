@@ -1,7 +1,10 @@
-"""Write docs/reference/settings.md from the dataclasses of settings: `python -m unmask.reference`."""
+"""Write docs/reference/settings.md and configs/help.json from the dataclasses of settings: `python -m unmask.reference`."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import Field
 from typing import Any
 
@@ -11,7 +14,9 @@ from training.ranges import as_text
 from training.usage import CONFIGS
 from unmask.settings import COMMANDS
 
+HELP = CONFIGS / "help.json"  # the sentences of --help
 PAGE = CONFIGS.parent / "docs" / "reference" / "settings.md"
+UNREACHED = re.compile(r" and at most 1(0{6,}|e\+\d+)\b")
 BEGINNING = """# Settings
 
 Keys of every command that reads a configuration, with their defaults. `KEY=VALUE` on the command line sets a key. This page is
@@ -19,9 +24,14 @@ generated from the dataclasses of settings by `python -m unmask.reference`.
 """
 
 
+def allowed_of(entry: Field[Any]) -> str:
+    """Return what a value may be, without an upper bound that nobody reaches."""
+    return UNREACHED.sub("", entry.metadata["range"].allowed)
+
+
 def row(key: str, entry: Field[Any], default: Any) -> str:
     """Return one row of a table: key, default, allowed values, help."""
-    cells = (f"`{key}`", f"`{as_text(default)}`", entry.metadata["range"].allowed, entry.metadata["help"])
+    cells = (f"`{key}`", f"`{as_text(default)}`", allowed_of(entry), entry.metadata["help"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -57,5 +67,33 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def help_texts() -> dict[str, dict[str, str]]:
+    """Return the sentence of every key: of each command, and under `groups` those of groups of files."""
+    found: dict[str, dict[str, str]] = {"groups": {}}
+    for name, cls in COMMANDS.items():
+        found[name] = dict(sentences(cls))
+        for key, entry in cls.entries().items():
+            kinds = entry.metadata.get("section")
+            for kind in kinds.of.values() if isinstance(kinds, Kinds) else ():
+                found["groups"] = dict(sentences(kind, f"{key}.")) | found["groups"]
+    return found
+
+
+def sentences(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Return the key of every value of a class, and what it means and may be."""
+    for name, entry in cls.entries().items():
+        kind = entry.metadata.get("section")
+        if kind is None:
+            yield f"{prefix}{name}", f"{entry.metadata['help']} ({allowed_of(entry)})"
+        elif not isinstance(kind, Kinds):
+            yield from sentences(kind, f"{prefix}{name}.")
+
+
+def help_json() -> str:
+    """Return the content of configs/help.json."""
+    return json.dumps(help_texts(), indent=0, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
+    write_text(HELP, help_json())
     write_text(PAGE, page())

@@ -11,16 +11,20 @@ from omegaconf import DictConfig
 from training.compatibility import translated
 from training.interrupt import imported
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
+from unmask.help_text import described
 
 
 def run_configured(name: str, arguments: list[str]) -> None:
-    """Run `unmask.runs.NAME` with configs/NAME.yaml and the overrides of the command line. Hydra handles its own flags (--help,
-    --cfg).
+    """Run `unmask.runs.NAME` with configs/NAME.yaml and the overrides of the command line. Hydra handles its own flags
+    (--cfg, --multirun).
 
     Raises:
         ValueError: for an override that does not fit, or settings that no run could have.
     """
     arguments = translated(arguments, name)
+    if asks_for_help := {"-h", "--help"} & set(arguments):
+        print(described(name, [word for word in arguments if word not in asks_for_help]))
+        return
     check_overrides(name, arguments)
 
     def work(config: DictConfig) -> None:
