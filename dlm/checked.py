@@ -67,7 +67,7 @@ def _check_attributes(model: MaskedLM, name: str) -> None:
         )
     inherited = {
         "hidden_rows": type(model).hidden_rows is MaskedLM.hidden_rows,
-        "head": type(model).head is MaskedLM.head and not hasattr(model.backbone, "head"),
+        "head": type(model).head is MaskedLM.head and "head" not in dir(model.backbone),
     }
     if missing := [method for method, is_missing in inherited.items() if is_missing]:
         raise ValueError(f"{name} has no method `{missing[0]}`; define it as docs/adding.md describes")

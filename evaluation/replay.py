@@ -25,6 +25,7 @@ class Replayable(Protocol):
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
+    positions: Int[Tensor, "row"]  # of the canvas of each row
     unmasked_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
 
 
@@ -93,8 +94,12 @@ def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
 def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
     """Return for each row its tokens, as indices into "texts" (null: still masked), and the decoding step of each (-1: given)."""
     unmasked_at = samples.unmasked_at.masked_fill(samples.prompt, -1).tolist()
-    rows = zip(samples.tokens.tolist(), unmasked_at, _filled(samples).tolist(), strict=True)
+    lengths = samples.positions.tolist()
+    rows = zip(samples.tokens.tolist(), unmasked_at, _filled(samples).tolist(), lengths, strict=True)
     return [
-        {"tokens": [place[token] if full else None for token, full in zip(tokens, filled, strict=True)], "at": at}
-        for tokens, at, filled in rows
+        {
+            "tokens": [place[token] if full else None for token, full in zip(tokens, filled, strict=True)][:length],
+            "at": at[:length],
+        }
+        for tokens, at, filled, length in rows
     ]

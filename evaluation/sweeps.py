@@ -5,11 +5,11 @@ settings.
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
@@ -23,6 +23,7 @@ from samplers.names import PREDICTORS, STRATEGIES
 from samplers.settings import RULE_SETTINGS, SamplerSettings, check_strategy, highest_setting, strategy_name
 from training.hub import shipped
 from training.ranges import Number, Whole
+from training.stored import value_at
 
 EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed": "fixed"}  # the action of training
 
@@ -60,12 +61,14 @@ def numbers(text: str, flag: str, kind: type = float) -> list:
         raise ValueError(f"{flag} {text!r} must be {whole}numbers, separated by commas") from error
 
 
-def candidates(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
-    """Return all candidates of the command line. config: of the run or of --config, for settings that the command line
-    leaves open.
+def candidates(arguments: EvaluationRequest, model: MaskedLM, trained: Mapping[str, Any] | None) -> list[Candidate]:
+    """Return all candidates of the command line.
+
+    Args:
+        trained: settings of the run or of --config, for those that the command line leaves open.
     """
-    found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, config)
-    alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, config)
+    found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, trained)
+    alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, trained)
     if alphas:
         found = [Candidate(**vars(one) | {"name": f"{one.name}-a{a:g}", "alpha": a}) for one in found for a in alphas]
     if budgets:
@@ -78,16 +81,16 @@ def candidates(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig
 
 
 def _alphas_and_budgets(
-    arguments: EvaluationRequest, rule: Unmasker, config: DictConfig | None
+    arguments: EvaluationRequest, rule: Unmasker, trained: Mapping[str, Any] | None
 ) -> tuple[list[float], list[int]]:
     """Return those of the command line; for a policy otherwise those of its training."""
     alphas = numbers(arguments.alphas, "--alphas")
     budgets = numbers("" if arguments.budgets == "none" else arguments.budgets, "--budgets", int)
-    if isinstance(rule, PolicyUnmasker) and config is not None:
+    if isinstance(rule, PolicyUnmasker) and trained is not None:
         if not arguments.alphas and rule.network.alpha_embedding is not None:
-            alphas = [float(alpha) for alpha in OmegaConf.select(config, "reward.alphas") or ()]
+            alphas = [float(alpha) for alpha in value_at(trained, "reward.alphas") or ()]
         if not arguments.budgets:
-            budgets = [int(budget) for budget in OmegaConf.select(config, "sampler.budgets") or ()]
+            budgets = [int(budget) for budget in value_at(trained, "sampler.budgets") or ()]
     return alphas, budgets
 
 
@@ -140,12 +143,11 @@ def _in_steps(found: list[Candidate], steps: list[int]) -> list[Candidate]:
     return [Candidate(**vars(one) | {"name": f"{one.name}-K{k}", "steps": k}) for one in found for k in steps]
 
 
-def _policies(arguments: EvaluationRequest, model: MaskedLM, config: DictConfig | None) -> list[Candidate]:
-    known = config or OmegaConf.create()
-    trained = EVALUATED_AS.get(str(OmegaConf.select(known, "algorithm.action")))
-    mode = arguments.sampling_mode or trained or "bernoulli-argmax"
+def _policies(arguments: EvaluationRequest, model: MaskedLM, trained: Mapping[str, Any] | None) -> list[Candidate]:
+    action = EVALUATED_AS.get(str(value_at(trained, "algorithm.action")))
+    mode = arguments.sampling_mode or action or "bernoulli-argmax"
     thresholds, steps = _thresholds_and_steps(mode, arguments.settings, arguments.steps)
-    trained_at = OmegaConf.select(known, "eval.temperature")
+    trained_at = value_at(trained, "eval.temperature")
     temperatures = numbers(arguments.temperatures or "", "--temperatures")
     temperatures = temperatures or [1.0 if trained_at is None else float(trained_at)]
     betas = numbers(arguments.betas or "", "--betas") or [1.0]

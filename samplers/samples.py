@@ -113,11 +113,14 @@ class Samples:
         return replace(self, trajectory=None, particles=particles, lengths=lengths, **rows)
 
     @property
+    def positions(self) -> Int[Tensor, "row"]:
+        """Return the number of positions of each row's canvas."""
+        return torch.full_like(self.evaluations, self.tokens.shape[1]) if self.lengths is None else self.lengths
+
+    @property
     def free(self) -> Bool[Tensor, "row position"]:
         """Mark the positions of the canvas that were not given."""
-        if self.lengths is None:
-            return ~self.prompt
-        return ~self.prompt & (torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None])
+        return ~self.prompt & (torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.positions[:, None])
 
     @property
     def answer(self) -> Bool[Tensor, "row position"]:
@@ -155,22 +158,25 @@ def joined(batches: Sequence[Samples]) -> Samples:
     first, longest = batches[0], max(batch.tokens.shape[1] for batch in batches)
     totals = ("forwards", "rows_evaluated", "seconds", "cpu_seconds", "reward_rows")
     measured = [batch.drift for batch in batches if batch.drift is not None]
-    figures = [batch.particles for batch in batches if batch.particles is not None]
-    particles = None
-    if figures:
-        named = ("log_z", "log_potential", "ess", "resamplings", "dead")
-        particles = ParticleFigures(
-            figures[0].particles, *(torch.cat([getattr(one, name) for one in figures]) for name in named)
-        )
     whole: dict[str, Any] = {
         name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("evaluations", "steps")
     }
     for name, value in (("tokens", 0), ("prompt", False), ("unmasked_at", -1)):
         canvases = [getattr(batch, name) for batch in batches]
         whole[name] = torch.cat([F.pad(each, (0, longest - each.shape[1]), value=value) for each in canvases])
-    lengths = [torch.full_like(batch.evaluations, batch.tokens.shape[1]) for batch in batches]
-    if any(batch.tokens.shape[1] < longest for batch in batches):
-        whole["lengths"] = torch.cat(lengths)
+    lengths = torch.cat([batch.positions for batch in batches])
+    whole["lengths"] = lengths if bool((lengths < longest).any()) else None
     whole |= {name: sum(getattr(batch, name) for batch in batches) for name in totals}
     drift = sum(measured) / len(measured) if measured else None
-    return Samples(**whole, ends=first.ends, particles=particles, exact=first.exact, drift=drift)
+    return Samples(**whole, ends=first.ends, particles=figures_joined(batches), exact=first.exact, drift=drift)
+
+
+def figures_joined(batches: Sequence[Samples]) -> ParticleFigures | None:
+    """Concatenate the figures of particle filters; None without filters."""
+    figures = [batch.particles for batch in batches if batch.particles is not None]
+    if not figures:
+        return None
+    named = ("log_z", "log_potential", "ess", "resamplings", "dead")
+    return ParticleFigures(
+        figures[0].particles, *(torch.cat([getattr(one, name) for one in figures]) for name in named)
+    )

@@ -28,6 +28,7 @@ from samplers.heuristics import UNMASKING_RULES, Threshold
 from tests.evaluation.test_generations import ROOT, TINY, read, strip
 from tests.helpers.commands import status_of
 from tests.tiny_text import backbone
+from training.stored import plain_description
 from training.usage import composed
 from unmask.commands import evaluate as evaluate_command
 from unmask.commands.evaluate import main
@@ -85,7 +86,7 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     assert all(float(row["evaluations"]) <= 3 for row in rows)
     with pytest.raises(ValueError, match="weight of speed is an input of this policy and alpha is None"):
         main([*argv, "--out", str(tmp_path / "none")])
-    config = OmegaConf.create({"reward": {"alphas": [0, 3]}, "sampler": {"budgets": [1, 2]}})
+    config = {"reward": {"alphas": [0, 3]}, "sampler": {"budgets": [1, 2]}}
     said = evaluate_command.request([*argv, "--out", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
@@ -337,8 +338,8 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     assert all(float(row["generated_tokens"]) <= 12 for row in rows)
     settings = json.loads((tmp_path / "out" / "run-checkpoint_20-T1_chain_seed42" / "settings.json").read_text())
     assert settings["model"] == "example/chain" and settings["length"] == 12 and len(settings["weights"]) == 16
-    config = OmegaConf.load(run / ".hydra" / "config.yaml")
-    OmegaConf.update(config, "eval.temperature", 0.5)
+    config = plain_description(run / ".hydra" / "config.yaml")
+    config["eval"]["temperature"] = 0.5
     model, _ = load_model(ROOT / "example" / "chain")
     said = evaluate_command.request([str(run), "--out", "x"])
     assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]

@@ -54,6 +54,7 @@ from unmask.decoders import Layout, build_decoder, build_options, policy_rule, t
 from unmask.trained import Trained, result_of
 
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder | Trained
+SHOWN_CHARACTERS = 60  # of the first sample, in the representation of a generation
 RewardLike = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
 
 
@@ -120,12 +121,17 @@ def load_reward(path: str, device: str = "auto") -> RewardModel | TextReward:
     return load_reward_model(shipped(path), device_of(device))
 
 
-@dataclass
+@dataclass(repr=False)
 class Generation:
     """The result of `sample`: samples in the order of the prompts, `num_samples` of each."""
 
     model: MaskedLM
     samples: Samples
+
+    def __repr__(self) -> str:
+        texts = self.texts
+        first = texts[0] if len(texts[0]) <= SHOWN_CHARACTERS else f"{texts[0][:SHOWN_CHARACTERS]}..."
+        return f"<Generation of {len(texts)} samples, {float(self.nfe.float().mean()):.1f} NFE: {first!r}>"
 
     @property
     def texts(self) -> list[str]:

@@ -60,6 +60,7 @@ def test_table_and_files_read_back(tmp_path):
 class Written:
     tokens: torch.Tensor
     prompt: torch.Tensor
+    positions: torch.Tensor
     unmasked_at: torch.Tensor
 
 
@@ -87,7 +88,8 @@ def written(rows: int = 2, length: int = 9) -> Written:
     prompt = torch.zeros(rows, length, dtype=torch.bool)
     prompt[:, 0] = True
     steps = torch.arange(length).expand(rows, length).masked_fill(prompt, -1)
-    return Written(torch.arange(length).expand(rows, length) % 4, prompt, steps)
+    positions = torch.full((rows,), length)
+    return Written(torch.arange(length).expand(rows, length) % 4, prompt, positions, steps)
 
 
 def test_replay_holds_every_token_and_no_token_escapes():
@@ -102,6 +104,13 @@ def test_replay_holds_every_token_and_no_token_escapes():
     assert [content["texts"][token] for token in row["tokens"]] == [words[position % 4] for position in range(9)]
     assert row["at"] == [-1, 1, 2, 3, 4, 5, 6, 7, 8]
     assert "http" not in page
+
+
+def test_a_shorter_canvas_ends_where_it_ends():
+    samples = written()
+    samples.positions = torch.tensor([9, 5])
+    rows = json.loads(Page(replay_html({"a": samples}, str)).texts["data"])["groups"][0]["rows"]
+    assert [len(row["tokens"]) for row in rows] == [len(row["at"]) for row in rows] == [9, 5]
 
 
 def test_replay_never_decodes_what_was_never_written():

@@ -100,6 +100,7 @@ def test_the_command_and_the_function_write_the_same(models, tmp_path, capsys): 
     model = unmask.load(models["text"], device="cpu")
     out = unmask.sample(model, ["The dog", "A cat sat on"], strategy="confidence", steps=2, seed=3)
     assert [row["text"] for row in rows] == out.texts and [row["response"] for row in rows] == out.responses
+    assert repr(out).startswith("<Generation of 2 samples, 2.0 NFE: 'The dog") and len(repr(out)) < 120
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,13 @@ def configuration(arguments: EvaluationRequest) -> DictConfig | None:
     return read
 
 
+def plain(config: DictConfig | None) -> dict[str, Any] | None:
+    """Return a configuration as dictionaries."""
+    values = None if config is None else OmegaConf.to_container(config, resolve=True)
+    assert values is None or isinstance(values, dict)
+    return None if values is None else {str(key): value for key, value in values.items()}
+
+
 def decoding_of(arguments: EvaluationRequest, config: DictConfig | None, dataset: str) -> AnswerSettings:
     """Return the decoding settings: of the command line, else of the configuration, else the data set's own length and no
     blocks.
@@ -392,7 +399,7 @@ def run(arguments: EvaluationRequest) -> int:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
         if model.tokenizer is None:
             raise ValueError(f"the tokenizer of {path} cannot be loaded, and questions are text; add tokenizer.json")
-        chosen = candidates(arguments, model, config)
+        chosen = candidates(arguments, model, plain(config))
         results, answered = answer(Setup(arguments, model, path, dtype, chosen, names, seeds, config), group)
         if group.first and results:
             report(with_earlier(results, Path(arguments.save_path)), Path(arguments.save_path), path)

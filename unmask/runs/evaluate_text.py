@@ -36,7 +36,7 @@ from training.devices import check_device, device_of
 from training.files import check_place, write_text
 from training.hub import shipped
 from training.progress import progress
-from unmask.runs.evaluate import check_idle, configuration, strategy_of
+from unmask.runs.evaluate import check_idle, configuration, plain, strategy_of
 
 DATASET = "text"
 SAMPLES = 64  # of each rule and seed, where --n_test is not given
@@ -49,14 +49,14 @@ def run(**flags: Any) -> int:
     """
     arguments = TextRequest(**flags)
     seeds = check(arguments)
-    config = configuration(arguments)
+    trained = plain(configuration(arguments))
     device = device_of(arguments.device)
     model, _ = load_model(shipped(str(arguments.model_path)), device, "float32")
     if model.tokenizer is None:
         raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded, so no text can be judged")
     canvas = canvas_of(model, prefix=arguments.prompt, length=arguments.gen_length)
     judge = load_judge(arguments.judge, str(device))
-    found = candidates(arguments, model, config)
+    found = candidates(arguments, model, trained)
     rows = []
     with progress("evaluating", len(found) * len(seeds)) as advance:
         for one in found:
