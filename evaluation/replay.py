@@ -25,8 +25,12 @@ class Replayable(Protocol):
 
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
-    positions: Int[Tensor, "row"]  # of the canvas of each row
     unmasked_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
+
+    @property
+    def positions(self) -> Int[Tensor, "row"]:
+        """Number of positions of the canvas of each row."""
+        ...
 
 
 def replay_html(
