@@ -11,8 +11,8 @@ from samplers.settings import SamplerSettings
 from training.fields import Kinds, Settings, default_of, kinds_of, leaves, section, setting
 from training.ranges import COUNT, NAME, ListOf, Maybe
 from training.usage import CONFIGS
-from unmask.help_text import described
 from unmask.reference import HELP, PAGE, help_json, page
+from unmask.runs.help_text import described
 from unmask.settings import COMMANDS, GROUPS
 
 FREE = ("defaults", "hydra", "methods")  # keys of a file that are no settings

@@ -23,7 +23,8 @@ MOST = {
     "functions of complexity above 15": 0,
     "functions that take a configuration": 0,
     "getattr probes": 0,
-    "pyright: ignore": 13,
+    "pyright: ignore": 12,
+    "functions that take a configuration in unmask/runs": 42,
     "classes that share a name": 0,
     "public names without a docstring": 0,
 }

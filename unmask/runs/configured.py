@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from training.compatibility import translated
 from training.interrupt import imported
 from training.usage import CONFIGS, check_overrides, exit_on_bad_input
-from unmask.help_text import described
+from unmask.runs.help_text import described
 
 
 def run_configured(name: str, arguments: list[str]) -> None:
