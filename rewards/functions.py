@@ -14,6 +14,8 @@ from torch import Tensor
 from rewards.models import TextReward
 from training.ranges import as_text
 
+CALLERS = "python:"  # in a stored setting, before the name of an object of a Python caller
+
 
 @dataclass(frozen=True)
 class FunctionReward:

@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from training.stored import (
     settings,
     value_at,
 )
-from training.terminal import print_line, printable
+from training.terminal import print_line
 from training.usage import CONFIGS, composed, readable
 
 MAY_CHANGE = (
@@ -74,10 +73,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     _check_places(config)
     if not config.resume:
         return config
-    if not holds_run(config.resume):
-        raise ValueError(
-            f"resume={config.resume} is not a run directory: {config.resume}/.hydra/config.yaml does not exist"
-        )
+    check_holds_run(config.resume)
     keys = [override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".") for override in overrides]
     stored, now = content(config.resume, CONFIG), OmegaConf.to_container(config, resolve=False)
     named = f"{config.resume}/{CONFIG}"
@@ -87,8 +83,7 @@ def resumed_config(config: DictConfig, overrides: list[str], name: str) -> DictC
     ]
     saved = configuration(stored, named, repeated)
     _check_command(config, saved)
-    started_with = parsed_yaml(content(config.resume, OVERRIDES), f"{config.resume}/{OVERRIDES}")
-    started_with = [str(word) for word in started_with] if isinstance(started_with, list) else []
+    started_with = stored_overrides(config.resume)
     today = composed(name, [word for word in started_with if chooses(word)])
     OmegaConf.set_struct(today, False)
     check_groups(saved, today, named)
@@ -151,6 +146,10 @@ def _take_over(
             if override not in started_with:
                 differences.append(f"the run was not started with {override}")
             continue
+        if override in started_with and chooses(
+            override
+        ):  # the same file of configs/; keys in it may differ by other overrides
+            continue
         requested, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
         if key in free:
             OmegaConf.update(saved, key, requested, merge=False)
@@ -167,7 +166,7 @@ def _print_left_out(text: object, now: object, named: str) -> None:
     if not is_url(left_out["run_dir"]):  # a directory is the one of `resume`
         left_out["run_dir"] = None
     if left := [f"{key}={value}" for key, value in left_out.items() if value not in (None, value_at(now, key))]:
-        print(printable(f"not taken from {named}, give it again to use it: {', '.join(left)}"), file=sys.stderr)
+        print_line(f"not taken from {named}, give it again to use it: {', '.join(left)}", on_stderr=True)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -184,6 +183,12 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+
+
+def stored_overrides(place: str) -> list[str]:
+    """Return the overrides with which a run was started."""
+    words = parsed_yaml(content(place, OVERRIDES), f"{place}/{OVERRIDES}")
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 def chooses(override: str) -> bool:
@@ -210,6 +215,12 @@ def check_groups(saved: DictConfig, today: DictConfig, named: str, before: str =
 def holds_run(place: str) -> bool:
     """Return whether a directory or URL holds a run."""
     return Remote(place).holds(CONFIG) if is_url(place) else (Path(place) / CONFIG).is_file()
+
+
+def check_holds_run(place: str) -> None:
+    """Refuse a place without a run: ValueError."""
+    if not holds_run(place):
+        raise ValueError(f"resume={place} is not a run directory: {place}/{CONFIG} does not exist")
 
 
 def content(place: str, name: str) -> bytes:

@@ -23,13 +23,13 @@ from dlm.causal_lm import CausalLM, sequence_log_prob
 from dlm.encoding import model_ids
 from dlm.ends import before_end, end_tokens, has_end, texts_of
 from dlm.masked_lm import MaskedLM
+from rewards.functions import CALLERS
 from rewards.latex import is_valid, spans
 from rewards.models import SequenceClassifier, TextReward, class_log_probs, load_reward
 from rewards.models import load_classifier as load_sequence_classifier
 from twist.tail import BeforeTail
 
 FLOOR = 1e-16  # of a potential that is 0 or 1: in log space finite, so that a filter can go on
-CALLERS = "function "  # before the name of a reward that is an object of a Python caller
 CONTINUATIONS = ("log_prob", "prob", "posterior")
 
 

@@ -14,20 +14,16 @@ from data.tasks import Task
 from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.checkpoints import load_policy
-from rewards.functions import FunctionReward
+from rewards.functions import CALLERS, FunctionReward
 from rewards.models import RewardModel, TextReward, load_reward
-from training.compatibility import translated
 from training.devices import device_of
 from training.files import make_directory, write_text
-from training.run import new_directory
-from training.terminal import quietly
-from training.usage import CONFIGS, composed, override
-from twist.targets import CALLERS
+from training.usage import CONFIGS
+from unmask.calls import Call, Settings
 from unmask.runs.objects import Objects
 from unmask.trained import Trained, result_of
 
 Reward = str | TextReward | Callable[[list[str]], Sequence[float] | Tensor]
-Settings = Mapping[str, Any]
 # What an algorithm maximises where the caller names no reward.
 REWARD_OF = {"stories": "likelihood", "puzzles": "puzzle", "latex": "latex"}
 
@@ -39,12 +35,13 @@ def train_policy(
     algorithm: str = "grpo",
     reward: Reward | None = None,
     policy: str = "dit_confidence",
-    iterations: int = 60,
+    iterations: int | None = None,
     answer_length: int = 32,
     seed: int = 0,
     run_dir: str | Path | None = None,
     quiet: bool = True,
     settings: Settings | None = None,
+    resume: str | Path | None = None,
 ) -> Trained[nn.Module]:
     """Train an unmasking policy on a frozen masked model.
 
@@ -55,11 +52,13 @@ def train_policy(
         reward: a function of a list of texts, a reward model, a reward of configs/reward, or a path that `load_reward` takes.
             None: of a task with known answers whether the answer is right; of stories their likelihood under a judge.
         policy: a network of configs/policy.
-        iterations: updates of the policy.
+        iterations: updates of the policy. None: 60; of a resumed run, its own number.
         answer_length: positions behind the prompts of an iterable.
         run_dir: where the run is written. None: output/DATE/TIME.
         quiet: print nothing. The log is in the run directory in any case.
         settings: other keys of configs/train_policy.yaml, such as {"training.batch_size": 16, "optim.lr": 1e-4}.
+        resume: the directory of a run to continue in place. Give its model, task and reward again. All other settings are those
+            of the run; a larger `iterations` trains it further.
 
     Returns:
         The policy (`strategy=` of `unmask.sample` and `unmask.evaluate`), with its run directory.
@@ -67,9 +66,13 @@ def train_policy(
     Raises:
         ValueError: for settings or objects that do not fit; one sentence that names them.
     """
-    given, chosen = task_and_reward(model, task, reward, answer_length, seed)
-    chosen |= {"algorithm": algorithm, "policy": policy, "dlm.path": source_of(model), "device": str(model.device)}
-    directory = trained("train_policy", chosen, iterations, seed, run_dir, quiet, settings, given)
+    call = Call(train_policy, run_dir, resume, quiet, settings)
+    call.choose("seed", seed)
+    call.choose("algorithm", algorithm)
+    call.choose("policy", policy)
+    call.choose_length(iterations, 60)
+    call.choose_model(source_of(model), "dlm.path", model.device)
+    directory = call.run(task_and_reward(call, model, task, reward, answer_length, seed))
     return Trained(directory, load_policy(directory / "policy", model=model))
 
 
@@ -79,28 +82,32 @@ def train_rl(
     task: str | Iterable[str] = "chain",
     algorithm: str = "grpo",
     reward: Reward | None = None,
-    iterations: int = 100,
+    iterations: int | None = None,
     answer_length: int = 32,
     seed: int = 0,
     run_dir: str | Path | None = None,
     quiet: bool = True,
     settings: Settings | None = None,
+    resume: str | Path | None = None,
 ) -> Trained[MaskedLM]:
     """Train the model itself by reinforcement learning. The given `model` (of `unmask.load`) is not changed.
 
     Args:
         algorithm: grpo, ppo, or vrpo (of preference pairs: task="pairs", settings={"data.pairs": FILE}).
-        task, reward, answer_length, run_dir, quiet: as of `train_policy`.
+        task, reward, answer_length, run_dir, quiet, resume: as of `train_policy`.
+        iterations: batches of rollouts. None: 100; of a resumed run, its own number.
         settings: other keys of configs/train_rl.yaml.
 
     Returns:
         The trained model, with its run directory.
     """
-    given, chosen = task_and_reward(model, task, reward, answer_length, seed)
-    chosen |= {"rl.algorithm": algorithm, "init": source_of(model, "train_rl"), "device": str(model.device)}
-    directory = trained(
-        "train_rl", chosen, iterations, seed, run_dir, quiet, settings, Objects(None, given.task, given.reward)
-    )
+    call = Call(train_rl, run_dir, resume, quiet, settings)
+    call.choose("seed", seed)
+    call.choose("algorithm", algorithm, {"rl.algorithm": algorithm})
+    call.choose_length(iterations, 100)
+    call.choose_model(source_of(model, "train_rl"), "init", model.device)
+    given = task_and_reward(call, model, task, reward, answer_length, seed)
+    directory = call.run(Objects(None, given.task, given.reward))
     return Trained(directory, load_model(str(directory / "model"), model.device)[0])
 
 
@@ -108,34 +115,38 @@ def train_dlm(
     data: str | Path | Iterable[str],
     *,
     model: MaskedLM | None = None,
-    iterations: int = 1000,
+    iterations: int | None = None,
     device: str = "auto",
     seed: int = 0,
     run_dir: str | Path | None = None,
     quiet: bool = True,
     settings: Settings | None = None,
+    resume: str | Path | None = None,
 ) -> Trained[MaskedLM]:
     """Pre-train a masked-diffusion model on texts, or fine-tune one.
 
     Args:
         data: an iterable of texts, a file of texts, or a data set of configs/data. A part of texts and files is held out.
         model: the model to start from, which `unmask.load` made; it stays as it is. None: a new model of configs/model.
-        iterations: updates of the model.
-        run_dir, quiet: as of `train_policy`.
+        iterations: updates of the model. None: 1000; of a resumed run, its own number.
+        run_dir, quiet, resume: as of `train_policy`.
         settings: other keys of configs/train_dlm.yaml, such as {"model.hidden_size": 256, "optim.lr": 1e-4}.
 
     Returns:
         The trained model, with its run directory.
     """
-    directory = new_directory() if run_dir is None else Path(run_dir)
-    named = isinstance(data, str) and (CONFIGS / "data" / f"{data}.yaml").is_file()
-    chosen: dict[str, Any] = (
-        {"data": data} if named else {"data.train": file_of(data, directory / "texts.jsonl", "text")}
-    )
-    chosen |= (
-        {"device": device} if model is None else {"init": source_of(model, "train_dlm"), "device": str(model.device)}
-    )
-    directory = trained("train_dlm", chosen, iterations, seed, directory, quiet, settings)
+    call = Call(train_dlm, run_dir, resume, quiet, settings)
+    call.choose("seed", seed)
+    call.choose_length(iterations, 1000)
+    if model is None:
+        call.choose("device", device)
+    else:
+        call.choose_model(source_of(model, "train_dlm"), "init", model.device)
+    if isinstance(data, str) and (CONFIGS / "data" / f"{data}.yaml").is_file():
+        call.choose("data", data)
+    else:
+        choose_file(call, "data", data, "texts.jsonl", "text")
+    directory = call.run()
     return Trained(
         directory, load_model(str(directory / "model"), device_of(device) if model is None else model.device)[0]
     )
@@ -151,6 +162,7 @@ def train_reward(
     run_dir: str | Path | None = None,
     quiet: bool = True,
     settings: Settings | None = None,
+    resume: str | Path | None = None,
 ) -> Trained[RewardModel | TextReward]:
     """Train a reward model on pairs of answers.
 
@@ -158,16 +170,20 @@ def train_reward(
         preferences: an iterable of {"prompt": ..., "chosen": ..., "rejected": ...}, a file of such lines, or tldr or hh.
         init: a checkpoint of transformers to start from: a directory or an id of the hub. None: a new small encoder.
         kind: what the reward reads: full (whole answers), prefix, or mask (canvases with masks).
-        run_dir, quiet: as of `train_policy`.
+        epochs: passes over the pairs.
+        run_dir, quiet, resume: as of `train_policy`.
         settings: other keys of configs/train_reward.yaml.
 
     Returns:
         The reward, with its run directory.
     """
-    directory = new_directory() if run_dir is None else Path(run_dir)
-    chosen: dict[str, Any] = {"data.train": file_of(preferences, directory / "preferences.jsonl", None)}
-    chosen |= {"reward.kind": kind, "training.epochs": epochs, "init": init}
-    directory = started("train_reward", chosen, seed, directory, quiet, settings)
+    call = Call(train_reward, run_dir, resume, quiet, settings)
+    call.choose("seed", seed)
+    call.choose("init", init)
+    call.choose("kind", kind, {"reward.kind": kind})
+    call.choose("epochs", epochs, {"training.epochs": epochs})
+    choose_file(call, "preferences", preferences, "preferences.jsonl", None)
+    directory = call.run()
     return Trained(directory, load_reward(str(directory)))
 
 
@@ -178,11 +194,12 @@ def train_twist(
     method: str = "ctl",
     prompt: str = "Once upon a time",
     length: int = 16,
-    iterations: int = 100,
+    iterations: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
     quiet: bool = True,
     settings: Settings | None = None,
+    resume: str | Path | None = None,
 ) -> Trained[str]:
     """Train a twist for sequential Monte Carlo: `strategy="twisted_smc", smc={"twist": ...}` of `unmask.sample`.
 
@@ -193,36 +210,41 @@ def train_twist(
             function as `reward`.
         method: ctl, rl, sixo, fudge, dpg, ppo, ...
         prompt, length: what every text begins with, and the positions behind it.
-        iterations: updates of the twist.
-        run_dir, quiet: as of `train_policy`.
+        iterations: updates of the twist. None: 100; of a resumed run, its own number.
+        run_dir, quiet, resume: as of `train_policy`. A finished run continues by settings={"training.epochs": 2}.
         settings: other keys of configs/train_twist.yaml.
 
     Returns:
         The path of the twist, with its run directory.
     """
-    texts, target_settings = target_of(target)
-    chosen = target_settings | {
-        "dlm.path": source_of(model, "train_twist"), "device": str(model.device), "method": method,
-        "prompt": prompt, "length": length, "training.epochs": 1, "training.updates_per_epoch": iterations,
-    }  # fmt: skip
-    directory = started("train_twist", chosen, seed, run_dir, quiet, settings, Objects(reward=texts))
+    call = Call(train_twist, run_dir, resume, quiet, settings)
+    reward, of_target = target_of(target)
+    call.choose("target", target, of_target)
+    for argument, value in (("seed", seed), ("method", method), ("prompt", prompt), ("length", length)):
+        call.choose(argument, value)
+    call.choose("iterations", iterations, {"training.updates_per_epoch": 100 if iterations is None else iterations})
+    call.chosen["training.epochs"] = 1
+    call.choose_model(source_of(model, "train_twist"), "dlm.path", model.device)
+    directory = call.run(Objects(reward=reward))
     return Trained(directory, str(directory))
 
 
 # --------------------------------------------------------------------------------------------------- from arguments to settings
 
 
-def file_of(data: Any, place: Path, field: str | None) -> str:
-    """Return the path of a file; the records of an iterable are written to `place`.
+def choose_file(call: Call, argument: str, data: Any, name: str, field: str | None) -> None:
+    """Choose the file of data: the given path, or a new file in the run directory with the records of an iterable.
 
     Args:
+        name: of the new file.
         field: of the JSON line under which a text stands; None: a record is a line itself.
 
     Raises:
-        ValueError: for an object that is no iterable, or has no records.
+        ValueError: for an object that is no iterable, or has no records; for a resumed run also for other records.
     """
     if isinstance(data, str | Path):
-        return str(data)
+        call.choose(argument, data, {"data.train": str(data)})
+        return
     if not isinstance(data, Iterable):
         raise ValueError(
             f"data={data!r} of type {type(data).__name__} has no `__iter__`; give a file, or an iterable of records"
@@ -230,27 +252,34 @@ def file_of(data: Any, place: Path, field: str | None) -> str:
     lines = [json.dumps(record if field is None else {field: record}, ensure_ascii=False) for record in data]
     if not lines:
         raise ValueError(f"the data {type(data).__name__} has no records; give at least one")
+    place, text = Path(call.place) / name, "\n".join(lines) + "\n"
+    if call.resume is not None:
+        if not place.is_file() or place.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"resume={call.resume} was started with other records than those of the argument {argument}; give its own"
+            )
+        return
     make_directory(place.parent, f"run_dir={place.parent}")
-    write_text(place, "\n".join(lines) + "\n")
-    return str(place)
+    write_text(place, text)
+    call.choose(argument, data, {"data.train": str(place)})
 
 
-def task_and_reward(
-    model: MaskedLM, task: Any, reward: Any, answer_length: int, seed: int
-) -> tuple[Objects, dict[str, Any]]:
-    """Return the objects that a run gets, and the settings that go with them."""
+def task_and_reward(call: Call, model: MaskedLM, task: Any, reward: Any, answer_length: int, seed: int) -> Objects:
+    """Choose the settings of the task and the reward, and return the objects among them."""
     own: Task | None = None
     if isinstance(task, str):
-        chosen: dict[str, Any] = {"data": task}
-        reward = REWARD_OF.get(task, "right") if reward is None else reward
+        call.choose("task", task, {"data": task})
     else:
-        own = PromptTask(model, task, answer_length, seed)
+        length = call.effective("answer_length", answer_length, "data.answer_length")
+        own = PromptTask(model, task, length, call.effective("seed", seed, "seed"))
         if reward is None and not isinstance(task, CheckedPrompts):
             raise no_checker(type(task).__name__)
-        chosen = {"data": "questions", "data.answer_length": answer_length}
-        reward = "right" if reward is None else reward
-    texts, of_reward = reward_settings(reward)
-    return Objects(model, own, texts), chosen | of_reward
+        call.choose("task", task, {"data": "questions", "data.datasets": [CALLERS + type(task).__name__]})
+        call.choose("answer_length", answer_length, {"data.answer_length": answer_length})
+    by_task = REWARD_OF.get(task, "right") if isinstance(task, str) else "right"
+    texts, of_reward = reward_settings(by_task if reward is None else reward)
+    call.choose("reward", reward, of_reward)
+    return Objects(model, own, texts)
 
 
 def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
@@ -260,7 +289,7 @@ def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
         named = (CONFIGS / "reward" / f"{reward}.yaml").is_file()
         return None, {"reward": reward} if named else {"reward": "learned", "reward.model": reward}
     texts = reward_of(reward)
-    return texts, {"reward": "learned", "reward.model": name_of(reward)}
+    return texts, {"reward": "learned", "reward.model": CALLERS + name_of(reward)}
 
 
 def target_of(target: Any) -> tuple[TextReward | None, dict[str, Any]]:
@@ -297,52 +326,3 @@ def source_of(model: MaskedLM, needed_by: str | None = None) -> str:
             f"{needed_by} trains a copy of the model and reads it from its path, which this one has not; load it by unmask.load"
         )
     return model.source or model.model_id or type(model).__name__
-
-
-def words(settings: Settings, before: str = "") -> list[str]:
-    """Return settings by dotted path as overrides of Hydra: {"optim.lr": 1e-3, "policy": "hidden_mlp"}, also nested ones."""
-    found: list[str] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found += words(value, f"{before}{key}.")
-        elif isinstance(value, str | Path):
-            is_group = not before and (CONFIGS / key / f"{value}.yaml").is_file()
-            found.append(f"{key}={value}" if is_group else override(f"{before}{key}", str(value)))
-        else:
-            found.append(f"{before}{key}={json.dumps(value)}")
-    return found
-
-
-def trained(
-    name: str,
-    chosen: Settings,
-    iterations: int,
-    seed: int,
-    run_dir: str | Path | None,
-    quiet: bool,
-    settings: Settings | None,
-    *objects: Objects,
-) -> Path:
-    """Run `unmask.runs.NAME`; returns the run directory. The result is written at the end of the run."""
-    every = {"training.n_iters": iterations, "training.eval_freq": iterations, "training.snapshot_freq": iterations}
-    return started(name, {**every, **chosen}, seed, run_dir, quiet, settings, *objects)
-
-
-def started(
-    name: str,
-    chosen: Settings,
-    seed: int,
-    run_dir: str | Path | None,
-    quiet: bool,
-    settings: Settings | None,
-    *objects: Objects,
-) -> Path:
-    """Run `unmask.runs.NAME` with these settings; returns the run directory."""
-    from importlib import import_module  # the runs of rewards import trl, which the others do not need
-
-    directory = new_directory() if run_dir is None else Path(run_dir)
-    common = {"seed": seed, "wandb.mode": "disabled", "run_dir": directory}
-    overrides = translated(words({**common, **chosen, **(settings or {})}), name)
-    run = import_module(f"unmask.runs.{name}").run
-    with quietly(quiet):
-        return run(composed(name, overrides), overrides, *objects)

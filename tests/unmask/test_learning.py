@@ -8,7 +8,7 @@ import torch
 import unmask
 from tests.policy_runs import record
 from training.usage import composed
-from unmask.learning import words
+from unmask.calls import words
 from unmask.runs import train_policy as train_policy_run
 
 TINY = {
@@ -145,20 +145,6 @@ def test_what_is_wrong_is_one_sentence(model, tmp_path, arguments, message):
     assert str(refused.value).count("\n") == 0
 
 
-def test_settings_by_path_are_overrides():
-    settings = {
-        "data": "chain",
-        "optim": {"lr": 1e-3},
-        "run_dir": "a b",
-        "x": None,
-        "ok": True,
-        "data.datasets": ["a", 1],
-    }
-    assert words(settings) == [
-        "data=chain", "optim.lr=0.001", 'run_dir="a b"', "x=null", "ok=true", 'data.datasets=["a", 1]',
-    ]  # fmt: skip
-
-
 def test_the_model_itself_learns_and_the_callers_stays(model, tmp_path):
     before = {name: value.clone() for name, value in model.named_parameters()}
     few = {"rl.batch_size": 4, "rl.group_size": 2, "rl.num_sigma_samples": 1, "sampler.steps": 2, "eval.samples": 1,
@@ -242,7 +228,7 @@ def test_a_function_is_the_target_of_a_twist(tmp_path):
         return unmask.train_twist.__wrapped__(chain, target=target, settings=few, **given)
 
     twist = learn(with_six, "run")
-    assert "function with_six" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert "python:with_six" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
     texts = [
         json.loads(line) for line in next((tmp_path / "run" / "samples").glob("*/*.jsonl")).read_text().splitlines()
     ]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omegaconf import DictConfig, OmegaConf
+
 from data.tasks import Task
 from dlm.masked_lm import MaskedLM
+from rewards.functions import CALLERS
 from rewards.models import TextReward
+
+KEYS = (("task", "data.datasets"), ("reward", "reward.model"), ("target", "target.reward"))  # argument, setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,19 @@ class Objects:
     model: MaskedLM | None = None
     task: Task | None = None
     reward: TextReward | None = None
+
+    def check(self, config: DictConfig, command: str) -> None:
+        """Refuse a configuration that names an object of the caller, such as that of a resumed run, without this object:
+        ValueError."""
+        for argument, key in KEYS:
+            own = self.task if argument == "task" else self.reward
+            value = OmegaConf.select(config, key)
+            names = [str(name) for name in (value if OmegaConf.is_list(value) else [value])]
+            if own is None and any(name.startswith(CALLERS) for name in names):
+                raise ValueError(
+                    f"{key}={', '.join(names)} is an object of a Python program; resume the run there by unmask.{command}(model, "
+                    f"{argument}=..., resume=RUN), with the {argument} that it began with"
+                )
 
 
 NOTHING = Objects()  # a command: everything is built from settings

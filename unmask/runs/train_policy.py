@@ -33,6 +33,7 @@ def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> P
     """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_policy")
     settings, config = started(PolicyTrainingSettings, config, overrides)
+    given.check(config, "train_policy")
     if settings.init is not None:
         policy_file(Path(shipped(settings.init)))
     with processes(settings.device) as group:

@@ -96,6 +96,7 @@ def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> P
     """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     settings, config = started(RLTrainingSettings, config, overrides)
+    given.check(config, "train_rl")
     check_rl(settings)
     check_sampler_given(settings, overrides)
     with processes(settings.device) as group:

@@ -263,6 +263,7 @@ def run(config: DictConfig, overrides: list[str], objects: Objects = NOTHING) ->
         )
     config = resumed_config(config, overrides, "train_twist")
     settings, config = started(TwistTrainingSettings, config, overrides)
+    objects.check(config, "train_twist")
     check_twist(settings)
     config.training.n_iters = settings.training.n_iters = epochs(settings)[-1]
     with processes(settings.device) as group:
