@@ -1,4 +1,4 @@
-"""Where a response ends: the only definition, for rewards, rollouts, guidance, twists and evaluation.
+"""End of a response: the only definition, for rewards, rollouts, guidance, twists and evaluation.
 
 A response is the generated text up to its first end token: the end of sequence, or the end of a turn (LLaDA's `<|eot_id|>`,
 Dream's `<|im_end|>`). Neither the end token nor any token behind it belongs to the response. `samplers.samples.Samples`

@@ -1,4 +1,4 @@
-"""Which model and which tokens a policy, a twist or a head was trained on.
+"""Fingerprints of the model and the tokens that a policy, a twist or a head was trained on.
 
 A `Fingerprint` stands under `trained_on` in the config.json beside the weights and in the checkpoints of a run. It is written on
 save and compared on load with the model that the weights are to be used with. Published weights and older ones have none.

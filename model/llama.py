@@ -163,7 +163,7 @@ class RowByRow:
 
 
 class Padded:
-    """The same attention by one call for all rows, padded to the longest and masked: fewer and larger kernels, for a GPU."""
+    """Attention by one call for all rows, padded to the longest and masked: fewer and larger kernels, for a GPU."""
 
     def __init__(self, spans: list[Span], device: torch.device):
         shapes = [(row, span.start, span.size, span.pad) for span in spans for row in span.rows]

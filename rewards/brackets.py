@@ -1,4 +1,4 @@
-r"""Whether the brackets of LaTeX match, also with masked parts: `{}`, `\left..\right`, `\begin..\end` of the same
+r"""Matching of brackets in LaTeX, also with masked parts: `{}`, `\left..\right`, `\begin..\end` of the same
 environment, `$..$`, `$$..$$`, `\(..\)`, `\[..\]`.
 
     complete      everything is closed, in the right order, and nothing is masked

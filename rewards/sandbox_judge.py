@@ -364,7 +364,7 @@ class TestsSide:
             return result
 
     def _to_raise(self, error: Any, operation: str) -> BaseException:
-        """What the program raises. The end of an iteration, out of anything else, would end a `map` of the tests unseen."""
+        """Return the error that the program raises. A StopIteration outside of an iteration would end a `map` of the tests."""
         if not isinstance(error, BaseException):
             return self.channel.fail("the program raised a value")
         if isinstance(error, StopIteration | StopAsyncIteration) and operation == "call" and not self.iterates:

@@ -335,7 +335,7 @@ class ProgramSide:
 
 
 def _defined(kind: type, name: str) -> Any:
-    """What a class or one of its bases defines; not its metaclass, where `getattr` looks too."""
+    """Return the attribute that a class or one of its bases defines, else None. `getattr` would search its metaclass too."""
     return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
 
 

@@ -73,7 +73,7 @@ class Source:
 
     @property
     def conditional(self) -> bool:
-        """Whether each row has its own target."""
+        """Return whether each row has its own target."""
         return self.condition > 0 or (isinstance(self.target, ClassTarget) and self.target.label is None)
 
     @property

@@ -136,7 +136,7 @@ def evaluate(
 
 
 def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict[str, Any]]:
-    """Whether two evaluations of the same questions differ by more than chance.
+    """Compare two evaluations of the same questions: do they differ by more than chance?
 
     Args:
         a, b: evaluations of one strategy each, or directories of answers (DIRECTORY/NAME where there are several strategies).
