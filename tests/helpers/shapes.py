@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import partial, wraps
+from functools import partial, update_wrapper, wraps
 from types import FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -48,7 +48,12 @@ def checked(target: Any) -> Any:
         target
     ):  # its arguments are checked when it is first iterated over, outside the context
         return jaxtyped(target, typechecker=beartype)
-    typed, known = _checks(target)
+    hints = {
+        name: _decorator._destring_annotation(hint, target.__globals__) for name, hint in target.__annotations__.items()
+    }
+    if not has_known_kinds(hints) and "<locals>" not in target.__qualname__:
+        return _each_call_checked(target, hints)
+    typed, known = _checks(target, hints)
 
     @wraps(target)
     def call(*args, **kwargs):
@@ -87,12 +92,44 @@ def kind(value: Any) -> Any:
     return (type(value), *map(kind, value)) if isinstance(value, tuple) else type(value)
 
 
-def _checks(target: FunctionType) -> tuple[Callable, dict | None]:
+def has_known_kinds(hints: dict[str, Any]) -> bool:
+    """Return whether `kind` says all that a check by these hints depends on.
+
+    Checks of other values than tensors are cheap, and those of containers depend on what these hold.
+    """
+    text = " ".join(map(str, hints.values()))
+    return "[Tensor" in text and CONTAINERS.search(text) is None
+
+
+def _each_call_checked(target: FunctionType, hints: dict[str, Any]) -> Callable:
+    """Return the function with a check of every call. It takes few frames, so that recursion is as deep as without checks."""
+    resolved = FunctionType(
+        target.__code__, target.__globals__, target.__name__, target.__defaults__, target.__closure__
+    )
+    update_wrapper(resolved, target).__kwdefaults__ = target.__kwdefaults__
+    del resolved.__wrapped__
+    resolved.__annotations__ = hints
+    typed = beartype(resolved)
+
+    @wraps(target)
+    def call(*args, **kwargs):
+        __tracebackhide__ = True
+        if config.jaxtyping_disable:
+            return target(*args, **kwargs)
+        push_shape_memo({})
+        try:
+            return typed(*args, **kwargs)
+        finally:
+            pop_shape_memo()
+
+    return call
+
+
+def _checks(target: FunctionType, hints: dict[str, Any]) -> tuple[Callable, dict | None]:
     """Return a check of the pending call by a function's hints, and the kinds of arguments that passed with those of their results.
 
-    A call whose arguments and result are of known kinds passes without a check. Checks of other values than tensors are cheap, and
-    those of containers depend on what these hold: there the kinds are None. A function inside a function is defined anew at each
-    call of the outer one, and shares its checks, which take long to make.
+    A call whose arguments and result are of known kinds passes without a check; the kinds are None if they do not say all. A
+    function inside a function is defined anew at each call of the outer one, and shares its checks, which take long to make.
     """
     name = (target.__module__, target.__qualname__, target.__code__)
     if "<locals>" in target.__qualname__ and name in INNER:
@@ -102,12 +139,8 @@ def _checks(target: FunctionType) -> tuple[Callable, dict | None]:
     def body(*args, **kwargs):
         return PENDING.calls.pop()(*args, **kwargs)
 
-    body.__annotations__ = {
-        name: _decorator._destring_annotation(hint, target.__globals__) for name, hint in target.__annotations__.items()
-    }
-    hints = " ".join(map(str, body.__annotations__.values()))
-    known = {} if "[Tensor" in hints and not CONTAINERS.search(hints) else None
-    INNER[name] = beartype(body), known
+    body.__annotations__ = hints
+    INNER[name] = beartype(body), {} if has_known_kinds(hints) else None
     return INNER[name]
 
 

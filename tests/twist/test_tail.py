@@ -114,7 +114,7 @@ def test_it_is_learnt_and_sampled_from_by_the_commands(tmp_path, capsys):
     sample_command.main([*told, "--suffix", "im"])
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["length"] == 4 + 3 and len(record["log_z"]) == 2  # what follows is told, and not written
-    with pytest.raises(ValueError, match="--suffix 'ime' is 3 tokens and this twist was learnt for 2 that follow"):
+    with pytest.raises(ValueError, match="the suffix 'ime' is 3 tokens and this twist was learnt for 2 that follow"):
         sample_command.main([*told, "--suffix", "ime"])  # p has as many masks behind the text as it was learnt with
     directory = run(tmp_path / "fixed", *QUICK, words[0], "target=continuation", "target.text=tim", "prompt=Once", "method=rl",
                     "posterior.count=0", "training.updates_per_epoch=1")  # fmt: skip
