@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -76,20 +78,21 @@ def prompt_texts(prompts: Any) -> list[str]:
         raise ValueError(f"the task {prompts!r} of type {name} has no `__iter__`; give an iterable of prompts")
     texts = list(prompts)
     if not texts:
-        raise ValueError(f"the task {name} has no prompts; give at least 2")
+        raise ValueError(f"the task {name} has no prompts, since its `__iter__` yields nothing; give some")
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"the task {name} has a prompt {wrong[0]!r} that is no text; make every prompt a str")
     return texts
 
 
 def verdict(task: CheckedPrompts, prompt: str, answer: str) -> float:
-    """Return the checker's verdict on an answer. ValueError if it is no number."""
+    """Return the checker's verdict on an answer. ValueError if it is no finite number."""
     found = task.check(prompt, answer)
-    if not isinstance(found, bool | int | float):
+    value = found.item() if isinstance(found, np.generic) else found
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
         raise ValueError(
-            f"`check` of the task {type(task).__name__} returned {found!r}; return True, False or a number"
+            f"`check` of the task {type(task).__name__} returned {found!r}; return True, False or a finite number"
         )
-    return float(found)
+    return float(value)
 
 
 def no_checker(name: str) -> ValueError:

@@ -117,7 +117,8 @@ def check_used(strategy: object, settings: SamplerSettings, given: Mapping[str, 
             )
         return
     check_given(settings, {f"sampler.{key}": key for key in keys}, "strategy=")
-    if reward is not None and (reason := idle(settings, "sampler.guide.reward", "strategy=")):
+    of_twist = settings.strategy == "twisted_smc" and not isinstance(reward, str)  # `build_target` checks it
+    if reward is not None and not of_twist and (reason := idle(settings, "sampler.guide.reward", "strategy=")):
         raise ValueError(f"reward {reason}")
     if reward is not None and settings.guide.reward is not None:
         raise ValueError(f"reward and guide.reward={settings.guide.reward} name two rewards; leave one of them out")

@@ -14,6 +14,7 @@ from torch import nn
 from data.catalogue import DATASETS
 from data.prompt_task import CheckedPrompts, no_checker, prompt_texts, verdict
 from data.questions import Question
+from dlm.checked import check_model
 from dlm.fingerprint import digest_of, weight_digests
 from dlm.masked_lm import MaskedLM
 from evaluation.compare import compared
@@ -33,11 +34,12 @@ from samplers.settings import RULE_SETTINGS, SamplerSettings, idle
 from training.files import check_place
 from training.hub import shipped
 from training.processes import processes
-from training.ranges import COUNT_OR_NONE, ROWS, SEED
+from training.ranges import COUNT_OR_NONE, ROWS, SEED, as_text
 from training.run import new_directory
 from training.stored import plain_description, value_at
 from training.terminal import quietly
 from unmask.api import own_rule, vars_of
+from unmask.arguments import check_policy
 from unmask.decoders import build_rule_decoder, policy_rule
 from unmask.learning import source_of
 from unmask.runs.evaluate import Setup, answer, check_data, directly, report, with_earlier
@@ -112,6 +114,7 @@ def evaluate(
         ValueError: for settings or objects that do not fit; one sentence that names them.
     """
     model = result_of(model)
+    check_model(model)
     if model.tokenizer is None:
         raise ValueError(f"the model {type(model).__name__} has no tokenizer, and questions are text; add one")
     check_numbers({"answer_length": answer_length, "n_test": n_test, "few_shot": few_shot, "batch_size": batch_size})
@@ -145,6 +148,11 @@ def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict
         For each data set that both have: accuracies, network evaluations, their differences with 95 % intervals, and the p-value
         of McNemar's test.
     """
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Evaluation | str | Path):
+            raise ValueError(
+                f"{name}={as_text(value)} of type {type(value).__name__} is no evaluation; give one, or a directory"
+            )
     first, second = (one.directory if isinstance(one, Evaluation) else Path(one) for one in (a, b))
     return compared(first, second)
 
@@ -159,6 +167,8 @@ def metrics(texts: Sequence[str], judge: str | None = None) -> dict[str, Any]:
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts={texts!r} must be a list of at least one text; give a list")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts has {as_text(wrong[0])} of type {type(wrong[0]).__name__}; every text must be a str")
     words = [text.split() for text in texts]
     ids = {word: number for number, word in enumerate(dict.fromkeys(word for row in words for word in row))}
     longest = max(1, *map(len, words))
@@ -292,6 +302,7 @@ def by_policy(name: str, network: PolicyNetwork, given: Mapping[str, Any], model
             settings, policy=replace(settings.policy, action="fixed" if equal_parts else "bernoulli_argmax")
         )
     check_alpha(network, settings.alpha)
+    check_policy(network, settings, model)
     return candidate(name, policy_rule(network, settings.policy, model), settings, given.get("steps"))
 
 
@@ -319,6 +330,7 @@ def by_run(
 def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
     """Return an unmasking rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
     settings = SamplerSettings.of({"temperature": 0.0} | dict(given))
+    check_policy(strategy, settings, model)
     if isinstance(strategy, Strategy):
         tokens, strategy = strategy.token_sampler, strategy.rule
         own = {"temperature": tokens.temperature, "top_p": tokens.top_p, "top_k": tokens.top_k}

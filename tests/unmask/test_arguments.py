@@ -187,6 +187,46 @@ def test_a_policy_is_refused_by_another_model_than_its_own(stories, capsys):
     assert "was trained on example/stories" in capsys.readouterr().err
 
 
+class Sums:
+    """Prompts whose checker returns one value."""
+
+    def __init__(self, verdict):
+        self.verdict = verdict
+
+    def __iter__(self):
+        return iter(("3 A +3 B ?", "2 A +3 B ?"))
+
+    def check(self, prompt, answer):
+        return self.verdict
+
+
+def test_a_verdict_is_a_number_of_python_or_numpy(tmp_path):
+    chain = unmask.load("example/chain", device="cpu")
+    for number, (found, accuracy) in enumerate(((np.bool_(True), 1.0), (np.float32(0.0), 0.0))):
+        out = unmask.evaluate(chain, dataset=Sums(found), answer_length=8, run_dir=tmp_path / str(number))
+        assert out.rows[0]["accuracy_mean"] == accuracy
+    for found in (float("nan"), np.float64("inf"), "yes"):
+        with pytest.raises(
+            ValueError, match="`check` of the task Sums returned .*; return True, False or a finite number"
+        ):
+            unmask.evaluate(chain, dataset=Sums(found), answer_length=8, run_dir=tmp_path / f"run_{found}")
+
+
+def test_an_evaluation_refuses_a_wrong_model_policy_and_data_set(stories, tmp_path):
+    chain = unmask.load("example/chain", device="cpu")
+    policy = DitConfidence().eval()
+    bind(policy, stories)
+    for strategy in (policy, PolicyUnmasker(policy, "fixed")):
+        with pytest.raises(ValueError, match="the policy DitConfidence was trained on example/stories"):
+            unmask.evaluate(chain, strategy=strategy, run_dir=tmp_path / "a")
+    with pytest.raises(ValueError, match="model=example/chain is of type str; give a model"):
+        unmask.evaluate.__wrapped__("example/chain", run_dir=tmp_path / "b")
+    with pytest.raises(ValueError, match="a=1 of type int is no evaluation; give one, or a directory"):
+        unmask.compare.__wrapped__(1, 2)
+    with pytest.raises(ValueError, match="texts has 1 of type int; every text must be a str"):
+        unmask.metrics.__wrapped__([1])
+
+
 def test_messages_name_what_is_wrong(tmp_path, capsys):
     with pytest.raises(ValueError, match="dtype=float7 must be one of float32, bfloat16, float16"):
         unmask.load("example/stories", dtype="float7")
