@@ -75,14 +75,17 @@ class FiniteReward(FunctionReward):
         return values
 
 
-def reward_of(reward: Any) -> TextReward:
-    """Return a reward of texts: the object itself, or a function of texts as one. ValueError for other objects."""
+def reward_of(reward: Any, argument: str = "reward") -> TextReward:
+    """Return a reward of texts: the object itself, or a function of texts as one. ValueError for other objects.
+
+    argument: its name, for the message.
+    """
     if isinstance(reward, TextReward):
         return reward
     if not callable(reward):
         raise ValueError(
-            f"reward={as_text(reward)} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a name, a "
-            "reward model, or a function of a list of texts"
+            f"{argument}={as_text(reward)} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a "
+            "name, a reward model, or a function of a list of texts"
         )
     function: Any = reward
     return FunctionReward(function)

@@ -14,7 +14,7 @@ from data.tasks import Task
 from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.checkpoints import load_policy
-from rewards.functions import CALLERS, FunctionReward
+from rewards.functions import CALLERS, name_of, reward_of
 from rewards.models import RewardModel, TextReward, load_reward
 from training.devices import device_of
 from training.files import make_directory, write_text
@@ -288,34 +288,16 @@ def reward_settings(reward: Any) -> tuple[TextReward | None, dict[str, Any]]:
     if isinstance(reward, str):
         named = (CONFIGS / "reward" / f"{reward}.yaml").is_file()
         return None, {"reward": reward} if named else {"reward": "learned", "reward.model": reward}
-    texts = reward_of(reward)
-    return texts, {"reward": "learned", "reward.model": CALLERS + name_of(reward)}
+    texts = reward_of(result_of(reward))
+    return texts, {"reward": "learned", "reward.model": CALLERS + name_of(texts)}
 
 
 def target_of(target: Any) -> tuple[TextReward | None, dict[str, Any]]:
     """Return the reward of a target that the caller gave as an object, and the settings that choose the target."""
     if isinstance(target, str):
         return None, {"target": target}
-    return reward_of(target, "target"), {"target": "reward", "target.reward": CALLERS + name_of(target)}
-
-
-def reward_of(reward: Any, argument: str = "reward") -> TextReward:
-    """Return a reward of texts: the object itself, or a function of texts as a reward. ValueError for any other object."""
-    reward = result_of(reward)
-    if isinstance(reward, TextReward):
-        return reward
-    if not callable(reward):
-        raise ValueError(
-            f"{argument}={reward!r} of type {type(reward).__name__} has no `score_texts` and cannot be called; give a name, a "
-            "reward model, or a function of a list of texts"
-        )
-    function: Any = reward
-    return FunctionReward(function)
-
-
-def name_of(value: Any) -> str:
-    """Return the name by which a stored configuration describes an object of the caller."""
-    return type(value).__name__ if isinstance(value, TextReward) else FunctionReward(value).name
+    texts = reward_of(result_of(target), "target")
+    return texts, {"target": "reward", "target.reward": CALLERS + name_of(texts)}
 
 
 def source_of(model: MaskedLM, needed_by: str | None = None) -> str:
