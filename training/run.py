@@ -146,9 +146,7 @@ def _take_over(
             if override not in started_with:
                 differences.append(f"the run was not started with {override}")
             continue
-        if override in started_with and chooses(
-            override
-        ):  # the same file of configs/; keys in it may differ by other overrides
+        if override in started_with and chooses(override):  # keys in that file may differ by other overrides
             continue
         requested, was = OmegaConf.select(config, key), OmegaConf.select(saved, key)
         if key in free:
