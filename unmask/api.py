@@ -249,7 +249,7 @@ def sample(
     ranged = {"template": template, "suffix": suffix, "length": length, "num_samples": num_samples}
     check_arguments(ranged | {"batch_size": batch_size, "seed": seed}, on_step)
     chosen = sampler_settings(strategy, settings)
-    check_used(strategy, chosen, settings, reward)
+    check_used(model, strategy, chosen, settings, reward)
     reward = reward if reward is None or isinstance(reward, str) else decoding_reward(reward)
     prompts = checked_prompts(model, prompts)
     check_policy(strategy, chosen, model)

@@ -93,8 +93,10 @@ def check_prompt(model: MaskedLM, prompt: Any) -> None:
         )
 
 
-def check_used(strategy: object, settings: SamplerSettings, given: Mapping[str, Any], reward: object) -> None:
-    """Refuse keyword arguments that the strategy does not read.
+def check_used(
+    model: MaskedLM, strategy: object, settings: SamplerSettings, given: Mapping[str, Any], reward: object
+) -> None:
+    """Refuse keyword arguments that the strategy or the model does not read.
 
     Args:
         given: settings that the caller gave, nested ones as dictionaries. Defaults do not count.
@@ -103,6 +105,8 @@ def check_used(strategy: object, settings: SamplerSettings, given: Mapping[str, 
         ValueError: names the argument and the strategy.
     """
     keys = given_keys(given)
+    if "steps" in keys and model.causal:
+        raise ValueError("steps would do nothing with a causal model, which commits one token a step; leave it out")
     if isinstance(strategy, PolicyNetwork):
         settings = replace(settings, strategy="policy")
         if "policy.path" in keys:

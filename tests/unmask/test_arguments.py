@@ -119,6 +119,13 @@ def test_an_argument_that_would_do_nothing_is_refused(arguments, message):
         sample(MODEL, **{name: value for name, value in given.items() if value is not None})
 
 
+def test_a_causal_model_takes_no_steps():
+    causal = RandomLM(5, causal=True, max_length=8)
+    assert unmask.sample(causal, length=8).nfe.tolist() == [8]
+    with pytest.raises(ValueError, match="steps would do nothing with a causal model"):
+        unmask.sample(causal, length=8, steps=2)
+
+
 def test_an_object_reads_the_settings_of_its_kind():
     rule = unmask.sample(MODEL, strategy=Leftmost(), steps=2, length=8, temperature=0.0)
     assert (
