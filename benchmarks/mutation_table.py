@@ -207,7 +207,7 @@ DLM: dict[str, list[Row]] = {
          GUARANTEES + "blocks_are_filled_in_order_in_no_more_than_their_steps", LAW + "_in_blocks_around_a_prompt"),
         ("self.cache.fresh.masked_fill(fresh, 0)", "self.cache.fresh",
          PROMPTS + "the_published_decodings_with_and_without_caches"),
-        ('"block_masks", "budget", "alpha",', '"block_masks", "alpha",',
+        ("for name in BY_ROW:", 'for name in (name for name in BY_ROW if name != "budget"):',
          BUDGET + "rows_have_budgets_of_their_own_whatever_their_batch"),
         (".squeeze(1) - logits.logsumexp(1)\n            log_q", ".squeeze(1)\n            log_q",
          GUARANTEES + "the_decision_carries_the_density_of_its_tokens"),
