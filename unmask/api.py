@@ -311,7 +311,9 @@ def stream(
     def on_step(observation: Any, rows: Int[Tensor, "active"]) -> None:
         if closed:
             raise StreamClosed
-        steps.put(Step(rows.cpu(), observation.tokens.cpu(), observation.masked.cpu(), observation.evaluations.cpu()))
+        state = (rows, observation.tokens, observation.masked, observation.evaluations)
+        # Copies: the decoding goes on and changes its tensors while the step is read.
+        steps.put(Step(*(values.to("cpu", copy=True) for values in state)))
 
     def work() -> None:
         try:

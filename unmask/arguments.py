@@ -112,20 +112,23 @@ def check_used(
         if "policy.path" in keys:
             raise ValueError("policy.path would do nothing with a policy as the strategy; leave one of them out")
     elif strategy is not None and not isinstance(strategy, str | SamplerSettings):
-        known = OF_RULE if isinstance(strategy, Unmasker) else OF_DECODER
-        keys += ["reward"] if reward is not None else []
-        if unread := [key for key in keys if key not in known]:
-            raise ValueError(
-                f"{unread[0]} would do nothing with strategy={type(strategy).__name__}(...), an object that does not read it; "
-                "leave it out"
-            )
-        return
+        return check_used_by_object(strategy, keys + (["reward"] if reward is not None else []))
     check_given(settings, {f"sampler.{key}": key for key in keys}, "strategy=")
     of_twist = settings.strategy == "twisted_smc" and not isinstance(reward, str)  # `build_target` checks it
     if reward is not None and not of_twist and (reason := idle(settings, "sampler.guide.reward", "strategy=")):
         raise ValueError(f"reward {reason}")
     if reward is not None and settings.guide.reward is not None:
         raise ValueError(f"reward and guide.reward={settings.guide.reward} name two rewards; leave one of them out")
+
+
+def check_used_by_object(strategy: object, keys: list[str]) -> None:
+    """Refuse arguments that a rule or a decoder of the caller does not read: ValueError."""
+    known = OF_RULE if isinstance(strategy, Unmasker) else OF_DECODER
+    if unread := [key for key in keys if key not in known]:
+        raise ValueError(
+            f"{unread[0]} would do nothing with strategy={type(strategy).__name__}(...), an object that does not read it; leave "
+            "it out"
+        )
 
 
 def given_keys(settings: Mapping[str, Any], before: str = "") -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 from data.tasks import Task
 from dlm.masked_lm import MaskedLM
 from rewards.functions import CALLERS
 from rewards.models import TextReward
+from training.stored import value_at
 
 KEYS = (("task", "data.datasets"), ("reward", "reward.model"), ("target", "target.reward"))  # argument, setting
 
@@ -25,13 +26,12 @@ class Objects:
     task: Task | None = None
     reward: TextReward | None = None
 
-    def check(self, config: DictConfig, command: str) -> None:
-        """Refuse a configuration that names an object of the caller, such as that of a resumed run, without this object:
-        ValueError."""
+    def check(self, settings: Mapping[str, Any], command: str) -> None:
+        """Refuse settings that name an object of the caller, such as those of a resumed run, without this object: ValueError."""
         for argument, key in KEYS:
             own = self.task if argument == "task" else self.reward
-            value = OmegaConf.select(config, key)
-            names = [str(name) for name in (value if OmegaConf.is_list(value) else [value])]
+            value = value_at(settings, key)
+            names = [str(name) for name in (value if isinstance(value, list) else [value])]
             if own is None and any(name.startswith(CALLERS) for name in names):
                 raise ValueError(
                     f"{key}={', '.join(names)} is an object of a Python program; resume the run there by unmask.{command}(model, "

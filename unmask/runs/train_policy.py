@@ -14,7 +14,7 @@ from policy.checkpoints import bind, policy_file
 from policy.settings import PolicyTrainingSettings
 from training.hub import shipped
 from training.processes import processes
-from training.run import Run, resumed_config
+from training.run import Run, resolved, resumed_config
 from training.sharding import shard
 from training.trainer import Trainer
 from unmask.build import (
@@ -33,7 +33,7 @@ def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> P
     """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_policy")
     settings, config = started(PolicyTrainingSettings, config, overrides)
-    given.check(config, "train_policy")
+    given.check(resolved(config), "train_policy")
     if settings.init is not None:
         policy_file(Path(shipped(settings.init)))
     with processes(settings.device) as group:

@@ -22,7 +22,7 @@ from samplers.settings import check_given
 from training.hub import shipped
 from training.learner import new_learner
 from training.processes import Processes, processes
-from training.run import Run, resumed_config
+from training.run import Run, resolved, resumed_config
 from training.trainer import Trainer
 from unmask.build import (
     build_reward,
@@ -96,7 +96,7 @@ def run(config: DictConfig, overrides: list[str], given: Objects = NOTHING) -> P
     """Train; return the run directory."""
     config = resumed_config(config, overrides, "train_rl")
     settings, config = started(RLTrainingSettings, config, overrides)
-    given.check(config, "train_rl")
+    given.check(resolved(config), "train_rl")
     check_rl(settings)
     check_sampler_given(settings, overrides)
     with processes(settings.device) as group:

@@ -14,7 +14,7 @@ from evaluation.report import write_json
 from load_model import load_model
 from training.hub import shipped
 from training.processes import Processes, processes
-from training.run import Run, resumed_config
+from training.run import Run, resolved, resumed_config
 from training.stored import read_json
 from training.trainer import Trainer
 from twist.algorithms import (
@@ -263,7 +263,7 @@ def run(config: DictConfig, overrides: list[str], objects: Objects = NOTHING) ->
         )
     config = resumed_config(config, overrides, "train_twist")
     settings, config = started(TwistTrainingSettings, config, overrides)
-    objects.check(config, "train_twist")
+    objects.check(resolved(config), "train_twist")
     check_twist(settings)
     config.training.n_iters = settings.training.n_iters = epochs(settings)[-1]
     with processes(settings.device) as group:
