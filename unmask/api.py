@@ -309,11 +309,11 @@ def stream(
     closed = False
 
     def on_step(observation: Any, rows: Int[Tensor, "active"]) -> None:
-        if closed:
-            raise StreamClosed
         state = (rows, observation.tokens, observation.masked, observation.evaluations)
         # Copies: the decoding goes on and changes its tensors while the step is read.
         steps.put(Step(*(values.to("cpu", copy=True) for values in state)))
+        if closed:  # also where the iterator was closed while the step waited
+            raise StreamClosed
 
     def work() -> None:
         try:
