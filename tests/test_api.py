@@ -258,3 +258,24 @@ def test_a_registered_rule_is_known_by_its_name_here_and_to_the_commands(tmp_pat
         unmask.register("dilated", FromLeft)
     with pytest.raises(ValueError, match="'broken' makes a list, which has no method `choose`"):
         unmask.register("broken", list)
+
+
+def test_a_keyword_changes_one_field_of_nested_settings(model):
+    settings = unmask.SamplerSettings.of({"strategy": "best_of_n", "guide": {"samples": 3, "k": 5}, "steps": 2})
+    out = unmask.sample(
+        model, "The dog", strategy=settings, reward=lambda texts: [0.0 for _ in texts], guide={"k": 4}, length=12
+    )
+    assert out.nfe.tolist() == [3 * 2]
+
+
+def test_a_reward_does_not_read_boards(board):
+    for strategy in ("fk", "best_of_n"):
+        with pytest.raises(ValueError, match="a reward reads text and .* is a model of boards"):
+            unmask.sample(
+                board,
+                "." * 36,
+                strategy=strategy,
+                reward=len,
+                steps=2,
+                **({"guide": {"k": 3}} if strategy != "fk" else {}),
+            )

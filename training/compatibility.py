@@ -172,8 +172,12 @@ def new_name(key: str) -> str:
 
 
 def _renamed(words: list[str]) -> list[str]:
-    """Give overrides their current keys. ValueError if a key is set by its old and its current name, to different values."""
-    found, by_key = [], {_key(word): word for word in words if "=" in word}
+    """Give overrides their current keys. ValueError if a key is set by two names, to different values."""
+    found, by_key = [], {}
+    for word in words:
+        new = new_name(_key(word))
+        if "=" in word and (new not in by_key or _key(word) == new):
+            by_key[new] = word
     for word in words:
         key, equals, value = word.partition("=")
         sign = key[: len(key) - len(key.lstrip("+~"))]

@@ -84,7 +84,7 @@ def load_policy(path: str, model: MaskedLM | None = None) -> nn.Module:
     Raises:
         ValueError: there is no policy, or it was trained on another model.
     """
-    return load_policy_network(shipped(path), model=model)
+    return load_policy_network(shipped(path), model=result_of(model))
 
 
 def register(name: str, rule: Callable[[], Unmasker]) -> None:
@@ -349,9 +349,19 @@ class StreamClosed(Exception):
 def sampler_settings(strategy: StrategyLike | None, settings: Mapping[str, Any]) -> SamplerSettings:
     """Return the sampler settings that a strategy and keyword arguments describe."""
     if isinstance(strategy, SamplerSettings):
-        return SamplerSettings.of(vars_of(strategy) | dict(settings))
+        return SamplerSettings.of(merged(vars_of(strategy), settings))
     named = {"strategy": strategy} if isinstance(strategy, str) else {}
     return SamplerSettings.of(named | dict(settings))
+
+
+def merged(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the given ones in place of their own; of nested settings only the given fields change."""
+    nested = {
+        name: {**settings[name], **value}
+        for name, value in given.items()
+        if isinstance(value, Mapping) and isinstance(settings.get(name), Mapping)
+    }
+    return {**settings, **given, **nested}
 
 
 def vars_of(settings: SamplerSettings) -> dict[str, Any]:

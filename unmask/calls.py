@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -15,10 +16,12 @@ from training.ranges import ABSENT, found_at
 from training.run import CONFIG, check_holds_run, chooses, content, new_directory, stored_overrides
 from training.stored import settings as stored_settings
 from training.terminal import quietly
-from training.usage import CONFIGS, composed, override
+from training.usage import composed, override
 from unmask.runs.objects import Objects
 
 Settings = Mapping[str, Any]
+PLAIN = re.compile(r"[A-Za-z_]\w*")  # text that Hydra reads as itself without quotes, but for
+OTHER_VALUES = ("true", "false", "null", "nan", "inf", "none", "yes", "no", "on", "off")
 MODEL_KEYS = ("dlm", "dlm.path", "dlm.model_type")  # settings of commands that name a model; a function has its object
 
 
@@ -146,8 +149,8 @@ def words(settings: Settings) -> list[str]:
     found: list[str] = []
     for key, value in flat(settings).items():
         if isinstance(value, str | Path):
-            is_group = (CONFIGS / key / f"{value}.yaml").is_file()
-            found.append(f"{key}={value}" if is_group else override(key, str(value)))
+            is_word = PLAIN.fullmatch(str(value)) is not None and str(value).lower() not in OTHER_VALUES
+            found.append(f"{key}={value}" if is_word else override(key, str(value)))
         else:
             found.append(f"{key}={json.dumps(value)}")
     return found

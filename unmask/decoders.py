@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dlm.board import BoardTokenizer
 from dlm.encoding import model_ids
 from dlm.ends import before_end, end_tokens, has_end, texts_of
 from dlm.fingerprint import fingerprint_of, mismatch
@@ -298,8 +299,17 @@ def build_best_of(
         return Strategy(rule, tokens)
     if (tokens.temperature == 0 or guide.k == 1) and guide.samples > 1:
         raise ValueError("best_of_n at temperature 0, or with k=1, would draw the same sample each time; raise them")
+    check_writes_text(model)
     scored = reward or requested_reward(settings, model)
     return BestOf(Strategy(rule, tokens), guide.samples, score_finished(scored, model, layout.first))
+
+
+def check_writes_text(model: MaskedLM) -> None:
+    """Refuse a model whose samples are no texts, which a reward reads: ValueError."""
+    if model.tokenizer is None:
+        raise ValueError(f"a reward reads text and the tokenizer of {model.label} cannot be loaded; add tokenizer.json")
+    if isinstance(model.tokenizer, BoardTokenizer):
+        raise ValueError(f"a reward reads text and {model.label} is a model of boards; use a strategy without a reward")
 
 
 def requested_reward(settings: SamplerSettings, model: MaskedLM) -> RewardModel | TextReward:
@@ -326,8 +336,7 @@ def build_values(settings: SamplerSettings, model: MaskedLM, layout: Layout, giv
             )
         return HeadValues(requested_head(guide.reward, model))
     reward = given or requested_reward(settings, model)
-    if model.tokenizer is None:
-        raise ValueError(f"the tokenizer of {model.label} cannot be loaded, which a reward needs; add tokenizer.json")
+    check_writes_text(model)
     kind = reward.kind if isinstance(reward, RewardModel) else "full"
     check_kind(name, kind, str(guide.reward), model)
     same = isinstance(reward, RewardModel) and shares_tokens(reward, model.tokenizer)
@@ -533,8 +542,7 @@ def build_steering(
         )
     if reward is None:
         raise ValueError("strategy fk needs a reward; give a name or a run of train-reward (--reward, reward=)")
-    if model.tokenizer is None:
-        raise ValueError(f"a reward reads text and the tokenizer of {model.label} cannot be loaded; add tokenizer.json")
+    check_writes_text(model)
     score, scale = text_reward(reward, model, layout.first), float(smc.scale)
     strategy = particle_rule(settings, model, "leftmost" if model.causal else "direct")
 

@@ -38,11 +38,11 @@ from training.ranges import COUNT_OR_NONE, ROWS, SEED, as_text
 from training.run import new_directory
 from training.stored import plain_description, value_at
 from training.terminal import quietly
-from unmask.api import own_rule, vars_of
+from unmask.api import merged, own_rule, vars_of
 from unmask.arguments import check_policy
 from unmask.decoders import build_rule_decoder, policy_rule
 from unmask.learning import source_of
-from unmask.runs.evaluate import Setup, answer, check_data, directly, report, with_earlier
+from unmask.runs.evaluate import Setup, answer, check_data, check_reads_text, directly, report, with_earlier
 from unmask.trained import Trained, result_of
 
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Trained
@@ -115,8 +115,7 @@ def evaluate(
     """
     model = result_of(model)
     check_model(model)
-    if model.tokenizer is None:
-        raise ValueError(f"the model {type(model).__name__} has no tokenizer, and questions are text; add one")
+    check_reads_text(model)
     check_numbers({"answer_length": answer_length, "n_test": n_test, "few_shot": few_shot, "batch_size": batch_size})
     directory = new_directory() if run_dir is None else Path(run_dir)
     check_place(str(directory), f"run_dir={directory}")
@@ -199,13 +198,13 @@ def checked_seeds(seeds: Any) -> list[int]:
     found = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, Sequence) else []
     if not found or not all(SEED.holds(seed) for seed in found):
         raise ValueError(f"seeds={seeds!r} must be {SEED.allowed}, or a list of such numbers; change it")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def named_datasets(dataset: Any, count: int | None) -> tuple[list[str], dict[str, list[Question]]]:
     """Return the names of data sets, and the questions of those that the caller gave, at most `count`."""
     if isinstance(dataset, str | list | tuple):
-        names = [dataset] if isinstance(dataset, str) else list(dataset)
+        names = [dataset] if isinstance(dataset, str) else list(dict.fromkeys(dataset))
         if unknown := [name for name in names if name not in DATASETS and not str(name).startswith("rg:")]:
             raise ValueError(
                 f"data set {', '.join(map(str, unknown))} is unknown; use one of {', '.join(DATASETS)}, or an object with "
@@ -274,7 +273,7 @@ def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], 
         name: that the caller gave; None: one by the strategy.
     """
     if isinstance(strategy, SamplerSettings):
-        whole = SamplerSettings.of(vars_of(strategy) | dict(settings))
+        whole = SamplerSettings.of(merged(vars_of(strategy), settings))
         return [by_name(name or label_of(strategy), whole, whole.steps, model)]
     if isinstance(strategy, str):
         whole = SamplerSettings.of({"temperature": 0.0, "strategy": strategy} | dict(settings))
@@ -315,7 +314,7 @@ def by_run(
     mode = EVALUATED_AS.get(str(value_at(stored, "algorithm.action")))
     if mode is not None and "steps" not in given:
         trained["policy"] = {"action": SAMPLING_MODES[mode], "temperature": value_at(stored, "eval.temperature")}
-    own = trained | dict(given)
+    own = merged(trained, given)
     budgets = [own["budget"]] if "budget" in own else value_at(stored, "sampler.budgets") or [None]
     alphas = [own["alpha"]] if "alpha" in own else value_at(stored, "reward.alphas") or [None]
     found = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data.prompt_task import CheckedPrompts, PromptTask, no_checker
 from data.tasks import Task
+from dlm.checked import check_model
 from dlm.masked_lm import MaskedLM
 from load_model import load_model
 from policy.checkpoints import load_policy
@@ -29,7 +30,7 @@ REWARD_OF = {"stories": "likelihood", "puzzles": "puzzle", "latex": "latex"}
 
 
 def train_policy(
-    model: MaskedLM,
+    model: MaskedLM | Trained[MaskedLM],
     *,
     task: str | Iterable[str] = "stories",
     algorithm: str = "grpo",
@@ -66,6 +67,7 @@ def train_policy(
     Raises:
         ValueError: for settings or objects that do not fit; one sentence that names them.
     """
+    model = model_of(model)
     call = Call(train_policy, run_dir, resume, quiet, settings)
     call.choose("seed", seed)
     call.choose("algorithm", algorithm)
@@ -77,7 +79,7 @@ def train_policy(
 
 
 def train_rl(
-    model: MaskedLM,
+    model: MaskedLM | Trained[MaskedLM],
     *,
     task: str | Iterable[str] = "chain",
     algorithm: str = "grpo",
@@ -101,6 +103,7 @@ def train_rl(
     Returns:
         The trained model, with its run directory.
     """
+    model = model_of(model)
     call = Call(train_rl, run_dir, resume, quiet, settings)
     call.choose("seed", seed)
     call.choose("algorithm", algorithm, {"rl.algorithm": algorithm})
@@ -114,7 +117,7 @@ def train_rl(
 def train_dlm(
     data: str | Path | Iterable[str],
     *,
-    model: MaskedLM | None = None,
+    model: MaskedLM | Trained[MaskedLM] | None = None,
     iterations: int | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -135,6 +138,7 @@ def train_dlm(
     Returns:
         The trained model, with its run directory.
     """
+    model = None if model is None else model_of(model)
     call = Call(train_dlm, run_dir, resume, quiet, settings)
     call.choose("seed", seed)
     call.choose_length(iterations, 1000)
@@ -171,7 +175,7 @@ def train_reward(
         init: a checkpoint of transformers to start from: a directory or an id of the hub. None: a new small encoder.
         kind: what the reward reads: full (whole answers), prefix, or mask (canvases with masks).
         epochs: passes over the pairs.
-        run_dir, quiet, resume: as of `train_policy`.
+        run_dir, quiet, resume: as of `train_policy`; a finished run of a reward is not trained further.
         settings: other keys of configs/train_reward.yaml.
 
     Returns:
@@ -188,7 +192,7 @@ def train_reward(
 
 
 def train_twist(
-    model: MaskedLM,
+    model: MaskedLM | Trained[MaskedLM],
     *,
     target: str | Reward = "vader",
     method: str = "ctl",
@@ -217,6 +221,7 @@ def train_twist(
     Returns:
         The path of the twist, with its run directory.
     """
+    model = model_of(model)
     call = Call(train_twist, run_dir, resume, quiet, settings)
     reward, of_target = target_of(target)
     call.choose("target", target, of_target)
@@ -298,6 +303,13 @@ def target_of(target: Any) -> tuple[TextReward | None, dict[str, Any]]:
         return None, {"target": target}
     texts = reward_of(result_of(target), "target")
     return texts, {"target": "reward", "target.reward": CALLERS + name_of(texts)}
+
+
+def model_of(model: Any) -> MaskedLM:
+    """Return the model itself: a run stands for its result. ValueError for an object that is no model."""
+    found = result_of(model)
+    check_model(found)
+    return found
 
 
 def source_of(model: MaskedLM, needed_by: str | None = None) -> str:

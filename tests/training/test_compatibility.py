@@ -210,6 +210,10 @@ def test_published_keys_of_other_systems():
             "sampler.steps=8 and sampling.discrete_steps=4 both set sampler.steps",
         ),
         (["sampler.length=4", "sampling.length=8"], "sampler.length=4 and sampling.length=8 both set sampler.length"),
+        (
+            ["sampling.discrete_steps=4", "sampling.steps=5"],
+            "sampling.discrete_steps=4 and sampling.steps=5 both set sampler.steps",
+        ),
         (["block_length=4", "sampling.block_length=8"], "sampler.block_length=8 and block_length=4 both set"),
     ],
 )

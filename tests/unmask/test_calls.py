@@ -14,6 +14,7 @@ from training.trainer import Trainer
 from training.usage import composed
 from unmask.calls import words
 from unmask.runs import train_dlm, train_policy, train_reward, train_rl, train_twist
+from unmask.trained import Trained
 
 PROMPTS = ["3 A +3 B ?", "2 A +3 B ?", "1 A +3 B ?"]
 COMMANDS = {
@@ -227,3 +228,18 @@ def test_records_of_a_resumed_run_are_those_that_it_began_with(tmp_path):
     assert (run.directory / "texts.jsonl").read_bytes() == before
     weights = unmask.train_dlm(texts, model=model, resume=run.directory).result.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in run.result.state_dict().items())
+
+
+def test_published_values_are_words_as_on_the_command_line(chain, configured):
+    config = configured("train_policy", chain, task="chain", settings={"sampling_mode": "bernoulli", "optim.lr": 0.5})
+    assert (
+        config.algorithm.action == "bernoulli" and config.eval.action == "bernoulli_argmax" and config.optim.lr == 0.5
+    )
+
+
+def test_a_run_stands_for_its_model_and_a_path_does_not(chain, configured, tmp_path):
+    run = Trained(tmp_path, chain)
+    assert configured("train_policy", run, task="chain").dlm.path == "example/chain"
+    assert configured("train_rl", run, task="chain").init == "example/chain"
+    with pytest.raises(ValueError, match="model=example/chain is of type str"):
+        unmask.train_policy.__wrapped__("example/chain", task="chain")

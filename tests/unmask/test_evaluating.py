@@ -41,6 +41,12 @@ def test_rules_and_policies_side_by_side(model, tmp_path, capsys):
         "DitConfidence",
         "Confident",
     ]
+    assert (
+        unmask.evaluate(model, seeds=[1, 1], dataset=["chain", "chain"], run_dir=tmp_path / "once", **FEW).rows[0][
+            "num_seeds"
+        ]
+        == 1
+    )
     assert all(row["num_seeds"] == 2 and row["samples"] == 4 and 0 <= row["accuracy_mean"] <= 1 for row in found.rows)
     assert found.rows[1]["evaluations_mean"] <= found.rows[0]["evaluations_mean"]
     shown = repr(found).splitlines()
@@ -142,6 +148,8 @@ def test_a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_traini
     rows = unmask.evaluate(model, strategy=run, run_dir=tmp_path / "answers", **FEW).rows
     assert [(row["name"], row["budget"]) for row in rows] == [("run-budget2", 2), ("run-budget4", 4)]
     assert all(row["evaluations_mean"] <= row["budget"] and row["sampling_mode"] == "plackett_luce" for row in rows)
+    warm = unmask.evaluate(model, strategy=run, policy={"temperature": 0.7}, run_dir=tmp_path / "warm", **FEW).rows[0]
+    assert warm["temperature"] == 0.7 and warm["sampling_mode"] == "plackett_luce"
 
 
 def test_answers_of_a_callers_objects_are_not_taken_for_those_of_another(model, tmp_path):
@@ -185,6 +193,7 @@ class Failing:
         ({"answer_length": 0}, ValueError, "answer_length=0 must be"),
         ({"n_test": -3}, ValueError, "n_test=-3 must be"),
         ({"seeds": "a"}, ValueError, "seeds='a' must be"),
+        ({"model": "example/sudoku6"}, ValueError, "is a model of boards, and questions are text"),
         ({"seeds": []}, ValueError, "seeds=.. must be"),
         ({"strategy": []}, ValueError, "strategy is empty; give at least one"),
         ({"strategy": {"a/b": "direct"}}, ValueError, "names a directory"),
@@ -202,7 +211,8 @@ class Failing:
 )
 def test_what_is_wrong_is_one_sentence(model, tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
-        unmask.evaluate.__wrapped__(model, **{"run_dir": tmp_path / "x", **FEW, **arguments})
+        model = unmask.load(arguments["model"], device="cpu") if "model" in arguments else model
+        unmask.evaluate.__wrapped__(**{"run_dir": tmp_path / "x", **FEW, **arguments, "model": model})
 
 
 def test_measures_of_texts_from_anywhere():

@@ -26,6 +26,7 @@ from data.questions import (
     questions_hash,
     right,
 )
+from dlm.board import BoardTokenizer
 from dlm.checkpoints.table import type_by_name
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.fingerprint import digest_of, digests_of
@@ -105,6 +106,14 @@ def configuration(arguments: EvaluationRequest) -> DictConfig | None:
             "train_policy", ["data=questions", *overrides, *([f"++dlm.model_type={named}"] if named else [])]
         )
     return read
+
+
+def check_reads_text(model: MaskedLM) -> None:
+    """Refuse a model without a tokenizer of text, for questions: ValueError."""
+    if model.tokenizer is None:
+        raise ValueError(f"the tokenizer of {model.label} cannot be loaded, and questions are text; add tokenizer.json")
+    if isinstance(model.tokenizer, BoardTokenizer):
+        raise ValueError(f"{model.label} is a model of boards, and questions are text; give a model of text")
 
 
 def plain(config: DictConfig | None) -> dict[str, Any] | None:
@@ -397,8 +406,7 @@ def run(arguments: EvaluationRequest) -> int:
     dtype = str(arguments.dtype or OmegaConf.select(known, "model.dtype") or "float32")
     with processes(arguments.device, saves=False) as group:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
-        if model.tokenizer is None:
-            raise ValueError(f"the tokenizer of {path} cannot be loaded, and questions are text; add tokenizer.json")
+        check_reads_text(model)
         chosen = candidates(arguments, model, plain(config))
         results, answered = answer(Setup(arguments, model, path, dtype, chosen, names, seeds, config), group)
         if group.first and results:
