@@ -572,8 +572,31 @@ REWARDS_AND_DATA: dict[str, list[Row]] = {
 # ------------------------------------------------------------------------------------------------------ evaluation from Python
 EVALUATING, TEXTS = "tests/unmask/test_evaluating.py::test_", "tests/test_evaluate_text.py::test_"
 PROMPTS, PROGRESS = "tests/unmask/test_prompts_file.py::test_", "tests/training/test_progress.py::test_"
+API, CALLS = "tests/test_api.py::test_", "tests/unmask/test_calls.py::test_"
 FROM_PYTHON: dict[str, list[Row]] = {
+    "unmask/api.py": [
+        ('values.to("cpu", copy=True)', "values.cpu()", API + "a_stream_yields_every_step_and_ends_with_its_reader"),
+        ("{**settings[name], **value}", "{**value}", API + "a_keyword_changes_one_field_of_nested_settings"),
+    ],
+    "unmask/calls.py": [
+        ("if str(self.settings[key]) != str(chosen[key]):", "if False:",
+         CALLS + "what_contradicts_an_argument_is_one_sentence"),
+        ("if other in self.settings:", "if False:", CALLS + "what_contradicts_an_argument_is_one_sentence"),
+        ("PLAIN.fullmatch(str(value)) is not None", "False", CALLS + "published_values_are_words_as_on_the_command_line"),
+    ],
+    "unmask/decoders.py": [
+        ("if isinstance(model.tokenizer, BoardTokenizer):", "if False:", API + "a_reward_does_not_read_boards"),
+    ],
+    "training/compatibility.py": [
+        ("new not in by_key or _key(word) == new", "_key(word) == new", "tests/training/test_compatibility.py"),
+    ],
+    "unmask/runs/help_text.py": [
+        ('texts["groups"].get(key)', "None", "tests/test_fields.py::test_help_says_what_every_key_means"),
+    ],
     "unmask/evaluating.py": [
+        ("own = merged(trained, given)", "own = trained | dict(given)",
+         EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_training"),
+        ("return list(dict.fromkeys(found))", "return found", EVALUATING + "rules_and_policies_side_by_side"),
         ("steps=None if unread else steps", "steps=None", EVALUATING + "settings_decode_as_they_do_in_sample"),
         ("budget=settings.budget, alpha", "alpha", EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its"
          "_training"),
@@ -608,6 +631,7 @@ FROM_PYTHON: dict[str, list[Row]] = {
         ("len(given) != 1", "not given", PROMPTS + "what_is_wrong_with_a_file_is_one_sentence"),
     ],
     "evaluation/replay.py": [
+        ("strict=True)][:length]", "strict=True)]", "tests/evaluation/test_report.py::test_a_shorter_canvas_ends_where_it_ends"),
         ("place.get(token, -1) for token in row", "0 for token in row", "tests/evaluation/test_report.py"),
     ],
 }

@@ -117,9 +117,9 @@ def test_flags_that_do_nothing_are_refused_before_the_model_is_read(words, messa
 
 
 def test_confidences_are_those_of_the_token_sampler_on_request(tmp_path):
-    asked = [*FEW, "--strategy", "confidence", "--steps", "4", "--token_temperature", "0.5", "--out"]
+    flags = [*FEW, "--strategy", "confidence", "--steps", "4", "--token_temperature", "0.5", "--out"]
     for confidence in ("model", "sampling"):
-        assert evaluate.main([*asked, str(tmp_path / confidence), "--confidence", confidence]) == 0
+        assert evaluate.main([*flags, str(tmp_path / confidence), "--confidence", confidence]) == 0
     by_model, by_draw = (
         [record["text"] for record in lines(tmp_path / name / "confidence-K4_text_seed42")]
         for name in ("model", "sampling")
@@ -134,4 +134,4 @@ def test_confidences_are_those_of_the_token_sampler_on_request(tmp_path):
     ]
     assert by_draw == texts != by_model
     with pytest.raises(ValueError, match="with confidence=sampling"):
-        evaluate.main([*asked, str(tmp_path / "sampling")])
+        evaluate.main([*flags, str(tmp_path / "sampling")])

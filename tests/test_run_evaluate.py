@@ -87,19 +87,19 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     with pytest.raises(ValueError, match="weight of speed is an input of this policy and alpha is None"):
         main([*argv, "--out", str(tmp_path / "none")])
     config = {"reward": {"alphas": [0, 3]}, "sampler": {"budgets": [1, 2]}}
-    said = evaluate_command.request([*argv, "--out", "x"])
+    request = evaluate_command.request([*argv, "--out", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
-    assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == trained_with
-    said = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--out", "x"])
-    assert [(one.alpha, one.budget) for one in candidates(said, model, config)] == [(1, None)]
+    assert [(one.alpha, one.budget) for one in candidates(request, model, config)] == trained_with
+    request = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--out", "x"])
+    assert [(one.alpha, one.budget) for one in candidates(request, model, config)] == [(1, None)]
 
 
 def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
     vectors = ROOT / "tests" / "vectors"
     shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
-    said = evaluate_command.request(["--policy", str(tmp_path), "--out", "x"])
-    (found,) = candidates(said, load_model(vectors / "llada-tiny")[0], None)
+    request = evaluate_command.request(["--policy", str(tmp_path), "--out", "x"])
+    (found,) = candidates(request, load_model(vectors / "llada-tiny")[0], None)
     assert isinstance(found.rule.network, DitHidden)
 
 
@@ -213,16 +213,16 @@ def test_a_configuration_file_of_the_published_code_is_read(tmp_path):
     file.write_text(
         "model_path: example/chain\nblock_length: 6\nmax_completion_length: 18\nreport_to: wandb\nbf16: false\n"
     )
-    said = evaluate_command.request(["--policy", "x", "--config", str(file), "--out", "y"])
-    config = evaluate_run.configuration(said)
+    request = evaluate_command.request(["--policy", "x", "--config", str(file), "--out", "y"])
+    config = evaluate_run.configuration(request)
     assert config.dlm.path == "example/chain" and config.model.dtype == "float32"
     assert config.dlm.model_type == "llada"
-    decoding = evaluate_run.decoding_of(said, config, "gsm8k")
+    decoding = evaluate_run.decoding_of(request, config, "gsm8k")
     assert (decoding.length, decoding.block_length) == (18, 6)
     for text, message in (("report_to: wandb", "has neither `dlm`"), ("- a", "is no list of settings")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            evaluate_run.configuration(said)
+            evaluate_run.configuration(request)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_their_configuration_of_another_family_is_refused(tmp_path, theirs, own)
 def test_a_policy_file_of_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model.safetensors").touch()
-    said = evaluate_command.request(["--policy", "model.safetensors", "--out", "y"])
-    assert _policy_files(said)[0][0] == tmp_path.name
+    request = evaluate_command.request(["--policy", "model.safetensors", "--out", "y"])
+    assert _policy_files(request)[0][0] == tmp_path.name
 
 
 def test_where_every_evaluation_fails_the_status_is_1(tmp_path, capsys):
@@ -341,12 +341,12 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     config = plain_description(run / ".hydra" / "config.yaml")
     config["eval"]["temperature"] = 0.5
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.request([str(run), "--out", "x"])
-    assert [one.name for one in candidates(said, model, config)] == ["run-checkpoint_20-T0.5"]
-    said = evaluate_command.request(
+    request = evaluate_command.request([str(run), "--out", "x"])
+    assert [one.name for one in candidates(request, model, config)] == ["run-checkpoint_20-T0.5"]
+    request = evaluate_command.request(
         [str(run), "--block_length", "12", "--cache", "none", "--length", "24", "--out", "x"]
     )
-    found = evaluate_run.decoding_of(said, evaluate_run.configuration(said), "chain")
+    found = evaluate_run.decoding_of(request, evaluate_run.configuration(request), "chain")
     assert (found.block_length, found.cache, found.refresh, found.length) == (12, None, None, 24)
 
 
@@ -368,9 +368,9 @@ def test_one_file_by_a_configuration(tmp_path):
     assert main([*argv, "--config", str(file), "--out", str(tmp_path / "out")]) == 0
     (row,) = read(tmp_path / "out" / "detailed_results.csv")
     assert (row["name"], row["block_length"]) == ("chain_policy-T1", "6")
-    said = evaluate_command.request([*argv, "--config", "chain_grpo", "--out", "x"])
-    config = evaluate_run.configuration(said)
-    assert config.dlm.path == "example/chain" and evaluate_run.decoding_of(said, config, "chain").length == 24
+    request = evaluate_command.request([*argv, "--config", "chain_grpo", "--out", "x"])
+    config = evaluate_run.configuration(request)
+    assert config.dlm.path == "example/chain" and evaluate_run.decoding_of(request, config, "chain").length == 24
     OmegaConf.update(config, "dlm.model_type", "Dream", force_add=True)
     OmegaConf.save(config, file)
     with pytest.raises(ValueError, match="example/chain is a llada checkpoint .* configuration is for Dream"):
@@ -387,8 +387,8 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         assert strip(tmp_path / "a" / name) == strip(tmp_path / "b" / name)
         assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
     model, _ = load_model(ROOT / "example" / "chain")
-    said = evaluate_command.request(["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--out", "x"])
-    assert [(one.name, one.rule, one.budget) for one in candidates(said, model, None)] == [
+    request = evaluate_command.request(["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--out", "x"])
+    assert [(one.name, one.rule, one.budget) for one in candidates(request, model, None)] == [
         ("threshold-0.7-budget2", Threshold(0.7), 2),
         ("threshold-0.7-budget4", Threshold(0.7), 4),
     ]

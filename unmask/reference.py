@@ -25,7 +25,7 @@ generated from the dataclasses of settings by `python -m unmask.reference`.
 
 
 def allowed_of(entry: Field[Any]) -> str:
-    """Return what a value may be, without an upper bound that nobody reaches."""
+    """Return what a value may be, without an upper bound that no run reaches."""
     return UNREACHED.sub("", entry.metadata["range"].allowed)
 
 

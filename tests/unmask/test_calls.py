@@ -135,7 +135,9 @@ def test_settings_add_to_arguments(arguments, settings, expected, chain, configu
         ({"resume": "nowhere"}, {}, "resume=nowhere is not a run directory"),
     ],
 )  # fmt: skip
-def test_what_contradicts_an_argument_is_one_sentence(arguments, settings, message, chain, tmp_path, monkeypatch):
+def test_what_contradicts_an_argument_is_one_sentence(
+    arguments, settings, message, chain, configured, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     arguments = {"task": PROMPTS, "reward": few_letters, "settings": settings} | arguments
     with pytest.raises(ValueError, match=message) as refused:
