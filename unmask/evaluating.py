@@ -225,7 +225,7 @@ def named_datasets(dataset: Any, count: int | None) -> tuple[list[str], dict[str
 
 
 def candidates_of(strategy: Any, settings: Mapping[str, Any], model: MaskedLM) -> list[Candidate]:
-    """Return what the strategies of a call stand for, each with a name of its own.
+    """Return the candidates of the strategies of a call. Each has its own name.
 
     Args:
         settings: fields of `SamplerSettings` for all of them.
@@ -267,7 +267,7 @@ def check_used(settings: Mapping[str, Any], found: Sequence[Candidate]) -> None:
 
 
 def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], model: MaskedLM) -> list[Candidate]:
-    """Return what one strategy stands for: a candidate, or those of each budget and weight that a policy was trained with.
+    """Return the candidates of one strategy: one, or one for each budget and weight that a policy was trained with.
 
     Args:
         name: that the caller gave; None: one by the strategy.
@@ -286,14 +286,14 @@ def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], 
 
 
 def by_name(name: str, settings: SamplerSettings, steps: int | None, model: MaskedLM) -> Candidate:
-    """Return the rule or policy that settings name. steps: None for one position a step."""
+    """Return the candidate of the rule or policy that settings name. steps: None for one position a step."""
     rule = build_rule_decoder(settings, model).rule
     rule = rule.rule if isinstance(rule, AsSampled) else rule
     return candidate(name, rule, settings, steps)
 
 
 def by_policy(name: str, network: PolicyNetwork, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
-    """Return a policy network that uses the settings `given`."""
+    """Return the candidate of a policy network with the settings `given`."""
     settings = SamplerSettings.of({"temperature": 0.0, "strategy": "policy"} | dict(given))
     if settings.policy.action is None:
         equal_parts = "steps" in given or isinstance(network, HiddenMLP)
@@ -308,7 +308,7 @@ def by_policy(name: str, network: PolicyNetwork, given: Mapping[str, Any], model
 def by_run(
     name: str, directory: Path, network: PolicyNetwork, given: Mapping[str, Any], model: MaskedLM
 ) -> list[Candidate]:
-    """Return the policy of a run, by default with the blocks, the action and the budgets of its training."""
+    """Return the candidates of the policy of a run, by default with the blocks, the action and the budgets of its training."""
     stored = plain_description(directory / ".hydra" / "config.yaml")
     trained: dict[str, Any] = {key: value_at(stored, f"sampler.{key}") for key in ("block_length", "cache", "refresh")}
     mode = EVALUATED_AS.get(str(value_at(stored, "algorithm.action")))
@@ -327,7 +327,7 @@ def by_run(
 
 
 def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
-    """Return an unmasking rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
+    """Return the candidate of a rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
     settings = SamplerSettings.of({"temperature": 0.0} | dict(given))
     check_policy(strategy, settings, model)
     if isinstance(strategy, Strategy):
