@@ -1,7 +1,9 @@
 """A frozen MaskedLM as an environment: it takes the positions and tokens to commit, and returns new canvases.
 
 The model runs when outputs are requested, at the requested positions, once for each distinct canvas. An unchanged row is
-not evaluated again, identical rows share one evaluation, and `select` drops finished rows. All of this is exact. Blocks
+not evaluated again, identical rows share one evaluation, and `select` drops finished rows. All of this is exact. With revision
+(`DecodeOptions.revise`) a decision may also open committed positions again, or replace their tokens; a position of an earlier
+block is then open there, and the row goes back to that block. Blocks
 (semi-autoregressive decoding) restrict which positions may be selected; a causal model may select its leftmost open
 position only, and caches its keys and values exactly. Prompts of different lengths are padded on the left, and the model
 runs on each row without its padding. Caches of a bidirectional model (`dlm/cache.py`) are approximate; `exact` is then
@@ -24,7 +26,7 @@ from dlm.draws import Draws
 from dlm.ends import is_end
 from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation, Readout
-from dlm.options import DecodeOptions
+from dlm.options import STEPS_PER_EVALUATION, DecodeOptions
 from dlm.prompts import Prompts
 from dlm.token_rule import TokenRule
 
@@ -33,7 +35,7 @@ LEAST = -1e4  # log-probability of what is to be written last: finite, so that s
 
 BY_ROW = (
     "tokens", "open", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
-    "block_masks", "budget", "alpha", "_hidden", "_known", "_readout_known", "_row_drift",
+    "block_masks", "budget", "alpha", "unfinished", "filled", "_hidden", "_known", "_readout_known", "_row_drift",
 )  # fmt: skip
 
 
@@ -105,6 +107,12 @@ class UnmaskingEnvironment:
         self.evaluations = torch.zeros_like(self.row_step)
         self.block_index = torch.full_like(self.row_step, -1)
         self.block_masks = torch.zeros_like(self.row_step)
+        self.unfinished = torch.zeros_like(self.row_step, dtype=torch.bool)
+        self.filled = torch.zeros_like(self.open) if options.ends and options.revise else None
+        self.memory: dict[str, Tensor] = {}
+        self.max_steps = None
+        if options.revise:
+            self.max_steps = options.max_steps or STEPS_PER_EVALUATION * int(self.budget.max())
         self.forwards = self.rows_evaluated = self.positions_read = self.positions_run = 0
         width = self.model.hidden_size * options.cost
         self._hidden = torch.zeros(rows, length, width, device=device)
@@ -138,16 +146,25 @@ class UnmaskingEnvironment:
         return block, max(1, steps // blocks)
 
     def step(self, decision: Decision) -> Observation:
-        """Commit the decision and invalidate the outputs of the rows that changed (with a cache, of their window)."""
-        selected = decision.order > 0
+        """Commit the decision and invalidate the outputs of the rows that changed (with a cache, of their window).
+
+        Raises:
+            ValueError: positions are opened again without `DecodeOptions.revise`.
+        """
+        selected, changed = decision.order > 0, decision.changed
         self.tokens = torch.where(selected, decision.tokens, self.tokens)
         self.open = self.open & ~selected
+        if decision.reopened is not None:
+            self._reopen(decision.reopened)
+        if self.options.revise:
+            going_on = torch.zeros_like(self.unfinished) if decision.unfinished is None else decision.unfinished
+            self.unfinished = going_on & ~self.last
         self.row_step = self.row_step + 1
         self.block_step = self.block_step + 1
         self._move_on()
-        unknown = selected.any(1, keepdim=True).expand_as(selected)
+        unknown = changed.any(1, keepdim=True).expand_as(changed)
         if self.cache is not None and self.cache.kind != "causal":
-            place = torch.arange(selected.shape[1], device=selected.device)
+            place = torch.arange(changed.shape[1], device=changed.device)
             first = self.block_start().unsqueeze(1)
             window = place >= first
             if self.cache.kind == "dual":
@@ -156,6 +173,19 @@ class UnmaskingEnvironment:
         self._known &= ~unknown
         self._readout_known &= ~unknown
         return self._observe()
+
+    def _reopen(self, positions: Bool[Tensor, "row position"]) -> None:
+        """Open committed positions again. Positions of the prompt, and all positions of a row's last step, stay."""
+        if not self.options.revise:
+            raise ValueError("the decision opens positions again, and revision is off; set DecodeOptions.revise")
+        positions = positions & self._revisable() & ~self.last.unsqueeze(1)
+        self.tokens = self.tokens.masked_fill(positions, self.model.mask_id)
+        self.open = self.open | positions
+
+    def _revisable(self) -> Bool[Tensor, "row position"]:
+        """Mark committed positions that were neither given nor filled behind an end of sequence."""
+        committed = ~self.open & ~self.given
+        return committed if self.filled is None else committed & ~self.filled
 
     def block_start(self) -> Int[Tensor, "row"]:
         """Return the first position of each row's current block."""
@@ -169,6 +199,7 @@ class UnmaskingEnvironment:
                 self._hidden = value[: len(index)]  # nothing of it is known: as good as any
                 continue
             setattr(self, name, None if value is None else value[index])
+        self.memory = {name: value[index] for name, value in self.memory.items()}
         if row_id is not None:
             self.row_id = row_id
         if self.cache is not None:
@@ -186,6 +217,11 @@ class UnmaskingEnvironment:
         rows = needed.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
             return self._hidden
+        if (
+            self.options.revise
+        ):  # the end of a row commits all open positions from the evaluation that its decoder requests
+            closing = self.last & needed.any(1)
+            needed = needed | (self.open & closing.unsqueeze(1) & ~self._known)
         if self.cache is None:
             self._run(rows, needed)
         else:
@@ -194,6 +230,34 @@ class UnmaskingEnvironment:
         self.evaluations[rows] += self.options.cost
         self.forwards += 1
         return self._hidden
+
+    def hidden_of(
+        self, tokens: Int[Tensor, "canvas position"], rows: Int[Tensor, "canvas"], read: Bool[Tensor, "canvas position"]
+    ) -> Float[Tensor, "canvas position width"]:
+        """Return hidden states of canvases that are not decoded: candidates, or copies with more masks.
+
+        Each canvas counts as one evaluation of its row. Nothing is cached.
+
+        Args:
+            tokens: the canvases.
+            rows: the row that each canvas belongs to, which has the same prompt and padding.
+            read: positions whose hidden states are returned; zeros elsewhere.
+
+        Raises:
+            ValueError: with classifier-free guidance, whose second canvas is that of the row.
+        """
+        if self.options.guidance:
+            raise ValueError("other canvases are evaluated without guidance; leave sampler.guidance out")
+        start = None if self.start is None else self.start[rows]
+        dense = torch.zeros(*tokens.shape, self._hidden.shape[2], device=tokens.device)
+        if len(tokens):
+            dense[read] = self.model.hidden(tokens, read, start=start).float()
+            self.evaluations.index_add_(0, rows, torch.ones_like(rows))
+            self.forwards += 1
+            self.rows_evaluated += len(tokens)
+            self.positions_read += int(read.sum())
+            self.positions_run += tokens.numel() - (0 if start is None else int(start.sum()))
+        return dense
 
     def _run(self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]) -> None:
         """Run whole rows, each distinct canvas once."""
@@ -426,13 +490,24 @@ class UnmaskingEnvironment:
         return self.model.chunk(self.tokens.device)
 
     def _move_on(self) -> None:
-        """Fill up rows that have ended, and move rows with a full block to the next block."""
+        """Fill up rows that have ended, and move rows with a full block to the next block.
+
+        With revision, what an end of sequence filled is open again once that end is no longer there.
+        """
         if ends := self.options.ends:
+            if self.filled is not None:
+                stands = (is_end(self.tokens, ends) & ~self.given & ~self.open & ~self.filled).any(1, keepdim=True)
+                emptied = self.filled & ~stands
+                self.tokens = self.tokens.masked_fill(emptied, self.model.mask_id)
+                self.open, self.filled = self.open | emptied, self.filled & stands
             ended = is_end(self.tokens, ends) & ~self.given & (self.open.cumsum(1) == 0)
             filled = self.open & ended.any(1, keepdim=True)
             self.tokens, self.open = self.tokens.masked_fill(filled, ends[0]), self.open & ~filled
+            self.filled = None if self.filled is None else self.filled | filled
         blocks = self.open[:, self.prompt_length :].unflatten(1, (-1, self.block))
         block_index = blocks.any(2).long().argmax(1)
+        if self.options.revise:  # a full row that goes on stays in its block
+            block_index = torch.where(blocks.any((1, 2)), block_index, self.block_index.clamp(min=0))
         fresh = block_index != self.block_index
         begun = blocks.sum(2).gather(1, block_index.unsqueeze(1)).squeeze(1)
         self.block_masks = torch.where(fresh, begun, self.block_masks)
@@ -442,21 +517,28 @@ class UnmaskingEnvironment:
             self.cache.fresh = self.cache.fresh.masked_fill(fresh, 0)
 
     def _observe(self) -> Observation:
-        options, cost = self.options, self.options.cost
+        options = self.options
         place = torch.arange(self.open.shape[1], device=self.open.device) - self.prompt_length
-        writable = self.open & (place.div(self.block, rounding_mode="floor") == self.block_index.unsqueeze(1))
+        in_block = place.div(self.block, rounding_mode="floor") == self.block_index.unsqueeze(1)
+        writable = self.open & in_block
         if self.model.causal:
             writable = writable & (writable.cumsum(1) == 1)
-        done = ~self.open.any(1)
+        done = ~self.open.any(1) & ~self.unfinished
         if options.patience is not None:
             done = done | (self.row_step >= options.patience * self.to_write)
-        spent = self.evaluations - cost * self._known.any(1).long()  # before the current evaluation
-        left = (self.budget - spent).div(cost, rounding_mode="floor")
+        spent = self.evaluations - options.cost * self._known.any(1).long()  # before the current evaluation
+        left = (self.budget - spent).div(options.cost, rounding_mode="floor")
+        self.last = left <= 1  # of the current decision, whatever else is evaluated before it
+        if self.max_steps is not None:
+            self.last = self.last | (self.row_step + 1 >= self.max_steps)
+            done = done | (self.row_step >= self.max_steps)
+            writable = writable | (self.open & self.last.unsqueeze(1))  # of all blocks
         share = (self.evaluations / self.to_write.clamp(min=1)).clamp(max=1)
         time = share if options.budget is None else 1.0 / left
         return Observation(
             self, self.tokens, self.open, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
-            self.evaluations, self.to_write, time, done, left, self.steps, self.start, self.alpha,
+            self.evaluations, self.to_write, time, done, left, self.last, self.steps, self.memory,
+            in_block, self._revisable() if options.revise else None, self.start, self.alpha,
         )  # fmt: skip
 
 

@@ -40,9 +40,16 @@ class Readable(Protocol):
     options: DecodeOptions
     prompt_length: int
 
+    @property
+    def tokens(self) -> Int[Tensor, "row position"]: ...
+
     def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
 
     def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]: ...
+
+    def hidden_of(
+        self, tokens: Int[Tensor, "canvas position"], rows: Int[Tensor, "canvas"], read: Bool[Tensor, "canvas position"]
+    ) -> Float[Tensor, "canvas position width"]: ...
 
     def draw(
         self, positions: Bool[Tensor, "row position"], rule: TokenRule, draws: Draws
@@ -64,16 +71,26 @@ class Readable(Protocol):
 
 @dataclass
 class Decision:
-    """Positions to commit, and their tokens.
+    """Positions to commit with their tokens and, in decoding with revision, positions to open again.
 
-    order: rank of each selected position from 1, 0 elsewhere; tokens: valid at the selected positions; log_positions, log_tokens:
-    log-probability of the choice of positions and of the tokens, 0 for deterministic choices.
+    order: rank of each selected position from 1, 0 elsewhere. A selected open position is committed; a selected committed
+    position gets another token. tokens: valid at the selected positions; log_positions: log-probability of the choice of
+    positions, those to open again included; log_tokens: log-probability of the tokens. Both are 0 for deterministic choices.
+    reopened: committed positions to open again (None: none), apart from the selected ones; unfinished: rows that go on
+    although no position will be open (None: none).
     """
 
     order: Int[Tensor, "row position"]
     tokens: Int[Tensor, "row position"]
     log_positions: Float[Tensor, "row"]
     log_tokens: Float[Tensor, "row"]
+    reopened: Bool[Tensor, "row position"] | None = None
+    unfinished: Bool[Tensor, "row"] | None = None
+
+    @property
+    def changed(self) -> Bool[Tensor, "row position"]:
+        """Mark the positions that are committed, replaced or opened again."""
+        return self.order > 0 if self.reopened is None else (self.order > 0) | self.reopened
 
 
 @dataclass
@@ -85,6 +102,9 @@ class Observation:
     time: evaluations / to_write, at most 1; writable: selectable positions (open, in the current block); done: no open
     position, or out of steps; steps: planned steps per block; left: evaluations that the row's budget still allows,
     including the current one. With a budget, time is 1 / left, so that a policy knows its remaining evaluations.
+    in_block: positions of the current block; last: rows whose decision must commit all open positions; revisable: committed positions that a decision may open again or
+    replace (None: decoding without revision). memory: tensors with one entry per row that a rule keeps between steps; the
+    environment selects rows of them with everything else.
     """
 
     environment: Readable = field(repr=False)
@@ -100,14 +120,13 @@ class Observation:
     time: Float[Tensor, "row"]
     done: Bool[Tensor, "row"]
     left: Int[Tensor, "row"]
+    last: Bool[Tensor, "row"]
     steps: int
+    memory: dict[str, Tensor] = field(repr=False)
+    in_block: Bool[Tensor, "row position"]
+    revisable: Bool[Tensor, "row position"] | None = None
     start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
     alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
-
-    @property
-    def last(self) -> Bool[Tensor, "row"]:
-        """Rows on their last allowed evaluation: all remaining open positions are committed now."""
-        return self.left <= 1
 
     def response(self) -> Observation:
         """Return the input of a policy: this observation without the prompt, as if the canvas began behind it."""
@@ -117,6 +136,8 @@ class Observation:
         return replace(
             self, environment=Response(self.environment, first), tokens=self.tokens[:, first:],
             masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
+            in_block=self.in_block[:, first:],
+            revisable=None if self.revisable is None else self.revisable[:, first:],
         )  # fmt: skip
 
     def read(self, positions: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:
@@ -157,6 +178,10 @@ class Response:
         self.whole, self.first = environment, first
         self.model, self.options, self.prompt_length = environment.model, environment.options, 0
 
+    @property
+    def tokens(self) -> Int[Tensor, "row position"]:
+        return self.whole.tokens[:, self.first :]
+
     def _whole(self, positions: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
         return F.pad(positions, (self.first, 0))
 
@@ -167,6 +192,12 @@ class Response:
 
     def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
         return self.whole.hidden(self._whole(positions))[:, self.first :]
+
+    def hidden_of(
+        self, tokens: Int[Tensor, "canvas position"], rows: Int[Tensor, "canvas"], read: Bool[Tensor, "canvas position"]
+    ) -> Float[Tensor, "canvas position width"]:
+        prompt = self.whole.tokens[rows, : self.first]
+        return self.whole.hidden_of(torch.cat((prompt, tokens), 1), rows, self._whole(read))[:, self.first :]
 
     def logits(self, hidden: Float[Tensor, "read width"]) -> Float[Tensor, "read vocabulary"]:
         return self.whole.logits(hidden)

@@ -34,6 +34,10 @@ class DecodeOptions:
             causal model always keeps its keys and values, exactly.
         refresh: evaluations after which a cached row is recomputed in full. None: at the start of each block.
         alpha: weight of speed, one number or one for each row, for policies that are conditioned on it.
+        revise: decisions may open committed positions again, or replace their tokens. Positions of the prompt stay. It needs
+            a budget or `max_steps`, so that decoding ends.
+        max_steps: decoding steps that a row may take, with revision: the last one commits every open position and opens none
+            again. None: four for each evaluation of the budget.
         measure_drift: measure how far the confidences of a cache are from exact ones (`UnmaskingEnvironment.drift`). The
             additional forward passes count neither as evaluations nor as seconds of decoding.
 
@@ -52,6 +56,8 @@ class DecodeOptions:
     cache: str | None = None
     refresh: int | None = None
     alpha: float | int | Float[Tensor, "row"] | None = None
+    revise: bool = False
+    max_steps: int | None = None
     measure_drift: bool = False
 
     def __post_init__(self):
@@ -65,7 +71,21 @@ class DecodeOptions:
             raise ValueError(
                 f"budget={self.budget} must be at least 1 evaluation, with guidance 2: it runs the model twice"
             )
+        self._check_revision()
         self._check_cache()
+
+    def _check_revision(self) -> None:
+        if self.revise and self.budget is None and self.max_steps is None:
+            raise ValueError(NO_END)
+        if self.max_steps is not None and (not self.revise or self.max_steps < 1):
+            raise ValueError(
+                f"max_steps={self.max_steps} must be at least 1, and needs revise=True; change it or leave it out"
+            )
+        if self.revise and self.cache is not None and self.block_length is not None:
+            raise ValueError(
+                f"cache={self.cache} keeps the keys of earlier blocks, which revision would make stale; leave block_length out, as "
+                "prefix and dual recompute all positions of a single block, or leave the cache out"
+            )
 
     def _check_cache(self) -> None:
         if self.cache is not None and self.cache not in CACHES:
@@ -89,6 +109,11 @@ class DecodeOptions:
         """Refuse settings that a causal model does not have: ValueError."""
         if not model.causal:
             return
+        if self.revise:
+            raise ValueError(
+                "revision changes tokens that others were predicted from, and a causal model sees nothing behind a token; use a "
+                "masked model, or a strategy without revision"
+            )
         if self.budget is not None:
             raise ValueError(BUDGET_ALONE)
         if self.cache is not None:
@@ -97,5 +122,9 @@ class DecodeOptions:
             raise ValueError("guidance masks the prompt, which a causal model cannot see past; leave it out")
 
 
+STEPS_PER_EVALUATION = 4  # of a budget with revision: a step that changes nothing costs no evaluation
+NO_END = (
+    "revision without a budget or a schedule may never end; give a budget of evaluations (sampler.budget) or max_steps"
+)
 BUDGET_ALONE = "a budget ends with one evaluation that writes all that is left: not with blocks or a causal model"
 CACHE_ALONE = "a cache goes with neither guidance nor a causal model, whose own is exact; leave it out"

@@ -28,7 +28,7 @@ def described(value: object) -> str:
 def check_order(order: Any, observation: Observation, name: str) -> None:
     """Refuse ranks of another shape than the canvases, selected positions that are not open, and decoding without an end.
 
-    A row may remain without a selected position in some steps, because a rule may choose at random. It is refused after as many
+    With revision, committed positions may be selected too. Without it, a row may remain without a selected position in some steps, because a rule may choose at random. It is refused after as many
     steps as are planned plus one for each position that was open at the start.
 
     Args:
@@ -42,9 +42,12 @@ def check_order(order: Any, observation: Observation, name: str) -> None:
         raise ValueError(
             f"{name} returned ranks of {described(order)}; return whole numbers of shape {expected}, 0 for positions to leave"
         )
-    wrong = (order > 0) & ~observation.writable
+    allowed = observation.writable if observation.revisable is None else observation.writable | observation.revisable
+    wrong = (order > 0) & ~allowed
     late = observation.row_step >= observation.environment.options.steps + observation.to_write
     idle = late & ~(order > 0).any(1) & ~observation.last  # the loop itself commits all positions of a row's last step
+    if observation.revisable is not None:  # the number of steps is limited
+        idle = torch.zeros_like(idle)
     if not bool(wrong.any() | idle.any()):  # one read of the device
         return
     if bool(wrong.any()):
@@ -94,6 +97,41 @@ def check_tokens(
         )
 
 
+def check_revision(decision: Decision, observation: Observation, name: str) -> None:
+    """Refuse positions to open again that are not committed ones of the response, and a last step that leaves one open.
+
+    Args:
+        name: of the object that chose, for the message.
+
+    Raises:
+        ValueError: names the object, the sample and the position.
+    """
+    revisable = observation.revisable
+    if revisable is None:
+        if decision.reopened is not None or decision.unfinished is not None:
+            raise ValueError(
+                f"{name} opens positions again; derive it from samplers.loop.Reviser, which decodes with revision"
+            )
+        return
+    wrong = torch.zeros_like(observation.masked)
+    for value, expected in ((decision.reopened, observation.masked), (decision.unfinished, observation.last)):
+        if value is not None and (value.shape != expected.shape or value.dtype != torch.bool):
+            raise ValueError(f"{name} returned {described(value)} for rows or positions to revise; return booleans of "
+                             f"shape {list(expected.shape)}")  # fmt: skip
+    if decision.reopened is not None:
+        wrong = decision.reopened & (~revisable | (decision.order > 0))
+    left = observation.masked & ~(decision.order > 0) & observation.last.unsqueeze(1)
+    if bool((wrong | left).any()):
+        row, position = (int(place) for place in (wrong | left).nonzero()[0])
+        sample, reason = int(observation.row_id[row]), "is not committed, is part of the prompt, or is selected as well"
+        if bool(left[row, position]):
+            raise ValueError(f"{name} left position {position} of sample {sample} open in its last step; commit every open position "
+                             "where observation.last is True")  # fmt: skip
+        raise ValueError(
+            f"{name} opens position {position} of sample {sample} again, which {reason}; choose among observation.revisable"
+        )
+
+
 @dataclass
 class CheckedRule:
     """An unmasking rule whose selected positions are checked."""
@@ -133,6 +171,7 @@ class CheckedStepDecoder(StepDecoder):
         check_tokens(decision.tokens, decision.order > 0, observation.row_id, model, name)
         for values in (decision.log_positions, decision.log_tokens):
             check_log_prob(values, len(observation.tokens), name)
+        check_revision(decision, observation, name)
         return replace(decision, order=decision.order.to(torch.long))
 
 

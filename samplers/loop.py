@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dlm.draws import Draws
@@ -91,7 +91,8 @@ def all_at_last(
     observation: Observation, order: Int[Tensor, "row position"], log_positions: Float[Tensor, "row"]
 ) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row"]]:
     """Commit all open positions of rows on their last allowed evaluation, with probability one, whatever the rule chose."""
-    if observation.environment.options.budget is None:
+    options = observation.environment.options
+    if options.budget is None and options.max_steps is None:
         return order, log_positions
     last = observation.last
     return torch.where(last[:, None], observation.writable.long(), order), log_positions.masked_fill(last, 0.0)
@@ -108,6 +109,48 @@ class Strategy(StepDecoder):
         order, log_positions = all_at_last(observation, *self.rule.choose(observation, draws))
         tokens, log_tokens = observation.draw(order > 0, self.token_sampler, draws)
         return Decision(order, tokens, log_positions, log_tokens)
+
+
+@dataclass
+class Reviser(StepDecoder):
+    """A decoder that may open committed positions again or replace their tokens. Subclasses implement `revise`.
+
+    Decoding ends with any subclass: the last step that budget or `max_steps` allow commits all open positions, opens none and
+    replaces none.
+    """
+
+    token_sampler: TokenRule
+
+    def most_steps(self, options: DecodeOptions, opened: int) -> int | None:
+        """Return the decoding steps within which every row ends. None: as the budget says.
+
+        Args:
+            opened: largest number of open positions of a row at the start.
+        """
+        return None
+
+    def decode(self, model, prompts, options, seed=0, row_id=None, record=None, on_step=None):
+        opened = int(prompts.open_positions(model.mask_id).sum(1).amax()) if len(prompts.canvas) else 0
+        options = replace(options, revise=True, max_steps=self.most_steps(options, opened))
+        return super().decode(model, prompts, options, seed, row_id, record, on_step)
+
+    @abstractmethod
+    def revise(self, observation: Observation, draws: Draws) -> Decision:
+        """Choose the positions to commit or replace now, their tokens, and the positions to open again."""
+
+    def decide(self, observation: Observation, draws: Draws) -> Decision:
+        decision, last = self.revise(observation, draws), observation.last
+        closing = observation.writable & last.unsqueeze(1)
+        tokens, log_tokens = observation.draw(closing, self.token_sampler, draws)
+        reopened = decision.reopened
+        return Decision(
+            torch.where(last.unsqueeze(1), closing.long(), decision.order),
+            torch.where(closing, tokens, decision.tokens),
+            decision.log_positions.masked_fill(last, 0.0),
+            torch.where(last, log_tokens, decision.log_tokens),
+            None if reopened is None else reopened & ~last.unsqueeze(1),
+            None if decision.unfinished is None else decision.unfinished & ~last,
+        )
 
 
 @dataclass
@@ -145,6 +188,7 @@ def sample(
     evaluations = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     steps = torch.zeros_like(evaluations)
     place = torch.arange(len(tokens), device=tokens.device)  # of each active row among the prompts
+    revisions = Revisions()
     recorder = None if record is None else Recorder(record, prompts.prompt_length)
     while len(place):
         if bool(observation.done.any()):
@@ -160,7 +204,10 @@ def sample(
         decision = decoder.decide(observation, draws)
         if recorder is not None:
             recorder.add(observation, decision, place)
-        unmasked_at[place] = torch.where(decision.order > 0, observation.row_step.unsqueeze(1), unmasked_at[place])
+        selected, at = decision.order > 0, unmasked_at[place]
+        if environment.options.revise:
+            selected, at = revisions.add(observation, decision, at, place)
+        unmasked_at[place] = torch.where(selected, observation.row_step.unsqueeze(1), at)
         observation = environment.step(decision)
         if on_step is not None:
             on_step(observation, place)
@@ -168,7 +215,45 @@ def sample(
         tokens, prompt, unmasked_at, evaluations, steps, environment.forwards, environment.rows_evaluated,
         *stopwatch.seconds(environment.measuring), None if recorder is None else recorder.trajectory(),
         environment.options.ends, exact=environment.exact, drift=environment.drift,
+        history=revisions.history() if environment.options.revise else None,
     )  # fmt: skip
+
+
+class Revisions:
+    """Collects the tokens of a batch that were replaced or whose positions were opened again (`Samples.history`)."""
+
+    def __init__(self):
+        self.events: list[Int[Tensor, "event 5"]] = []
+
+    def add(
+        self,
+        observation: Observation,
+        decision: Decision,
+        at: Int[Tensor, "active position"],
+        place: Int[Tensor, "active"],
+    ) -> tuple[Bool[Tensor, "active position"], Int[Tensor, "active position"]]:
+        """Add the revisions of one step.
+
+        Args:
+            at: step at which each position was committed, -1 where it is open.
+            place: number of each active row in the batch.
+
+        Returns:
+            The selected positions whose token is new there, and `at` with -1 where a position is opened again.
+        """
+        assert observation.revisable is not None
+        reopened = torch.zeros_like(observation.masked)
+        if decision.reopened is not None:
+            reopened = decision.reopened & observation.revisable & ~observation.last.unsqueeze(1)
+        selected = (decision.order > 0) & (observation.masked | (decision.tokens != observation.tokens))
+        row, position = (reopened | (selected & observation.revisable)).nonzero().unbind(1)
+        events = (place[row], position, observation.tokens[row, position], at[row, position], observation.row_step[row])
+        self.events.append(torch.stack(events, 1))
+        return selected, at.masked_fill(reopened, -1)
+
+    def history(self) -> Int[Tensor, "event 5"]:
+        """Return all revisions, in the order of their steps."""
+        return torch.cat(self.events) if self.events else torch.zeros(0, 5, dtype=torch.long)
 
 
 class Recorder:

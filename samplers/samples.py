@@ -84,7 +84,8 @@ class Samples:
     end an answer (dlm/ends.py), empty if rows continue behind them; reward_rows: rows that a reward has scored; particles:
     figures of particle filters; exact: no approximate cache was used; drift: error of the cache, where it was measured
     (`UnmaskingEnvironment.drift`); lengths: positions of the canvas of each row, where they differ (None: all of them). Tokens
-    behind the canvas are 0.
+    behind the canvas are 0; history: revised tokens, one a row of (row, position, token, step at which it was committed, step
+    at which it was replaced or its position opened again), in the order of steps (None: decoding without revision).
     """
 
     tokens: Int[Tensor, "row position"]
@@ -103,6 +104,7 @@ class Samples:
     exact: bool = True
     drift: float | None = None
     lengths: Int[Tensor, "row"] | None = None
+    history: Int[Tensor, "event 5"] | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Samples:
         """Return some of the rows, without the trajectory. Counts of the whole batch stay as they are."""
@@ -110,7 +112,11 @@ class Samples:
         particles = None if self.particles is None else self.particles.take(index)
         rows = {name: getattr(self, name)[index] for name in kept}
         lengths = None if self.lengths is None else self.lengths[index]
-        return replace(self, trajectory=None, particles=particles, lengths=lengths, **rows)
+        history = self.history
+        if history is not None:
+            kept_row, event = (index.unsqueeze(1) == history[:, 0]).nonzero().unbind(1)
+            history = torch.cat((kept_row.unsqueeze(1), history[event, 1:]), 1)
+        return replace(self, trajectory=None, particles=particles, lengths=lengths, history=history, **rows)
 
     @property
     def positions(self) -> Int[Tensor, "row"]:
@@ -146,6 +152,14 @@ class Samples:
         return (self.unmasked_at >= 0).sum(1)
 
     @property
+    def revisions(self) -> Int[Tensor, "row"]:
+        """Return how many committed tokens of each row were replaced or opened again."""
+        counts = torch.zeros_like(self.evaluations)
+        if self.history is None:
+            return counts
+        return counts.index_add_(0, self.history[:, 0], torch.ones_like(self.history[:, 0]))
+
+    @property
     def tokens_per_second(self) -> float:
         return int(self.generated.sum()) / self.seconds
 
@@ -168,7 +182,21 @@ def joined(batches: Sequence[Samples]) -> Samples:
     whole["lengths"] = lengths if bool((lengths < longest).any()) else None
     whole |= {name: sum(getattr(batch, name) for batch in batches) for name in totals}
     drift = sum(measured) / len(measured) if measured else None
-    return Samples(**whole, ends=first.ends, particles=figures_joined(batches), exact=first.exact, drift=drift)
+    return Samples(**whole, ends=first.ends, particles=figures_joined(batches), exact=first.exact, drift=drift,
+                   history=histories_joined(batches))  # fmt: skip
+
+
+def histories_joined(batches: Sequence[Samples]) -> Int[Tensor, "event 5"] | None:
+    """Concatenate the revised tokens of batches, with the numbers of their rows in the whole; None without revision."""
+    if batches[0].history is None:
+        return None
+    parts, first = [], 0
+    for batch in batches:
+        assert batch.history is not None
+        row, *others = batch.history.unbind(1)
+        parts.append(torch.stack((row + first, *others), 1))
+        first += len(batch.tokens)
+    return torch.cat(parts)
 
 
 def figures_joined(batches: Sequence[Samples]) -> ParticleFigures | None:

@@ -291,12 +291,22 @@ def test_select_copies_drops_and_reorders_everything_of_a_row():
     observation = environment.step(Strategy(UNMASKING_RULES["random"](), TokenRule()).decide(observation, Draws(0)))
     readout = observation.read(observation.writable, 2, entropy=True)
     index = torch.tensor([3, 1, 1])
-    names = {field.name for field in fields(observation)} - {"environment", "steps", "time", "start", "alpha"}
+    names = {field.name for field in fields(observation)} - {
+        "environment",
+        "steps",
+        "time",
+        "start",
+        "alpha",
+        "memory",
+        "revisable",
+    }
+    environment.memory["seen"] = torch.tensor([5, 6, 7, 8])
     expected = {name: getattr(observation, name)[index] for name in names}
     top, entropy = readout.top_log_probs[index], readout.entropy[index]
     selected = environment.select(index)
     for name, value in expected.items():
         assert torch.equal(getattr(selected, name), value), name
+    assert selected.memory["seen"].tolist() == [8, 6, 6]
     assert torch.equal(selected.time, selected.evaluations / (canvas[index] == model.mask_id).sum(1))
     asked = len(model.asked)
     again = selected.read(selected.writable, 2, entropy=True)
