@@ -102,9 +102,9 @@ class Observation:
     time: evaluations / to_write, at most 1; writable: selectable positions (open, in the current block); done: no open
     position, or out of steps; steps: planned steps per block; left: evaluations that the row's budget still allows,
     including the current one. With a budget, time is 1 / left, so that a policy knows its remaining evaluations.
-    in_block: positions of the current block; last: rows whose decision must commit all open positions; revisable: committed positions that a decision may open again or
-    replace (None: decoding without revision). memory: tensors with one entry per row that a rule keeps between steps; the
-    environment selects rows of them with everything else.
+    last: rows whose decision must commit all open positions; in_block: positions of the current block; revisable: committed
+    positions that a decision may open again or replace (None: decoding without revision); memory: tensors with one entry per
+    row that a rule keeps between steps. The environment selects rows of them as of everything else.
     """
 
     environment: Readable = field(repr=False)

@@ -83,8 +83,8 @@ class DecodeOptions:
             )
         if self.revise and self.cache is not None and self.block_length is not None:
             raise ValueError(
-                f"cache={self.cache} keeps the keys of earlier blocks, which revision would make stale; leave block_length out, as "
-                "prefix and dual recompute all positions of a single block, or leave the cache out"
+                f"cache={self.cache} keeps the keys of earlier blocks, which revision would make stale; leave block_length out, "
+                "as prefix and dual recompute all positions of a single block, or leave the cache out"
             )
 
     def _check_cache(self) -> None:

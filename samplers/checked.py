@@ -28,8 +28,9 @@ def described(value: object) -> str:
 def check_order(order: Any, observation: Observation, name: str) -> None:
     """Refuse ranks of another shape than the canvases, selected positions that are not open, and decoding without an end.
 
-    With revision, committed positions may be selected too. Without it, a row may remain without a selected position in some steps, because a rule may choose at random. It is refused after as many
-    steps as are planned plus one for each position that was open at the start.
+    With revision, committed positions may be selected too. Without it, a row may remain without a selected position in some
+    steps, because a rule may choose at random. It is refused after as many steps as are planned plus one for each position that
+    was open at the start.
 
     Args:
         name: of the object that chose, for the message.
@@ -125,8 +126,8 @@ def check_revision(decision: Decision, observation: Observation, name: str) -> N
         row, position = (int(place) for place in (wrong | left).nonzero()[0])
         sample, reason = int(observation.row_id[row]), "is not committed, is part of the prompt, or is selected as well"
         if bool(left[row, position]):
-            raise ValueError(f"{name} left position {position} of sample {sample} open in its last step; commit every open position "
-                             "where observation.last is True")  # fmt: skip
+            raise ValueError(f"{name} left position {position} of sample {sample} open in its last step; commit every open "
+                             "position where observation.last is True")  # fmt: skip
         raise ValueError(
             f"{name} opens position {position} of sample {sample} again, which {reason}; choose among observation.revisable"
         )

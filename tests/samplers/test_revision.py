@@ -7,12 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.draws import Draws
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.checked import CheckedStepDecoder
 from samplers.loop import Reviser
 from samplers.revision import ReMDM
 from samplers.samples import joined
