@@ -151,7 +151,7 @@ class UnmaskingEnvironment:
         Raises:
             ValueError: positions are opened again without `DecodeOptions.revise`.
         """
-        selected, changed = decision.order > 0, decision.changed
+        selected, changed = decision.selected, decision.changed
         self.tokens = torch.where(selected, decision.tokens, self.tokens)
         self.open = self.open & ~selected
         if decision.reopened is not None:

@@ -76,8 +76,8 @@ class Decision:
     order: rank of each selected position from 1, 0 elsewhere. A selected open position is committed; a selected committed
     position gets another token. tokens: valid at the selected positions; log_positions: log-probability of the choice of
     positions, those to open again included; log_tokens: log-probability of the tokens. Both are 0 for deterministic choices.
-    reopened: committed positions to open again (None: none), apart from the selected ones; unfinished: rows that go on
-    although no position will be open (None: none).
+    reopened: committed positions to open again, whatever their rank (None: none); unfinished: rows that go on although no
+    position will be open (None: none).
     """
 
     order: Int[Tensor, "row position"]
@@ -86,6 +86,11 @@ class Decision:
     log_tokens: Float[Tensor, "row"]
     reopened: Bool[Tensor, "row position"] | None = None
     unfinished: Bool[Tensor, "row"] | None = None
+
+    @property
+    def selected(self) -> Bool[Tensor, "row position"]:
+        """Mark the positions that are committed or replaced."""
+        return self.order > 0 if self.reopened is None else (self.order > 0) & ~self.reopened
 
     @property
     def changed(self) -> Bool[Tensor, "row position"]:

@@ -6,6 +6,10 @@ else the rank of the selected position, from 1. `log_prob` is the exact log-prob
 Bernoulli distributions), differentiable, in float32. A row without selectable positions has log-probability 0, an
 impossible order -inf.
 
+In decoding with revision, committed positions are selectable too: selected ones are opened again. `forced` then marks the
+positions of which a step must select one; a row without any may select nothing, which ends it. By default these are all
+selectable positions.
+
 Sources: arXiv 2512.09106 for the Bernoulli distributions and for Plackett-Luce with STOP ("DPLS", its appendix E); Kool et
 al., arXiv 1903.06059, for Gumbel top-k. What differs: log-sigmoids in place of clamped probabilities; `BernoulliForced` has
 the likelihood of the distribution that it samples; STOP needs no uniform number of its own (see `PlackettLuceStop`).
@@ -42,6 +46,7 @@ class Bernoulli:
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Int[Tensor, "row position"]:
         """Draw a set. Every selected position has rank 1."""
         return _bernoulli_selected(self, logits, writable, uniforms).long()
@@ -51,6 +56,7 @@ class Bernoulli:
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row"]:
         terms = _bernoulli_log_terms(self, logits, writable, order)
         return _forbid(terms.sum(dim=-1), _selected_outside(order, writable))
@@ -77,23 +83,27 @@ class BernoulliForced:
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Int[Tensor, "row position"]:
         """Draw a set. Every selected position has rank 1; at least one position is selected in every row with a selectable
         position.
         """
         selected = _bernoulli_selected(self, logits, writable, uniforms)
-        return torch.where(selected.any(dim=-1, keepdim=True), selected, _best(logits, writable)).long()
+        best = _best(logits, writable if forced is None else forced)
+        return torch.where(selected.any(dim=-1, keepdim=True), selected, best).long()
 
     def log_prob(
         self,
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row"]:
-        selected, best = order > 0, _best(logits, writable)
+        forced = writable if forced is None else forced
+        selected, best = order > 0, _best(logits, forced)
         only_best = (selected == best).all(dim=-1, keepdim=True)
         terms = _bernoulli_log_terms(self, logits, writable, order).masked_fill(only_best & best, 0.0)
-        nothing = writable.any(dim=-1) & ~selected.any(dim=-1)
+        nothing = forced.any(dim=-1) & ~selected.any(dim=-1)
         return _forbid(terms.sum(dim=-1), nothing | _selected_outside(order, writable))
 
 
@@ -118,21 +128,24 @@ class Trust:
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Int[Tensor, "row position"]:
         """Select a set. Every selected position has rank 1; at least one position is selected in every row with a
         selectable position.
         """
         selected = torch.sigmoid(logits.double() / self.temperature) >= self.threshold
-        return ((selected & writable) | _best(logits, writable)).long()
+        return ((selected & writable) | _best(logits, writable if forced is None else forced)).long()
 
     def log_prob(
         self,
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row"]:
         """Return 0 for the selected set, -inf for any other."""
-        other = (self.sample(logits, writable, torch.zeros_like(logits, dtype=torch.float64)) > 0) != (order > 0)
+        uniforms = torch.zeros_like(logits, dtype=torch.float64)
+        other = (self.sample(logits, writable, uniforms, forced) > 0) != (order > 0)
         return _forbid(torch.zeros_like(logits[:, 0]), other.any(dim=-1))
 
 
@@ -150,6 +163,9 @@ class PlackettLuceStop:
     arrivals. STOP's clock, started at t, may therefore show t Z / exp s, an exponential time of rate exp s. The selected
     positions are those with E_i <= t + t Z / exp s, whose keys are within log(1 + Z / exp s) of the best. STOP needs no
     uniform number.
+
+    A row without `forced` positions may draw STOP first. u = exp(-t Z) is uniform and independent of what arrives: STOP comes
+    first if u < exp s / (exp s + Z), and otherwise u, conditioned on that, is the uniform number of STOP's clock after t.
     """
 
     stop_logit: float | int = 0.0
@@ -163,30 +179,50 @@ class PlackettLuceStop:
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         uniforms: Float64[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Int[Tensor, "row position"]:
         """Draw positions. Ranks 1, 2, ... are the order of selection."""
         utilities = (logits.double() / self.temperature).masked_fill(~writable, -torch.inf)
         keys = _gumbel_keys(utilities, uniforms)
-        reach = F.softplus(utilities.logsumexp(dim=-1, keepdim=True) - self.stop_logit, threshold=700.0)
+        log_total = utilities.logsumexp(dim=-1, keepdim=True)
+        reach = F.softplus(log_total - self.stop_logit, threshold=700.0)
         # Written as a sum: a row with nothing writable compares -inf with -inf, and the second factor empties it.
         selected = (keys + reach >= keys.amax(dim=-1, keepdim=True)) & writable
+        if forced is not None:
+            free = ~forced.any(dim=-1, keepdim=True)
+            selected = torch.where(free, self._before_stop(keys, log_total) & writable, selected)
         return _ranks(keys).masked_fill(~selected, 0)
+
+    def _before_stop(
+        self, keys: Float64[Tensor, "row position"], log_total: Float64[Tensor, "row 1"]
+    ) -> Bool[Tensor, "row position"]:
+        """Mark the positions that arrive before STOP, where STOP may come first."""
+        first = keys.amax(dim=-1, keepdim=True).neg().exp()  # the time of the first arrival
+        uniform = (-first * log_total.exp()).exp()
+        stops_first = torch.sigmoid(self.stop_logit - log_total)
+        left = ((uniform - stops_first) / (1 - stops_first)).clamp(min=1e-300)
+        end = first - left.log() * math.exp(-self.stop_logit)
+        return (keys.neg().exp() <= end) & (uniform >= stops_first)
 
     def log_prob(
         self,
         logits: Float[Tensor, "row position"],
         writable: Bool[Tensor, "row position"],
         order: Int[Tensor, "row position"],
+        forced: Bool[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row"]:
         chosen, remaining, in_order = _by_rank(logits.float() / self.temperature, writable, order)
         stop = torch.full_like(remaining[:, :1], self.stop_logit)
         with_stop = torch.logaddexp(remaining, stop)
-        denominator = torch.cat([remaining[:, :1], with_stop[:, 1:-1]], dim=-1)  # no STOP before the first selection
+        first = remaining[:, :1]  # no STOP before the first selection
+        if forced is not None:
+            first = torch.where(forced.any(dim=-1, keepdim=True), first, with_stop[:, :1])
+        denominator = torch.cat([first, with_stop[:, 1:-1]], dim=-1)
         log_selected = torch.where(in_order, chosen - denominator, 0.0).sum(dim=-1)
         count = in_order.sum(dim=-1, keepdim=True)
         stopped = (stop - with_stop.gather(-1, count)).squeeze(-1)
         log_prob = torch.where(writable.any(dim=-1), log_selected + stopped, 0.0)
-        nothing = writable.any(dim=-1) & (count.squeeze(-1) == 0)
+        nothing = (writable if forced is None else forced).any(dim=-1) & (count.squeeze(-1) == 0)
         return _forbid(log_prob, nothing | _selected_outside(order, writable))
 
 

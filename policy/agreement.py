@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from policy.base import PolicyNetwork
-from policy.conditions import AlphaEmbedding, alpha_input, mean_over, zero_
+from policy.conditions import AlphaEmbedding, alpha_input, mean_over, revision_inputs, zero_
 
 SURE = 1e-4  # probabilities are kept so far from 0 and 1 where a logarithm is taken
 OWN = 3  # features of a position that need no other one, beside the probabilities of its candidates
+REOPEN_BIAS = -4.0  # of the logit of opening a committed position again, before training
 
 
 class Agreement(PolicyNetwork):
@@ -40,6 +41,9 @@ class Agreement(PolicyNetwork):
         smart_init: initial bias of the output; None: 0.
         value_head: add a scalar value (for PPO), returned by `forward_with_value`.
         alpha_conditioned: the weight of speed is an input too (set by training with reward.alphas).
+        revises: also score committed positions, by the same features: whether to open them again. It needs no evaluation, not
+            even on a full canvas, because the model's predictions are read at open positions only. It starts with a
+            probability of about 2 % (`REOPEN_BIAS`).
     """
 
     policy_type = "agreement"
@@ -54,6 +58,7 @@ class Agreement(PolicyNetwork):
         smart_init: float | int | None = None,
         value_head: bool = False,
         alpha_conditioned: bool = False,
+        revises: bool = False,
     ):
         super().__init__()
         if not 1 <= candidates <= top_k:
@@ -70,8 +75,13 @@ class Agreement(PolicyNetwork):
         self.output_proj = nn.Linear(width, 1)
         self.value_proj = nn.Linear(width, 1) if value_head else None
         self.alpha_embedding = AlphaEmbedding(width) if alpha_conditioned else None
+        self.reopen_proj = nn.Linear(width, 1) if revises else None
+        self.reopened_weight = nn.Parameter(torch.zeros(width)) if revises else None
         for layer in (last, self.output_proj):
             zero_(layer)
+        if self.reopen_proj is not None:
+            zero_(self.reopen_proj)
+            nn.init.constant_(self.reopen_proj.bias, REOPEN_BIAS)
         if smart_init is not None:
             nn.init.constant_(self.output_proj.bias, smart_init)
 
@@ -101,7 +111,7 @@ class Agreement(PolicyNetwork):
             else torch.zeros_like(observation.time)
         )
         inputs = {"masked": masked, "top_tokens": tokens, "probabilities": probabilities, "time": time}
-        return inputs | alpha_input(self, observation)
+        return inputs | alpha_input(self, observation) | revision_inputs(self, observation)
 
     def agreement(
         self, top_tokens: Int[Tensor, "row position best"], probabilities: Float[Tensor, "row position best"]
@@ -123,6 +133,7 @@ class Agreement(PolicyNetwork):
         probabilities: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
+        reopened: Float[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row position width"]:
         agreement, others = self.agreement(top_tokens, probabilities), masked[:, None, None, :]
         seen = torch.stack(
@@ -142,6 +153,8 @@ class Agreement(PolicyNetwork):
             assert alpha is not None
             of_row = of_row + self.alpha_embedding(alpha)
         x = self.features(torch.cat([own, probabilities[..., : self.candidates], related], -1)) + of_row[:, None]
+        if self.reopened_weight is not None and reopened is not None:
+            x = x + reopened.log1p()[..., None] * self.reopened_weight
         return F.gelu(self.hidden(F.gelu(x, approximate="tanh")), approximate="tanh")
 
     @staticmethod
@@ -156,15 +169,24 @@ class Agreement(PolicyNetwork):
         probabilities: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
+        revisable: Bool[Tensor, "row position"] | None = None,
+        reopened: Float[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row position"]:
-        """Return the unmasking logit of every position. `probabilities` are those of `top_tokens`, best first."""
-        x = self.trunk(masked, top_tokens, probabilities, time, alpha)
-        return self._logits(x, probabilities)
+        """Return the unmasking logit of every position; at `revisable` ones, the logit of opening it again.
+
+        `probabilities` are those of `top_tokens`, best first.
+        """
+        x = self.trunk(masked, top_tokens, probabilities, time, alpha, reopened)
+        return self._logits(x, probabilities, revisable)
 
     def _logits(
-        self, x: Float[Tensor, "row position width"], probabilities: Float[Tensor, "row position best"]
-    ) -> Float[Tensor, "row position"]:
-        return self.output_proj(x).squeeze(-1) + self.confidence_scale * self.log_odds(probabilities)
+        self, x: Float[Tensor, "row position width"], probabilities: Float[Tensor, "row position best"],
+        revisable: Bool[Tensor, "row position"] | None,
+    ) -> Float[Tensor, "row position"]:  # fmt: skip
+        logits = self.output_proj(x).squeeze(-1) + self.confidence_scale * self.log_odds(probabilities)
+        if self.reopen_proj is None or revisable is None:
+            return logits
+        return torch.where(revisable, self.reopen_proj(x).squeeze(-1), logits)
 
     def forward_with_value(
         self,
@@ -173,9 +195,12 @@ class Agreement(PolicyNetwork):
         probabilities: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
+        revisable: Bool[Tensor, "row position"] | None = None,
+        reopened: Float[Tensor, "row position"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:
             raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
-        x = self.trunk(masked, top_tokens, probabilities, time, alpha)
-        return self._logits(x, probabilities), self.value_proj(mean_over(x, masked)).squeeze(-1)
+        x = self.trunk(masked, top_tokens, probabilities, time, alpha, reopened)
+        pooled = masked if revisable is None else masked | revisable
+        return self._logits(x, probabilities, revisable), self.value_proj(mean_over(x, pooled)).squeeze(-1)

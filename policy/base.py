@@ -21,6 +21,7 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
         output_proj: the last layer, whose bias is added to every score; `extensible` networks only.
         value_proj: head of the state's value, which PPO needs.
         alpha_embedding: embedding of the weight of speed, for policies that are trained with `reward.alphas`.
+        reopen_proj: the last layer of the logits of opening committed positions again, for policies that revise.
         repulsion: learned repulsion between positions of one decoding step, by distance (`policy.actions.FixedCount`).
     """
 
@@ -30,12 +31,13 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
     output_proj: nn.Linear
     value_proj: nn.Linear | None
     alpha_embedding: AlphaEmbedding | None
+    reopen_proj: nn.Linear | None
     repulsion: nn.Parameter | None
 
     def __init__(self):
         super().__init__()
         # In the instance, not in the class: an attribute of the class would hide a module of that name.
-        self.value_proj = self.alpha_embedding = self.repulsion = None
+        self.value_proj = self.alpha_embedding = self.reopen_proj = self.repulsion = None
         if self.policy_type:
             self.config["policy_type"] = self.policy_type
 
@@ -44,6 +46,11 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
         """Contents of config.json: the constructor's arguments, `policy_type`, the fingerprint of the model."""
         assert isinstance(self._hub_mixin_config, dict)  # of the constructor's arguments
         return self._hub_mixin_config
+
+    @property
+    def revises(self) -> bool:
+        """True if the scores of committed positions are logits of opening them again."""
+        return self.reopen_proj is not None
 
     def inputs(self, observation: Observation, everywhere: bool = False) -> dict[str, Tensor]:
         """Return the inputs of `scores` for an observation: tensors that may be stored and replayed.
@@ -54,7 +61,8 @@ class PolicyNetwork(nn.Module, PyTorchModelHubMixin):
         raise NotImplementedError
 
     def scores(self, **inputs: Tensor) -> Float[Tensor, "row position"]:
-        """Return the unmasking logit of every position."""
+        """Return the unmasking logit of every open position and, of a network that revises, the logit of opening a committed
+        position again."""
         return self(**inputs)
 
     def forward_with_value(self, **inputs: Tensor) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:

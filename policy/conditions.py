@@ -1,10 +1,15 @@
-"""Common parts of policy networks: the condition of a row (time, weight of speed), and the pooled input of a value head."""
+"""Common parts of policy networks: the condition of a row (time, weight of speed), how often positions were opened again, and
+the pooled input of a value head."""
 
 import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from dlm.observation import Observation
+
+REOPENED = "reopened"  # name in the memory of an observation
 
 
 def time_features(time: Float[Tensor, "row"], width: int, period: float | int) -> Float[Tensor, "row width"]:
@@ -60,3 +65,21 @@ def mean_over(
 ) -> Float[Tensor, "row width"]:
     """Return the mean of the vectors at the masked positions; zero for a row without any."""
     return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
+
+
+def count_reopened(observation: Observation, reopened: Bool[Tensor, "row position"]) -> None:
+    """Count in the memory of the observation how often each position was opened again."""
+    before = observation.memory.get(REOPENED)
+    observation.memory[REOPENED] = reopened.float() if before is None else before + reopened
+
+
+def revision_inputs(network, observation: Observation) -> dict[str, Tensor]:
+    """Return, for a network that revises, the committed positions that it may open again and how often each position was
+    opened again; otherwise {}.
+    """
+    if not network.revises:
+        return {}
+    masked, counts = observation.masked, observation.memory.get(REOPENED)
+    revisable = torch.zeros_like(masked) if observation.revisable is None else observation.revisable
+    reopened = torch.zeros_like(masked, dtype=torch.float32) if counts is None else counts[:, -masked.shape[1] :]
+    return {"revisable": revisable, "reopened": reopened}

@@ -7,7 +7,8 @@ A policy with random weights solves nothing, and a reward that is always 0 teach
   spreads the row's open positions evenly over it.
 * The answers (`expert: answers`), for data with known answers (puzzles). The policy learns at which masked positions the
   model's best token is right, by a binary cross-entropy in which wrong tokens have weight `setting`. Canvases have a random
-  part of the right tokens.
+  part of the right tokens. A policy that revises also learns which committed tokens are wrong, on canvases with the mistakes
+  of its own decisions.
 
 OnTrack ("What Makes a Good Unmasking Policy?") learns from correct trajectories; what differs is that every masked position of
 every canvas is labelled.
@@ -24,21 +25,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data.tasks import Prompts
+from dlm.draws import Draws
 from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
-from dlm.observation import Observation
+from dlm.observation import Decision, Observation
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
+from policy.conditions import count_reopened
 from policy.rollout import policy_log_probs
 from policy.settings import DrawnSettings, PolicyTrainingSettings, TeachingSettings
 from policy.unmasker import PolicyUnmasker
 from rewards.rules import Reward
-from samplers.heuristics import UNMASKING_RULES, best, by_ties, nothing, top_probability
-from samplers.loop import Strategy, Unmasker
+from samplers.heuristics import UNMASKING_RULES, at_least_one, best, by_ties, nothing, top_probability
+from samplers.loop import Reviser, StepDecoder, Strategy, Unmasker
 from samplers.samples import Trajectory
 from training.processes import ALONE, Processes
 
 RULES = ("threshold", "factor", "entropy_bound", "confidence_noisy")  # rules with one setting, which can be imitated
+CORRECTED_STEPS = 12  # decoding steps of the canvases on which a policy that revises learns
 EXPERTS = (*RULES, "leftmost", "answers")
 
 
@@ -70,6 +74,41 @@ class Answers:
         likely = best(top_probability(observation), observation.writable, one, by_ties(observation, draws)) > 0
         stuck = ~right.any(1, keepdim=True) & likely
         return (some | first | stuck).long(), nothing(observation)
+
+
+@dataclass
+class Corrected(Reviser):
+    """Decode by the policy's own trust, and open about half of the wrong tokens again in each step.
+
+    The trust at which a position is committed is drawn for each row, so that canvases have few mistakes or many. Rows end when
+    all is right. `row_id` is the number of the answer.
+    """
+
+    answers: Int[Tensor, "row position"]
+    network: PolicyNetwork
+
+    def most_steps(self, options: DecodeOptions, opened: int) -> int:
+        return CORRECTED_STEPS
+
+    def right(self, observation: Observation) -> Bool[Tensor, "row position"]:
+        """Mark open positions whose best token is right, and committed positions whose token is."""
+        best_tokens = observation.read(observation.masked, 1).top_tokens[..., 0]
+        tokens = torch.where(observation.masked, best_tokens, observation.tokens)
+        return tokens == self.answers[observation.row_id][:, -tokens.shape[1] :]
+
+    def revise(self, observation: Observation, draws: Draws) -> Decision:
+        assert observation.revisable is not None
+        seen = observation.response()
+        scores = self.network.scores(**self.network.inputs(seen))
+        scores = F.pad(scores, (observation.tokens.shape[1] - scores.shape[1], 0))
+        row, step, length = observation.row_id, observation.row_step, observation.tokens.shape[1]
+        least = 0.3 + 0.7 * draws.uniform("noise", row, torch.zeros_like(step), 1)
+        order = at_least_one(scores.sigmoid() >= least, scores, observation, draws)
+        wrong = ~self.right(observation) & observation.revisable
+        reopened = wrong & (draws.uniform("revise", row, step, length) < 0.5)
+        count_reopened(observation, reopened)
+        tokens, log_tokens = observation.draw(order > 0, self.token_sampler, draws)
+        return Decision(order, tokens, nothing(observation), log_tokens, reopened, (order > 0).any(1) | wrong.any(1))
 
 
 @dataclass
@@ -112,12 +151,15 @@ def learn_selected(network: PolicyNetwork, distribution, part: Trajectory, steps
 
 
 def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong: float) -> Float[Tensor, ""]:
-    """Return the weighted binary cross-entropy of `part.inputs["right"]` (which best tokens are right), a mean over
-    `masks` positions.
+    """Return the weighted binary cross-entropy of `part.inputs["right"]` (which best tokens are right and, for a policy that
+    revises, which committed ones are), a mean over `masks` positions.
     """
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
     scores, right = network.scores(**inputs), part.inputs["right"]
     loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
+    if part.forced is not None:  # the score of a committed position is the logit of opening it again
+        committed = torch.where(right, -F.logsigmoid(-scores), -F.logsigmoid(scores))
+        loss = torch.where(part.forced, loss, committed)
     return loss.masked_fill(~part.writable, 0.0).sum() / masks
 
 
@@ -136,22 +178,20 @@ def teacher_loss(
     """
     inputs = network.inputs
     options = DecodeOptions(config.sampler.steps, ends=ends, budget=budget, alpha=prompts.rows.get("alpha"))
+    decoder: StepDecoder
     if teaching.expert == "answers":
         assert prompts.text is not None
-        teacher = Answers(prompts.text, inputs)
-        record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731
         rule = TokenRule(0.0)
+        teacher = Corrected(rule, prompts.text, network) if network.revises else Answers(prompts.text, inputs)
+        record = lambda seen: {"right": teacher.right(seen), **inputs(seen)}  # noqa: E731
+        decoder = teacher if isinstance(teacher, Corrected) else Strategy(teacher, rule)
     else:
         settings = [] if teaching.expert == "leftmost" else [teaching.setting]
-        teacher, record, rule = (
-            UNMASKING_RULES[teaching.expert](*settings),
-            inputs,
-            TokenRule(config.sampler.temperature),
-        )
+        teacher, rule = UNMASKING_RULES[teaching.expert](*settings), TokenRule(config.sampler.temperature)
         if teaching.block_length:
             teacher = InBlocks(teacher, teaching.block_length)
-        teacher = Expert(network, teacher)
-    samples = Strategy(teacher, rule).decode(model, prompts, options, seed, record=record)
+        record, decoder = inputs, Strategy(Expert(network, teacher), rule)
+    samples = decoder.decode(model, prompts, options, seed, record=record)
     trajectory = samples.trajectory
     assert trajectory is not None
     if reward is not None:

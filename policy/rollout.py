@@ -18,7 +18,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
-from policy.unmasker import distribution_settings
+from policy.unmasker import PolicyUnmasker, distribution_settings, policy_decoder
 from rewards.rules import Reward, RewardOutput
 from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
@@ -54,6 +54,8 @@ def rollout(
     """
     options = replace(options, patience=PATIENCE, alpha=prompts.rows.get("alpha"))
     decoder: StepDecoder = Strategy(unmasker, rule)
+    if isinstance(unmasker, PolicyUnmasker):
+        decoder = policy_decoder(unmasker, rule)
     if reward.teacher_forced:
         assert prompts.text is not None
         decoder = TeacherForced(unmasker, prompts.text)
@@ -92,6 +94,8 @@ def policy_log_probs(
     else:
         scores = network.scores(**trajectory.inputs)
     learned = distribution_settings(network)
+    if trajectory.forced is not None:
+        learned = {**learned, "forced": trajectory.forced}
     return distribution.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
 
 

@@ -83,6 +83,7 @@ class AgreementSettings(NetworkSettings):
     width: int = setting(64, SIZE, "width of the network")
     top_k: int = setting(6, SIZE, "best tokens that are read at each position")
     smart_init: float | int = setting(0.0, Number(-100, 100), "is added to the log-odds of the best token")
+    revises: bool = setting(False, FLAG, "also learn which committed positions to open again; needs sampler.budgets")
 
 
 @dataclass

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlm.draws import Draws
+from dlm.observation import Decision, Observation
+from dlm.token_rule import TokenRule
 from policy.actions import FOR_SAMPLING, FixedCount
 from policy.base import PolicyNetwork
+from policy.conditions import count_reopened
+from samplers.loop import Reviser, StepDecoder, Strategy
 
 REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together
 
@@ -73,3 +79,52 @@ class PolicyUnmasker:
         learned = distribution_settings(self.network)
         order = self.distribution.sample(scores, seen.writable, uniforms[:, prompt:], **count, **learned)
         return F.pad(order, (prompt, 0)), self.distribution.log_prob(scores, seen.writable, order, **learned)
+
+
+@dataclass
+class PolicyReviser(Reviser):
+    """A decoder whose policy chooses among three actions at every position: leave it, commit it, or open it again.
+
+    The score of an open position is the logit of committing it, that of a committed one the logit of opening it again. A row
+    ends where no position is open and the policy selects none. It needs a budget of evaluations.
+
+    Args:
+        unmasker: the policy and its action distribution, which covers open and committed positions at once.
+        reopen_threshold: of action threshold: open committed positions again at this probability. None: its threshold.
+    """
+
+    unmasker: PolicyUnmasker
+    reopen_threshold: float | None = None
+
+    def __post_init__(self):
+        if not self.unmasker.network.revises:
+            raise ValueError(
+                "this policy was trained without revision; use it as an unmasking rule, or train with policy.revises"
+            )
+        if self.unmasker.action == "fixed":
+            raise ValueError("action 'fixed' commits equal parts and opens no position again; use bernoulli_argmax, "
+                             "plackett_luce or threshold")  # fmt: skip
+
+    def revise(self, observation: Observation, draws: Draws) -> Decision:
+        seen, unmasker = observation.response(), self.unmasker
+        assert seen.revisable is not None
+        scores = unmasker.network.scores(**unmasker.network.inputs(seen))
+        if self.reopen_threshold is not None:
+            levels = torch.tensor([unmasker.threshold, self.reopen_threshold]).logit(1e-6)
+            scores = scores + seen.revisable * (levels[0] - levels[1]).to(scores.device)
+        uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
+        prompt, selectable = observation.tokens.shape[1] - scores.shape[1], seen.writable | seen.revisable
+        order = unmasker.distribution.sample(scores, selectable, uniforms[:, prompt:], forced=seen.writable)
+        log_positions = unmasker.distribution.log_prob(scores, selectable, order, forced=seen.writable)
+        order = F.pad(order, (prompt, 0))
+        reopened = (order > 0) & ~observation.masked
+        count_reopened(observation, reopened)
+        tokens, log_tokens = observation.draw((order > 0) & observation.masked, self.token_sampler, draws)
+        return Decision(order, tokens, log_positions, log_tokens, reopened, (order > 0).any(1))
+
+
+def policy_decoder(unmasker: PolicyUnmasker, token_sampler: TokenRule) -> StepDecoder:
+    """Return the decoder of a policy: with revision for a network that was trained for it."""
+    if unmasker.network.revises:
+        return PolicyReviser(token_sampler, unmasker)
+    return Strategy(unmasker, token_sampler)

@@ -120,11 +120,11 @@ def check_revision(decision: Decision, observation: Observation, name: str) -> N
             raise ValueError(f"{name} returned {described(value)} for rows or positions to revise; return booleans of "
                              f"shape {list(expected.shape)}")  # fmt: skip
     if decision.reopened is not None:
-        wrong = decision.reopened & (~revisable | (decision.order > 0))
+        wrong = decision.reopened & ~revisable
     left = observation.masked & ~(decision.order > 0) & observation.last.unsqueeze(1)
     if bool((wrong | left).any()):
         row, position = (int(place) for place in (wrong | left).nonzero()[0])
-        sample, reason = int(observation.row_id[row]), "is not committed, is part of the prompt, or is selected as well"
+        sample, reason = int(observation.row_id[row]), "is open or part of the prompt"
         if bool(left[row, position]):
             raise ValueError(f"{name} left position {position} of sample {sample} open in its last step; commit every open "
                              "position where observation.last is True")  # fmt: skip

@@ -204,7 +204,7 @@ def sample(
         decision = decoder.decide(observation, draws)
         if recorder is not None:
             recorder.add(observation, decision, place)
-        selected, at = decision.order > 0, unmasked_at[place]
+        selected, at = decision.selected, unmasked_at[place]
         if environment.options.revise:
             selected, at = revisions.add(observation, decision, at, place)
         unmasked_at[place] = torch.where(selected, observation.row_step.unsqueeze(1), at)
@@ -245,7 +245,7 @@ class Revisions:
         reopened = torch.zeros_like(observation.masked)
         if decision.reopened is not None:
             reopened = decision.reopened & observation.revisable & ~observation.last.unsqueeze(1)
-        selected = (decision.order > 0) & (observation.masked | (decision.tokens != observation.tokens))
+        selected = decision.selected & (observation.masked | (decision.tokens != observation.tokens))
         row, position = (reopened | (selected & observation.revisable)).nonzero().unbind(1)
         events = (place[row], position, observation.tokens[row, position], at[row, position], observation.row_step[row])
         self.events.append(torch.stack(events, 1))
@@ -270,13 +270,17 @@ class Recorder:
 
     def add(self, observation: Observation, decision: Decision, place: Int[Tensor, "active"]) -> None:
         """Add one decision. Rows on their last allowed evaluation had no choice and are left out."""
+        writable, forced = observation.writable, {}
+        if observation.revisable is not None:
+            writable, forced = writable | observation.revisable, {"forced": writable[:, self.first :]}
         step = {
-            "row": place, "step": observation.row_step, "writable": observation.writable[:, self.first :],
+            "row": place, "step": observation.row_step, "writable": writable[:, self.first :], **forced,
             "order": decision.order[:, self.first :], "log_positions": decision.log_positions, "log_tokens": decision.log_tokens,
             **self.record(observation.response()),
         }  # fmt: skip
         chose = ~observation.last
-        limited = observation.environment.options.budget is not None
+        options = observation.environment.options
+        limited = options.budget is not None or options.revise
         self.steps.append({name: value[chose] for name, value in step.items()} if limited else step)
 
     def trajectory(self) -> Trajectory | None:
@@ -284,5 +288,6 @@ class Recorder:
         if not self.steps:
             return None
         whole = {name: torch.cat([step[name] for step in self.steps]) for name in self.steps[0]}
-        fixed = {name: whole.pop(name) for name in ("row", "step", "writable", "order", "log_positions", "log_tokens")}
+        names = ("row", "step", "writable", "order", "log_positions", "log_tokens", "forced")
+        fixed = {name: whole.pop(name) for name in names if name in whole}
         return Trajectory(**fixed, inputs=whole)

@@ -32,7 +32,8 @@ class Trajectory:
     """All recorded steps of all rows, one after the other (N steps).
 
     Each step has its row and step number, the selectable positions, the selected positions, the log-probabilities of the
-    selection and of the tokens, and the values that `record` returned (inputs of the policy).
+    selection and of the tokens, and the values that `record` returned (inputs of the policy). In decoding with revision,
+    committed positions are selectable too, and `forced` marks the open ones, of which a decision commits at least one.
     """
 
     row: Int[Tensor, "N"]
@@ -42,6 +43,7 @@ class Trajectory:
     log_positions: Float[Tensor, "N"]
     log_tokens: Float[Tensor, "N"]
     inputs: dict[str, Tensor]
+    forced: Bool[Tensor, "N position"] | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Trajectory:
         """Return some of the steps."""
@@ -49,6 +51,7 @@ class Trajectory:
         return Trajectory(
             self.row[index], self.step[index], self.writable[index], self.order[index],
             self.log_positions[index], self.log_tokens[index], inputs,
+            None if self.forced is None else self.forced[index],
         )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from dlm.masked_lm import LlamaLM, MaskedLM
 from load_model import load_model
 from model.radd import RADD
 from policy.actions import ACTIONS, FOR_SAMPLING
+from policy.agreement import Agreement
 from policy.base import PolicyNetwork
 from policy.checkpoints import POLICIES, check_fits, load_policy
 from policy.dit_hidden import block_sizes
@@ -229,6 +230,8 @@ def continued_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyN
         new["value_head"] = True
     if config.reward.weights_of_speed and start.extensible and start.alpha_embedding is None:
         new["alpha_conditioned"] = True
+    if isinstance(start, Agreement) and isinstance(config.policy, AgreementSettings) and config.policy.revises:
+        new["revises"] = True
     if not new:
         return start.train()
     settings = {name: value for name, value in start.config.items() if name not in ("policy_type", KEY)}
@@ -264,6 +267,7 @@ def check_policy_learning(network: PolicyNetwork, task: Task, reward: Reward, co
             "sampler.budgets and reward=bound do not go together: that reward does not see the last evaluation"
         )
     check_actions(network, reward, config)
+    check_revision(network, config)
     check_alphas(config, network, reward)
     if isinstance(algorithm, GRPOSettings) and algorithm.experts.thresholds:
         check_experts(algorithm.experts, task.valid, reward, config.sampler.block_length)
@@ -293,6 +297,30 @@ def check_actions(network: PolicyNetwork, reward: Reward, config: PolicyTraining
             "plackett_luce"
         )
     PolicyUnmasker(network, algorithm.action)
+
+
+def check_revision(network: PolicyNetwork, config: PolicyTrainingSettings) -> None:
+    """Refuse settings under which a policy that opens positions again cannot learn or may never end: ValueError."""
+    if not network.revises:
+        return
+    if config.sampler.budgets is None:
+        raise ValueError("policy.revises=true: a policy that opens positions again may never end without a budget of "
+                         "evaluations; give sampler.budgets=[4,6,8], for example")  # fmt: skip
+    if config.sampler.cache is not None:
+        raise ValueError(
+            f"sampler.cache={config.sampler.cache} is for policies whose committed tokens stay; leave it out with policy.revises"
+        )
+    if (teaching := teaching_of(config)) is not None and teaching.expert != "answers":
+        raise ValueError(
+            f"expert={teaching.expert} never opens a position again, which a policy with policy.revises learns; use answers"
+        )
+    actions = {"eval.action": config.eval.action}
+    if isinstance(config.algorithm, DrawnSettings):
+        actions["algorithm.action"] = config.algorithm.action
+    for name, action in actions.items():
+        if action == "fixed":
+            raise ValueError(f"{name}=fixed commits equal parts, and policy.revises opens positions again; use bernoulli_argmax, "
+                             "bernoulli or plackett_luce")  # fmt: skip
 
 
 def check_alphas(config: PolicyTrainingSettings, network: PolicyNetwork, reward: Reward) -> None:
