@@ -35,7 +35,7 @@ LEAST = -1e4  # log-probability of what is to be written last: finite, so that s
 
 BY_ROW = (
     "tokens", "open", "given", "start", "row_id", "to_write", "row_step", "block_step", "evaluations", "block_index",
-    "block_masks", "budget", "alpha", "unfinished", "filled", "_hidden", "_known", "_readout_known", "_row_drift",
+    "block_masks", "budget", "alpha", "unfinished", "filled", "reopened", "_hidden", "_known", "_readout_known", "_row_drift",
 )  # fmt: skip
 
 
@@ -109,6 +109,7 @@ class UnmaskingEnvironment:
         self.block_masks = torch.zeros_like(self.row_step)
         self.unfinished = torch.zeros_like(self.row_step, dtype=torch.bool)
         self.filled = torch.zeros_like(self.open) if options.ends and options.revise else None
+        self.reopened = torch.zeros_like(canvas) if options.revise else None
         self.memory: dict[str, Tensor] = {}
         self.max_steps = None
         if options.revise:
@@ -181,6 +182,8 @@ class UnmaskingEnvironment:
         positions = positions & self._revisable() & ~self.last.unsqueeze(1)
         self.tokens = self.tokens.masked_fill(positions, self.model.mask_id)
         self.open = self.open | positions
+        assert self.reopened is not None
+        self.reopened = self.reopened + positions
 
     def _revisable(self) -> Bool[Tensor, "row position"]:
         """Mark committed positions that were neither given nor filled behind an end of sequence."""
@@ -538,7 +541,7 @@ class UnmaskingEnvironment:
         return Observation(
             self, self.tokens, self.open, writable, self.row_id, self.row_step, self.block_step, self.block_masks,
             self.evaluations, self.to_write, time, done, left, self.last, self.steps, self.memory,
-            in_block, self._revisable() if options.revise else None, self.start, self.alpha,
+            in_block, self._revisable() if options.revise else None, self.reopened, self.start, self.alpha,
         )  # fmt: skip
 
 

@@ -108,7 +108,8 @@ class Observation:
     position, or out of steps; steps: planned steps per block; left: evaluations that the row's budget still allows,
     including the current one. With a budget, time is 1 / left, so that a policy knows its remaining evaluations.
     last: rows whose decision must commit all open positions; in_block: positions of the current block; revisable: committed
-    positions that a decision may open again or replace (None: decoding without revision); memory: tensors with one entry per
+    positions that a decision may open again or replace (None: decoding without revision); reopened: how often each position was
+    opened again (None likewise); memory: tensors with one entry per
     row that a rule keeps between steps. The environment selects rows of them as of everything else.
     """
 
@@ -130,6 +131,7 @@ class Observation:
     memory: dict[str, Tensor] = field(repr=False)
     in_block: Bool[Tensor, "row position"]
     revisable: Bool[Tensor, "row position"] | None = None
+    reopened: Int[Tensor, "row position"] | None = None
     start: Int[Tensor, "row"] | None = None  # first position of each row behind its padding; None: no padding
     alpha: Float[Tensor, "row"] | None = None  # weight of speed, which a policy may be conditioned on
 
@@ -143,6 +145,7 @@ class Observation:
             masked=self.masked[:, first:], writable=self.writable[:, first:], start=None,
             in_block=self.in_block[:, first:],
             revisable=None if self.revisable is None else self.revisable[:, first:],
+            reopened=None if self.reopened is None else self.reopened[:, first:],
         )  # fmt: skip
 
     def read(self, positions: Bool[Tensor, "row position"], best: int = 2, entropy: bool = False) -> Readout:

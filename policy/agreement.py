@@ -133,7 +133,7 @@ class Agreement(PolicyNetwork):
         probabilities: Float[Tensor, "row position best"],
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
-        reopened: Float[Tensor, "row position"] | None = None,
+        reopened: Int[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row position width"]:
         agreement, others = self.agreement(top_tokens, probabilities), masked[:, None, None, :]
         seen = torch.stack(
@@ -154,7 +154,7 @@ class Agreement(PolicyNetwork):
             of_row = of_row + self.alpha_embedding(alpha)
         x = self.features(torch.cat([own, probabilities[..., : self.candidates], related], -1)) + of_row[:, None]
         if self.reopened_weight is not None and reopened is not None:
-            x = x + reopened.log1p()[..., None] * self.reopened_weight
+            x = x + reopened.float().log1p()[..., None] * self.reopened_weight
         return F.gelu(self.hidden(F.gelu(x, approximate="tanh")), approximate="tanh")
 
     @staticmethod
@@ -170,7 +170,7 @@ class Agreement(PolicyNetwork):
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
         revisable: Bool[Tensor, "row position"] | None = None,
-        reopened: Float[Tensor, "row position"] | None = None,
+        reopened: Int[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row position"]:
         """Return the unmasking logit of every position; at `revisable` ones, the logit of opening it again.
 
@@ -196,7 +196,7 @@ class Agreement(PolicyNetwork):
         time: Float[Tensor, "row"],
         alpha: Float[Tensor, "row"] | None = None,
         revisable: Bool[Tensor, "row position"] | None = None,
-        reopened: Float[Tensor, "row position"] | None = None,
+        reopened: Int[Tensor, "row position"] | None = None,
     ) -> tuple[Float[Tensor, "row position"], Float[Tensor, "row"]]:
         """Return logits, and the value of the state: a linear function of the trunk's mean over the masked positions."""
         if self.value_proj is None:

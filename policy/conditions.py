@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from dlm.observation import Observation
 
-REOPENED = "reopened"  # name in the memory of an observation
-
 
 def time_features(time: Float[Tensor, "row"], width: int, period: float | int) -> Float[Tensor, "row width"]:
     """Return cosines and sines of the time in [0, 1], rounded to bfloat16 as in the published networks."""
@@ -67,19 +65,13 @@ def mean_over(
     return (x * masked[..., None]).sum(dim=1) / masked.sum(dim=1).clamp(min=1)[:, None]
 
 
-def count_reopened(observation: Observation, reopened: Bool[Tensor, "row position"]) -> None:
-    """Count in the memory of the observation how often each position was opened again."""
-    before = observation.memory.get(REOPENED)
-    observation.memory[REOPENED] = reopened.float() if before is None else before + reopened
-
-
 def revision_inputs(network, observation: Observation) -> dict[str, Tensor]:
     """Return, for a network that revises, the committed positions that it may open again and how often each position was
     opened again; otherwise {}.
     """
     if not network.revises:
         return {}
-    masked, counts = observation.masked, observation.memory.get(REOPENED)
-    revisable = torch.zeros_like(masked) if observation.revisable is None else observation.revisable
-    reopened = torch.zeros_like(masked, dtype=torch.float32) if counts is None else counts[:, -masked.shape[1] :]
+    revisable, reopened = observation.revisable, observation.reopened
+    if revisable is None or reopened is None:  # decoding without revision
+        revisable, reopened = torch.zeros_like(observation.masked), torch.zeros_like(observation.tokens)
     return {"revisable": revisable, "reopened": reopened}

@@ -31,7 +31,6 @@ from dlm.masked_lm import MaskedLM
 from dlm.observation import Decision, Observation
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
-from policy.conditions import count_reopened
 from policy.rollout import policy_log_probs
 from policy.settings import DrawnSettings, PolicyTrainingSettings, TeachingSettings
 from policy.unmasker import PolicyUnmasker
@@ -106,7 +105,6 @@ class Corrected(Reviser):
         order = at_least_one(scores.sigmoid() >= least, scores, observation, draws)
         wrong = ~self.right(observation) & observation.revisable
         reopened = wrong & (draws.uniform("revise", row, step, length) < 0.5)
-        count_reopened(observation, reopened)
         tokens, log_tokens = observation.draw(order > 0, self.token_sampler, draws)
         return Decision(order, tokens, nothing(observation), log_tokens, reopened, (order > 0).any(1) | wrong.any(1))
 

@@ -13,7 +13,6 @@ from dlm.observation import Decision, Observation
 from dlm.token_rule import TokenRule
 from policy.actions import FOR_SAMPLING, FixedCount
 from policy.base import PolicyNetwork
-from policy.conditions import count_reopened
 from samplers.loop import Reviser, StepDecoder, Strategy
 
 REPULSION_UNIT = 20.0  # nats: these few parameters have as far to go as the logits, which many weights move together
@@ -118,7 +117,6 @@ class PolicyReviser(Reviser):
         log_positions = unmasker.distribution.log_prob(scores, selectable, order, forced=seen.writable)
         order = F.pad(order, (prompt, 0))
         reopened = (order > 0) & ~observation.masked
-        count_reopened(observation, reopened)
         tokens, log_tokens = observation.draw((order > 0) & observation.masked, self.token_sampler, draws)
         return Decision(order, tokens, log_positions, log_tokens, reopened, (order > 0).any(1))
 
