@@ -2,7 +2,8 @@
 
 The page is one HTML file without outside resources. It displays one sample, of one strategy or of all strategies side by side
 (one per named group), as running text or as a board. It opens with the finished canvas. Colours run from the first step to the
-last; positions of the current step have an outline; with solutions, wrong cells are struck through and solved boards are
+last; positions of the current step have an outline, those opened again a dashed one; revised tokens are underlined; with
+solutions, wrong cells are struck through and solved boards are
 marked. Strategies play step by step together, or each over the same duration. Keys: space plays, left and right go one step,
 Home and End jump, up and down change the sample.
 """
@@ -26,6 +27,9 @@ class Replayable(Protocol):
     tokens: Int[Tensor, "row position"]
     prompt: Bool[Tensor, "row position"]  # positions that were given
     unmasked_at: Int[Tensor, "row position"]  # step, counted from 0; -1 where given or never written
+    history: (
+        Int[Tensor, "event 5"] | None
+    )  # revised tokens: row, position, token, step of its commit, step of its revision
 
     @property
     def positions(self) -> Int[Tensor, "row"]:
@@ -54,7 +58,7 @@ def replay_html(
         ValueError: there are no samples, the columns do not divide the positions, or the solutions have another shape.
     """
     _check(groups, grid_columns, solutions)
-    used = sorted({token for samples in groups.values() for token in samples.tokens[_filled(samples)].tolist()})
+    used = sorted({token for samples in groups.values() for token in _used(samples)})
     place = {token: index for index, token in enumerate(used)}
     content = {
         "columns": grid_columns,
@@ -95,8 +99,19 @@ def _filled(samples: Replayable) -> Bool[Tensor, "row position"]:
     return samples.prompt | (samples.unmasked_at >= 0)
 
 
+def _used(samples: Replayable) -> list[int]:
+    """Return all tokens that the page displays, those that were revised included."""
+    revised = [] if samples.history is None else samples.history[:, 2].tolist()
+    return samples.tokens[_filled(samples)].tolist() + revised
+
+
 def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
-    """Return for each row its tokens, as indices into "texts" (null: still masked), and the decoding step of each (-1: given)."""
+    """Return for each row its tokens, as indices into "texts" (null: still masked), the decoding step of each (-1: given), and
+    its revised tokens: position, token, step at which it was committed, step at which it was revised.
+    """
+    past: list[list[list[int]]] = [[] for _ in samples.tokens]
+    for row, position, token, first, last in [] if samples.history is None else samples.history.tolist():
+        past[row].append([position, place[token], first, last])
     unmasked_at = samples.unmasked_at.masked_fill(samples.prompt, -1).tolist()
     lengths = samples.positions.tolist()
     rows = zip(samples.tokens.tolist(), unmasked_at, _filled(samples).tolist(), lengths, strict=True)
@@ -104,6 +119,7 @@ def _rows(samples: Replayable, place: dict[int, int]) -> list[dict]:
         {
             "tokens": [place[token] if full else None for token, full in zip(tokens, filled, strict=True)][:length],
             "at": at[:length],
+            "past": revised,
         }
-        for tokens, at, filled, length in rows
+        for (tokens, at, filled, length), revised in zip(rows, past, strict=True)
     ]

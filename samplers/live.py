@@ -24,7 +24,7 @@ from samplers.scores import Seen
 from training.progress import Advance, nothing
 from training.terminal import printable
 
-MASK, FRESH = "░", "bold green"
+MASK, FRESH, REOPENED = "░", "bold green", "bold red"
 FRAME = 0.1  # seconds for which a displayed canvas stays, so that fast models can be watched
 INTERVAL = 0.1  # seconds between two reads of the canvases, each of which makes a GPU wait; a screen shows no more
 
@@ -36,8 +36,8 @@ def paint(
     decode: Callable[[list[int]], str],
     columns: int | None = None,
 ) -> Text:
-    """Return one canvas as styled text: masks as shaded cells, tokens of the last step in green. columns: width of a
-    board; None for text.
+    """Return one canvas as styled text: masks as shaded cells, tokens of the last step in green, positions that it opened again
+    in red. columns: width of a board; None for text.
     """
     text = Text()
     kinds = list(zip(tokens.tolist(), masked.tolist(), fresh.tolist(), strict=True))
@@ -48,7 +48,8 @@ def paint(
             continue
         _, is_mask, is_fresh = kinds[start]
         piece = MASK * (end - start) if is_mask else printable(decode([token for token, _, _ in kinds[start:end]]))
-        text.append(piece, "dim" if is_mask else FRESH if is_fresh else "")
+        changed = REOPENED if is_mask else FRESH
+        text.append(piece, changed if is_fresh else "dim" if is_mask else "")
         if columns is not None:
             text.append("\n" if end % columns == 0 else " ")
         start = end

@@ -62,6 +62,7 @@ class Written:
     prompt: torch.Tensor
     positions: torch.Tensor
     unmasked_at: torch.Tensor
+    history: torch.Tensor | None = None
 
 
 class Page(HTMLParser):
@@ -104,6 +105,16 @@ def test_replay_holds_every_token_and_no_token_escapes():
     assert [content["texts"][token] for token in row["tokens"]] == [words[position % 4] for position in range(9)]
     assert row["at"] == [-1, 1, 2, 3, 4, 5, 6, 7, 8]
     assert "http" not in page
+
+
+def test_revised_tokens_are_in_the_page_with_the_steps_at_which_they_were_there():
+    samples = written()
+    samples.history = torch.tensor([[1, 2, 7, 0, 1], [0, 5, 3, 2, 4], [1, 2, 3, 1, 2]])
+    content = json.loads(Page(replay_html({"a": samples}, str)).texts["data"])
+    rows = content["groups"][0]["rows"]
+    named = [[[place, content["texts"][token], *steps] for place, token, *steps in row["past"]] for row in rows]
+    assert named == [[[5, "3", 2, 4]], [[2, "7", 0, 1], [2, "3", 1, 2]]]
+    assert json.loads(Page(replay_html({"a": written()}, str)).texts["data"])["groups"][0]["rows"][0]["past"] == []
 
 
 def test_a_shorter_canvas_ends_where_it_ends():

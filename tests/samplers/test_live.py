@@ -12,7 +12,7 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
 from samplers.heuristics import Random
-from samplers.live import FRESH, LiveView, batch_progress, paint
+from samplers.live import FRESH, REOPENED, LiveView, batch_progress, paint
 from samplers.loop import Strategy, sample
 from samplers.scores import Seen
 from training.progress import nothing
@@ -27,6 +27,12 @@ def test_masks_are_shaded_and_fresh_tokens_coloured():
     text = paint(tokens, tokens == 8, torch.tensor([False, False, False, False, True]), letters)
     assert text.plain == "ab░░c"
     assert [span.style for span in text.spans if (span.start, span.end) == (4, 5)] == [FRESH]
+
+
+def test_positions_that_are_opened_again_are_red():
+    tokens, fresh = torch.tensor([0, 8, 8]), torch.tensor([False, True, False])
+    text = paint(tokens, tokens == 8, fresh, letters)
+    assert [span.style for span in text.spans] == [REOPENED, "dim"]
 
 
 def test_a_board_has_lines():
