@@ -87,14 +87,13 @@ def pairs_of(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def differences(recorded: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
-    """Every file and key that was added, removed or changed, in words."""
+    """Every recorded file and key that was removed or changed, in words. New ones are allowed."""
     lines = []
-    for entry in sorted(recorded | found):
-        if entry not in found or entry not in recorded:
-            lines.append(f"{entry}: {'removed' if entry in recorded else 'added'}")
+    for entry in sorted(recorded):
+        if entry not in found:
+            lines.append(f"{entry}: removed")
             continue
         before, now = recorded[entry], found[entry]
-        lines += [f"{entry}: {key} was added with {now[key]!r}" for key in now if key not in before]
         lines += [f"{entry}: {key} was removed; it was {before[key]!r}" for key in before if key not in now]
         lines += [
             f"{entry}: {key} changed from {before[key]!r} to {now[key]!r}"

@@ -299,6 +299,7 @@ def test_select_copies_drops_and_reorders_everything_of_a_row():
         "alpha",
         "memory",
         "revisable",
+        "reopened",
     }
     environment.memory["seen"] = torch.tensor([5, 6, 7, 8])
     expected = {name: getattr(observation, name)[index] for name in names}
