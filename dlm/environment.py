@@ -509,8 +509,9 @@ class UnmaskingEnvironment:
             self.filled = None if self.filled is None else self.filled | filled
         blocks = self.open[:, self.prompt_length :].unflatten(1, (-1, self.block))
         block_index = blocks.any(2).long().argmax(1)
-        if self.options.revise:  # a full row that goes on stays in its block
-            block_index = torch.where(blocks.any((1, 2)), block_index, self.block_index.clamp(min=0))
+        if self.options.revise:  # a row that goes on stays in its block, although the block is full
+            staying = ~blocks.any((1, 2)) | (self.unfinished & (block_index > self.block_index))
+            block_index = torch.where(staying, self.block_index.clamp(min=0), block_index)
         fresh = block_index != self.block_index
         begun = blocks.sum(2).gather(1, block_index.unsqueeze(1)).squeeze(1)
         self.block_masks = torch.where(fresh, begun, self.block_masks)

@@ -76,8 +76,8 @@ class Decision:
     order: rank of each selected position from 1, 0 elsewhere. A selected open position is committed; a selected committed
     position gets another token. tokens: valid at the selected positions; log_positions: log-probability of the choice of
     positions, those to open again included; log_tokens: log-probability of the tokens. Both are 0 for deterministic choices.
-    reopened: committed positions to open again, whatever their rank (None: none); unfinished: rows that go on although no
-    position will be open (None: none).
+    reopened: committed positions to open again, whatever their rank (None: none); unfinished: rows that go on in their block
+    although no position of it will be open (None: none).
     """
 
     order: Int[Tensor, "row position"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.names import ALIASES
@@ -22,6 +23,7 @@ class EvaluationRequest:
     other_model: bool = False
     strategy: str | None = None
     settings: str = ""
+    sampler: Sequence[str] = ()
     windows: str = ""
     config: str | None = None
     model_path: str | None = None

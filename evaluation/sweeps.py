@@ -5,8 +5,8 @@ settings.
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ from evaluation.request import EvaluationRequest
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, UNMASKING_RULES, Window
-from samplers.loop import Unmasker
-from samplers.names import PREDICTORS, STRATEGIES
-from samplers.settings import RULE_SETTINGS, SamplerSettings, check_strategy, highest_setting, strategy_name
+from samplers.loop import StepDecoder, Unmasker
+from samplers.names import PREDICTORS, REVISING, STRATEGIES
+from samplers.settings import (
+    REVISING_SETTINGS,
+    RULE_SETTINGS,
+    SamplerSettings,
+    check_given,
+    check_strategy,
+    highest_setting,
+    idle,
+    strategy_name,
+)
 from training.hub import shipped
 from training.ranges import Number, Whole
 from training.stored import value_at
@@ -32,13 +41,14 @@ EVALUATED_AS = {"bernoulli": "bernoulli-argmax", "plackett_luce": "dpls", "fixed
 class Candidate:
     """One decoder to evaluate.
 
-    name: of its directories; series: of its line in the plot; its settings within the sweep (None if it has none); weights:
-    a hash of a policy's weights; sampler: the other settings of its decoding (None: those of the command line).
+    name: of its directories; series: of its line in the plot; rule: an unmasking rule, or a decoder with its token sampler;
+    its settings within the sweep (None if it has none); weights: a hash of a policy's weights; sampler: the other settings of
+    its decoding (None: those of the command line); revision: the settings of a decoder that revises.
     """
 
     name: str
     series: str
-    rule: Unmasker
+    rule: Unmasker | StepDecoder
     checkpoint: int | None = None
     sampling_mode: str | None = None
     setting: float | None = None
@@ -49,6 +59,7 @@ class Candidate:
     alpha: float | None = None
     weights: str | None = None
     sampler: SamplerSettings | None = None
+    revision: dict[str, Any] | None = None
 
 
 def numbers(text: str, flag: str, kind: type = float) -> list:
@@ -61,13 +72,22 @@ def numbers(text: str, flag: str, kind: type = float) -> list:
         raise ValueError(f"{flag} {text!r} must be {whole}numbers, separated by commas") from error
 
 
-def candidates(arguments: EvaluationRequest, model: MaskedLM, trained: Mapping[str, Any] | None) -> list[Candidate]:
+def candidates(
+    arguments: EvaluationRequest,
+    model: MaskedLM,
+    trained: Mapping[str, Any] | None,
+    build: Callable[[SamplerSettings], StepDecoder],
+) -> list[Candidate]:
     """Return all candidates of the command line.
 
     Args:
+        build: makes a decoder that revises.
         trained: settings of the run or of --config, for those that the command line leaves open.
     """
-    found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, trained)
+    if arguments.rule in REVISING:
+        found = _revising(arguments, model, build)
+    else:
+        found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, trained)
     alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, trained)
     if alphas:
         found = [Candidate(**vars(one) | {"name": f"{one.name}-a{a:g}", "alpha": a}) for one in found for a in alphas]
@@ -81,7 +101,7 @@ def candidates(arguments: EvaluationRequest, model: MaskedLM, trained: Mapping[s
 
 
 def _alphas_and_budgets(
-    arguments: EvaluationRequest, rule: Unmasker, trained: Mapping[str, Any] | None
+    arguments: EvaluationRequest, rule: Unmasker | StepDecoder, trained: Mapping[str, Any] | None
 ) -> tuple[list[float], list[int]]:
     """Return those of the command line; for a policy otherwise those of its training."""
     alphas = numbers(arguments.alphas, "--alphas")
@@ -118,6 +138,71 @@ def _rules(arguments: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
     if name in ADAPTIVE and steps:
         raise ValueError(f"{name} takes as many steps as it needs; leave --steps out, or give --budgets")
     return _in_steps(found, steps)
+
+
+def _revising(
+    arguments: EvaluationRequest, model: MaskedLM, build: Callable[[SamplerSettings], StepDecoder]
+) -> list[Candidate]:
+    """Return one candidate for each combination of --settings and of the values of --sampler."""
+    name, steps = str(arguments.rule), numbers(arguments.steps, "--steps", int)
+    strategy_name(name, model)
+    if steps and idle(SamplerSettings(strategy=name), "sampler.steps"):
+        raise ValueError(f"{name} takes as many steps as it needs; leave --steps out, or give --budgets")
+    main, swept = f"{name}.{REVISING_SETTINGS[name]}", _swept(arguments.sampler)
+    if values := numbers(arguments.settings, "--settings"):
+        if main in swept:
+            raise ValueError(f"--settings and --sampler {main} name the same setting; leave one of them out")
+        swept = {main: values} | swept
+    found = []
+    for values in product(*swept.values()):
+        chosen = dict(zip(swept, values, strict=True))
+        nested: dict[str, Any] = {"strategy": name, "temperature": arguments.token_temperature}
+        for key, value in chosen.items():
+            section, _, field = key.partition(".")
+            nested |= {section: {**nested.get(section, {}), field: value}} if field else {key: value}
+        settings = SamplerSettings.of(nested | {"confidence": arguments.confidence})
+        check_given(settings, {f"sampler.{key}": f"--sampler {key}" for key in chosen})
+        others = [name, *(_word(key, value) for key, value in chosen.items() if key != main)]
+        setting = chosen.get(main)
+        words = others if setting is None else [*others, f"{setting:g}"]
+        own = {
+            section: asdict(getattr(settings, section)) for section in {name, *(key.split(".")[0] for key in chosen)}
+        }
+        found.append(Candidate("-".join(words), "-".join(others), build(settings), setting=setting, revision=own))
+    return _in_steps(found, steps)
+
+
+def _swept(given: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of each KEY=VALUE,VALUE of --sampler. ValueError for other text."""
+    found: dict[str, list[Any]] = {}
+    for text in given:
+        key, equals, values = text.partition("=")
+        if not equals or not values or key.startswith("sampler.") or key.count(".") != 1:
+            raise ValueError(
+                f"--sampler {text!r} must be SECTION.KEY=VALUES, such as edit.edit_threshold=0,0.5; docs/reference/settings.md "
+                "lists the keys behind sampler."
+            )
+        found[key] = list(dict.fromkeys(_value(value) for value in values.split(",")))
+    return found
+
+
+def _value(text: str) -> Any:
+    """Return a text as a number, true, false, null or a word."""
+    words = {"null": None, "true": True, "false": False}
+    for kind in (int, float):
+        try:
+            return words[text] if text in words else kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _word(key: str, value: Any) -> str:
+    """Return a setting as part of a directory's name: a word alone, a number with the name of its key."""
+    name = key.rpartition(".")[2]
+    if isinstance(value, bool) or value is None:
+        return f"{name}_{str(value).lower()}"
+    return str(value).replace("/", "_").replace("\\", "_") if isinstance(value, str) else f"{name}{value:g}"
 
 
 def _windows(windows: str, settings: list[float]) -> list[Candidate]:

@@ -159,6 +159,10 @@ class CheckedStepDecoder(StepDecoder):
 
     decoder: StepDecoder
 
+    def prepared(self, model: MaskedLM, prompts: Prompts, options: DecodeOptions) -> DecodeOptions:
+        """Return the options that the decoder needs."""
+        return self.decoder.prepared(model, prompts, options)
+
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         """Return the decision of the decoder. ValueError for one that cannot be committed."""
         name = f"the decoder {type(self.decoder).__name__}"

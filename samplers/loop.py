@@ -62,6 +62,10 @@ class StepDecoder(ABC):
     def decide(self, observation: Observation, draws: Draws) -> Decision:
         """Choose the positions to commit now, and their tokens."""
 
+    def prepared(self, model: MaskedLM, prompts: Prompts, options: DecodeOptions) -> DecodeOptions:
+        """Return the options that this decoder needs."""
+        return options
+
     def decode(
         self,
         model: MaskedLM,
@@ -73,6 +77,7 @@ class StepDecoder(ABC):
         on_step: OnStep | None = None,
     ) -> Samples:
         """Decode every prompt by the loop; see `Decoder.decode`."""
+        options = self.prepared(model, prompts, options)
         return sample(UnmaskingEnvironment(model, options), self, prompts, seed, row_id, record, on_step)
 
 
@@ -129,10 +134,10 @@ class Reviser(StepDecoder):
         """
         return None
 
-    def decode(self, model, prompts, options, seed=0, row_id=None, record=None, on_step=None):
+    def prepared(self, model: MaskedLM, prompts: Prompts, options: DecodeOptions) -> DecodeOptions:
+        """Return the options with revision, within the steps that this decoder takes."""
         opened = int(prompts.open_positions(model.mask_id).sum(1).amax()) if len(prompts.canvas) else 0
-        options = replace(options, revise=True, max_steps=self.most_steps(options, opened))
-        return super().decode(model, prompts, options, seed, row_id, record, on_step)
+        return replace(options, revise=True, max_steps=self.most_steps(options, opened))
 
     @abstractmethod
     def revise(self, observation: Observation, draws: Draws) -> Decision:

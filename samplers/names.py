@@ -18,10 +18,12 @@ RULES = (  # unmasking rules that learn nothing
     "leftmost",
 )
 STRATEGIES = (*RULES, "policy")  # an unmasking rule and a token sampler
+REVISING = ("remdm", "edit")  # decoders that open committed positions again or replace their tokens
 PREDICTORS = ("euler", "analytic")  # of a SEDD
 STEPWISE_GUIDED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head")  # guided step by step by a reward
 GUIDED = (*STEPWISE_GUIDED, "best_of_n", "top_k")  # guided by a reward
 FILTERS = ("twisted_smc", "fk")  # by particles
-EVERY_STRATEGY = (*STRATEGIES, *PREDICTORS, *GUIDED, *FILTERS)
+EVERY_STRATEGY = (*STRATEGIES, *REVISING, *PREDICTORS, *GUIDED, *FILTERS)
+REMASK_SCHEDULES = ("cap", "rescale", "conf", "loop")  # of the probability of remasking of remdm
 CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences
 POSITIONS = ("independent", "pair", "joint")  # how a guided decoder commits several positions of a step

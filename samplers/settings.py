@@ -18,18 +18,36 @@ from samplers.names import (
     GUIDED,
     POSITIONS,
     PREDICTORS,
+    REMASK_SCHEDULES,
+    REVISING,
     RULES,
     STEPWISE_GUIDED,
     STRATEGIES,
 )
 from samplers.particles import RESAMPLE, SCHEMES
 from training.fields import Settings, section, setting
-from training.ranges import COUNT, FLAG, LENGTH, NAME, ROWS, SHARE, WEIGHT, Maybe, Number, OneOf, Whole
+from training.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FLAG,
+    LENGTH,
+    NAME,
+    PART,
+    ROWS,
+    SHARE,
+    WEIGHT,
+    Maybe,
+    Number,
+    OneOf,
+    Whole,
+)
 
 ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # actions of a policy that leave no position open
 READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
+# The setting of a strategy that an evaluation sweeps; of a decoder that revises, a key of the section of its name.
+REVISING_SETTINGS = {"remdm": "eta", "edit": "threshold"}
 # The setting that is a rule's parameter.
 RULE_SETTINGS = {
     "threshold": "threshold",
@@ -104,6 +122,42 @@ class SMCSettings(Settings):
 
 
 @dataclass
+class ReMDMSettings(Settings):
+    """Settings of strategy `remdm`: ancestral sampling that masks committed positions again (samplers/revision.py)."""
+
+    place: ClassVar[str] = "sampler.remdm."
+    schedule: str = setting("cap", OneOf(REMASK_SCHEDULES), "of the probability of remasking")
+    eta: float | int | None = setting(
+        None, Maybe(SHARE), "strength of remasking; null: as published, cap 0.008, rescale 0.015, loop 0.02"
+    )
+    switch: float | int | None = setting(
+        None,
+        Maybe(SHARE),
+        "cap, rescale, conf: remask once the time, which falls from 1 to 0, is below this; null: always",
+    )
+    begin: float | int = setting(0.55, PART, "loop: time at which remasking begins")
+    end: float | int = setting(0.05, PART, "loop: time at which remasking ends")
+    level: float | int = setting(
+        0.9, Number(0, 1, open_low=True, open_high=True), "loop: share of committed positions while it remasks"
+    )
+
+
+@dataclass
+class EditSettings(Settings):
+    """Settings of strategy `edit`: thresholds for committing and for replacing tokens (samplers/editing.py)."""
+
+    place: ClassVar[str] = "sampler.edit."
+    threshold: float | int = setting(0.5, SHARE, "commit where the best token is more probable than this")
+    edit_threshold: float | int = setting(
+        0.0, SHARE, "replace a committed token where another one is best and more probable than this; 1: never"
+    )
+    rounds: int = setting(
+        16, COUNT_OR_NONE, "edit rounds of a full block; with remask: steps that open positions again"
+    )
+    remask: bool = setting(False, FLAG, "open the position again, in place of writing the other token")
+
+
+@dataclass
 class SamplerSettings(Settings):
     """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
 
@@ -153,6 +207,8 @@ class SamplerSettings(Settings):
     policy: PolicySettings = section(PolicySettings)
     guide: GuideSettings = section(GuideSettings)
     smc: SMCSettings = section(SMCSettings)
+    remdm: ReMDMSettings = section(ReMDMSettings)
+    edit: EditSettings = section(EditSettings)
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,10 +223,12 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
       for key in dict.fromkeys(RULE_SETTINGS.values())),
     ("sampler.window", ("window",)),
-    ("sampler.steps", (*IN_STEPS, "policy", *PREDICTORS, *GUIDED, *FILTERS)),
-    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", *GUIDED, *FILTERS)),
-    ("sampler.top_k", (*STRATEGIES, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),  # best_of_n and top_k read guide.k in its place
+    ("sampler.steps", (*IN_STEPS, "policy", "remdm", *PREDICTORS, *GUIDED, *FILTERS)),
+    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "edit", *GUIDED, *FILTERS)),
+    # best_of_n and top_k read guide.k in its place
+    ("sampler.top_k", (*STRATEGIES, *REVISING, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),
     ("sampler.policy", ("policy",)),
+    *((f"sampler.{name}", (name,)) for name in REVISING),
     ("sampler.guide.reward", (*STEPWISE_GUIDED, "best_of_n", "fk")),
     ("sampler.guide.samples", ("best_of_n",)),
     ("sampler.guide.k", GUIDED),
@@ -187,6 +245,9 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] 
     ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
     ("sampler.policy.threshold", ("policy",), "sampler.policy.action", ("threshold",)),
     ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
+    ("sampler.remdm.eta", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "loop")),
+    ("sampler.remdm.switch", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "conf")),
+    *((f"sampler.remdm.{key}", ("remdm",), "sampler.remdm.schedule", ("loop",)) for key in ("begin", "end", "level")),
     ("sampler.guide.proposals", STEPWISE_GUIDED, "sampler.guide.positions", ("joint",)),
     *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))
       for key in ("scheme", "interval", "potential", "completions")),
@@ -209,7 +270,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
     Raises:
         ValueError: the model does not support the strategy.
     """
-    check_strategy(name, (*STRATEGIES, *PREDICTORS))
+    check_strategy(name, (*STRATEGIES, *REVISING, *PREDICTORS))
     if name in PREDICTORS and not isinstance(model, SeddLM):
         raise ValueError(f"strategy {name!r} steps on the scores of a SEDD, and this model is none; use direct")
     if model.causal and name not in (None, "leftmost"):

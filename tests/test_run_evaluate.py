@@ -35,6 +35,10 @@ from unmask.commands.evaluate import main
 from unmask.runs import evaluate as evaluate_run
 
 
+def no_reviser(settings):
+    raise AssertionError(f"{settings.strategy} does not revise")
+
+
 def test_a_rule_swept_over_seeds(tmp_path):
     argv = [
         "--strategy",
@@ -68,6 +72,17 @@ def test_a_rule_swept_over_seeds(tmp_path):
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
 
 
+def test_a_decoder_that_revises_is_swept_over_all_its_settings(tmp_path):
+    argv = ["--strategy", "edit", "--settings", "0.5,0.9", "--sampler", "edit.edit_threshold=0.8,1", "edit.remask=true"]
+    assert main([*argv, *TINY, "--out", str(tmp_path)]) == 0
+    rows = {row["name"]: row for row in read(tmp_path / "detailed_results.csv")}
+    names = [f"edit-edit_threshold{other}-remask_true-{value}" for value in ("0.5", "0.9") for other in ("0.8", "1")]
+    assert [*rows] == names and [row["setting"] for row in rows.values()] == ["0.5", "0.5", "0.9", "0.9"]
+    assert float(rows[names[2]]["evaluations"]) > float(rows[names[0]]["evaluations"]) > 3
+    settings = json.loads((tmp_path / f"{names[1]}_chain_seed42" / "generations.json").read_text())["settings"]
+    assert settings["revision"] == {"edit": {"threshold": 0.5, "edit_threshold": 1, "rounds": 16, "remask": True}}
+
+
 def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     """One evaluation of each alpha and budget, which is not passed."""
     torch.manual_seed(0)
@@ -90,16 +105,16 @@ def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     request = evaluate_command.request([*argv, "--out", "x"])
     model, _ = load_model(ROOT / "example" / "chain")
     trained_with = [(0, 1), (0, 2), (3, 1), (3, 2)]
-    assert [(one.alpha, one.budget) for one in candidates(request, model, config)] == trained_with
+    assert [(one.alpha, one.budget) for one in candidates(request, model, config, no_reviser)] == trained_with
     request = evaluate_command.request([*argv, "--alphas", "1,1", "--budgets", "none", "--out", "x"])
-    assert [(one.alpha, one.budget) for one in candidates(request, model, config)] == [(1, None)]
+    assert [(one.alpha, one.budget) for one in candidates(request, model, config, no_reviser)] == [(1, None)]
 
 
 def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_path):
     vectors = ROOT / "tests" / "vectors"
     shutil.copy(vectors / "policy-tiny" / "hidden_model.safetensors", tmp_path / "model.safetensors")
     request = evaluate_command.request(["--policy", str(tmp_path), "--out", "x"])
-    (found,) = candidates(request, load_model(vectors / "llada-tiny")[0], None)
+    (found,) = candidates(request, load_model(vectors / "llada-tiny")[0], None, no_reviser)
     assert isinstance(found.rule.network, DitHidden)
 
 
@@ -151,6 +166,22 @@ def test_a_published_policy_of_hidden_states_takes_its_heads_from_the_model(tmp_
             ["--strategy", "random", "--math_by", "string", "--datasets", "chain,gsm8k"],
             "--math_by would do nothing with --datasets chain,gsm8k",
         ),
+        (["--strategy", "random", "--sampler", "edit.rounds=2"], "--sampler would do nothing with --strategy random"),
+        (["--strategy", "edit", "--steps", "4"], "edit takes as many steps as it needs"),
+        (["--strategy", "edit", "--sampler", "edit.round=4"], "sampler.edit.round is unknown; did you mean"),
+        (
+            ["--strategy", "edit", "--sampler", "rounds=4"],
+            "must be SECTION.KEY=VALUES, such as edit.edit_threshold=0,0.5",
+        ),
+        (
+            ["--strategy", "edit", "--sampler", "remdm.eta=0.1"],
+            "--sampler remdm.eta would do nothing with --strategy edit",
+        ),
+        (
+            ["--strategy", "remdm", "--sampler", "remdm.schedule=loop", "--settings", "0.3"],
+            "eta=0.3 must be from 0 to 0.1111",
+        ),
+        (["--strategy", "edit", "--confidence", "sampling"], "edit reads none"),
         (["--strategy", "random", "--unsandboxed"], "--unsandboxed would do nothing with --datasets chain"),
     ],
 )
@@ -342,7 +373,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path):
     config["eval"]["temperature"] = 0.5
     model, _ = load_model(ROOT / "example" / "chain")
     request = evaluate_command.request([str(run), "--out", "x"])
-    assert [one.name for one in candidates(request, model, config)] == ["run-checkpoint_20-T0.5"]
+    assert [one.name for one in candidates(request, model, config, no_reviser)] == ["run-checkpoint_20-T0.5"]
     request = evaluate_command.request(
         [str(run), "--block_length", "12", "--cache", "none", "--length", "24", "--out", "x"]
     )
@@ -388,7 +419,7 @@ def test_the_published_names_of_rules_are_ours(tmp_path):
         assert {record["nfe"] for record in strip(tmp_path / "a" / name)} <= set(range(1, steps + 1))
     model, _ = load_model(ROOT / "example" / "chain")
     request = evaluate_command.request(["--remasking", "fastdllm", "--thres", "0.7", "--budgets", "2,4", "--out", "x"])
-    assert [(one.name, one.rule, one.budget) for one in candidates(request, model, None)] == [
+    assert [(one.name, one.rule, one.budget) for one in candidates(request, model, None, no_reviser)] == [
         ("threshold-0.7-budget2", Threshold(0.7), 2),
         ("threshold-0.7-budget4", Threshold(0.7), 4),
     ]

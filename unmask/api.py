@@ -45,6 +45,7 @@ from samplers.names import EVERY_STRATEGY
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
 from training.devices import device_of
+from training.fields import Settings
 from training.files import make_directory, write_text
 from training.hub import shipped
 from training.progress import Advance, nothing, progress
@@ -366,7 +367,7 @@ def merged(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def vars_of(settings: SamplerSettings) -> dict[str, Any]:
     """Return the fields of settings; nested settings become dictionaries."""
-    nested = {name: vars(getattr(settings, name)) for name in ("policy", "guide", "smc")}
+    nested = {name: vars(value) for name, value in vars(settings).items() if isinstance(value, Settings)}
     return vars(settings) | nested
 
 

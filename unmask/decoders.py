@@ -37,6 +37,7 @@ from rewards.models import (
 )
 from rewards.template import encode
 from samplers.best_of import BestOf
+from samplers.editing import Edit
 from samplers.fk import Steering
 from samplers.guided import (
     METHODS,
@@ -52,9 +53,10 @@ from samplers.guided import (
     check_guide,
 )
 from samplers.heuristics import UNMASKING_RULES, AsSampled, Window, check_confidence
-from samplers.loop import Decoder, Strategy, Unmasker
-from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS
+from samplers.loop import Decoder, Reviser, Strategy, Unmasker
+from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING
 from samplers.particles import RESAMPLE, SCHEMES
+from samplers.revision import ReMDM
 from samplers.scores import ScoreDecoder
 from samplers.settings import (
     ACTIONS,
@@ -128,7 +130,7 @@ def build_decoder(
         return build_particles(settings, model, layout, seed, suffix, reward)
     if strategy_name(settings.strategy, model) in PREDICTORS:
         return build_score_decoder(settings, model)
-    return build_rule_decoder(settings, model)
+    return build_step_decoder(settings, model)
 
 
 def build_options(
@@ -164,9 +166,47 @@ def token_sampler(settings: SamplerSettings) -> TokenRule:
     return TokenRule(float(settings.temperature), float(settings.top_p), settings.top_k)
 
 
+def build_step_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy | Reviser:
+    """Return a rule or a policy with a token sampler, or a decoder that revises."""
+    if strategy_name(settings.strategy, model) in REVISING:
+        return build_reviser(settings, model)
+    return build_rule_decoder(settings, model)
+
+
+def with_tokens(decoder: Strategy | Reviser, tokens: TokenRule) -> Strategy | Reviser:
+    """Return the decoder with another token sampler."""
+    if isinstance(decoder, Reviser):
+        return replace(decoder, token_sampler=tokens)
+    rule = decoder.rule
+    return Strategy(replace(rule, token_sampler=tokens) if isinstance(rule, AsSampled) else rule, tokens)
+
+
+def build_reviser(settings: SamplerSettings, model: MaskedLM) -> Reviser:
+    """Return a decoder that revises committed tokens.
+
+    Raises:
+        ValueError: for settings that the model or the decoder does not allow.
+    """
+    name, tokens = strategy_name(settings.strategy, model), token_sampler(settings)
+    check_confidence(settings.confidence, name, "sampler.confidence")
+    check_alpha(None, settings.alpha)
+    if settings.cache is not None and settings.block_length is not None:
+        raise ValueError(
+            f"sampler.cache={settings.cache} keeps the keys of earlier blocks, which strategy {name!r} would make stale; leave "
+            "sampler.block_length out, as a cache recomputes all positions of a single block, or leave the cache out"
+        )
+    own = vars(getattr(settings, name))
+    return ReMDM(tokens, **own) if name == "remdm" else Edit(tokens, **own)
+
+
 def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
     """Return a rule or a policy with a token sampler."""
     name = strategy_name(settings.strategy, model)
+    if name in REVISING:
+        raise ValueError(
+            f"strategy {name!r} revises tokens, and here a rule that commits each position once is needed; use it to sample, not "
+            "here"
+        )
     if name in PREDICTORS:
         raise ValueError(
             f"strategy {name!r} chooses positions and tokens at once, on the whole canvas; use it to sample, not here"

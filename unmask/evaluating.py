@@ -27,10 +27,11 @@ from policy.base import PolicyNetwork
 from policy.networks import HiddenMLP
 from policy.unmasker import PolicyUnmasker, check_alpha
 from rewards.measures import distinct_n, unigram_entropy
-from samplers.checked import CheckedRule
+from samplers.checked import CheckedRule, CheckedStepDecoder
 from samplers.heuristics import AsSampled
-from samplers.loop import Strategy, Unmasker
-from samplers.settings import RULE_SETTINGS, SamplerSettings, idle
+from samplers.loop import Reviser, StepDecoder, Strategy, Unmasker
+from samplers.names import REVISING
+from samplers.settings import REVISING_SETTINGS, RULE_SETTINGS, SamplerSettings, idle
 from training.files import check_place
 from training.hub import shipped
 from training.processes import processes
@@ -40,12 +41,12 @@ from training.stored import plain_description, value_at
 from training.terminal import quietly
 from unmask.api import merged, own_rule, vars_of
 from unmask.arguments import check_policy
-from unmask.decoders import build_rule_decoder, policy_rule
+from unmask.decoders import build_step_decoder, policy_rule
 from unmask.learning import source_of
 from unmask.runs.evaluate import Setup, answer, check_data, check_reads_text, directly, report, with_earlier
 from unmask.trained import Trained, result_of
 
-StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Trained
+StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Reviser | Trained
 Dataset = str | Iterable[str]
 SHORT = {"steps": "K", "alpha": "a"}  # of settings in the names of strategies, as in those of the command
 SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean"}  # columns of the representation
@@ -94,7 +95,8 @@ def evaluate(
         dataset: chain, gsm8k, math, humaneval, mbpp, ... or several of them; or an iterable of prompts that has a method
             `check(prompt, answer)`.
         strategy: one or several of: the name of an unmasking rule, `SamplerSettings`, a policy, an unmasking rule, a rule with
-            a token sampler (`samplers.loop.Strategy`); or a dictionary of these by the names that the table gets.
+            a token sampler (`samplers.loop.Strategy`), a decoder that revises (`samplers.loop.Reviser`); or a dictionary of
+            these by the names that the table gets.
         seeds: of the decoding; each seed answers every question once.
         answer_length: positions behind a prompt. None: 24 for chain, else 256.
         n_test: questions that are answered. None: all, 512 of chain.
@@ -287,8 +289,10 @@ def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], 
 
 def by_name(name: str, settings: SamplerSettings, steps: int | None, model: MaskedLM) -> Candidate:
     """Return the candidate of the rule or policy that settings name. steps: None for one position a step."""
-    rule = build_rule_decoder(settings, model).rule
-    rule = rule.rule if isinstance(rule, AsSampled) else rule
+    decoder = build_step_decoder(settings, model)
+    if isinstance(decoder, Reviser):
+        return candidate(name, decoder, settings, steps)
+    rule = decoder.rule.rule if isinstance(decoder.rule, AsSampled) else decoder.rule
     return candidate(name, rule, settings, steps)
 
 
@@ -330,12 +334,17 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
     """Return the candidate of a rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
     settings = SamplerSettings.of({"temperature": 0.0} | dict(given))
     check_policy(strategy, settings, model)
-    if isinstance(strategy, Strategy):
-        tokens, strategy = strategy.token_sampler, strategy.rule
+    if isinstance(strategy, Strategy | Reviser):
+        tokens = strategy.token_sampler
         own = {"temperature": tokens.temperature, "top_p": tokens.top_p, "top_k": tokens.top_k}
         if twice := [key for key in own if key in given]:
-            raise ValueError(f"{', '.join(twice)} would do nothing with a Strategy, which has its own; leave it out")
+            raise ValueError(
+                f"{', '.join(twice)} would do nothing with a {type(strategy).__name__}, which has its own; leave it out"
+            )
         settings = replace(settings, **own)
+    if isinstance(strategy, Reviser):
+        return candidate(name or type(strategy).__name__, CheckedStepDecoder(strategy), settings, given.get("steps"))
+    strategy = strategy.rule if isinstance(strategy, Strategy) else strategy
     if not isinstance(strategy, Unmasker):
         raise ValueError(
             f"strategy={strategy!r} is of type {type(strategy).__name__}, which has no `choose` (an unmasking rule); give a "
@@ -344,13 +353,13 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
     return candidate(name or type(strategy).__name__, own_rule(strategy), settings, given.get("steps"))
 
 
-def candidate(name: str, rule: Unmasker, settings: SamplerSettings, steps: int | None) -> Candidate:
+def candidate(name: str, rule: Unmasker | StepDecoder, settings: SamplerSettings, steps: int | None) -> Candidate:
     """Return a candidate with these settings."""
-    value = getattr(settings, RULE_SETTINGS[str(settings.strategy)]) if settings.strategy in RULE_SETTINGS else None
-    unread = idle(settings, "sampler.steps")
+    unread, strategy = idle(settings, "sampler.steps"), str(settings.strategy)
+    revision = {strategy: vars(getattr(settings, strategy))} if strategy in REVISING else None
     found = Candidate(
-        name, name, rule, setting=value, steps=None if unread else steps, budget=settings.budget, alpha=settings.alpha,
-        sampler=settings,
+        name, name, rule, setting=setting_of(settings), steps=None if unread else steps, budget=settings.budget,
+        alpha=settings.alpha, sampler=settings, revision=revision,
     )  # fmt: skip
     if not isinstance(rule, PolicyUnmasker):
         return found
@@ -362,10 +371,18 @@ def candidate(name: str, rule: Unmasker, settings: SamplerSettings, steps: int |
     )  # fmt: skip
 
 
+def setting_of(settings: SamplerSettings) -> float | int | None:
+    """Return the parameter of a strategy that an evaluation sweeps; None if it has none, or the published one."""
+    name = settings.strategy or "direct"
+    if name in REVISING_SETTINGS:
+        return getattr(getattr(settings, name), REVISING_SETTINGS[name])
+    return getattr(settings, RULE_SETTINGS[name]) if name in RULE_SETTINGS else None
+
+
 def rule_label(settings: SamplerSettings) -> str:
     """Return the name of a strategy with the parameter of its rule."""
-    name = settings.strategy or "direct"
-    return f"{name}-{getattr(settings, RULE_SETTINGS[name]):g}" if name in RULE_SETTINGS else name
+    name, value = settings.strategy or "direct", setting_of(settings)
+    return name if value is None else f"{name}-{value:g}"
 
 
 def label_of(settings: SamplerSettings) -> str:
@@ -389,7 +406,7 @@ def shortest(value: str | float | int) -> str:
 def check_new(setup: Setup, directory: Path) -> None:
     """Refuse answers of an earlier call that cannot be recognised: of a rule or a checker of the caller. ValueError."""
     for job in setup.jobs():
-        own_rule = isinstance(job.candidate.rule, CheckedRule)
+        own_rule = isinstance(job.candidate.rule, CheckedRule | CheckedStepDecoder)
         if (own_rule or job.dataset in setup.questions) and (directory / job.directory).exists():
             raise ValueError(
                 f"{directory / job.directory} holds answers already, and a rule or a checker of your own cannot be recognised "

@@ -41,15 +41,13 @@ from evaluation.decoding import AnswerSettings, generations
 from evaluation.likelihood import Likelihood, log_likelihoods, windows
 from load_model import load_model
 from rewards.code import before_end
-from samplers.heuristics import AsSampled
-from samplers.loop import Strategy
 from samplers.samples import Samples
 from samplers.settings import SamplerSettings, check_given
 from training.devices import device_of
 from training.files import append_line, make_directory
 from training.hub import shipped
 from training.usage import composed, exit_on_bad_input, override
-from unmask.decoders import build_rule_decoder
+from unmask.decoders import build_step_decoder, with_tokens
 
 try:
     from lm_eval._cli import HarnessCLI
@@ -94,7 +92,7 @@ class UnmaskLM(TemplateLM):
         self.has_temperature, self.has_steps = "temperature" in sampler, "steps" in sampler
         settings = SamplerSettings.of(OmegaConf.to_container(self.config.sampler, resolve=True))  # pyright: ignore[reportArgumentType]
         check_given(settings, {f"sampler.{key}": key for key in sampler})
-        self.strategy = build_rule_decoder(settings, self.model)
+        self.strategy = build_step_decoder(settings, self.model)
         options = self._decoding(settings.block_length or 1).options(self.model)
         options.check_model(self.model)
         if (self.config.sampler.block_length or 1) > self.max_length:
@@ -291,8 +289,7 @@ class UnmaskLM(TemplateLM):
         batch."""
         prompts, row_id = prompts.to(self._device), torch.tensor(rows, device=self._device)
         options = self._decoding(length, blocks).options(self.model)
-        rule, sampler = self.strategy.rule, replace(self.strategy.token_sampler, temperature=temperature)
-        strategy = Strategy(replace(rule, token_sampler=sampler) if isinstance(rule, AsSampled) else rule, sampler)
+        strategy = with_tokens(self.strategy, replace(self.strategy.token_sampler, temperature=temperature))
         return strategy.decode(self.model, prompts, options, self.seed, row_id)
 
 

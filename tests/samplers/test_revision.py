@@ -127,6 +127,7 @@ class Scripted(Reviser):
 
     script: list
     token: int = 0
+    staying: bool = True
 
     def most_steps(self, options, opened):
         return len(self.script) + 1
@@ -136,26 +137,38 @@ class Scripted(Reviser):
         order, again = torch.zeros_like(observation.tokens), torch.zeros_like(observation.masked)
         order[:, selected], again[:, reopened] = 1, True
         zeros = torch.zeros(len(order))
-        return Decision(
-            order, torch.full_like(order, self.token), zeros, zeros, again, torch.ones_like(observation.last)
-        )
+        going_on = torch.full_like(observation.last, self.staying)
+        return Decision(order, torch.full_like(order, self.token), zeros, zeros, again, going_on)
 
 
-def stepped(model, options, script, token=0, canvas=None):
+def stepped(model, options, script, token=0, canvas=None, staying=True):
     watched = Watched()
     prompts = Prompts(torch.full((1, LENGTH), V) if canvas is None else canvas)
-    samples = Scripted(TokenRule(0.0), script, token).decode(model, prompts, options, on_step=watched)
+    samples = Scripted(TokenRule(0.0), script, token, staying).decode(model, prompts, options, on_step=watched)
     return samples, watched.steps
 
 
 def test_a_position_of_an_earlier_block_that_is_opened_again_takes_the_row_back_there():
     script = [([0], []), ([1], []), ([2], []), ([], [1]), ([1], [])]
-    samples, steps = stepped(table_model(), DecodeOptions(4, block_length=2), script)
+    samples, steps = stepped(table_model(), DecodeOptions(4, block_length=2), script, staying=False)
     open_positions = [masked[0].nonzero().flatten().tolist() for _, _, masked, _ in steps]
     assert open_positions == [[1, 2, 3], [2, 3], [3], [1, 3], [3], []]
     assert [int(step) for *_, step in steps] == [1, 0, 1, 0, 0, 1]  # the block's own steps begin anew
     assert samples.unmasked_at[0].tolist() == [0, 4, 2, 5]
     assert samples.history.tolist() == [[0, 1, 0, 1, 3]]
+
+
+def test_a_row_that_goes_on_stays_in_its_full_block():
+    script = [([0, 1], []), ([], []), ([], [1]), ([1], [])]
+    _, steps = stepped(table_model(), DecodeOptions(4, block_length=2), script)
+    assert [int(step) for *_, step in steps] == [1, 2, 3, 4, 5]
+    assert [masked[0].nonzero().flatten().tolist() for _, _, masked, _ in steps[:4]] == [
+        [2, 3],
+        [2, 3],
+        [1, 2, 3],
+        [2, 3],
+    ]
+    assert not steps[-1][2].any()  # the last step commits the positions of all blocks
 
 
 def test_what_an_end_fills_is_open_again_when_the_end_is_opened_or_replaced():

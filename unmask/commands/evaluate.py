@@ -23,7 +23,7 @@ from pathlib import Path
 from data.catalogue import DATASETS
 from evaluation.names import ALIASES, ALL, SAMPLING_MODES, WORKED
 from evaluation.request import EvaluationRequest
-from samplers.names import CONFIDENCES, RULES
+from samplers.names import CONFIDENCES, REVISING, RULES
 from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Number, Whole
@@ -41,12 +41,18 @@ def parser() -> argparse.ArgumentParser:
         "--other_model", action="store_true",
         help="use a policy that was trained on another model; only for policies that read confidences only",
     )  # fmt: skip
-    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join(RULES)}; also {', '.join(ALIASES)}")
+    made.add_argument(
+        "--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *REVISING))}; also {', '.join(ALIASES)}"
+    )
     made.add_argument(
         "--settings",
         default="",
         help="values of the rule's setting, one evaluation each: 0.5,0.9 for threshold",
     )
+    made.add_argument(
+        "--sampler", nargs="+", default=(), metavar="KEY=VALUES",
+        help="of a strategy that revises: settings with their values, one evaluation each: edit.edit_threshold=0,0.5",
+    )  # fmt: skip
     made.add_argument("--windows", default="", help="of --strategy window: widths of the window, 2,4,8 (default: 4)")
     made.add_argument(
         "--config", help="name of an experiment, or a YAML file, for model, lengths, blocks (default: the run's)"
@@ -234,10 +240,14 @@ def text_parser() -> argparse.ArgumentParser:
     made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
     made.add_argument("--policy", dest="policy_path", help="a policy directory or file, in place of a run")
     made.add_argument("--other_model", action="store_true", help="use a policy that was trained on another model")
-    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join(RULES)}")
+    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *REVISING))}")
     made.add_argument(
         "--settings", default="", help="values of the rule's setting, one evaluation each: 0.5,0.9 for threshold"
     )
+    made.add_argument(
+        "--sampler", nargs="+", default=(), metavar="KEY=VALUES",
+        help="of a strategy that revises: settings with their values, one evaluation each: edit.edit_threshold=0,0.5",
+    )  # fmt: skip
     made.add_argument("--windows", default="", help="of --strategy window: widths of the window")
     made.add_argument("--temperatures", help="of the policy (default: 1)")
     made.add_argument("--betas", help="of the policy: factors of the probabilities of bernoulli-argmax (default: 1)")

@@ -45,8 +45,8 @@ from evaluation.sweeps import Candidate, candidates, numbers
 from load_model import load_model
 from policy.checkpoints import policy_file
 from samplers.heuristics import AsSampled, check_confidence
-from samplers.loop import Strategy
-from samplers.names import PREDICTORS, STRATEGIES
+from samplers.loop import StepDecoder, Strategy
+from samplers.names import PREDICTORS, REVISING, STRATEGIES
 from samplers.samples import Stopwatch
 from samplers.settings import check_strategy, readers_of
 from training.compatibility import from_file
@@ -57,7 +57,7 @@ from training.processes import Processes, processes
 from training.stored import description
 from training.terminal import printable
 from training.usage import CONFIGS, composed, override
-from unmask.decoders import token_sampler
+from unmask.decoders import build_step_decoder, token_sampler
 
 OF_DATA = ("dataset", "questions", "length", "few_shot", "n_test", "math_by")  # settings that data sets may differ in
 # Settings that the strategies of a Python caller may differ in.
@@ -154,7 +154,7 @@ def settings_of(
     job: Job, questions: list[Question], arguments: EvaluationRequest, model_path: str, dtype: str, model: str
 ) -> dict:
     """Return the settings that decide the samples of a job. model: digest of the weights of the model at model_path."""
-    own = {key: value for key, value in vars(job.candidate).items() if key not in ("rule", "sampler")}
+    own = identity_of(job.candidate)
     decoding = {
         key: value for key, value in asdict(job.decoding).items() if key not in ("steps", "budget", "alpha", "drift")
     }
@@ -165,6 +165,12 @@ def settings_of(
     requested |= {"top_p": tokens.top_p, "top_k": tokens.top_k} if (tokens.top_p, tokens.top_k) != (1, 0) else {}
     of = {"dataset": job.dataset, "questions": questions_hash(questions), "seed": job.seed}
     return own | of | {"model": model_path, "model_weights": model, "dtype": dtype} | decoding | requested
+
+
+def identity_of(candidate: Candidate) -> dict[str, Any]:
+    """Return the settings of a candidate that decide its samples."""
+    left_out = ("rule", "sampler") if candidate.revision is not None else ("rule", "sampler", "revision")
+    return {key: value for key, value in vars(candidate).items() if key not in left_out}
 
 
 def questions_of(job: Job, model: MaskedLM, arguments: EvaluationRequest) -> list[Question]:
@@ -188,9 +194,11 @@ def tokens_of(candidate: Candidate, arguments: EvaluationRequest) -> tuple[Token
     return token_sampler(candidate.sampler), candidate.sampler.confidence
 
 
-def strategy_of(candidate: Candidate, arguments: EvaluationRequest) -> Strategy:
-    """Return a rule or policy with its token sampler."""
+def strategy_of(candidate: Candidate, arguments: EvaluationRequest) -> StepDecoder:
+    """Return a rule or policy with its token sampler, or a decoder that has its own."""
     rule, (tokens, confidence) = candidate.rule, tokens_of(candidate, arguments)
+    if isinstance(rule, StepDecoder):
+        return rule
     return Strategy(AsSampled(rule, tokens) if confidence == "sampling" else rule, tokens)
 
 
@@ -212,7 +220,14 @@ def evaluate(
 ) -> int:
     """Answer this process's share of the unanswered questions, one line of a file each. Returns their number."""
     directory = Path(arguments.save_path) / job.directory
-    columns = (*IDENTITY, "model", "weights", "seed", *(OF_SAMPLER if job.candidate.sampler is not None else ()))
+    columns = (
+        *IDENTITY,
+        "model",
+        "weights",
+        "seed",
+        "revision",
+        *(OF_SAMPLER if job.candidate.sampler is not None else ()),
+    )
     check_beside(directory, settings, columns, OF_DATA)
     done = begin(directory, settings, group)
     todo = torch.tensor([row for row in range(len(questions)) if row not in done], dtype=torch.long)
@@ -313,6 +328,7 @@ def check_idle(arguments: EvaluationRequest) -> None:
     check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     strategy = arguments.rule or "policy"
     unread = [] if arguments.run else ["checkpoints"]
+    unread += [] if strategy in REVISING else ["sampler"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
     if idle := [f"--{flag}" for flag in unread if getattr(arguments, flag)]:
         given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
@@ -337,7 +353,7 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy and --strategy")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
-    check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
+    check_strategy(arguments.rule, (*STRATEGIES, *REVISING, *PREDICTORS))
     check_idle(arguments)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")
@@ -407,7 +423,7 @@ def run(arguments: EvaluationRequest) -> int:
     with processes(arguments.device, saves=False) as group:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
         check_reads_text(model)
-        chosen = candidates(arguments, model, plain(config))
+        chosen = candidates(arguments, model, plain(config), partial(build_step_decoder, model=model))
         results, answered = answer(Setup(arguments, model, path, dtype, chosen, names, seeds, config), group)
         if group.first and results:
             report(with_earlier(results, Path(arguments.save_path)), Path(arguments.save_path), path)

@@ -29,14 +29,15 @@ from evaluation.text import Judge, load_judge, perplexity, shares_tokenizer
 from load_model import load_model
 from policy.checkpoints import policy_file
 from rewards.measures import unigram_entropy
-from samplers.names import PREDICTORS, STRATEGIES
+from samplers.names import PREDICTORS, REVISING, STRATEGIES
 from samplers.samples import Samples
 from samplers.settings import check_strategy
 from training.devices import check_device, device_of
 from training.files import check_place, write_text
 from training.hub import shipped
 from training.progress import progress
-from unmask.runs.evaluate import check_idle, configuration, plain, strategy_of
+from unmask.decoders import build_step_decoder
+from unmask.runs.evaluate import check_idle, configuration, identity_of, plain, strategy_of
 
 DATASET = "text"
 SAMPLES = 64  # of each rule and seed, where --n_test is not given
@@ -56,7 +57,7 @@ def run(**flags: Any) -> int:
         raise ValueError(f"the tokenizer of {arguments.model_path} cannot be loaded, so no text can be judged")
     canvas = canvas_of(model, prefix=arguments.prompt, length=arguments.gen_length)
     judge = load_judge(arguments.judge, str(device))
-    found = candidates(arguments, model, trained)
+    found = candidates(arguments, model, trained, partial(build_step_decoder, model=model))
     rows = []
     with progress("evaluating", len(found) * len(seeds)) as advance:
         for one in found:
@@ -71,7 +72,7 @@ def check(arguments: TextRequest) -> list[int]:
     """Return the seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy and --strategy")
-    check_strategy(arguments.rule, (*STRATEGIES, *PREDICTORS))
+    check_strategy(arguments.rule, (*STRATEGIES, *REVISING, *PREDICTORS))
     check_idle(arguments)
     TokenRule(arguments.token_temperature)  # refuses a temperature that is not finite
     if arguments.policy_path is not None:
@@ -94,7 +95,7 @@ def evaluated(
     """Return one row of the table, for one rule and one seed. A finished evaluation is loaded, not repeated."""
     count = arguments.n_test or SAMPLES
     directory = Path(arguments.save_path) / f"{one.name}_{DATASET}_seed{seed}"
-    settings = {key: value for key, value in vars(one).items() if key != "rule"}
+    settings = identity_of(one) | {"sampler": None}
     settings |= {
         "dataset": DATASET, "seed": seed, "model": arguments.model_path, "model_weights": digest_of(digests_of(model)),
         "judge": judge.name, "prompt": arguments.prompt, "length": len(canvas), "samples": count,

@@ -22,7 +22,7 @@ from samplers.settings import SamplerSettings
 from training.devices import device_of
 from training.files import check_place, make_directory, write_text
 from training.hub import shipped
-from unmask.decoders import build_rule_decoder
+from unmask.decoders import build_step_decoder
 
 SPLITS = {"train": 0.6, "judge": 0.3, "valid": 0.1}  # shares of the prompts
 
@@ -53,7 +53,7 @@ class Continuation:
 def continuations(model: MaskedLM, prompts: list[str], options: argparse.Namespace) -> list[Continuation]:
     """Generate `--samples` continuations of each prompt, prompt by prompt, on canvases of --length."""
     settings = SamplerSettings(strategy=options.strategy, temperature=options.temperature, top_p=options.top_p)
-    strategy = build_rule_decoder(settings, model)
+    strategy = build_step_decoder(settings, model)
     steps = options.length if model.causal else options.steps
     decoding = DecodeOptions(steps, ends=end_tokens(model.tokenizer))
     canvases = torch.stack([canvas_of(model, prompt or None, length=options.length) for prompt in prompts])
