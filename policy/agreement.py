@@ -41,9 +41,9 @@ class Agreement(PolicyNetwork):
         smart_init: initial bias of the output; None: 0.
         value_head: add a scalar value (for PPO), returned by `forward_with_value`.
         alpha_conditioned: the weight of speed is an input too (set by training with reward.alphas).
-        revises: also score committed positions, by the same features: whether to open them again. It needs no evaluation, not
-            even on a full canvas, because the model's predictions are read at open positions only. It starts with a
-            probability of about 2 % (`REOPEN_BIAS`).
+        revises: also score committed positions: whether to open them again. The score comes from relations and an MLP of its
+            own, over the same features. It needs no evaluation, not even on a full canvas, because the model's predictions are
+            read at open positions only. It starts with a probability of about 2 % (`REOPEN_BIAS`).
     """
 
     policy_type = "agreement"
@@ -77,6 +77,10 @@ class Agreement(PolicyNetwork):
         self.alpha_embedding = AlphaEmbedding(width) if alpha_conditioned else None
         self.reopen_proj = nn.Linear(width, 1) if revises else None
         self.reopened_weight = nn.Parameter(torch.zeros(width)) if revises else None
+        self.reviser = Agreement(length, relations, candidates, width, top_k) if revises else None
+        if self.reviser is not None:
+            self.reviser.reopened_weight = nn.Parameter(torch.zeros(width))
+            del self.reviser.output_proj, self.reviser.confidence_scale
         for layer in (last, self.output_proj):
             zero_(layer)
         if self.reopen_proj is not None:
@@ -177,16 +181,25 @@ class Agreement(PolicyNetwork):
         `probabilities` are those of `top_tokens`, best first.
         """
         x = self.trunk(masked, top_tokens, probabilities, time, alpha, reopened)
-        return self._logits(x, probabilities, revisable)
+        logits = self._logits(x, probabilities)
+        if self.reviser is None or revisable is None:
+            return logits
+        return torch.where(revisable, self._reopening(masked, top_tokens, probabilities, time, reopened), logits)
+
+    def _reopening(
+        self, masked: Bool[Tensor, "row position"], top_tokens: Int[Tensor, "row position best"],
+        probabilities: Float[Tensor, "row position best"], time: Float[Tensor, "row"],
+        reopened: Int[Tensor, "row position"] | None,
+    ) -> Float[Tensor, "row position"]:  # fmt: skip
+        """Return the logits of opening committed positions again."""
+        assert self.reviser is not None and self.reopen_proj is not None
+        x = self.reviser.trunk(masked, top_tokens, probabilities, time, reopened=reopened)
+        return self.reopen_proj(x).squeeze(-1)
 
     def _logits(
-        self, x: Float[Tensor, "row position width"], probabilities: Float[Tensor, "row position best"],
-        revisable: Bool[Tensor, "row position"] | None,
-    ) -> Float[Tensor, "row position"]:  # fmt: skip
-        logits = self.output_proj(x).squeeze(-1) + self.confidence_scale * self.log_odds(probabilities)
-        if self.reopen_proj is None or revisable is None:
-            return logits
-        return torch.where(revisable, self.reopen_proj(x).squeeze(-1), logits)
+        self, x: Float[Tensor, "row position width"], probabilities: Float[Tensor, "row position best"]
+    ) -> Float[Tensor, "row position"]:
+        return self.output_proj(x).squeeze(-1) + self.confidence_scale * self.log_odds(probabilities)
 
     def forward_with_value(
         self,
@@ -203,4 +216,7 @@ class Agreement(PolicyNetwork):
             raise ValueError("value_head is False but a value was requested; build the policy with value_head=True")
         x = self.trunk(masked, top_tokens, probabilities, time, alpha, reopened)
         pooled = masked if revisable is None else masked | revisable
-        return self._logits(x, probabilities, revisable), self.value_proj(mean_over(x, pooled)).squeeze(-1)
+        logits = self._logits(x, probabilities)
+        if self.reviser is not None and revisable is not None:
+            logits = torch.where(revisable, self._reopening(masked, top_tokens, probabilities, time, reopened), logits)
+        return logits, self.value_proj(mean_over(x, pooled)).squeeze(-1)

@@ -77,10 +77,10 @@ class Answers:
 
 @dataclass
 class Corrected(Reviser):
-    """Decode by the policy's own trust, and open about half of the wrong tokens again in each step.
+    """Decode by the policy's own scores, and open a quarter of the wrong tokens again in each step as well.
 
-    The trust at which a position is committed is drawn for each row, so that canvases have few mistakes or many. Rows end when
-    all is right. `row_id` is the number of the answer.
+    The probabilities at which positions are committed and opened again are drawn for each row, so that canvases have few
+    mistakes or many. Rows end when all is right and nothing changes. `row_id` is the number of the answer.
     """
 
     answers: Int[Tensor, "row position"]
@@ -101,12 +101,21 @@ class Corrected(Reviser):
         scores = self.network.scores(**self.network.inputs(seen))
         scores = F.pad(scores, (observation.tokens.shape[1] - scores.shape[1], 0))
         row, step, length = observation.row_id, observation.row_step, observation.tokens.shape[1]
-        least = 0.3 + 0.7 * draws.uniform("noise", row, torch.zeros_like(step), 1)
-        order = at_least_one(scores.sigmoid() >= least, scores, observation, draws)
+        level = draws.uniform("noise", row, torch.zeros_like(step), 2)
+        trusted = scores.sigmoid() >= 0.7 + 0.3 * level[:, :1]
+        order = at_least_one(trusted, scores, observation, draws)
         wrong = ~self.right(observation) & observation.revisable
-        reopened = wrong & (draws.uniform("revise", row, step, length) < 0.5)
+        doubted = (scores.sigmoid() >= 0.1 + 0.8 * level[:, 1:]) & observation.revisable
+        reopened = doubted | (wrong & (draws.uniform("revise", row, step, length) < 0.25))
         tokens, log_tokens = observation.draw(order > 0, self.token_sampler, draws)
-        return Decision(order, tokens, nothing(observation), log_tokens, reopened, (order > 0).any(1) | wrong.any(1))
+        return Decision(
+            order,
+            tokens,
+            nothing(observation),
+            log_tokens,
+            reopened,
+            (order > 0).any(1) | wrong.any(1) | reopened.any(1),
+        )
 
 
 @dataclass
@@ -155,9 +164,9 @@ def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong:
     inputs = {name: value for name, value in part.inputs.items() if name != "right"}
     scores, right = network.scores(**inputs), part.inputs["right"]
     loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
-    if part.forced is not None:  # the score of a committed position is the logit of opening it again
+    if part.opened is not None:  # the score of a committed position is the logit of opening it again
         committed = torch.where(right, -F.logsigmoid(-scores), -F.logsigmoid(scores))
-        loss = torch.where(part.forced, loss, committed)
+        loss = torch.where(part.opened, loss, committed)
     return loss.masked_fill(~part.writable, 0.0).sum() / masks
 
 

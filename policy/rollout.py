@@ -18,7 +18,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from policy.base import PolicyNetwork
-from policy.unmasker import PolicyUnmasker, distribution_settings, policy_decoder
+from policy.unmasker import PolicyUnmasker, distribution_settings, must_change, policy_decoder
 from rewards.rules import Reward, RewardOutput
 from samplers.loop import StepDecoder, Strategy, TeacherForced, Unmasker
 from samplers.samples import Samples, Trajectory
@@ -94,8 +94,8 @@ def policy_log_probs(
     else:
         scores = network.scores(**trajectory.inputs)
     learned = distribution_settings(network)
-    if trajectory.forced is not None:
-        learned = {**learned, "forced": trajectory.forced}
+    if trajectory.opened is not None:
+        learned = {**learned, "forced": must_change(trajectory.writable, trajectory.opened)}
     return distribution.log_prob(scores, trajectory.writable, trajectory.order, **learned), values
 
 

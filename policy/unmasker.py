@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor
 
 from dlm.draws import Draws
@@ -113,12 +114,20 @@ class PolicyReviser(Reviser):
             scores = scores + seen.revisable * (levels[0] - levels[1]).to(scores.device)
         uniforms = draws.uniform("where", observation.row_id, observation.row_step, observation.tokens.shape[1])
         prompt, selectable = observation.tokens.shape[1] - scores.shape[1], seen.writable | seen.revisable
-        order = unmasker.distribution.sample(scores, selectable, uniforms[:, prompt:], forced=seen.writable)
-        log_positions = unmasker.distribution.log_prob(scores, selectable, order, forced=seen.writable)
+        forced = must_change(selectable, seen.writable)
+        order = unmasker.distribution.sample(scores, selectable, uniforms[:, prompt:], forced=forced)
+        log_positions = unmasker.distribution.log_prob(scores, selectable, order, forced=forced)
         order = F.pad(order, (prompt, 0))
         reopened = (order > 0) & ~observation.masked
         tokens, log_tokens = observation.draw((order > 0) & observation.masked, self.token_sampler, draws)
         return Decision(order, tokens, log_positions, log_tokens, reopened, (order > 0).any(1))
+
+
+def must_change(
+    selectable: Bool[Tensor, "row position"], opened: Bool[Tensor, "row position"]
+) -> Bool[Tensor, "row position"]:
+    """Mark the positions of which a step must select one: all selectable ones, in rows with an open position."""
+    return selectable & opened.any(1, keepdim=True)
 
 
 def policy_decoder(unmasker: PolicyUnmasker, token_sampler: TokenRule) -> StepDecoder:

@@ -275,11 +275,11 @@ class Recorder:
 
     def add(self, observation: Observation, decision: Decision, place: Int[Tensor, "active"]) -> None:
         """Add one decision. Rows on their last allowed evaluation had no choice and are left out."""
-        writable, forced = observation.writable, {}
+        writable, opened = observation.writable, {}
         if observation.revisable is not None:
-            writable, forced = writable | observation.revisable, {"forced": writable[:, self.first :]}
+            writable, opened = writable | observation.revisable, {"opened": writable[:, self.first :]}
         step = {
-            "row": place, "step": observation.row_step, "writable": writable[:, self.first :], **forced,
+            "row": place, "step": observation.row_step, "writable": writable[:, self.first :], **opened,
             "order": decision.order[:, self.first :], "log_positions": decision.log_positions, "log_tokens": decision.log_tokens,
             **self.record(observation.response()),
         }  # fmt: skip
@@ -293,6 +293,6 @@ class Recorder:
         if not self.steps:
             return None
         whole = {name: torch.cat([step[name] for step in self.steps]) for name in self.steps[0]}
-        names = ("row", "step", "writable", "order", "log_positions", "log_tokens", "forced")
+        names = ("row", "step", "writable", "order", "log_positions", "log_tokens", "opened")
         fixed = {name: whole.pop(name) for name in names if name in whole}
         return Trajectory(**fixed, inputs=whole)

@@ -33,7 +33,7 @@ class Trajectory:
 
     Each step has its row and step number, the selectable positions, the selected positions, the log-probabilities of the
     selection and of the tokens, and the values that `record` returned (inputs of the policy). In decoding with revision,
-    committed positions are selectable too, and `forced` marks the open ones, of which a decision commits at least one.
+    committed positions are selectable too, and `opened` marks the open ones.
     """
 
     row: Int[Tensor, "N"]
@@ -43,7 +43,7 @@ class Trajectory:
     log_positions: Float[Tensor, "N"]
     log_tokens: Float[Tensor, "N"]
     inputs: dict[str, Tensor]
-    forced: Bool[Tensor, "N position"] | None = None
+    opened: Bool[Tensor, "N position"] | None = None
 
     def take(self, index: Int[Tensor, "kept"]) -> Trajectory:
         """Return some of the steps."""
@@ -51,7 +51,7 @@ class Trajectory:
         return Trajectory(
             self.row[index], self.step[index], self.writable[index], self.order[index],
             self.log_positions[index], self.log_tokens[index], inputs,
-            None if self.forced is None else self.forced[index],
+            None if self.opened is None else self.opened[index],
         )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_recorded_steps_have_the_log_probability_they_had(action):
     again, _ = policy_log_probs(network, distribution, trajectory)
     torch.testing.assert_close(again, trajectory.log_positions, atol=1e-5, rtol=1e-5)
     assert torch.isfinite(again).all() and (again < 0).any()
-    assert (trajectory.order > 0)[trajectory.forced.logical_not() & trajectory.writable].any()
+    assert (trajectory.order > 0)[trajectory.opened.logical_not() & trajectory.writable].any()
     assert not (trajectory.order > 0)[~trajectory.writable].any()
     assert not trajectory.writable[:, 0].any()  # the prompt
 
@@ -141,7 +141,7 @@ def test_a_new_reviser_unmasks_as_the_policy_that_it_continues():
         nn.init.normal_(parameter, std=0.5)
     extended = Agreement(6, relations=2, candidates=2, width=8, top_k=3, revises=True)
     missing = extended.load_state_dict(plain.state_dict(), strict=False).missing_keys
-    assert set(missing) == {"reopen_proj.weight", "reopen_proj.bias", "reopened_weight"}
+    assert {name.split(".")[0] for name in missing} == {"reopen_proj", "reopened_weight", "reviser"}
     environment = UnmaskingEnvironment(board_model(), DecodeOptions(1, revise=True, budget=9))
     observation = environment.reset(Prompts(torch.full((2, 6), 4)))
     order = torch.zeros(2, 6, dtype=torch.long)
@@ -191,7 +191,7 @@ def test_a_policy_without_revision_and_equal_parts_are_refused():
 
 LENGTH, BUDGET, INSTANCES = 3, 4, 12
 SETTINGS = {"group_size": 512, "inner_updates": 2, "clip": 0.5, "advantage_std": False, "kl": 0.0}
-OPTIM = {"lr": 0.2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1e9, "schedule": "constant"}  # fmt: skip
+OPTIM = {"lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "warmup": 0, "grad_clip": 1e9, "schedule": "constant"}  # fmt: skip
 
 
 class Instance:
@@ -271,14 +271,16 @@ def optimum(instance, may_revise=True):
 
 
 class Table(PolicyNetwork):
-    """Logits looked up by the canvas and the evaluations left."""
+    """Logits looked up by the canvas and the evaluations left. It starts with large steps: where all positions are committed at
+    once, opening some again is worth learning."""
 
     revises = True
 
     def __init__(self, powers):
         super().__init__()
         self.powers = powers
-        self.logits = nn.Parameter(torch.zeros(BUDGET + 1, (V + 1) ** LENGTH, LENGTH))
+        canvases = torch.arange((V + 1) ** LENGTH).unsqueeze(1) // powers % (V + 1)
+        self.logits = nn.Parameter(torch.where(canvases == V, 1.5, 0.0).repeat(BUDGET + 1, 1, 1))
 
     def inputs(self, observation, everywhere=False):
         return {"canvas": (observation.tokens * self.powers).sum(1), "left": observation.left.clamp(0, BUDGET)}
@@ -302,7 +304,8 @@ def expected_reward(instance, network, distribution):
         number = sum(t * int(p) for t, p in zip(canvas, instance.powers, strict=True))
         logits = network.logits[left, number].detach().expand(len(choices), -1)
         everywhere = torch.ones_like(order, dtype=torch.bool)
-        shares = distribution.log_prob(logits, everywhere, order, open_ones.expand(len(choices), -1)).exp().tolist()
+        forced = everywhere & open_ones.any()  # a canvas with open positions changes in every step
+        shares = distribution.log_prob(logits, everywhere, order, forced).exp().tolist()
         assert abs(sum(shares) - 1) < 1e-4
         total = 0.0
         for share, (selected, reopened) in zip(shares, choices, strict=True):
@@ -345,19 +348,18 @@ def check_reaches_the_optimum(seeds, iterations):
         print(f"instance {seed}: optimum {rows[-1][0]:.4f}, without revision {rows[-1][1]:.4f}, GRPO {learned:.4f}")
     best, without, learned = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     print(f"mean of {len(rows)}: optimum {best:.4f}, without revision {without:.4f}, GRPO {learned:.4f}")
-    assert all(policy <= top + 1e-6 for top, _, policy in rows)
-    assert learned >= 0.995 * best
+    assert all(0.995 * top <= policy <= top + 1e-6 for top, _, policy in rows)
     return best, without, learned
 
 
 def test_grpo_reaches_the_optimum_with_revision():
-    best, without, learned = check_reaches_the_optimum((0,), 120)
+    best, without, learned = check_reaches_the_optimum((1,), 150)
     assert without < learned <= best + 1e-6
 
 
 @pytest.mark.slow
 def test_grpo_reaches_the_optimum_with_revision_of_every_instance():
-    best, without, learned = check_reaches_the_optimum(range(INSTANCES), 250)
+    best, without, learned = check_reaches_the_optimum(range(INSTANCES), 400)
     assert without < learned <= best + 1e-6
 
 
