@@ -75,6 +75,11 @@ class PolicySettings(Settings):
     threshold: float | int = setting(
         0.5, SHARE, "of action threshold: commit all positions that the policy trusts this much"
     )
+    reopen_threshold: float | int | None = setting(
+        None,
+        Maybe(SHARE),
+        "of action threshold and a policy that revises: open committed positions again at this probability; null: threshold",
+    )
 
 
 @dataclass
@@ -244,6 +249,7 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] 
     ("sampler.steps", GUIDED, "sampler.guide.unmask", (None, *IN_STEPS)),
     ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
     ("sampler.policy.threshold", ("policy",), "sampler.policy.action", ("threshold",)),
+    ("sampler.policy.reopen_threshold", ("policy",), "sampler.policy.action", ("threshold",)),
     ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
     ("sampler.remdm.eta", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "loop")),
     ("sampler.remdm.switch", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "conf")),

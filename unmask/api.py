@@ -33,7 +33,7 @@ from evaluation.text import load_judge
 from load_model import load_model
 from policy.base import PolicyNetwork
 from policy.checkpoints import load_policy as load_policy_network
-from policy.unmasker import PolicyUnmasker, check_alpha
+from policy.unmasker import PolicyReviser, PolicyUnmasker, check_alpha
 from rewards.functions import decoding_reward, name_of
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
@@ -51,7 +51,15 @@ from training.hub import shipped
 from training.progress import Advance, nothing, progress
 from training.ranges import NAME, as_text
 from unmask.arguments import Prompt, check_arguments, check_policy, check_used, checked_prompts, is_prompt
-from unmask.decoders import Layout, build_decoder, build_options, policy_rule, token_sampler, twist_description
+from unmask.decoders import (
+    Layout,
+    build_decoder,
+    build_options,
+    policy_rule,
+    token_sampler,
+    twist_description,
+    with_revision,
+)
 from unmask.trained import Trained, result_of
 
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Decoder | Trained
@@ -373,7 +381,7 @@ def vars_of(settings: SamplerSettings) -> dict[str, Any]:
 
 def learned(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
     """Return whether a policy chooses the positions. A policy sees only the positions behind the prompt."""
-    return isinstance(strategy, PolicyNetwork | PolicyUnmasker) or settings.strategy == "policy"
+    return isinstance(strategy, PolicyNetwork | PolicyUnmasker | PolicyReviser) or settings.strategy == "policy"
 
 
 def decoder_of(
@@ -388,11 +396,11 @@ def decoder_of(
     """Return the decoder that `strategy` describes. ValueError for an object that is none."""
     if isinstance(strategy, PolicyNetwork):
         check_alpha(strategy, settings.alpha)
-        return Strategy(policy_rule(strategy, settings.policy, model), token_sampler(settings))
+        return with_revision(Strategy(policy_rule(strategy, settings.policy, model), token_sampler(settings)), settings)
     if isinstance(strategy, type):
         raise ValueError(f"strategy={strategy.__name__} is a class; give an object of it, {strategy.__name__}()")
     if isinstance(strategy, Unmasker):
-        return Strategy(own_rule(strategy), token_sampler(settings))
+        return with_revision(Strategy(own_rule(strategy), token_sampler(settings)), settings)
     if type(strategy) is Strategy:
         return replace(strategy, rule=own_rule(strategy.rule))
     if isinstance(strategy, StepDecoder):

@@ -231,12 +231,14 @@ def continued_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyN
     if config.reward.weights_of_speed and start.extensible and start.alpha_embedding is None:
         new["alpha_conditioned"] = True
     if isinstance(start, Agreement) and isinstance(config.policy, AgreementSettings) and config.policy.revises:
-        new["revises"] = True
+        new |= {} if start.revises else {"revises": True}
     if not new:
         return start.train()
     settings = {name: value for name, value in start.config.items() if name not in ("policy_type", KEY)}
     network = type(start)(**{**settings, **new})
     network.load_state_dict(start.state_dict(), strict=False)  # all but what is new, which starts as it was made
+    if isinstance(network, Agreement) and network.reviser is not None and "revises" in new:
+        network.reviser.load_state_dict(start.state_dict(), strict=False)
     return network
 
 

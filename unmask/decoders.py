@@ -25,7 +25,7 @@ from dlm.token_rule import TokenRule
 from policy.base import PolicyNetwork
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
-from policy.unmasker import PolicyUnmasker, check_alpha
+from policy.unmasker import PolicyReviser, PolicyUnmasker, check_alpha
 from rewards.models import (
     ClassifierReward,
     RewardModel,
@@ -167,10 +167,36 @@ def token_sampler(settings: SamplerSettings) -> TokenRule:
 
 
 def build_step_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy | Reviser:
-    """Return a rule or a policy with a token sampler, or a decoder that revises."""
+    """Return a rule or a policy with a token sampler, or a decoder that revises.
+
+    Raises:
+        ValueError: for settings that the model or the policy does not allow.
+    """
     if strategy_name(settings.strategy, model) in REVISING:
         return build_reviser(settings, model)
-    return build_rule_decoder(settings, model)
+    return with_revision(build_rule_decoder(settings, model), settings)
+
+
+def with_revision(decoder: Strategy, settings: SamplerSettings) -> Strategy | Reviser:
+    """Return the decoder of a policy that was trained with policy.revises; other decoders are returned unchanged.
+
+    Raises:
+        ValueError: there is no budget, or the settings do not fit the policy.
+    """
+    policy = settings.policy
+    if not isinstance(decoder.rule, PolicyUnmasker) or not decoder.rule.network.revises:
+        if policy.reopen_threshold is not None:
+            raise ValueError(
+                f"sampler.policy.reopen_threshold={policy.reopen_threshold} is for policies that were trained with "
+                "policy.revises; leave it out"
+            )
+        return decoder
+    if settings.budget is None:
+        raise ValueError(
+            f"the policy {policy.path} opens positions again and may never end without a budget of evaluations; give "
+            "sampler.budget (--budget 8)"
+        )
+    return PolicyReviser(decoder.token_sampler, decoder.rule, policy.reopen_threshold)
 
 
 def with_tokens(decoder: Strategy | Reviser, tokens: TokenRule) -> Strategy | Reviser:
@@ -261,6 +287,8 @@ def policy_rule(network: PolicyNetwork, settings: PolicySettings, model: MaskedL
             f"must be fixed, not {action}; leave it out"
         )
     network.to(model.device)
+    if network.revises and settings.action is None:
+        action = "threshold"  # equal parts leave no choice of what to open again
     return PolicyUnmasker(network, action, float(settings.temperature), float(settings.beta), float(settings.threshold))
 
 

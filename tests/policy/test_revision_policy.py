@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import unmask
 from data.tasks import Prompts
 from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import RaddLM
@@ -17,6 +18,7 @@ from model.radd import RADD
 from policy.actions import Bernoulli, BernoulliForced, PlackettLuceStop, Trust
 from policy.agreement import Agreement
 from policy.base import PolicyNetwork
+from policy.checkpoints import load_policy, save_policy
 from policy.grpo import GRPO
 from policy.imitation import Corrected
 from policy.ppo import PPO
@@ -80,9 +82,9 @@ def test_without_open_positions_trust_may_select_nothing():
 # ---------------------------------------------------------------------------------------------------- network, rollouts
 
 
-def board_model(seed=0):
+def board_model(seed=0, length=6):
     torch.manual_seed(seed)
-    config = {"tokens": 4, "model": {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "length": 6, "dropout": 0.0}}
+    config = {"tokens": 4, "model": {"hidden_size": 16, "n_blocks": 1, "n_heads": 2, "length": length, "dropout": 0.0}}
     network = RADD(config)
     nn.init.normal_(network.output_layer.linear.weight)
     return RaddLM(network.eval())
@@ -378,3 +380,37 @@ def test_rollouts_earn_what_the_enumeration_says():
     error = float(rewards.std()) / rows**0.5
     assert abs(float(rewards.mean()) - expected_reward(instance, network, BernoulliForced())) < 4.5 * error
     assert samples.revisions.sum() > rows / 10
+
+
+# ------------------------------------------------------------------------------------------------------------- entrances
+
+
+@pytest.fixture
+def saved(tmp_path):
+
+    network = reviser()
+    save_policy(network, tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def test_a_saved_policy_that_revises_is_loaded_and_samples_with_a_budget(saved):
+    model = board_model(length=8)
+    prompts = [[1, 2]] * 8
+    options = {"length": 8, "budget": 6, "temperature": 1.0}
+    policy = {"path": str(saved), "action": "bernoulli_argmax"}
+    found = unmask.sample(model, prompts, strategy="policy", policy=policy, **options)
+    assert int(found.samples.revisions.sum()) > 0 and int(found.nfe.max()) <= 6
+    again = unmask.sample(model, prompts, strategy=load_policy(saved), policy={"action": "bernoulli_argmax"}, **options)
+    assert torch.equal(again.samples.tokens, found.samples.tokens)
+
+
+def test_a_policy_that_revises_needs_a_budget(saved):
+    with pytest.raises(ValueError, match="may never end without a budget of evaluations"):
+        unmask.sample(board_model(length=7), [[1]], strategy=load_policy(saved), length=7)
+
+
+def test_a_threshold_of_reopening_needs_a_policy_that_revises():
+    settings = {"policy": {"action": "threshold", "reopen_threshold": 0.5}}
+    plain = Agreement(6, relations=2, candidates=2, width=8, top_k=3)
+    with pytest.raises(ValueError, match="reopen_threshold=0.5 is for policies that were trained with"):
+        unmask.sample(board_model(length=7), [[1]], strategy=plain, length=7, budget=4, **settings)

@@ -44,6 +44,7 @@ from evaluation.summary import IDENTITY, result_row, summary_row
 from evaluation.sweeps import Candidate, candidates, numbers
 from load_model import load_model
 from policy.checkpoints import policy_file
+from policy.unmasker import PolicyUnmasker, policy_decoder
 from samplers.heuristics import AsSampled, check_confidence
 from samplers.loop import StepDecoder, Strategy
 from samplers.names import PREDICTORS, REVISING, STRATEGIES
@@ -199,6 +200,8 @@ def strategy_of(candidate: Candidate, arguments: EvaluationRequest) -> StepDecod
     rule, (tokens, confidence) = candidate.rule, tokens_of(candidate, arguments)
     if isinstance(rule, StepDecoder):
         return rule
+    if isinstance(rule, PolicyUnmasker):
+        return policy_decoder(rule, tokens)
     return Strategy(AsSampled(rule, tokens) if confidence == "sampling" else rule, tokens)
 
 
