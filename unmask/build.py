@@ -225,13 +225,7 @@ def continued_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyN
             raise ValueError(f"init_trust={config.init_trust} needs a policy with one score a position; leave it out")
         with torch.no_grad():
             start.output_proj.bias.sub_(math.log(config.init_trust / (1 - config.init_trust)))
-    new = {}
-    if isinstance(config.algorithm, PPOSettings) and start.extensible and start.value_proj is None:
-        new["value_head"] = True
-    if config.reward.weights_of_speed and start.extensible and start.alpha_embedding is None:
-        new["alpha_conditioned"] = True
-    if isinstance(start, Agreement) and isinstance(config.policy, AgreementSettings) and config.policy.revises:
-        new |= {} if start.revises else {"revises": True}
+    new = extensions(start, config)
     if not new:
         return start.train()
     settings = {name: value for name, value in start.config.items() if name not in ("policy_type", KEY)}
@@ -240,6 +234,18 @@ def continued_policy(config: PolicyTrainingSettings, model: MaskedLM) -> PolicyN
     if isinstance(network, Agreement) and network.reviser is not None and "revises" in new:
         network.reviser.load_state_dict(start.state_dict(), strict=False)
     return network
+
+
+def extensions(start: PolicyNetwork, config: PolicyTrainingSettings) -> dict[str, bool]:
+    """Return the arguments of the parts that training adds to the policy `start`."""
+    new = {
+        "value_head": isinstance(config.algorithm, PPOSettings) and start.value_proj is None,
+        "alpha_conditioned": bool(config.reward.weights_of_speed) and start.alpha_embedding is None,
+    }
+    new = {name: start.extensible and is_needed for name, is_needed in new.items()}
+    if isinstance(start, Agreement) and isinstance(config.policy, AgreementSettings):
+        new["revises"] = config.policy.revises and not start.revises
+    return {name: True for name, is_needed in new.items() if is_needed}
 
 
 def build_policy_learning(
