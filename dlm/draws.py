@@ -13,7 +13,18 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-STREAMS = {"where": 1, "what": 2, "tie": 3, "noise": 4, "mask": 5, "resample": 6, "pick": 7, "order": 8, "revise": 9}
+STREAMS = {
+    "where": 1,
+    "what": 2,
+    "tie": 3,
+    "noise": 4,
+    "mask": 5,
+    "resample": 6,
+    "pick": 7,
+    "order": 8,
+    "revise": 9,
+    "accept": 10,
+}
 # Elements of [positions, vocabulary] hashed at a time: on a CPU, so that they stay in the cache of a core; on CUDA, so that the
 # temporaries (about 25 bytes an element) stay below half a gigabyte.
 TOKENS_PER_CHUNK = {"cpu": 400_000, "cuda": 16_000_000}

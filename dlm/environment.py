@@ -175,6 +175,19 @@ class UnmaskingEnvironment:
         self._readout_known &= ~unknown
         return self._observe()
 
+    def replace_tokens(self, tokens: Int[Tensor, "row position"]) -> Observation:
+        """Replace committed tokens without a decoding step, and invalidate the outputs of the rows that changed.
+
+        For moves of particles (`samplers/moves.py`). ValueError with a cache, whose keys would become stale.
+        """
+        if self.cache is not None:
+            raise ValueError("tokens that are replaced make the keys of a cache stale; leave sampler.cache out")
+        changed = (tokens != self.tokens) & ~self.open & ~self.given
+        self.tokens = torch.where(changed, tokens, self.tokens)
+        unknown = changed.any(1, keepdim=True).expand_as(changed)
+        self._known, self._readout_known = self._known & ~unknown, self._readout_known & ~unknown
+        return self._observe()
+
     def _reopen(self, positions: Bool[Tensor, "row position"]) -> None:
         """Open committed positions again. Positions of the prompt, and all positions of a row's last step, stay."""
         if not self.options.revise:

@@ -102,7 +102,7 @@ class Corrected(Reviser):
         scores = F.pad(scores, (observation.tokens.shape[1] - scores.shape[1], 0))
         row, step, length = observation.row_id, observation.row_step, observation.tokens.shape[1]
         level = draws.uniform("noise", row, torch.zeros_like(step), 2)
-        trusted = scores.sigmoid() >= 0.7 + 0.3 * level[:, :1]
+        trusted = scores.sigmoid() >= 0.3 + 0.7 * level[:, :1]
         order = at_least_one(trusted, scores, observation, draws)
         wrong = ~self.right(observation) & observation.revisable
         doubted = (scores.sigmoid() >= 0.1 + 0.8 * level[:, 1:]) & observation.revisable
@@ -166,7 +166,10 @@ def learn_answers(network: PolicyNetwork, part: Trajectory, masks: float, wrong:
     loss = torch.where(right, -F.logsigmoid(scores), -wrong * F.logsigmoid(-scores))
     if part.opened is not None:  # the score of a committed position is the logit of opening it again
         committed = torch.where(right, -F.logsigmoid(-scores), -F.logsigmoid(scores))
-        loss = torch.where(part.opened, loss, committed)
+        # Where tokens are wrong, so are most predictions: trust would be learnt for canvases that revision leaves behind.
+        mistaken = (~right & part.writable & ~part.opened).any(1, keepdim=True)
+        of_open = loss.masked_fill(mistaken & (part.inputs["reopened"] == 0), 0.0)
+        loss = torch.where(part.opened, of_open, committed)
     return loss.masked_fill(~part.writable, 0.0).sum() / masks
 
 

@@ -112,6 +112,11 @@ class SMCSettings(Settings):
     particles: int = setting(8, ROWS, "particles of each sample")
     resample: str = setting("ess", NAME, f"when particles are resampled: {', '.join(RESAMPLE)}")
     scheme: str = setting("systematic", NAME, f"how particles are resampled: {', '.join(SCHEMES)}")
+    moves: int = setting(
+        0,
+        COUNT_OR_NONE,
+        "committed tokens of each particle that are drawn anew after each weighting (the target stays)",
+    )
     interval: int = setting(1, COUNT, "steps after which states are weighed and particles resampled")
     pick: str = setting("draw", NAME, "the particle that is kept: draw (by weight) or best (highest potential)")
     unmask: str | None = setting(None, Maybe(NAME), "unmasking rule of the particles; null: as model and twist allow")

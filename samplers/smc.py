@@ -127,6 +127,16 @@ class Finish:
         pass
 
 
+@runtime_checkable
+class Move(Protocol):
+    """Moves particles by a kernel that leaves the target of their states invariant; returns states and log potentials."""
+
+    def __call__(
+        self, environment: UnmaskingEnvironment, observation: Observation, potential: Potential,
+        log_psi: Float64[Tensor, "row"], draws: Draws, number: int,
+    ) -> tuple[Observation, Float64[Tensor, "row"]]: ...  # fmt: skip
+
+
 @dataclass
 class FilterStep:
     """State for a collector after each step: weights before resampling, which filters resampled, and the ancestor of each
@@ -205,14 +215,17 @@ def draw_ancestors(
 
 
 def _check_filter(
-    environment: UnmaskingEnvironment, particles: int, resample: str, scheme: str, given: Trajectories | None
-) -> None:
+    environment: UnmaskingEnvironment, particles: int, resample: str, scheme: str, given: Trajectories | None,
+    move: Move | None,
+) -> None:  # fmt: skip
     """Refuse settings of a filter that do not fit: ValueError."""
     check_scheme(resample, scheme, given is not None)
     if particles < 1:
         raise ValueError(f"particles={particles} must be at least 1")
     if environment.options.ends:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
+    if move is not None and given is not None:
+        raise ValueError("a filter with a given path keeps its tokens, and moves change them; leave one of them out")
 
 
 def _log_psi(
@@ -254,6 +267,7 @@ def particle_filter(
     collect: Callable[[FilterStep], None] | None = None,
     on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
     draws: Draws | None = None,
+    move: Move | None = None,
 ) -> Particles:
     """Decode every prompt with many particles.
 
@@ -269,6 +283,7 @@ def particle_filter(
         given: a path that the first particle of each sample follows.
         interval: number of steps between two weightings and resamplings.
         draws: random draws in place of those of `seed`.
+        move: moves the particles after each resampling or weighting, and leaves the target invariant (`samplers/moves.py`).
 
     A sample whose particles all have weight 0 (`Particles.dead`) is decoded to its end without resampling, and the others
     go on.
@@ -276,7 +291,7 @@ def particle_filter(
     Raises:
         FloatingPointError: a weight is NaN; the message names the step.
     """
-    _check_filter(environment, particles, resample, scheme, given)
+    _check_filter(environment, particles, resample, scheme, given, move)
     stopwatch = Stopwatch()
     draws = draws or Draws(seed)
     filters, device = len(prompts.canvas), prompts.canvas.device
@@ -323,6 +338,9 @@ def particle_filter(
             potential.select(index)
             log_psi, known, finished = log_psi[index], known[index], finished[index]
             unmasked_at, steps = unmasked_at[index], steps[index]
+        if move is not None and not ended and number % interval == 0:
+            observation, log_psi = move(environment, observation, potential, log_psi, draws, number)
+            known = log_psi
         if on_step is not None:
             on_step(observation, every)
     samples = Samples(
@@ -340,6 +358,7 @@ class ParticleDecoder:
     Args:
         parts: returns the proposal and the potential for a number of rows.
         pick: draw (a particle by weight) or best (the particle of highest potential).
+        move: of the particles after each weighting; None: none.
         model: the model that proposal and potential use, in place of the model of `decode`. None: that one.
     """
 
@@ -350,6 +369,7 @@ class ParticleDecoder:
     interval: int = 1
     pick: str = "draw"
     model: MaskedLM | None = None
+    move: Move | None = None
 
     def decode(
         self,
@@ -370,6 +390,7 @@ class ParticleDecoder:
         found = particle_filter(
             UnmaskingEnvironment(self.model or model, options), proposal, potential, prompts, self.particles, self.resample,
             self.scheme, seed, row_id, interval=self.interval, collect=seen, on_step=on_step,
+            move=self.move,
         )  # fmt: skip
         kept = found.best() if self.pick == "best" else found.drawn(Draws(seed), row_id)
         figures = ParticleFigures(

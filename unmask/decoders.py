@@ -54,6 +54,7 @@ from samplers.guided import (
 )
 from samplers.heuristics import UNMASKING_RULES, AsSampled, Window, check_confidence
 from samplers.loop import Decoder, Reviser, Strategy, Unmasker
+from samplers.moves import ORDERS, GibbsMove
 from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING
 from samplers.particles import RESAMPLE, SCHEMES
 from samplers.revision import ReMDM
@@ -593,10 +594,31 @@ def particle_rule(settings: SamplerSettings, model: MaskedLM, default: str) -> S
 
 
 def particle_decoder(
-    smc: SMCSettings, parts: Callable[[int], tuple[Proposal, Potential]], model: MaskedLM
+    smc: SMCSettings,
+    parts: Callable[[int], tuple[Proposal, Potential]],
+    model: MaskedLM,
+    strategy: Strategy,
+    states: bool,
 ) -> ParticleDecoder:
-    """Return a particle decoder with these settings."""
-    return ParticleDecoder(parts, smc.particles, smc.resample, smc.scheme, smc.interval, smc.pick, model)
+    """Return a particle decoder with these settings.
+
+    Args:
+        strategy: of the particles.
+        states: the potential is a function of the state, so that moves keep the target.
+
+    Raises:
+        ValueError: moves would not keep the target.
+    """
+    move = None
+    if smc.moves:
+        if model.causal or not states or not isinstance(strategy.rule, tuple(ORDERS.values())):
+            raise ValueError(
+                f"sampler.smc.moves={smc.moves} keeps the target for masked models, potentials of states (fk with "
+                "potential=difference, twists with a state head) and orders that do not depend on tokens: sampler.smc.unmask="
+                f"{', '.join(ORDERS)}; change these, or leave moves out"
+            )
+        move = GibbsMove(smc.moves, strategy.token_sampler)
+    return ParticleDecoder(parts, smc.particles, smc.resample, smc.scheme, smc.interval, smc.pick, model, move)
 
 
 def build_steering(
@@ -620,7 +642,8 @@ def build_steering(
         return Plain(strategy), Steering(score, scale, smc.potential, smc.completions, strategy.token_sampler, seed)
 
     Steering(score, scale, smc.potential, smc.completions)  # refuses an unknown potential
-    return particle_decoder(smc, parts, model)
+    states = smc.potential == "difference" and smc.resample != "never"
+    return particle_decoder(smc, parts, model, strategy, states)
 
 
 def build_twisted(
@@ -655,7 +678,7 @@ def build_twisted(
         return TwistedTokens(strategy.rule, strategy.token_sampler, potential.logit_bias, of_state, exponent), potential
 
     parts(1)  # refuses what does not fit
-    return particle_decoder(smc, parts, twist.sampled())
+    return particle_decoder(smc, parts, twist.sampled(), strategy, of_state and kind != "joint")
 
 
 def twist_condition(
