@@ -41,8 +41,46 @@ PREFERENCES, SUDOKU, CHAIN = (f"tests/data/test_{name}.py::test_" for name in ("
 
 Row = tuple[str, ...]  # what stands there, what replaces it, the tests
 
+REMDM, EDITING = "tests/samplers/test_remdm.py::test_", "tests/samplers/test_editing.py::test_"
+WINO, CORRECTORS = "tests/samplers/test_wino.py::test_", "tests/samplers/test_correctors.py::test_"
+
 # --------------------------------------------------------------------------------------------------------------- samplers
 SAMPLERS: dict[str, list[Row]] = {
+    "samplers/revision.py": [
+        ("return (clean_next - (1 - sigma) * clean) /", "return (clean_next - clean) /",
+         REMDM + "the_probabilities_at_every_canvas_are_those_of_the_paper"),
+        ("(clean_next - clean) / rest + opened / masked", "(clean_next - clean) / rest + 0 * opened / masked",
+         REMDM + "the_probabilities_at_every_canvas_are_those_of_the_paper"),
+        ("scores = (-committed_at.double())", "scores = (committed_at.double())",
+         REMDM + "the_weights_of_confidence_sum_to_one_over_committed_positions"),
+        ("length) < sigma\n", "length) < 0.5 * sigma\n", REMDM + "the_law_is_that_of_the_enumerated_kernel"),
+        ("time < self.end, closing", "time < self.begin, closing",
+         REMDM + "the_probabilities_at_every_canvas_are_those_of_the_paper"),
+    ],
+    "samplers/editing.py": [
+        ("order = at_least_one(probability > self.threshold", "order = at_least_one(probability > self.edit_threshold",
+         EDITING + "every_row_is_that_of_the_rule_in_plain_python"),
+        ("unfinished = goes_on & (used < self.rounds)", "unfinished = goes_on & (used <= self.rounds)",
+         EDITING + "a_cycle_of_two_ends_at_the_cap"),
+        ("(observation.block_step == 0, FIRST_PREVIOUS)", "(observation.block_step >= 0, FIRST_PREVIOUS)",
+         WINO + "it_ends_within_as_many_steps_as_positions_and_masks_fewer_than_it_committed"),
+        ("(-doubt < self.remask_threshold) & (count > 1)", "(-doubt < self.remask_threshold) & (count > 0)",
+         WINO + "every_row_is_that_of_the_rule_in_plain_python"),
+        (".long().clamp(5, 20)", ".long().clamp(1, 20)", WINO + "without_remasking_it_is_threshold_decoding_with_a_cap"),
+    ],
+    "model/shadow.py": [
+        ("= ~torch.eye(size", "= torch.ones(size, size", WINO + "the_shadow_of_a_position_does_not_see_its_token"),
+        ("seen[:length, length:] = False", "seen[:length, length:] = True",
+         WINO + "nothing_sees_the_shadows_and_a_lone_shadow_is_the_masked_position"),
+        ("torch.arange(first, first + size, device=device)", "torch.arange(length, length + size, device=device)",
+         WINO + "nothing_sees_the_shadows_and_a_lone_shadow_is_the_masked_position"),
+    ],
+    "samplers/correctors.py": [
+        ("canvases = observation.tokens[row].masked_fill(read, environment.model.mask_id)", "canvases = observation.tokens[row]",
+         CORRECTORS + "a_corrector_step_has_the_law_of_its_enumeration"),
+        ("self.noise * gumbel - margins", "self.noise * gumbel + margins",
+         CORRECTORS + "the_lowest_margin_is_drawn_again_without_noise"),
+    ],
     "samplers/heuristics.py": [
         ("+ tied.double() + ties", "+ tied.double()", GUARANTEES + "a_wholly_tied_canvas_is_ordered_by_the_tie_stream"),
         ("scores > last + TIE", "scores > last", GUARANTEES + "what_is_hardly_above_the_last_one_taken_is_tied_with_it"),

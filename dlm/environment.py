@@ -275,6 +275,28 @@ class UnmaskingEnvironment:
             self.positions_run += tokens.numel() - (0 if start is None else int(start.sum()))
         return dense
 
+    def hidden_shadow(self) -> Float[Tensor, "row position width"]:
+        """Return the states of the shadows of each row's block at the positions that they stand for (`MaskedLM.hidden_shadow`).
+
+        The evaluation is longer by a block. It is that of the current canvas too: all its positions are then known.
+
+        Raises:
+            ValueError: with guidance or a cache, or for a model that cannot run with an attention mask.
+        """
+        if self.options.guidance or self.cache is not None:
+            raise ValueError("a shadow block runs with neither guidance nor a cache; leave both out")
+        length, first = self.tokens.shape[1], self.block_start()
+        states = self.model.hidden_shadow(self.tokens, first, self.block, self.start)
+        self._hidden, shadow = states[:, :length].contiguous(), states[:, length:]
+        self._known = torch.ones_like(self._known)
+        self.evaluations += 1
+        self.forwards += 1
+        self.rows_evaluated += len(states)
+        self.positions_read += len(states) * self.block
+        self.positions_run += states.shape[:2].numel() - (0 if self.start is None else int(self.start.sum()))
+        place = first.unsqueeze(1) + torch.arange(self.block, device=first.device)
+        return torch.zeros_like(self._hidden).scatter_(1, place.unsqueeze(-1).expand_as(shadow), shadow)
+
     def _run(self, rows: Int[Tensor, "requested"], needed: Bool[Tensor, "row position"]) -> None:
         """Run whole rows, each distinct canvas once."""
         tokens, read = self.tokens[rows], needed[rows]

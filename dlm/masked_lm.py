@@ -43,6 +43,7 @@ class MaskedLM(nn.Module):
     hidden_size: int
     time_conditioned = False
     causal = False
+    has_shadow = False  # it has the method `shadow_rows`
     model_id = ""
     is_checked = False  # its outputs are known to fit (dlm/checked.py)
     source: str | None = None  # the path or hub id that it was loaded from, as the caller gave it
@@ -110,6 +111,46 @@ class MaskedLM(nn.Module):
             states.append(self.hidden(tokens[rows, pad:], read[rows, pad:], own))
         return in_order(torch.cat(states), torch.cat(places))
 
+    def shadow_rows(
+        self, tokens: Int[Tensor, "row position"], first: int, size: int
+    ) -> Float[Tensor, "row longer width"]:
+        raise ValueError(
+            f"a shadow block needs RADD, MDLM or LLaDA, which predict a token at its own position and run with an attention "
+            f"mask; {self.label} does not"
+        )
+
+    def hidden_shadow(
+        self,
+        tokens: Int[Tensor, "row position"],
+        first: Int[Tensor, "row"],
+        size: int,
+        start: Int[Tensor, "row"] | None = None,
+    ) -> Float[Tensor, "row longer width"]:
+        """Return hidden states of canvases with a shadow block behind them (WINO, 2507.18578).
+
+        The shadow of a position is a mask with the number of that position. It sees all positions but its own, and the other
+        shadows; no position sees a shadow.
+
+        Args:
+            tokens: canvases.
+            first: position at which the block of each row begins.
+            size: positions of a block.
+            start: column where each row begins behind its padding. None: no padding.
+
+        Returns:
+            States of all positions, then of the `size` shadows; zeros at the padding.
+
+        Raises:
+            ValueError: the model cannot run with an attention mask.
+        """
+        length = tokens.shape[1] + size
+        found = torch.zeros(len(tokens), length, self.hidden_size, device=tokens.device)
+        most = max(1, POSITIONS_PER_FORWARD[tokens.device.type] // length)
+        for (block, pad), group in groups(first, torch.zeros_like(first) if start is None else start):
+            for rows in group.split(most):
+                found[rows, pad:] = self.shadow_rows(tokens[rows, pad:], block - pad, size).float()
+        return found
+
     @property
     def label(self) -> str:
         """The path or hub id, for messages; of a model without one the name of its class."""
@@ -165,6 +206,8 @@ class MaskedLM(nn.Module):
 class RaddLM(MaskedLM):
     """RADD as a MaskedLM. The mask token is the last column and takes no part in the normalization."""
 
+    has_shadow = True
+
     def __init__(self, backbone: RADD, dtype: str = "float32", tokenizer=None, model_id: str = ""):
         super().__init__(backbone, dtype)
         self.vocab_size, self.mask_id = backbone.columns, backbone.columns - 1
@@ -176,6 +219,10 @@ class RaddLM(MaskedLM):
         more = rows_missing(tokens)
         with self.autocast(tokens.device):
             return self.backbone.body(with_copies(tokens, more), F.pad(read, (0, 0, 0, more)))
+
+    def shadow_rows(self, tokens, first, size):
+        with self.autocast(tokens.device):
+            return self.backbone.body_shadow(with_copies(tokens, rows_missing(tokens)), first, size)[: len(tokens)]
 
 
 def rows_missing(tokens: Int[Tensor, "row position"]) -> int:
@@ -273,6 +320,13 @@ class LlamaLM(MaskedLM):
         )
         self.hidden_size = backbone.shape.width
         self.tokenizer, self.model_id = tokenizer, model_id
+        self.has_shadow = not shifted
+
+    def shadow_rows(self, tokens, first, size):
+        if self.shifted:
+            return super().shadow_rows(tokens, first, size)
+        with self.autocast(tokens.device):
+            return self.backbone.body_shadow(tokens, self.mask_id, first, size)
 
     def hidden_rows(self, tokens, read, sigma):
         if self.shifted:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.radd import READ_MULTIPLE, rotate
+from model.shadow import shadow_attention, shadow_places
 
 LLADA_KEYS = {
     "embed": "model.transformer.wte",
@@ -344,6 +345,21 @@ class BidirectionalLlama(nn.Module):
         slots = row[found] * width + number
         at = (size.cumsum(0) - size).repeat_interleave(width).index_copy(0, slots, found)  # the others are not used
         return self.norm(last(x, turn, attend, kept[-1], at, width)[slots])
+
+    def body_shadow(
+        self, tokens: Int[Tensor, "row position"], mask_id: int, first: int, size: int
+    ) -> Float[Tensor, "row longer width"]:
+        """Return hidden states of canvases with a shadow block behind them: masks at positions first to first + size
+        (`shadow_attention`).
+        """
+        (rows, length), device = tokens.shape, tokens.device
+        more = -rows * (length + size) % READ_MULTIPLE
+        turn = self.angles(F.pad(shadow_places(length, first, size, device).repeat(rows), (0, more)))
+        x = F.pad(self.embed(F.pad(tokens, (0, size), value=mask_id).flatten()), (0, 0, 0, more))
+        attend = RowByRow([Span(list(range(rows)), 0, 0, length + size)], shadow_attention(length, first, size, device))
+        for block in self.blocks:
+            x = block(x, turn, attend)
+        return self.norm(x[: rows * (length + size)]).unflatten(0, (rows, length + size))
 
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position columns"]:
         """Return raw logits at every position, not shifted."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.layers import Layers
+from model.shadow import shadow_attention, shadow_places
 
 try:  # CUDA only, extra `cuda`; scaled_dot_product_attention computes the same elsewhere
     from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
@@ -82,14 +83,22 @@ def attend(
     query: Float[Tensor, "row read head width"],
     key: Float[Tensor, "row position head width"],
     value: Float[Tensor, "row position head width"],
+    seen: Bool[Tensor, "read position"] | None = None,
 ) -> Float[Tensor, "row read both"]:
-    """Apply full attention (neither masked nor causal). All positions belong to the row, so there is no padding to mask."""
-    if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    """Apply full attention, or attention to `seen`, query by key. All positions belong to the row, so there is no padding to
+    mask.
+    """
+    if (
+        flash_attn_func is not None
+        and seen is None
+        and query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+    ):
         return flash_attn_func(query, key, value).flatten(-2)
     query, key, value = (
         rearrange(x, "row position head width -> row head position width") for x in (query, key, value)
     )
-    out = F.scaled_dot_product_attention(query, key, value)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     return rearrange(out, "row head read width -> row read (head width)")
 
 
@@ -99,12 +108,13 @@ def attention(
     heads: int,
     cos: Float[Tensor, "position half"],
     sin: Float[Tensor, "position half"],
+    seen: Bool[Tensor, "position position"] | None = None,
 ) -> Float[Tensor, "row position width"]:
     """Apply self-attention to normalized input, without the output projection."""
     query, key, value = rearrange(
         qkv(normed), "row position (three head width) -> three row position head width", three=3, head=heads
     )
-    return attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
+    return attend(rotate(query, cos, sin), rotate(key, cos, sin), value, seen)
 
 
 def attention_at(
@@ -166,8 +176,9 @@ class Block(nn.Module):
         x: Float[Tensor, "row position width"],
         cos: Float[Tensor, "position half"],
         sin: Float[Tensor, "position half"],
+        seen: Bool[Tensor, "position position"] | None = None,
     ) -> Float[Tensor, "row position width"]:
-        return self._rest(x, attention(self.norm1(x), self.attn_qkv, self.heads, cos, sin))
+        return self._rest(x, attention(self.norm1(x), self.attn_qkv, self.heads, cos, sin, seen))
 
     def at(
         self,
@@ -250,6 +261,22 @@ class RADD(
             return last(x, cos, sin)[read]
         index, valid = places
         return last.at(x, cos, sin, index)[valid]
+
+    def body_shadow(
+        self, tokens: Int[Tensor, "row position"], first: int, size: int
+    ) -> Float[Tensor, "row longer width"]:
+        """Return `body` of canvases with a shadow block behind them: masks at positions first to first + size
+        (`shadow_attention`).
+        """
+        place = shadow_places(tokens.shape[1], first, size, tokens.device)
+        x = self.vocab_embed(F.pad(tokens, (0, size), value=self.columns - 1))
+        if self.position_embed is not None:
+            x = x + self.position_embed[place]
+        cos, sin = (angles[place] for angles in self.rotary_emb(tokens.shape[1]))
+        seen = shadow_attention(tokens.shape[1], first, size, tokens.device)
+        for block in self.blocks:
+            x = block(x, cos, sin, seen)
+        return x
 
     def head(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch columns"]:
         """Return raw logits over the vocabulary and the mask column."""

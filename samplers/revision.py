@@ -1,10 +1,11 @@
-"""Decoders that revise by a schedule: the number of committed positions of each step is planned, in expectation or exactly.
+"""Decoders that revise by a schedule: the expected number of committed positions of each step is planned.
 
-Sources: ReMDM 2503.00307 (kuleshov-group/remdm, `diffusion.py`).
+Source: ReMDM 2503.00307 (kuleshov-group/remdm, `diffusion.py`). Decoders with exact counts are in samplers/planning.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dlm.draws import Draws
-from dlm.observation import Decision, Observation
+from dlm.observation import Decision, Observation, Readable
 from dlm.options import DecodeOptions
 from dlm.token_rule import TokenRule
 from samplers.heuristics import nothing
@@ -35,21 +36,36 @@ def token_log_probs(
     tokens: Int[Tensor, "row position"],
     token_sampler: TokenRule | None = None,
 ) -> Float[Tensor, "row position"]:
-    """Return the log-probability of tokens, at `positions` and 0 elsewhere. Logits exist for a chunk of positions at a time.
+    """Return the log-probability of tokens, at `positions` and 0 elsewhere.
 
     Args:
         token_sampler: of whose distribution. None: that of the model.
     """
-    environment = observation.environment
-    hidden, index = environment.hidden(positions)[positions], positions.nonzero()
+    hidden = observation.environment.hidden(positions)[positions]
     found = torch.zeros(tokens.shape, device=tokens.device)
-    for place, states in zip(index.split(environment.chunk), hidden.split(environment.chunk), strict=True):
-        row, position = place.unbind(1)
+    found[positions] = log_probs_at(observation.environment, hidden, tokens[positions], token_sampler)
+    return found
+
+
+def log_probs_at(
+    environment: Readable,
+    hidden: Float[Tensor, "read width"],
+    tokens: Int[Tensor, "read"],
+    token_sampler: TokenRule | None = None,
+) -> Float[Tensor, "read"]:
+    """Return the log-probability of one token for each hidden state. token_sampler: as of `token_log_probs`."""
+    found = [hidden.new_zeros(0)]
+    for states, chosen in zip(hidden.split(environment.chunk), tokens.split(environment.chunk), strict=True):
         logits = environment.logits(states)
         logits = logits if token_sampler is None else token_sampler(logits)
-        chosen = logits.gather(1, tokens[row, position].unsqueeze(1)).squeeze(1)
-        found[row, position] = (chosen - logits.logsumexp(1)).clamp(max=0.0)
-    return found
+        found.append(logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
+    return torch.cat(found).clamp(max=0.0)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an unknown name: ValueError."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- ReMDM
@@ -121,8 +137,7 @@ class ReMDM(Reviser):
     level: float | int = 0.9
 
     def __post_init__(self):
-        if self.schedule not in REMASK_SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(REMASK_SCHEDULES)}")
+        check_choice("schedule", self.schedule, REMASK_SCHEDULES)
         most = (1 - self.level) / self.level if self.schedule == "loop" else 1.0
         if not 0 <= self.strength <= most + ROUNDING:
             raise ValueError(

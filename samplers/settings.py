@@ -12,7 +12,9 @@ from dlm.masked_lm import MaskedLM, SeddLM
 from samplers.fk import POTENTIALS
 from samplers.heuristics import ADAPTIVE, CONFIDENT, UNMASKING_RULES
 from samplers.names import (
+    COMMIT_ORDERS,
     CONFIDENCES,
+    CORRECTED,
     EVERY_STRATEGY,
     FILTERS,
     GUIDED,
@@ -47,7 +49,7 @@ READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
 # The setting of a strategy that an evaluation sweeps; of a decoder that revises, a key of the section of its name.
-REVISING_SETTINGS = {"remdm": "eta", "edit": "threshold"}
+REVISING_SETTINGS = {"remdm": "eta", "wino": "threshold", "edit": "threshold", "informed": "rounds"}
 # The setting that is a rule's parameter.
 RULE_SETTINGS = {
     "threshold": "threshold",
@@ -168,6 +170,32 @@ class EditSettings(Settings):
 
 
 @dataclass
+class WINOSettings(Settings):
+    """Settings of strategy `wino`: commit generously, and mask again by a shadow block (samplers/editing.py)."""
+
+    place: ClassVar[str] = "sampler.wino."
+    threshold: float | int = setting(0.6, SHARE, "commit where the best token is more probable than this")
+    remask_threshold: float | int = setting(
+        0.9, SHARE, "mask a token again whose probability by its shadow is below this; 0: never"
+    )
+
+
+@dataclass
+class InformedSettings(Settings):
+    """Settings of strategy `informed`: committed tokens are drawn again from exact conditionals (samplers/correctors.py)."""
+
+    place: ClassVar[str] = "sampler.informed."
+    count: int = setting(1, COUNT, "tokens that a corrector step draws again, all at once")
+    rounds: int = setting(1, COUNT_OR_NONE, "corrector steps after each step that commits")
+    select: str = setting("margin", OneOf(CORRECTED), "of the tokens: lowest log-margin with Gumbel noise, or uniform")
+    noise: float | int = setting(1.0, WEIGHT, "select margin: scale of the Gumbel noise")
+    order: str = setting("random", OneOf(COMMIT_ORDERS), "of the positions that are committed")
+    parts: int | None = setting(
+        None, Maybe(ROWS), "select margin: evaluations of a corrector step; null: one for each committed token, exact"
+    )
+
+
+@dataclass
 class SamplerSettings(Settings):
     """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
 
@@ -218,7 +246,9 @@ class SamplerSettings(Settings):
     guide: GuideSettings = section(GuideSettings)
     smc: SMCSettings = section(SMCSettings)
     remdm: ReMDMSettings = section(ReMDMSettings)
+    wino: WINOSettings = section(WINOSettings)
     edit: EditSettings = section(EditSettings)
+    informed: InformedSettings = section(InformedSettings)
 
     def __post_init__(self):
         super().__post_init__()
@@ -233,8 +263,8 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
       for key in dict.fromkeys(RULE_SETTINGS.values())),
     ("sampler.window", ("window",)),
-    ("sampler.steps", (*IN_STEPS, "policy", "remdm", *PREDICTORS, *GUIDED, *FILTERS)),
-    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "edit", *GUIDED, *FILTERS)),
+    ("sampler.steps", (*IN_STEPS, "policy", "remdm", "informed", *PREDICTORS, *GUIDED, *FILTERS)),
+    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "wino", "edit", *GUIDED, *FILTERS)),
     # best_of_n and top_k read guide.k in its place
     ("sampler.top_k", (*STRATEGIES, *REVISING, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),
     ("sampler.policy", ("policy",)),
@@ -258,6 +288,7 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] 
     ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
     ("sampler.remdm.eta", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "loop")),
     ("sampler.remdm.switch", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "conf")),
+    *((f"sampler.informed.{key}", ("informed",), "sampler.informed.select", ("margin",)) for key in ("noise", "parts")),
     *((f"sampler.remdm.{key}", ("remdm",), "sampler.remdm.schedule", ("loop",)) for key in ("begin", "end", "level")),
     ("sampler.guide.proposals", STEPWISE_GUIDED, "sampler.guide.positions", ("joint",)),
     *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))

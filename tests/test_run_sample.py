@@ -87,7 +87,7 @@ def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strate
     assert tokens.shape == (3, 12) and (tokens < 280).all() and len(texts) == 3
     assert record["strategy"] == strategy and record["gen_ppl"] is None
     assert (
-        1 <= record["nfe"] <= (30 if strategy in REVISING else 12)
+        1 <= record["nfe"] <= (200 if strategy in REVISING else 12)
         and record["generated"] == 36
         and record["tokens_per_second"] > 0
     )

@@ -38,10 +38,11 @@ from rewards.functions import decoding_reward, name_of
 from rewards.models import RewardModel, TextReward
 from rewards.models import load_reward as load_reward_model
 from samplers.checked import CheckedDecoder, CheckedRule, CheckedStepDecoder
+from samplers.editing import WINO
 from samplers.heuristics import UNMASKING_RULES
 from samplers.live import batch_progress
 from samplers.loop import Decoder, OnStep, StepDecoder, Strategy, Unmasker
-from samplers.names import EVERY_STRATEGY
+from samplers.names import BEHIND_PROMPT, EVERY_STRATEGY
 from samplers.samples import Samples, joined
 from samplers.settings import SamplerSettings
 from training.devices import device_of
@@ -296,8 +297,8 @@ def decode_starts(
     for layout, numbers in groups.items():
         decoder = decoder_of(strategy, settings, model, layout, seed, reward, suffix)
         options = build_options(settings, model, layout)
-        behind_prompt = settings.block_length is not None or settings.cache is not None or learned(strategy, settings)
-        first = layout.first if behind_prompt and not isinstance(model.tokenizer, BoardTokenizer) else 0
+        board = isinstance(model.tokenizer, BoardTokenizer)
+        first = layout.first if behind_prompt(strategy, settings) and not board else 0
         for part in torch.tensor(numbers).split(batch_size):
             batch = stacked([starts[number] for number in part.tolist()], model.mask_id, first).to(model.device)
             with batch_progress(advance, len(part), on_step) as step:
@@ -379,9 +380,11 @@ def vars_of(settings: SamplerSettings) -> dict[str, Any]:
     return vars(settings) | nested
 
 
-def learned(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
-    """Return whether a policy chooses the positions. A policy sees only the positions behind the prompt."""
-    return isinstance(strategy, PolicyNetwork | PolicyUnmasker | PolicyReviser) or settings.strategy == "policy"
+def behind_prompt(strategy: StrategyLike | None, settings: SamplerSettings) -> bool:
+    """Return whether a strategy distinguishes the positions behind the prompt: blocks, caches, policies, and shadow blocks."""
+    in_blocks = settings.block_length is not None or settings.cache is not None
+    of_response = isinstance(strategy, PolicyNetwork | PolicyUnmasker | PolicyReviser | WINO)
+    return in_blocks or of_response or settings.strategy in BEHIND_PROMPT
 
 
 def decoder_of(

@@ -37,7 +37,8 @@ from rewards.models import (
 )
 from rewards.template import encode
 from samplers.best_of import BestOf
-from samplers.editing import Edit
+from samplers.correctors import Informed
+from samplers.editing import WINO, Edit
 from samplers.fk import Steering
 from samplers.guided import (
     METHODS,
@@ -222,8 +223,40 @@ def build_reviser(settings: SamplerSettings, model: MaskedLM) -> Reviser:
             f"sampler.cache={settings.cache} keeps the keys of earlier blocks, which strategy {name!r} would make stale; leave "
             "sampler.block_length out, as a cache recomputes all positions of a single block, or leave the cache out"
         )
-    own = vars(getattr(settings, name))
-    return ReMDM(tokens, **own) if name == "remdm" else Edit(tokens, **own)
+    if name == "wino":
+        check_shadow(settings, model)
+    if name == "informed":
+        check_counted(settings, name)
+    kinds: dict[str, type[Reviser]] = {"remdm": ReMDM, "wino": WINO, "edit": Edit, "informed": Informed}
+    return kinds[name](tokens, **vars(getattr(settings, name)))
+
+
+def check_shadow(settings: SamplerSettings, model: MaskedLM) -> None:
+    """Refuse a model, guidance and a cache that do not go with a shadow block: ValueError."""
+    if not model.has_shadow:
+        raise ValueError(
+            f"strategy 'wino' needs RADD, MDLM or LLaDA, which predict a token at its own position and run with an attention "
+            f"mask, and {model.label} does not; use edit"
+        )
+    given = {"guidance": settings.guidance or None, "cache": settings.cache}
+    if wrong := [f"sampler.{key}={as_text(value)}" for key, value in given.items() if value is not None]:
+        raise ValueError(
+            f"strategy 'wino' evaluates a canvas with a shadow block behind it; leave {' and '.join(wrong)} out, or use edit"
+        )
+
+
+def check_counted(settings: SamplerSettings, name: str) -> None:
+    """Refuse a budget and guidance for a decoder that evaluates canvases with more masks: ValueError."""
+    if settings.budget is not None:
+        raise ValueError(
+            f"strategy {name!r} spends several evaluations in a step, which sampler.budget={settings.budget} cannot end in time; "
+            "give sampler.steps in its place"
+        )
+    if settings.guidance:
+        raise ValueError(
+            f"strategy {name!r} evaluates canvases with more masks, which sampler.guidance={as_text(settings.guidance)} does not "
+            "mix; leave it out"
+        )
 
 
 def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:

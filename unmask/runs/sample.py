@@ -35,7 +35,7 @@ from rewards.models import check_reward
 from samplers.best_of import BestOf
 from samplers.live import LiveView
 from samplers.loop import Decoder, OnStep
-from samplers.names import FILTERS, GUIDED
+from samplers.names import BEHIND_PROMPT, FILTERS, GUIDED
 from samplers.samples import Samples, joined
 from samplers.scores import ScoreDecoder
 from samplers.settings import SamplerSettings, check_given, check_strategy, guided_rule, strategy_name
@@ -139,9 +139,9 @@ class Prepared:
 
     def prompts(self, rows: int) -> Prompts:
         """Return the prompts of `rows` samples."""
-        # Policies learn on the response alone; the clues of boards are everywhere.
-        by_policy = self.settings.strategy == "policy" and self.board is None
-        behind_prompt = by_policy or self.options.block_length is not None or self.options.cache is not None
+        # Policies learn on the response alone, and a shadow block stands for it; the clues of boards are everywhere.
+        by_strategy = self.settings.strategy in BEHIND_PROMPT and self.board is None
+        behind_prompt = by_strategy or self.options.block_length is not None or self.options.cache is not None
         first = Layout.of(Prompts(self.canvas[None]), self.model.mask_id).first if behind_prompt else 0
         return Prompts(self.canvas.expand(rows, -1), prompt_length=first)
 
