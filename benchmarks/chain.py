@@ -11,7 +11,8 @@ For each number of evaluations K the best setting of each side with at most K me
 each training seed. It is measured on three other sets, with its cost: equivalent evaluations (evaluation/cost.py) and CPU seconds
 of a thousand problems. Before this the command prints two tests of the base model: the gate (its accuracy at single positions,
 and in blocks of two), and the effect of the order: random positions against the most confident ones at equal steps. The command
-writes --out DIR/chain.{json,csv,png} and chain_cost.png, and ends with flat JSON.
+prints the accuracy under parallelism (AUP) of every method, writes --out DIR/chain.{json,csv,png}, chain_tpf.png and
+chain_cost.png, and ends with flat JSON.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from evaluation.aup import Outcomes, sweep_aup, tokens_per_forward
 from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
-from evaluation.report import plot_pareto, print_table, write_csv, write_json
+from evaluation.report import plot_pareto, plot_tpf, print_table, write_csv, write_json
+from evaluation.summary import named
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker
@@ -117,8 +120,13 @@ def decoded(model: MaskedLM, setting: Setting, prompts: Prompts, seed: int) -> S
 
 def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
     """Return right answers over all sets of problems (one sampling seed per set) with the interval over problems, mean
-    evaluations, and CPU seconds of a thousand problems."""
-    right, evaluations, spent = [], [], 0.0
+    evaluations, tokens per forward with their interval, and CPU seconds of a thousand problems."""
+    return measured(model, setting, sets)[0]
+
+
+def measured(model: MaskedLM, setting: Setting, sets: list[Chains]) -> tuple[dict, Outcomes]:
+    """Return the record of `measure` and the results of each problem."""
+    right, evaluations, tokens, spent = [], [], [], 0.0
     for seed, problems in enumerate(sets):
         prompts = prompts_of(model, problems)
         started = process_time()
@@ -126,14 +134,37 @@ def measure(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
         spent += process_time() - started
         right.append(is_right(samples.tokens[:, prompt_length(PROBLEM_STEPS) :], problems.values()[:, -1]))
         evaluations.append(samples.evaluations.float())
+        tokens.append(samples.answer.sum(1))
     whole = torch.cat(right)
     rate = wilson(int(whole.sum()), len(whole))
-    return {
+    found = Outcomes(*(torch.cat(parts).double().numpy() for parts in (right, tokens, evaluations)))
+    record = {
         "method": setting.method, "setting": setting.setting, "block": setting.block, "learned": setting.run is not None,
         "run": setting.run,
         "right": float(whole.mean()), "low": rate.low, "high": rate.high, "nfe": float(torch.cat(evaluations).mean()),
-        "cpu_s": 1000 * spent / len(whole),
+        "cpu_s": 1000 * spent / len(whole), **named("tpf", tokens_per_forward(found.tokens, found.evaluations)),
     }  # fmt: skip
+    return record, found
+
+
+def aup_of(results: list[tuple[dict, Outcomes]]) -> list[dict]:
+    """Return accuracy under parallelism with its interval for every method at every block length. Rules have no budgets here,
+    policies of budgets have theirs. A policy's training seeds are series of their own.
+
+    y_max is the best accuracy of all of them. The problems are those on which all settings were measured.
+    """
+    series: dict[str, list[Outcomes]] = {}
+    for record, found in results:
+        if "budget" not in record["setting"] or record["learned"]:
+            run = f", {record['run']}" if record["learned"] else ""
+            series.setdefault(f"{record['method']}, block {record['block']}{run}", []).append(found)
+    return [
+        {
+            "series": name, "settings": found.points, "left_out": found.left_out,
+            "first_tpf": min(one.point[0] for one in series[name]), **named("aup", found.aup),
+        }
+        for name, found in sweep_aup(series).items()
+    ]  # fmt: skip
 
 
 def with_cost(model: MaskedLM, setting: Setting, sets: list[Chains]) -> dict:
@@ -254,7 +285,8 @@ def contest_at(model: MaskedLM, count: int, tuned: Tuned, sets: list[Chains]) ->
             out.append({
                 "count": count, "side": side, "setting": "; ".join(record["setting"] for record in found),
                 "seeds": len(found), "right": rate.value, "low": rate.low, "high": rate.high,
-                **{name: sum(record[name] for record in found) / len(found) for name in ("nfe", "equivalent", "cpu_s")},
+                **{name: sum(record[name] for record in found) / len(found)
+                   for name in ("nfe", "equivalent", "cpu_s", "tpf", "tpf_low", "tpf_high")},
                 "of_each_seed": [record["right"] for record in found],
             })  # fmt: skip
     return out
@@ -298,7 +330,11 @@ def draw(records: list[dict], path: Path) -> None:
         for r in records
         if is_plotted(r)
     ]
-    plot_pareto(front, path, y_label="right answers", title="Chain arithmetic, held-out problems")
+    title = "Chain arithmetic, held-out problems"
+    plot_pareto(front, path, y_label="right answers", title=title)
+    speeds = [{"x": r["tpf"], "x_lo": r["tpf_low"], "x_hi": r["tpf_high"]} for r in records if is_plotted(r)]
+    whole = [point | speed for point, speed in zip(front, speeds, strict=True)]
+    plot_tpf(whole, path.with_stem(f"{path.stem}_tpf"), y_label="right answers", title=title)
 
 
 def draw_cost(contest: list[dict], path: Path) -> None:
@@ -355,19 +391,22 @@ def main() -> None:
         print_table(plans, title="two evaluations by the best plan that was climbed to on tuning problems")
     rules = [setting for setting in heuristics() if setting.method in arguments.rules]
     settings = [*rules, *learned(arguments.policies)]
-    tuned = [(measure(model, setting, tuning), setting) for setting in settings]
+    results = [measured(model, setting, tuning) for setting in settings]
+    tuned = [(record, setting) for (record, _), setting in zip(results, settings, strict=True)]
 
     contest = [record for count in COUNTS for record in contest_at(model, count, tuned, sets)]
     print_table(contest, title="the best of each at a mean of at most so many evaluations, chosen on other problems")
     records = [record for record, _ in tuned]
     print_table(records, title=f"every setting on {arguments.tuning} tuning problems")
+    areas = aup_of(results)
+    print_table(areas, title="accuracy under parallelism (AUP) of every method on them")
 
     names = {setting.method for _, setting in tuned if setting.run}
     result = known | summary(contest, names)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(
-        {"result": result, "orders": ordered, "plans": plans, "contest": contest, "records": records},
+        {"result": result, "orders": ordered, "plans": plans, "contest": contest, "records": records, "aup": areas},
         out / "chain.json",
     )
     write_csv(records, out / "chain.csv")

@@ -34,6 +34,7 @@ SWEEPS, TARGETS = "tests/twist/test_source.py::test_", "tests/twist/test_targets
 OBJECTIVE, ADVANTAGES = "tests/rl/test_objective.py::test_", "tests/rl/test_advantages.py::test_"
 ROLLOUTS = "tests/rl/test_rollouts.py::test_"
 MEASURES, SETS = "tests/evaluation/test_text_measures.py::test_", "tests/evaluation/test_likelihood.py::test_"
+AUP, BOARD = "tests/evaluation/test_aup.py::test_", "tests/evaluation/test_leaderboard.py::test_"
 REPORT, COST = "tests/evaluation/test_kl_report.py::test_", "tests/evaluation/test_cost.py"
 REWARDS, VERIFIED = "tests/rewards/test_rewards.py::test_", "tests/rewards/test_verified.py::test_"
 LATEX, ANSWERS = "tests/rewards/test_latex.py::test_", "tests/rewards/test_answers.py::test_"
@@ -525,8 +526,37 @@ EVALUATION: dict[str, list[Row]] = {
         ("rows[:, 0].sum() / rows[:, 1].sum(), resamples", "(rows[:, 0] / rows[:, 1]).sum(), resamples",
          "tests/benchmarks/test_sudoku.py"),
         ("Z95**2 / (4 * trials**2)", "Z95**2 / (4 * trials)", MEASURES + "wilson_solves_the_score_equation"),
+        ("times @ units", "(times > 0) @ units", AUP + "a_resample_computes_everything_anew"),
+        ("units = np.stack([np.bincount(place, column) for column in units.T], 1)", "pass", AUP + "groups_are_resampled_whole"),
         ("[0.025, 0.975]", "[0.05, 0.95]",
          MEASURES + "bootstrap_matches_the_normal_interval_and_pairing_removes_shared_noise"),
+    ],
+    "evaluation/aup.py": [
+        ("-alpha * (1 - accuracy / best)", "-alpha * (best - accuracy)", AUP + "the_worked_examples"),
+        ("1.0 if accuracy >= best else math", "math", AUP + "edge_rules"),
+        ("ordered = sorted(points, key=lambda point: point[0])", "ordered = sorted(points)", AUP + "the_worked_examples"),
+        ("    if not is_near(fastest, slowest):", "    if False:", AUP + "a_last_point_that_is_too_low_and_shares_are_refused"),
+        ("ordered if is_near((rho, y), ordered[0])]", "ordered]", AUP + "the_worked_examples"),
+        ("ordered[0][0] * ordered[0][1] + sum", "ordered[0][0] * weighted[0][1] + sum", AUP + "the_worked_examples"),
+        ("- MARGIN - ROUNDING", "- MARGIN", AUP + "edge_rules"),
+        ("    while ordered and not", "    if ordered and not", AUP + "a_last_point_that_is_too_low_and_shares_are_refused"),
+        ("0 < max(accuracies) <= 1", "max(accuracies) < 0", AUP + "a_last_point_that_is_too_low_and_shares_are_refused"),
+        ("percentiles(whole[0] / whole[1], sums", "percentiles((both[:, 0] / both[:, 1]).mean(), sums",
+         AUP + "tpf_is_a_ratio_of_sums"),
+        ("bests = accuracy.max(1) if", "bests = np.full(len(sums), accuracy[0].max()) if",
+         AUP + "a_resample_computes_everything_anew"),
+        ("slice(first, first + len(own))", "slice(0, len(own))", AUP + "a_resample_computes_everything_anew"),
+        ("len(own) - len(curves[0])", "0", AUP + "settings_share_their_problems_in_a_resample"),
+    ],
+    "evaluation/leaderboard.py": [
+        ("first.get(task, {}) | second.get(task, {})", "second.get(task, {}) | first.get(task, {})",
+         BOARD + "a_later_method_replaces_an_earlier_one"),
+        ("100 * accuracy if share", "accuracy if share", BOARD + "summary_statistics_are_a_source"),
+        (" and not isinstance(value, bool)", "", BOARD + "what_is_wrong_with_a_leaderboard_is_one_sentence"),
+        ("if len(values) == len(found) else", "if values else", BOARD + "methods_without_a_task_have_no_mean"),
+        ("rounded(usable([one.point for one in own]))", "rounded([one.point for one in own])",
+         BOARD + "points_for_which_aup_is_not_defined_are_left_out"),
+        ("if line.strip() and not line", "if not line", BOARD + "published_files_read_back"),
     ],
     "evaluation/likelihood.py": [
         ("1 / (k * math.comb(count, k))", "1 / math.comb(count, k)", SETS + "the_sum_over_all_sets_is_the_mean_over_all_orders"),
@@ -536,6 +566,16 @@ EVALUATION: dict[str, list[Row]] = {
     ],
     "evaluation/summary.py": [
         ("values.std(ddof=1)", "values.std()", "tests/test_run_evaluate.py::test_statistics_over_seeds"),
+        ('seeds_averaged(records, "tokens"), seeds_averaged(records, "nfe")))',
+         'seeds_averaged(records, "nfe"), seeds_averaged(records, "tokens")))',
+         BOARD + "tpf_of_an_evaluation_is_that_of_its_samples"),
+    ],
+    "evaluation/metrics.py": [
+        ("batch.answer.sum(1)", "batch.generated", AUP + "tokens_of_samples_end_where_the_response_ends"),
+    ],
+    "evaluation/report.py": [
+        ("-1 if faster_is_right else 1", "1",
+         "tests/evaluation/test_report.py::test_the_frontier_of_speeds_is_that_of_their_negatives"),
     ],
     "evaluation/kl_report.py": [
         ("value_of(log_phi_of(run.last)) / run.beta", "value_of(log_phi_of(run.last))",
@@ -651,7 +691,9 @@ FROM_PYTHON: dict[str, list[Row]] = {
     ],
     "evaluation/compare.py": [
         ("prompt {settings['prompt']!r}", "", TEXTS + "texts_with_other_prompts_are_not_compared"),
-        ("paired_difference(a, b)", "paired_difference(b, a)", TEXTS + "two_rules_are_compared_sample_by_sample"),
+        ("tokens_per_forward_difference(a, b)", "tokens_per_forward_difference(b, a)",
+         "tests/evaluation/test_compare.py::test_tokens_per_forward_are_compared_question_by_question"),
+        (", paired_difference(a, b)", ", paired_difference(b, a)", TEXTS + "two_rules_are_compared_sample_by_sample"),
     ],
     "unmask/runs/evaluate_text.py": [
         ("perplexity(judge, tokens if on_ids", "perplexity(judge, tokens.flip(1) if on_ids",

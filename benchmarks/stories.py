@@ -32,6 +32,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from evaluation.aup import tokens_per_forward
 from evaluation.cost import equivalent_evaluations
 from evaluation.report import print_table
 from evaluation.text import Judge, load_judge, perplexity, standard_error
@@ -113,8 +114,10 @@ def drawn(
     started = process_time()
     parts = [decode(Prompts(canvas[rows]), rows) for rows in torch.arange(count).split(32)]
     spent = process_time() - started
+    evaluations, tokens = torch.cat([p.evaluations for p in parts]), torch.cat([p.answer.sum(1) for p in parts])
     return torch.cat([part.tokens for part in parts]), {
-        "nfe": float(torch.cat([part.evaluations for part in parts]).float().mean()),
+        "nfe": float(evaluations.float().mean()),
+        "tpf": tokens_per_forward(tokens.numpy(), evaluations.numpy()).value,
         "equivalent": equivalent_evaluations(model, decode, Prompts(canvas[:COUNTED])),
         "cpu_s": spent / count,
     }
@@ -156,7 +159,7 @@ def summary(records: list[dict]) -> list[dict]:
         row: dict[str, str | int | float] = dict(zip(KEYS[:-1], key, strict=True))
         row["samples"] = sum(record["samples"] for record in own)
         for name, count in (("gen_ppl", "judged"), ("causal_ppl", "samples"), ("entropy", "samples"),
-                            ("nfe", "samples"), ("equivalent", "samples"), ("cpu_s", "samples")):  # fmt: skip
+                            ("nfe", "samples"), ("tpf", "samples"), ("equivalent", "samples"), ("cpu_s", "samples")):  # fmt: skip
             used = [record for record in own if record.get(count) and name in record]
             total = sum(record[count] for record in used)
             if total:

@@ -39,9 +39,11 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from evaluation.aup import Outcomes, sweep_aup, tokens_per_forward
 from evaluation.cost import evaluation_flop, flop_of
 from evaluation.intervals import Interval, bootstrap_groups
-from evaluation.report import plot_pareto, print_table, write_csv, write_json
+from evaluation.report import plot_pareto, plot_tpf, print_table, write_csv, write_json
+from evaluation.summary import named
 from load_model import load_model
 from policy.checkpoints import load_policy
 from policy.networks import HiddenMLP
@@ -149,11 +151,13 @@ def equivalent_of(model: MaskedLM, one: Setting, on: Puzzles, nfe: Float64[Tenso
     return flop / evaluation_flop(model, few.shape[1]) / float(nfe[:COUNTED].sum()) * float(nfe.mean())
 
 
-def measure(model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int) -> list[dict]:
-    """Return one record per setting: solve rate and costs with intervals. CPU time is the least of `repeats` runs in
-    alternation."""
+def measure(
+    model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int
+) -> tuple[list[dict], dict[Setting, Outcomes]]:
+    """Return one record per setting, solve rate and costs with intervals, and the results of each puzzle. CPU time is the least
+    of `repeats` runs in alternation."""
     seconds = np.full(len(settings), np.inf)
-    records, decoded = [], {}
+    records, decoded, outcomes = [], {}, {}
     for _ in range(repeats):
         for place, one in enumerate(settings):
             decoded[one] = decode(model, one, on.canvas)
@@ -162,14 +166,35 @@ def measure(model: MaskedLM, settings: list[Setting], on: Puzzles, repeats: int)
         samples = decoded[one]
         solved, nfe = is_solved(samples.tokens, on.box), samples.evaluations.double()
         equivalent = equivalent_of(model, one, on, nfe)
+        tokens = samples.answer.sum(1).double().numpy()
+        outcomes[one] = Outcomes(solved.double().numpy(), tokens, nfe.numpy())
+        tpf = tokens_per_forward(tokens, nfe.numpy(), on.grid)
         records.append(
             {
                 "method": one.method, "setting": one.setting, "budget": one.budget, **solve_rate(solved, on),
                 "nfe": float(nfe.mean()), "nfe_interval": _pair(bootstrap_groups(nfe.numpy(), on.grid)),
+                "tpf": tpf.value, "tpf_interval": _pair(tpf),
                 "equivalent": equivalent, "cpu_s_per_1000": 1000 * cpu / len(on.canvas), "puzzles": len(on.canvas),
             }
         )  # fmt: skip
-    return records
+    return records, outcomes
+
+
+def aup_of(outcomes: dict[Setting, Outcomes], on: Puzzles) -> list[dict]:
+    """Return accuracy under parallelism of every method without budgets, with intervals that resample grids.
+
+    y_max is the best solve rate of all of them.
+    """
+    series: dict[str, list[Outcomes]] = {}
+    for one, found in outcomes.items():
+        series.setdefault(one.method, []).append(found)
+    return [
+        {
+            "series": name, "settings": found.points, "left_out": found.left_out,
+            "first_tpf": min(own.point[0] for own in series[name]), **named("aup", found.aup),
+        }
+        for name, found in sweep_aup(series, groups=on.grid).items()
+    ]  # fmt: skip
 
 
 def solve_rate(solved: Bool[Tensor, "puzzle"], on: Puzzles) -> dict:
@@ -212,7 +237,7 @@ def contest(
         found = chosen(tuned, sides, fits, worth)
         entries += [(kind, target, side, one) for side, one in zip(sides, found, strict=True)]
     settings = list(dict.fromkeys(one for *_, one in entries if one is not None))
-    records = dict(zip(settings, measure(model, settings, on, repeats), strict=True))
+    records = dict(zip(settings, measure(model, settings, on, repeats)[0], strict=True))
     tables: dict[str, list[dict]] = {"at_equal_rate": [], "at_equal_evaluations": [], "at_equal_budget": []}
     for kind, target, side, one in entries:
         if one is not None:
@@ -276,8 +301,10 @@ def main() -> None:
         for name, trust in EARLIER:
             rule = PolicyUnmasker(load_policy(f"example/{name}"), "threshold", threshold=trust)
             whole.append(Setting(name, name, f"threshold {trust}", rule))
-    records = measure(model, whole + [one for _, one in tuned if one.budget is None], first, 1)
+    records, outcomes = measure(model, whole + [one for _, one in tuned if one.budget is None], first, 1)
     print_table(records, title=f"{len(first.canvas)} held-out minimal puzzles, as many evaluations as it takes")
+    areas = aup_of(outcomes, first)
+    print_table(areas, title="accuracy under parallelism (AUP) of every method on them")
     tables = contest(model, tuned, sides, others, arguments.repeats)
     for name, table in tables.items():
         print_table(table, title=f"the best setting of each side {name.replace('_', ' ')}, chosen on other puzzles")
@@ -288,7 +315,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept = [{"side": one.side, "setting": one.setting, "method": one.method, "budget": one.budget, **record}
             for record, one in tuned]  # fmt: skip
-    write_json({"result": result, "records": records, **tables, "tuning": kept}, out / "sudoku.json")
+    write_json({"result": result, "records": records, "aup": areas, **tables, "tuning": kept}, out / "sudoku.json")
     write_csv(records, out / "sudoku.csv")
     front = [{"name": r["method"], "x": r["equivalent"], "y": r["solved"], "lo": r["interval"][0], "hi": r["interval"][1]}
              for r in records if r["setting"] not in ("one cell a step", "bernoulli_argmax")]  # fmt: skip
@@ -296,6 +323,9 @@ def main() -> None:
         front, out / "sudoku.png", y_label="puzzles solved", title="Held-out minimal puzzles",
         x_label="equivalent evaluations per puzzle (FLOP of model and policy)",
     )  # fmt: skip
+    speeds = [{**point, "x": r["tpf"], "x_lo": r["tpf_interval"][0], "x_hi": r["tpf_interval"][1]} for r, point in zip(
+        (r for r in records if r["setting"] not in ("one cell a step", "bernoulli_argmax")), front, strict=True)]  # fmt: skip
+    plot_tpf(speeds, out / "sudoku_tpf.png", y_label="puzzles solved", title="Held-out minimal puzzles")
     print(json.dumps(result))
 
 

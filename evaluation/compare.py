@@ -11,6 +11,7 @@ import json
 import math
 from pathlib import Path
 
+from evaluation.aup import tokens_per_forward, tokens_per_forward_difference
 from evaluation.generations import read_records
 from evaluation.intervals import Interval, paired_difference
 from evaluation.report import print_table
@@ -80,6 +81,18 @@ def compare(first: list[list[dict]], second: list[list[dict]]) -> dict[str, floa
         "mcnemar_seeds": common, "only_a_right": better, "only_b_right": worse, "mcnemar_p": mcnemar(better, worse),
         "evaluations_a": float(evaluations[0].mean()), "evaluations_b": float(evaluations[1].mean()),
         **_named("evaluations_difference", paired_difference(evaluations[0], evaluations[1])),
+        **compare_tpf(first, second),
+    }  # fmt: skip
+
+
+def compare_tpf(first: list[list[dict]], second: list[list[dict]]) -> dict[str, float]:
+    """Return tokens per forward of both and their difference, with paired intervals; empty for records without tokens."""
+    if not all("tokens" in record for seeds in (first, second) for seed in seeds for record in seed):
+        return {}
+    a, b = ((seeds_averaged(seeds, "tokens"), seeds_averaged(seeds, "nfe")) for seeds in (first, second))
+    return {
+        **_named("tpf_a", tokens_per_forward(*a)), **_named("tpf_b", tokens_per_forward(*b)),
+        **_named("tpf_difference", tokens_per_forward_difference(a, b)),
     }  # fmt: skip
 
 
@@ -95,7 +108,7 @@ def compare_texts(first: list[list[dict]], second: list[list[dict]]) -> dict[str
             raise ValueError(f"A has {len(a)} samples and B {len(b)}; evaluate both with one --n_test")
         figures |= {f"{measure}_a": float(a.mean()), f"{measure}_b": float(b.mean())}
         figures |= _named(f"{measure}_difference", paired_difference(a, b))
-    return figures
+    return figures | compare_tpf(first, second)
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

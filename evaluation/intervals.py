@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 Values = Sequence[float | int] | np.ndarray
+Groups = Sequence[int] | np.ndarray  # the group of each value
 Z95 = 1.959963984540054
 
 
@@ -38,9 +39,7 @@ def bootstrap_mean(values: Values, resamples: int = 2000, seed: int = 0) -> Inte
     return _bootstrap(np.asarray(values, dtype=float), lambda rows: rows.mean(), resamples, seed)
 
 
-def bootstrap_groups(
-    values: Values, groups: Sequence[int] | np.ndarray, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_groups(values: Values, groups: Groups, resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the mean with its 95% percentile bootstrap interval over whole groups, whose members are not independent.
 
     Args:
@@ -66,6 +65,42 @@ def paired_ratio(ours: Values, theirs: Values, resamples: int = 2000, seed: int 
     return _bootstrap(_pairs(ours, theirs), lambda rows: rows[:, 0].mean() / rows[:, 1].mean(), resamples, seed)
 
 
+def resampled_sums(
+    values: np.ndarray, groups: Groups | None = None, resamples: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """Return the sum of every column in each bootstrap resample of the rows. All columns share the resampled rows.
+
+    The mean of a column in a resample is its sum over that of a column of ones. A ratio of means is the ratio of two sums.
+
+    Args:
+        values: one row for each sample, problem or prompt, one column for each measure.
+        groups: the group of each row; whole groups are resampled (None: each row is a group).
+
+    Returns:
+        One row for each resample, one column for each measure.
+
+    Raises:
+        ValueError: there are no rows, or all rows are of one group.
+    """
+    units = np.asarray(values, dtype=float)
+    if groups is not None:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        units = np.stack([np.bincount(place, column) for column in units.T], 1)
+        if len(units) < 2:
+            raise ValueError("all values are of one group: expected at least two groups to resample.")
+    if len(units) == 0:
+        raise ValueError("there are no values to resample: expected at least one.")
+    random, count = np.random.default_rng(seed), len(units)
+    draws = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(resamples))
+    return np.stack([times @ units for times in draws])
+
+
+def percentiles(value: float, draws: Values) -> Interval:
+    """Return a value with the 95% percentile interval of its bootstrap draws."""
+    low, high = np.quantile(np.asarray(draws, dtype=float), [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
 def _pairs(ours: Values, theirs: Values) -> np.ndarray:
     if len(ours) != len(theirs):
         raise ValueError(
@@ -79,5 +114,4 @@ def _bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], resam
         raise ValueError("there are no values to resample: expected at least one.")
     random = np.random.default_rng(seed)
     draws = [statistic(rows[random.integers(len(rows), size=len(rows))]) for _ in range(resamples)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(statistic(rows)), float(low), float(high))
+    return percentiles(statistic(rows), draws)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from evaluation.aup import tokens_per_forward
 from evaluation.intervals import wilson
 from evaluation.text import Judge, summarise
 from rewards.measures import distinct_n, unigram_entropy
@@ -44,14 +45,20 @@ def solved(boards: Int[Tensor, "row cell"], box: Box) -> dict[str, float]:
     return {"solve_rate": rate, "solve_rate_low": low, "solve_rate_high": high}
 
 
-def cost(batches: list[Samples]) -> dict[str, float | int]:
-    """Return the cost of all batches. nfe: mean network evaluations per sample; forwards: model calls; seconds,
-    cpu_seconds: of decoding.
+def cost(batches: list[Samples]) -> dict[str, float | int | None]:
+    """Return the cost of all batches.
+
+    nfe: mean network evaluations per sample; tpf, tpf_low, tpf_high: tokens of the responses per network evaluation, with a 95 %
+    bootstrap interval over samples (None without evaluations); forwards: model calls; seconds, cpu_seconds: of decoding.
     """
     seconds = sum(batch.seconds for batch in batches)
     generated = sum(int(batch.generated.sum()) for batch in batches)
+    evaluations = torch.cat([batch.evaluations for batch in batches]).double()
+    tokens = torch.cat([batch.answer.sum(1) for batch in batches])
+    tpf = tokens_per_forward(tokens.cpu().numpy(), evaluations.cpu().numpy())
     return {
-        "nfe": torch.cat([batch.evaluations for batch in batches]).double().mean().item(),
+        "nfe": evaluations.mean().item(),
+        **finite({"tpf": tpf.value, "tpf_low": tpf.low, "tpf_high": tpf.high}),
         "forwards": sum(batch.forwards for batch in batches),
         "generated": generated,
         "seconds": seconds,

@@ -1,7 +1,8 @@
 """Output of a comparison: a Pareto plot of quality against evaluations, a table, a CSV and a JSON file.
 
 A record is a plain dict. For the plot it is {"name", "x", "y"} and optionally {"lo", "hi"} (an interval): one point of one
-method, where x is its cost (network evaluations per sample, NFE) and y its quality.
+method, where x is its cost (network evaluations per sample, NFE) and y its quality. With `faster_is_right` x is a speed (tokens
+per forward), and "x_lo", "x_hi" are its interval.
 """
 
 import csv
@@ -31,11 +32,17 @@ FILE_WIDTH = 200  # columns of a table that goes into a file or a pipe, whose wi
 LINES = ("-", "--", ":", "-.")
 
 
-def pareto_frontier(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
-    """Return the points that no other point beats in cost and quality at once, by rising cost. points: (cost, quality)."""
-    sign = 1 if higher_is_better else -1
+def pareto_frontier(
+    points: Sequence[Point], higher_is_better: bool = True, faster_is_right: bool = False
+) -> list[Point]:
+    """Return the points that no other point beats in cost and quality at once, from cheap to expensive.
+
+    Args:
+        points: (cost, quality); with faster_is_right (speed, quality), from fast to slow.
+    """
+    sign, along = 1 if higher_is_better else -1, -1 if faster_is_right else 1
     frontier: list[Point] = []
-    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+    for cost, quality in sorted(points, key=lambda point: (along * point[0], -sign * point[1])):
         if not frontier or sign * quality > sign * frontier[-1][1]:
             frontier.append((cost, quality))
     return frontier
@@ -48,8 +55,13 @@ def plot_pareto(
     x_label: str = "evaluations per sample (NFE)",
     title: str = "",
     higher_is_better: bool = True,
+    faster_is_right: bool = False,
 ) -> None:
-    """Write a PNG: a line through the frontier of each method, its dominated points faint, intervals as bars."""
+    """Write a PNG: a line through the frontier of each method, its dominated points faint, intervals as bars.
+
+    Args:
+        faster_is_right: x is a speed, and not a cost.
+    """
     if not records:
         raise ValueError("there are no records to plot: expected at least one of {name, x, y}.")
     figure = Figure(figsize=(6.4, 4.2), dpi=200, layout="constrained")
@@ -57,7 +69,7 @@ def plot_pareto(
     names = list(dict.fromkeys(record["name"] for record in records))
     for place, name in enumerate(names):
         own = [record for record in records if record["name"] == name]
-        _plot_method(axes, own, place, higher_is_better)
+        _plot_method(axes, own, place, higher_is_better, faster_is_right)
     costs = [record["x"] for record in records]
     if max(costs) > 4 * min(costs) > 0:
         axes.set_xscale("log", base=2)
@@ -76,6 +88,19 @@ def plot_pareto(
     save_figure(figure, path)
 
 
+def plot_tpf(
+    records: Sequence[dict], path: str | Path, y_label: str, higher_is_better: bool = True, title: str = ""
+) -> None:
+    """Write a PNG of quality against tokens per forward (TPF), as `plot_pareto` does. No file without records.
+
+    Args:
+        records: as those of `plot_pareto`, with x the TPF (None: unknown, not drawn).
+    """
+    known = [record for record in records if record["x"] is not None]
+    if known:
+        plot_pareto(known, path, y_label, "tokens per forward (TPF)", title, higher_is_better, faster_is_right=True)
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the path's suffix, PNG without one."""
     with replacing(path, durable=False) as part:
@@ -92,13 +117,15 @@ def style(place: int) -> tuple[str, str, str]:
     return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], LINES[turn % len(LINES)]
 
 
-def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: bool) -> None:
+def _plot_method(axes: Axes, records: list[dict], place: int, higher_is_better: bool, faster_is_right: bool) -> None:
     colour, marker, dashes = style(place)
-    frontier = pareto_frontier([(record["x"], record["y"]) for record in records], higher_is_better)
+    frontier = pareto_frontier([(record["x"], record["y"]) for record in records], higher_is_better, faster_is_right)
     for record in records:
         strength = 1.0 if (record["x"], record["y"]) in frontier else 0.3
         if "lo" in record:
             axes.vlines(record["x"], record["lo"], record["hi"], color=colour, linewidth=1.2, alpha=0.5 * strength)
+        if "x_lo" in record:
+            axes.hlines(record["y"], record["x_lo"], record["x_hi"], color=colour, linewidth=1.2, alpha=0.5 * strength)
         if strength < 1:
             axes.plot(record["x"], record["y"], marker, color=colour, markersize=4.5, alpha=strength, markeredgewidth=0)
     axes.plot(

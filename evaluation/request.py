@@ -53,6 +53,8 @@ class EvaluationRequest:
     batch_size: int = 32
     device: str = "auto"
     dtype: str | None = None
+    leaderboard: str | None = None
+    method: str | None = None
 
     @property
     def rule(self) -> str | None:

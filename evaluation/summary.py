@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.intervals import bootstrap_mean, wilson
+from evaluation.aup import Outcomes, sweep_aup, tokens_per_forward
+from evaluation.intervals import Interval, bootstrap_mean, wilson
 
 MEASURES = {
     "accuracy": "right", "evaluations": "nfe", "seconds": "seconds", "cpu_seconds": "cpu_seconds", "generated_tokens": "tokens",
@@ -15,6 +17,8 @@ IDENTITY = (
     "name", "series", "dataset", "checkpoint", "sampling_mode", "setting", "temperature", "beta", "steps", "budget", "alpha",
     "block_length", "cache",
 )  # fmt: skip
+
+Results = dict[tuple[str, str], list[tuple[dict, list[dict]]]]  # of each rule and data set, (row, records) a seed
 
 
 def result_row(settings: dict, records: Sequence[dict], equivalent: float) -> dict:
@@ -31,8 +35,26 @@ def result_row(settings: dict, records: Sequence[dict], equivalent: float) -> di
         **{key: settings[key] for key in IDENTITY}, "exact": all(record["exact"] for record in records),
         "drift": _mean([record["drift"] for record in records]), "seed": settings["seed"], "samples": len(records),
         "accuracy": means.pop("accuracy"), "accuracy_low": right.low, "accuracy_high": right.high, **means,
-        "equivalent": equivalent,
+        "equivalent": equivalent, **tpf_columns([records]),
     }  # fmt: skip
+
+
+def tpf_columns(records: Sequence[Sequence[dict]]) -> dict[str, float | None]:
+    """Return tokens per forward with its 95 % bootstrap interval over questions; None for records without tokens.
+
+    Args:
+        records: of each seed; tokens and evaluations of a question are averaged over the seeds.
+    """
+    if not all("tokens" in record for seed in records for record in seed):
+        return named("tpf", None)
+    return named("tpf", tokens_per_forward(seeds_averaged(records, "tokens"), seeds_averaged(records, "nfe")))
+
+
+def named(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Return the three columns of an interval; None where there is no number."""
+    values = (None, None, None) if interval is None else interval
+    columns = zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
+    return {key: None if value is None or math.isnan(value) else value for key, value in columns}
 
 
 def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict:
@@ -57,7 +79,36 @@ def summary_row(rows: Sequence[dict], records: Sequence[Sequence[dict]]) -> dict
             f"{measure}_max": float(values.max()),
         }
     interval = bootstrap_mean(seeds_averaged(records, "right"))
-    return out | {"accuracy_low": interval.low, "accuracy_high": interval.high}
+    tpf = tpf_columns(records)
+    return out | {"accuracy_low": interval.low, "accuracy_high": interval.high, "tpf_mean": tpf.pop("tpf"), **tpf}
+
+
+def outcomes_of(results: Results) -> dict[str, dict[str, list[Outcomes]]]:
+    """Return the settings of each series, by data set and series, without evaluations whose records have no tokens."""
+    found: dict[str, dict[str, list[Outcomes]]] = {}
+    for (_, dataset), own in results.items():
+        records = [seed for _, seed in own]
+        if all("tokens" in record for seed in records for record in seed):
+            outcome = Outcomes(*(seeds_averaged(records, key) for key in ("right", "tokens", "nfe")))
+            found.setdefault(dataset, {}).setdefault(own[0][0]["series"], []).append(outcome)
+    return found
+
+
+def aup_rows(outcomes: Mapping[str, Mapping[str, Sequence[Outcomes]]]) -> list[dict]:
+    """Return a row for each data set and series: its AUP (evaluation/aup.py) with a 95 % bootstrap interval over questions.
+
+    y_max is the best accuracy of any setting on the data set. first_tpf: TPF of the slowest setting, whose term has no weight;
+    left_out: settings for which AUP is not defined.
+    """
+    rows = []
+    for dataset, series in outcomes.items():
+        best = max(one.point[1] for own in series.values() for one in own)
+        for name, found in sweep_aup(series).items():
+            rows.append({
+                "series": name, "dataset": dataset, "settings": found.points, "left_out": found.left_out,
+                "first_tpf": min(one.point[0] for one in series[name]), "best_accuracy": best, **named("aup", found.aup),
+            })  # fmt: skip
+    return rows
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

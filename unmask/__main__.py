@@ -24,6 +24,7 @@ COMMANDS = {  # unmask/commands/NAME.py has `main(arguments)`; here, one line fo
     "train-twist": "learn twists for sequential Monte Carlo",
     "evaluate": "evaluate policies and rules on questions with known answers",
     "compare": "compare two evaluations of the same questions",
+    "aup": "score methods by accuracy under parallelism, for a leaderboard",
     "guide": "decode a file of prompts, guided by rewards",
     "perplexity": "zero-shot perplexity of a model on text",
     "plot": "draw the curves of training runs together",

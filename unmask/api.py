@@ -174,8 +174,8 @@ class Generation:
         return None if self.samples.particles is None else self.samples.particles.log_z
 
     def metrics(self, judge: str | None = None) -> dict[str, Any]:
-        """Return quality and cost of the samples: entropy (nats), distinct-n, NFE, tokens per second, CPU seconds; for boards the
-        share of solved ones.
+        """Return quality and cost of the samples: entropy (nats), distinct-n, NFE, tokens per forward (TPF) with a
+        95 % interval, tokens per second, CPU seconds; for boards the share of solved ones.
 
         Args:
             judge: a causal model for generative perplexity (`smollm2`, a directory, an id of the hub). None: no perplexity.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,23 +49,27 @@ from unmask.trained import Trained, result_of
 StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Reviser | Trained
 Dataset = str | Iterable[str]
 SHORT = {"steps": "K", "alpha": "a"}  # of settings in the names of strategies, as in those of the command
-SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean"}  # columns of the representation
+SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean", "TPF": "tpf_mean"}  # columns of the representation
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """Figures of an evaluation.
 
-    directory: with every answer, tables and plots; rows: one for each strategy and data set, means over seeds.
+    directory: with every answer, tables and plots; rows: one for each strategy and data set, means over seeds; series: accuracy
+    under parallelism (AUP) of each series of strategies and data set, with its interval. Strategies that differ in the parameter
+    of their rule or in `steps` only are one series, unless the caller named them.
     """
 
     directory: Path
     rows: list[dict[str, Any]]
+    series: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         lines = [f"<Evaluation in {self.directory}"]
         for row in self.rows:
-            figures = " ".join(f"{name}={row[key]:.3g}" for name, key in SHOWN.items())
+            known = {name: row[key] for name, key in SHOWN.items() if row[key] is not None}
+            figures = " ".join(f"{name}={value:.3g}" for name, value in known.items())
             lines.append(
                 f"  {row['name']} {row['dataset']} {figures} samples={row['samples']} seeds={row['num_seeds']}"
             )
@@ -135,8 +139,8 @@ def evaluate(
     check_new(setup, directory)
     with processes(str(model.device), saves=False) as group, quietly(quiet):
         results, _ = answer(setup, group, directly)
-        rows = report(with_earlier(results, directory), directory, setup.path)
-    return Evaluation(directory, rows)
+        tables = report(with_earlier(results, directory), directory, setup.path)
+    return Evaluation(directory, tables.summary, tables.series)
 
 
 def compare(a: str | Path | Evaluation, b: str | Path | Evaluation) -> list[dict[str, Any]]:
@@ -276,10 +280,10 @@ def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], 
     """
     if isinstance(strategy, SamplerSettings):
         whole = SamplerSettings.of(merged(vars_of(strategy), settings))
-        return [by_name(name or label_of(strategy), whole, whole.steps, model)]
+        return [by_name(name or label_of(strategy), whole, whole.steps, model, name or series_of(strategy))]
     if isinstance(strategy, str):
         whole = SamplerSettings.of({"temperature": 0.0, "strategy": strategy} | dict(settings))
-        return [by_name(name or rule_label(whole), whole, settings.get("steps"), model)]
+        return [by_name(name or rule_label(whole), whole, settings.get("steps"), model, name or strategy)]
     if isinstance(strategy, Trained) and isinstance(strategy.result, PolicyNetwork):
         return by_run(name or strategy.directory.name, strategy.directory, strategy.result, settings, model)
     if isinstance(strategy, PolicyNetwork):
@@ -287,13 +291,18 @@ def candidates_by(name: str | None, strategy: Any, settings: Mapping[str, Any], 
     return [by_rule(name, strategy, settings, model)]
 
 
-def by_name(name: str, settings: SamplerSettings, steps: int | None, model: MaskedLM) -> Candidate:
-    """Return the candidate of the rule or policy that settings name. steps: None for one position a step."""
+def by_name(name: str, settings: SamplerSettings, steps: int | None, model: MaskedLM, series: str) -> Candidate:
+    """Return the candidate of the rule or policy that settings name.
+
+    Args:
+        steps: None for one position a step.
+        series: strategies of one series are one line of the plots.
+    """
     decoder = build_step_decoder(settings, model)
     if isinstance(decoder, Reviser):
-        return candidate(name, decoder, settings, steps)
+        return replace(candidate(name, decoder, settings, steps), series=series)
     rule = decoder.rule.rule if isinstance(decoder.rule, AsSampled) else decoder.rule
-    return candidate(name, rule, settings, steps)
+    return replace(candidate(name, rule, settings, steps), series=series)
 
 
 def by_policy(name: str, network: PolicyNetwork, given: Mapping[str, Any], model: MaskedLM) -> Candidate:
@@ -387,15 +396,23 @@ def rule_label(settings: SamplerSettings) -> str:
 
 def label_of(settings: SamplerSettings) -> str:
     """Return the name of a strategy with its parameter and the other numbers and words that differ from the defaults."""
+    return "-".join([rule_label(settings), *changed_in(settings)])
+
+
+def series_of(settings: SamplerSettings) -> str:
+    """Return the name of a series of strategies: that of a strategy without the parameter of its rule and without steps."""
+    return "-".join([settings.strategy or "direct", *changed_in(settings, without=("steps",))])
+
+
+def changed_in(settings: SamplerSettings, without: Sequence[str] = ()) -> list[str]:
+    """Return the numbers and words that differ from the defaults, as parts of a name."""
     usual, named = SamplerSettings(), ("strategy", RULE_SETTINGS.get(settings.strategy or "direct"))
     changed = {
         key: value
         for key, value in vars(settings).items()
-        if isinstance(value, str | int | float) and value != getattr(usual, key) and key not in named
+        if isinstance(value, str | int | float) and value != getattr(usual, key) and key not in (*named, *without)
     }
-    return "-".join(
-        [rule_label(settings), *(f"{SHORT.get(key, key)}{shortest(value)}" for key, value in changed.items())]
-    )
+    return [f"{SHORT.get(key, key)}{shortest(value)}" for key, value in changed.items()]
 
 
 def shortest(value: str | float | int) -> str:

@@ -37,6 +37,11 @@ def test_the_command_with_few_rules_and_problems(tmp_path, monkeypatch, capsys):
     assert written["result"] == result and {"heuristic_4", "policy_4", "gate_step"} <= result.keys()
     assert {record["method"] for record in written["records"]} == {"leftmost", "chain_budget"}
     assert [plan["nfe"] for plan in written["plans"]] == [2]
+    assert all(record["tpf_low"] <= record["tpf"] <= record["tpf_high"] for record in written["records"])
+    series = {row["series"]: row for row in written["aup"]}
+    assert series.keys() == {"leftmost, block 24", "chain_budget, block 24, example/chain_budget"}
+    assert all(row["aup"] is None or row["aup_low"] <= row["aup"] <= row["aup_high"] for row in series.values())
+    assert (tmp_path / "chain_tpf.png").is_file()
     assert (tmp_path / "chain.png").is_file() and (tmp_path / "chain.csv").is_file()
     monkeypatch.setattr("sys.argv", ["chain", "--rules", "treshold"])
     with pytest.raises(SystemExit):

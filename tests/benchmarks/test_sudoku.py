@@ -36,8 +36,12 @@ def test_the_command_writes_cost_beside_every_quality(monkeypatch, tmp_path, cap
     assert {row["budget"] for row in tables["at_equal_budget"]} == {3}
     for record in (*tables["records"], *tables["at_equal_rate"], *tables["at_equal_evaluations"]):
         assert min(record["equivalent"], record["cpu_s_per_1000"], record["nfe"]) > 0
-        low, high = record["interval"]
-        assert low <= record["solved"] <= high
+        for name, value in (("interval", "solved"), ("tpf_interval", "tpf")):
+            low, high = record[name]
+            assert low - 1e-5 <= record[value] <= high + 1e-5
+    series = {row["series"]: row for row in tables["aup"]}
+    assert {"threshold", "sudoku6_agreement"} <= series.keys() and series["threshold"]["settings"] == 2
+    assert (tmp_path / "sudoku_tpf.png").stat().st_size > 1000
     assert (tmp_path / "sudoku.png").stat().st_size > 1000
 
 

@@ -54,6 +54,16 @@ def test_one_seed_is_mcnemar_and_seeds_are_averaged():
     assert both["mcnemar_p"] == pytest.approx(binomtest(4, 6).pvalue)
 
 
+def test_tokens_per_forward_are_compared_question_by_question():
+    first, second = records([1, 1, 0], [2, 4, 2]), records([1, 0, 0], [4, 8, 4])
+    assert "tpf_a" not in compare([first], [second])  # records of before tokens were counted
+    counted = [[record | {"tokens": 8} for record in one] for one in (first, second)]
+    found = compare([counted[0]], [counted[1]])
+    assert (found["tpf_a"], found["tpf_b"], found["tpf_difference"]) == (3, 1.5, 1.5)
+    assert 0 < found["tpf_difference_low"] <= 1.5 <= found["tpf_difference_high"]
+    assert found["tpf_a_low"] == 2 and found["tpf_a_high"] == 4
+
+
 def test_more_seeds_of_the_same_thing_are_no_difference():
     draw, repeated = np.random.default_rng(0), 400
     low = 0

@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
+import evaluation.report
 from evaluation.replay import replay_html
-from evaluation.report import pareto_frontier, plot_pareto, print_table, style, write_csv, write_json
+from evaluation.report import pareto_frontier, plot_pareto, plot_tpf, print_table, style, write_csv, write_json
 
 RECORDS = [
     {"name": name, "x": cost, "y": quality, "lo": quality - 0.05, "hi": quality + 0.05}
@@ -32,6 +33,21 @@ def test_frontier_equals_brute_force(higher):
             if not any(c <= cost and sign * q >= sign * quality and (c, q) != (cost, quality) for c, q in points)
         }
         assert pareto_frontier(points, higher) == sorted(undominated)
+
+
+def test_the_frontier_of_speeds_is_that_of_their_negatives():
+    points = [(1, 5), (2, 4), (3, 4), (4, 2), (2, 1)]
+    assert pareto_frontier(points, faster_is_right=True) == [(4, 2), (3, 4), (1, 5)]
+    expected = [(-cost, quality) for cost, quality in pareto_frontier([(-x, y) for x, y in points])]
+    assert pareto_frontier(points, faster_is_right=True) == expected
+
+
+def test_points_without_a_speed_are_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation.report, "plot_pareto", lambda records, *_, **__: drawn.append(list(records)))
+    plot_tpf([{"x": None, "y": 1, "name": "a"}], tmp_path / "a.png", "right")
+    plot_tpf([{"x": None, "y": 1, "name": "a"}, {"x": 2, "y": 1, "name": "b"}], tmp_path / "a.png", "right")
+    assert drawn == [[{"x": 2, "y": 1, "name": "b"}]]
 
 
 def test_plot_is_a_png(tmp_path):

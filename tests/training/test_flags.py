@@ -7,7 +7,7 @@ import pytest
 from benchmarks.fuzz_settings import ROOT, parser_of
 from training.ranges import Number, Whole
 
-COMMANDS = [("demo",), ("evaluate",), ("make-formulas",), ("make-preferences",), ("make-stories",), ("perplexity",), ("compare",),
+COMMANDS = [("demo",), ("evaluate",), ("make-formulas",), ("make-preferences",), ("make-stories",), ("perplexity",), ("compare",), ("aup",),
             ("plot",), ("evaluate", "--task", "pairwise"), ("evaluate", "--task", "reward"), ("evaluation/kl_report",)]  # fmt: skip
 BENCHMARKS = [(f"benchmarks/{file.stem}",) for file in sorted((ROOT / "benchmarks").glob("*.py"))
               if "__main__" in file.read_text(encoding="utf-8")]  # fmt: skip

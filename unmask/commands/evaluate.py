@@ -10,7 +10,8 @@
 
 DIR/NAME/generations.jsonl gets one line per sample when the sample is finished, so that a killed evaluation can be resumed by the
 same command. At the end DIR has detailed_results.csv (one row per rule, data set and seed), summary_statistics.csv (mean,
-standard deviation, minimum and maximum over seeds) and pareto.png. The exit status is 1 if every evaluation failed. Flags that
+standard deviation, minimum and maximum over seeds), aup.csv (accuracy under parallelism of each series), pareto.png and
+pareto_tpf.png. The exit status is 1 if every evaluation failed. Flags that
 are not given have the values of the run's configuration.
 """
 
@@ -76,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: the configuration's)")
     made.add_argument("--out", dest="save_path", required=True)
+    made.add_argument(
+        "--leaderboard", metavar="FILE.yaml",
+        help="also write [tokens per forward, accuracy in percent] of every setting into this file, which unmask aup reads",
+    )  # fmt: skip
+    made.add_argument("--method", help="name of the method in --leaderboard (default: the rule's or the policy's)")
     return made
 
 

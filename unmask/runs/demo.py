@@ -17,6 +17,7 @@ from dlm.environment import TokenRule
 from dlm.masked_lm import MaskedLM
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
+from evaluation.aup import Outcomes, sweep_aup, tokens_per_forward
 from evaluation.cost import equivalent_evaluations
 from evaluation.intervals import wilson
 from evaluation.replay import replay_html
@@ -63,8 +64,12 @@ def each(rules: Sequence[Rule], title: str) -> Iterator[Rule]:
             advance()
 
 
-def puzzles(model: MaskedLM, policy: Path, prompts: Prompts) -> tuple[list[dict], list[dict], dict[str, Samples]]:
-    """Solve held-out puzzles with every rule; return (rows of the table, points of the plot, samples of a few rules)."""
+def puzzles(
+    model: MaskedLM, policy: Path, prompts: Prompts
+) -> tuple[list[dict], list[dict], dict[str, Samples], list[dict]]:
+    """Solve held-out puzzles with every rule; return rows of the table, points of the plot, samples of a few rules, and the
+    accuracy under parallelism (AUP) of each rule.
+    """
     count = len(prompts.canvas)
     network = load_policy(policy)
     cells = prompts.canvas.shape[1]
@@ -77,18 +82,23 @@ def puzzles(model: MaskedLM, policy: Path, prompts: Prompts) -> tuple[list[dict]
             for value in (0.5, 0.7, 0.9, 0.97, 0.99, 0.997)
         ),
     ]
-    rows, points, kept = [], [], {}
+    rows, points, kept, series = [], [], {}, {}
     for name, setting, rule, steps in each(rules, "2/3 solving held-out puzzles"):
         decode = partial(decoded, model, steps, Strategy(rule, TokenRule(0.0)))
         samples = decode(prompts)
-        rate = wilson(int(is_solved(samples.tokens, BOX).sum()), count)
+        solved = is_solved(samples.tokens, BOX)
+        rate = wilson(int(solved.sum()), count)
+        results = (solved, samples.answer.sum(1), samples.evaluations)
+        series.setdefault(name, []).append(Outcomes(*(one.double().numpy() for one in results)))
         cost = costs(model, samples, decode, prompts)
         rows.append({"task": "sudoku, solved", "strategy": name, "setting": setting, "quality": f"{rate.value:.1%}",
                      "entropy": "-", **cost})  # fmt: skip
         points.append({"name": name, "x": cost["equivalent"], "y": rate.value, "lo": rate.low, "hi": rate.high})
         kept[f"{name}, {setting}"] = samples
     chosen = ("direct, 8 steps", "confidence, 8 steps", "threshold, 0.9", "policy, trust 0.97")
-    return rows, points, {name: kept[name] for name in chosen}
+    areas = [{"strategy": name, "AUP": round(one.aup.value, 1), "low": round(one.aup.low, 1), "high": round(one.aup.high, 1),
+              "settings": one.points, "left out": one.left_out} for name, one in sweep_aup(series).items()]  # fmt: skip
+    return rows, points, {name: kept[name] for name in chosen}, areas
 
 
 def decoded(model: MaskedLM, steps: int, strategy: Strategy, prompts: Prompts) -> Samples:
@@ -102,6 +112,7 @@ def costs(
     """Return the columns of the table with the cost of a sample."""
     return {
         "NFE": round(float(samples.evaluations.float().mean()), 2),
+        "TPF": round(tokens_per_forward(samples.answer.sum(1).numpy(), samples.evaluations.numpy()).value, 2),
         "equivalent": round(equivalent_evaluations(model, decode, prompts), 2),
         "CPU ms": round(1000 * samples.cpu_seconds / len(prompts.canvas), 2),
         "tokens/s": round(samples.tokens_per_second),
@@ -144,14 +155,15 @@ def run(arguments: argparse.Namespace) -> None:
     print("2/3 solving held-out puzzles")
     board, _ = load_model(ROOT / "example/sudoku6")
     held_out = make(BOX, arguments.puzzles, None, seed=2028, split="test")
-    table, points, boards = puzzles(board, run, Prompts(blanked(held_out, BOX)))
+    table, points, boards, areas = puzzles(board, run, Prompts(blanked(held_out, BOX)))
     print("3/3 writing stories")
     writer, _ = load_model(ROOT / "example/stories")
     more, texts = stories(writer, judge, arguments.stories)
     print_table(
         table + more,
-        title="quality, entropy (nats) and cost of a sample: evaluations of the model, all FLOP in that unit, CPU time",
+        title="quality, entropy (nats) and cost of a sample: NFE, tokens per forward (TPF), all FLOP in evaluations, CPU time",
     )
+    print_table(areas, title="AUP, accuracy under parallelism, on Sudoku (docs/measures.md)")
     write_json(table + more, out / "table.json")
     plot_pareto(
         points, out / "pareto.png", y_label="puzzles solved", title="6x6 Sudoku, held-out minimal puzzles",

@@ -36,11 +36,12 @@ from evaluation.cost import COUNTED_ROWS, equivalent_evaluations
 from evaluation.decoding import AnswerSettings, answer_lengths, generations
 from evaluation.few_shot import with_examples
 from evaluation.generations import begin, check_beside, finished_in, merge, shard
+from evaluation.leaderboard import check_target, evaluated, merged, read_leaderboard, write_leaderboard
 from evaluation.metrics import machine
 from evaluation.names import ALL, WORKED
-from evaluation.report import plot_pareto, print_table, write_csv
+from evaluation.report import plot_pareto, plot_tpf, print_table, write_csv
 from evaluation.request import EvaluationRequest
-from evaluation.summary import IDENTITY, result_row, summary_row
+from evaluation.summary import IDENTITY, Results, aup_rows, outcomes_of, result_row, summary_row, tpf_columns
 from evaluation.sweeps import Candidate, candidates, numbers
 from load_model import load_model
 from policy.checkpoints import policy_file
@@ -368,6 +369,7 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     if arguments.policy_path is not None:
         policy_file(Path(shipped(arguments.policy_path)))
     check_place(arguments.save_path, f"--out {arguments.save_path}")
+    check_leaderboard(arguments)
     if not (seeds := numbers(arguments.seeds, "--seeds", int)):
         raise ValueError("--seeds must be whole numbers, separated by commas; give one at least")
     return names, seeds
@@ -427,9 +429,13 @@ def run(arguments: EvaluationRequest) -> int:
         model, _ = load_model(shipped(path), group.device, dtype, OmegaConf.select(known, "dlm.model_type"))
         check_reads_text(model)
         chosen = candidates(arguments, model, plain(config), partial(build_step_decoder, model=model))
+        check_method(arguments, chosen)
         results, answered = answer(Setup(arguments, model, path, dtype, chosen, names, seeds, config), group)
         if group.first and results:
-            report(with_earlier(results, Path(arguments.save_path)), Path(arguments.save_path), path)
+            every = with_earlier(results, Path(arguments.save_path))
+            report(every, Path(arguments.save_path), path)
+            if arguments.leaderboard is not None:
+                add_to_leaderboard(arguments, chosen, every)
     return 0 if answered else 1
 
 
@@ -464,15 +470,14 @@ def answer(setup: Setup, group: Processes, attempt: Callable[..., Any] = togethe
     return results, answered
 
 
-Results = dict[tuple[str, str], list[tuple[dict, list[dict]]]]  # of each rule and data set, (row, records) a seed
-
-
 def with_earlier(results: Results, base: Path) -> Results:
     """Return these results together with earlier ones in `base`. A repeated evaluation replaces its older result."""
     merged: Results = {}
     repeated = {(*key, row["seed"]) for key, rows in results.items() for row, _ in rows}
     for one in finished_in(base):
         row = one["metrics"]
+        if "tpf" not in row:  # of an evaluation before TPF was measured
+            row = row | tpf_columns([one["generations"]])
         if (row["name"], row["dataset"], row["seed"]) not in repeated:
             merged.setdefault((row["name"], row["dataset"]), []).append((row, one["generations"]))
     for key, rows in results.items():
@@ -480,11 +485,34 @@ def with_earlier(results: Results, base: Path) -> Results:
     return merged
 
 
-def report(results: Results, base: Path, title: str) -> list[dict]:
-    """Write both tables and the plot, print the summary, and return its rows."""
+@dataclass(frozen=True)
+class Tables:
+    """Tables of an evaluation: a row of each rule and data set (means over seeds), and the AUP of each series and data set."""
+
+    summary: list[dict]
+    series: list[dict]
+
+
+def report(results: Results, base: Path, title: str) -> Tables:
+    """Write the tables and the plots, print the summary and the AUP of each series, and return both."""
     write_csv([row for own in results.values() for row, _ in own], base / "detailed_results.csv")
     summary = [summary_row([row for row, _ in own], [records for _, records in own]) for own in results.values()]
     write_csv(summary, base / "summary_statistics.csv")
+    series = aup_rows(outcomes_of(results))
+    write_csv(series, base / "aup.csv")
+    draw(summary, series, base)
+    columns = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
+             "equivalent": "equivalent_mean", "CPU s": "cpu_seconds_mean",
+             "seconds": "seconds_mean", "tokens": "generated_tokens_mean",
+             "TPF": "tpf_mean", "TPF low": "tpf_low", "TPF high": "tpf_high"}  # fmt: skip
+    print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
+                  **{name: row[key] for name, key in columns.items()}} for row in summary], title=title)  # fmt: skip
+    print_table(series, title="AUP, accuracy under parallelism, of each series (best_accuracy: of any setting here, %)")
+    return Tables(summary, series)
+
+
+def draw(summary: list[dict], series: list[dict], base: Path) -> None:
+    """Plot accuracy against NFE, against equivalent evaluations, and against TPF with the AUP of each series."""
     points = [{"name": f"{row['series']} {row['dataset']}", "x": row["evaluations_mean"], "y": row["accuracy_mean"],
                "lo": row["accuracy_low"], "hi": row["accuracy_high"]} for row in summary]  # fmt: skip
     plot_pareto(points, base / "pareto.png", y_label="right answers")
@@ -492,9 +520,45 @@ def report(results: Results, base: Path, title: str) -> list[dict]:
     plot_pareto(
         costs, base / "pareto_cost.png", y_label="right answers", x_label="equivalent evaluations per sample (all FLOP)"
     )
-    columns = {"right": "accuracy_mean", "low": "accuracy_low", "high": "accuracy_high", "NFE": "evaluations_mean",
-             "equivalent": "equivalent_mean", "CPU s": "cpu_seconds_mean",
-             "seconds": "seconds_mean", "tokens": "generated_tokens_mean"}  # fmt: skip
-    print_table([{"name": row["name"], "dataset": row["dataset"], "seeds": row["num_seeds"],
-                  **{name: row[key] for name, key in columns.items()}} for row in summary], title=title)  # fmt: skip
-    return summary
+    known = {f"{row['series']} {row['dataset']}": row["aup"] for row in series if row["aup"] is not None}
+    labels = {name: f"{name}, AUP {value:.1f}" for name, value in known.items()}
+    speeds = [
+        {**point, "name": labels.get(point["name"], point["name"]), "x": row["tpf_mean"],
+         "x_lo": row["tpf_low"], "x_hi": row["tpf_high"]}
+        for point, row in zip(points, summary, strict=True)
+    ]  # fmt: skip
+    plot_tpf(speeds, base / "pareto_tpf.png", y_label="right answers")
+
+
+def check_leaderboard(arguments: EvaluationRequest) -> None:
+    """Refuse, before any work, a leaderboard that cannot be read, and a method without one: ValueError."""
+    if arguments.leaderboard is None:
+        if arguments.method is not None:
+            raise ValueError(
+                f"--method {arguments.method} names a method of --leaderboard; give --leaderboard FILE.yaml"
+            )
+        return
+    check_target(Path(arguments.leaderboard), f"--leaderboard {arguments.leaderboard}")
+
+
+def check_method(arguments: EvaluationRequest, chosen: list[Candidate]) -> None:
+    """Refuse one method name for several series: ValueError."""
+    series = list(dict.fromkeys(one.series for one in chosen))
+    if arguments.method is not None and len(series) > 1:
+        raise ValueError(
+            f"--method {arguments.method} would name {len(series)} series ({', '.join(series)}); leave it out, or evaluate one"
+        )
+
+
+def add_to_leaderboard(arguments: EvaluationRequest, chosen: list[Candidate], results: Results) -> None:
+    """Write the points of this command's series, with those of earlier commands in --out, into the leaderboard."""
+    assert arguments.leaderboard is not None
+    file, names = Path(arguments.leaderboard), {one.series for one in chosen}
+    found = {
+        task: {arguments.method or name: own for name, own in methods.items() if name in names}
+        for task, methods in evaluated(results).board.items()
+    }
+    found = {task: methods for task, methods in found.items() if methods}
+    write_leaderboard(merged(read_leaderboard(file) if file.exists() else {}, found), file)
+    written = ", ".join(f"{name} ({task})" for task, methods in found.items() for name in methods)
+    print(printable(f"written to {file}: {written or 'nothing, no setting has an AUP'}"))

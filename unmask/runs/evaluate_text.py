@@ -21,9 +21,9 @@ from dlm.prompts import Prompts
 from evaluation.cost import equivalent_evaluations
 from evaluation.generations import check_settings, finished_in, read_records
 from evaluation.metrics import machine
-from evaluation.report import plot_pareto, print_table, write_csv
+from evaluation.report import plot_pareto, plot_tpf, print_table, write_csv
 from evaluation.request import TextRequest
-from evaluation.summary import mean_and_error
+from evaluation.summary import mean_and_error, tpf_columns
 from evaluation.sweeps import Candidate, candidates, numbers
 from evaluation.text import Judge, load_judge, perplexity, shares_tokenizer
 from load_model import load_model
@@ -113,6 +113,7 @@ def evaluated(
     row = {"name": one.name, "series": one.series, "seed": seed, "samples": len(records)}
     for measure in ("perplexity", "entropy", "nfe", "cpu_seconds"):
         row[measure], row[f"{measure}_error"] = mean_and_error([record[measure] for record in records])
+    row |= tpf_columns([records])
     row["equivalent"] = equivalent_evaluations(model, decode, prompts)
     write_text(
         directory / "generations.json",
@@ -135,18 +136,34 @@ def write_samples(directory: Path, batches: list[Samples], model: MaskedLM, judg
     judged = perplexity(judge, tokens if on_ids else texts, counted=counted if on_ids else None).tolist()
     entropies = unigram_entropy(tokens, counted).tolist()
     evaluations = torch.cat([one.evaluations for one in batches]).tolist()
+    lengths = torch.cat([one.answer.sum(1) for one in batches]).tolist()
     seconds = [one.cpu_seconds / len(one.tokens) for one in batches for _ in one.tokens]
-    columns = zip(texts, judged, entropies, evaluations, seconds, strict=True)
+    columns = zip(texts, judged, entropies, evaluations, lengths, seconds, strict=True)
     lines = [
-        {"row": row, "text": text, "perplexity": value, "entropy": entropy, "nfe": nfe, "cpu_seconds": cpu}
-        for row, (text, value, entropy, nfe, cpu) in enumerate(columns)
+        {
+            "row": row,
+            "text": text,
+            "perplexity": value,
+            "entropy": entropy,
+            "nfe": nfe,
+            "tokens": count,
+            "cpu_seconds": cpu,
+        }
+        for row, (text, value, entropy, nfe, count, cpu) in enumerate(columns)
     ]
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     write_text(directory / "generations.jsonl", text, durable=True)
 
 
+def tpf_text(row: dict) -> str:
+    """Return tokens per forward with its interval, empty for a row of an evaluation before TPF was measured."""
+    return f"{row['tpf']:.2f} [{row['tpf_low']:.2f}, {row['tpf_high']:.2f}]" if row.get("tpf") is not None else ""
+
+
 def report(rows: list[dict], base: Path, title: str) -> None:
-    """Write text_results.csv and pareto_text.png, and print the table. Earlier evaluations in `base` are part of both."""
+    """Write text_results.csv, pareto_text.png and pareto_text_tpf.png, and print the table. Earlier evaluations in `base` are
+    part of all three.
+    """
     known = {
         (row["name"], row["seed"]): row for row in (one["metrics"] for one in finished_in(base)) if "perplexity" in row
     }
@@ -160,6 +177,9 @@ def report(rows: list[dict], base: Path, title: str) -> None:
         points, base / "pareto_text.png", y_label="perplexity by the judge (lower is better)",
         x_label="equivalent evaluations per sample (all FLOP)", higher_is_better=False,
     )  # fmt: skip
+    speeds = [{**point, "x": row.get("tpf"), "x_lo": row.get("tpf_low"), "x_hi": row.get("tpf_high")}
+              for point, row in zip(points, every, strict=True)]  # fmt: skip
+    plot_tpf(speeds, base / "pareto_text_tpf.png", "perplexity by the judge (lower is better)", higher_is_better=False)
     table = [
         {
             "name": row["name"],
@@ -167,6 +187,7 @@ def report(rows: list[dict], base: Path, title: str) -> None:
             "perplexity": f"{row['perplexity']:.1f} ± {row['perplexity_error']:.1f}",
             "entropy": f"{row['entropy']:.3f}",
             "NFE": f"{row['nfe']:.2f}",
+            "TPF": tpf_text(row),
             "equivalent": f"{row['equivalent']:.2f}",
             "CPU s": f"{row['cpu_seconds']:.3f}",
         }

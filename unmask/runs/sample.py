@@ -355,6 +355,13 @@ def cost_line(record: dict) -> str:
     return line
 
 
+def tpf_line(record: dict) -> str:
+    """Return tokens per network evaluation with their interval."""
+    if record["tpf"] is None:
+        return "no evaluations"
+    return f"{record['tpf']:.2f} [{record['tpf_low']:.2f}, {record['tpf_high']:.2f}] (tokens of the responses / NFE)"
+
+
 def summary(record: dict) -> str:
     """Return the figures as text."""
     perplexity = "not computed"
@@ -365,6 +372,7 @@ def summary(record: dict) -> str:
         "entropy": f"{record['entropy']:.3f} nats",
         "distinct-1/2/3": " / ".join("-" if (d := record[f"distinct_{n}"]) is None else f"{d:.3f}" for n in (1, 2, 3)),
         "NFE": f"{record['nfe']:.1f} a sample, {record['forwards']} forwards",
+        "tokens per forward": tpf_line(record),
         "cost": cost_line(record),
         "tokens/s": f"{record['tokens_per_second']:.0f} ({record['generated']} tokens in {record['seconds']:.2f} s)",
         "peak memory": "not measured" if (peak := record["peak_memory_mib"]) is None else f"{peak:.0f} MiB",
