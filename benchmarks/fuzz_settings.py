@@ -142,6 +142,9 @@ LINES: dict[str, list[list[str]]] = {
          "8", "--device", "cpu", "--out", "out"],
         ["--task", "pairwise", *ANSWERS],
     ],
+    "unmask aup": [
+        ["board.yaml"], ["board.yaml", "--add", "a=points.json", "--task", "t", "--alpha", "2", "--save", "new.yaml"],
+    ],
     "unmask perplexity": [["--model", STORIES, "--data", "texts.txt", "--rows", "2", "--length", "8", "--noises", "2",
                         "--device", "cpu"]],
     "unmask make-formulas": [["--rows", "3", "--out", "out"]],
@@ -199,6 +202,8 @@ def flag_files(folder: Path) -> None:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     for name in ("red", "blue"):
         (folder / f"{name}.json").write_text(json.dumps([{"prompt": "p", "result": name}]), encoding="utf-8")
+    (folder / "board.yaml").write_text("t: {m: [[1, 50], [2, 48]]}\n", encoding="utf-8")
+    (folder / "points.json").write_text("[[1, 60], [3, 58]]", encoding="utf-8")
     (folder / "FILE").write_text("a file\n", encoding="utf-8")
 
 

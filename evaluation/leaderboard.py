@@ -199,7 +199,10 @@ def csv_board(file: Path, method: str, task: str | None) -> Board:
     Columns are those of summary_statistics.csv (accuracies are shares), or `tpf` and `accuracy` in percent. `series` or
     `method`, and `dataset` or `task` are optional.
     """
-    lines = list(csv.DictReader(io.StringIO(read_bytes(file).decode("utf-8-sig"))))
+    try:
+        lines = list(csv.DictReader(io.StringIO(read_bytes(file).decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as CSV ({error}); it is damaged, give another") from error
     board: Board = {}
     for number, line in enumerate(lines, start=2):
         found = {key: next((name for name in names if line.get(name)), None) for key, names in NUMBERS.items()}

@@ -165,6 +165,7 @@ def test_what_is_wrong_with_a_source_is_one_sentence(swept, tmp_path):
     (tmp_path / "b.csv").write_text("speed,accuracy\n1,70\n")
     (tmp_path / "c.csv").write_text("tpf,accuracy,task\n1,many,a\n")
     (tmp_path / "d.csv").write_text("tpf,accuracy,task\n")
+    (tmp_path / "e.csv").write_bytes(b"tpf,accuracy,task\n1,70,\xff\n")
     (tmp_path / "a.txt").write_text("1 70")
     for words, message in (
         ([], "no points to score"),
@@ -174,6 +175,7 @@ def test_what_is_wrong_with_a_source_is_one_sentence(swept, tmp_path):
         ([board, "--add", str(tmp_path / "b.csv")], "b.csv line 2 has no tpf and accuracy"),
         ([board, "--add", str(tmp_path / "c.csv")], "c.csv line 2: could not convert string to float: 'many'"),
         ([board, "--add", str(tmp_path / "d.csv")], "d.csv holds no points"),
+        ([board, "--add", str(tmp_path / "e.csv")], "e.csv cannot be read as CSV"),
         ([board, "--add", str(tmp_path / "a.txt")], "a.txt is no source of points"),
         ([board, "--add", str(tmp_path / "missing.json")], "missing.json is no file"),
         ([board, "--add", str(tmp_path)], "holds no finished evaluation on questions"),
