@@ -37,7 +37,7 @@ COMMAND = re.compile(
     r"(?:python|torchrun [^\n`]*?) (run_sample\.py|run_train_policy\.py|-m unmask (?:sample|train-[a-z]+))(?![\w-])([^\n`]*)"
 )
 OTHER = re.compile(
-    r"(\./demo|python -m (?:benchmarks|evaluation)\.\w+|python -m unmask (?:make-\w+|demo|perplexity|compare|plot))(?![\w-])([^\n`]*)"
+    r"(\./demo|python -m (?:benchmarks|evaluation)\.\w+|python -m unmask (?:make-\w+|demo|perplexity|compare|plot|aup))(?![\w-])([^\n`]*)"
 )
 HARNESS = Path(importlib.util.find_spec("lm_eval").origin).parent
 
