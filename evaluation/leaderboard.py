@@ -77,7 +77,9 @@ def board_of(found: Any, origin: str) -> Board:
     for task, methods in found.items():
         if not isinstance(methods, dict) or not methods:
             raise ValueError(f"{origin}: task {task} has no methods; {expected}")
-        board[str(task)] = {str(name): points_of(own, f"{origin}: {task}, {name}") for name, own in methods.items()}
+        found_here = {str(name): points_of(own, f"{origin}: {task}, {name}") for name, own in methods.items()}
+        checked([point for own in found_here.values() for point in own], f"{origin}: {task}")
+        board[str(task)] = found_here
     return board
 
 
@@ -89,13 +91,17 @@ def points_of(found: Any, place: str) -> list[Point]:
         raise ValueError(
             f"{place}: {str(found)[:60]!r} is no list of points; expected [[tokens per forward, accuracy in percent], ...]"
         )
-    return checked([(float(rho), float(accuracy)) for rho, accuracy in pairs], place)
+    return checked([(float(rho), float(accuracy)) for rho, accuracy in pairs], place, check_scale=False)
 
 
-def checked(points: list[Point], place: str) -> list[Point]:
-    """Return points; ValueError names their place if they have no AUP."""
+def checked(points: list[Point], place: str, check_scale: bool = True) -> list[Point]:
+    """Return points; ValueError names their place if they have no AUP.
+
+    Args:
+        check_scale: refuse points that all look like shares of 1. One method of a task may solve nearly nothing.
+    """
     try:
-        check_points(points)
+        check_points(points, check_scale=check_scale)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     return points
@@ -204,6 +210,7 @@ def csv_board(file: Path, method: str, task: str | None) -> Board:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read as CSV ({error}); it is damaged, give another") from error
     board: Board = {}
+    shares = False
     for number, line in enumerate(lines, start=2):
         found = {key: next((name for name in names if line.get(name)), None) for key, names in NUMBERS.items()}
         if None in found.values():
@@ -220,16 +227,15 @@ def csv_board(file: Path, method: str, task: str | None) -> Board:
         if of is None:
             raise ValueError(f"{file} names no task; give --task, or a column task")
         name = line.get("series") or line.get("method") or method
-        board.setdefault(of, {}).setdefault(name, []).append((rho, 100 * accuracy if share else accuracy))
+        point = (rho, 100 * accuracy if share else accuracy)
+        checked([point], f"{file} line {number}", check_scale=False)
+        board.setdefault(of, {}).setdefault(name, []).append(point)
+        shares |= share
     if not board:
         raise ValueError(f"{file} holds no points; give a file with the columns tpf and accuracy (percent)")
-    return {of: {name: file_points(own, f"{file}: {of}, {name}") for name, own in methods.items()}
-            for of, methods in board.items()}  # fmt: skip
-
-
-def file_points(points: list[Point], place: str) -> list[Point]:
-    """Return the usable points of a sweep in a file; ValueError names their place if there are none."""
-    return rounded(usable(checked(points, place)))
+    for of, methods in board.items():
+        checked([point for own in methods.values() for point in own], f"{file}: {of}", check_scale=not shares)
+    return {of: {name: rounded(usable(own)) for name, own in methods.items()} for of, methods in board.items()}
 
 
 def json_board(file: Path, method: str, task: str | None) -> Board:
@@ -239,7 +245,7 @@ def json_board(file: Path, method: str, task: str | None) -> Board:
         return board_of(found, str(file))
     if task is None:
         raise ValueError(f"{file} names no task; give --task")
-    return {task: {method: points_of(found, f"{file}: {task}, {method}")}}
+    return board_of({task: {method: found}}, str(file))
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

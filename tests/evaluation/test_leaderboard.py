@@ -62,7 +62,7 @@ def test_published_files_read_back(tmp_path):
         ("a: {b: [[1, true]]}", "a, b: .* is no list of points"),
         ("a: {b: [[1, 50, 2]]}", "a, b: .* is no list of points"),
         ("a: {b: [[0, 50]]}", "a, b: tokens per forward 0.0 must be"),
-        ("a: {b: [[1, 0.8], [4, 0.76]]}", "a, b: the highest accuracy is 0.8, which looks like a share"),
+        ("a: {b: [[1, 0.8], [4, 0.76]]}", "a: the highest accuracy is 0.8, which looks like a share"),
         ("a: {b: [[1, 80], [3, 74.9]]}", "a, b: the last point .* leave that point out"),
         ("a: [", "cannot be read as YAML"),
         ("a: &x {b: [[1, 50]]}\nc: *x", "alias"),
@@ -250,6 +250,16 @@ def test_methods_without_a_task_have_no_mean():
         {"method": "x", "a": "80.00", "b": "60.00", "mean": "70.00"},
         {"method": "y", "a": "140.00", "b": "", "mean": ""},
     ]
+
+
+def test_a_method_may_solve_nearly_nothing(tmp_path, capsys):
+    """Its accuracies look like shares, but those of the task do not."""
+    (tmp_path / "board.yaml").write_text("a: {good: [[1, 80]], bad: [[1, 0.8], [4, 0.6]]}")
+    aup_command.main([str(tmp_path / "board.yaml")])
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["aup"]["a"]["bad"] == pytest.approx(aup([(1, 0.8), (4, 0.6)], 80))
+    (tmp_path / "bad.csv").write_text("tpf_mean,accuracy_mean,dataset,series\n1,0.008,a,bad\n")
+    assert source_of(tmp_path / "bad.csv").board == {"a": {"bad": [(1, 0.8)]}}
 
 
 def test_a_later_method_replaces_an_earlier_one():
