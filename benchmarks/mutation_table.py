@@ -40,6 +40,9 @@ REWARDS, VERIFIED = "tests/rewards/test_rewards.py::test_", "tests/rewards/test_
 LATEX, ANSWERS = "tests/rewards/test_latex.py::test_", "tests/rewards/test_answers.py::test_"
 PREFERENCES, SUDOKU, CHAIN = (f"tests/data/test_{name}.py::test_" for name in ("preferences", "sudoku", "chain"))
 
+SELECTING = "tests/samplers/test_selecting.py::test_"
+SELECTING_PLAIN = SELECTING + "every_row_is_that_of_the_decoder_in_plain_python"
+
 Row = tuple[str, ...]  # what stands there, what replaces it, the tests
 
 REMDM, EDITING = "tests/samplers/test_remdm.py::test_", "tests/samplers/test_editing.py::test_"
@@ -101,6 +104,28 @@ SAMPLERS: dict[str, list[Row]] = {
         ("scores = -torch.arange(length", "scores = torch.arange(length", LAW),
         ("logits.gather(1, drawn) - logits.logsumexp(1, keepdim=True)", "logits.gather(1, drawn)",
          CONFIDENCE + "confidences_are_those_of_dreams_own_code"),
+    ],
+    "samplers/history.py": [
+        ("(log_now.exp() * ratio", "(log_now.exp() * -ratio", SELECTING_PLAIN),
+        ("& (observation.block_step > 0).unsqueeze(1)", "", SELECTING_PLAIN),
+        ("candidates = settled & (probability > self.threshold) & writable", "candidates = settled & writable", SELECTING_PLAIN),
+        ("hidden.clone()", "hidden", SELECTING_PLAIN),
+        ("(found - previous).abs() < 2", "(found - previous).abs() < 1", SELECTING_PLAIN),
+        ("steps.masked_fill(~fast & (end > 0), 0)", "steps", SELECTING_PLAIN),
+        ("self.value * decay[:, None, None]", "self.value", SELECTING + "credits_by_hand"),
+        ("credits.value.log1p()", "credits.value", SELECTING + "tokens_of_credit_are_drawn_from_the_changed_logits"),
+        ("tokens[row, position] = summary.top_tokens[:, 0]", "tokens[row, position] = environment.logits(states).argmax(1)",
+         SELECTING_PLAIN),
+    ],
+    "samplers/lookahead.py": [
+        ("tested = alive & (number >> digit & 1 == 1)", "tested = alive & (number >> digit & 1 == 0)", SELECTING_PLAIN),
+        ("alive[rows] &= ~moved", "alive[rows] &= moved", SELECTING + "punt_commits_what_is_independent_and_one_of_two_copies"),
+        ("2 ** (observation.left - 2)", "2 ** (observation.left - 1)", SELECTING + "no_row_spends_more_than_its_budget"),
+        ("(observation.left - 2).clamp(0, self.branches)", "observation.left.clamp(0, self.branches)",
+         SELECTING + "no_row_spends_more_than_its_budget"),
+        ("total / masked.clamp(min=1)", "total", SELECTING_PLAIN),
+        ("kept = numbers == winner[rows]", "kept = numbers == 0",
+         SELECTING + "outputs_that_serve_the_next_step_are_those_of_its_canvas"),
     ],
     "samplers/loop.py": [
         ("text = self.text[observation.row_id]", "text = self.text[: len(observation.row_id)]",
@@ -225,6 +250,8 @@ DLM: dict[str, list[Row]] = {
          ROLLOUTS + "padding_is_not_written"),
     ],
     "dlm/environment.py": [
+        (" & (self.tokens == decided).all(1, keepdim=True)", "",
+         "tests/samplers/test_selecting.py::test_outputs_that_serve_the_next_step_are_those_of_its_canvas"),
         ("(1 + weight) * prompted", "weight * prompted",
          PROMPTS + "guidance_is_the_formula_and_costs_two_evaluations"),
         ("own = position if self.start is None else position - self.start[row]", "own = position", PADDED),

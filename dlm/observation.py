@@ -70,6 +70,14 @@ class Readable(Protocol):
 
 
 @dataclass
+class Outputs:
+    """Hidden states of the canvases that a decision leads to, valid at `positions`, from evaluations that are counted already."""
+
+    hidden: Float[Tensor, "row position width"]
+    positions: Bool[Tensor, "row position"]
+
+
+@dataclass
 class Decision:
     """Positions to commit with their tokens and, in decoding with revision, positions to open again.
 
@@ -77,7 +85,8 @@ class Decision:
     position gets another token. tokens: valid at the selected positions; log_positions: log-probability of the choice of
     positions, those to open again included; log_tokens: log-probability of the tokens. Both are 0 for deterministic choices.
     reopened: committed positions to open again, whatever their rank (None: none); unfinished: rows that go on in their block
-    although no position of it will be open (None: none).
+    although no position of it will be open (None: none); outputs: of the canvases that the decision leads to, if the decoder
+    evaluated them.
     """
 
     order: Int[Tensor, "row position"]
@@ -86,6 +95,7 @@ class Decision:
     log_tokens: Float[Tensor, "row"]
     reopened: Bool[Tensor, "row position"] | None = None
     unfinished: Bool[Tensor, "row"] | None = None
+    outputs: Outputs | None = None
 
     @property
     def selected(self) -> Bool[Tensor, "row position"]:

@@ -19,10 +19,10 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, UNMASKING_RULES, Window
 from samplers.loop import StepDecoder, Unmasker
-from samplers.names import PREDICTORS, REVISING, STRATEGIES
+from samplers.names import DECODERS, PREDICTORS, STRATEGIES
 from samplers.settings import (
-    REVISING_SETTINGS,
     RULE_SETTINGS,
+    SECTION_SETTINGS,
     SamplerSettings,
     check_given,
     check_strategy,
@@ -43,7 +43,7 @@ class Candidate:
 
     name: of its directories; series: of its line in the plot; rule: an unmasking rule, or a decoder with its token sampler;
     its settings within the sweep (None if it has none); weights: a hash of a policy's weights; sampler: the other settings of
-    its decoding (None: those of the command line); revision: the settings of a decoder that revises.
+    its decoding (None: those of the command line); revision: the settings of a decoder of DECODERS.
     """
 
     name: str
@@ -81,11 +81,11 @@ def candidates(
     """Return all candidates of the command line.
 
     Args:
-        build: makes a decoder that revises.
+        build: makes a decoder whose settings are in a section of its name.
         trained: settings of the run or of --config, for those that the command line leaves open.
     """
-    if arguments.rule in REVISING:
-        found = _revising(arguments, model, build)
+    if arguments.rule in DECODERS:
+        found = _sections(arguments, model, build)
     else:
         found = _rules(arguments, model) if arguments.strategy else _policies(arguments, model, trained)
     alphas, budgets = _alphas_and_budgets(arguments, found[0].rule, trained)
@@ -140,7 +140,7 @@ def _rules(arguments: EvaluationRequest, model: MaskedLM) -> list[Candidate]:
     return _in_steps(found, steps)
 
 
-def _revising(
+def _sections(
     arguments: EvaluationRequest, model: MaskedLM, build: Callable[[SamplerSettings], StepDecoder]
 ) -> list[Candidate]:
     """Return one candidate for each combination of --settings and of the values of --sampler."""
@@ -148,7 +148,7 @@ def _revising(
     strategy_name(name, model)
     if steps and idle(SamplerSettings(strategy=name), "sampler.steps"):
         raise ValueError(f"{name} takes as many steps as it needs; leave --steps out, or give --budgets")
-    main, swept = f"{name}.{REVISING_SETTINGS[name]}", _swept(arguments.sampler)
+    main, swept = f"{name}.{SECTION_SETTINGS[name]}", _swept(arguments.sampler)
     if values := numbers(arguments.settings, "--settings"):
         if main in swept:
             raise ValueError(f"--settings and --sampler {main} name the same setting; leave one of them out")

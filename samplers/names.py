@@ -19,11 +19,14 @@ RULES = (  # unmasking rules that learn nothing
 )
 STRATEGIES = (*RULES, "policy")  # an unmasking rule and a token sampler
 REVISING = ("remdm", "wino", "edit", "informed")  # decoders that open committed positions again or replace their tokens
+# Decoders that remember steps or evaluate candidate canvases.
+SELECTING = ("klass", "slowfast", "credit", "punt", "lopa")
+DECODERS = (*REVISING, *SELECTING)  # their settings are in a section of their name
 PREDICTORS = ("euler", "analytic")  # of a SEDD
 STEPWISE_GUIDED = ("args", "args_stochastic", "pargs", "pargs_g", "value_head")  # guided step by step by a reward
 GUIDED = (*STEPWISE_GUIDED, "best_of_n", "top_k")  # guided by a reward
 FILTERS = ("twisted_smc", "fk")  # by particles
-EVERY_STRATEGY = (*STRATEGIES, *REVISING, *PREDICTORS, *GUIDED, *FILTERS)
+EVERY_STRATEGY = (*STRATEGIES, *DECODERS, *PREDICTORS, *GUIDED, *FILTERS)
 REMASK_SCHEDULES = ("cap", "rescale", "conf", "loop")  # of the probability of remasking of remdm
 BEHIND_PROMPT = ("policy", "wino")  # strategies that distinguish the response from the prompt
 COMMIT_ORDERS = ("random", "confidence")  # of the positions that a decoder with exact counts commits

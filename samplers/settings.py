@@ -15,14 +15,15 @@ from samplers.names import (
     COMMIT_ORDERS,
     CONFIDENCES,
     CORRECTED,
+    DECODERS,
     EVERY_STRATEGY,
     FILTERS,
     GUIDED,
     POSITIONS,
     PREDICTORS,
     REMASK_SCHEDULES,
-    REVISING,
     RULES,
+    SELECTING,
     STEPWISE_GUIDED,
     STRATEGIES,
 )
@@ -48,8 +49,12 @@ ACTIONS = ("fixed", "bernoulli_argmax", "plackett_luce", "threshold")  # actions
 READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
-# The setting of a strategy that an evaluation sweeps; of a decoder that revises, a key of the section of its name.
+# The setting of a decoder that an evaluation sweeps, a key of the section of its name.
 REVISING_SETTINGS = {"remdm": "eta", "wino": "threshold", "edit": "threshold", "informed": "rounds"}
+SELECTING_SETTINGS = {
+    "klass": "threshold", "slowfast": "threshold", "credit": "threshold", "punt": "epsilon", "lopa": "threshold"
+}  # fmt: skip
+SECTION_SETTINGS = REVISING_SETTINGS | SELECTING_SETTINGS
 # The setting that is a rule's parameter.
 RULE_SETTINGS = {
     "threshold": "threshold",
@@ -196,6 +201,65 @@ class InformedSettings(Settings):
 
 
 @dataclass
+class KlassSettings(Settings):
+    """Settings of strategy `klass`: commit what is confident and has settled (samplers/history.py)."""
+
+    place: ClassVar[str] = "sampler.klass."
+    threshold: float | int = setting(0.6, SHARE, "commit where the best token is more probable than this, and kl holds")
+    kl: float | int = setting(
+        0.01, WEIGHT, "nats by which the distribution of a position may have changed since the previous step"
+    )
+    history: int = setting(2, COUNT, "last steps in which kl must hold")
+
+
+@dataclass
+class SlowFastSettings(Settings):
+    """Settings of strategy `slowfast`: slow steps look for a stable span, fast steps fill it (samplers/history.py)."""
+
+    place: ClassVar[str] = "sampler.slowfast."
+    threshold: float | int = setting(0.85, SHARE, "fast steps commit where the best token is this probable")
+    span_threshold: float | int = setting(
+        0.1, SHARE, "the span ends behind the last position whose best token is more probable than this"
+    )
+    slow_steps: int = setting(8, COUNT, "slow steps in a row, at most")
+    k: int = setting(1, COUNT, "positions that a slow step commits")
+
+
+@dataclass
+class CreditSettings(Settings):
+    """Settings of strategy `credit`: a threshold on logits that reward the best tokens of earlier steps."""
+
+    place: ClassVar[str] = "sampler.credit."
+    threshold: float | int = setting(0.9, SHARE, "commit where the best token is this probable")
+    alpha: float | int = setting(0.7, WEIGHT, "weight of log(1 + credit) in the logits")
+    beta: float | int = setting(0.8, SHARE, "factor of credits in each step")
+    gamma: float | int = setting(0.2, WEIGHT, "exponent of the best token's probability, which its credit grows by")
+    adaptive: bool = setting(
+        False, FLAG, "gamma is 1, and alpha and beta are the committed share of the block (parameter-free)"
+    )
+
+
+@dataclass
+class PuntSettings(Settings):
+    """Settings of strategy `punt`: tests of independence on halves of the candidates (samplers/lookahead.py)."""
+
+    place: ClassVar[str] = "sampler.punt."
+    epsilon: float | int = setting(
+        0.01, WEIGHT, "nats by which more confident tokens may change the distribution of a position that is committed"
+    )
+    candidates: int = setting(0, COUNT_OR_NONE, "most confident positions that are tested; 0: all of the block")
+
+
+@dataclass
+class LopaSettings(Settings):
+    """Settings of strategy `lopa`: the best of several canvases, by the confidence that they leave."""
+
+    place: ClassVar[str] = "sampler.lopa."
+    threshold: float | int = setting(0.9, SHARE, "the anchor commits where the best token is this probable")
+    branches: int = setting(7, Whole(0, 1_000_000), "canvases beside the anchor, with one more position each; 0: none")
+
+
+@dataclass
 class SamplerSettings(Settings):
     """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
 
@@ -249,6 +313,11 @@ class SamplerSettings(Settings):
     wino: WINOSettings = section(WINOSettings)
     edit: EditSettings = section(EditSettings)
     informed: InformedSettings = section(InformedSettings)
+    klass: KlassSettings = section(KlassSettings)
+    slowfast: SlowFastSettings = section(SlowFastSettings)
+    credit: CreditSettings = section(CreditSettings)
+    punt: PuntSettings = section(PuntSettings)
+    lopa: LopaSettings = section(LopaSettings)
 
     def __post_init__(self):
         super().__post_init__()
@@ -263,12 +332,12 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
       for key in dict.fromkeys(RULE_SETTINGS.values())),
     ("sampler.window", ("window",)),
-    ("sampler.steps", (*IN_STEPS, "policy", "remdm", "informed", *PREDICTORS, *GUIDED, *FILTERS)),
-    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "wino", "edit", *GUIDED, *FILTERS)),
+    ("sampler.steps", (*IN_STEPS, "policy", "remdm", "informed", "klass", *PREDICTORS, *GUIDED, *FILTERS)),
+    ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "wino", "edit", *SELECTING, *GUIDED, *FILTERS)),
     # best_of_n and top_k read guide.k in its place
-    ("sampler.top_k", (*STRATEGIES, *REVISING, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),
+    ("sampler.top_k", (*STRATEGIES, *DECODERS, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),
     ("sampler.policy", ("policy",)),
-    *((f"sampler.{name}", (name,)) for name in REVISING),
+    *((f"sampler.{name}", (name,)) for name in DECODERS),
     ("sampler.guide.reward", (*STEPWISE_GUIDED, "best_of_n", "fk")),
     ("sampler.guide.samples", ("best_of_n",)),
     ("sampler.guide.k", GUIDED),
@@ -279,7 +348,7 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sampler.smc", FILTERS),
 )  # fmt: skip
 # Of these strategies: a setting that is read only where another one has one of these values.
-READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] = (
+READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | bool | None, ...]], ...] = (
     ("sampler.steps", ("policy",), "sampler.policy.action", (None, "fixed")),
     ("sampler.steps", GUIDED, "sampler.guide.unmask", (None, *IN_STEPS)),
     ("sampler.steps", FILTERS, "sampler.smc.unmask", (None, *IN_STEPS, "policy")),
@@ -290,6 +359,7 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | None, ...]], ...] 
     ("sampler.remdm.switch", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "conf")),
     *((f"sampler.informed.{key}", ("informed",), "sampler.informed.select", ("margin",)) for key in ("noise", "parts")),
     *((f"sampler.remdm.{key}", ("remdm",), "sampler.remdm.schedule", ("loop",)) for key in ("begin", "end", "level")),
+    *((f"sampler.credit.{key}", ("credit",), "sampler.credit.adaptive", (False,)) for key in ("alpha", "beta", "gamma")),
     ("sampler.guide.proposals", STEPWISE_GUIDED, "sampler.guide.positions", ("joint",)),
     *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))
       for key in ("scheme", "interval", "potential", "completions")),
@@ -312,7 +382,7 @@ def strategy_name(name: str | None, model: MaskedLM) -> str:
     Raises:
         ValueError: the model does not support the strategy.
     """
-    check_strategy(name, (*STRATEGIES, *REVISING, *PREDICTORS))
+    check_strategy(name, (*STRATEGIES, *DECODERS, *PREDICTORS))
     if name in PREDICTORS and not isinstance(model, SeddLM):
         raise ValueError(f"strategy {name!r} steps on the scores of a SEDD, and this model is none; use direct")
     if model.causal and name not in (None, "leftmost"):
@@ -339,7 +409,7 @@ def readers_of(key: str) -> tuple[str, ...]:
     return next((readers for start, readers in READERS if key == start or key.startswith(f"{start}.")), ())
 
 
-def as_shipped(name: str | None) -> str | None:
+def as_shipped(name: str | bool | None) -> str | bool | None:
     """Return direct for a registered rule, which may read the same settings; other names are returned unchanged."""
     return "direct" if name in UNMASKING_RULES and name not in RULES else name
 

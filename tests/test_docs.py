@@ -19,6 +19,7 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
+from samplers.names import SELECTING
 from tests.enumerable import RandomLM, fits
 from training.compatibility import translated
 from unmask.build import read_settings
@@ -159,6 +160,9 @@ def test_every_strategy_is_documented():
     for name in (*UNMASKING_RULES, "policy"):
         assert f"| `{name}`" in PAGES["docs/sampling.md"], name
         assert name == "policy" or f"| `{name}` |" in PAGES["docs/methods/unmasking_rules.md"], name
+    for name in SELECTING:
+        assert f"| `{name}`" in PAGES["docs/sampling.md"], name
+        assert f"\n## {name}\n" in PAGES["docs/methods/selection.md"], name
 
 
 # ------------------------------------------------------------------------------------------ the worked examples

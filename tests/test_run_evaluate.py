@@ -83,6 +83,14 @@ def test_a_decoder_that_revises_is_swept_over_all_its_settings(tmp_path):
     assert settings["revision"] == {"edit": {"threshold": 0.5, "edit_threshold": 1, "rounds": 16, "remask": True}}
 
 
+def test_a_decoder_that_remembers_is_swept_with_budgets(tmp_path):
+    argv = ["--strategy", "klass", "--settings", "0.5", "--sampler", "klass.kl=0.01,0.5", "--budgets", "3"]
+    assert main([*argv, *TINY, "--out", str(tmp_path)]) == 0
+    rows = {row["name"]: row for row in read(tmp_path / "detailed_results.csv")}
+    assert [*rows] == ["klass-kl0.01-0.5-budget3", "klass-kl0.5-0.5-budget3"]
+    assert all(float(row["evaluations"]) <= 3 for row in rows.values())
+
+
 def test_a_policy_for_many_alphas_and_budgets(tmp_path):
     """One evaluation of each alpha and budget, which is not passed."""
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from evaluation.text import JudgeMissing
 from load_model import load_model
 from policy.checkpoints import save_policy
 from policy.networks import DitConfidence, HiddenMLP
-from samplers.names import FILTERS, GUIDED, PREDICTORS, REVISING, STRATEGIES
+from samplers.names import DECODERS, FILTERS, GUIDED, PREDICTORS, STRATEGIES
 from samplers.settings import IN_STEPS, readers_of
 from training.files import Unwritable
 from training.usage import composed, exit_on_bad_input, override
@@ -79,7 +79,7 @@ def steps(strategy: str, count: int) -> list[str]:
 # ------------------------------------------------------------------------------------------ what is drawn
 
 
-@pytest.mark.parametrize("strategy", (*STRATEGIES, *REVISING))
+@pytest.mark.parametrize("strategy", (*STRATEGIES, *DECODERS))
 def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strategy):
     policy = ["--policy", models["dit"]] if strategy == "policy" else []
     tokens, texts, record = draw("--model", models["text"], "--strategy", strategy, *steps(strategy, 4), "--num_samples",
@@ -87,7 +87,7 @@ def test_every_strategy_fills_the_canvas_and_reports_what_it_cost(models, strate
     assert tokens.shape == (3, 12) and (tokens < 280).all() and len(texts) == 3
     assert record["strategy"] == strategy and record["gen_ppl"] is None
     assert (
-        1 <= record["nfe"] <= (200 if strategy in REVISING else 12)
+        1 <= record["nfe"] <= (200 if strategy in DECODERS else 12)
         and record["generated"] == 36
         and record["tokens_per_second"] > 0
     )
@@ -334,7 +334,7 @@ NAMES = {
     "--reward": "r",
     "--twist": "t",
 }
-ALL = (*STRATEGIES, *REVISING, *PREDICTORS, *GUIDED, *FILTERS)
+ALL = (*STRATEGIES, *DECODERS, *PREDICTORS, *GUIDED, *FILTERS)
 
 
 @pytest.mark.parametrize("strategy", ALL)

@@ -54,9 +54,11 @@ from samplers.guided import (
     check_guide,
 )
 from samplers.heuristics import UNMASKING_RULES, AsSampled, Window, check_confidence
+from samplers.history import Credit, Klass, SlowFast
+from samplers.lookahead import Lopa, Punt
 from samplers.loop import Decoder, Reviser, Strategy, Unmasker
 from samplers.moves import ORDERS, GibbsMove
-from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING
+from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING, SELECTING
 from samplers.particles import RESAMPLE, SCHEMES
 from samplers.revision import ReMDM
 from samplers.scores import ScoreDecoder
@@ -168,14 +170,20 @@ def token_sampler(settings: SamplerSettings) -> TokenRule:
     return TokenRule(float(settings.temperature), float(settings.top_p), settings.top_k)
 
 
-def build_step_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy | Reviser:
-    """Return a rule or a policy with a token sampler, or a decoder that revises.
+StepwiseDecoder = Strategy | Reviser | Credit | Punt | Lopa
+
+
+def build_step_decoder(settings: SamplerSettings, model: MaskedLM) -> StepwiseDecoder:
+    """Return a rule or a policy with a token sampler, or a decoder that revises, remembers steps or looks ahead.
 
     Raises:
         ValueError: for settings that the model or the policy does not allow.
     """
-    if strategy_name(settings.strategy, model) in REVISING:
+    name = strategy_name(settings.strategy, model)
+    if name in REVISING:
         return build_reviser(settings, model)
+    if name in SELECTING:
+        return build_selector(settings, model)
     return with_revision(build_rule_decoder(settings, model), settings)
 
 
@@ -201,9 +209,9 @@ def with_revision(decoder: Strategy, settings: SamplerSettings) -> Strategy | Re
     return PolicyReviser(decoder.token_sampler, decoder.rule, policy.reopen_threshold)
 
 
-def with_tokens(decoder: Strategy | Reviser, tokens: TokenRule) -> Strategy | Reviser:
+def with_tokens(decoder: StepwiseDecoder, tokens: TokenRule) -> StepwiseDecoder:
     """Return the decoder with another token sampler."""
-    if isinstance(decoder, Reviser):
+    if not isinstance(decoder, Strategy):
         return replace(decoder, token_sampler=tokens)
     rule = decoder.rule
     return Strategy(replace(rule, token_sampler=tokens) if isinstance(rule, AsSampled) else rule, tokens)
@@ -259,6 +267,35 @@ def check_counted(settings: SamplerSettings, name: str) -> None:
         )
 
 
+def build_selector(settings: SamplerSettings, model: MaskedLM) -> StepwiseDecoder:
+    """Return a decoder that remembers earlier steps or evaluates candidate canvases, and commits each position once.
+
+    Raises:
+        ValueError: for settings that the decoder does not allow.
+    """
+    name, tokens = strategy_name(settings.strategy, model), token_sampler(settings)
+    check_confidence(settings.confidence, name, "sampler.confidence")
+    check_alpha(None, settings.alpha)
+    own = vars(getattr(settings, name))
+    if name == "klass":
+        return Strategy(Klass(**own), tokens)
+    if name == "slowfast":
+        return Strategy(SlowFast(**own), tokens)
+    if name == "credit":
+        return Credit(tokens, **own)
+    if settings.cache is not None:
+        raise ValueError(
+            f"sampler.cache={settings.cache} approximates the canvas, and strategy {name!r} compares it with canvases that are "
+            "evaluated in full; leave sampler.cache out"
+        )
+    if settings.guidance:
+        raise ValueError(
+            f"sampler.guidance={settings.guidance} evaluates two canvases at once, and strategy {name!r} evaluates candidates "
+            "without guidance; leave sampler.guidance out"
+        )
+    return Punt(tokens, **own) if name == "punt" else Lopa(tokens, **own)
+
+
 def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
     """Return a rule or a policy with a token sampler."""
     name = strategy_name(settings.strategy, model)
@@ -266,6 +303,11 @@ def build_rule_decoder(settings: SamplerSettings, model: MaskedLM) -> Strategy:
         raise ValueError(
             f"strategy {name!r} revises tokens, and here a rule that commits each position once is needed; use it to sample, not "
             "here"
+        )
+    if name in SELECTING:
+        raise ValueError(
+            f"strategy {name!r} remembers steps or evaluates candidate canvases, and here a rule that only sees the state is "
+            "needed; use it to sample, not here"
         )
     if name in PREDICTORS:
         raise ValueError(

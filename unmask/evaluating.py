@@ -29,9 +29,11 @@ from policy.unmasker import PolicyUnmasker, check_alpha
 from rewards.measures import distinct_n, unigram_entropy
 from samplers.checked import CheckedRule, CheckedStepDecoder
 from samplers.heuristics import AsSampled
+from samplers.history import Credit
+from samplers.lookahead import Lopa, Punt
 from samplers.loop import Reviser, StepDecoder, Strategy, Unmasker
-from samplers.names import REVISING
-from samplers.settings import REVISING_SETTINGS, RULE_SETTINGS, SamplerSettings, idle
+from samplers.names import DECODERS
+from samplers.settings import RULE_SETTINGS, SECTION_SETTINGS, SamplerSettings, idle
 from training.files import check_place
 from training.hub import shipped
 from training.processes import processes
@@ -46,7 +48,7 @@ from unmask.learning import source_of
 from unmask.runs.evaluate import Setup, answer, check_data, check_reads_text, directly, report, with_earlier
 from unmask.trained import Trained, result_of
 
-StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Reviser | Trained
+StrategyLike = str | SamplerSettings | nn.Module | Unmasker | Reviser | Credit | Punt | Lopa | Trained
 Dataset = str | Iterable[str]
 SHORT = {"steps": "K", "alpha": "a"}  # of settings in the names of strategies, as in those of the command
 SHOWN = {"accuracy": "accuracy_mean", "NFE": "evaluations_mean", "TPF": "tpf_mean"}  # columns of the representation
@@ -299,7 +301,7 @@ def by_name(name: str, settings: SamplerSettings, steps: int | None, model: Mask
         series: strategies of one series are one line of the plots.
     """
     decoder = build_step_decoder(settings, model)
-    if isinstance(decoder, Reviser):
+    if not isinstance(decoder, Strategy):
         return replace(candidate(name, decoder, settings, steps), series=series)
     rule = decoder.rule.rule if isinstance(decoder.rule, AsSampled) else decoder.rule
     return replace(candidate(name, rule, settings, steps), series=series)
@@ -343,7 +345,7 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
     """Return the candidate of a rule of the caller, alone or with a token sampler. ValueError for an object that is neither."""
     settings = SamplerSettings.of({"temperature": 0.0} | dict(given))
     check_policy(strategy, settings, model)
-    if isinstance(strategy, Strategy | Reviser):
+    if isinstance(strategy, Strategy | Reviser | Credit | Punt | Lopa):
         tokens = strategy.token_sampler
         own = {"temperature": tokens.temperature, "top_p": tokens.top_p, "top_k": tokens.top_k}
         if twice := [key for key in own if key in given]:
@@ -351,7 +353,7 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
                 f"{', '.join(twice)} would do nothing with a {type(strategy).__name__}, which has its own; leave it out"
             )
         settings = replace(settings, **own)
-    if isinstance(strategy, Reviser):
+    if isinstance(strategy, Reviser | Credit | Punt | Lopa):
         return candidate(name or type(strategy).__name__, CheckedStepDecoder(strategy), settings, given.get("steps"))
     strategy = strategy.rule if isinstance(strategy, Strategy) else strategy
     if not isinstance(strategy, Unmasker):
@@ -365,7 +367,7 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
 def candidate(name: str, rule: Unmasker | StepDecoder, settings: SamplerSettings, steps: int | None) -> Candidate:
     """Return a candidate with these settings."""
     unread, strategy = idle(settings, "sampler.steps"), str(settings.strategy)
-    revision = {strategy: vars(getattr(settings, strategy))} if strategy in REVISING else None
+    revision = {strategy: vars(getattr(settings, strategy))} if strategy in DECODERS else None
     found = Candidate(
         name, name, rule, setting=setting_of(settings), steps=None if unread else steps, budget=settings.budget,
         alpha=settings.alpha, sampler=settings, revision=revision,
@@ -383,8 +385,8 @@ def candidate(name: str, rule: Unmasker | StepDecoder, settings: SamplerSettings
 def setting_of(settings: SamplerSettings) -> float | int | None:
     """Return the parameter of a strategy that an evaluation sweeps; None if it has none, or the published one."""
     name = settings.strategy or "direct"
-    if name in REVISING_SETTINGS:
-        return getattr(getattr(settings, name), REVISING_SETTINGS[name])
+    if name in SECTION_SETTINGS:
+        return getattr(getattr(settings, name), SECTION_SETTINGS[name])
     return getattr(settings, RULE_SETTINGS[name]) if name in RULE_SETTINGS else None
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from data.catalogue import DATASETS
 from evaluation.names import ALIASES, ALL, SAMPLING_MODES, WORKED
 from evaluation.request import EvaluationRequest
-from samplers.names import CONFIDENCES, REVISING, RULES
+from samplers.names import CONFIDENCES, DECODERS, RULES
 from training.compatibility import current_flags
 from training.interrupt import imported
 from training.ranges import ROWS, Number, Whole
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="use a policy that was trained on another model; only for policies that read confidences only",
     )  # fmt: skip
     made.add_argument(
-        "--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *REVISING))}; also {', '.join(ALIASES)}"
+        "--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *DECODERS))}; also {', '.join(ALIASES)}"
     )
     made.add_argument(
         "--settings",
@@ -246,7 +246,7 @@ def text_parser() -> argparse.ArgumentParser:
     made.add_argument("--checkpoints", help="first, last (the default), or numbers: 50,100")
     made.add_argument("--policy", dest="policy_path", help="a policy directory or file, in place of a run")
     made.add_argument("--other_model", action="store_true", help="use a policy that was trained on another model")
-    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *REVISING))}")
+    made.add_argument("--strategy", help=f"a rule in place of a policy: {', '.join((*RULES, *DECODERS))}")
     made.add_argument(
         "--settings", default="", help="values of the rule's setting, one evaluation each: 0.5,0.9 for threshold"
     )

@@ -48,7 +48,7 @@ from policy.checkpoints import policy_file
 from policy.unmasker import PolicyUnmasker, policy_decoder
 from samplers.heuristics import AsSampled, check_confidence
 from samplers.loop import StepDecoder, Strategy
-from samplers.names import PREDICTORS, REVISING, STRATEGIES
+from samplers.names import DECODERS, PREDICTORS, STRATEGIES
 from samplers.samples import Stopwatch
 from samplers.settings import check_strategy, readers_of
 from training.compatibility import from_file
@@ -332,7 +332,7 @@ def check_idle(arguments: EvaluationRequest) -> None:
     check_confidence(arguments.confidence, arguments.rule or "policy", "--confidence")
     strategy = arguments.rule or "policy"
     unread = [] if arguments.run else ["checkpoints"]
-    unread += [] if strategy in REVISING else ["sampler"]
+    unread += [] if strategy in DECODERS else ["sampler"]
     unread += [flag for flag, key in FLAGS.items() if strategy not in readers_of(key)]
     if idle := [f"--{flag}" for flag in unread if getattr(arguments, flag)]:
         given = f"--strategy {arguments.strategy}" if arguments.strategy else "a policy"
@@ -357,7 +357,7 @@ def check(arguments: EvaluationRequest) -> tuple[list[str], list[int]]:
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy and --strategy")
     names: list[str] = list(ALL) if arguments.datasets == "all" else list(dict.fromkeys(arguments.datasets.split(",")))
-    check_strategy(arguments.rule, (*STRATEGIES, *REVISING, *PREDICTORS))
+    check_strategy(arguments.rule, (*STRATEGIES, *DECODERS, *PREDICTORS))
     check_idle(arguments)
     if unknown := [name for name in names if name not in DATASETS and not name.startswith("rg:")]:
         raise ValueError(f"data set {', '.join(unknown)} is unknown; use one of {', '.join(DATASETS)}, or all")

@@ -29,7 +29,7 @@ from evaluation.text import Judge, load_judge, perplexity, shares_tokenizer
 from load_model import load_model
 from policy.checkpoints import policy_file
 from rewards.measures import unigram_entropy
-from samplers.names import PREDICTORS, REVISING, STRATEGIES
+from samplers.names import DECODERS, PREDICTORS, STRATEGIES
 from samplers.samples import Samples
 from samplers.settings import check_strategy
 from training.devices import check_device, device_of
@@ -72,7 +72,7 @@ def check(arguments: TextRequest) -> list[int]:
     """Return the seeds. ValueError for invalid settings, before any work."""
     if sum(value is not None for value in (arguments.run, arguments.policy_path, arguments.strategy)) != 1:
         raise ValueError("give exactly one of RUN, --policy and --strategy")
-    check_strategy(arguments.rule, (*STRATEGIES, *REVISING, *PREDICTORS))
+    check_strategy(arguments.rule, (*STRATEGIES, *DECODERS, *PREDICTORS))
     check_idle(arguments)
     TokenRule(arguments.token_temperature)  # refuses a temperature that is not finite
     if arguments.policy_path is not None:
