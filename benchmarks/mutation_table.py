@@ -32,6 +32,8 @@ ALPHA, AGREEMENT = "tests/policy/test_alpha.py::test_", "tests/policy/test_agree
 LEARNING, BOUNDS = "tests/twist/test_objectives.py::test_", "tests/twist/test_bounds.py::test_"
 SWEEPS, TARGETS = "tests/twist/test_source.py::test_", "tests/twist/test_targets.py::test_"
 OBJECTIVE, ADVANTAGES = "tests/rl/test_objective.py::test_", "tests/rl/test_advantages.py::test_"
+REVISED, REVISES = "tests/samplers/test_revision.py::test_", "tests/policy/test_revision_policy.py::test_"
+MOVES = "tests/samplers/test_moves.py::test_"
 ROLLOUTS = "tests/rl/test_rollouts.py::test_"
 MEASURES, SETS = "tests/evaluation/test_text_measures.py::test_", "tests/evaluation/test_likelihood.py::test_"
 AUP, BOARD = "tests/evaluation/test_aup.py::test_", "tests/evaluation/test_leaderboard.py::test_"
@@ -252,6 +254,19 @@ DLM: dict[str, list[Row]] = {
     "dlm/environment.py": [
         (" & (self.tokens == decided).all(1, keepdim=True)", "",
          "tests/samplers/test_selecting.py::test_outputs_that_serve_the_next_step_are_those_of_its_canvas"),
+        ("positions = positions & self._revisable() & ~self.last.unsqueeze(1)", "positions = positions & self._revisable()",
+         REVISED + "the_prompt_and_the_last_step_are_not_opened"),
+        ("committed = ~self.open & ~self.given", "committed = ~self.open",
+         REVISED + "decoding_ends_and_its_history_tells_every_canvas"),
+        ("unknown = changed.any(1, keepdim=True).expand_as(changed)\n        if self.cache",
+         "unknown = selected.any(1, keepdim=True).expand_as(changed)\n        if self.cache",
+         REVISED + "outputs_are_those_of_the_present_canvas_and_unchanged_rows_cost_nothing"),
+        ("emptied = self.filled & ~stands", "emptied = self.filled & stands",
+         REVISED + "what_an_end_fills_is_open_again_when_the_end_is_opened_or_replaced"),
+        ("self.evaluations.index_add_(0, rows, torch.ones_like(rows))", "self.evaluations[rows] += 1",
+         REVISED + "other_canvases_count_as_evaluations_of_their_row"),
+        ("needed = needed | (self.open & closing.unsqueeze(1) & ~self._known)", "pass",
+         REVISED + "decoding_ends_and_its_history_tells_every_canvas"),
         ("(1 + weight) * prompted", "weight * prompted",
          PROMPTS + "guidance_is_the_formula_and_costs_two_evaluations"),
         ("own = position if self.start is None else position - self.start[row]", "own = position", PADDED),
@@ -351,6 +366,9 @@ DLM: dict[str, list[Row]] = {
 # ----------------------------------------------------------------------------------------------------------------- policy
 POLICY: dict[str, list[Row]] = {
     "policy/agreement.py": [
+        ("return torch.where(revisable, self._reopening(masked, top_tokens, probabilities, time, reopened), logits)",
+         "return torch.where(masked, self._reopening(masked, top_tokens, probabilities, time, reopened), logits)",
+         REVISES + "a_new_reviser_unmasks_as_the_policy_that_it_continues"),
         ("agreement * others,\n", "agreement,\n", AGREEMENT),
         ("agreement * ~others", "agreement * others", AGREEMENT),
         ("torch.log1p(-agreement", "torch.log1p(agreement", AGREEMENT),
@@ -358,10 +376,16 @@ POLICY: dict[str, list[Row]] = {
         ("where(masked[..., None], readout.top_tokens", "where(~masked[..., None], readout.top_tokens", AGREEMENT),
     ],
     "policy/actions.py": [
+        ("stops_first = torch.sigmoid(self.stop_logit - log_total)", "stops_first = torch.sigmoid(log_total - self.stop_logit)",
+         REVISES + "frequencies_are_the_probabilities_whatever_must_be_selected"),
+        ("end = first - left.log()", "end = -left.log()",
+         REVISES + "frequencies_are_the_probabilities_whatever_must_be_selected"),
+        ("best = _best(logits, writable if forced is None else forced)", "best = _best(logits, writable)",
+         REVISES + "frequencies_are_the_probabilities_whatever_must_be_selected"),
         ("torch.sigmoid(logits.double() / self.temperature) >= self.threshold",
          "torch.sigmoid(logits.double()) >= self.threshold",
          ACTIONS + "trust_writes_all_above_its_threshold_and_always_the_best"),
-        ("remaining[:, :1], with_stop[:, 1:-1]", "with_stop[:, :1], with_stop[:, 1:-1]",
+        ("first = remaining[:, :1]  # no STOP", "first = with_stop[:, :1]  # no STOP",
          ACTIONS + "probabilities_of_all_outcomes_sum_to_one"),
         ("torch.sigmoid(logits.double() / distribution.temperature)", "torch.sigmoid(logits.double())",
          ACTIONS + "frequencies_are_the_probabilities"),
@@ -414,6 +438,8 @@ POLICY: dict[str, list[Row]] = {
         ("self.algorithm.value_weight * value_loss", "value_loss", TRAINING + "ppo_gradient_from_the_formula"),
     ],
     "policy/rollout.py": [
+        ("must_change(trajectory.writable, trajectory.opened)", "trajectory.writable",
+         REVISES + "recorded_steps_have_the_log_probability_they_had"),
         ('patience=PATIENCE, alpha=prompts.rows.get("alpha")', "patience=PATIENCE",
          ALPHA + "a_prompt_shares_its_alpha_with_its_group_and_policy_and_reward_see_the_same"),
     ],
@@ -738,8 +764,16 @@ FROM_PYTHON: dict[str, list[Row]] = {
         ("len(given) != 1", "not given", PROMPTS + "what_is_wrong_with_a_file_is_one_sentence"),
     ],
     "evaluation/replay.py": [
+        ("past[row].append([position, place[token], first, last])", "past[0].append([position, place[token], first, last])",
+         "tests/evaluation/test_report.py::test_revised_tokens_are_in_the_page_with_the_steps_at_which_they_were_there"),
         ("strict=True)][:length]", "strict=True)]", "tests/evaluation/test_report.py::test_a_shorter_canvas_ends_where_it_ends"),
         ("place.get(token, -1) for token in row", "0 for token in row", "tests/evaluation/test_report.py"),
+    ],
+    "samplers/moves.py": [
+        ("accepted = uniform.log() < new - log_psi", "accepted = uniform.log() < log_psi - new",
+         MOVES + "the_kernel_keeps_the_target_of_every_set_of_committed_positions"),
+        ("masked = tokens[rows].masked_fill(read, environment.model.mask_id)", "masked = tokens[rows]",
+         MOVES + "tokens_are_drawn_from_the_conditional_given_all_others"),
     ],
 }
 
