@@ -361,7 +361,7 @@ def test_grpo_reaches_the_optimum_with_revision():
 
 @pytest.mark.slow
 def test_grpo_reaches_the_optimum_with_revision_of_every_instance():
-    best, without, learned = check_reaches_the_optimum(range(INSTANCES), 400)
+    best, without, learned = check_reaches_the_optimum(range(INSTANCES), 800)
     assert without < learned <= best + 1e-6
 
 
