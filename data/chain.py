@@ -73,21 +73,35 @@ class Chains:
 
     def answers(self, kept: Bool[Tensor, "row step"], length: int) -> Int[Tensor, "row position"]:
         """Return the first `length` tokens of the responses, with the steps `kept` listed."""
-        values = self.values()
-        rows, steps = kept.shape
-        width = max(length, 2 * steps + 2)
-        text = torch.full((rows, width), EOS)
-        at = 2 * (kept.cumsum(1) - 1)
-        row = torch.arange(rows).unsqueeze(1).expand(-1, steps)
-        text[row[kept], at[kept]] = (LABEL + torch.arange(steps)).expand(rows, -1)[kept]
-        text[row[kept], at[kept] + 1] = values[kept]
-        end = 2 * kept.sum(1)
-        text[torch.arange(rows), end], text[torch.arange(rows), end + 1] = EQUALS, values[:, -1]
-        return text[:, :length]
+        return listed(self.values(), kept, length)
 
     def take(self, index: Tensor) -> Chains:
         """Return some of the problems."""
         return Chains(self.start[index], self.step[index])
+
+
+def listed(values: Int[Tensor, "row step"], kept: Bool[Tensor, "row step"], length: int) -> Int[Tensor, "row position"]:
+    """Return the first `length` tokens of responses to problems with these running values, with the steps `kept` listed."""
+    rows, steps = kept.shape
+    text = torch.full((rows, max(length, 2 * steps + 2)), EOS)
+    at = 2 * (kept.cumsum(1) - 1)
+    row = torch.arange(rows).unsqueeze(1).expand(-1, steps)
+    text[row[kept], at[kept]] = (LABEL + torch.arange(steps)).expand(rows, -1)[kept]
+    text[row[kept], at[kept] + 1] = values[kept]
+    end = 2 * kept.sum(1)
+    text[torch.arange(rows), end], text[torch.arange(rows), end + 1] = EQUALS, values[:, -1]
+    return text[:, :length]
+
+
+def right_answers(values: Int[Tensor, "row step"], length: int) -> Int[Tensor, "row answer position"]:
+    """Return all right responses to problems with these running values: 2 ** steps, by the steps that they list, the longest
+    first."""
+    rows, steps = values.shape
+    number = torch.arange(2**steps)
+    kept = (number.unsqueeze(1) >> torch.arange(steps) & 1).bool()
+    kept = kept[kept.sum(1).argsort(descending=True, stable=True)]
+    each = listed(values.cpu().repeat_interleave(len(kept), 0), kept.repeat(rows, 1), length)
+    return each.unflatten(0, (rows, len(kept)))
 
 
 def draw_chains(rows: int, steps: int, generator: torch.Generator) -> Chains:

@@ -13,7 +13,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data.answers import AnswerRows
-from data.chain import EOS, MASK, ChainRows, Chains, chain_tokenizer, chains, is_right, prompt_length, share_right
+from data.chain import (
+    EOS,
+    MASK,
+    ChainRows,
+    Chains,
+    chain_tokenizer,
+    chains,
+    is_right,
+    prompt_length,
+    right_answers,
+    share_right,
+)
 from data.questions import (
     PromptReader,
     Question,
@@ -58,6 +69,24 @@ class Task:
         """Return training prompts whose right text is known. ValueError for a task that knows none."""
         raise ValueError(f"{type(self).__name__} knows no right texts; use another reward or task")
 
+    def right_text(
+        self, tokens: Int[Tensor, "row position"], committed: Bool[Tensor, "row position"], prompts: Prompts
+    ) -> Int[Tensor, "row position"]:
+        """Return the right text that each canvas is compared with: the only one, or the one nearest to the committed tokens.
+
+        Args:
+            tokens: canvases.
+            committed: positions whose tokens count.
+            prompts: the prompts of these canvases.
+
+        Raises:
+            ValueError: the task knows no right text, or so many that none is the nearest.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has prompts with many right texts, so that no token of a decoding is wrong by itself; set "
+            "quality.share=1, which learns from texts of the data alone"
+        )
+
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
         """Return clean rows and which of their positions are given. ValueError for a task that has none."""
         raise ValueError(
@@ -92,6 +121,13 @@ class PuzzleTask(Task):
     def texts(self, count: int, seed: int) -> Prompts:
         """Return training prompts with known right text: all puzzles have one."""
         return self.prompts(count, seed)
+
+    def right_text(
+        self, tokens: Int[Tensor, "row position"], committed: Bool[Tensor, "row position"], prompts: Prompts
+    ) -> Int[Tensor, "row position"]:
+        """Return the solutions."""
+        assert prompts.text is not None
+        return prompts.text
 
     def clean(self, count: int, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
         """Return solved rows, and which of their positions are given."""
@@ -178,6 +214,16 @@ class ChainTask(Task):
         prompts = self.prompts(count, seed)
         assert prompts.text is not None
         return prompts.text, prompts.canvas != MASK
+
+    def right_text(
+        self, tokens: Int[Tensor, "row position"], committed: Bool[Tensor, "row position"], prompts: Prompts
+    ) -> Int[Tensor, "row position"]:
+        """Return, among all lists of steps, the right text that agrees with the most committed tokens (the longest of
+        several)."""
+        answers = right_answers(prompts.rows["values"], self.length).to(tokens.device)  # [row, answer, position]
+        agreeing = (answers == tokens[:, None, self.prompt :]) & committed[:, None, self.prompt :]
+        nearest = answers[torch.arange(len(tokens)), agreeing.sum(2).argmax(1)]
+        return torch.cat((tokens[:, : self.prompt], nearest), 1)
 
     def written(self, tokens: Int[Tensor, "row position"]) -> list[str]:
         """Return the responses as text, up to their end."""

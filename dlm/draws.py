@@ -24,6 +24,7 @@ STREAMS = {
     "order": 8,
     "revise": 9,
     "accept": 10,
+    "leave_out": 11,
 }
 # Elements of [positions, vocabulary] hashed at a time: on a CPU, so that they stay in the cache of a core; on CUDA, so that the
 # temporaries (about 25 bytes an element) stay below half a gigabyte.

@@ -43,6 +43,12 @@ class Readable(Protocol):
     @property
     def tokens(self) -> Int[Tensor, "row position"]: ...
 
+    @property
+    def given(self) -> Bool[Tensor, "row position"]: ...
+
+    @property
+    def start(self) -> Int[Tensor, "row"] | None: ...
+
     def read(self, positions: Bool[Tensor, "row position"], best: int, entropy: bool) -> Readout: ...
 
     def hidden(self, positions: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]: ...
@@ -199,6 +205,14 @@ class Response:
     @property
     def tokens(self) -> Int[Tensor, "row position"]:
         return self.whole.tokens[:, self.first :]
+
+    @property
+    def given(self) -> Bool[Tensor, "row position"]:
+        return self.whole.given[:, self.first :]
+
+    @property
+    def start(self) -> Int[Tensor, "row"] | None:
+        return None  # padding is in front of the prompts
 
     def _whole(self, positions: Bool[Tensor, "row position"]) -> Bool[Tensor, "row longer"]:
         return F.pad(positions, (self.first, 0))

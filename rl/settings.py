@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from data.settings import SECTION as DATA
-from data.settings import ChainSettings, DataSettings, PreferenceDataSettings, RewardDataSettings
+from data.settings import ChainSettings, DataSettings, PreferenceDataSettings, PuzzleSettings, RewardDataSettings
 from dlm.settings import LoraSettings, SourceSettings
-from policy.settings import ModelRolloutSettings
+from policy.settings import ModelRolloutSettings, RolloutSettings
 from rewards.settings import SECTION as REWARDS
 from rewards.settings import RewardSettings, RewardTrainingSettings, RightSettings
 from training.fields import REQUIRED, Kinds, Settings, section, setting
@@ -21,6 +21,7 @@ from training.ranges import (
     PART,
     ROWS,
     SHARE,
+    SIZE,
     WEIGHT,
     ListOf,
     Maybe,
@@ -118,6 +119,74 @@ class RLTrainingSettings(RunSettings):
     training: RLSchedule = section(RLSchedule, log_freq=5, eval_freq=50)
     eval: RLEvalSettings = section(RLEvalSettings)
     optim: OptimSettings = section(OptimSettings, lr=3e-5, warmup=5)
+    wandb: WandbSettings = section(WandbSettings)
+
+
+@dataclass
+class QualityHeadSettings(Settings):
+    """Settings of a quality head (model/quality.py) and of its labels (rl/quality.py)."""
+
+    place: ClassVar[str] = "quality."
+    width: int = setting(64, SIZE, "inner width of the head; with blocks a multiple of 2 * quality.heads")
+    blocks: int = setting(1, Whole(0, 64), "transformer blocks of the head; 0: it reads each position alone")
+    heads: int = setting(4, Whole(1, 1024), "attention heads of a block")
+    embed: bool = setting(True, FLAG, "the head has embeddings of the token shown and of the prompt")
+    seen: bool = setting(
+        True, FLAG, "the head reads the model's log-probabilities of the token shown and of the best token"
+    )
+    positions: bool = setting(
+        False,
+        FLAG,
+        "the head has an embedding of each position, for boards; canvases are then as long as the model's longest",
+    )
+    share: float | int = setting(
+        0.5, SHARE, "share of the rows that are masked texts of the data (1: as PRISM); the others are own decodings"
+    )
+    filled: int = setting(4, LENGTH, "masked texts: positions that the model fills, which are labelled")
+    thresholds: list[float | int] = setting(
+        [0.3, 0.5, 0.7, 0.9],
+        ListOf(SHARE, "[0.3,0.5,0.7,0.9]"),
+        "own decodings: thresholds of strategy threshold, one for each iteration in turn",
+    )
+    canvases: int = setting(4, ROWS, "own decodings: canvases of each decoding, drawn over its steps")
+    left_out: int = setting(
+        16, Whole(0, 1_000_000), "held-out rows on which exact leave-one-out is compared at the end; 0: none"
+    )
+
+
+@dataclass
+class QualitySchedule(EvaluatedSettings, PreemptionSettings, AverageSettings):
+    """Batches and schedule of train-quality."""
+
+    batch_size: int = setting(64, ROWS, "rows of an update, over all processes")
+
+
+@dataclass
+class QualityEvalSettings(EvalSettings):
+    """Evaluations of train-quality."""
+
+    part: int = setting(64, ROWS, "held-out rows that go through the model together, for memory")
+
+
+@dataclass
+class QualityRolloutSettings(RolloutSettings):
+    """Settings of the decoding of own canvases, and of the tokens that fill masked texts."""
+
+    steps: int = setting(16, LENGTH, "steps of a decoding in blocks; it must be a multiple of their number")
+
+
+@dataclass
+class QualityTrainingSettings(RunSettings):
+    """Settings of train-quality."""
+
+    dlm: SourceSettings = section(SourceSettings, path="example/sudoku6")
+    model: ComputeSettings = section(ComputeSettings)
+    data: DataSettings = section(Kinds("kind", DATA.of, PuzzleSettings, DATA.choose))
+    quality: QualityHeadSettings = section(QualityHeadSettings)
+    sampler: QualityRolloutSettings = section(QualityRolloutSettings)
+    training: QualitySchedule = section(QualitySchedule, n_iters=400, eval_freq=100, snapshot_freq=200)
+    eval: QualityEvalSettings = section(QualityEvalSettings, batch_size=256)
+    optim: OptimSettings = section(OptimSettings, lr=2e-3, warmup=20, weight_decay=0.01, schedule="cosine")
     wandb: WandbSettings = section(WandbSettings)
 
 

@@ -33,3 +33,5 @@ COMMIT_ORDERS = ("random", "confidence")  # of the positions that a decoder with
 CORRECTED = ("margin", "uniform")  # how informed correctors choose positions
 CONFIDENCES = ("model", "sampling")  # of which distribution a rule reads its confidences
 POSITIONS = ("independent", "pair", "joint")  # how a guided decoder commits several positions of a step
+QUALITY: tuple[str, ...] = ()  # strategies that read the quality of committed tokens
+QUALITY_SOURCES = ("seen", "leave_out", "head")  # of the quality of committed tokens (samplers/quality.py)

@@ -21,6 +21,8 @@ from samplers.names import (
     GUIDED,
     POSITIONS,
     PREDICTORS,
+    QUALITY,
+    QUALITY_SOURCES,
     REMASK_SCHEDULES,
     RULES,
     SELECTING,
@@ -260,6 +262,26 @@ class LopaSettings(Settings):
 
 
 @dataclass
+class QualitySettings(Settings):
+    """Settings of the source that says how likely a committed token is right (samplers/quality.py)."""
+
+    place: ClassVar[str] = "sampler.quality."
+    source: str = setting(
+        "seen",
+        OneOf(QUALITY_SOURCES),
+        "seen (the model's output, which sees the token), leave_out (further evaluations, with the token masked) or head",
+    )
+    path: str | None = setting(
+        None,
+        Maybe(NAME),
+        "source head: a run of train-quality, a directory or a hub id of a quality head of this model",
+    )
+    parts: int = setting(
+        4, ROWS, "source leave_out: evaluations, each with another part of the tokens masked; all tokens: exact"
+    )
+
+
+@dataclass
 class SamplerSettings(Settings):
     """Settings of a decoder: strategy, budget, blocks, cache, tokens."""
 
@@ -318,6 +340,7 @@ class SamplerSettings(Settings):
     credit: CreditSettings = section(CreditSettings)
     punt: PuntSettings = section(PuntSettings)
     lopa: LopaSettings = section(LopaSettings)
+    quality: QualitySettings = section(QualitySettings)
 
     def __post_init__(self):
         super().__post_init__()
@@ -346,6 +369,7 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.smc.{key}", ("twisted_smc",)) for key in ("twist", "proposal", "exponent", "label")),
     *((f"sampler.smc.{key}", ("fk",)) for key in ("potential", "scale", "completions")),
     ("sampler.smc", FILTERS),
+    ("sampler.quality", QUALITY),
 )  # fmt: skip
 # Of these strategies: a setting that is read only where another one has one of these values.
 READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | bool | None, ...]], ...] = (
@@ -361,6 +385,8 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | bool | None, ...]]
     *((f"sampler.remdm.{key}", ("remdm",), "sampler.remdm.schedule", ("loop",)) for key in ("begin", "end", "level")),
     *((f"sampler.credit.{key}", ("credit",), "sampler.credit.adaptive", (False,)) for key in ("alpha", "beta", "gamma")),
     ("sampler.guide.proposals", STEPWISE_GUIDED, "sampler.guide.positions", ("joint",)),
+    ("sampler.quality.path", QUALITY, "sampler.quality.source", ("head",)),
+    ("sampler.quality.parts", QUALITY, "sampler.quality.source", ("leave_out",)),
     *((f"sampler.smc.{key}", FILTERS, "sampler.smc.resample", ("ess", "every"))
       for key in ("scheme", "interval", "potential", "completions")),
 )  # fmt: skip

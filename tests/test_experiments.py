@@ -14,6 +14,7 @@ from tests.preference_pairs import tiny as tiny_model
 from tests.preference_pairs import write_pairs
 from tests.test_run_guide import EXPERIMENTS as GUIDES
 from tests.test_run_train_preference import run as run_preference
+from tests.test_run_train_quality import EXPERIMENTS as QUALITY
 from tests.test_run_train_reward import run as run_reward
 from tests.test_run_train_rl import run as run_rl
 from tests.tiny_text import backbone, questions
@@ -66,11 +67,12 @@ def test_every_experiment_is_run_by_a_test():
     of_twists = {name for name, text in FILES.items() if "train-twist" in text}
     of_rewards = {name for name, text in FILES.items() if "train-reward" in text} - of_guides - of_policies
     of_preferences = {name for name, text in FILES.items() if "train-preference" in text} - of_guides
-    every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides]
+    of_quality = {name for name, text in FILES.items() if "train-quality" in text}
+    every = [of_backbones, of_policies, of_rl, of_twists, of_rewards, of_guides, of_quality]
     assert set().union(*every) == FILES.keys() and sum(map(len, every)) == len(FILES)
     assert of_twists == set(TWISTS) and len(TWISTS) == 29 and of_guides == GUIDES.keys()
     assert of_rewards == REWARDS.keys() and of_preferences == REWARDS.keys() - {"pargs_masked"}
-    assert of_rl == RL.keys()
+    assert of_rl == RL.keys() and of_quality == QUALITY.keys()
     assert of_backbones - {"adapt_smollm2"} == BACKBONES.keys()  # that one in tests/dlm/test_adapt.py
     assert of_policies == EXPERIMENTS.keys() | set(QUESTIONS)
 

@@ -53,7 +53,15 @@ MAY_CHANGE = (
     "wandb.mode",
     "training.log_freq",
 )  # on resume; anything else is another run
-OWN_SECTIONS = {"policy", "algorithm", "rl", "encoder", "preference", "twist"}  # each of one training command
+OWN_SECTIONS = {
+    "policy",
+    "algorithm",
+    "rl",
+    "encoder",
+    "preference",
+    "twist",
+    "quality",
+}  # each of one training command
 MAY_CHANGE_TOO = {"train_twist": "training.epochs"}  # of a configuration whose n_iters follows from it
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unmask.__main__ import main
     from unmask.api import Generation, Step, load, load_policy, load_reward, register, sample, stream
     from unmask.evaluating import Evaluation, compare, evaluate, metrics
-    from unmask.learning import train_dlm, train_policy, train_reward, train_rl, train_twist
+    from unmask.learning import train_dlm, train_policy, train_quality, train_reward, train_rl, train_twist
     from unmask.trained import Trained
 
 MODULES = {
@@ -42,6 +42,7 @@ MODULES = {
     "stream": "unmask.api",
     "train_dlm": "unmask.learning",
     "train_policy": "unmask.learning",
+    "train_quality": "unmask.learning",
     "train_reward": "unmask.learning",
     "train_rl": "unmask.learning",
     "train_twist": "unmask.learning",
@@ -65,6 +66,7 @@ __all__ = [
     "stream",
     "train_dlm",
     "train_policy",
+    "train_quality",
     "train_reward",
     "train_rl",
     "train_twist",

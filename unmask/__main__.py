@@ -21,6 +21,7 @@ COMMANDS = {  # unmask/commands/NAME.py has `main(arguments)`; here, one line fo
     "train-rl": "reinforcement learning of the model itself",
     "train-reward": "learn a reward model from preference pairs",
     "train-preference": "tune a causal model to preferences (DPO, KTO, RLOO)",
+    "train-quality": "learn which committed tokens are right, on a frozen model",
     "train-twist": "learn twists for sequential Monte Carlo",
     "evaluate": "evaluate policies and rules on questions with known answers",
     "compare": "compare two evaluations of the same questions",

@@ -67,7 +67,7 @@ from rewards.settings import (
     PuzzleRewardSettings,
     RightSettings,
 )
-from rl.settings import PreferenceRunSettings, RewardRunSettings, RLTrainingSettings
+from rl.settings import PreferenceRunSettings, QualityTrainingSettings, RewardRunSettings, RLTrainingSettings
 from samplers.loop import Strategy
 from samplers.settings import SamplerSettings
 from training.fields import Settings
@@ -85,6 +85,7 @@ from unmask.decoders import build_rule_decoder
 from unmask.settings import checked
 
 S = TypeVar("S", bound=Settings)
+TaskSettings = PolicyTrainingSettings | RLTrainingSettings | QualityTrainingSettings  # of commands that have a task
 POSTERIOR = "posterior.safetensors"  # in the run, where it collected its own
 
 
@@ -445,7 +446,7 @@ def learned_reward(
     return LearnedReward(model, tokenizer, mask_id, judge, reward.entropy_floor, reward.weight, reward.alpha)
 
 
-def build_task(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM) -> Task:
+def build_task(config: TaskSettings, model: MaskedLM) -> Task:
     """Return the task that `data` describes, as prompts for this model."""
     data = config.data
     if isinstance(data, PuzzleSettings):
@@ -465,7 +466,7 @@ def build_task(config: PolicyTrainingSettings | RLTrainingSettings, model: Maske
     return TextTask(data, length, model.mask_id, config.eval.batch_size, config.seed, own)
 
 
-def check_masked(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM) -> None:
+def check_masked(config: TaskSettings, model: MaskedLM) -> None:
     """Refuse, before any work, a causal model, which has no choice of positions: ValueError."""
     if model.causal:
         raise ValueError(
@@ -473,7 +474,7 @@ def check_masked(config: PolicyTrainingSettings | RLTrainingSettings, model: Mas
         )
 
 
-def check_data(config: PolicyTrainingSettings | RLTrainingSettings, model: MaskedLM, task: Task) -> None:
+def check_data(config: TaskSettings, model: MaskedLM, task: Task) -> None:
     """Refuse, before any work, a causal model, and data of another vocabulary: ValueError."""
     check_masked(config, model)
     if isinstance(task, QuestionTask) or task.tokenizer is model.tokenizer:  # reads by the model's own

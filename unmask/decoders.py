@@ -60,6 +60,7 @@ from samplers.loop import Decoder, Reviser, Strategy, Unmasker
 from samplers.moves import ORDERS, GibbsMove
 from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING, SELECTING
 from samplers.particles import RESAMPLE, SCHEMES
+from samplers.quality import HeadQuality, LeaveOut, Quality, SeenProbability, load_quality
 from samplers.revision import ReMDM
 from samplers.scores import ScoreDecoder
 from samplers.settings import (
@@ -70,6 +71,7 @@ from samplers.settings import (
     RULE_SETTINGS,
     GuideSettings,
     PolicySettings,
+    QualitySettings,
     SamplerSettings,
     SMCSettings,
     check_strategy,
@@ -333,6 +335,24 @@ def build_rule(settings: SamplerSettings, name: str) -> Unmasker:
     if not 0 <= value <= highest:
         raise ValueError(f"sampler.{key}={value} must be a number from 0 to {highest}; change it")
     return Window(float(value), settings.window) if name == "window" else UNMASKING_RULES[name](float(value))
+
+
+def build_quality(settings: QualitySettings, model: MaskedLM) -> Quality:
+    """Return the source of the quality of committed tokens, for a rule that revises them.
+
+    Raises:
+        ValueError: the head is not given, not there, or of another model.
+    """
+    if settings.source == "seen":
+        return SeenProbability()
+    if settings.source == "leave_out":
+        return LeaveOut(settings.parts)
+    if settings.path is None:
+        raise ValueError(
+            "sampler.quality.source=head needs sampler.quality.path, a run of train-quality on this model; give it, or use "
+            "sampler.quality.source=seen or leave_out"
+        )
+    return HeadQuality(load_quality(shipped(settings.path), model))
 
 
 def build_policy_rule(settings: PolicySettings, model: MaskedLM) -> PolicyUnmasker:

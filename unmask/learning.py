@@ -14,9 +14,11 @@ from data.tasks import Task
 from dlm.checked import check_model
 from dlm.masked_lm import MaskedLM
 from load_model import load_model
+from model.quality import QualityHead
 from policy.checkpoints import load_policy
 from rewards.functions import CALLERS, name_of, reward_of
 from rewards.models import RewardModel, TextReward, load_reward
+from samplers.quality import load_quality
 from training.devices import device_of
 from training.files import make_directory, write_text
 from training.usage import CONFIGS
@@ -232,6 +234,49 @@ def train_twist(
     call.choose_model(source_of(model, "train_twist"), "dlm.path", model.device)
     directory = call.run(Objects(reward=reward))
     return Trained(directory, str(directory))
+
+
+def train_quality(
+    model: MaskedLM | Trained[MaskedLM],
+    *,
+    data: str | Path | Iterable[str] = "stories",
+    iterations: int | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    quiet: bool = True,
+    settings: Settings | None = None,
+    resume: str | Path | None = None,
+) -> Trained[QualityHead]:
+    """Train a quality head on a frozen masked model: how likely is a committed token right?
+
+    Args:
+        data: right texts: a data set of configs/data (stories, puzzles, chain, ...), a file of texts, or an iterable of texts,
+            which are encoded by the model's own tokenizer. Texts have no prompt with one right answer, so that the head
+            learns from texts whose masks the model fills, and not from the model's own decodings.
+        iterations: updates of the head. None: 400; of a resumed run, its own number.
+        run_dir, quiet, resume: as of `train_policy`.
+        settings: other keys of configs/train_quality.yaml, such as {"quality.blocks": 2, "quality.share": 0.5}.
+
+    Returns:
+        The head, with its run directory, whose path is `quality={"source": "head", "path": ...}` of `unmask.sample`.
+
+    Raises:
+        ValueError: for settings or data that do not fit; one sentence that names them.
+    """
+    model = model_of(model)
+    call = Call(train_quality, run_dir, resume, quiet, settings)
+    call.choose("seed", seed)
+    call.choose_length(iterations, 400)
+    call.choose_model(source_of(model), "dlm.path", model.device)
+    if isinstance(data, str) and (CONFIGS / "data" / f"{data}.yaml").is_file():
+        call.choose("data", data)
+    else:
+        choose_file(call, "data", data, "texts.jsonl", "text")
+        call.chosen |= {"data": "stories", "data.valid": None, "data.tokenizer": "model"}
+    if call.chosen["data"] == "stories":
+        call.chosen["quality.share"] = 1
+    directory = call.run(Objects(model))
+    return Trained(directory, load_quality(directory, model))
 
 
 # --------------------------------------------------------------------------------------------------- from arguments to settings

@@ -20,7 +20,7 @@ from dlm.settings import (
     SourceSettings,
 )
 from policy.settings import PolicyTrainingSettings
-from rl.settings import PreferenceRunSettings, RewardRunSettings, RLTrainingSettings
+from rl.settings import PreferenceRunSettings, QualityTrainingSettings, RewardRunSettings, RLTrainingSettings
 from samplers.settings import SamplerSettings
 from training.devices import check_device
 from training.fields import REQUIRED, Kinds, Settings, leaves, section, setting
@@ -143,7 +143,7 @@ class GuideRunSettings(Settings):
 COMMANDS: dict[str, type[Settings]] = {
     "train_dlm": DLMTrainingSettings, "train_policy": PolicyTrainingSettings, "train_rl": RLTrainingSettings,
     "train_twist": TwistTrainingSettings, "train_reward": RewardRunSettings, "train_preference": PreferenceRunSettings,
-    "guide": GuideRunSettings, "sample": SampleSettings,
+    "train_quality": QualityTrainingSettings, "guide": GuideRunSettings, "sample": SampleSettings,
 }  # fmt: skip
 GROUPS = ("dlm", "policy", "algorithm", "reward", "data", "target")  # sections that a file of a group fills
 S = TypeVar("S", bound=Settings)

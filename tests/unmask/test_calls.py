@@ -13,13 +13,13 @@ from training.storage import CHECKSUM
 from training.trainer import Trainer
 from training.usage import composed
 from unmask.calls import words
-from unmask.runs import train_dlm, train_policy, train_reward, train_rl, train_twist
+from unmask.runs import train_dlm, train_policy, train_quality, train_reward, train_rl, train_twist
 from unmask.trained import Trained
 
 PROMPTS = ["3 A +3 B ?", "2 A +3 B ?", "1 A +3 B ?"]
 COMMANDS = {
     "train_policy": train_policy, "train_rl": train_rl, "train_dlm": train_dlm, "train_reward": train_reward,
-    "train_twist": train_twist,
+    "train_twist": train_twist, "train_quality": train_quality,
 }  # fmt: skip
 TINY = {
     "train_policy": {
@@ -29,6 +29,7 @@ TINY = {
     "train_rl": {"rl": {"batch_size": 4, "group_size": 2, "num_sigma_samples": 1}, "sampler.steps": 2, "eval.samples": 1,
                  "eval.batch_size": 2},
     "train_dlm": {"training.batch_size": 2, "eval.samples": 1, "data.valid_rows": 4},
+    "train_quality": {"training.batch_size": 2, "eval.batch_size": 2, "quality": {"width": 16, "left_out": 0}},
     "train_twist": {"training.batch_size": 4, "posterior.count": 0, "eval.samples": 4, "eval.sweeps": 1,
                     "eval.particles": [2], "eval.texts": 0},
 }  # fmt: skip
@@ -84,6 +85,11 @@ ARGUMENTS = {
     "train_reward": (
         {"preferences": "mine.jsonl", "init": "gpt2", "kind": "mask", "epochs": 2, "seed": 7},
         {"data.train": "mine.jsonl", "init": "gpt2", "reward.kind": "mask", "training.epochs": 2, "seed": 7},
+    ),
+    "train_quality": (
+        {"data": "mine.txt", "iterations": 3, "seed": 7},
+        {"data.train": "mine.txt", "data.valid": None, "data.tokenizer": "model", "quality.share": 1, "training.n_iters": 3, "seed": 7,
+         "dlm.path": "example/chain", "device": "cpu"},
     ),
     "train_twist": (
         {"target": "infilling", "method": "dpg", "prompt": "A", "length": 5, "iterations": 3, "seed": 7},
@@ -163,6 +169,7 @@ TRAINED = {
     "train_policy": {"task": PROMPTS, "reward": few_letters},
     "train_rl": {"task": PROMPTS, "reward": few_letters},
     "train_dlm": {"data": [f"Once upon a time there were {number} cats." for number in range(20)]},
+    "train_quality": {"data": "chain"},
     "train_twist": {"target": few_letters},
 }
 
