@@ -48,6 +48,7 @@ SELECTING_PLAIN = SELECTING + "every_row_is_that_of_the_decoder_in_plain_python"
 Row = tuple[str, ...]  # what stands there, what replaces it, the tests
 
 REMDM, EDITING = "tests/samplers/test_remdm.py::test_", "tests/samplers/test_editing.py::test_"
+PLANNING = "tests/samplers/test_planning.py::test_"
 WINO, CORRECTORS = "tests/samplers/test_wino.py::test_", "tests/samplers/test_correctors.py::test_"
 
 # --------------------------------------------------------------------------------------------------------------- samplers
@@ -62,6 +63,21 @@ SAMPLERS: dict[str, list[Row]] = {
         ("length) < sigma\n", "length) < 0.5 * sigma\n", REMDM + "the_law_is_that_of_the_enumerated_kernel"),
         ("time < self.end, closing", "time < self.begin, closing",
          REMDM + "the_probabilities_at_every_canvas_are_those_of_the_paper"),
+    ],
+    "samplers/planning.py": [
+        ("tokens, places = torch.where(shown, observation.tokens, drawn)", "tokens, places = drawn",
+         PLANNING + "every_canvas_of_p2_is_that_of_plain_python"),
+        ("scores * self.eta if self.eta > 0 else 1.0", "scores if self.eta > 0 else 1.0",
+         PLANNING + "every_canvas_of_p2_is_that_of_plain_python"),
+        ("lowest = best(-scores, places", "lowest = best(scores, places",
+         PLANNING + "every_canvas_of_p2_is_that_of_plain_python"),
+        ("doubt = -self.quality", "doubt = self.quality",
+         PLANNING + "prism_masks_the_tokens_of_lowest_quality_and_keeps_the_planned_number"),
+        ("(goal - committed.sum(1) + number)", "(goal - committed.sum(1))",
+         PLANNING + "prism_masks_the_tokens_of_lowest_quality_and_keeps_the_planned_number"),
+        ("clamp(max=self.eta)\n            rows", "clamp(max=2 * self.eta)\n            rows",
+         PLANNING + "the_binomial_form_masks_as_many_as_its_law_says"),
+        ("(progress < self.end)", "(progress <= self.end)", PLANNING + "remasking_begins_and_ends_with_its_share_of_the_steps"),
     ],
     "samplers/editing.py": [
         ("order = at_least_one(probability > self.threshold", "order = at_least_one(probability > self.edit_threshold",
@@ -81,9 +97,11 @@ SAMPLERS: dict[str, list[Row]] = {
         ("torch.arange(first, first + size, device=device)", "torch.arange(length, length + size, device=device)",
          WINO + "nothing_sees_the_shadows_and_a_lone_shadow_is_the_masked_position"),
     ],
-    "samplers/correctors.py": [
+    "samplers/quality.py": [
         ("canvases = observation.tokens[row].masked_fill(read, environment.model.mask_id)", "canvases = observation.tokens[row]",
          CORRECTORS + "a_corrector_step_has_the_law_of_its_enumeration"),
+    ],
+    "samplers/correctors.py": [
         ("self.noise * gumbel - margins", "self.noise * gumbel + margins",
          CORRECTORS + "the_lowest_margin_is_drawn_again_without_noise"),
     ],

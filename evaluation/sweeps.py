@@ -19,7 +19,7 @@ from policy.checkpoints import load_policy
 from policy.unmasker import PolicyUnmasker, check_alpha
 from samplers.heuristics import ADAPTIVE, UNMASKING_RULES, Window
 from samplers.loop import StepDecoder, Unmasker
-from samplers.names import DECODERS, PREDICTORS, STRATEGIES
+from samplers.names import DECODERS, PREDICTORS, QUALITY, STRATEGIES
 from samplers.settings import (
     RULE_SETTINGS,
     SECTION_SETTINGS,
@@ -152,7 +152,7 @@ def _sections(
     if values := numbers(arguments.settings, "--settings"):
         if main in swept:
             raise ValueError(f"--settings and --sampler {main} name the same setting; leave one of them out")
-        swept = {main: values} | swept
+        swept = {main: [int(value) if value.is_integer() else value for value in values]} | swept
     found = []
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
@@ -165,9 +165,8 @@ def _sections(
         others = [name, *(_word(key, value) for key, value in chosen.items() if key != main)]
         setting = chosen.get(main)
         words = others if setting is None else [*others, f"{setting:g}"]
-        own = {
-            section: asdict(getattr(settings, section)) for section in {name, *(key.split(".")[0] for key in chosen)}
-        }
+        sections = {name, *(key.split(".")[0] for key in chosen), *(("quality",) if name in QUALITY else ())}
+        own = {section: asdict(getattr(settings, section)) for section in sorted(sections)}
         found.append(Candidate("-".join(words), "-".join(others), build(settings), setting=setting, revision=own))
     return _in_steps(found, steps)
 

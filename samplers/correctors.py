@@ -19,32 +19,8 @@ from dlm.token_rule import TokenRule
 from samplers.heuristics import Confident, Random, best, nothing
 from samplers.loop import Reviser
 from samplers.names import COMMIT_ORDERS, CORRECTED
+from samplers.quality import left_out
 from samplers.revision import check_choice, planned_steps
-
-
-def left_out(
-    observation: Observation, positions: Bool[Tensor, "row position"], parts: int | None, draws: Draws
-) -> Float[Tensor, "row position width"]:
-    """Return hidden states at committed positions, each of a canvas on which the position is masked; zeros elsewhere.
-
-    Args:
-        parts: evaluations of a row: its positions are divided at random into so many subsets, and a subset is masked together.
-            None: one evaluation for each position, which gives exact conditionals.
-    """
-    length, environment = positions.shape[1], observation.environment
-    parts = length if parts is None else parts
-    uniforms = draws.uniform("order", observation.row_id, observation.row_step, length)
-    rank = uniforms.masked_fill(~positions, 2.0).argsort(1).argsort(1)
-    subset = (rank % parts).masked_fill(~positions, -1)
-    masked = subset.unsqueeze(1) == torch.arange(parts, device=positions.device)[:, None]  # [row, part, position]
-    row, part = masked.any(2).nonzero().unbind(1)
-    read = masked[row, part]
-    canvases = observation.tokens[row].masked_fill(read, environment.model.mask_id)
-    states = environment.hidden_of(canvases, row, read)
-    canvas, position = read.nonzero().unbind(1)
-    found = torch.zeros(*positions.shape, states.shape[2], device=states.device)
-    found[row[canvas], position] = states[canvas, position]
-    return found
 
 
 @dataclass

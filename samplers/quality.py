@@ -92,6 +92,31 @@ class SeenProbability:
         return dense(positions, log_probs_seen(environment, hidden, observation.tokens[positions])[:, 0])
 
 
+def left_out(
+    observation: Observation, positions: Bool[Tensor, "row position"], parts: int | None, draws: Draws
+) -> Float[Tensor, "row position width"]:
+    """Return hidden states at committed positions, each of a canvas on which the position is masked; zeros elsewhere.
+
+    Args:
+        parts: evaluations of a row: its positions are divided at random into so many subsets of equal size, and a subset is
+            masked together. None: one evaluation for each position, which gives exact conditionals.
+    """
+    length, environment = positions.shape[1], observation.environment
+    parts = length if parts is None else parts
+    uniforms = draws.uniform("leave_out", observation.row_id, observation.row_step, length)
+    rank = uniforms.masked_fill(~positions, 2.0).argsort(1).argsort(1)
+    subset = (rank % parts).masked_fill(~positions, -1)
+    masked = subset.unsqueeze(1) == torch.arange(parts, device=positions.device)[:, None]  # [row, part, position]
+    row, part = masked.any(2).nonzero().unbind(1)
+    read = masked[row, part]
+    canvases = observation.tokens[row].masked_fill(read, environment.model.mask_id)
+    states = environment.hidden_of(canvases, row, read)
+    canvas, position = read.nonzero().unbind(1)
+    found = torch.zeros(*positions.shape, states.shape[2], device=states.device)
+    found[row[canvas], position] = states[canvas, position]
+    return found
+
+
 @dataclass
 class LeaveOut:
     """log p(token shown | canvas on which the position is masked), by further evaluations.
@@ -110,20 +135,9 @@ class LeaveOut:
         self, observation: Observation, positions: Bool[Tensor, "row position"], draws: Draws
     ) -> Float[Tensor, "row position"]:
         """Return the log-probability of each token when its subset is masked. Costs `parts` evaluations of a row."""
-        uniforms = draws.uniform("leave_out", observation.row_id, observation.row_step, positions.shape[1])
-        rank = uniforms.masked_fill(~positions, 2.0).argsort(1).argsort(1)
-        subset = (rank % self.parts).masked_fill(~positions, -1)
-        parts = torch.arange(self.parts, device=positions.device)
-        masked = subset.unsqueeze(1) == parts[:, None]  # [row, part, position]
-        row, part = masked.any(2).nonzero().unbind(1)
-        read, environment = masked[row, part], observation.environment
-        canvases = observation.tokens[row].masked_fill(read, environment.model.mask_id)
-        hidden = environment.hidden_of(canvases, row, read)[read]
-        canvas, position = read.nonzero().unbind(1)
-        shown = observation.tokens[row[canvas], position]
-        found = torch.zeros(positions.shape, device=positions.device)
-        found[row[canvas], position] = log_probs_seen(environment, hidden, shown)[:, 0]
-        return found
+        hidden = left_out(observation, positions, self.parts, draws)[positions]
+        found = log_probs_seen(observation.environment, hidden, observation.tokens[positions])
+        return dense(positions, found[:, 0])
 
 
 @dataclass

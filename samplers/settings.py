@@ -19,8 +19,12 @@ from samplers.names import (
     EVERY_STRATEGY,
     FILTERS,
     GUIDED,
+    P2_READS,
+    P2_SCHEDULES,
+    P2_SCORES,
     POSITIONS,
     PREDICTORS,
+    PRISM_FORMS,
     QUALITY,
     QUALITY_SOURCES,
     REMASK_SCHEDULES,
@@ -52,7 +56,9 @@ READS = ("siblings", "rows", "texts")
 PROPOSALS = ("joint", "tokens", "base")
 PICKS = ("draw", "best")
 # The setting of a decoder that an evaluation sweeps, a key of the section of its name.
-REVISING_SETTINGS = {"remdm": "eta", "wino": "threshold", "edit": "threshold", "informed": "rounds"}
+REVISING_SETTINGS = {
+    "remdm": "eta", "p2": "eta", "wino": "threshold", "prism": "count", "edit": "threshold", "informed": "rounds"
+}  # fmt: skip
 SELECTING_SETTINGS = {
     "klass": "threshold", "slowfast": "threshold", "credit": "threshold", "punt": "epsilon", "lopa": "threshold"
 }  # fmt: skip
@@ -174,6 +180,38 @@ class EditSettings(Settings):
         16, COUNT_OR_NONE, "edit rounds of a full block; with remask: steps that open positions again"
     )
     remask: bool = setting(False, FLAG, "open the position again, in place of writing the other token")
+
+
+@dataclass
+class P2Settings(Settings):
+    """Settings of strategy `p2`: path planning, which masks the positions of lowest score (samplers/planning.py)."""
+
+    place: ClassVar[str] = "sampler.p2."
+    schedule: str = setting("linear", OneOf(P2_SCHEDULES), "kappa, the share of committed positions")
+    eta: float | int = setting(
+        1.0, WEIGHT, "multiplies the log-scores of committed positions: 0 keeps them, above 1 masks more of them again"
+    )
+    reads: str = setting(
+        "shown",
+        OneOf(P2_READS),
+        "score of a committed position: of the token shown (paper), of one drawn there (published code), or its quality",
+    )
+    score: str = setting("probability", OneOf(P2_SCORES), "probability, or random")
+
+
+@dataclass
+class PRISMSettings(Settings):
+    """Settings of strategy `prism`: tokens of lowest quality are masked again (samplers/planning.py)."""
+
+    place: ClassVar[str] = "sampler.prism."
+    form: str = setting(
+        "count", OneOf(PRISM_FORMS), "number of tokens masked again: fixed (Sudoku), or binomial (OpenWebText)"
+    )
+    count: int = setting(4, COUNT, "form count: tokens that a step masks again")
+    eta: float | int = setting(0.01, SHARE, "form binomial: largest probability of masking a token again")
+    begin: float | int = setting(0.0, SHARE, "share of the steps after which tokens are masked again")
+    end: float | int = setting(1.0, SHARE, "share of the steps after which no token is masked again")
+    order: str = setting("random", OneOf(COMMIT_ORDERS), "of the positions that are committed")
 
 
 @dataclass
@@ -332,7 +370,9 @@ class SamplerSettings(Settings):
     guide: GuideSettings = section(GuideSettings)
     smc: SMCSettings = section(SMCSettings)
     remdm: ReMDMSettings = section(ReMDMSettings)
+    p2: P2Settings = section(P2Settings)
     wino: WINOSettings = section(WINOSettings)
+    prism: PRISMSettings = section(PRISMSettings)
     edit: EditSettings = section(EditSettings)
     informed: InformedSettings = section(InformedSettings)
     klass: KlassSettings = section(KlassSettings)
@@ -355,7 +395,7 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((f"sampler.{key}", tuple(name for name, own in RULE_SETTINGS.items() if own == key))
       for key in dict.fromkeys(RULE_SETTINGS.values())),
     ("sampler.window", ("window",)),
-    ("sampler.steps", (*IN_STEPS, "policy", "remdm", "informed", "klass", *PREDICTORS, *GUIDED, *FILTERS)),
+    ("sampler.steps", (*IN_STEPS, "policy", "remdm", "p2", "prism", "informed", "klass", *PREDICTORS, *GUIDED, *FILTERS)),
     ("sampler.confidence_eos_eot_inf", (*CONFIDENT, "policy", "wino", "edit", *SELECTING, *GUIDED, *FILTERS)),
     # best_of_n and top_k read guide.k in its place
     ("sampler.top_k", (*STRATEGIES, *DECODERS, *PREDICTORS, *STEPWISE_GUIDED, *FILTERS)),
@@ -381,6 +421,10 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | bool | None, ...]]
     ("sampler.policy.beta", ("policy",), "sampler.policy.action", ("bernoulli_argmax",)),
     ("sampler.remdm.eta", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "loop")),
     ("sampler.remdm.switch", ("remdm",), "sampler.remdm.schedule", ("cap", "rescale", "conf")),
+    ("sampler.p2.reads", ("p2",), "sampler.p2.score", ("probability",)),
+    *((f"sampler.quality.{key}", ("p2",), "sampler.p2.reads", ("quality",)) for key in ("source", "path", "parts")),
+    ("sampler.prism.count", ("prism",), "sampler.prism.form", ("count",)),
+    ("sampler.prism.eta", ("prism",), "sampler.prism.form", ("binomial",)),
     *((f"sampler.informed.{key}", ("informed",), "sampler.informed.select", ("margin",)) for key in ("noise", "parts")),
     *((f"sampler.remdm.{key}", ("remdm",), "sampler.remdm.schedule", ("loop",)) for key in ("begin", "end", "level")),
     *((f"sampler.credit.{key}", ("credit",), "sampler.credit.adaptive", (False,)) for key in ("alpha", "beta", "gamma")),

@@ -19,7 +19,7 @@ from policy.networks import DitConfidence
 from policy.unmasker import PolicyUnmasker
 from samplers.heuristics import UNMASKING_RULES
 from samplers.loop import Strategy, sample
-from samplers.names import SELECTING
+from samplers.names import REVISING, SELECTING
 from tests.enumerable import RandomLM, fits
 from training.compatibility import translated
 from unmask.build import read_settings
@@ -157,6 +157,9 @@ def test_every_name_in_configs_exists():
 
 
 def test_every_strategy_is_documented():
+    for name in REVISING:
+        assert f"`{name}`" in PAGES["docs/sampling.md"], name
+        assert f"\n## {name}\n" in PAGES["docs/methods/revision.md"], name
     for name in (*UNMASKING_RULES, "policy"):
         assert f"| `{name}`" in PAGES["docs/sampling.md"], name
         assert name == "policy" or f"| `{name}` |" in PAGES["docs/methods/unmasking_rules.md"], name

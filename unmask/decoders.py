@@ -60,6 +60,7 @@ from samplers.loop import Decoder, Reviser, Strategy, Unmasker
 from samplers.moves import ORDERS, GibbsMove
 from samplers.names import EVERY_STRATEGY, FILTERS, GUIDED, POSITIONS, PREDICTORS, REVISING, SELECTING
 from samplers.particles import RESAMPLE, SCHEMES
+from samplers.planning import P2, PRISM
 from samplers.quality import HeadQuality, LeaveOut, Quality, SeenProbability, load_quality
 from samplers.revision import ReMDM
 from samplers.scores import ScoreDecoder
@@ -237,8 +238,15 @@ def build_reviser(settings: SamplerSettings, model: MaskedLM) -> Reviser:
         check_shadow(settings, model)
     if name == "informed":
         check_counted(settings, name)
-    kinds: dict[str, type[Reviser]] = {"remdm": ReMDM, "wino": WINO, "edit": Edit, "informed": Informed}
-    return kinds[name](tokens, **vars(getattr(settings, name)))
+    own, judged = vars(getattr(settings, name)), {}
+    if name == "prism" or (name == "p2" and settings.p2.reads == "quality"):
+        if settings.quality.source == "leave_out":
+            check_counted(settings, f"{name} with quality.source=leave_out")
+        judged = {"quality": build_quality(settings.quality, model)}
+    kinds: dict[str, type[Reviser]] = {
+        "remdm": ReMDM, "p2": P2, "wino": WINO, "prism": PRISM, "edit": Edit, "informed": Informed
+    }  # fmt: skip
+    return kinds[name](tokens, **own, **judged)
 
 
 def check_shadow(settings: SamplerSettings, model: MaskedLM) -> None:

@@ -32,7 +32,7 @@ from samplers.heuristics import AsSampled
 from samplers.history import Credit
 from samplers.lookahead import Lopa, Punt
 from samplers.loop import Reviser, StepDecoder, Strategy, Unmasker
-from samplers.names import DECODERS
+from samplers.names import DECODERS, QUALITY
 from samplers.settings import RULE_SETTINGS, SECTION_SETTINGS, SamplerSettings, idle
 from training.files import check_place
 from training.hub import shipped
@@ -367,7 +367,8 @@ def by_rule(name: str | None, strategy: Any, given: Mapping[str, Any], model: Ma
 def candidate(name: str, rule: Unmasker | StepDecoder, settings: SamplerSettings, steps: int | None) -> Candidate:
     """Return a candidate with these settings."""
     unread, strategy = idle(settings, "sampler.steps"), str(settings.strategy)
-    revision = {strategy: vars(getattr(settings, strategy))} if strategy in DECODERS else None
+    sections = (strategy, "quality") if strategy in QUALITY else (strategy,)
+    revision = {name: vars(getattr(settings, name)) for name in sections} if strategy in DECODERS else None
     found = Candidate(
         name, name, rule, setting=setting_of(settings), steps=None if unread else steps, budget=settings.budget,
         alpha=settings.alpha, sampler=settings, revision=revision,

@@ -10,7 +10,8 @@ from dlm.environment import TokenRule, UnmaskingEnvironment
 from dlm.observation import Decision
 from dlm.options import DecodeOptions
 from dlm.prompts import Prompts
-from samplers.correctors import Informed, left_out, margins
+from samplers.correctors import Informed, margins
+from samplers.quality import left_out
 from tests.enumerable import dependent_joint, fits, from_joint, inconsistent
 
 V, LENGTH = 3, 3
