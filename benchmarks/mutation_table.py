@@ -164,7 +164,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("log_psi[index], known[index], finished[index]", "log_psi[index], known, finished[index]",
          SMC + "what_a_proposal_said_of_a_state_goes_with_the_particle_that_is_resampled"),
         ("log_psi[index], known[index], finished[index]", "log_psi, known[index], finished[index]", UNBIASED),
-        ("drawn[:, 0] = 0", "pass", SMC + "a_given_path_is_never_replaced_by_a_likelier_one"),
+        ("ancestors[:, 0] = 0", "pass", SMC + "a_given_path_is_never_replaced_by_a_likelier_one"),
         ("factor + new - log_psi, new,", "factor + new, new,", UNBIASED),
         ("            potential.select(index)\n", "",
          SMC + "what_a_potential_remembers_goes_with_the_particle_that_is_resampled"),
@@ -622,7 +622,7 @@ EVALUATION: dict[str, list[Row]] = {
     "evaluation/leaderboard.py": [
         ("first.get(task, {}) | second.get(task, {})", "second.get(task, {}) | first.get(task, {})",
          BOARD + "a_later_method_replaces_an_earlier_one"),
-        ("100 * accuracy if share", "accuracy if share", BOARD + "summary_statistics_are_a_source"),
+        ("100 * accuracy if is_share", "accuracy if is_share", BOARD + "summary_statistics_are_a_source"),
         (" and not isinstance(value, bool)", "", BOARD + "what_is_wrong_with_a_leaderboard_is_one_sentence"),
         ("if len(values) == len(found) else", "if values else", BOARD + "methods_without_a_task_have_no_mean"),
         ("rounded(usable([one.point for one in own]))", "rounded([one.point for one in own])",

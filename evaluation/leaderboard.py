@@ -34,7 +34,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Measured:
     """Points of methods, and the results of each problem where they are known.
 
     outcomes: settings of each method, by task; empty for files of points.
@@ -43,7 +43,7 @@ class Source:
     board: Board
     outcomes: dict[str, dict[str, list[Outcomes]]] = field(default_factory=dict)
 
-    def renamed(self, method: str | None, task: str | None, origin: str) -> Source:
+    def renamed(self, method: str | None, task: str | None, origin: str) -> Measured:
         """Return the source with its only method and its only task under other names (None: their own).
 
         Raises:
@@ -60,7 +60,7 @@ class Source:
         def named(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             return {task or of: {method or name: found for name, found in own.items()} for of, own in tasks.items()}
 
-        return Source(named(self.board), named(self.outcomes))
+        return Measured(named(self.board), named(self.outcomes))
 
 
 def read_leaderboard(file: Path) -> Board:
@@ -144,7 +144,7 @@ def merged(first: Board, second: Board) -> Board:
 # ---------------------------------------------------------------------------------------------------- sources of points
 
 
-def evaluated(results: Results) -> Source:
+def evaluated(results: Results) -> Measured:
     """Return the points of finished evaluations. A method is a series: one rule or policy with all its settings.
 
     The leaderboard leaves out the settings for which AUP is not defined (`usable`). Accuracies become percentages.
@@ -156,7 +156,7 @@ def evaluated(results: Results) -> Source:
     }
     named = {task: {name: own for name, own in methods.items() if own} for task, methods in board.items()}
     known = {task: {name: outcomes[task][name] for name in methods} for task, methods in named.items() if methods}
-    return Source({task: named[task] for task in known}, known)
+    return Measured({task: named[task] for task in known}, known)
 
 
 def rounded(points: Sequence[Point]) -> list[Point]:
@@ -175,7 +175,7 @@ def results_in(directory: Path) -> Results:
     return found
 
 
-def source_of(path: Path, method: str | None = None, task: str | None = None) -> Source:
+def source_of(path: Path, method: str | None = None, task: str | None = None) -> Measured:
     """Return the points of a directory, or of a file that ends in .yaml, .csv or .json.
 
     Args:
@@ -187,16 +187,39 @@ def source_of(path: Path, method: str | None = None, task: str | None = None) ->
     if path.is_dir():
         found = evaluated(results_in(path))
     elif path.suffix in (".yaml", ".yml"):
-        found = Source(read_leaderboard(path))
+        found = Measured(read_leaderboard(path))
     elif path.suffix == ".csv":
-        found = Source(csv_board(path, method or path.stem, task))
+        found = Measured(csv_board(path, method or path.stem, task))
     elif path.suffix == ".json":
-        found = Source(json_board(path, method or path.stem, task))
+        found = Measured(json_board(path, method or path.stem, task))
     else:
         raise ValueError(
             f"{path} is no source of points; give the --out of unmask evaluate, or a .yaml, .csv or .json file"
         )
     return found.renamed(method, task, str(path))
+
+
+def csv_point(line: dict[str, str], place: str) -> tuple[Point, bool]:
+    """Return the point of one line of a CSV file, in percent, and whether the file has its accuracy as a share.
+
+    Args:
+        line: values by column.
+        place: file and line, for messages.
+    """
+    found = {key: next((name for name in names if line.get(name)), None) for key, names in NUMBERS.items()}
+    if None in found.values():
+        raise ValueError(
+            f"{place} has no tpf and accuracy; give summary_statistics.csv of unmask evaluate, or a file with the columns tpf "
+            "and accuracy (percent)"
+        )
+    try:
+        rho, accuracy = float(line[str(found["tpf"])]), float(line[str(found["accuracy"])])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; give numbers") from error
+    is_share = found["accuracy"] == "accuracy_mean"
+    point = (rho, 100 * accuracy if is_share else accuracy)
+    checked([point], place, check_scale=False)
+    return point, is_share
 
 
 def csv_board(file: Path, method: str, task: str | None) -> Board:
@@ -212,25 +235,13 @@ def csv_board(file: Path, method: str, task: str | None) -> Board:
     board: Board = {}
     shares = False
     for number, line in enumerate(lines, start=2):
-        found = {key: next((name for name in names if line.get(name)), None) for key, names in NUMBERS.items()}
-        if None in found.values():
-            raise ValueError(
-                f"{file} line {number} has no tpf and accuracy; give summary_statistics.csv of unmask evaluate, or a file with "
-                "the columns tpf and accuracy (percent)"
-            )
-        try:
-            rho, accuracy = float(line[str(found["tpf"])]), float(line[str(found["accuracy"])])
-        except ValueError as error:
-            raise ValueError(f"{file} line {number}: {error}; give numbers") from error
-        share = found["accuracy"] == "accuracy_mean"
+        point, is_share = csv_point(line, f"{file} line {number}")
         of = line.get("dataset") or line.get("task") or task
         if of is None:
             raise ValueError(f"{file} names no task; give --task, or a column task")
         name = line.get("series") or line.get("method") or method
-        point = (rho, 100 * accuracy if share else accuracy)
-        checked([point], f"{file} line {number}", check_scale=False)
         board.setdefault(of, {}).setdefault(name, []).append(point)
-        shares |= share
+        shares |= is_share
     if not board:
         raise ValueError(f"{file} holds no points; give a file with the columns tpf and accuracy (percent)")
     for of, methods in board.items():
@@ -311,7 +322,7 @@ def table(
     return records
 
 
-def together(file: Path | None, added: Sequence[str], task: str | None = None) -> Source:
+def together(file: Path | None, added: Sequence[str], task: str | None = None) -> Measured:
     """Return the points of a leaderboard and of added sources. A later method replaces an earlier one of its name.
 
     Args:
@@ -319,7 +330,7 @@ def together(file: Path | None, added: Sequence[str], task: str | None = None) -
         added: SOURCE, whose methods keep their names, or METHOD=SOURCE.
         task: name of the task of the added sources.
     """
-    whole = Source({}) if file is None else source_of(file)
+    whole = Measured({}) if file is None else source_of(file)
     for word in added:
         method, _, path = ("", "", word) if Path(word).exists() else word.rpartition("=")
         more = source_of(Path(path), method or None, task)
@@ -327,7 +338,7 @@ def together(file: Path | None, added: Sequence[str], task: str | None = None) -
                  for of, own in whole.outcomes.items()}  # fmt: skip
         for of, own in more.outcomes.items():
             known[of] = known.get(of, {}) | own
-        whole = Source(merged(whole.board, more.board), {of: own for of, own in known.items() if own})
+        whole = Measured(merged(whole.board, more.board), {of: own for of, own in known.items() if own})
     return whole
 
 

@@ -137,6 +137,11 @@ class Move(Protocol):
     ) -> tuple[Observation, Float64[Tensor, "row"]]: ...  # fmt: skip
 
 
+def stay(environment, observation, potential, log_psi, draws, number):
+    """Move no particle."""
+    return observation, log_psi
+
+
 @dataclass
 class FilterStep:
     """State for a collector after each step: weights before resampling, which filters resampled, and the ancestor of each
@@ -207,16 +212,19 @@ class Particles:
 
 
 def draw_ancestors(
-    weights: Weights, scheme: str, draws: Draws, sample_id: Int[Tensor, "filter"], step: int
+    weights: Weights, scheme: str, draws: Draws, sample_id: Int[Tensor, "filter"], step: int, keeps_first: bool = False
 ) -> Int[Tensor, "filter particle"]:
-    """Draw the ancestor of each particle by weight."""
+    """Draw the ancestor of each particle by weight. keeps_first: the first particle, which follows a path, is its own."""
     uniforms = draws.uniform("resample", sample_id, torch.full_like(sample_id, step), weights.log.shape[1])
-    return SCHEMES[scheme](weights.probability, uniforms)
+    ancestors = SCHEMES[scheme](weights.probability, uniforms)
+    if keeps_first:
+        ancestors[:, 0] = 0
+    return ancestors
 
 
 def _check_filter(
     environment: UnmaskingEnvironment, particles: int, resample: str, scheme: str, given: Trajectories | None,
-    move: Move | None,
+    move: Move,
 ) -> None:  # fmt: skip
     """Refuse settings of a filter that do not fit: ValueError."""
     check_scheme(resample, scheme, given is not None)
@@ -224,7 +232,7 @@ def _check_filter(
         raise ValueError(f"particles={particles} must be at least 1")
     if environment.options.ends:
         raise ValueError("particles are compared at one length; leave sampler.stop out")
-    if move is not None and given is not None:
+    if move is not stay and given is not None:
         raise ValueError("a filter with a given path keeps its tokens, and moves change them; leave one of them out")
 
 
@@ -267,7 +275,7 @@ def particle_filter(
     collect: Callable[[FilterStep], None] | None = None,
     on_step: Callable[[Observation, Int[Tensor, "row"]], None] | None = None,
     draws: Draws | None = None,
-    move: Move | None = None,
+    move: Move = stay,
 ) -> Particles:
     """Decode every prompt with many particles.
 
@@ -322,12 +330,11 @@ def particle_filter(
             factor, log_psi, finished = factor + new - log_psi, new, observation.done
         weights = weights.times(factor.view(filters, particles))
         weights.check(number)
-        chosen = due(weights, resample) & (not ended and number % interval == 0)
+        weighed = not ended and number % interval == 0
+        chosen = due(weights, resample) & weighed
         ancestors = every.view(filters, particles) % particles
         if bool(chosen.any()):
-            drawn = draw_ancestors(weights, scheme, draws, sample_id, number)
-            if given is not None:
-                drawn[:, 0] = 0
+            drawn = draw_ancestors(weights, scheme, draws, sample_id, number, given is not None)
             ancestors = torch.where(chosen.unsqueeze(1), drawn, ancestors)
         if collect is not None:
             collect(FilterStep(number, weights, chosen, ancestors))
@@ -338,7 +345,7 @@ def particle_filter(
             potential.select(index)
             log_psi, known, finished = log_psi[index], known[index], finished[index]
             unmasked_at, steps = unmasked_at[index], steps[index]
-        if move is not None and not ended and number % interval == 0:
+        if weighed:
             observation, log_psi = move(environment, observation, potential, log_psi, draws, number)
             known = log_psi
         if on_step is not None:
@@ -358,7 +365,7 @@ class ParticleDecoder:
     Args:
         parts: returns the proposal and the potential for a number of rows.
         pick: draw (a particle by weight) or best (the particle of highest potential).
-        move: of the particles after each weighting; None: none.
+        move: of the particles after each weighting.
         model: the model that proposal and potential use, in place of the model of `decode`. None: that one.
     """
 
@@ -369,7 +376,7 @@ class ParticleDecoder:
     interval: int = 1
     pick: str = "draw"
     model: MaskedLM | None = None
-    move: Move | None = None
+    move: Move = stay
 
     def decode(
         self,

@@ -72,8 +72,11 @@ class Chosen(Draws):
 def every_run(run, monkeypatch, pinned=False):
     """[(probability, result)] of `run(draws)` for all that its draws may be; they sum to one."""
 
-    def by_script(weights, scheme, draws, sample_id, step):
-        return draws.ancestors(weights, scheme)
+    def by_script(weights, scheme, draws, sample_id, step, keeps_first=False):
+        ancestors = draws.ancestors(weights, scheme)
+        if keeps_first:
+            ancestors[:, 0] = 0
+        return ancestors
 
     monkeypatch.setattr(smc, "draw_ancestors", by_script)
     found, script = [], []

@@ -82,7 +82,7 @@ from samplers.settings import (
     strategy_name,
 )
 from samplers.siblings import SiblingCache
-from samplers.smc import Finish, ParticleDecoder, Plain, Potential, Proposal
+from samplers.smc import Finish, Move, ParticleDecoder, Plain, Potential, Proposal, stay
 from samplers.twisted import TwistedJoint, TwistedTokens
 from training.hub import shipped
 from training.ranges import as_text
@@ -207,7 +207,7 @@ def with_revision(decoder: Strategy, settings: SamplerSettings) -> Strategy | Re
     if settings.budget is None:
         raise ValueError(
             f"the policy {policy.path} opens positions again and may never end without a budget of evaluations; give "
-            "sampler.budget (--budget 8)"
+            "sampler.budget=8, for example"
         )
     return PolicyReviser(decoder.token_sampler, decoder.rule, policy.reopen_threshold)
 
@@ -712,7 +712,7 @@ def particle_decoder(
     Raises:
         ValueError: moves would not keep the target.
     """
-    move = None
+    move: Move = stay
     if smc.moves:
         if model.causal or not states or not isinstance(strategy.rule, tuple(ORDERS.values())):
             raise ValueError(
