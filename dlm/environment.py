@@ -162,7 +162,6 @@ class UnmaskingEnvironment:
             self.unfinished = going_on & ~self.last
         self.row_step = self.row_step + 1
         self.block_step = self.block_step + 1
-        decided = self.tokens
         self._move_on()
         unknown = changed.any(1, keepdim=True).expand_as(changed)
         if self.cache is not None and self.cache.kind != "causal":
@@ -174,10 +173,9 @@ class UnmaskingEnvironment:
             unknown = unknown & (window | self.cache.due().unsqueeze(1))
         self._known &= ~unknown
         self._readout_known &= ~unknown
-        if decision.outputs is not None:  # those of the canvas, unless an end of sequence filled it up
-            valid = decision.outputs.positions & (self.tokens == decided).all(1, keepdim=True)
-            self._hidden = torch.where(valid.unsqueeze(2), decision.outputs.hidden, self._hidden)
-            self._known |= valid
+        if (outputs := decision.outputs) is not None:  # a row that an end of sequence fills up is done and reads nothing
+            self._hidden = torch.where(outputs.positions.unsqueeze(2), outputs.hidden, self._hidden)
+            self._known |= outputs.positions
         return self._observe()
 
     def replace_tokens(self, tokens: Int[Tensor, "row position"]) -> Observation:

@@ -70,7 +70,7 @@ class Klass:
         hidden = environment.hidden(writable)
         settled = torch.zeros_like(observation.tokens)
         if "klass_hidden" in memory:
-            seen = memory["klass_read"] & writable & (observation.block_step > 0).unsqueeze(1)
+            seen = memory["klass_read"] & writable  # nothing of a block that begins was read before
             stays = torch.zeros_like(writable)
             stays[seen] = divergences(environment, hidden[seen], memory["klass_hidden"][seen]) < self.kl
             settled = torch.where(stays, memory["klass_settled"] + 1, settled)
