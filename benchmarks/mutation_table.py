@@ -139,7 +139,7 @@ SAMPLERS: dict[str, list[Row]] = {
     ],
     "samplers/lookahead.py": [
         ("tested = alive & (number >> digit & 1 == 1)", "tested = alive & (number >> digit & 1 == 0)", SELECTING_PLAIN),
-        ("alive[rows] &= ~moved", "alive[rows] &= moved", SELECTING + "punt_commits_what_is_independent_and_one_of_two_copies"),
+        ("alive[rows] &= ~moved", "pass", SELECTING + "punt_commits_what_is_independent_and_one_of_two_copies"),
         ("2 ** (observation.left - 2)", "2 ** (observation.left - 1)", SELECTING + "no_row_spends_more_than_its_budget"),
         ("(observation.left - 2).clamp(0, self.branches)", "observation.left.clamp(0, self.branches)",
          SELECTING + "no_row_spends_more_than_its_budget"),

@@ -173,7 +173,9 @@ class UnmaskingEnvironment:
             unknown = unknown & (window | self.cache.due().unsqueeze(1))
         self._known &= ~unknown
         self._readout_known &= ~unknown
-        if (outputs := decision.outputs) is not None:  # a row that an end of sequence fills up is done and reads nothing
+        if (
+            outputs := decision.outputs
+        ) is not None:  # a row that an end of sequence fills up is done and reads nothing
             self._hidden = torch.where(outputs.positions.unsqueeze(2), outputs.hidden, self._hidden)
             self._known |= outputs.positions
         return self._observe()
