@@ -258,7 +258,7 @@ def train_quality(
         settings: other keys of configs/train_quality.yaml, such as {"quality.blocks": 2, "quality.share": 0.5}.
 
     Returns:
-        The head, with its run directory, whose path is `quality={"source": "head", "path": ...}` of `unmask.sample`.
+        The head and its run directory, which is the path of the quality source `head` of `unmask.sample`.
 
     Raises:
         ValueError: for settings or data that do not fit; one sentence that names them.
