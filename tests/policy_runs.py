@@ -60,6 +60,7 @@ EXPERIMENTS = {  # the models and data are replaced, sizes made small
     "sudoku6_budget": [*GROUPS, "init=null", "policy.num_blocks=1", "sudoku"],
     "sudoku6_grpo": [*GROUPS, WARM, *DIT, "sudoku"],
     "sudoku6_ppo": ["training.batch_size=4", WARM, *DIT, "sudoku"],
+    "sudoku6_revise": ["training.batch_size=4", "init=null", "sudoku"],
     "sudoku6_variational": ["training.batch_size=4", "sudoku"],
 }
 

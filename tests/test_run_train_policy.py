@@ -44,6 +44,7 @@ def test_experiments(experiment, tiny, tmp_path):
         "sudoku6_variational": "hidden_mlp",
         "sudoku6_agreement": "agreement",
         "sudoku6_agreement_rl": "agreement",
+        "sudoku6_revise": "agreement",
         "sudoku6_answers": "hidden_blocks",
         "sudoku6_budget": "hidden_blocks",
     }
