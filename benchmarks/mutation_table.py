@@ -154,7 +154,8 @@ SAMPLERS: dict[str, list[Row]] = {
         ("observation.log_prob(order > 0, text)", "observation.log_prob(observation.writable, text)",
          FORCED + "the_text_stands_at_the_end_and_every_step_has_the_probability_of_its_tokens"),
         ("draws = replace(draws, start=observation.start)", "pass", PADDED),
-        ("log_positions.masked_fill(last, 0.0)", "log_positions", BUDGET + "the_last_evaluation_leaves_no_choice_of_positions"),
+        ("order), log_positions.masked_fill(last, 0.0)", "order), log_positions",
+         BUDGET + "the_last_evaluation_leaves_no_choice_of_positions"),
         ("chose = ~observation.last", "chose = observation.left > 0",
          BUDGET + "only_steps_with_a_choice_are_recorded_and_their_likelihood_is_replayed"),
         ("place = place[going_on]", "place = place[: len(going_on)]", INVARIANCE + "finished_rows_leave"),
@@ -170,7 +171,7 @@ SAMPLERS: dict[str, list[Row]] = {
         ("            potential.select(index)\n", "",
          SMC + "what_a_potential_remembers_goes_with_the_particle_that_is_resampled"),
         ("environment.select(index, slots)", "environment.select(index)", SMC + "children_of_one_particle_draw_apart"),
-        ("(not ended and number % interval == 0)", "(not ended)",
+        ("weighed = not ended and number % interval == 0", "weighed = not ended",
          FK + "a_causal_model_is_steered_by_beginnings_every_few_steps"),
         (".masked_fill(self.weights.log == -torch.inf, -torch.inf)", "", SMC + "the_best_particle_is_one_that_lives"),
     ],
@@ -307,7 +308,6 @@ DLM: dict[str, list[Row]] = {
          GUARANTEES + "fixed_counts_spread_what_is_left_over_and_spend_the_steps_asked_for"),
         ("-(-self.masked.sum(1) // self.left.clamp(min=1))", "self.masked.sum(1) // self.left.clamp(min=1)",
          BUDGET + "rules_of_a_fixed_count_spread_their_masks_over_the_budget"),
-        ("return self.left <= 1", "return self.left <= 0", BUDGET + "no_rule_passes_its_budget_and_none_leaves_a_mask"),
     ],
     "dlm/draws.py": [
         ("row_id + self.first, row_step, position)", "row_id, row_step, position)", ROLLOUTS +
@@ -737,7 +737,8 @@ FROM_PYTHON: dict[str, list[Row]] = {
          EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_training"),
         ("return list(dict.fromkeys(found))", "return found", EVALUATING + "rules_and_policies_side_by_side"),
         ("steps=None if unread else steps", "steps=None", EVALUATING + "settings_decode_as_they_do_in_sample"),
-        ("budget=settings.budget, alpha", "alpha", EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its"
+        ("steps=None if unread else steps, budget=settings.budget,", "steps=None if unread else steps,",
+         EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its"
          "_training"),
         ('trained["policy"] = {"action": SAMPLING_MODES[mode], ', 'trained["policy"] = {',
          EVALUATING + "a_trained_policy_is_evaluated_with_the_action_and_budgets_of_its_training"),

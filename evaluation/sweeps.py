@@ -159,7 +159,7 @@ def _sections(
         nested: dict[str, Any] = {"strategy": name, "temperature": arguments.token_temperature}
         for key, value in chosen.items():
             section, _, field = key.partition(".")
-            nested |= {section: {**nested.get(section, {}), field: value}} if field else {key: value}
+            nested[section] = {**nested.get(section, {}), field: value}
         settings = SamplerSettings.of(nested | {"confidence": arguments.confidence})
         check_given(settings, {f"sampler.{key}": f"--sampler {key}" for key in chosen})
         others = [name, *(_word(key, value) for key, value in chosen.items() if key != main)]

@@ -67,7 +67,7 @@ def joined(
         expert.append(torch.full_like(samples.trajectory.row, len(expert) > 0, dtype=torch.bool))
     tensors = {
         field.name: torch.cat([getattr(trajectory, field.name) for trajectory, _ in steps])
-        for field in fields(Trajectory) if field.name not in ("row", "inputs")
+        for field in fields(Trajectory) if field.name not in ("row", "inputs", "opened")  # experts do not revise
     }  # fmt: skip
     inputs = {name: torch.cat([trajectory.inputs[name] for trajectory, _ in steps]) for name in steps[0][0].inputs}
     return Trajectory(row=torch.cat([row for _, row in steps]), inputs=inputs, **tensors), total, torch.cat(expert)

@@ -437,7 +437,7 @@ READ_WITH: tuple[tuple[str, tuple[str, ...], str, tuple[str | bool | None, ...]]
 NAMED = 4  # strategies that a refusal names
 
 
-def check_strategy(name: str | None, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
+def check_strategy(name: object, known: tuple[str, ...] = EVERY_STRATEGY) -> None:
     """Refuse an unknown strategy: ValueError with the nearest name. Registered rules are known."""
     known = (*known, *(rule for rule in UNMASKING_RULES if rule not in known))
     if name is not None and name not in known:
